@@ -1,0 +1,60 @@
+"""What can go wrong and what the user can do about it.
+
+CircuitError            1  fault
+├── SettingsError       2  usage or settings
+├── InputError          3  missing, damaged or mismatching input
+├── ToolError           4  missing program, device or network
+└── ThresholdError      5  below the threshold that was asked for
+
+An interrupted command exits with 130 and a terminated one with 143, as shells do.
+"""
+
+from enum import IntEnum
+
+
+class ExitStatus(IntEnum):
+    """What the command tells the shell."""
+
+    DONE = 0
+    FAULT = 1
+    USAGE = 2
+    INPUT = 3
+    TOOL = 4
+    THRESHOLD = 5
+    INTERRUPTED = 130
+    TERMINATED = 143
+
+
+class CircuitError(Exception):
+    """Something the user can act on: what was wrong and, as ``hint``, a command or an option."""
+
+    exit_status = ExitStatus.FAULT
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class SettingsError(CircuitError):
+    """A flag, a setting or a file of settings makes no sense."""
+
+    exit_status = ExitStatus.USAGE
+
+
+class InputError(CircuitError):
+    """Records, activations, weights or text are missing, damaged or do not fit together."""
+
+    exit_status = ExitStatus.INPUT
+
+
+class ToolError(CircuitError):
+    """A program, a device, a package or the network is missing."""
+
+    exit_status = ExitStatus.TOOL
+
+
+class ThresholdError(CircuitError):
+    """A score is below what was asked for."""
+
+    exit_status = ExitStatus.THRESHOLD

@@ -1,0 +1,164 @@
+"""A circuit graph: features, error terms and the output, with effects and edge weights; frozen values and pure functions.
+
+The graph lies this low because attribution makes it, validation reads it and render draws it.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from circuitcli.errors import InputError, SettingsError
+from circuitcli.hookpoints import OUTPUT, NodeId
+from circuitcli.records import EdgeRecord, GraphRecord, NodeRecord, Record, Stream
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node; ``effect`` is what it contributes to the metric, in the metric's unit; positive supports the metric."""
+
+    id: str
+    activation: float | None = None
+    effect: float | None = None
+    unit: str | None = None
+
+    @property
+    def is_output(self) -> bool:
+        """Whether this is the metric itself."""
+        return self.id == OUTPUT
+
+    @property
+    def place(self) -> NodeId | None:
+        """The parsed id; None for the output."""
+        return None if self.is_output else NodeId.parse(self.id)
+
+
+@dataclass(frozen=True)
+class Edge:
+    """What ``source`` contributes to ``target``, in ``unit``."""
+
+    source: str
+    target: str
+    weight: float
+    unit: str
+
+
+@dataclass(frozen=True)
+class CircuitGraph:
+    """A circuit with the head that says what it explains and how it was found."""
+
+    head: GraphRecord
+    nodes: tuple[Node, ...] = ()
+    edges: tuple[Edge, ...] = ()
+    by_id: Mapping[str, Node] = field(init=False, repr=False, compare=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "by_id", {node.id: node for node in self.nodes})
+
+    def __len__(self) -> int:
+        return len(self.nodes)
+
+
+def _order(node: Node) -> tuple[bool, tuple[tuple[int, int], int, int]]:
+    place = node.place
+    return (place is None, place.order if place is not None else ((0, 0), 0, 0))
+
+
+def sorted_graph(graph: CircuitGraph) -> CircuitGraph:
+    """The same graph with nodes in model order and edges by target, then falling strength."""
+    nodes = tuple(sorted(graph.nodes, key=_order))
+    rank = {node.id: number for number, node in enumerate(nodes)}
+    edges = sorted(graph.edges, key=lambda edge: (rank[edge.target], -abs(edge.weight), rank[edge.source]))
+    return replace(graph, nodes=nodes, edges=tuple(edges))
+
+
+def connected_to_output(graph: CircuitGraph) -> CircuitGraph:
+    """Without the nodes that have no path to the output, and without their edges."""
+    sources: dict[str, list[str]] = {}
+    for edge in graph.edges:
+        sources.setdefault(edge.target, []).append(edge.source)
+    reached, frontier = {OUTPUT}, [OUTPUT]
+    while frontier:
+        new = [source for source in sources.get(frontier.pop(), ()) if source not in reached]
+        reached.update(new)
+        frontier += new
+    return restricted(graph, reached)
+
+
+def restricted(graph: CircuitGraph, ids: Iterable[str]) -> CircuitGraph:
+    """Only these nodes, and the edges between them."""
+    kept = set(ids)
+    return replace(
+        graph,
+        nodes=tuple(node for node in graph.nodes if node.id in kept),
+        edges=tuple(edge for edge in graph.edges if edge.source in kept and edge.target in kept),
+    )
+
+
+def merged(old: CircuitGraph, new: CircuitGraph) -> CircuitGraph:
+    """Both graphs in one; where both have a node or an edge, the new numbers hold.
+
+    Raises InputError, naming the first difference, unless model, SAEs, prompt, metric, target and baseline agree.
+    """
+    for name in ("model", "prompt", "metric", "target", "foil", "baseline", "positions"):
+        before, after = getattr(old.head, name), getattr(new.head, name)
+        if before != after:
+            raise _mismatch(name, before, after)
+    for hook in old.head.saes.keys() & new.head.saes.keys():
+        if old.head.saes[hook] != new.head.saes[hook]:
+            raise _mismatch(f"SAE at {hook}", old.head.saes[hook], new.head.saes[hook])
+    nodes = {node.id: node for node in (*old.nodes, *new.nodes)}
+    edges = {(edge.source, edge.target): edge for edge in (*old.edges, *new.edges)}
+    head = new.head.model_copy(update={"saes": {**old.head.saes, **new.head.saes}})
+    return sorted_graph(CircuitGraph(head, tuple(nodes.values()), tuple(edges.values())))
+
+
+def _mismatch(name: str, before: object, after: object) -> InputError:
+    return InputError(
+        f"the graph to extend has another {name}: {before!r}, not {after!r}",
+        hint="extend a graph of the same model, SAEs, prompt and metric, or leave --extend out and give --name",
+    )
+
+
+def to_records(graph: CircuitGraph) -> list[Record]:
+    """The head, then one record for each node and each edge."""
+    nodes = [
+        NodeRecord(id=node.id, activation=node.activation, effect=node.effect, unit=node.unit)
+        for node in graph.nodes
+    ]
+    edges = [
+        EdgeRecord(source=edge.source, target=edge.target, weight=edge.weight, unit=edge.unit)
+        for edge in graph.edges
+    ]
+    return [graph.head, *nodes, *edges]
+
+
+def from_records(records: Stream) -> list[CircuitGraph]:
+    """All graphs of a stream, each from its head to the next; edges that lost an end to a filter are dropped.
+
+    Raises InputError for a node whose id cannot be read.
+    """
+    heads: list[tuple[GraphRecord, dict[str, Node], dict[tuple[str, str], Edge]]] = []
+    for record in records:
+        if isinstance(record, GraphRecord):
+            heads.append((record, {}, {}))
+        elif isinstance(record, NodeRecord) and heads:
+            heads[-1][1][record.id] = _read_node(record)
+        elif isinstance(record, EdgeRecord) and heads:
+            edge = Edge(record.source, record.target, record.weight, record.unit)
+            heads[-1][2][edge.source, edge.target] = edge
+    return [
+        CircuitGraph(
+            head,
+            tuple(nodes.values()),
+            tuple(edge for edge in edges.values() if edge.source in nodes and edge.target in nodes),
+        )
+        for head, nodes, edges in heads
+    ]
+
+
+def _read_node(record: NodeRecord) -> Node:
+    node = Node(record.id, record.activation, record.effect, record.unit)
+    try:
+        _order(node)
+    except SettingsError as error:
+        raise InputError(f"node record: {error.message}", hint=error.hint) from None
+    return node

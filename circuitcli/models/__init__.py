@@ -1,0 +1,1 @@
+"""Language models: where their residual stream is, hooks, partial execution, loading."""

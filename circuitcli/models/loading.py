@@ -1,0 +1,180 @@
+"""Loading a model and its tokenizer from a hub id, a directory, a .gguf file or the package itself."""
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from circuitcli.errors import CircuitError, InputError, SettingsError, ToolError
+from circuitcli.models import builtin
+from circuitcli.models.adapter import ModelAdapter
+from circuitcli.models.tokenizer import Tokenizer
+from circuitcli.settings.model import ModelSettings
+
+logger = logging.getLogger(__name__)
+
+BUILTIN = "builtin:"
+HUB_TIMEOUT_S = 3.0
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A loaded model with its tokenizer; ``revision`` is the commit of a hub model."""
+
+    adapter: ModelAdapter
+    tokenizer: Tokenizer
+    name: str
+    revision: str | None
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What transformers' ``from_pretrained`` is given."""
+
+    place: str
+    options: dict[str, Any]
+    is_hub: bool
+
+
+def load_model(settings: ModelSettings) -> LanguageModel:
+    """The model and its tokenizer, on its device, in evaluation mode.
+
+    Raises InputError for a model that is not there or cannot be read, ToolError without network or device.
+    """
+    from transformers import AutoModelForCausalLM
+
+    source = _source(settings)
+    device = choose_device(settings.device) if settings.device_map is None else None
+    options = source.options | {"dtype": getattr(torch, settings.dtype)}
+    if settings.device_map is not None:
+        options["device_map"] = settings.device_map
+    with _quiet(), _explained(settings, source):
+        model = AutoModelForCausalLM.from_pretrained(source.place, **options)
+    if device is not None:
+        model = model.to(device)
+    revision = getattr(model.config, "_commit_hash", None) or settings.revision
+    return LanguageModel(ModelAdapter.of(model), load_tokenizer(settings), settings.name, revision)
+
+
+def load_tokenizer(settings: ModelSettings) -> Tokenizer:
+    """The tokenizer alone. Raises as `load_model` does."""
+    from transformers import AutoTokenizer
+
+    source = _source(settings)
+    with _quiet(), _explained(settings, source):
+        return Tokenizer(AutoTokenizer.from_pretrained(source.place, **source.options), bos=settings.bos)
+
+
+def choose_device(name: str) -> torch.device:
+    """The torch device of a name; ``auto`` takes CUDA, then MPS, then the CPU. Raises ToolError if it is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise SettingsError(f"'{name}' is no device", hint="use cpu, cuda, cuda:1 or mps") from None
+    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if (device.index or 0) >= counts.get(device.type, 0):
+        raise ToolError(
+            f"device {name} is not available here", hint="use --device cpu, or a PyTorch built for it"
+        )
+    return device
+
+
+def _source(settings: ModelSettings) -> _Source:
+    name = settings.name
+    options: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code}
+    if name.startswith(BUILTIN):
+        return _Source(str(builtin.directory(name.removeprefix(BUILTIN))), options, is_hub=False)
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise InputError(
+                f"no file {path}", hint="--model takes a hub id, a directory, a .gguf file or builtin:tiny"
+            )
+        return _Source(str(path.parent), options | {"gguf_file": path.name}, is_hub=False)
+    if path.is_dir():
+        return _Source(str(path), options, is_hub=False)
+    if name.startswith(("/", "./", "../", "~")):
+        raise InputError(
+            f"no directory {path}", hint="--model takes a hub id, a directory, a .gguf file or builtin:tiny"
+        )
+    return _hub_source(name, options | {"revision": settings.revision})
+
+
+def _hub_source(name: str, options: dict[str, Any]) -> _Source:
+    """A hub id; where the hub does not answer within seconds, only the local cache is used."""
+    if not _hub_answers():
+        options = options | {"local_files_only": True}
+    return _Source(name, options, is_hub=True)
+
+
+def _hub_answers() -> bool:
+    """Whether a connection to the hub can be opened; transformers would retry for minutes before it gave up."""
+    from urllib.parse import urlparse
+
+    if any(
+        os.environ.get(name, "").lower() in {"1", "true", "yes", "on"}
+        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    ):
+        return False
+    if os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
+        return True
+    address = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    port = address.port or (443 if address.scheme == "https" else 80)
+    try:
+        with socket.create_connection((address.hostname or "", port), timeout=HUB_TIMEOUT_S):
+            return True
+    except OSError:
+        return False
+
+
+@contextmanager
+def _explained(settings: ModelSettings, source: _Source) -> Iterator[None]:
+    """Turn what transformers raises into one error that says what to do."""
+    try:
+        yield
+    except (CircuitError, KeyboardInterrupt):
+        raise
+    except ImportError as error:
+        raise ToolError(
+            f"loading {settings.name} needs a package: {_first_line(error)}",
+            hint="pip install 'circuitcli[hf]'",
+        ) from error
+    except Exception as error:
+        if source.is_hub and source.options.get("local_files_only"):
+            raise ToolError(
+                f"model {settings.name} is neither a directory nor in the local cache, and the hub cannot be reached",
+                hint="connect to the network once to fill the cache, or give a directory; --model builtin:tiny needs neither",
+            ) from error
+        raise InputError(
+            f"cannot load model {settings.name}: {_first_line(error)}",
+            hint="--model takes a hub id, a directory, a .gguf file or builtin:tiny",
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' own progress bars and notes off stderr."""
+    from transformers.utils import logging as hf_logging
+
+    level = hf_logging.get_verbosity()
+    bars = hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(level)
+        if bars:
+            hf_logging.enable_progress_bar()

@@ -1,0 +1,127 @@
+"""Running only a part of a model: blocks from a given residual on, with the arguments of a full pass.
+
+What a block needs beside the residual (mask, rotary embeddings, positions) is caught once in a clean pass, so partial
+execution needs no knowledge of the family.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuitcli.hookpoints import HookPoint
+from circuitcli.models.adapter import ModelAdapter
+from circuitcli.models.taps import Callback, block_arguments, keep, tapped
+
+
+@dataclass(frozen=True)
+class CleanPass:
+    """What an unchanged forward pass over one text leaves for later partial ones; all tensors are detached."""
+
+    input_ids: Int[Tensor, "1 position"]
+    arguments: tuple[tuple[tuple[Any, ...], dict[str, Any]], ...]
+    residuals: tuple[Float[Tensor, "1 position d_model"], ...]
+    activations: Mapping[HookPoint, Float[Tensor, "1 position d_model"]]
+    logits: Float[Tensor, "1 position vocab"]
+
+    @property
+    def final_residual(self) -> Float[Tensor, "1 position d_model"]:
+        """Output of the last block."""
+        return self.residuals[-1]
+
+    @property
+    def n_positions(self) -> int:
+        """Length of the text in tokens."""
+        return self.input_ids.shape[1]
+
+
+def clean_pass(
+    adapter: ModelAdapter, input_ids: Int[Tensor, "1 position"], hooks: tuple[HookPoint, ...] = ()
+) -> CleanPass:
+    """Run the model unchanged over one text and keep the residual before each block and the activations at ``hooks``."""
+    seen: dict[HookPoint, Tensor] = {}
+    last = HookPoint(adapter.n_layers - 1, "resid")
+    before = [HookPoint(layer, "resid_pre") for layer in range(adapter.n_layers)]
+    wanted = {*hooks, last, *before}
+    with torch.no_grad(), block_arguments(adapter) as arguments:
+        with tapped(adapter, {hook: keep(seen, hook) for hook in wanted}):
+            logits = adapter.logits(input_ids)
+    return CleanPass(
+        input_ids=input_ids,
+        arguments=tuple(arguments),
+        residuals=tuple(seen[hook] for hook in [*before, last]),
+        activations={hook: seen[hook] for hook in hooks},
+        logits=logits,
+    )
+
+
+def first_block(hook: HookPoint) -> int:
+    """The block at which a run that changes this hook point may start; -1 means before the blocks, at the embedding."""
+    if hook.site == "embed":
+        return -1
+    return hook.layer + 1 if hook.site == "resid" else hook.layer
+
+
+def run_blocks(
+    adapter: ModelAdapter,
+    clean: CleanPass,
+    residual: Float[Tensor, "batch position d_model"],
+    *,
+    start: int,
+    stop: int | None = None,
+) -> Float[Tensor, "batch position d_model"]:
+    """The residual after blocks start .. stop - 1, from the residual before block ``start``."""
+    for layer in range(start, adapter.n_layers if stop is None else stop):
+        args, kwargs = clean.arguments[layer]
+        rows = residual.shape[0]
+        output = adapter.blocks[layer](
+            residual,
+            *(_expanded(value, rows) for value in args),
+            **{name: _expanded(value, rows) for name, value in kwargs.items()},
+        )
+        residual = output[0] if isinstance(output, tuple) else output
+    return residual
+
+
+def rerun(
+    adapter: ModelAdapter,
+    clean: CleanPass,
+    callbacks: Mapping[HookPoint, Callback],
+    *,
+    rows: int,
+    start: int,
+    stop: int | None = None,
+) -> Float[Tensor, "batch position d_model"]:
+    """The residual before block ``stop`` (by default: after the last) of ``rows`` copies of the text, with taps.
+
+    Blocks before ``start`` are taken from the clean pass; -1 starts at the embedding. A tap at the output of block
+    ``start - 1`` or at the input of block ``start`` is applied to the residual that the run starts from.
+    """
+    with tapped(adapter, callbacks):
+        if start < 0:
+            return _from_embedding(adapter, clean, rows)
+        entering = HookPoint(start - 1, "resid") if start > 0 else None
+        residual = clean.residuals[start].expand(rows, -1, -1)
+        if entering in callbacks:
+            changed = callbacks[entering](residual)
+            residual = residual if changed is None else changed
+        return run_blocks(adapter, clean, residual, start=start, stop=stop)
+
+
+def _from_embedding(adapter: ModelAdapter, clean: CleanPass, rows: int) -> Tensor:
+    seen: dict[HookPoint, Tensor] = {}
+    last = HookPoint(adapter.n_layers - 1, "resid")
+    with tapped(adapter, {last: keep(seen, last)}):
+        adapter.logits(clean.input_ids.expand(rows, -1))
+    return seen[last]
+
+
+def _expanded(value: Any, rows: int) -> Any:
+    if isinstance(value, Tensor) and value.ndim > 1 and value.shape[0] == 1:
+        return value.expand(rows, *value.shape[1:])
+    if isinstance(value, tuple):
+        return tuple(_expanded(item, rows) for item in value)
+    return value

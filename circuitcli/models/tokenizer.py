@@ -1,0 +1,85 @@
+"""One view of every Hugging Face tokenizer."""
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import Any
+
+from circuitcli.errors import InputError
+
+
+class Tokenizer:
+    """Text to ids and back; ``bos_id`` is None where no BOS token is put before a text."""
+
+    def __init__(self, hf: Any, *, bos: str = "auto") -> None:
+        """hf: a PreTrainedTokenizerBase; bos: auto, always or never. Raises InputError for always without a BOS token."""
+        self.hf = hf
+        # A text longer than the model's window is cut into blocks later; the library's warning would be wrong.
+        hf.model_max_length = int(1e30)
+        if bos == "always" and hf.bos_token_id is None:
+            raise InputError("this tokenizer has no BOS token", hint="leave --set model.bos=always out")
+        self.bos_id: int | None = None if bos == "never" else hf.bos_token_id
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, special ones included."""
+        return len(self.hf)
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Ids that are no text: BOS, EOS, padding and so on."""
+        return frozenset(self.hf.all_special_ids)
+
+    @property
+    def pad_id(self) -> int:
+        """An id to fill batches with; masked everywhere, so any id serves."""
+        for candidate in (self.hf.pad_token_id, self.hf.eos_token_id):
+            if candidate is not None:
+                return int(candidate)
+        return 0
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, with no special token added."""
+        return list(self.hf(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def with_bos(self, ids: Sequence[int]) -> list[int]:
+        """The ids as the model gets them."""
+        return [*ids] if self.bos_id is None else [self.bos_id, *ids]
+
+    def token_strings(self, ids: Iterable[int]) -> list[str]:
+        """What people are shown for each id: its text, or ``<0xE2>`` for bytes that are no whole character."""
+        return [self._shown(int(token)) for token in ids]
+
+    def _shown(self, token: int) -> str:
+        text = self.hf.decode([token], clean_up_tokenization_spaces=False)
+        if "\ufffd" in text:
+            return self._bytes(token)
+        # SentencePiece tokenizers drop the leading space of a lone token.
+        piece = self.hf.convert_ids_to_tokens(token) or ""
+        return " " + text if piece.startswith("▁") and not text.startswith(" ") else text
+
+    def _bytes(self, token: int) -> str:
+        piece = self.hf.convert_ids_to_tokens(token) or ""
+        if piece.startswith("<0x"):
+            return piece
+        table = _byte_alphabet()
+        return "".join(
+            f"<0x{table[character]:02X}>" if character in table else character for character in piece
+        )
+
+    def single_token(self, text: str, *, what: str) -> int:
+        """The id of a text that is one token. Raises InputError, showing the pieces, if it is not."""
+        ids = self.encode(text)
+        if len(ids) != 1:
+            pieces = " ".join(repr(piece) for piece in self.token_strings(ids)) or "nothing"
+            raise InputError(
+                f"{what} {text!r} is not one token but {len(ids)}: {pieces}",
+                hint="most words need their leading space, for example ' Paris'",
+            )
+        return ids[0]
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """Which byte each character of a byte-level BPE vocabulary stands for (Radford et al. 2019, GPT-2)."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}

@@ -1,0 +1,1 @@
+"""How the model that ships with the package was made: ``python -m circuitcli.pretraining --help``."""

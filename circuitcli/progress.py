@@ -1,0 +1,48 @@
+"""Progress of long loops, reported to a replaceable sink, so that no layer below the command line prints."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol, TypeVar
+
+T = TypeVar("T")
+
+
+class Advance(Protocol):
+    """Report that ``amount`` more units are done; ``note`` is a short state such as ``loss 0.12``."""
+
+    def __call__(self, amount: float = 1, *, note: str = "") -> None: ...
+
+
+Sink = Callable[[str, float | None, str, float], AbstractContextManager[Advance]]
+
+
+@contextmanager
+def _silent(title: str, total: float | None, unit: str, done: float) -> Iterator[Advance]:
+    def advance(amount: float = 1, *, note: str = "") -> None:
+        return None
+
+    yield advance
+
+
+_sink: Sink = _silent
+
+
+def set_sink(sink: Sink | None) -> None:
+    """Send all progress to ``sink(title, total, unit, done)``; ``None`` silences it."""
+    global _sink
+    _sink = sink or _silent
+
+
+def task(title: str, *, total: float | None, unit: str, done: float = 0) -> AbstractContextManager[Advance]:
+    """A running task: ``with task("collect", total=10, unit="tokens") as advance: advance(3)``."""
+    return _sink(title, total, unit, done)
+
+
+def track(items: Iterable[T], title: str, *, total: float | None = None, unit: str = "steps") -> Iterator[T]:
+    """Yield the items, reporting each."""
+    if total is None and hasattr(items, "__len__"):
+        total = len(items)
+    with task(title, total=total, unit=unit) as advance:
+        for item in items:
+            yield item
+            advance()

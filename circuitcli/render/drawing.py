@@ -1,0 +1,120 @@
+"""What all pictures of a graph have in common: which edges are drawn, on which scale, and what is left out."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from circuitcli.errors import InputError
+from circuitcli.graphs import CircuitGraph, Edge, Node, sorted_graph
+from circuitcli.records import ScoreRecord
+from circuitcli.render.details import Details
+from circuitcli.render.scales import Scale
+
+MAX_EDGES = 300
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Edges of one unit that are not drawn; ``share`` is theirs of the total |weight| of that unit."""
+
+    unit: str
+    n_edges: int
+    n_left_out: int
+    share: float
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A graph ready to be drawn.
+
+    ``edges`` are the drawn ones, weakest first, so that strong ones lie on top; ``nodes`` all but those whose edges are
+    all left out; ``details`` by feature id, ``scales`` by unit.
+    """
+
+    graph: CircuitGraph
+    nodes: tuple[Node, ...]
+    edges: tuple[Edge, ...]
+    scales: Mapping[str, Scale]
+    left_out: tuple[LeftOut, ...]
+    details: Mapping[str, Details]
+    scores: tuple[ScoreRecord, ...]
+
+    @property
+    def n_hidden_nodes(self) -> int:
+        """Nodes that are not drawn because all of their edges are left out."""
+        return len(self.graph.nodes) - len(self.nodes)
+
+    def scale(self, edge: Edge) -> Scale:
+        """The scale on which the edge is drawn."""
+        return self.scales[edge.unit]
+
+    def strength(self, edge: Edge) -> float:
+        """|weight| as a share of the largest of the same unit."""
+        return self.scale(edge).strength(edge.weight)
+
+    def token(self, node: Node) -> str | None:
+        """The token at the node's position, None for nodes without one."""
+        place = node.place
+        if place is None or place.position is None or place.position >= len(self.graph.head.tokens):
+            return None
+        return self.graph.head.tokens[place.position]
+
+    def known(self, node: Node) -> Details | None:
+        """What is known about the node's feature."""
+        place = node.place
+        return None if place is None else self.details.get(place.feature)
+
+
+def draw(
+    graph: CircuitGraph,
+    *,
+    details: Mapping[str, Details] | None = None,
+    scores: Iterable[ScoreRecord] = (),
+    max_edges: int | None = None,
+) -> Drawing:
+    """Choose the strongest edges, each relative to the largest of its unit; by default at most 300.
+
+    Raises InputError for a number that is not finite.
+    """
+    scores = tuple(scores)
+    _require_finite(graph, scores)
+    graph = sorted_graph(graph)
+    units = dict.fromkeys(edge.unit for edge in graph.edges)
+    scales = {unit: Scale(unit, max(abs(edge.weight) for edge in graph.edges if edge.unit == unit)) for unit in units}
+    ranked = sorted(graph.edges, key=lambda edge: -scales[edge.unit].strength(edge.weight))
+    chosen = ranked[: MAX_EDGES if max_edges is None else max_edges]
+    lost = {end for edge in ranked for end in (edge.source, edge.target)} - {
+        end for edge in chosen for end in (edge.source, edge.target)
+    }
+    return Drawing(
+        graph=graph,
+        nodes=tuple(node for node in graph.nodes if node.id not in lost or node.is_output),
+        edges=tuple(reversed(chosen)),
+        scales=scales,
+        left_out=tuple(_left_out(unit, graph.edges, chosen) for unit in units),
+        details=dict(details or {}),
+        scores=scores,
+    )
+
+
+def _left_out(unit: str, edges: Iterable[Edge], chosen: Iterable[Edge]) -> LeftOut:
+    every = [abs(edge.weight) for edge in edges if edge.unit == unit]
+    kept = [abs(edge.weight) for edge in chosen if edge.unit == unit]
+    missing, total = len(every) - len(kept), math.fsum(every)
+    share = max(0.0, 1 - math.fsum(kept) / total) if missing and total > 0 else 0.0
+    return LeftOut(unit, len(every), missing, share)
+
+
+def _require_finite(graph: CircuitGraph, scores: Iterable[ScoreRecord]) -> None:
+    head = graph.head
+    numbers = [("metric_clean", head.metric_clean), ("metric_baseline", head.metric_baseline)]
+    numbers += [(f"effect of {node.id}", node.effect) for node in graph.nodes if node.effect is not None]
+    numbers += [(f"activation of {node.id}", node.activation) for node in graph.nodes if node.activation is not None]
+    numbers += [(f"edge {edge.source} -> {edge.target}", edge.weight) for edge in graph.edges]
+    numbers += [(f"score {score.name}", score.value) for score in scores]
+    for name, value in numbers:
+        if not math.isfinite(value):
+            raise InputError(
+                f"graph '{head.name}': {name} is {value}",
+                hint="make the graph again with --set model.dtype=float32",
+            )

@@ -1,0 +1,78 @@
+"""Text of people and tokenizers made fit for pictures: nothing invisible, nothing that a drawing program would read as markup."""
+
+import unicodedata
+
+_NAMED = {"\n": "↵", "\r": "␍", "\t": "⇥", "\x7f": "␡", "\xa0": "⍽"}
+_MARKUP = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", " ": "&#160;"})
+# These change the direction or the lines of the text around them; other format characters join emoji and are kept.
+_DIRECTIONS = frozenset("\u061c\u200b\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2028\u2029\u2066\u2067\u2068\u2069\ufeff")
+
+
+def visible(text: str) -> str:
+    """The text on one line, with a visible sign for each control character; all else, emoji too, stays as it is."""
+    return "".join(_visible(character) for character in text)
+
+
+def _visible(character: str) -> str:
+    if character in _NAMED:
+        return _NAMED[character]
+    code = ord(character)
+    if code < 0x20:
+        return chr(0x2400 + code)
+    if character in _DIRECTIONS or unicodedata.category(character) in ("Cc", "Cs", "Cn"):
+        return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+    return character
+
+
+def width(text: str) -> int:
+    """Columns that the visible text takes; East Asian characters and emoji take two."""
+    return sum(
+        0 if unicodedata.combining(character) else 2 if unicodedata.east_asian_width(character) in "WF" else 1
+        for character in visible(text)
+    )
+
+
+def shortened(text: str, columns: int) -> str:
+    """The visible text, cut with an ellipsis where it is wider."""
+    shown = visible(text)
+    if width(shown) <= columns:
+        return shown
+    while shown and width(shown) > columns - 1:
+        shown = shown[:-1]
+    return shown + "…"
+
+
+def wrapped(text: str, columns: int, *, lines: int) -> list[str]:
+    """The visible text on a few lines, broken at spaces where there are some, cut with an ellipsis."""
+    shown, broken = visible(text).strip(), []
+    while shown and len(broken) < lines - 1 and width(shown) > columns:
+        cut = shortened(shown, columns + 1).removesuffix("…")
+        cut = cut[: cut.rfind(" ")] if " " in cut.strip() else cut
+        broken.append(cut)
+        shown = shown[len(cut) :].lstrip()
+    return [*broken, shortened(shown, columns)] if shown else broken
+
+
+def markup(text: str) -> str:
+    """The text for the inside of a Graphviz HTML-like label: visible, escaped, blanks kept, never empty."""
+    return visible(text).translate(_MARKUP) or "&#160;"
+
+
+def quoted(token: str) -> str:
+    """A token as people write it, with its blanks in quotation marks."""
+    return f'"{visible(token)}"'
+
+
+def number(value: float) -> str:
+    """Three significant digits."""
+    return f"{value:.3g}"
+
+
+def signed(value: float, unit: str | None = None) -> str:
+    """Three significant digits with the sign, and the unit where there is one."""
+    return f"{value:+.3g} {unit}" if unit else f"{value:+.3g}"
+
+
+def percent(share: float) -> str:
+    """A share as a percentage with one digit after the point."""
+    return f"{100 * share:.1f} %"

@@ -1,0 +1,289 @@
+"""The run directory: manifest, fingerprints, lock, atomic writes, resume.
+
+    RUN/run.json               manifest: model, versions, and for each stage its settings, state, seconds, command line
+    RUN/records/STAGE.jsonl    the records that a finished stage emitted
+    RUN/lock                   held by the one process that works on the run
+
+A stage's fingerprint is the digest of the settings it reads, its input records and the format version. Finished with
+the same fingerprint: its records are emitted again. Unfinished: it goes on. Another fingerprint: refused.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shlex
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+from circuitcli import __version__, records
+from circuitcli.errors import CircuitError, InputError
+from circuitcli.records import Record, RunRecord, Stream
+
+FORMAT_VERSION = 1
+POINTER = ".circuit-run"
+LIBRARIES = ("torch", "transformers", "tokenizers", "h5py", "numpy")
+
+
+def digest(content: Any) -> str:
+    """``sha256:...`` of a JSON-like value, independent of the order of keys."""
+    text = json.dumps(content, sort_keys=True, ensure_ascii=False, default=str)
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """``sha256:...`` of a file's bytes."""
+    with path.open("rb") as stream:
+        return "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextmanager
+def atomic(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """A file that appears under ``path`` whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open(mode, encoding=None if "b" in mode else "utf-8") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise write_error(path, error) from None
+
+
+def write_error(path: Path, error: OSError) -> CircuitError:
+    """The error for a file that could not be written."""
+    return InputError(
+        f"cannot write {path}: {error.strerror or error}",
+        hint="make space or choose a writable directory with --run; finished work is kept and the same command goes on",
+    )
+
+
+def model_slug(model: str) -> str:
+    """The model's name as the name of a directory."""
+    name = model.rstrip("/")
+    name = Path(name).name if name.startswith(("/", ".")) or name.endswith(".gguf") else name
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "model"
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What a stage's result depends on: settings by dotted name, and digests of inputs by name."""
+
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, str]
+
+    @property
+    def digest(self) -> str:
+        """One digest for all of it."""
+        return digest({"settings": self.settings, "inputs": self.inputs, "format": FORMAT_VERSION})
+
+    def first_difference(self, other: "Mapping[str, Any]") -> str:
+        """The first setting or input in which a stage's manifest entry differs, for people."""
+        for part, now in (("settings", self.settings), ("inputs", self.inputs)):
+            before = other.get(part, {})
+            for name in [*now, *(name for name in before if name not in now)]:
+                if json.dumps(before.get(name), default=str) != json.dumps(now.get(name), default=str):
+                    return f"{name} was {before.get(name)!r} and is now {now.get(name)!r}"
+        return "it was made by another version of the format"
+
+
+class Run:
+    """One run directory. Paths in records are relative to it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def manifest_path(self) -> Path:
+        """Where the manifest is."""
+        return self.path / "run.json"
+
+    @property
+    def exists(self) -> bool:
+        """Whether a stage has worked here."""
+        return self.manifest_path.is_file()
+
+    def manifest(self) -> dict[str, Any]:
+        """The manifest; empty in a new run. Raises InputError if it cannot be read."""
+        if not self.exists:
+            return {}
+        try:
+            content = json.loads(self.manifest_path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"cannot read {self.manifest_path}: {error}", hint="choose another --run"
+            ) from None
+        if content.get("format") != FORMAT_VERSION:
+            raise InputError(
+                f"{self.path} has run format {content.get('format')}; this version reads {FORMAT_VERSION}",
+                hint="choose another --run",
+            )
+        return dict(content)
+
+    def update_manifest(self, **fields: Any) -> None:
+        """Replace top-level fields of the manifest."""
+        content = {"format": FORMAT_VERSION, "version": __version__, **self.manifest(), **fields}
+        with atomic(self.manifest_path) as stream:
+            json.dump(content, stream, indent=1, ensure_ascii=False, default=str)
+            stream.write("\n")
+
+    def stage(self, name: str) -> dict[str, Any]:
+        """A stage's entry in the manifest; empty if it never ran."""
+        return dict(self.manifest().get("stages", {}).get(name, {}))
+
+    def update_stage(self, name: str, **fields: Any) -> None:
+        """Change a stage's entry in the manifest."""
+        stages = self.manifest().get("stages", {})
+        stages[name] = {**stages.get(name, {}), **fields}
+        self.update_manifest(stages=stages)
+
+    def finished(self, name: str, fingerprint: Fingerprint) -> list[Record] | None:
+        """What the stage emitted, if it has finished with the same fingerprint."""
+        entry = self.stage(name)
+        if entry.get("fingerprint") != fingerprint.digest or entry.get("state") != "finished":
+            return None
+        return self.stage_records(name)
+
+    def begin(self, name: str, fingerprint: Fingerprint, *, force: bool = False) -> bool:
+        """Mark a stage as running. Returns whether it goes on with earlier work of the same fingerprint.
+
+        Raises InputError, naming the first difference, if the run holds the stage with another fingerprint,
+        unless ``force`` is set.
+        """
+        entry = self.stage(name)
+        same = entry.get("fingerprint") == fingerprint.digest
+        if entry and not same and not force:
+            raise InputError(
+                f"{self.path} already has {name} with other settings: {fingerprint.first_difference(entry)}",
+                hint=f"use --force to replace it, or another --run{' or --name' if name.startswith('graph') else ''}",
+            )
+        self.update_stage(
+            name,
+            fingerprint=fingerprint.digest,
+            settings=dict(fingerprint.settings),
+            inputs=dict(fingerprint.inputs),
+            state="running",
+            command=shlex.join(["circuit", *sys.argv[1:]]),
+            started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            seconds=entry.get("seconds", 0.0) if same and not force else 0.0,
+            versions=_versions(),
+        )
+        return same and not force
+
+    def finish(self, name: str, emitted: Iterable[Record], *, seconds: float, **facts: Any) -> None:
+        """Keep a stage's records and mark it as finished; ``facts`` join its entry."""
+        with atomic(self._records_path(name)) as stream:
+            records.write(emitted, stream)
+        before = float(self.stage(name).get("seconds", 0.0))
+        self.update_stage(name, state="finished", seconds=round(before + seconds, 3), **facts)
+        stages = self.manifest()["stages"]
+        self.update_manifest(
+            stages={**{key: stages[key] for key in stages if key != name}, name: stages[name]}
+        )
+
+    def interrupt(self, name: str, *, seconds: float) -> None:
+        """Remember the time that an unfinished stage took."""
+        before = float(self.stage(name).get("seconds", 0.0))
+        self.update_stage(name, state="interrupted", seconds=round(before + seconds, 3))
+
+    def _records_path(self, name: str) -> Path:
+        return self.path / "records" / f"{name.replace(':', '-')}.jsonl"
+
+    def stage_records(self, name: str) -> list[Record]:
+        """What a finished stage emitted."""
+        path = self._records_path(name)
+        try:
+            with path.open(encoding="utf-8") as lines:
+                return list(records.read(lines, name=str(path)))
+        except OSError as error:
+            raise InputError(
+                f"cannot read {path}: {error.strerror}", hint=f"run the stage again with --force"
+            ) from None
+
+    def stream(self) -> Stream:
+        """The records of all finished stages, in the order in which they finished; what a pipe would have carried."""
+        manifest = self.manifest()
+        stream = Stream([self.record()])
+        for name, entry in manifest.get("stages", {}).items():
+            if entry.get("state") == "finished":
+                stream = stream + self.stage_records(name)
+        return stream
+
+    def record(self) -> RunRecord:
+        """The run's own record. Raises InputError if nothing has worked here yet."""
+        manifest = self.manifest()
+        if not manifest:
+            raise InputError(
+                f"{self.path} is no run directory", hint="start with `circuit collect`, or name another --run"
+            )
+        return RunRecord(
+            path=str(self.path),
+            model=manifest.get("model", ""),
+            revision=manifest.get("revision"),
+            layers=manifest.get("layers", ":"),
+            version=manifest.get("version", __version__),
+        )
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run alone. Raises InputError at once, naming the holder, if another process works on it."""
+        path = self.path / "lock"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            stream = path.open("a+", encoding="utf-8")
+        except OSError as error:
+            raise write_error(path, error) from None
+        with stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                stream.seek(0)
+                raise InputError(
+                    f"{self.path} is in use by {stream.read().strip() or 'another process'}",
+                    hint="wait for it, or choose another --run",
+                ) from None
+            stream.truncate(0)
+            stream.write(f"process {os.getpid()}: {shlex.join(['circuit', *sys.argv[1:]])}\n")
+            stream.flush()
+            try:
+                yield
+            finally:
+                stream.truncate(0)
+
+
+def _versions() -> dict[str, str]:
+    versions = {"circuitcli": __version__, "python": sys.version.split()[0]}
+    for library in LIBRARIES:
+        try:
+            versions[library] = metadata.version(library)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def remember(run: Run, directory: Path | None = None) -> None:
+    """Make this the run that later commands in the directory work on; a read-only directory remembers nothing."""
+    try:
+        ((directory or Path.cwd()) / POINTER).write_text(str(run.path) + "\n", encoding="utf-8")
+    except OSError:
+        return
+
+
+def current(named: str | None, directory: Path | None = None) -> Run | None:
+    """The run that was named (by flag, environment or file), else the one used last in this directory."""
+    if named is not None:
+        return Run(Path(named))
+    pointer = (directory or Path.cwd()) / POINTER
+    if not pointer.is_file():
+        return None
+    run = Run(Path(pointer.read_text(encoding="utf-8").strip()))
+    return run if run.exists else None

@@ -1,0 +1,1 @@
+"""Sparse autoencoders: architectures, files, running a model through them."""

@@ -1,0 +1,147 @@
+"""What every sparse autoencoder is: codes, reconstruction, and the error that makes them exact."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from circuitcli.errors import InputError
+from circuitcli.hookpoints import HookPoint
+
+Normalisation = Literal["none", "centre", "layer-norm"]
+EPSILON = 1e-5
+
+
+class Frame(NamedTuple):
+    """What a normalising SAE takes off an activation before encoding and puts back after decoding.
+
+    Both are constants in every derivative and are never ablated.
+    """
+
+    mean: Float[Tensor, "*batch 1"]
+    scale: Float[Tensor, "*batch 1"]
+
+
+class Coded(NamedTuple):
+    """An activation in parts: ``x == decode(codes, frame) + error``."""
+
+    codes: Float[Tensor, "*batch d_sae"]
+    error: Float[Tensor, "*batch d_in"]
+    frame: Frame | None
+
+
+@dataclass(frozen=True)
+class SaeConfig:
+    """What an SAE is and expects; kept in its config.json."""
+
+    architecture: str
+    hook: HookPoint
+    d_in: int
+    d_sae: int
+    normalisation: Normalisation = "none"
+    subtract_decoder_bias: bool = True
+
+
+class SparseAutoencoder(nn.Module, ABC):
+    """Encoder, decoder and the way back to the activation.
+
+    W_enc (d_in, d_sae), b_enc (d_sae,), W_dec (d_sae, d_in), b_dec (d_in,). Subclasses say how codes are made sparse.
+    """
+
+    architecture: ClassVar[str]
+
+    def __init__(self, config: SaeConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.W_enc = nn.Parameter(torch.zeros(config.d_in, config.d_sae))
+        self.b_enc = nn.Parameter(torch.zeros(config.d_sae))
+        self.W_dec = nn.Parameter(torch.zeros(config.d_sae, config.d_in))
+        self.b_dec = nn.Parameter(torch.zeros(config.d_in))
+
+    @property
+    def hook(self) -> HookPoint:
+        """Where it reads and writes."""
+        return self.config.hook
+
+    @property
+    def d_in(self) -> int:
+        """Width of the activations."""
+        return self.config.d_in
+
+    @property
+    def d_sae(self) -> int:
+        """Number of features."""
+        return self.config.d_sae
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the architecture needs beside the config, for config.json."""
+        return {}
+
+    @abstractmethod
+    def sparsify(self, pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
+        """Codes from pre-activations."""
+
+    def frame(self, x: Float[Tensor, "*batch d_in"]) -> Frame | None:
+        """What is taken off this activation before encoding, as constants; None if nothing is.
+
+        layer-norm: mean and the unbiased standard deviation, plus 1e-5 where it divides, as in OpenAI's v5 SAEs.
+        """
+        if self.config.normalisation == "none":
+            return None
+        x = x.detach()
+        mean = x.mean(dim=-1, keepdim=True)
+        if self.config.normalisation == "centre":
+            return Frame(mean, torch.ones_like(mean))
+        return Frame(mean, x.std(dim=-1, keepdim=True))
+
+    def pre_activations(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
+        """Encoder output before it is made sparse."""
+        frame = self.frame(x)
+        if frame is not None:
+            divisor = frame.scale + EPSILON if self.config.normalisation == "layer-norm" else frame.scale
+            x = (x - frame.mean) / divisor
+        if self.config.subtract_decoder_bias:
+            x = x - self.b_dec
+        return x @ self.W_enc + self.b_enc
+
+    def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
+        """Codes of activations."""
+        return self.sparsify(self.pre_activations(x))
+
+    def decode(
+        self, codes: Float[Tensor, "*batch d_sae"], frame: Frame | None = None
+    ) -> Float[Tensor, "*batch d_in"]:
+        """Reconstruction of the activation, in its own scale."""
+        decoded = codes @ self.W_dec + self.b_dec
+        return decoded if frame is None else decoded * frame.scale + frame.mean
+
+    def code(self, x: Float[Tensor, "*batch d_in"]) -> Coded:
+        """The activation in parts."""
+        codes, frame = self.encode(x), self.frame(x)
+        return Coded(codes, x - self.decode(codes, frame), frame)
+
+    def change(
+        self, difference: Float[Tensor, "*batch d_sae"], frame: Frame | None
+    ) -> Float[Tensor, "*batch d_in"]:
+        """Change of the activation when its codes change by ``difference``."""
+        changed = difference @ self.W_dec
+        return changed if frame is None else changed * frame.scale
+
+    def code_gradient(
+        self, gradient: Float[Tensor, "*batch d_in"], frame: Frame | None
+    ) -> Float[Tensor, "*batch d_sae"]:
+        """Derivative by each code from the derivative by the activation: ``scale * W_dec[i] . gradient``."""
+        projected = gradient @ self.W_dec.T
+        return projected if frame is None else projected * frame.scale
+
+    def check_width(self, d_model: int) -> None:
+        """Raise InputError if the activations have another width."""
+        if d_model != self.d_in:
+            raise InputError(
+                f"the SAE at {self.hook} is for activations of width {self.d_in}, the model has {d_model}",
+                hint="use SAEs that were trained on this model",
+            )

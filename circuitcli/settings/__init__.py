@@ -1,0 +1,1 @@
+"""One frozen settings object that every command loads; a section, and a file, for each concern."""

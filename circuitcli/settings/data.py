@@ -1,0 +1,30 @@
+"""Which text, which hook points, and how activations are cached."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from circuitcli.settings.section import Section, Words
+
+
+class DataSettings(Section):
+    """Which text, which hook points, and how activations are cached."""
+
+    text: str | None = None
+    """builtin:python, a file (.jsonl too), a folder, - for stdin, or hf:NAME; by default builtin:python for builtin models and hf:NeelNanda/pile-10k for others."""
+    field: str = "text"
+    """Name of the text field in JSONL files and hub datasets."""
+    layers: str = ":"
+    """Blocks as a Python slice: 3:5 is 3 and 4."""
+    sites: Words = ("resid", "attn", "mlp")
+    """Which of embed resid_pre attn_in attn resid_mid mlp_in mlp resid to read in each block."""
+    tokens: int = Field(1_000_000, ge=1)
+    """Token positions to store."""
+    block_length: int = Field(128, ge=2)
+    """Longest piece of a document that the model sees at once, in tokens."""
+    batch_size: int = Field(32, ge=1)
+    """Blocks in one forward pass; changes speed and memory only."""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float16"
+    """Number type of stored activations."""
+    shard_tokens: int = Field(65_536, ge=1)
+    """Token positions in one shard; a killed run loses at most one shard."""

@@ -1,0 +1,22 @@
+"""How a circuit is drawn."""
+
+from pydantic import Field
+
+from circuitcli.settings.section import Section, Texts
+
+
+class RenderSettings(Section):
+    """How a circuit is drawn."""
+
+    output: Texts = ()
+    """Files to write: .dot .svg .png .json .html by suffix, - for DOT on stdout; by default an SVG and an HTML page in the run."""
+    graph: str | None = None
+    """Name of the graph to draw; by default the one made last."""
+    contexts: int = Field(3, ge=0)
+    """Contexts shown in a box."""
+    logits: int = Field(5, ge=0)
+    """Promoted and suppressed tokens shown in a box."""
+    max_edges: int | None = Field(None, ge=1)
+    """Draw only the strongest edges; numbers of what is left out are shown."""
+    dpi: int = Field(96, ge=20, le=1200)
+    """Resolution of PNG files."""

@@ -1,0 +1,20 @@
+"""Shape of the sparse autoencoders."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from circuitcli.settings.section import Section
+
+
+class SaeSettings(Section):
+    """Shape of the sparse autoencoders."""
+
+    architecture: Literal["topk"] = "topk"
+    """How codes are made sparse."""
+    k: int = Field(32, ge=1)
+    """Features left active per token."""
+    expansion: float = Field(8.0, gt=0)
+    """Features per model dimension, where d_sae is not given."""
+    d_sae: int | None = Field(None, ge=1)
+    """Number of features."""

@@ -1,0 +1,29 @@
+"""What all sections of the settings share."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+
+class Section(BaseModel):
+    """Frozen; an unknown key is refused; the docstring under a field is its help text."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, populate_by_name=True
+    )
+
+
+def _split(value: Any) -> Any:
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+def _lines(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+# "resid,attn" from a flag or the environment, ["resid", "attn"] from a file.
+Words = Annotated[tuple[str, ...], BeforeValidator(_split)]
+# A list whose entries may hold commas; a single text is a list of one.
+Texts = Annotated[tuple[str, ...], BeforeValidator(_lines)]

@@ -1,0 +1,41 @@
+"""The settings object itself."""
+
+from pydantic import Field
+
+from circuitcli.settings.data import DataSettings
+from circuitcli.settings.graph import GraphSettings
+from circuitcli.settings.interp import InterpSettings
+from circuitcli.settings.model import ModelSettings
+from circuitcli.settings.render import RenderSettings
+from circuitcli.settings.sae import SaeSettings
+from circuitcli.settings.section import Section
+from circuitcli.settings.train import TrainSettings
+from circuitcli.settings.validation import ValidationSettings
+
+
+class Settings(Section):
+    """All settings of all commands; each command reads the sections that concern it."""
+
+    run: str | None = None
+    """Run directory; by default the one used last in this directory, for collect runs/MODEL."""
+    sae_path: str | None = None
+    """SAEs from another run directory or SAE directory instead of the run's own."""
+    seed: int = 0
+    """Start of all random numbers."""
+    model: ModelSettings = ModelSettings()
+    """Which language model, and where it runs."""
+    data: DataSettings = DataSettings()
+    """Which text, which hook points, and how activations are cached."""
+    sae: SaeSettings = SaeSettings()
+    """Shape of the sparse autoencoders."""
+    train: TrainSettings = TrainSettings()
+    """How sparse autoencoders are trained."""
+    interp: InterpSettings = InterpSettings()
+    """How features are described."""
+    graph: GraphSettings = GraphSettings()
+    """Which behaviour is explained, and how its circuit is found."""
+    # BaseModel has a method of that name, so the section has another one in Python.
+    validation: ValidationSettings = Field(ValidationSettings(), alias="validate")
+    """How a circuit is put to the test."""
+    render: RenderSettings = RenderSettings()
+    """How a circuit is drawn."""

@@ -1,0 +1,32 @@
+"""How sparse autoencoders are trained."""
+
+from pydantic import Field
+
+from circuitcli.settings.section import Section
+
+
+class TrainSettings(Section):
+    """How sparse autoencoders are trained."""
+
+    tokens: int | None = Field(None, ge=1)
+    """Tokens to train on; by default one pass over the cache. More than the cache holds means several passes."""
+    batch_size: int = Field(4096, ge=1)
+    """Tokens in one optimiser step."""
+    learning_rate: float | None = Field(None, gt=0)
+    """Adam's step size; by default 2e-4 / sqrt(d_sae / 16384), after Gao et al. 2024, arXiv:2406.04093, and three times that for runs under 5 million tokens."""
+    warmup: float = Field(0.05, ge=0, lt=1)
+    """Share of the run in which the learning rate rises to its full value."""
+    decay: float = Field(0.3, ge=0, le=1)
+    """Share of the run, at its end, in which the learning rate falls to zero."""
+    clip: float = Field(1.0, gt=0)
+    """Largest norm of one SAE's gradient."""
+    auxk_weight: float = Field(1 / 32, ge=0)
+    """Weight of the loss that revives dead features (AuxK, Gao et al. 2024, arXiv:2406.04093)."""
+    dead_tokens: int | None = Field(None, ge=1)
+    """A feature that was silent for so many tokens is dead; by default a tenth of the run, at most 10 million."""
+    pool_tokens: int = Field(262_144, ge=1)
+    """Rows held in memory and shuffled together; bounds the memory of shuffling."""
+    checkpoint_tokens: int = Field(1_000_000, ge=1)
+    """Tokens between two checkpoints; a killed run goes on from the last one."""
+    eval_tokens: int = Field(16_384, ge=1)
+    """Held-out tokens on which the finished SAEs are measured."""

@@ -1,0 +1,70 @@
+"""What every stage is asked, and the steps that all stages share."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from circuitcli.errors import InputError
+from circuitcli.records import Record, Stream
+from circuitcli.runs import Fingerprint, Run
+from circuitcli.settings.settings import Settings
+from circuitcli.settings.sources import flatten
+
+R = TypeVar("R", bound=Record)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One call of a stage: settings, the records that it read, the run that it works on."""
+
+    settings: Settings
+    records: Stream
+    run: Run
+    force: bool = False
+
+
+def fingerprint(
+    request: Request, prefixes: Iterable[str], inputs: Mapping[str, str], *, without: Iterable[str] = ()
+) -> Fingerprint:
+    """The fingerprint over the settings whose dotted names begin with one of the prefixes."""
+    chosen, left_out = tuple(prefixes), frozenset(without)
+    values = {
+        name: value
+        for name, value in flatten(request.settings).items()
+        if name.startswith(chosen) and name not in left_out
+    }
+    return Fingerprint(values, dict(inputs))
+
+
+def resumable(
+    request: Request,
+    name: str,
+    print_: Fingerprint,
+    work: Callable[[bool], tuple[list[Record], dict[str, Any]]],
+) -> list[Record]:
+    """The stage's records: those kept from a finished run of the same fingerprint, or those that ``work`` makes.
+
+    ``work(resumes)`` is told whether earlier, unfinished work of the same fingerprint may be there, and returns records
+    and facts for the manifest. The run is locked while it works.
+    """
+    with request.run.lock():
+        if not request.force and (kept := request.run.finished(name, print_)) is not None:
+            return kept
+        resumes = request.run.begin(name, print_, force=request.force)
+        start = time.perf_counter()
+        try:
+            made, facts = work(resumes)
+        except BaseException:
+            request.run.interrupt(name, seconds=time.perf_counter() - start)
+            raise
+        request.run.finish(name, made, seconds=time.perf_counter() - start, **facts)
+        return made
+
+
+def needed(request: Request, kind: type[R], *, stage: str, hint: str) -> list[R]:
+    """The records of one kind. Raises InputError if the stage read none."""
+    found = request.records.of(kind)
+    if not found:
+        raise InputError(f"{stage} read no '{kind.model_fields['kind'].default}' record", hint=hint)
+    return found
