@@ -10,15 +10,15 @@ T = TypeVar("T")
 class Advance(Protocol):
     """Report that ``amount`` more units are done; ``note`` is a short state such as ``loss 0.12``."""
 
-    def __call__(self, amount: float = 1, *, note: str = "") -> None: ...
+    def __call__(self, amount: int | float = 1, *, note: str = "") -> None: ...
 
 
-Sink = Callable[[str, float | None, str, float], AbstractContextManager[Advance]]
+Sink = Callable[[str, int | float | None, str, int | float], AbstractContextManager[Advance]]
 
 
 @contextmanager
-def _silent(title: str, total: float | None, unit: str, done: float) -> Iterator[Advance]:
-    def advance(amount: float = 1, *, note: str = "") -> None:
+def _silent(title: str, total: int | float | None, unit: str, done: int | float) -> Iterator[Advance]:
+    def advance(amount: int | float = 1, *, note: str = "") -> None:
         return None
 
     yield advance
@@ -33,12 +33,12 @@ def set_sink(sink: Sink | None) -> None:
     _sink = sink or _silent
 
 
-def task(title: str, *, total: float | None, unit: str, done: float = 0) -> AbstractContextManager[Advance]:
+def task(title: str, *, total: int | float | None, unit: str, done: int | float = 0) -> AbstractContextManager[Advance]:
     """A running task: ``with task("collect", total=10, unit="tokens") as advance: advance(3)``."""
     return _sink(title, total, unit, done)
 
 
-def track(items: Iterable[T], title: str, *, total: float | None = None, unit: str = "steps") -> Iterator[T]:
+def track(items: Iterable[T], title: str, *, total: int | float | None = None, unit: str = "steps") -> Iterator[T]:
     """Yield the items, reporting each."""
     if total is None and hasattr(items, "__len__"):
         total = len(items)

@@ -10,12 +10,16 @@ import json
 import os
 import platform
 import random
+import re
+import socket
 import sysconfig
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import TextIO
+from urllib.parse import urlsplit
 
 from circuitcli.errors import InputError, ToolError
 
@@ -27,7 +31,12 @@ FORMAT_VERSION = 1
 # Longer plain text comes in pieces of at most this many characters.
 PIECE_CHARACTERS = 65_536
 
+# The hub's own client goes on trying for half a minute where there is no network.
+HUB_TIMEOUT_S = 3.0
+
 _HEAD_BYTES = 8_192
+# JSON can spell half a character, which no tokenizer takes.
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _SHUFFLE_SEED = 20_240_328
 _SPLITS = ("train", "validation", "valid", "dev", "test")
 
@@ -61,12 +70,15 @@ def documents(source: str, *, field: str = "text", start: int = 0) -> Iterator[s
     if source == BUILTIN:
         return _standard_library(start)
     if source.startswith("hf:"):
-        return _hub(source, field=field, start=start)
+        return _hub(HubText.parse(source), field=field, start=start)
     path = _existing(source)
     if path.is_dir():
         return _folder(path, field=field, start=start)
+    if not path.is_file():
+        raise InputError(f"{path} is neither a file nor a folder", hint="read a pipe as --text -")
     if _is_binary(path):
-        raise InputError(f"{path} is not text", hint="--text takes text files, .jsonl files or a folder of them")
+        hint = "a text is a UTF-8 file, a .jsonl file, or a folder of them"
+        raise InputError(f"{path} is not text", hint=hint)
     return _file(path, field=field, start=start)
 
 
@@ -105,6 +117,10 @@ def _existing(source: str) -> Path:
 
 def _unreadable(path: Path, error: OSError) -> InputError:
     return InputError(f"cannot read {path}: {error.strerror or error}", hint="check its permissions")
+
+
+def _raise_unreadable(error: OSError) -> None:
+    raise _unreadable(Path(error.filename), error)
 
 
 def _standard_library(start: int) -> Iterator[str]:
@@ -155,7 +171,7 @@ def _folder(root: Path, *, field: str, start: int) -> Iterator[str]:
 
 def _text_files(root: Path) -> Iterator[Path]:
     """Text files below the folder, hidden and binary ones left out, sorted folder by folder."""
-    for folder, folders, files in os.walk(root):
+    for folder, folders, files in os.walk(root, onerror=_raise_unreadable):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             path = Path(folder) / name
@@ -180,7 +196,7 @@ def _is_binary(path: Path) -> bool:
 def _file(path: Path, *, field: str, start: int) -> Iterator[str]:
     try:
         # Without newline translation, so that the pieces add up to the file.
-        with path.open(encoding="utf-8", newline="") as stream:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
             if path.suffix == ".jsonl":
                 yield from _json_documents(stream, path, field=field, start=start)
             else:
@@ -207,7 +223,7 @@ def _pieces(stream: TextIO) -> Iterator[str]:
 
 def _cut(text: str) -> int:
     for separator in ("\n\n", "\r\n\r\n", "\n", " "):
-        at = text.rfind(separator, 0, PIECE_CHARACTERS)
+        at = text.rfind(separator, PIECE_CHARACTERS // 2, PIECE_CHARACTERS)
         if at >= 0:
             return at + len(separator)
     return PIECE_CHARACTERS
@@ -232,36 +248,76 @@ def _field(record: object, place: str, *, field: str) -> str:
         raise InputError(f"{place} is no JSON object", hint=f'write {{"{field}": "..."}} on each line')
     text = record.get(field)
     if isinstance(text, str):
-        return text
+        return _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text)
     names = ", ".join(f"'{name}'" for name, value in record.items() if isinstance(value, str))
-    wrong = f"has no text in field '{field}'"
-    raise InputError(f"{place} {wrong}", hint=f"fields with text: {names or 'none'}; choose one as the text field")
+    raise InputError(
+        f"{place} has no text in field '{field}'",
+        hint=f"fields with text: {names or 'none'}; choose with --set data.field=NAME",
+    )
 
 
-def _hub(source: str, *, field: str, start: int) -> Iterator[str]:
-    name, config, split = _hub_parts(source)
+@dataclass(frozen=True)
+class HubText:
+    """A data set on the hub: ``hf:NAME``, ``hf:NAME:CONFIG``, ``hf:NAME:test`` or ``hf:NAME:CONFIG:SPLIT``."""
+
+    name: str
+    config: str | None = None
+    split: str = "train"
+
+    @classmethod
+    def parse(cls, source: str) -> "HubText":
+        """The data set that ``source`` names. Raises InputError if it names none."""
+        name, *rest = source.removeprefix("hf:").split(":")
+        if not name or len(rest) > 2:
+            hint = "write hf:NAME, hf:NAME:CONFIG or hf:NAME:CONFIG:SPLIT"
+            raise InputError(f"'{source}' names no data set", hint=hint)
+        if len(rest) == 1 and rest[0] in _SPLITS:
+            return cls(name, split=rest[0])
+        config, split = [*rest, "", ""][:2]
+        return cls(name, config or None, split or cls.split)
+
+
+def _hub(wanted: HubText, *, field: str, start: int) -> Iterator[str]:
     try:
-        # Otherwise a read without the network is tried again for minutes.
-        os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "5")
         load_dataset = import_module("datasets").load_dataset
     except ImportError:
-        raise ToolError(f"{source} needs the package 'datasets'", hint="pip install 'circuitcli[hf]'") from None
+        message = f"text from the hub (hf:{wanted.name}) needs the package 'datasets'"
+        raise ToolError(message, hint="pip install 'circuitcli[hf]'") from None
+    if not _hub_answers():
+        raise _offline(wanted)
     try:
-        rows = load_dataset(name, config, split=split, streaming=True)
+        rows = load_dataset(wanted.name, wanted.config, split=wanted.split, streaming=True)
         for number, row in enumerate(rows.skip(start), start):
-            yield _field(row, f"{source} row {number}", field=field)
+            yield _field(row, f"hf:{wanted.name} row {number}", field=field)
     except (InputError, ToolError):
         raise
     except Exception as error:
-        raise _hub_error(source, error) from error
+        raise _hub_error(wanted, error) from error
 
 
-def _hub_parts(source: str) -> tuple[str, str | None, str]:
-    """Name, configuration and split: ``hf:NAME:test`` is a split, ``hf:NAME:en`` a configuration."""
-    name, *rest = source.removeprefix("hf:").split(":")
-    if not name or len(rest) > 2:
-        raise InputError(f"'{source}' names no data set", hint="write hf:NAME, hf:NAME:CONFIG or hf:NAME:CONFIG:SPLIT")
-    if len(rest) == 1 and rest[0] in _SPLITS:
-        rest = ["", rest[0]]
-    config, split = [*rest, "", ""][:2]
-    return name, config or None, split or "train"
+def _hub_answers() -> bool:
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}:
+        return False
+    if os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
+        return True
+    address = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    port = address.port or (443 if address.scheme == "https" else 80)
+    try:
+        with socket.create_connection((address.hostname or "", port), timeout=HUB_TIMEOUT_S):
+            return True
+    except OSError:
+        return False
+
+
+def _offline(wanted: HubText) -> ToolError:
+    hint = f"give a file or a folder, or --text {BUILTIN}, which needs no network"
+    return ToolError(f"cannot reach the hub for hf:{wanted.name}", hint=hint)
+
+
+def _hub_error(wanted: HubText, error: Exception) -> InputError | ToolError:
+    """What the library says when the data set, its configuration or split is not there; else the network."""
+    if isinstance(error, ConnectionError) or not isinstance(error, ValueError | FileNotFoundError | RuntimeError):
+        return _offline(wanted)
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    hint = "write hf:NAME:CONFIG:SPLIT; see the data set's page for its names"
+    return InputError(f"cannot read hf:{wanted.name}: {reason}", hint=hint)

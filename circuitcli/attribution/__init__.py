@@ -1,1 +1,1 @@
-"""attribution"""
+"""Which features a behaviour comes from: metrics, baselines, ablation, gradients, edges, selection."""

@@ -1,1 +1,1 @@
-"""features"""
+"""What features mean: top contexts, quantiles and densities, logit effects, labels."""

@@ -37,7 +37,8 @@ class ModelAdapter:
         """
         known = next((found for layout in FAMILIES if (found := layout(model)) is not None), None)
         adapter = cls(model, known or generic.layout(model))
-        if known is None:
+        # A model without weights, as used for estimates, gives nothing to compare.
+        if known is None and adapter.device.type != "meta":
             adapter._check_guess()
         return adapter
 

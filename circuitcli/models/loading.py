@@ -62,6 +62,20 @@ def load_model(settings: ModelSettings) -> LanguageModel:
     return LanguageModel(ModelAdapter.of(model), load_tokenizer(settings), settings.name, revision)
 
 
+def load_outline(settings: ModelSettings) -> ModelAdapter:
+    """The model's structure without its weights, on the meta device, for estimates. Raises as `load_model` does."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    source = _source(settings)
+    with _quiet(), _explained(settings, source):
+        config = AutoConfig.from_pretrained(source.place, **source.options)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(
+                config, dtype=getattr(torch, settings.dtype), trust_remote_code=settings.trust_remote_code
+            )
+    return ModelAdapter.of(model)
+
+
 def load_tokenizer(settings: ModelSettings) -> Tokenizer:
     """The tokenizer alone. Raises as `load_model` does."""
     from transformers import AutoTokenizer

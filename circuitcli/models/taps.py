@@ -143,4 +143,5 @@ def read(
 
 def leaf(activation: Tensor) -> Tensor:
     """The same numbers, cut off from what made them, and open to gradients."""
-    return activation.detach().requires_grad_(torch.is_grad_enabled())
+    # Rows that share their memory (expanded) are copied: some families reshape what a tap returns.
+    return activation.detach().contiguous().requires_grad_(torch.is_grad_enabled())

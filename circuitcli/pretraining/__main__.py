@@ -60,9 +60,7 @@ def _tokenizer(source: corpus.Documents, settings: PretrainingSettings, *, outpu
     """The tokenizer of an earlier start, or a new one."""
     if (output / "tokenizer_config.json").exists():
         return AutoTokenizer.from_pretrained(output)
-    trained = tokenizer.train(
-        source.training, vocab_size=settings.vocab_size, context_length=settings.context_length
-    )
+    trained = tokenizer.train(source.training, vocab_size=settings.vocab_size, context_length=settings.context_length)
     trained.save_pretrained(output)
     return trained
 

@@ -33,16 +33,19 @@ def write(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, *, output:
     stored = GPT2LMHeadModel(model.config)
     stored.load_state_dict(model.state_dict())
     stored.half().save_pretrained(output)
+    # The library leaves the weights readable by their owner alone.
+    (output / "model.safetensors").chmod(0o644)
     tokenizer.save_pretrained(output)
-    _name_portable_class(output / "tokenizer_config.json")
+    _make_portable(output / "tokenizer_config.json")
     return GPT2LMHeadModel.from_pretrained(output, dtype=torch.float32)
 
 
-def _name_portable_class(path: Path) -> None:
-    """Write the class name that every supported transformers release knows."""
+def _make_portable(path: Path) -> None:
+    """Name the class that every supported transformers release knows; drop how this process found the files."""
     values = json.loads(path.read_text("utf-8"))
-    values["tokenizer_class"] = "PreTrainedTokenizerFast"
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    kept = {name: value for name, value in values.items() if name not in ("is_local", "local_files_only")}
+    kept["tokenizer_class"] = "PreTrainedTokenizerFast"
+    path.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
 
 
 def measure(model: GPT2LMHeadModel, corpus: Corpus, settings: PretrainingSettings, *, step: int) -> Quality:

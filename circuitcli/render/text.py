@@ -1,11 +1,13 @@
-"""Text of people and tokenizers made fit for pictures: nothing invisible, nothing that a drawing program would read as markup."""
+"""Text of people and tokenizers made fit for pictures: nothing invisible, nothing that reads as markup."""
 
 import unicodedata
 
 _NAMED = {"\n": "↵", "\r": "␍", "\t": "⇥", "\x7f": "␡", "\xa0": "⍽"}
 _MARKUP = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", " ": "&#160;"})
 # These change the direction or the lines of the text around them; other format characters join emoji and are kept.
-_DIRECTIONS = frozenset("\u061c\u200b\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2028\u2029\u2066\u2067\u2068\u2069\ufeff")
+_DIRECTIONS = frozenset(
+    "\u061c\u200b\u200e\u200f\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff"
+)
 
 
 def visible(text: str) -> str:
@@ -44,7 +46,8 @@ def shortened(text: str, columns: int) -> str:
 
 def wrapped(text: str, columns: int, *, lines: int) -> list[str]:
     """The visible text on a few lines, broken at spaces where there are some, cut with an ellipsis."""
-    shown, broken = visible(text).strip(), []
+    shown = visible(text).strip()
+    broken: list[str] = []
     while shown and len(broken) < lines - 1 and width(shown) > columns:
         cut = shortened(shown, columns + 1).removesuffix("…")
         cut = cut[: cut.rfind(" ")] if " " in cut.strip() else cut

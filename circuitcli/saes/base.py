@@ -112,9 +112,7 @@ class SparseAutoencoder(nn.Module, ABC):
         """Codes of activations."""
         return self.sparsify(self.pre_activations(x))
 
-    def decode(
-        self, codes: Float[Tensor, "*batch d_sae"], frame: Frame | None = None
-    ) -> Float[Tensor, "*batch d_in"]:
+    def decode(self, codes: Float[Tensor, "*batch d_sae"], frame: Frame | None = None) -> Float[Tensor, "*batch d_in"]:
         """Reconstruction of the activation, in its own scale."""
         decoded = codes @ self.W_dec + self.b_dec
         return decoded if frame is None else decoded * frame.scale + frame.mean
@@ -124,16 +122,14 @@ class SparseAutoencoder(nn.Module, ABC):
         codes, frame = self.encode(x), self.frame(x)
         return Coded(codes, x - self.decode(codes, frame), frame)
 
-    def change(
-        self, difference: Float[Tensor, "*batch d_sae"], frame: Frame | None
-    ) -> Float[Tensor, "*batch d_in"]:
+    def change(self, difference: Float[Tensor, "*batch d_sae"], frame: Frame | None) -> Float[Tensor, "*batch d_in"]:
         """Change of the activation when its codes change by ``difference``."""
         changed = difference @ self.W_dec
         return changed if frame is None else changed * frame.scale
 
     def code_gradient(
-        self, gradient: Float[Tensor, "*batch d_in"], frame: Frame | None
-    ) -> Float[Tensor, "*batch d_sae"]:
+        self, gradient: Float[Tensor, "... d_in"], frame: Frame | None
+    ) -> Float[Tensor, "... d_sae"]:
         """Derivative by each code from the derivative by the activation: ``scale * W_dec[i] . gradient``."""
         projected = gradient @ self.W_dec.T
         return projected if frame is None else projected * frame.scale

@@ -20,9 +20,7 @@ class TopKSae(SparseAutoencoder):
         self, d_in: int, d_sae: int, k: int, hook: HookPoint, *, normalisation: Normalisation = "none"
     ) -> None:
         if k > d_sae:
-            raise SettingsError(
-                f"sae.k={k} is more than the {d_sae} features", hint="lower sae.k or raise sae.d_sae"
-            )
+            raise SettingsError(f"sae.k={k} is more than the {d_sae} features", hint="lower sae.k or raise sae.d_sae")
         super().__init__(SaeConfig(self.architecture, hook, d_in, d_sae, normalisation))
         self.k = k
 

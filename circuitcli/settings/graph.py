@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from circuitcli.settings.section import Section, Texts
+from circuitcli.settings.section import Section, Texts, Words
 
 Metric = Literal["log-prob", "logit-diff", "cross-entropy", "kl"]
 Baseline = Literal["zero", "mean", "resample", "counterfactual"]
@@ -23,7 +23,7 @@ class GraphSettings(Section):
     """log-prob of the target, logit-diff (target minus foil), cross-entropy (minus the mean over the prompt), or kl (minus the divergence from the clean run)."""
     layers: str | None = None
     """Blocks of the circuit as a Python slice; by default all that have SAEs."""
-    sites: Texts | None = None
+    sites: Words | None = None
     """Sites of the circuit; by default all that have SAEs."""
     name: str | None = None
     """Name of the graph; by default circuit (graph-grad) or naive (graph-naive)."""

@@ -17,6 +17,6 @@ class RenderSettings(Section):
     logits: int = Field(5, ge=0)
     """Promoted and suppressed tokens shown in a box."""
     max_edges: int | None = Field(None, ge=1)
-    """Draw only the strongest edges; numbers of what is left out are shown."""
+    """Draw only the strongest edges, by default 300; numbers of what is left out are shown. The HTML page holds all of them."""
     dpi: int = Field(96, ge=20, le=1200)
     """Resolution of PNG files."""

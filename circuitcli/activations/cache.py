@@ -1,0 +1,152 @@
+"""Reading what was collected: rows by number, their tokens, blocks of text, statistics. Memory is that of a request."""
+
+import bisect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuitcli.activations.shards import (
+    DTYPES,
+    RowsShard,
+    TokenRows,
+    TokenShard,
+    hook_path,
+    read_tokens,
+    tokens_path,
+)
+from circuitcli.errors import InputError
+from circuitcli.hookpoints import HookPoint
+
+_AGAIN = "run `circuit collect` again with --force"
+
+
+@dataclass(frozen=True)
+class TokenBlock:
+    """One block as the model saw it, with BOS if it began with one, and the rows that its tokens have."""
+
+    ids: list[int]
+    start_row: int
+    stop_row: int
+
+
+class ActivationCache:
+    """The shards below ``path`` (RUN/activations) of some hook points, as one table with a row for each token."""
+
+    def __init__(self, path: Path, hooks: Sequence[HookPoint]) -> None:
+        """Raises InputError, naming the file, if a shard is missing or damaged."""
+        self.path, self.hooks = path, tuple(hooks)
+        self._tokens = _token_shards(path)
+        # First row of each shard, and at the end the number of rows.
+        self._edges = [0, *accumulate(shard.n_rows for shard in self._tokens)]
+        self._rows = {hook: self._row_shards(hook) for hook in self.hooks}
+
+    def _row_shards(self, hook: HookPoint) -> list[RowsShard]:
+        shards = [RowsShard.open(hook_path(self.path, hook, index)) for index in range(len(self._tokens))]
+        for shard, tokens in zip(shards, self._tokens, strict=True):
+            if (shard.d_model, shard.dtype) != (shards[0].d_model, shards[0].dtype):
+                raise InputError(f"{shard.path} has another width or number type than the shards before", hint=_AGAIN)
+            if shard.n_rows != tokens.n_rows:
+                raise InputError(f"{shard.path} has {shard.n_rows} rows and its tokens {tokens.n_rows}", hint=_AGAIN)
+        return shards
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of rows."""
+        return self._edges[-1]
+
+    def d_model(self, hook: HookPoint) -> int:
+        """Width of a hook point."""
+        return self._rows[hook][0].d_model
+
+    def dtype(self, hook: HookPoint) -> torch.dtype:
+        """Number type in which a hook point is stored."""
+        return DTYPES[self._rows[hook][0].dtype]
+
+    def digests(self, hook: HookPoint) -> list[str]:
+        """Digests of the stored rows, shard by shard."""
+        return [shard.digest for shard in self._rows[hook]]
+
+    def rows(self, hook: HookPoint, start: int, stop: int) -> Float[Tensor, "row d_model"]:
+        """Rows start to stop, float32 on the CPU."""
+        stored = torch.empty(stop - start, self.d_model(hook), dtype=self.dtype(hook))
+        self.read_into(stored, hook, start)
+        return stored.float()
+
+    def read_into(self, rows: Float[Tensor, "row d_model"], hook: HookPoint, start: int) -> None:
+        """Fill a contiguous tensor of the stored dtype with consecutive rows. Raises InputError for a damaged shard."""
+        done = 0
+        for index, first, last in self._spans(start, start + len(rows)):
+            self._rows[hook][index].read_into(rows[done : done + last - first], first)
+            done += last - first
+
+    def tokens(self, start: int, stop: int) -> TokenRows:
+        """Token, block and position of rows start to stop."""
+        parts = [
+            read_tokens(tokens_path(self.path, index), first, last) for index, first, last in self._spans(start, stop)
+        ]
+        if not parts:
+            return TokenRows(*(torch.empty(0, dtype=torch.int64) for _ in range(3)))
+        columns = ([getattr(part, name) for part in parts] for name in ("token", "block", "position"))
+        return TokenRows(*(torch.cat(column) for column in columns))
+
+    def blocks(self, start: int, stop: int) -> Iterator[TokenBlock]:
+        """The blocks that lie wholly inside rows start to stop, in order."""
+        for index, first, last in self._spans(start, stop):
+            edge = self._edges[index]
+            for block in _blocks(read_tokens(tokens_path(self.path, index), 0, last + 1), self._tokens[index].bos_id):
+                if first <= block.start_row and block.stop_row <= last:
+                    yield TokenBlock(block.ids, edge + block.start_row, edge + block.stop_row)
+
+    def mean(self, hook: HookPoint) -> Float[Tensor, " d_model"]:
+        """Mean of all rows, float64."""
+        total = torch.zeros(self.d_model(hook), dtype=torch.float64)
+        for shard in self._rows[hook]:
+            total += shard.sum()
+        return total / self.n_tokens
+
+    def mean_norm(self, hook: HookPoint) -> float:
+        """Mean length of a row."""
+        return sum(shard.sum_norm for shard in self._rows[hook]) / self.n_tokens
+
+    def mean_square_norm(self, hook: HookPoint) -> float:
+        """Mean squared length of a row."""
+        return sum(shard.sum_square_norm for shard in self._rows[hook]) / self.n_tokens
+
+    def _spans(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """Shard by shard: its index and the first and last (exclusive) of the asked rows in it."""
+        if not 0 <= start <= stop <= self.n_tokens:
+            raise IndexError(f"rows {start} to {stop} of {self.n_tokens}")
+        index = bisect.bisect_right(self._edges, start) - 1
+        while start < stop:
+            edge, next_edge = self._edges[index], self._edges[index + 1]
+            yield index, start - edge, min(stop, next_edge) - edge
+            start, index = next_edge, index + 1
+
+
+def _token_shards(path: Path) -> list[TokenShard]:
+    """The tokens of all shards up to the last one, whose own header says that it is the last."""
+    if not tokens_path(path, 0).parent.is_dir():
+        raise InputError(f"no activations in {path}", hint="run `circuit collect` first")
+    shards: list[TokenShard] = []
+    n_rows = 0
+    while not shards or not shards[-1].is_last:
+        file = tokens_path(path, len(shards))
+        shards.append(TokenShard.open(file))
+        if shards[-1].first_row != n_rows:
+            raise InputError(f"{file} does not follow the shard before it", hint=_AGAIN)
+        n_rows += shards[-1].n_rows
+    return shards
+
+
+def _blocks(rows: TokenRows, bos_id: int) -> Iterator[TokenBlock]:
+    """Runs of rows of one block."""
+    edges = (rows.block.diff() != 0).nonzero()[:, 0] + 1
+    bounds = [0, *edges.tolist(), len(rows.block)]
+    prefix = [] if bos_id < 0 else [bos_id]
+    for first, last in pairwise(bounds):
+        yield TokenBlock(prefix + rows.token[first:last].tolist(), first, last)

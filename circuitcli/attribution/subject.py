@@ -1,0 +1,158 @@
+"""The behaviour under study: a prompt run through a model with SAEs, its metric, and its baseline."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuitcli.attribution import metrics
+from circuitcli.attribution.metrics import Metric
+from circuitcli.errors import InputError
+from circuitcli.hookpoints import HookPoint
+from circuitcli.models.adapter import ModelAdapter
+from circuitcli.models.loading import LanguageModel
+from circuitcli.models.partial import CleanPass, clean_pass, first_block, rerun
+from circuitcli.models.taps import Callback
+from circuitcli.models.tokenizer import Tokenizer
+from circuitcli.saes.base import Coded, SparseAutoencoder
+from circuitcli.settings.graph import GraphSettings
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text as the model sees it; ``first`` is the first position that can carry nodes (1 behind a BOS token)."""
+
+    text: str
+    ids: Int[Tensor, "1 position"]
+    tokens: tuple[str, ...]
+    first: int
+
+    @property
+    def last(self) -> int:
+        """Index of the last position."""
+        return self.ids.shape[1] - 1
+
+    @property
+    def n_spliced(self) -> int:
+        """Number of positions that carry nodes."""
+        return self.ids.shape[1] - self.first
+
+
+def encode_prompt(text: str, tokenizer: Tokenizer, adapter: ModelAdapter) -> Prompt:
+    """The prompt in tokens. Raises InputError if it has none, or more than the model's window."""
+    ids = tokenizer.encode(text)
+    if not ids:
+        raise InputError("the prompt is empty", hint="give some text with --prompt")
+    full = tokenizer.with_bos(ids)
+    window = getattr(adapter.model.config, "max_position_embeddings", None)
+    if window is not None and len(full) > window:
+        raise InputError(f"the prompt has {len(full)} tokens, the model's window {window}", hint="shorten the prompt")
+    return Prompt(
+        text=text,
+        ids=torch.tensor([full], device=adapter.device),
+        tokens=tuple(tokenizer.token_strings(full)),
+        first=len(full) - len(ids),
+    )
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One prompt, run cleanly once; codes, errors and frames at its spliced positions; and what is measured."""
+
+    adapter: ModelAdapter
+    saes: Mapping[HookPoint, SparseAutoencoder]
+    prompt: Prompt
+    clean: CleanPass
+    coded: Mapping[HookPoint, Coded]
+    metric: Metric
+
+    @property
+    def hooks(self) -> tuple[HookPoint, ...]:
+        """The spliced hook points in model order."""
+        return tuple(sorted(self.saes))
+
+    @property
+    def metric_clean(self) -> float:
+        """The metric of the unchanged model."""
+        return float(self.metric.value(self.clean.logits)[0])
+
+    def activation(self, hook: HookPoint) -> Float[Tensor, "1 position d_model"]:
+        """The clean activation, in the SAE's number type."""
+        return self.clean.activations[hook].to(self.saes[hook].W_enc.dtype)
+
+    def logits(
+        self, callbacks: Mapping[HookPoint, Callback], *, rows: int, start: int | None = None
+    ) -> Float[Tensor, "batch position vocab"]:
+        """Logits of ``rows`` copies of the prompt, run with taps; blocks before the first tap come from the clean run."""
+        begin = min(first_block(hook) for hook in callbacks) if start is None else start
+        return self.adapter.head(rerun(self.adapter, self.clean, callbacks, rows=rows, start=begin))
+
+    def metric_of(self, callbacks: Mapping[HookPoint, Callback], *, rows: int = 1) -> Float[Tensor, " batch"]:
+        """The metric of ``rows`` tapped runs."""
+        return self.metric.value(self.logits(callbacks, rows=rows))
+
+
+def build(
+    language_model: LanguageModel,
+    saes: Mapping[HookPoint, SparseAutoencoder],
+    settings: GraphSettings,
+    *,
+    prompt: str,
+    target: str | None,
+    foil: str | None,
+) -> tuple[Subject, str]:
+    """The subject of a prompt, and the text of its target.
+
+    The target is the model's most likely next token unless named. Raises InputError for a prompt or target that is no
+    token, and for SAEs that do not fit the model.
+    """
+    adapter, tokenizer = language_model.adapter, language_model.tokenizer
+    encoded = encode_prompt(prompt, tokenizer, adapter)
+    prepared = {hook: fitted(sae, adapter) for hook, sae in saes.items()}
+    clean = clean_pass(adapter, encoded.ids, tuple(prepared))
+    wanted = int(clean.logits[0, -1].argmax()) if target is None else tokenizer.single_token(target, what="target")
+    other = None if foil is None else tokenizer.single_token(foil, what="foil")
+    metric = metrics.build(settings, ids=encoded.ids, clean_logits=clean.logits, target=wanted, foil=other)
+    return subject_of(adapter, prepared, encoded, clean, metric), tokenizer.token_strings([wanted])[0]
+
+
+def subject_of(
+    adapter: ModelAdapter,
+    saes: Mapping[HookPoint, SparseAutoencoder],
+    prompt: Prompt,
+    clean: CleanPass,
+    metric: Metric,
+) -> Subject:
+    """The subject of a clean run."""
+    return Subject(adapter, saes, prompt, clean, code_run(saes, clean, first=prompt.first), metric)
+
+
+def code_run(saes: Mapping[HookPoint, SparseAutoencoder], clean: CleanPass, *, first: int) -> dict[HookPoint, Coded]:
+    """Codes, errors and frames (1, spliced position, ...) of a clean run."""
+    with torch.no_grad():
+        return {hook: sae.code(clean.activations[hook][:, first:].to(sae.W_enc.dtype)) for hook, sae in saes.items()}
+
+
+def fitted(sae: SparseAutoencoder, adapter: ModelAdapter) -> SparseAutoencoder:
+    """The SAE on the model's device, in double precision for a double-precision model. Raises if it does not fit."""
+    adapter.check(sae.hook)
+    sae.check_width(adapter.d_model)
+    dtype = torch.float64 if adapter.dtype == torch.float64 else torch.float32
+    return sae.to(adapter.device, dtype).requires_grad_(False)
+
+
+def chosen_hooks(available: Sequence[HookPoint], settings: GraphSettings, *, n_layers: int) -> list[HookPoint]:
+    """The hook points of a circuit: those with SAEs that the settings name. Raises InputError if none is left."""
+    from circuitcli.hookpoints import parse_layers
+
+    layers = range(n_layers) if settings.layers is None else parse_layers(settings.layers, n_layers=n_layers)
+    sites = None if settings.sites is None else {part for text in settings.sites for part in text.split(",")}
+    hooks = [hook for hook in sorted(available) if hook.layer in layers and (sites is None or hook.site in sites)]
+    if not hooks:
+        raise InputError(
+            f"no SAE at layers {settings.layers or ':'}, sites {' '.join(sorted(sites)) if sites else 'any'}",
+            hint=f"there are SAEs at {' '.join(str(hook) for hook in sorted(available))}",
+        )
+    return hooks

@@ -1,0 +1,159 @@
+"""Assembles the commands, runs one, and turns whatever goes wrong into an exit status."""
+
+import inspect
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import Any
+
+import typer
+
+from circuitcli import __version__
+from circuitcli.cli import demo, failures
+from circuitcli.cli.bars import show_progress
+from circuitcli.cli.commands import collect, graph_grad, graph_naive, interp, render, train, validate
+from circuitcli.cli.console import console, listen
+from circuitcli.cli.input import stdin_has_records
+from circuitcli.cli.jobs import Call, with_model_of
+from circuitcli.cli.options import Flag, parameters
+from circuitcli.errors import ExitStatus
+from circuitcli.runs import current
+from circuitcli.settings.sources import load, to_toml
+
+app = typer.Typer(
+    name="circuit",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def register(
+    name: str, body: Callable[[Call], None], flags: Sequence[Flag], extras: Sequence[inspect.Parameter]
+) -> None:
+    """Add a command whose options are made from the flags of its settings."""
+
+    def command(**given: Any) -> None:
+        _execute(name, body, flags, given)
+
+    signature = inspect.Signature(parameters(flags, extras))
+    command.__signature__ = signature  # type: ignore[attr-defined]
+    command.__annotations__ = {key: parameter.annotation for key, parameter in signature.parameters.items()}
+    command.__doc__ = body.__doc__
+    app.command(name)(command)
+
+
+register("collect", collect.collect, collect.FLAGS, collect.EXTRAS)
+register("train", train.train, train.FLAGS, train.EXTRAS)
+register("interp", interp.interp, interp.FLAGS, interp.EXTRAS)
+register("graph-naive", graph_naive.graph_naive, graph_naive.FLAGS, graph_naive.EXTRAS)
+register("graph-grad", graph_grad.graph_grad, graph_grad.FLAGS, graph_grad.EXTRAS)
+register("validate", validate.validate, validate.FLAGS, validate.EXTRAS)
+register("render", render.render, render.FLAGS, render.EXTRAS)
+register("demo", demo.demo, demo.FLAGS, demo.EXTRAS)
+
+COMMANDS = [command.name for command in app.registered_commands if command.name]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        console.data(f"circuit {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _circuit(
+    version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Print the version."),
+) -> None:
+    """Find, test and draw sparse feature circuits in language models.
+
+    The commands pass records through pipes, or work one after the other on the run used last in this directory.
+
+    \b
+    circuit collect --model gpt2 --layers 8:11 | circuit train | circuit interp \\
+      | circuit graph-grad --prompt "The capital of France is" | circuit validate | circuit render -o circuit.svg
+
+    `circuit demo` shows all of it in a few minutes, without a download.
+    """
+
+
+def run(words: Sequence[str]) -> int:
+    """Run one command line; returns the exit status. Never raises, never leaves a traceback unless --debug asks."""
+    debug = "--debug" in words
+    console.configure(colorful="--no-color" not in words)
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        status = _run(list(words) or ["--help"])
+    except BaseException as error:
+        status = failures.report(error, debug=debug)
+    return status if _flushed() else ExitStatus.FAULT
+
+
+def _run(words: list[str]) -> int:
+    if not words[0].startswith("-") and words[0] not in COMMANDS:
+        failure = failures.unknown_command(words[0], COMMANDS)
+        console.error(failure.message, failure.hint)
+        return failure.status
+    status = app(words, prog_name="circuit", standalone_mode=False) or ExitStatus.DONE
+    if status == ExitStatus.INTERRUPTED:
+        raise KeyboardInterrupt
+    return int(status)
+
+
+def _execute(name: str, body: Callable[[Call], None], flags: Sequence[Flag], given: dict[str, Any]) -> None:
+    console.configure(quiet=given["quiet"], colorful=not given["no_color"], json=given["json"])
+    listen(debug=given["debug"])
+    values = {flag.setting: given[flag.parameter] for flag in flags}
+    loaded = load(
+        {setting: value for setting, value in values.items() if value not in (None, [])},
+        config=given["config"] or (),
+        assignments=given["assignments"] or (),
+    )
+    call = Call(name, loaded, given["force"], given)
+    if given["print_settings"]:
+        return _print_settings(call)
+    _calm_libraries(debug=given["debug"])
+    show_progress()
+    try:
+        body(call)
+    except BrokenPipeError:
+        _flushed()
+        raise SystemExit(ExitStatus.FAULT) from None
+
+
+def _print_settings(call: Call) -> None:
+    loaded = call.loaded
+    if call.command != "collect" and (call.run_is_explicit or not stdin_has_records()):
+        run = current(loaded.settings.run)
+        loaded = with_model_of(run, loaded) if run is not None else loaded
+    console.data(to_toml(loaded))
+
+
+def _calm_libraries(*, debug: bool) -> None:
+    """Keep the libraries' own warnings and, where nobody watches, their progress bars off stderr."""
+    if debug:
+        return
+    warnings.simplefilter("ignore")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if not console.animates:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    # Unwinds like an interrupt, so that a stage can save what it has.
+    raise SystemExit(ExitStatus.TERMINATED)
+
+
+def _flushed() -> bool:
+    """Write out stdout. If its reader has gone, send the rest nowhere, so that nothing complains at exit."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return False
+    except (OSError, ValueError):
+        return True
+    return True

@@ -1,0 +1,1 @@
+"""The commands, one module each: settings, records in, stage, records out."""

@@ -1,0 +1,31 @@
+"""``circuit interp``."""
+
+from circuitcli.cli.feature_view import show_features
+from circuitcli.cli.jobs import Call
+from circuitcli.cli.options import FILE, MODEL, RUN, SAE, Flag, option
+
+FLAGS = (Flag("interp.tokens", "--tokens"), *SAE, *MODEL, *RUN)
+FEATURE = option(
+    "feature",
+    "--feature",
+    annotation=list[str] | None,
+    default=None,
+    metavar="ID",
+    help="Only show this feature, for example resid.9/23433; may be repeated.",
+)
+EXTRAS = (FILE, FEATURE)
+
+
+def interp(call: Call) -> None:
+    """Describe features by contexts, tokens and densities.
+
+    \b
+    circuit interp
+    circuit interp --feature resid.2/17
+    """
+    job = call.open()
+    from circuitcli.stages import interp as stage
+
+    if call.extras["feature"]:
+        return show_features(stage.describe(job.request, call.extras["feature"]))
+    job.emit(stage.run(job.request))

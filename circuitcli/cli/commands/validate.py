@@ -1,0 +1,36 @@
+"""``circuit validate``."""
+
+from circuitcli.cli.jobs import Call
+from circuitcli.cli.options import BEHAVIOUR, FILE, MODEL, RUN, SAE, SEED, Flag
+
+FLAGS = (
+    Flag("validate.graph", "--graph"),
+    Flag("validate.pin", "--pin", repeats=True),
+    Flag("validate.prompts", "--prompts", metavar="FILE"),
+    Flag("validate.at_least", "--at-least"),
+    Flag("validate.baseline", "--baseline"),
+    Flag("validate.errors", "--errors"),
+    *BEHAVIOUR,
+    *SAE,
+    *MODEL,
+    *RUN,
+    *SEED,
+)
+EXTRAS = (FILE,)
+
+
+def validate(call: Call) -> None:
+    """Measure how much of a behaviour a circuit explains.
+
+    With --pin, ablate these features together instead.
+
+    \b
+    circuit validate --at-least 0.8
+    circuit validate --pin 6:8339,14104 --prompt "The capital of France is"
+    """
+    job = call.open()
+    from circuitcli.stages import validate as stage
+
+    made = stage.run(job.request)
+    job.emit(made)
+    stage.check(made, job.request.settings)

@@ -1,0 +1,152 @@
+"""The one printer: records on stdout; messages, tables, progress and errors on stderr."""
+
+import logging
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console as RichConsole
+    from rich.console import RenderableType
+
+RED, CYAN, RESET = "\x1b[1;31m", "\x1b[36m", "\x1b[0m"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A short table for people."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    title: str = ""
+
+
+class Printer:
+    """How a command prints; set once from its options."""
+
+    def __init__(self) -> None:
+        self.quiet = False
+        self.colorful = True
+        self.json = False
+
+    def configure(self, *, quiet: bool = False, colorful: bool = True, json: bool = False) -> None:
+        """Take over the options of the command that runs."""
+        self.quiet, self.colorful, self.json = quiet, colorful, json
+
+    @property
+    def prints_records(self) -> bool:
+        """Whether stdout gets records rather than text for people."""
+        return self.json or not sys.stdout.isatty()
+
+    @property
+    def animates(self) -> bool:
+        """Whether progress bars may move on stderr."""
+        return not self.quiet and is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether stdout shows no colours."""
+        return self.rich(sys.stdout).color_system is None or self.rich(sys.stdout).no_color
+
+    def rich(self, stream: TextIO) -> "RichConsole":
+        """A rich console on a stream."""
+        from rich.console import Console
+
+        return Console(file=stream, no_color=None if self.colorful else True, highlight=False, soft_wrap=False)
+
+    def data(self, text: str) -> None:
+        """Print to stdout, unchanged."""
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    def records(self, lines: Iterable[str]) -> None:
+        """Print one record a line to stdout."""
+        for line in lines:
+            sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+
+    def view(self, renderable: "RenderableType") -> None:
+        """Print something that was asked for, in colour, to stdout."""
+        self.rich(sys.stdout).print(renderable)
+
+    def say(self, text: str) -> None:
+        """Tell people something, unless they asked for quiet."""
+        if not self.quiet:
+            _write_error(text + "\n")
+
+    def hello(self, text: str) -> None:
+        """Say at once, to a person at a terminal, what is about to happen; what follows may take seconds to load."""
+        if is_terminal(sys.stderr):
+            self.say(text)
+
+    def table(self, rows: Rows) -> None:
+        """Show a table on stderr, unless quiet."""
+        if self.quiet or not rows.rows:
+            return
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(title=rows.title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
+        for column in rows.columns:
+            table.add_column(column, overflow="fold")
+        for row in rows.rows:
+            table.add_row(*(Text(printable(cell)) for cell in row))
+        self.rich(sys.stderr).print(table)
+
+    def error(self, message: str, hint: str = "") -> None:
+        """One ``error:`` line and, if there is a hint, one ``hint:`` line."""
+        _write_error(f"{self._colored('error:', RED)} {one_line(message)}\n")
+        if hint:
+            _write_error(f"{self._colored('hint:', CYAN)} {one_line(hint)}\n")
+
+    def _colored(self, text: str, color: str) -> str:
+        plain = not self.colorful or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+        return text if plain or not is_terminal(sys.stderr) else color + text + RESET
+
+
+class Messages(logging.Handler):
+    """Prints what the layers below log, one line each."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one message."""
+        console.say(f"{record.levelname.lower()}: {one_line(record.getMessage())}")
+
+
+def listen(*, debug: bool) -> None:
+    """Print warnings of this package, and with ``debug`` everything that it logs."""
+    logger = logging.getLogger("circuitcli")
+    logger.handlers = [Messages()]
+    logger.propagate = False
+    logger.setLevel(logging.DEBUG if debug else logging.WARNING)
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether a person is likely to see what is written there."""
+    return stream is not None and not stream.closed and stream.isatty()
+
+
+def one_line(text: str) -> str:
+    """The text on one line, without control characters."""
+    return printable(" ".join(text.split()))
+
+
+def printable(text: str) -> str:
+    """The text with line breaks and control characters written out, so that model text cannot steer a terminal."""
+    return "".join(character if character.isprintable() else _visible(character) for character in text)
+
+
+def _visible(character: str) -> str:
+    return {"\n": "↵", "\t": "→"}.get(character) or character.encode("unicode_escape").decode()
+
+
+def _write_error(text: str) -> None:
+    # A closed stderr is no reason to fail.
+    with suppress(OSError, ValueError, AttributeError):
+        sys.stderr.write(text)
+        sys.stderr.flush()
+
+
+console = Printer()

@@ -1,0 +1,89 @@
+"""The only translation of what went wrong into an ``error:`` line, a ``hint:`` line and an exit status."""
+
+import difflib
+import errno
+import traceback
+from dataclasses import dataclass
+
+from circuitcli.cli.console import console
+from circuitcli.errors import CircuitError, ExitStatus
+from circuitcli.settings.sources import known_names
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What is printed, and what the shell is told."""
+
+    message: str
+    status: int
+    hint: str = ""
+
+
+GO_ON = "finished work is kept; the same command goes on from there"
+
+
+def report(error: BaseException, *, debug: bool = False) -> int:
+    """Print a failure; returns the exit status."""
+    if isinstance(error, SystemExit) and error.code != ExitStatus.TERMINATED:
+        return error.code if isinstance(error.code, int) else ExitStatus.FAULT if error.code else ExitStatus.DONE
+    if debug:
+        console.say("".join(traceback.format_exception(error)).rstrip())
+    failure = explain(error)
+    console.error(failure.message, failure.hint)
+    return failure.status
+
+
+def explain(error: BaseException) -> Failure:
+    """The failure behind an exception; what nobody foresaw is a fault of the program."""
+    if isinstance(error, CircuitError):
+        return Failure(error.message, error.exit_status, error.hint)
+    if isinstance(error, KeyboardInterrupt):
+        return Failure("interrupted", ExitStatus.INTERRUPTED, GO_ON)
+    if isinstance(error, SystemExit):
+        return Failure("terminated", ExitStatus.TERMINATED, GO_ON)
+    # Typer's usage errors have no public name that all its versions share; their texts do.
+    if hasattr(error, "format_message"):
+        return _usage(error, error.format_message())
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        hint = "make the batches smaller (--set data.batch_size, graph.batch_size), or choose another --device"
+        return Failure("out of memory", ExitStatus.TOOL, hint)
+    if isinstance(error, OSError) and (failure := _system(error)) is not None:
+        return failure
+    return Failure(
+        f"{type(error).__name__}: {error}",
+        ExitStatus.FAULT,
+        "this is a fault of circuit; --debug shows where it happened",
+    )
+
+
+def unknown_command(word: str, known: list[str]) -> Failure:
+    """The failure of a first word that names no command."""
+    near = difflib.get_close_matches(word, known, n=1)
+    hint = f"did you mean circuit {near[0]}?" if near else f"commands are {' '.join(known)}"
+    return Failure(f"unknown command: {word}", ExitStatus.USAGE, hint)
+
+
+def _usage(error: BaseException, text: str) -> Failure:
+    option = getattr(error, "option_name", None)
+    command = getattr(getattr(error, "ctx", None), "command_path", "circuit COMMAND")
+    hint = f"`{command} --help` lists the options"
+    if option is None or not hasattr(error, "possibilities"):
+        return Failure(text[:1].lower() + text[1:].rstrip("."), ExitStatus.USAGE, hint)
+    key = option.lstrip("-").replace("-", "_")
+    settings = [name for name in known_names() if name.rpartition(".")[2] == key]
+    near = sorted(error.possibilities or (), key=lambda name: -difflib.SequenceMatcher(None, name, option).ratio())
+    if settings:
+        hint = "write " + " or ".join(f"--set {name}=VALUE" for name in settings)
+    elif near:
+        hint = f"did you mean {near[0]}?"
+    return Failure(f"unknown option: {option}", ExitStatus.USAGE, hint)
+
+
+def _system(error: OSError) -> Failure | None:
+    # h5py reports a full disk in its text only.
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
+        place = f": {error.filename}" if error.filename else ""
+        return Failure(f"no space left on the disk{place}", ExitStatus.INPUT, f"make space; {GO_ON}")
+    if error.filename is None or error.strerror is None:
+        return None
+    return Failure(f"{error.strerror.lower()}: {error.filename}", ExitStatus.INPUT)

@@ -1,0 +1,71 @@
+"""One feature as people read it in a terminal: contexts shaded by activation, quantiles, promoted tokens."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from circuitcli.cli.console import console, printable
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+# Background of a token at full activation; weaker ones fade to white.
+SHADE = (255, 140, 0)
+
+
+def show_features(features: Iterable[Mapping[str, Any]]) -> None:
+    """Print features for people, or as JSON lines where stdout is no terminal."""
+    if console.prints_records:
+        return console.records(json.dumps(feature, ensure_ascii=False) for feature in features)
+    for feature in features:
+        console.view(feature_text(feature, marks=console.is_plain))
+
+
+def feature_text(feature: Mapping[str, Any], *, marks: bool) -> "Text":
+    """The view of one line of a features file. ``marks`` puts the strongest token in «» instead of colours."""
+    from rich.text import Text
+
+    text = Text(overflow="fold")
+    text.append(feature["id"], style="bold")
+    text.append(f"  {printable(feature.get('label', ''))}\n")
+    text.append(_facts(feature) + "\n", style="dim")
+    for context in feature.get("contexts", ()):
+        text.append(f"\n{max(context['activations'], default=0.0):8.3g}  ")
+        text.append_text(_context(context, scale=feature.get("max") or 0.0, marks=marks))
+    for name in ("promoted", "suppressed"):
+        if feature.get(name):
+            text.append(f"\n\n{name}  ", style="bold")
+            text.append(_effects(feature[name]))
+    return text.append("\n")
+
+
+def _facts(feature: Mapping[str, Any]) -> str:
+    facts = [f"density {feature['density']:.3g}"] if "density" in feature else []
+    facts += [f"{name} {feature[name]:.3g}" for name in ("max", "mean") if name in feature]
+    quantiles = feature.get("quantiles", {})
+    return "  ".join([*facts, *(f"q{name} {value:.3g}" for name, value in quantiles.items())])
+
+
+def _context(context: Mapping[str, Any], *, scale: float, marks: bool) -> "Text":
+    from rich.text import Text
+
+    text = Text()
+    for number, (token, activation) in enumerate(zip(context["tokens"], context["activations"], strict=True)):
+        is_peak, shown = number == context["peak"], printable(token)
+        if marks:
+            text.append(f"«{shown}»" if is_peak else shown)
+        else:
+            text.append(shown, style=_style(activation / scale if scale else 0.0, is_peak=is_peak))
+    return text
+
+
+def _style(strength: float, *, is_peak: bool) -> str:
+    strength = min(max(strength, 0.0), 1.0)
+    if not strength:
+        return "bold underline" if is_peak else ""
+    red, green, blue = (round(255 - strength * (255 - full)) for full in SHADE)
+    return f"{'bold underline ' if is_peak else ''}black on rgb({red},{green},{blue})"
+
+
+def _effects(pairs: Sequence[Sequence[Any]]) -> str:
+    return "  ".join(f"{printable(token)!r} {effect:+.2f}" for token, effect in pairs)

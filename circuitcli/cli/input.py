@@ -1,0 +1,132 @@
+"""Where a command's records come from: a file, the pipe, or the run that is being worked on."""
+
+import os
+import select
+import stat
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from circuitcli import records, runs
+from circuitcli.cli.console import console, is_terminal
+from circuitcli.errors import InputError
+from circuitcli.records import Record, RunRecord, Stream
+from circuitcli.runs import Run
+
+# How long a pipe may be silent before a log is told what the command waits for.
+WAIT_S = 5.0
+
+
+@dataclass(frozen=True)
+class Received:
+    """What a command read: the lines as they came, the records in them, and the run that they belong to."""
+
+    lines: tuple[str, ...]
+    records: Stream
+    run: Run
+    source: Literal["pipe", "file", "run"]
+
+    def forwarded(self, made: Iterable[Record]) -> list[str]:
+        """The lines to pass on in front of what was made: those read, byte for byte.
+
+        From a run rather than a pipe they are what a pipe would have carried: the records of all its finished stages.
+        """
+        return _lines_of_run(self.run, made) if self.source == "run" else list(self.lines)
+
+
+def receive(file: str | None, *, run: str | None, run_is_explicit: bool, needs_run: bool = True) -> Received:
+    """The records from FILE or ``-``; else of a run named by flag; else from the pipe; else of the current run.
+
+    run: the run that flags, environment or files of settings name. The pipe is read to its end, so that the commands
+    of a pipe run one after the other. Raises InputError if there are no records or, unless ``needs_run`` is False,
+    if the run that they belong to is not here.
+    """
+    if file is not None and file != "-":
+        text, source = _file_text(Path(file)), "file"
+    elif file == "-" or (not run_is_explicit and stdin_has_records()):
+        text, source = stdin_text(), "pipe"
+    else:
+        found = _existing(runs.current(run), run)
+        return Received((), found.stream(), found, "run")
+    lines = tuple(line for line in text.split("\n") if line.strip())
+    stream = records.read(lines, name="stdin" if source == "pipe" else str(file))
+    origin = Path(file) if source == "file" and file else None
+    owner = _owner(stream, named=run if run_is_explicit else None, fallback=run, file=origin, needed=needs_run)
+    return Received(lines, stream, owner, "file" if source == "file" else "pipe")
+
+
+def stdin_has_records() -> bool:
+    """Whether stdin is a pipe, a socket or a file, rather than a terminal or nothing."""
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (OSError, ValueError, AttributeError):
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)
+
+
+def stdin_text() -> str:
+    """All of stdin. Raises InputError if it is empty or no text."""
+    if not is_terminal(sys.stderr) and not select.select([sys.stdin], [], [], WAIT_S)[0]:
+        console.say("waiting for stdin; to work on a run instead, name it with --run, or close stdin with < /dev/null")
+    try:
+        text = sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"stdin is no UTF-8 text: byte {error.start}", hint="records are JSON lines") from None
+    if not text.strip():
+        raise InputError(
+            "stdin is empty: the command before this one in the pipe failed",
+            hint="see its error above; without a pipe, name a run with --run",
+        )
+    return text
+
+
+def _file_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(
+            f"cannot read {path}: {error.strerror}", hint="FILE is a file of records, or - for stdin"
+        ) from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is no UTF-8 text", hint="FILE is a file of records, JSON lines") from None
+
+
+def _owner(stream: Stream, *, named: str | None, fallback: str | None, file: Path | None, needed: bool) -> Run:
+    record = stream.last(RunRecord)
+    path = named or (record.path if record is not None else None)
+    run = Run(Path(path)) if path is not None else _run_around(file) or runs.current(fallback)
+    if needed:
+        return _existing(run, path)
+    return run or Run(file.parent if file is not None else Path())
+
+
+def _run_around(file: Path | None) -> Run | None:
+    """The run directory in which a file lies."""
+    above = (Run(directory) for directory in file.absolute().parents) if file is not None else ()
+    return next((run for run in above if run.exists), None)
+
+
+def _existing(run: Run | None, named: str | None) -> Run:
+    if run is None:
+        raise InputError(
+            "there is no run to work on: no pipe, no --run, and no command has run in this directory",
+            hint="start with `circuit collect`, or name a run with --run",
+        )
+    if not run.exists:
+        hint = "start with `circuit collect`, or name a run with --run; in a pipe leave --run out, the records name it"
+        raise InputError(f"{run.path} is no run directory" if named else f"{run.path} is gone", hint=hint)
+    return run
+
+
+def _lines_of_run(run: Run, made: Iterable[Record]) -> list[str]:
+    if not run.exists:
+        return []
+    new = [records.to_line(record) for record in made]
+    lines = [records.to_line(run.record())]
+    for name, entry in run.manifest().get("stages", {}).items():
+        if entry.get("state") == "finished":
+            stage = [records.to_line(record) for record in run.stage_records(name)]
+            lines += stage if stage != new else []
+    return lines

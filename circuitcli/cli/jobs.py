@@ -1,0 +1,136 @@
+"""What one command does: settings, records in, a request to a stage, records out."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from circuitcli import records, runs
+from circuitcli.cli import summaries
+from circuitcli.cli.console import Rows, console
+from circuitcli.cli.input import Received, receive, stdin_text
+from circuitcli.errors import InputError
+from circuitcli.records import Record, RunRecord, Stream
+from circuitcli.runs import Run
+from circuitcli.settings.model import ModelSettings
+from circuitcli.settings.sources import Loaded
+from circuitcli.stages.request import Request
+
+SPOOLED_TEXT = "input.txt"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request to a stage, and what to pass on around its answer."""
+
+    command: str
+    request: Request
+    received: Received
+    started: float = field(default_factory=time.perf_counter)
+
+    def emit(self, made: Sequence[Record]) -> None:
+        """Pass on what was read and append what the stage made; people get a short table instead."""
+        run = self.request.run
+        if run.exists:
+            runs.remember(run)
+        seconds = time.perf_counter() - self.started
+        if not console.prints_records:
+            for rows in summaries.tables(made):
+                console.table(rows)
+        console.say(summaries.sentence(self.command, made, str(run.path), seconds))
+        if console.prints_records:
+            console.records([*self.received.forwarded(made), *map(records.to_line, made)])
+        elif step := summaries.next_step(self.command):
+            console.say(f"next: {step}")
+
+
+@dataclass(frozen=True)
+class Call:
+    """One command as it was typed."""
+
+    command: str
+    loaded: Loaded
+    force: bool = False
+    extras: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def run_is_explicit(self) -> bool:
+        """Whether a flag names the run; it then takes the place of a pipe."""
+        return self.loaded.origins.get("run") in ("flag", "--set")
+
+    def open(self, *, needs_run: bool = True) -> Job:
+        """Read the records and make the request; the run's model is the default. Raises InputError."""
+        received = receive(
+            self.extras.get("file"),
+            run=self.loaded.settings.run,
+            run_is_explicit=self.run_is_explicit,
+            needs_run=needs_run,
+        )
+        console.hello(f"{self.command} in {received.run.path}")
+        settings = with_model_of(received.run, self.loaded).settings
+        return Job(self.command, Request(settings, received.records, received.run, self.force), received)
+
+    def start(self, *, keeps_text: bool = True) -> Job:
+        """Make the request that begins a run; text from stdin is kept in the run. Raises InputError."""
+        settings = self.loaded.settings
+        run = Run(Path(settings.run or f"runs/{runs.model_slug(settings.model.name)}"))
+        console.hello(f"{self.command} {settings.model.name} in {run.path}")
+        if settings.data.text == "-" and keeps_text:
+            path = spool(stdin_text(), run, force=self.force)
+            settings = settings.model_copy(update={"data": settings.data.model_copy(update={"text": str(path)})})
+        received = Received((), Stream(), run, "pipe")
+        return Job(self.command, Request(settings, received.records, run, self.force), received)
+
+
+def with_run_record(made: Sequence[Record], run: Run) -> list[Record]:
+    """The records of a stage that begins a run, after the one that names the run."""
+    if any(isinstance(record, RunRecord) for record in made):
+        return list(made)
+    return [run.record(), *made]
+
+
+def with_model_of(run: Run, loaded: Loaded) -> Loaded:
+    """The settings with those of the run's model where nobody set them.
+
+    Raises InputError, naming both, if another model or revision was asked for.
+    """
+    manifest = run.manifest()
+    kept = manifest.get("model_settings") or {
+        f"model.{name}": manifest[key] for name, key in (("name", "model"), ("revision", "revision")) if key in manifest
+    }
+    for setting in ("model.name", "model.revision"):
+        asked = getattr(loaded.settings.model, setting.rpartition(".")[2])
+        if setting in loaded.origins and setting in kept and asked != kept[setting]:
+            raise InputError(
+                f"{run.path} belongs to {setting} {kept[setting]}, not {asked} ({loaded.origins[setting]})",
+                hint="leave it out to use the run's, or choose another --run",
+            )
+    inherited = {name: value for name, value in kept.items() if name not in loaded.origins}
+    fields = {name.rpartition(".")[2]: value for name, value in inherited.items()}
+    model = ModelSettings.model_validate({**loaded.settings.model.model_dump(), **fields})
+    origins = {**loaded.origins, **dict.fromkeys(inherited, "run")}
+    return Loaded(loaded.settings.model_copy(update={"model": model}), origins)
+
+
+def spool(text: str, run: Run, *, force: bool) -> Path:
+    """Keep a text that came from stdin in the run, so that the same command can go on after it was killed.
+
+    Raises InputError if the run holds another text, unless ``force`` is set.
+    """
+    path, content = run.path / SPOOLED_TEXT, text.encode()
+    with run.lock():
+        if path.is_file() and path.read_bytes() == content:
+            return path
+        if path.exists() and not force:
+            raise InputError(
+                f"{path} holds another text than stdin", hint="use --force to replace it, or another --run"
+            )
+        with runs.atomic(path, "wb") as stream:
+            stream.write(content)
+    return path
+
+
+def show_plan(rows: Sequence[tuple[str, str]]) -> None:
+    """Tell what a command would do."""
+    console.table(Rows(("", ""), rows))

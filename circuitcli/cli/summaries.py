@@ -1,0 +1,134 @@
+"""What a command made, in a few lines for people, and what to type next."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from circuitcli.cli.console import Rows
+from circuitcli.records import (
+    ActivationsRecord,
+    FeatureRecord,
+    FigureRecord,
+    GraphRecord,
+    NodeRecord,
+    Record,
+    SaeRecord,
+    ScoreRecord,
+)
+
+SHOWN = 10
+
+NEXT = {
+    "collect": "circuit train",
+    "train": "circuit interp",
+    "interp": 'circuit graph-grad --prompt "..."',
+    "graph-naive": "circuit validate",
+    "graph-grad": "circuit validate",
+    "validate": "circuit render",
+}
+
+
+def next_step(command: str) -> str | None:
+    """The command to type after this one."""
+    return NEXT.get(command)
+
+
+def sentence(command: str, made: Sequence[Record], run: str, seconds: float) -> str:
+    """One line: how many records of which kind, where, in what time."""
+    counts = Counter(record.kind for record in made if record.kind != "run")
+    parts = [f"{count} {kind}{'s' if count > 1 and not kind.endswith('s') else ''}" for kind, count in counts.items()]
+    return f"{command}: {', '.join(parts) or 'nothing new'} in {run} ({seconds:.1f} s)"
+
+
+def tables(made: Sequence[Record]) -> list[Rows]:
+    """A short table for each kind of record that people read."""
+    return [rows for table in _TABLES if (rows := table(made)).rows]
+
+
+def _activations(made: Sequence[Record]) -> Rows:
+    found = [record for record in made if isinstance(record, ActivationsRecord)]
+    rows = [(record.hook, f"{record.n_tokens:,}", str(record.d_model), record.dtype) for record in found]
+    return Rows(("hook point", "tokens", "width", "type"), rows)
+
+
+def _saes(made: Sequence[Record]) -> Rows:
+    found = [record for record in made if isinstance(record, SaeRecord)]
+    rows = [
+        (
+            record.hook,
+            record.architecture,
+            f"{record.d_sae:,}",
+            _number(record.l0),
+            _number(record.explained_variance),
+        )
+        for record in found
+    ]
+    return Rows(("hook point", "SAE", "features", "active per token", "variance explained"), rows)
+
+
+def _features(made: Sequence[Record]) -> Rows:
+    found = [record for record in made if isinstance(record, FeatureRecord)]
+    rows = [(record.id, _number(record.density), record.label) for record in found[:SHOWN]]
+    return Rows(("feature", "density", "label"), rows, _first(len(rows), len(found), "features"))
+
+
+def _nodes(made: Sequence[Record]) -> Rows:
+    found = [record for record in made if isinstance(record, NodeRecord) and record.effect is not None]
+    labels = {record.id: record.label for record in made if isinstance(record, FeatureRecord)}
+    found.sort(key=lambda record: -abs(record.effect or 0))
+    rows = [
+        (
+            record.id,
+            f"{_number(record.effect)} {record.unit or ''}",
+            _number(record.activation),
+            labels.get(record.id, ""),
+        )
+        for record in found[:SHOWN]
+    ]
+    return Rows(("node", "effect", "activation", ""), rows, _first(len(rows), len(found), "nodes by effect"))
+
+
+def _graphs(made: Sequence[Record]) -> Rows:
+    found = [record for record in made if isinstance(record, GraphRecord)]
+    rows = [
+        (
+            record.name,
+            f"{record.metric} of {record.target or 'the output'}",
+            _number(record.metric_clean),
+            record.prompt,
+        )
+        for record in found
+    ]
+    return Rows(("graph", "metric", "clean", "prompt"), rows)
+
+
+def _scores(made: Sequence[Record]) -> Rows:
+    found = [record for record in made if isinstance(record, ScoreRecord)]
+    rows = [(record.name, _number(record.value), _interval(record)) for record in found]
+    return Rows(("score", "value", "interval"), rows)
+
+
+def _figures(made: Sequence[Record]) -> Rows:
+    return Rows(("figure",), [(record.path,) for record in made if isinstance(record, FigureRecord)])
+
+
+_TABLES: tuple[Callable[[Sequence[Record]], Rows], ...] = (
+    _activations,
+    _saes,
+    _features,
+    _graphs,
+    _nodes,
+    _scores,
+    _figures,
+)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _interval(record: ScoreRecord) -> str:
+    return "" if record.low is None or record.high is None else f"{record.low:.4g} to {record.high:.4g}"
+
+
+def _first(shown: int, total: int, what: str) -> str:
+    return f"first {shown} of {total:,} {what}" if shown < total else ""

@@ -1,0 +1,156 @@
+"""Where each feature is strongest: its best blocks of text, with the tokens around the strongest one."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+# Stands where a block of text has no token: before its first and after its last.
+NO_TOKEN = -1
+
+
+@dataclass(frozen=True)
+class CodedBlocks:
+    """Whole blocks of text in codes, row by row.
+
+    codes may lie on any device, all else on the CPU. starts: first row of each block, and after the last block the
+    number of rows.
+    """
+
+    codes: Float[Tensor, "row d_sae"]
+    token: Int[Tensor, " row"]
+    block: Int[Tensor, " row"]
+    position: Int[Tensor, " row"]
+    starts: Int[Tensor, " edge"]
+
+    @property
+    def n_blocks(self) -> int:
+        """Number of blocks."""
+        return len(self.starts) - 1
+
+    def block_index(self) -> Int[Tensor, " row"]:
+        """Which of these blocks a row lies in."""
+        return torch.repeat_interleave(self.starts.diff())
+
+
+@dataclass(frozen=True)
+class Entries:
+    """The activations above zero: row, feature and value of each, by row, on the CPU."""
+
+    rows: Int[Tensor, " entry"]
+    features: Int[Tensor, " entry"]
+    values: Float[Tensor, " entry"]
+
+
+def entries(codes: Float[Tensor, "row d_sae"]) -> Entries:
+    """What is active in a piece of codes."""
+    rows, features = (codes > 0).nonzero(as_tuple=True)
+    values = codes[rows, features]
+    return Entries(rows.cpu(), features.cpu(), values.cpu().float())
+
+
+class Peaks:
+    """The strongest peaks of each feature, at most one in each block of text, strongest first; of equals the earlier.
+
+    values (d_sae, n_peaks): activation at the peak, 0 where a feature has fewer peaks. token, previous, block,
+    position: of the peak; ``previous`` is the token before it, NO_TOKEN at a block's first. For the first ``n_windows``
+    peaks, tokens and activations (d_sae, n_windows, 2 * window + 1) show what is around the peak, which is in the
+    middle; a window ends at the ends of its block, and holds NO_TOKEN beyond.
+    """
+
+    def __init__(self, d_sae: int, *, n_peaks: int, n_windows: int, window: int) -> None:
+        self.n_peaks, self.n_windows, self.window = max(n_peaks, n_windows), n_windows, window
+        self.values: Float[Tensor, "d_sae n_peaks"] = torch.zeros(d_sae, self.n_peaks)
+        # Token, previous token, block and position of each peak.
+        self._places = torch.full((d_sae, self.n_peaks, 4), NO_TOKEN)
+        shape = (d_sae, n_windows, 2 * window + 1)
+        self.tokens: Int[Tensor, "d_sae n_windows width"] = torch.full(shape, NO_TOKEN, dtype=torch.int32)
+        self.activations: Float[Tensor, "d_sae n_windows width"] = torch.zeros(shape)
+
+    @property
+    def token(self) -> Int[Tensor, "d_sae n_peaks"]:
+        """The token at each peak."""
+        return self._places[..., 0]
+
+    @property
+    def previous(self) -> Int[Tensor, "d_sae n_peaks"]:
+        """The token before each peak."""
+        return self._places[..., 1]
+
+    @property
+    def block(self) -> Int[Tensor, "d_sae n_peaks"]:
+        """The block of text of each peak."""
+        return self._places[..., 2]
+
+    @property
+    def position(self) -> Int[Tensor, "d_sae n_peaks"]:
+        """The position of each peak in its block."""
+        return self._places[..., 3]
+
+    def add(self, blocks: CodedBlocks, active: Entries) -> None:
+        """Take in the peaks of more blocks, which must come after those taken in before."""
+        found, rows = block_peaks(blocks, active)
+        # Nothing changes for a feature without a peak above its weakest one: later ones lose against equals.
+        better = (found.amax(dim=1) > self.values[:, -1]).nonzero()[:, 0]
+        if not len(better):
+            return
+        found, rows = found[better], rows[better]
+        joined = torch.cat([self.values[better], found], dim=1)
+        order = joined.argsort(dim=1, descending=True, stable=True)[:, : self.n_peaks]
+        places = torch.cat([self._places[better], _places(blocks, rows)], dim=1)
+        self._add_windows(blocks, better, rows, joined, order[:, : self.n_windows])
+        self.values[better] = joined.gather(1, order)
+        self._places[better] = places.gather(1, order[..., None].expand(-1, -1, 4))
+
+    def _add_windows(
+        self,
+        blocks: CodedBlocks,
+        features: Int[Tensor, " n"],
+        rows: Int[Tensor, "n block"],
+        joined: Float[Tensor, "n candidate"],
+        order: Int[Tensor, "n n_windows"],
+    ) -> None:
+        """Move the windows that stay to their new places and read the new ones."""
+        # A peak that stays never moves up, so its window is one of those that are kept.
+        kept = order.clamp(max=self.n_windows - 1)[..., None].expand(-1, -1, 2 * self.window + 1)
+        tokens = self.tokens[features].gather(1, kept)
+        activations = self.activations[features].gather(1, kept)
+        new = (order >= self.n_peaks) & (joined.gather(1, order) > 0)
+        index, slot = new.nonzero(as_tuple=True)
+        peak_rows = rows[index, order[index, slot] - self.n_peaks]
+        tokens[index, slot], activations[index, slot] = _windows(blocks, features[index], peak_rows, self.window)
+        self.tokens[features], self.activations[features] = tokens, activations
+
+
+def block_peaks(
+    blocks: CodedBlocks, active: Entries
+) -> tuple[Float[Tensor, "d_sae block"], Int[Tensor, "d_sae block"]]:
+    """Each feature's largest activation in each block, 0 if there is none, and the first row that has it."""
+    n_rows, d_sae = blocks.codes.shape
+    cells = active.features * blocks.n_blocks + blocks.block_index()[active.rows]
+    values = torch.zeros(d_sae * blocks.n_blocks).scatter_reduce_(0, cells, active.values, "amax")
+    is_peak = active.values == values[cells]
+    rows = torch.full((d_sae * blocks.n_blocks,), n_rows - 1)
+    rows.scatter_reduce_(0, cells[is_peak], active.rows[is_peak], "amin")
+    return values.view(d_sae, -1), rows.view(d_sae, -1)
+
+
+def _places(blocks: CodedBlocks, rows: Int[Tensor, "n block"]) -> Int[Tensor, "n block 4"]:
+    starts = blocks.starts[blocks.block_index()][rows]
+    previous = torch.where(rows > starts, blocks.token[(rows - 1).clamp(min=0)], NO_TOKEN)
+    return torch.stack([blocks.token[rows], previous, blocks.block[rows], blocks.position[rows]], dim=-1)
+
+
+def _windows(
+    blocks: CodedBlocks, features: Int[Tensor, " peak"], rows: Int[Tensor, " peak"], window: int
+) -> tuple[Int[Tensor, "peak width"], Float[Tensor, "peak width"]]:
+    """Tokens around each peak, and the activations of the peak's feature at them, inside the peak's block."""
+    index = blocks.block_index()[rows, None]
+    around = rows[:, None] + torch.arange(-window, window + 1)  # (peak, width)
+    is_inside = (around >= blocks.starts[index]) & (around < blocks.starts[index + 1])
+    around = torch.where(is_inside, around, rows[:, None])
+    tokens = torch.where(is_inside, blocks.token[around], NO_TOKEN).int()
+    device = blocks.codes.device
+    activations = blocks.codes[around.to(device), features[:, None].to(device)].cpu().float().clamp(min=0)
+    return tokens, activations * is_inside

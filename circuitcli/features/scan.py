@@ -1,0 +1,117 @@
+"""One pass over the cached activations of a hook point, whole blocks of text at a time."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuitcli import progress
+from circuitcli.features.peaks import CodedBlocks, Peaks, entries
+from circuitcli.features.statistics import ActivationStatistics
+from circuitcli.hookpoints import HookPoint
+from circuitcli.saes.base import SparseAutoencoder
+
+# Numbers in one piece of codes at most, so that wide SAEs need no more memory than narrow ones (256 MiB).
+MAX_CODES = 2**26
+# Peaks that a label is made from; more than are shown as contexts.
+LABEL_PEAKS = 64
+
+
+class Tokens(Protocol):
+    """Token, block and position of consecutive rows."""
+
+    @property
+    def token(self) -> Int[Tensor, " row"]:
+        """Ids."""
+
+    @property
+    def block(self) -> Int[Tensor, " row"]:
+        """Which block of text; rows of one block are consecutive."""
+
+    @property
+    def position(self) -> Int[Tensor, " row"]:
+        """Place in the block as the model saw it."""
+
+
+class Cache(Protocol):
+    """What is read of an ActivationCache."""
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of rows."""
+
+    def rows(self, hook: HookPoint, start: int, stop: int) -> Float[Tensor, "row d_model"]:
+        """Activations."""
+
+    def tokens(self, start: int, stop: int) -> Tokens:
+        """Their tokens."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All that a pass finds out about the features of one hook point."""
+
+    statistics: ActivationStatistics
+    peaks: Peaks
+
+
+def scan(
+    cache: Cache,
+    sae: SparseAutoencoder,
+    *,
+    n_tokens: int,
+    batch_size: int,
+    n_contexts: int,
+    window: int,
+) -> Summary:
+    """Statistics and peaks of every feature over the first ``n_tokens`` rows.
+
+    Memory is that of ``batch_size`` rows of codes (or of 256 MiB of them, if that is less) beside some KiB for each
+    feature. ``batch_size`` does not change the result but for the rounding of the encoder.
+    """
+    statistics = ActivationStatistics(sae.d_sae)
+    peaks = Peaks(sae.d_sae, n_peaks=LABEL_PEAKS, n_windows=n_contexts, window=window)
+    size = max(1, min(batch_size, MAX_CODES // sae.d_sae))
+    with progress.task(f"features of {sae.hook}", total=n_tokens, unit="tokens") as advance, torch.no_grad():
+        for start, stop, tokens in block_spans(cache, n_tokens, size=size):
+            blocks = _coded(cache, sae, start, stop, tokens)
+            active = entries(blocks.codes)
+            statistics.add(active.features, active.values, n_tokens=stop - start)
+            peaks.add(blocks, active)
+            advance(stop - start)
+    return Summary(statistics, peaks)
+
+
+def block_spans(cache: Cache, n_tokens: int, *, size: int) -> Iterator[tuple[int, int, Tokens]]:
+    """Row spans, with their tokens, that end where a block of text ends or at ``n_tokens``.
+
+    A span has at most ``size`` rows, or more if a single block has more.
+    """
+    start = 0
+    while start < n_tokens:
+        stop = min(start + size, n_tokens)
+        tokens = cache.tokens(start, stop)
+        while stop < n_tokens and (edge := _last_edge(tokens.block)) == 0:
+            stop = min(start + 2 * (stop - start), n_tokens)
+            tokens = cache.tokens(start, stop)
+        if stop < n_tokens:
+            stop = start + edge
+            tokens = cache.tokens(start, stop)
+        yield start, stop, tokens
+        start = stop
+
+
+def _last_edge(block: Int[Tensor, " row"]) -> int:
+    """The row at which the last block begins."""
+    edges = block.diff().nonzero()
+    return int(edges[-1]) + 1 if len(edges) else 0
+
+
+def _coded(cache: Cache, sae: SparseAutoencoder, start: int, stop: int, tokens: Tokens) -> CodedBlocks:
+    activations = cache.rows(sae.hook, start, stop).to(sae.W_enc.device, sae.W_enc.dtype)
+    edges = tokens.block.diff().nonzero()[:, 0] + 1
+    starts = torch.cat([torch.tensor([0]), edges, torch.tensor([stop - start])])
+    return CodedBlocks(sae.encode(activations), tokens.token, tokens.block, tokens.position, starts)

@@ -1,0 +1,115 @@
+"""The boxes of a Graphviz drawing: one HTML-like label for each node."""
+
+from circuitcli.graphs import Node
+from circuitcli.records import GraphRecord
+from circuitcli.render.details import Context, Details
+from circuitcli.render.drawing import Drawing
+from circuitcli.render.labels import GREY, cell, row, signed_span, span, table, token_cell
+from circuitcli.render.text import number, quoted, shortened, signed, visible, width, wrapped
+from circuitcli.settings.render import RenderSettings
+
+COLUMNS = 34
+TOKEN_COLUMNS = 16
+
+
+def box(node: Node, drawing: Drawing, settings: RenderSettings) -> str:
+    """The label of a feature's, an error term's or the output's box."""
+    place = node.place
+    if place is None:
+        return f"<{_output(drawing.graph.head)}>"
+    title, numbers = _title(node, drawing), _numbers(node)
+    if place.is_error:
+        return f"<{table(row(cell(span(title, size=9))), *_rows(numbers))}>"
+    head = row(cell(span(place.feature, bold=True) + span(title.removeprefix(place.feature), colour=GREY)))
+    known = drawing.known(node)
+    lines = [] if known is None else _known(known, settings)
+    return f"<{table(head, *_rows(numbers), *lines)}>"
+
+
+def summary(node: Node, drawing: Drawing) -> str:
+    """The node in one line of plain text, for tooltips."""
+    parts = [_title(node, drawing)]
+    known = drawing.known(node)
+    if known is not None and known.label:
+        parts.append(visible(known.label))
+    if node.activation is not None:
+        parts.append(f"activation {number(node.activation)}")
+    if node.effect is not None:
+        parts.append(f"effect {signed(node.effect, node.unit)}")
+    return ", ".join(parts)
+
+
+def _title(node: Node, drawing: Drawing) -> str:
+    token = drawing.token(node)
+    return node.id if token is None else f"{node.id} {quoted(shortened(token, TOKEN_COLUMNS))}"
+
+
+def _rows(content: str) -> list[str]:
+    return [row(cell(content))] if content else []
+
+
+def _numbers(node: Node) -> str:
+    parts = []
+    if node.effect is not None:
+        parts.append(span("effect ", size=9) + signed_span(node.effect, node.unit, size=9))
+    if node.activation is not None:
+        parts.append(span(f"activation {number(node.activation)}", size=9))
+    return span("   ", size=9).join(parts)
+
+
+def _known(known: Details, settings: RenderSettings) -> list[str]:
+    lines = [row(cell(f"<I>{span(line)}</I>")) for line in wrapped(known.label, COLUMNS, lines=2)]
+    largest = known.max or max((max(context.activations, default=0.0) for context in known.contexts), default=0.0)
+    lines += [_context(context, largest) for context in known.contexts[: settings.contexts]]
+    lines += _logits("▲", known.promoted[: settings.logits])
+    lines += _logits("▼", known.suppressed[: settings.logits])
+    return lines
+
+
+def _context(context: Context, largest: float) -> str:
+    first, last = _window(context)
+    pairs = list(zip(context.tokens, context.activations, strict=False))[first:last]
+    cells = [token_cell(shortened(token, TOKEN_COLUMNS), activation, largest) for token, activation in pairs]
+    before = [cell(span("…", size=9, colour=GREY))] if first > 0 else []
+    after = [cell(span("…", size=9, colour=GREY))] if last < len(context.tokens) else []
+    line = table(row(*before, *cells, *after)) if cells else span("")
+    return row(cell(line))
+
+
+def _window(context: Context) -> tuple[int, int]:
+    """Tokens around the peak that fit the box, more before it than after it."""
+    n_tokens = min(len(context.tokens), len(context.activations))
+    peak = min(max(context.peak, 0), max(n_tokens - 1, 0))
+    widths = [min(max(width(token), 1), TOKEN_COLUMNS) for token in context.tokens[:n_tokens]]
+    first, last = peak, min(peak + 1, n_tokens)
+    room = COLUMNS - sum(widths[first:last])
+    for step in ("before", "before", "after") * n_tokens:
+        index = first - 1 if step == "before" else last
+        if 0 <= index < n_tokens and widths[index] <= room:
+            room -= widths[index]
+            first, last = (index, last) if step == "before" else (first, index + 1)
+    return first, last
+
+
+def _logits(sign: str, pairs: tuple[tuple[str, float], ...]) -> list[str]:
+    if not pairs:
+        return []
+    colour = "#e3eaff" if sign == "▲" else "#ffe6e6"
+    cells, room = [cell(span(sign, size=9, colour=GREY))], COLUMNS + 4
+    for token, value in pairs:
+        shown = shortened(token, TOKEN_COLUMNS)
+        room -= width(shown) + 5
+        if room < 0 and len(cells) > 1:
+            break
+        cells.append(cell(span(shown, size=9), bgcolor=colour) + cell(span(signed(value), size=7, colour=GREY)))
+    return [row(cell(table(row(*cells))))]
+
+
+def _output(head: GraphRecord) -> str:
+    target = "" if head.target is None else f" of {quoted(head.target)}"
+    foil = "" if head.foil is None else f" against {quoted(head.foil)}"
+    return table(
+        row(cell(span("output", bold=True) + span(f" {head.metric}{target}{foil}"))),
+        row(cell(span(f"clean {signed(head.metric_clean, head.unit)}", size=9))),
+        row(cell(span(f"everything at baseline {signed(head.metric_baseline, head.unit)}", size=9))),
+    )

@@ -1,0 +1,83 @@
+"""A drawing as one JSON document with every number that a picture of it shows.
+
+    {"format": 1, "version": "0.1.0",
+     "graph":    the head: name, method, metric, prompt, tokens, metric_clean, metric_baseline, unit, saes, ...
+     "nodes":    [{"id", "kind": "feature" | "error" | "output", "hook", "feature", "position", "token",
+                   "activation", "effect", "unit", "drawn", "details": null or
+                   {"label", "density", "n_active", "max", "mean", "quantiles", "contexts", "promoted", "suppressed"}}]
+     "edges":    [{"source", "target", "weight", "unit", "strength", "opacity", "width", "drawn"}]
+     "scores":   the score records about this graph
+     "scales":   [{"unit", "largest", "samples": [{"weight", "opacity", "width"}]}]   what the legend shows
+     "left_out": [{"unit", "n_edges", "n_left_out", "share"}]   edges not drawn, and their share of the total |weight|
+    }
+
+Effects have the unit of the metric, weights the unit beside them, contexts activation units, promoted and suppressed
+tokens logits. ``strength`` is |weight| as a share of the largest of the same unit.
+"""
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+from circuitcli import __version__
+from circuitcli.graphs import Edge, Node
+from circuitcli.render.drawing import Drawing
+from circuitcli.render.scales import Scale
+
+FORMAT = 1
+
+
+def document(drawing: Drawing) -> dict[str, Any]:
+    """The document as a tree of JSON values."""
+    drawn_nodes, drawn_edges = frozenset(drawing.nodes), frozenset(drawing.edges)
+    return {
+        "format": FORMAT,
+        "version": __version__,
+        "graph": drawing.graph.head.model_dump(mode="json", exclude={"kind"}),
+        "nodes": [{**_node(node, drawing), "drawn": node in drawn_nodes} for node in drawing.graph.nodes],
+        "edges": [{**_edge(edge, drawing.scale(edge)), "drawn": edge in drawn_edges} for edge in drawing.graph.edges],
+        "scores": [score.model_dump(mode="json", exclude={"kind"}, exclude_none=True) for score in drawing.scores],
+        "scales": [_scale(scale) for scale in drawing.scales.values()],
+        "left_out": [asdict(left) for left in drawing.left_out],
+    }
+
+
+def to_json(content: Any, *, indent: int | None = None) -> str:
+    """JSON text in which all characters stand for themselves."""
+    return json.dumps(content, ensure_ascii=False, allow_nan=False, indent=indent)
+
+
+def _node(node: Node, drawing: Drawing) -> dict[str, Any]:
+    place = node.place
+    known = drawing.known(node)
+    return {
+        "id": node.id,
+        "kind": "output" if place is None else "error" if place.is_error else "feature",
+        "hook": None if place is None else str(place.hook),
+        "feature": None if place is None else place.feature,
+        "position": None if place is None else place.position,
+        "token": drawing.token(node),
+        "activation": node.activation,
+        "effect": node.effect,
+        "unit": node.unit,
+        "details": None if known is None else known.model_dump(mode="json", exclude={"id", "sae"}),
+    }
+
+
+def _edge(edge: Edge, scale: Scale) -> dict[str, Any]:
+    return {
+        "source": edge.source,
+        "target": edge.target,
+        "weight": edge.weight,
+        "unit": edge.unit,
+        "strength": scale.strength(edge.weight),
+        "opacity": scale.opacity(edge.weight),
+        "width": scale.width(edge.weight),
+    }
+
+
+def _scale(scale: Scale) -> dict[str, Any]:
+    samples = [
+        {"weight": weight, "opacity": scale.opacity(weight), "width": scale.width(weight)} for weight in scale.samples()
+    ]
+    return {"unit": scale.unit, "largest": scale.largest, "samples": samples}

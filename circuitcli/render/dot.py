@@ -1,0 +1,128 @@
+"""A drawing as Graphviz DOT: inputs at the bottom, the output on top, one or more lines of boxes for each hook point.
+
+With positions, boxes stand from left to right in the order of their tokens. Rows too long for a readable picture are
+broken into several lines.
+"""
+
+import math
+from collections.abc import Sequence
+
+from graphviz import Digraph
+
+from circuitcli.graphs import Edge, Node
+from circuitcli.render.boxes import box, summary
+from circuitcli.render.drawing import Drawing
+from circuitcli.render.heading import heading
+from circuitcli.render.scales import sign_colour
+from circuitcli.render.text import signed, visible
+from circuitcli.settings.render import RenderSettings
+
+FONT = "Helvetica,Arial,sans-serif"
+LABELLED_EDGES = 24
+ASPECT = 1.5
+# Rough size of a box with contexts, and of the room that edges take around it, in points.
+BOX_WIDTH, BOX_HEIGHT = 400, 215
+
+
+def dot_source(drawing: Drawing, settings: RenderSettings) -> str:
+    """The DOT text; the same drawing always gives the same text, and no ``dot`` program is needed."""
+    dot = Digraph("circuit")
+    dot.attr("graph", label=heading(drawing), labelloc="t", labeljust="l", rankdir="BT", outputorder="edgesfirst")
+    dot.attr("graph", fontname=FONT, nodesep="0.08", ranksep="0.55", bgcolor="white", charset="UTF-8", pad="0.2")
+    dot.attr("node", fontname=FONT, fontsize="11", shape="box", margin="0.05,0.03", height="0", width="0")
+    dot.attr("node", style="filled", fillcolor="white", color="#777777")
+    dot.attr("edge", fontname=FONT, fontsize="9", arrowsize="0.55")
+    _add_rows(dot, drawing, settings)
+    for edge in drawing.edges:
+        _add_edge(dot, edge, drawing)
+    return str(dot.source)
+
+
+def _add_rows(dot: Digraph, drawing: Drawing, settings: RenderSettings) -> None:
+    rows = _rows(drawing.nodes)
+    per_line = _per_line([len(nodes) for nodes in rows.values()])
+    last: str | None = None
+    for name, nodes in rows.items():
+        for number, line in enumerate(_lines(nodes, per_line)):
+            anchor = f"row {name} {number}"
+            _add_line(dot, line, anchor=anchor, title=name if number == 0 else "", drawing=drawing, settings=settings)
+            if last is not None:
+                dot.edge(last, anchor, style="invis", weight="100")
+            last = anchor
+
+
+def _rows(nodes: Sequence[Node]) -> dict[str, list[Node]]:
+    """Nodes by hook point, in the order of the model, the output last."""
+    rows: dict[str, list[Node]] = {}
+    for node in nodes:
+        rows.setdefault("output" if node.place is None else str(node.place.hook), []).append(node)
+    return rows
+
+
+def _per_line(counts: Sequence[int]) -> int:
+    """Boxes in a line so that the whole picture comes near to the shape of a screen."""
+
+    def size(per_line: int) -> float:
+        width = min(per_line, max(counts)) * BOX_WIDTH
+        height = sum(math.ceil(count / per_line) for count in counts) * BOX_HEIGHT
+        return max(width / ASPECT, height)
+
+    return min(range(4, 33), key=size) if counts else 4
+
+
+def _lines(nodes: Sequence[Node], per_line: int) -> list[list[Node]]:
+    """The nodes of one hook point on lines; each line runs through all positions."""
+    n_lines = math.ceil(len(nodes) / per_line)
+    return [list(nodes[number::n_lines]) for number in range(n_lines)]
+
+
+def _add_line(
+    dot: Digraph, nodes: Sequence[Node], *, anchor: str, title: str, drawing: Drawing, settings: RenderSettings
+) -> None:
+    with dot.subgraph() as line:
+        line.attr(rank="same")
+        line.node(anchor, label=title, shape="plaintext", style="", fontcolor="#666666", fontsize="13")
+        for node in nodes:
+            _add_box(line, node, drawing, settings)
+        before = [anchor]
+        for group in _groups(nodes):
+            for left in before:
+                for right in group:
+                    line.edge(left, right, style="invis")
+            before = group
+
+
+def _groups(nodes: Sequence[Node]) -> list[list[str]]:
+    """Ids by position, from left to right; nodes without positions are one group."""
+    groups: dict[int, list[str]] = {}
+    for node in nodes:
+        position = -1 if node.place is None or node.place.position is None else node.place.position
+        groups.setdefault(position, []).append(node.id)
+    return [groups[position] for position in sorted(groups)]
+
+
+def _add_box(line: Digraph, node: Node, drawing: Drawing, settings: RenderSettings) -> None:
+    look: dict[str, str] = {}
+    if node.place is None:
+        look = {"fillcolor": "#eef7ee", "color": "#2c7a2c", "penwidth": "2"}
+    elif node.place.is_error:
+        look = {"style": "dotted,filled", "fillcolor": "#fafafa"}
+    line.node(node.id, label=box(node, drawing, settings), tooltip=_plain(summary(node, drawing)), **look)
+
+
+def _add_edge(dot: Digraph, edge: Edge, drawing: Drawing) -> None:
+    scale = drawing.scale(edge)
+    look = {
+        "color": scale.colour(edge.weight),
+        "penwidth": f"{scale.width(edge.weight):.2f}",
+        "weight": str(1 + round(9 * scale.strength(edge.weight))),
+        "tooltip": _plain(f"{edge.source} → {edge.target}: {signed(edge.weight, edge.unit)}"),
+    }
+    if len(drawing.edges) <= LABELLED_EDGES:
+        look |= {"label": _plain(signed(edge.weight)), "fontcolor": sign_colour(edge.weight)}
+    dot.edge(edge.source, edge.target, **look)
+
+
+def _plain(text: str) -> str:
+    """Text for a quoted attribute, in which backslashes and entities have a meaning."""
+    return visible(text).replace("\\", "\\\\").replace("&", "&amp;")

@@ -1,0 +1,117 @@
+"""The heading of a Graphviz drawing: what is explained, the prompt, scores, and the legend with its numbers."""
+
+from circuitcli.records import GraphRecord, ScoreRecord
+from circuitcli.render.drawing import Drawing
+from circuitcli.render.labels import GREY, cell, row, span, table
+from circuitcli.render.scales import Scale
+from circuitcli.render.text import number, percent, quoted, shortened, signed, width
+
+LINE_COLUMNS = 110
+TOKEN_COLUMNS = 24
+SCORES = 12
+READING = "An edge says what its lower end contributes to its upper end."
+
+
+def heading(drawing: Drawing) -> str:
+    """The HTML-like label of the whole drawing."""
+    head = drawing.graph.head
+    rows = [row(cell(span(head.name, bold=True, size=18)))]
+    rows += [row(cell(span(line, size=11))) for line in facts(head)]
+    rows += [row(cell(line)) for line in _prompt(head)]
+    rows += [row(cell(line)) for line in _scores(drawing.scores)]
+    rows += [row(cell(_legend(scale))) for scale in drawing.scales.values()]
+    rows += [row(cell(span(line, size=10, colour=GREY))) for line in notes(drawing)]
+    return f"<{table(*rows, cellpadding=3)}>"
+
+
+def facts(head: GraphRecord) -> list[str]:
+    """What is explained and how, in lines of plain text."""
+    target = "" if head.target is None else f" of {quoted(head.target)}"
+    foil = "" if head.foil is None else f" against {quoted(head.foil)}"
+    clean, baseline = signed(head.metric_clean), signed(head.metric_baseline, head.unit)
+    return [
+        f"{head.metric}{target}{foil}: {clean} clean, {baseline} with everything at baseline",
+        f"model {head.model}, method {head.method}, baseline {head.baseline}, positions {head.positions}, {head.dtype}",
+    ]
+
+
+def notes(drawing: Drawing) -> list[str]:
+    """How to read the drawing and what it leaves out, in lines of plain text."""
+    n_nodes = len(drawing.nodes)
+    lines = [f"{n_nodes} nodes, {len(drawing.edges)} edges. {READING}"]
+    for left in drawing.left_out:
+        if left.n_left_out:
+            lines.append(
+                f"Left out: the weakest {left.n_left_out} of {left.n_edges} edges in {left.unit}, "
+                f"{percent(left.share)} of their total |weight|."
+            )
+    if drawing.n_hidden_nodes:
+        lines.append(f"Left out: {drawing.n_hidden_nodes} nodes that have no edge among those drawn.")
+    return lines
+
+
+def score_line(score: ScoreRecord) -> str:
+    """A score with its interval and conditions in one line of plain text."""
+    interval = "" if score.low is None or score.high is None else f" [{number(score.low)}, {number(score.high)}]"
+    conditions = [f"{name} {value}" for name, value in conditions_of(score).items()]
+    return f"{score.name} {number(score.value)}{interval}" + (f"  ({', '.join(conditions)})" if conditions else "")
+
+
+def conditions_of(score: ScoreRecord) -> dict[str, str]:
+    """What else a score record says about how it was measured."""
+    extra = score.model_extra or {}
+    return {
+        name: number(value) if isinstance(value, float) else str(value)
+        for name, value in extra.items()
+        if isinstance(value, str | int | float) and name not in ("graph", "path", "digest")
+    }
+
+
+def _scores(scores: tuple[ScoreRecord, ...]) -> list[str]:
+    lines = [span(score_line(score), size=11) for score in scores[:SCORES]]
+    more = len(scores) - SCORES
+    return [*lines, span(f"{more} more scores in the JSON and HTML files", size=10)] if more > 0 else lines
+
+
+def _prompt(head: GraphRecord) -> list[str]:
+    """Tables of tokens over their positions, as many as fit a line."""
+    lines: list[list[tuple[int, str]]] = [[]]
+    room = LINE_COLUMNS
+    for position, token in enumerate(head.tokens):
+        shown = shortened(token, TOKEN_COLUMNS)
+        room -= max(width(shown), 3) + 1
+        if room < 0:
+            lines.append([])
+            room = LINE_COLUMNS - width(shown) - 1
+        lines[-1].append((position, shown))
+    if not head.tokens:
+        return [span(line, size=12) for line in ([shortened(head.prompt, LINE_COLUMNS)] if head.prompt else [])]
+    return [_token_table(line) for line in lines]
+
+
+def _token_table(line: list[tuple[int, str]]) -> str:
+    tokens = [cell(span(token, size=12), bgcolor="#f1f1f1") for _, token in line]
+    positions = [cell(span(str(position), size=8, colour=GREY)) for position, _ in line]
+    return table(row(*tokens), row(*positions), cellspacing=1)
+
+
+def _legend(scale: Scale) -> str:
+    samples = "".join(_sample(scale, weight) for weight in scale.samples())
+    return table(row(cell(span(f"edges in {scale.unit}:", size=11)), samples), cellspacing=2)
+
+
+def _sample(scale: Scale, weight: float) -> str:
+    bar = table(
+        row(
+            cell(
+                "",
+                bgcolor=scale.colour(weight),
+                fixedsize="TRUE",
+                width=36,
+                height=max(1, round(scale.width(weight))),
+                cellpadding=0,
+            )
+        ),
+        cellpadding=0,
+    )
+    return cell(bar, cellpadding=4) + cell(span(signed(weight), size=11))

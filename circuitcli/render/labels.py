@@ -1,0 +1,44 @@
+"""Graphviz HTML-like labels from small parts; whatever comes from outside passes through `span`."""
+
+from circuitcli.render.scales import shade, sign_colour
+from circuitcli.render.text import markup, signed
+
+GREY = "#666666"
+
+
+def span(text: str, *, colour: str | None = None, size: int | None = None, bold: bool = False) -> str:
+    """Escaped text in a colour, size and weight."""
+    inside = f"<B>{markup(text)}</B>" if bold else markup(text)
+    attributes = (f' COLOR="{colour}"' if colour else "") + (f' POINT-SIZE="{size}"' if size else "")
+    return f"<FONT{attributes}>{inside}</FONT>" if attributes else inside
+
+
+def cell(content: str, **attributes: object) -> str:
+    """A table cell; attributes by their lower-case names, ``align="left"`` unless given."""
+    return f"<TD{_written({'align': 'left', **attributes})}>{content}</TD>"
+
+
+def row(*cells: str) -> str:
+    """A table row."""
+    return f"<TR>{''.join(cells)}</TR>"
+
+
+def table(*rows: str, **attributes: object) -> str:
+    """A table without lines or space unless given."""
+    plain = {"border": 0, "cellborder": 0, "cellspacing": 0, "cellpadding": 1}
+    return f"<TABLE{_written({**plain, **attributes})}>{''.join(rows)}</TABLE>"
+
+
+def _written(attributes: dict[str, object]) -> str:
+    return "".join(f' {name.upper()}="{value}"' for name, value in attributes.items())
+
+
+def token_cell(token: str, activation: float, largest: float, *, size: int = 9) -> str:
+    """A token on a background as blue as its activation is large."""
+    colour = {"bgcolor": shade(activation, largest)} if activation > 0 else {}
+    return cell(span(token, size=size), **colour)
+
+
+def signed_span(value: float, unit: str | None = None, *, size: int | None = None) -> str:
+    """A number in the colour of its sign."""
+    return span(signed(value, unit), colour=sign_colour(value), size=size)

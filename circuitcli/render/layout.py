@@ -1,0 +1,206 @@
+"""Where cards stand on the page: a row for each hook point, a column for each token position.
+
+Cards of one hook point and position fill a cell, on several lines if need be; within a cell they are ordered so that
+edges cross less. Inputs are at the bottom and the output is on top; y grows downwards, all numbers are pixels.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from circuitcli.graphs import Node
+from circuitcli.render.drawing import Drawing
+
+CARD_WIDTH, CARD_HEIGHT = 190, 56
+CARD_GAP, LINE_GAP, COLUMN_GAP = 12, 18, 26
+ROW_GAP, WIDEST_ROW_GAP = 44, 110
+HOOK_WIDTH, SKIP_WIDTH, TOKEN_HEIGHT = 84, 30, 34
+ASPECT = 1.45
+SWEEPS = 6
+
+LINE = CARD_HEIGHT + LINE_GAP
+# Every other line of a cell is shifted by half a card, so that edges pass between the cards above.
+SHIFT = (CARD_WIDTH + CARD_GAP) / 2
+
+Cell = tuple[str, int | None]
+
+
+@dataclass(frozen=True)
+class Row:
+    """The band of one hook point."""
+
+    hook: str
+    y: float
+    height: float
+
+
+@dataclass(frozen=True)
+class Column:
+    """The nodes at one token position; ``skipped`` positions without nodes lie between it and the column before."""
+
+    position: int | None
+    x: float
+    width: float
+    skipped: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Top left corners of the cards by node id, and the grid on which they stand."""
+
+    places: Mapping[str, tuple[float, float]]
+    rows: tuple[Row, ...]
+    columns: tuple[Column, ...]
+    width: float
+    height: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The layout as a tree of JSON values."""
+        return {**asdict(self), "card": [CARD_WIDTH, CARD_HEIGHT]}
+
+
+def layout(drawing: Drawing) -> Layout:
+    """Lay out all nodes of the graph, those that pictures leave out too."""
+    nodes = drawing.graph.nodes
+    last = max((position for node in nodes if (position := _position(node)) is not None), default=None)
+    cells: dict[Cell, list[str]] = {}
+    for node in nodes:
+        cells.setdefault((_hook(node), last if node.place is None else _position(node)), []).append(node.id)
+    hooks = list(dict.fromkeys(_hook(node) for node in nodes))
+    positions = sorted({position for _, position in cells}, key=lambda position: -1 if position is None else position)
+    per_line = _per_line(cells, hooks, positions)
+    columns = _columns(cells, positions, per_line)
+    width = columns[-1].x + columns[-1].width + COLUMN_GAP if columns else HOOK_WIDTH
+    rows = _rows(cells, hooks, per_line, width)
+    places = _ordered_places(drawing, cells, rows, columns, per_line)
+    height = rows[0].y + rows[0].height + TOKEN_HEIGHT if rows else TOKEN_HEIGHT
+    return Layout(places, tuple(rows), tuple(columns), width, height)
+
+
+def _hook(node: Node) -> str:
+    return "output" if node.place is None else str(node.place.hook)
+
+
+def _position(node: Node) -> int | None:
+    return None if node.place is None else node.place.position
+
+
+def _n_lines(cells: Mapping[Cell, Sequence[str]], hook: str, per_line: Mapping[int | None, int]) -> int:
+    return max(math.ceil(len(ids) / per_line[column]) for (row, column), ids in cells.items() if row == hook)
+
+
+def _most(cells: Mapping[Cell, Sequence[str]], position: int | None) -> int:
+    return max(len(ids) for (_, column), ids in cells.items() if column == position)
+
+
+def _width(cells: Mapping[Cell, Sequence[str]], position: int | None, per_line: Mapping[int | None, int]) -> float:
+    slots = per_line[position] * (CARD_WIDTH + CARD_GAP) - CARD_GAP
+    return slots + (SHIFT if _most(cells, position) > per_line[position] else 0)
+
+
+def _per_line(
+    cells: Mapping[Cell, Sequence[str]], hooks: Sequence[str], positions: Sequence[int | None]
+) -> dict[int | None, int]:
+    """Cards on one line of each column's cells so that the whole fits a screen as large as can be."""
+    most = {position: _most(cells, position) for position in positions}
+
+    def capacities(n_lines: int) -> dict[int | None, int]:
+        return {position: math.ceil(count / n_lines) for position, count in most.items()}
+
+    def size(n_lines: int) -> float:
+        per_line = capacities(n_lines)
+        width = sum(_width(cells, position, per_line) + COLUMN_GAP for position in positions)
+        height = sum(_n_lines(cells, hook, per_line) * LINE + ROW_GAP for hook in hooks)
+        return max(width / ASPECT, height)
+
+    return capacities(min(range(1, max(most.values(), default=1) + 1), key=size))
+
+
+def _columns(
+    cells: Mapping[Cell, Sequence[str]], positions: Sequence[int | None], per_line: Mapping[int | None, int]
+) -> list[Column]:
+    columns: list[Column] = []
+    x, before = float(HOOK_WIDTH), -1
+    for position in positions:
+        skipped = 0 if position is None else position - before - 1
+        x += SKIP_WIDTH if skipped else 0
+        width = _width(cells, position, per_line)
+        columns.append(Column(position, x, width, skipped))
+        x += width + COLUMN_GAP
+        before = -1 if position is None else position
+    return columns
+
+
+def _rows(
+    cells: Mapping[Cell, Sequence[str]], hooks: Sequence[str], per_line: Mapping[int | None, int], width: float
+) -> list[Row]:
+    """Rows in the order of the model, so that the first is the lowest; a wide picture has more room between them."""
+    blocks = {hook: _n_lines(cells, hook, per_line) * LINE - LINE_GAP for hook in reversed(hooks)}
+    spare = (width / ASPECT - sum(blocks.values())) / max(len(blocks), 1)
+    gap = min(max(spare, ROW_GAP), WIDEST_ROW_GAP)
+    rows: list[Row] = []
+    y = 0.0
+    for hook, block in blocks.items():
+        height = block + gap
+        rows.append(Row(hook, y, height))
+        y += height
+    return rows[::-1]
+
+
+def _ordered_places(
+    drawing: Drawing,
+    cells: Mapping[Cell, Sequence[str]],
+    rows: Sequence[Row],
+    columns: Sequence[Column],
+    per_line: Mapping[int | None, int],
+) -> dict[str, tuple[float, float]]:
+    """Places after a few sweeps that move each card towards the mean of its neighbours, weighted by edge strength."""
+    neighbours = _neighbours(drawing)
+    order = {cell: list(ids) for cell, ids in cells.items()}
+    row_of, column_of = {row.hook: row for row in rows}, {column.position: column for column in columns}
+    places: dict[str, tuple[float, float]] = {}
+    for cell, ids in order.items():
+        places |= _filled(ids, row_of[cell[0]], column_of[cell[1]], per_line[cell[1]])
+    for sweep in range(SWEEPS):
+        for row in rows if sweep % 2 == 0 else rows[::-1]:
+            for cell in [cell for cell in order if cell[0] == row.hook]:
+                order[cell].sort(key=lambda name: _pull(name, neighbours, places))
+                places |= _filled(order[cell], row, column_of[cell[1]], per_line[cell[1]])
+    return places
+
+
+def _neighbours(drawing: Drawing) -> dict[str, list[tuple[str, float]]]:
+    neighbours: dict[str, list[tuple[str, float]]] = {}
+    for edge in drawing.edges:
+        strength = drawing.strength(edge)
+        neighbours.setdefault(edge.source, []).append((edge.target, strength))
+        neighbours.setdefault(edge.target, []).append((edge.source, strength))
+    return neighbours
+
+
+def _pull(
+    name: str, neighbours: Mapping[str, Sequence[tuple[str, float]]], places: Mapping[str, tuple[float, float]]
+) -> float:
+    """The x to which the card's edges draw it; its own where it has none."""
+    total = sum(strength for _, strength in neighbours.get(name, ()))
+    if total <= 0:
+        return places[name][0]
+    return sum(places[other][0] * strength for other, strength in neighbours[name]) / total
+
+
+def _filled(ids: Sequence[str], row: Row, column: Column, per_line: int) -> dict[str, tuple[float, float]]:
+    """Places of one cell's cards: lines of even length, each running through the whole order, centred."""
+    n_lines = math.ceil(len(ids) / per_line)
+    top = row.y + (row.height - n_lines * LINE + LINE_GAP) / 2
+    places = {}
+    for line in range(n_lines):
+        on_line = ids[line::n_lines]
+        length = len(on_line) * (CARD_WIDTH + CARD_GAP) - CARD_GAP
+        x = column.x + (column.width - length) / 2
+        # A line that is one card shorter is shifted already, for it is centred.
+        if n_lines > 1 and len(on_line) == len(ids[::n_lines]):
+            x += SHIFT / 2 if line % 2 else -SHIFT / 2
+        for slot, name in enumerate(on_line):
+            places[name] = (x + slot * (CARD_WIDTH + CARD_GAP), top + (n_lines - 1 - line) * LINE)
+    return places

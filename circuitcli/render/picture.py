@@ -1,0 +1,39 @@
+"""SVG and PNG files, drawn by the ``dot`` program of Graphviz."""
+
+import subprocess
+from pathlib import Path
+
+from circuitcli.errors import ToolError
+from circuitcli.runs import atomic
+
+TIMEOUT_S = 600
+_INSTALL = "`apt-get install graphviz` or `brew install graphviz`; .html, .dot and .json need no program"
+
+
+def picture(source: str, *, form: str, dpi: int = 96) -> bytes:
+    """The drawing of a DOT text as ``svg`` or ``png``.
+
+    Raises ToolError if the program is missing, fails, or takes longer than ten minutes.
+    """
+    command = ["dot", f"-T{form}", *([f"-Gdpi={dpi}"] if form == "png" else [])]
+    try:
+        done = subprocess.run(command, input=source.encode(), capture_output=True, timeout=TIMEOUT_S, check=False)
+    except FileNotFoundError:
+        raise ToolError(f"cannot draw {form.upper()}: the program 'dot' is missing", hint=_INSTALL) from None
+    except OSError as error:
+        raise ToolError(f"cannot draw {form.upper()}: 'dot': {error.strerror}", hint=_INSTALL) from None
+    except subprocess.TimeoutExpired:
+        raise ToolError(
+            f"'dot' was stopped after {TIMEOUT_S} s", hint="draw less with --set render.max_edges=100, or draw .html"
+        ) from None
+    if done.returncode != 0 or not done.stdout:
+        complaint = done.stderr.decode(errors="replace").strip() or f"exit status {done.returncode}"
+        raise ToolError(f"'dot' failed: {complaint[-300:]}", hint="draw .html, and report this as a fault of circuit")
+    return done.stdout
+
+
+def write_picture(source: str, path: Path, *, dpi: int = 96) -> None:
+    """Draw a DOT text into an .svg or .png file; raises as `picture` does."""
+    drawn = picture(source, form=path.suffix.lower().removeprefix("."), dpi=dpi)
+    with atomic(path, "wb") as stream:
+        stream.write(drawn)

@@ -1,0 +1,234 @@
+"""Activations of a model on text, into the run's cache."""
+
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from circuitcli import runs
+from circuitcli.activations import text
+from circuitcli.errors import InputError, SettingsError
+from circuitcli.hookpoints import HookPoint, hook_points, parse_layers
+from circuitcli.records import ActivationsRecord, Record
+from circuitcli.runs import Fingerprint
+from circuitcli.settings.settings import Settings
+from circuitcli.settings.sources import flatten
+from circuitcli.stages.request import Request, fingerprint, resumable
+
+if TYPE_CHECKING:
+    from circuitcli.activations.collection import Collection
+    from circuitcli.models.adapter import ModelAdapter
+    from circuitcli.models.loading import LanguageModel
+
+NAME = "collect"
+FOLDER = "activations"
+DEFAULT_TEXT = "hf:NeelNanda/pile-10k"
+# Where the model runs and how many blocks at once changes rounding only.
+_NO_MATTER = ("model.device", "model.device_map", "data.batch_size")
+_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+# Token, block and position of a row.
+_TOKEN_BYTES = 16
+
+
+def run(request: Request) -> list[Record]:
+    """The run's record and one for each hook point, collected now or before.
+
+    Raises SettingsError for layers or sites that the model lacks, InputError for a text without tokens, a disk that is
+    too small, or a run that has other activations, unless ``force`` is set.
+    """
+    request = _resolved(request)
+    print_ = _fingerprint(request)
+    made = resumable(request, NAME, print_, partial(_work, request, print_.digest))
+    return [request.run.record(), *made]
+
+
+def plan(request: Request) -> list[tuple[str, str]]:
+    """What `run` would do, as (name, value) for people. Reads the model's configuration, not its weights."""
+    from circuitcli.models.loading import load_outline
+
+    request = _resolved(request)
+    settings = request.settings
+    adapter = load_outline(settings.model)
+    hooks = _hooks(settings, adapter)
+    needed = disk_bytes(settings, n_hooks=len(hooks), d_model=adapter.d_model)
+    return [
+        ("text", str(settings.data.text)),
+        ("tokens", f"{settings.data.tokens:,}"),
+        ("hook points", f"{len(hooks)}: {' '.join(map(str, hooks))}"),
+        ("disk", f"{_size(needed)} of {_size(_free_bytes(request.run.path))} free in {request.run.path}"),
+        ("memory", f"about {_size(_memory_bytes(settings, adapter, n_hooks=len(hooks)))}"),
+        ("arithmetic", f"about {_flops(settings, adapter, hooks):.1e} floating-point operations"),
+    ]
+
+
+def disk_bytes(settings: Settings, *, n_hooks: int, d_model: int) -> int:
+    """Bytes that the cache takes on disk."""
+    return settings.data.tokens * (n_hooks * d_model * _BYTES[settings.data.dtype] + _TOKEN_BYTES)
+
+
+def _resolved(request: Request) -> Request:
+    """The request with its text named. Raises SettingsError for sites that no model has."""
+    data, model = request.settings.data, request.settings.model
+    if not data.sites:
+        raise SettingsError("data.sites names no site", hint="for example --sites resid,attn,mlp")
+    for site in data.sites:
+        HookPoint(0, site)
+    default = text.BUILTIN if model.name.startswith("builtin:") else DEFAULT_TEXT
+    data = data.model_copy(update={"text": data.text or default})
+    return replace(request, settings=request.settings.model_copy(update={"data": data}))
+
+
+def _fingerprint(request: Request) -> Fingerprint:
+    """A file of text or of weights counts by its content, not by the folder that it is in."""
+    data, model = request.settings.data, request.settings.model
+    source = str(data.text)
+    inputs = {"content of the text": text.source_digest(source, field=data.field)}
+    if state := _local_state(Path(model.name).expanduser()):
+        inputs["files of the model"] = runs.digest(state)
+    is_named = source == text.BUILTIN or source.startswith("hf:")
+    named = data.model_copy(update={"text": source if is_named else Path(source).name})
+    request = replace(request, settings=request.settings.model_copy(update={"data": named}))
+    return fingerprint(request, ("model.", "data."), inputs, without=_NO_MATTER)
+
+
+def _local_state(path: Path) -> list[tuple[str, int, int]]:
+    """Names, sizes and times of the files of a local model; empty for a model that is no file."""
+    files = [path] if path.is_file() else sorted(path.iterdir()) if path.is_dir() else []
+    status = [(file.name, file.stat()) for file in files if file.is_file()]
+    return [(name, facts.st_size, facts.st_mtime_ns) for name, facts in status]
+
+
+def _work(request: Request, digest: str, resumes: bool) -> tuple[list[Record], dict[str, Any]]:
+    from circuitcli.models.loading import load_model
+
+    root = request.run.path / FOLDER
+    if root.exists() and not (resumes or request.force):
+        raise InputError(
+            f"{root} holds activations that the run's manifest does not know",
+            hint="use --force to replace them, or another --run",
+        )
+    model = load_model(request.settings.model)
+    hooks = _hooks(request.settings, model.adapter)
+    _check_length(request.settings, model.adapter)
+    _check_disk(request, root, n_hooks=len(hooks), d_model=model.adapter.d_model)
+    if not resumes:
+        # Only now, so that a mistyped setting costs nobody what was there.
+        shutil.rmtree(root, ignore_errors=True)
+    _describe(request, model)
+    return _collected(request, model, _collection(request, root, hooks, digest))
+
+
+def _collected(
+    request: Request, model: "LanguageModel", collection: "Collection"
+) -> tuple[list[Record], dict[str, Any]]:
+    from circuitcli.activations.collection import collect
+
+    data = request.settings.data
+    collected = collect(model, lambda start: text.documents(str(data.text), field=data.field, start=start), collection)
+    made: list[Record] = [
+        ActivationsRecord(
+            hook=str(hook),
+            path=f"{FOLDER}/{hook}",
+            n_tokens=collected.n_tokens,
+            d_model=model.adapter.d_model,
+            dtype=data.dtype,
+            digest=digest,
+        )
+        for hook, digest in collected.digests.items()
+    ]
+    return made, {"n_tokens": collected.n_tokens}
+
+
+def _collection(request: Request, root: Path, hooks: Sequence[HookPoint], digest: str) -> "Collection":
+    from circuitcli.activations.collection import Collection
+
+    data = request.settings.data
+    return Collection(
+        root=root,
+        hooks=tuple(hooks),
+        n_tokens=data.tokens,
+        block_length=data.block_length,
+        batch_size=data.batch_size,
+        dtype=data.dtype,
+        shard_tokens=data.shard_tokens,
+        fingerprint=digest,
+    )
+
+
+def _hooks(settings: Settings, adapter: "ModelAdapter") -> list[HookPoint]:
+    """What to collect. Raises SettingsError for a hook point that the model lacks."""
+    hooks = hook_points(parse_layers(settings.data.layers, n_layers=adapter.n_layers), settings.data.sites)
+    for hook in hooks:
+        adapter.check(hook)
+    return hooks
+
+
+def _check_length(settings: Settings, adapter: "ModelAdapter") -> None:
+    longest = getattr(adapter.model.config, "max_position_embeddings", None)
+    if longest is not None and settings.data.block_length > longest:
+        raise SettingsError(
+            f"data.block_length={settings.data.block_length} is longer than the {longest} tokens that this model reads",
+            hint=f"--set data.block_length={longest} or less",
+        )
+
+
+def _check_disk(request: Request, root: Path, *, n_hooks: int, d_model: int) -> None:
+    """Raise InputError if what is still missing cannot fit on the disk."""
+    there = sum(file.stat().st_size for file in root.rglob("*.h5"))
+    missing = disk_bytes(request.settings, n_hooks=n_hooks, d_model=d_model) - there
+    free = _free_bytes(request.run.path)
+    if missing > free:
+        raise InputError(
+            f"the activations need {_size(missing)} more and {request.run.path} has {_size(free)} free",
+            hint="collect fewer --tokens, --layers or --sites, or choose another disk with --run",
+        )
+
+
+def _free_bytes(path: Path) -> int:
+    """Free space on the disk of a directory that need not exist yet."""
+    there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    return shutil.disk_usage(there).free
+
+
+def _describe(request: Request, model: "LanguageModel") -> None:
+    """Write into the manifest which model the run belongs to."""
+    settings = {name: value for name, value in flatten(request.settings).items() if name.startswith("model.")}
+    request.run.update_manifest(
+        model=model.name,
+        revision=model.revision,
+        layers=request.settings.data.layers,
+        model_settings=settings,
+        n_layers=model.adapter.n_layers,
+        d_model=model.adapter.d_model,
+    )
+
+
+def _n_parameters(adapter: "ModelAdapter") -> int:
+    return sum(parameter.numel() for parameter in adapter.model.parameters())
+
+
+def _memory_bytes(settings: Settings, adapter: "ModelAdapter", *, n_hooks: int) -> int:
+    """The weights, one batch as it comes from the model, and four as they are stored, on their way to the disk."""
+    data = settings.data
+    number = _BYTES[settings.model.dtype]
+    batch = data.batch_size * data.block_length * adapter.d_model * n_hooks
+    return _n_parameters(adapter) * number + batch * (number + 4 * _BYTES[data.dtype])
+
+
+def _flops(settings: Settings, adapter: "ModelAdapter", hooks: Iterable[HookPoint]) -> float:
+    """Two for each weight of the blocks up to the deepest hook point and token, and attention's own products."""
+    n_blocks = 1 + max(hook.layer for hook in hooks)
+    blocks = list(adapter.blocks)[:n_blocks]
+    weights = sum(parameter.numel() for block in blocks for parameter in block.parameters())
+    attention = 4 * n_blocks * settings.data.block_length * adapter.d_model
+    return float(settings.data.tokens) * (2 * weights + attention)
+
+
+def _size(n_bytes: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.3g} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:,.1f} TB"

@@ -1,0 +1,77 @@
+"""``circuit render``: a graph as pictures, a page or a document. Needs no torch and no model."""
+
+import re
+from pathlib import Path
+from typing import TextIO
+
+from circuitcli.errors import InputError
+from circuitcli.graphs import CircuitGraph, from_records
+from circuitcli.records import FigureRecord, Record, ScoreRecord, Stream
+from circuitcli.render.details import read_details
+from circuitcli.render.drawing import draw
+from circuitcli.render.write import checked, write
+from circuitcli.stages.request import Request
+
+DEFAULT_FORMS = (".html", ".svg")
+
+
+def run(request: Request, *, stdout: TextIO) -> list[Record]:
+    """Draw the graph that was named, or else the last one, and return a record for each file.
+
+    Files go where the settings say, relative to the working directory, and by default to RUN/figures. With ``-`` among
+    the outputs the DOT text goes to ``stdout`` and has no record. Raises InputError if there is no such graph.
+    """
+    settings = request.settings.render
+    outputs = checked(settings.output)
+    graph = chosen_graph(request.records, settings.graph)
+    directory = request.run.path if request.run.path.is_dir() else None
+    drawing = draw(
+        graph,
+        details=read_details(graph, request.records, directory),
+        scores=scores_of(graph, request.records),
+        max_edges=settings.max_edges,
+    )
+    paths = write(drawing, outputs or _defaults(graph, directory), settings, stdout=stdout)
+    return [FigureRecord(path=_recorded(path, directory)) for path in paths]
+
+
+def chosen_graph(records: Stream, name: str | None) -> CircuitGraph:
+    """The last graph of that name, or the last of all. Raises InputError if there is none."""
+    graphs = from_records(records)
+    if not graphs:
+        raise InputError(
+            "render read no 'graph' record",
+            hint="run `circuit graph-grad` or `circuit graph-naive` before it, or name a graph FILE",
+        )
+    named = [graph for graph in graphs if name is None or graph.head.name == name]
+    if not named:
+        names = ", ".join(dict.fromkeys(graph.head.name for graph in graphs))
+        raise InputError(f"there is no graph '{name}'", hint=f"--graph takes one of: {names}")
+    return named[-1]
+
+
+def scores_of(graph: CircuitGraph, records: Stream) -> list[ScoreRecord]:
+    """The scores of this graph: those that name it, and those without a name that follow it before another graph."""
+    current: str | None = None
+    found = []
+    for record in records:
+        if record.kind == "graph":
+            current = str(getattr(record, "name", ""))
+        elif isinstance(record, ScoreRecord):
+            about = (record.model_extra or {}).get("graph", current)
+            if about in (graph.head.name, None):
+                found.append(record)
+    return found
+
+
+def _defaults(graph: CircuitGraph, directory: Path | None) -> list[str]:
+    name = re.sub(r"[^\w.-]+", "-", graph.head.name).strip("-.") or "circuit"
+    folder = Path() if directory is None else directory / "figures"
+    return [str(folder / f"{name}{suffix}") for suffix in DEFAULT_FORMS]
+
+
+def _recorded(path: Path, directory: Path | None) -> str:
+    """Relative to the run directory if inside it, else as given."""
+    if directory is not None and path.resolve().is_relative_to(directory.resolve()):
+        return path.resolve().relative_to(directory.resolve()).as_posix()
+    return path.as_posix()

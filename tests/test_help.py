@@ -1,0 +1,142 @@
+"""Help, version and usage errors: fast, complete, without heavy imports."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from cli_support import ROOT, circuit, environment
+
+from circuitcli import __version__
+from circuitcli.cli.app import COMMANDS
+from circuitcli.settings.sources import known_names
+
+HEAVY = ("torch", "transformers", "h5py", "numpy", "graphviz")
+
+PROBE = f"""
+import sys
+from circuitcli.__main__ import main
+status = main()
+print("LOADED", *[name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)
+sys.exit(status)
+"""
+
+
+def probe(*words: str, cwd: Path) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", PROBE, *words],
+        cwd=cwd,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--help"], ["--version"], ["graph-grad", "-h"], ["train", "--print-settings"], ["trian"], ["train"], ["train", "--k", "3"]],
+    ids=" ".join,
+)
+def test_what_needs_no_model_loads_nothing_heavy(words: list[str], tmp_path: Path):
+    assert probe(*words, cwd=tmp_path).stderr.rstrip().endswith("LOADED")
+
+
+def test_help_takes_less_than_half_a_second_of_computing(tmp_path: Path):
+    times = []
+    for _ in range(3):
+        before = time.process_time(), sum(children())
+        subprocess.run(
+            [sys.executable, "-m", "circuitcli", "--help"], cwd=tmp_path, env=environment(), check=True, capture_output=True
+        )
+        times.append(sum(children()) - before[1])
+    assert min(times) < 0.5
+
+
+def children() -> tuple[float, float]:
+    """User and system seconds of finished child processes."""
+    import os
+
+    spent = os.times()
+    return spent.children_user, spent.children_system
+
+
+def test_python_dash_m_is_the_command(tmp_path: Path):
+    done = subprocess.run(
+        [sys.executable, "-m", "circuitcli", "--version"], cwd=tmp_path, env=environment(), capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"circuit {__version__}\n", "")
+
+
+def test_no_words_show_the_help(tmp_path: Path):
+    outcome = circuit(cwd=tmp_path)
+    assert outcome.status == 0
+    assert outcome.stdout == circuit("--help", cwd=tmp_path).stdout
+
+
+def test_help_lists_every_command_with_a_whole_sentence(tmp_path: Path):
+    listed = circuit("--help", cwd=tmp_path).stdout.partition("Commands:")[2].strip().splitlines()
+    assert [line.split()[0] for line in listed] == COMMANDS
+    assert all(line.endswith(".") and not line.endswith("...") for line in listed)
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "demo"])
+def test_every_command_has_an_example_and_the_help_texts_of_its_settings(command: str, tmp_path: Path):
+    text = " ".join(circuit(command, "--help", cwd=tmp_path).stdout.split())
+    assert f"circuit {command}" in text.partition("Options:")[0].partition("Usage:")[2].partition(" ")[2]
+    assert known_names()["run"] in text
+    assert "--print-settings" in text
+
+
+def test_help_takes_its_texts_from_the_settings():
+    from circuitcli.cli.app import app  # registered when it is imported
+
+    assert app.registered_commands
+    source = "".join(path.read_text() for path in (ROOT / "circuitcli/cli").rglob("*.py"))
+    assert not [name for name, text in known_names().items() if len(text) > 30 and text in source]
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "hint"),
+    [
+        (["trian"], "unknown command: trian", "did you mean circuit train?"),
+        (["xyzzy"], "unknown command: xyzzy", "commands are collect"),
+        (["train", "--tokns", "3"], "unknown option: --tokns", "did you mean --tokens?"),
+        (["train", "--k", "3"], "unknown option: --k", "write --set sae.k=VALUE"),
+        (["train", "--tokens"], "option '--tokens' requires an argument", "`circuit train --help`"),
+        (["collect", "extra"], "extra", "`circuit collect --help`"),
+        (["train", "--tokens", "many"], "train.tokens='many' (flag)", "Tokens to train on"),
+        (["train", "--set", "sae.kk=3"], "unknown setting in --set: sae.kk", "did you mean sae.k?"),
+        (["train", "--set", "sae.k"], "--set sae.k has no '='", "--set NAME=VALUE"),
+        (["graph-grad", "--method", "x"], "graph.method='x' (flag)", "Integrated gradients"),
+        (["--nothing"], "unknown option: --nothing", "circuit"),
+        (["train", "--config", "none.toml"], "cannot read none.toml", "TOML"),
+    ],
+)
+def test_usage_errors_are_one_error_line_and_one_hint_line(words: list[str], error: str, hint: str, tmp_path: Path):
+    outcome = circuit(*words, cwd=tmp_path)
+    assert outcome.status == 2
+    assert outcome.stdout == ""
+    first, second = outcome.stderr.splitlines()
+    assert first.startswith("error: ") and error in first
+    assert second.startswith("hint: ") and hint in second
+
+
+def test_unknown_environment_variables_are_refused_with_the_nearest_name(tmp_path: Path):
+    outcome = circuit("train", cwd=tmp_path, CIRCUIT_SAE__KK="3")
+    assert outcome.status == 2
+    assert outcome.errors[1] == "hint: did you mean CIRCUIT_SAE__K?"
+
+
+def test_negative_slices_are_values_and_no_options(tmp_path: Path):
+    outcome = circuit("collect", "--layers", "-2:", "--print-settings", cwd=tmp_path)
+    assert 'layers = "-2:"  # flag' in outcome.stdout
+
+
+def test_layers_and_sites_mean_the_data_for_collect_and_the_circuit_for_graphs(tmp_path: Path):
+    words = ["--layers", "1:", "--sites", "resid,mlp", "--print-settings"]
+    data, graph = (circuit(command, *words, cwd=tmp_path).stdout for command in ("collect", "graph-grad"))
+    assert 'sites = ["resid", "mlp"]  # flag' in data.partition("[data]")[2].partition("[")[0] + data
+    assert data.index('layers = "1:"  # flag') < data.index("[graph]") < graph.index('layers = "1:"  # flag')
