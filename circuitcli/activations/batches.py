@@ -24,7 +24,8 @@ _CHUNK_ROWS = 256
 # Small pools still mix text from so many places.
 _CHUNKS_IN_POOL = 16
 
-RowBatch = dict[HookPoint, Float[Tensor, "batch d_model"]]
+# Widths may differ from hook point to hook point.
+RowBatch = dict[HookPoint, Float[Tensor, "batch _"]]
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class ShuffledBatches:
             yield from islice(self._batches(read_ahead), max(0, self.n_steps - step))
 
     def _batches(self, pools: Iterator[_Pool]) -> Iterator[RowBatch]:
-        parts: list[RowBatch] = []
+        parts: list[dict[HookPoint, Tensor]] = []
         missing = self._batch_size
         for pool in pools:
             start = 0
@@ -138,7 +139,7 @@ class ShuffledBatches:
         return rows  # (size, d_model)
 
 
-def _joined(parts: list[RowBatch]) -> RowBatch:
+def _joined(parts: list[dict[HookPoint, Tensor]]) -> RowBatch:
     if len(parts) == 1:
         return parts[0]
     return {hook: torch.cat([part[hook] for part in parts]) for hook in parts[0]}

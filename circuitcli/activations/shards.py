@@ -96,7 +96,9 @@ class RowsWriter:
     def _create(self, n_rows: int, d_model: int) -> int:
         """Write a file whose rows are still missing. Returns where they will be."""
         with self.partial.open("wb") as probe:
+            # A file that the disk cannot take must fail here and not inside HDF5.
             probe.write(bytes(_HEADER_BYTES))
+            probe.truncate(_HEADER_BYTES + n_rows * self._row_bytes)
             os.fsync(probe.fileno())
         with h5py.File(self.partial, "w") as file:
             file.attrs.update(hook=str(self._hook), dtype=self._dtype, n_rows=n_rows)
@@ -105,6 +107,7 @@ class RowsWriter:
             whole = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
             whole.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
             whole.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+            whole.set_obj_track_times(False)
             kind = h5py.h5t.py_create(np.dtype(_FILE_DTYPES[self._dtype]), logical=True)
             space = h5py.h5s.create_simple((n_rows, d_model))
             return int(h5py.h5d.create(file.id, _ROWS.encode(), kind, space, whole).get_offset())

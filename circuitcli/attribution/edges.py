@@ -150,9 +150,11 @@ def _output_gradient(
     others = [other for other in sources if other != hook]
     total = None
     for chunk in shares.split(batch_size):
-        held = {other: _held(subject.activation(other).expand(len(chunk), -1, -1).contiguous())
+        held = {
+            other: _held(subject.activation(other).expand(len(chunk), -1, -1).contiguous())
             for other in others
-            if hook < other}
+            if hook < other
+        }
         gradient = path_gradient(subject, hook, moved(subject, hook, step, chunk), held).sum(dim=0)
         total = gradient if total is None else total + gradient
     return total / len(shares) if total is not None and total.any() else None

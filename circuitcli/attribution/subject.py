@@ -10,7 +10,7 @@ from torch import Tensor
 from circuitcli.attribution import metrics
 from circuitcli.attribution.metrics import Metric
 from circuitcli.errors import InputError
-from circuitcli.hookpoints import HookPoint
+from circuitcli.hookpoints import HookPoint, parse_layers
 from circuitcli.models.adapter import ModelAdapter
 from circuitcli.models.loading import LanguageModel
 from circuitcli.models.partial import CleanPass, clean_pass, first_block, rerun
@@ -58,6 +58,14 @@ def encode_prompt(text: str, tokenizer: Tokenizer, adapter: ModelAdapter) -> Pro
 
 
 @dataclass(frozen=True)
+class Target:
+    """The token whose probability is explained; a text alone does not always name one."""
+
+    id: int
+    text: str
+
+
+@dataclass(frozen=True)
 class Subject:
     """One prompt, run cleanly once; codes, errors and frames at its spliced positions; and what is measured."""
 
@@ -100,22 +108,24 @@ def build(
     settings: GraphSettings,
     *,
     prompt: str,
-    target: str | None,
+    target: str | int | None,
     foil: str | None,
-) -> tuple[Subject, str]:
-    """The subject of a prompt, and the text of its target.
+) -> tuple[Subject, Target]:
+    """The subject of a prompt, and its target.
 
-    The target is the model's most likely next token unless named. Raises InputError for a prompt or target that is no
+    The target, a text or an id, is the model's most likely next token unless named. Raises InputError for a prompt or target that is no
     token, and for SAEs that do not fit the model.
     """
     adapter, tokenizer = language_model.adapter, language_model.tokenizer
     encoded = encode_prompt(prompt, tokenizer, adapter)
     prepared = {hook: fitted(sae, adapter) for hook, sae in saes.items()}
     clean = clean_pass(adapter, encoded.ids, tuple(prepared))
-    wanted = int(clean.logits[0, -1].argmax()) if target is None else tokenizer.single_token(target, what="target")
+    wanted = int(clean.logits[0, -1].argmax()) if target is None else target
+    if isinstance(wanted, str):
+        wanted = tokenizer.single_token(wanted, what="target")
     other = None if foil is None else tokenizer.single_token(foil, what="foil")
     metric = metrics.build(settings, ids=encoded.ids, clean_logits=clean.logits, target=wanted, foil=other)
-    return subject_of(adapter, prepared, encoded, clean, metric), tokenizer.token_strings([wanted])[0]
+    return subject_of(adapter, prepared, encoded, clean, metric), Target(wanted, tokenizer.token_strings([wanted])[0])
 
 
 def subject_of(
@@ -145,8 +155,6 @@ def fitted(sae: SparseAutoencoder, adapter: ModelAdapter) -> SparseAutoencoder:
 
 def chosen_hooks(available: Sequence[HookPoint], settings: GraphSettings, *, n_layers: int) -> list[HookPoint]:
     """The hook points of a circuit: those with SAEs that the settings name. Raises InputError if none is left."""
-    from circuitcli.hookpoints import parse_layers
-
     layers = range(n_layers) if settings.layers is None else parse_layers(settings.layers, n_layers=n_layers)
     sites = None if settings.sites is None else {part for text in settings.sites for part in text.split(",")}
     hooks = [hook for hook in sorted(available) if hook.layer in layers and (sites is None or hook.site in sites)]

@@ -2,12 +2,10 @@
 
 import inspect
 import os
-import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from types import FrameType
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -66,7 +64,9 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _circuit(
-    version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Print the version."),
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Find, test and draw sparse feature circuits in language models.
 
@@ -84,11 +84,11 @@ def run(words: Sequence[str]) -> int:
     """Run one command line; returns the exit status. Never raises, never leaves a traceback unless --debug asks."""
     debug = "--debug" in words
     console.configure(colorful="--no-color" not in words)
-    signal.signal(signal.SIGTERM, _terminate)
     try:
         status = _run(list(words) or ["--help"])
     except BaseException as error:
-        status = failures.report(error, debug=debug)
+        command = f"circuit {words[0]}" if words and words[0] in COMMANDS else "circuit"
+        status = failures.report(error, command=command, debug=debug)
     return status if _flushed() else ExitStatus.FAULT
 
 
@@ -140,11 +140,6 @@ def _calm_libraries(*, debug: bool) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not console.animates:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    # Unwinds like an interrupt, so that a stage can save what it has.
-    raise SystemExit(ExitStatus.TERMINATED)
 
 
 def _flushed() -> bool:

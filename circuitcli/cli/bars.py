@@ -1,6 +1,5 @@
 """Progress bars on stderr, with rate and time left."""
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -72,5 +71,5 @@ def _display() -> "Progress":
         Rate(),
         TimeRemainingColumn(elapsed_when_finished=True),
         TextColumn("{task.fields[note]}", markup=False, style="dim"),
-        console=console.rich(sys.stderr),
+        console=console.rich(stderr=True),
     )

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -44,18 +44,18 @@ class Printer:
     @property
     def animates(self) -> bool:
         """Whether progress bars may move on stderr."""
-        return not self.quiet and is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
+        return not self.quiet and stderr_is_terminal() and os.environ.get("TERM") != "dumb"
 
     @property
     def is_plain(self) -> bool:
         """Whether stdout shows no colours."""
-        return self.rich(sys.stdout).color_system is None or self.rich(sys.stdout).no_color
+        return self.rich(stderr=False).color_system is None or self.rich(stderr=False).no_color
 
-    def rich(self, stream: TextIO) -> "RichConsole":
-        """A rich console on a stream."""
+    def rich(self, *, stderr: bool) -> "RichConsole":
+        """A rich console on stdout or stderr."""
         from rich.console import Console
 
-        return Console(file=stream, no_color=None if self.colorful else True, highlight=False, soft_wrap=False)
+        return Console(stderr=stderr, no_color=None if self.colorful else True, highlight=False, soft_wrap=False)
 
     def data(self, text: str) -> None:
         """Print to stdout, unchanged."""
@@ -70,7 +70,7 @@ class Printer:
 
     def view(self, renderable: "RenderableType") -> None:
         """Print something that was asked for, in colour, to stdout."""
-        self.rich(sys.stdout).print(renderable)
+        self.rich(stderr=False).print(renderable)
 
     def say(self, text: str) -> None:
         """Tell people something, unless they asked for quiet."""
@@ -79,7 +79,7 @@ class Printer:
 
     def hello(self, text: str) -> None:
         """Say at once, to a person at a terminal, what is about to happen; what follows may take seconds to load."""
-        if is_terminal(sys.stderr):
+        if stderr_is_terminal():
             self.say(text)
 
     def table(self, rows: Rows) -> None:
@@ -94,7 +94,7 @@ class Printer:
             table.add_column(column, overflow="fold")
         for row in rows.rows:
             table.add_row(*(Text(printable(cell)) for cell in row))
-        self.rich(sys.stderr).print(table)
+        self.rich(stderr=True).print(table)
 
     def error(self, message: str, hint: str = "") -> None:
         """One ``error:`` line and, if there is a hint, one ``hint:`` line."""
@@ -104,7 +104,7 @@ class Printer:
 
     def _colored(self, text: str, color: str) -> str:
         plain = not self.colorful or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
-        return text if plain or not is_terminal(sys.stderr) else color + text + RESET
+        return text if plain or not stderr_is_terminal() else color + text + RESET
 
 
 class Messages(logging.Handler):
@@ -123,9 +123,9 @@ def listen(*, debug: bool) -> None:
     logger.setLevel(logging.DEBUG if debug else logging.WARNING)
 
 
-def is_terminal(stream: TextIO | None) -> bool:
-    """Whether a person is likely to see what is written there."""
-    return stream is not None and not stream.closed and stream.isatty()
+def stderr_is_terminal() -> bool:
+    """Whether a person is likely to see what is written to stderr."""
+    return sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
 
 
 def one_line(text: str) -> str:

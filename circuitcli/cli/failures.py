@@ -22,18 +22,18 @@ class Failure:
 GO_ON = "finished work is kept; the same command goes on from there"
 
 
-def report(error: BaseException, *, debug: bool = False) -> int:
-    """Print a failure; returns the exit status."""
+def report(error: BaseException, *, command: str = "circuit", debug: bool = False) -> int:
+    """Print the failure of a command; returns the exit status."""
     if isinstance(error, SystemExit) and error.code != ExitStatus.TERMINATED:
         return error.code if isinstance(error.code, int) else ExitStatus.FAULT if error.code else ExitStatus.DONE
     if debug:
         console.say("".join(traceback.format_exception(error)).rstrip())
-    failure = explain(error)
+    failure = explain(error, command)
     console.error(failure.message, failure.hint)
     return failure.status
 
 
-def explain(error: BaseException) -> Failure:
+def explain(error: BaseException, command: str = "circuit") -> Failure:
     """The failure behind an exception; what nobody foresaw is a fault of the program."""
     if isinstance(error, CircuitError):
         return Failure(error.message, error.exit_status, error.hint)
@@ -43,7 +43,7 @@ def explain(error: BaseException) -> Failure:
         return Failure("terminated", ExitStatus.TERMINATED, GO_ON)
     # Typer's usage errors have no public name that all its versions share; their texts do.
     if hasattr(error, "format_message"):
-        return _usage(error, error.format_message())
+        return _usage(error, error.format_message(), command)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         hint = "make the batches smaller (--set data.batch_size, graph.batch_size), or choose another --device"
         return Failure("out of memory", ExitStatus.TOOL, hint)
@@ -63,9 +63,8 @@ def unknown_command(word: str, known: list[str]) -> Failure:
     return Failure(f"unknown command: {word}", ExitStatus.USAGE, hint)
 
 
-def _usage(error: BaseException, text: str) -> Failure:
+def _usage(error: BaseException, text: str, command: str) -> Failure:
     option = getattr(error, "option_name", None)
-    command = getattr(getattr(error, "ctx", None), "command_path", "circuit COMMAND")
     hint = f"`{command} --help` lists the options"
     if option is None or not hasattr(error, "possibilities"):
         return Failure(text[:1].lower() + text[1:].rstrip("."), ExitStatus.USAGE, hint)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from circuitcli import records, runs
-from circuitcli.cli.console import console, is_terminal
+from circuitcli.cli.console import console, stderr_is_terminal
 from circuitcli.errors import InputError
 from circuitcli.records import Record, RunRecord, Stream
 from circuitcli.runs import Run
@@ -68,7 +68,7 @@ def stdin_has_records() -> bool:
 
 def stdin_text() -> str:
     """All of stdin. Raises InputError if it is empty or no text."""
-    if not is_terminal(sys.stderr) and not select.select([sys.stdin], [], [], WAIT_S)[0]:
+    if not stderr_is_terminal() and not select.select([sys.stdin], [], [], WAIT_S)[0]:
         console.say("waiting for stdin; to work on a run instead, name it with --run, or close stdin with < /dev/null")
     try:
         text = sys.stdin.buffer.read().decode("utf-8")

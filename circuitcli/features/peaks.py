@@ -50,6 +50,15 @@ def entries(codes: Float[Tensor, "row d_sae"]) -> Entries:
     return Entries(rows.cpu(), features.cpu(), values.cpu().float())
 
 
+@dataclass(frozen=True)
+class Slots:
+    """Peaks that are new: which of the features at hand, which of its peaks, and in which row."""
+
+    index: Int[Tensor, " new"]
+    slot: Int[Tensor, " new"]
+    rows: Int[Tensor, " new"]
+
+
 class Peaks:
     """The strongest peaks of each feature, at most one in each block of text, strongest first; of equals the earlier.
 
@@ -98,29 +107,32 @@ class Peaks:
         found, rows = found[better], rows[better]
         joined = torch.cat([self.values[better], found], dim=1)
         order = joined.argsort(dim=1, descending=True, stable=True)[:, : self.n_peaks]
-        places = torch.cat([self._places[better], _places(blocks, rows)], dim=1)
-        self._add_windows(blocks, better, rows, joined, order[:, : self.n_windows])
-        self.values[better] = joined.gather(1, order)
-        self._places[better] = places.gather(1, order[..., None].expand(-1, -1, 4))
+        values = joined.gather(1, order)
+        is_new = (order >= self.n_peaks) & (values > 0)
+        index, slot = is_new.nonzero(as_tuple=True)
+        peak_rows = rows[index, order[index, slot] - self.n_peaks]
+        kept = order.clamp(max=self.n_peaks - 1)[..., None].expand(-1, -1, 4)
+        places = self._places[better].gather(1, kept)
+        places[index, slot] = _places(blocks, peak_rows)
+        self.values[better], self._places[better] = values, places
+        self._add_windows(blocks, better, order, Slots(index, slot, peak_rows))
 
     def _add_windows(
-        self,
-        blocks: CodedBlocks,
-        features: Int[Tensor, " n"],
-        rows: Int[Tensor, "n block"],
-        joined: Float[Tensor, "n candidate"],
-        order: Int[Tensor, "n n_windows"],
+        self, blocks: CodedBlocks, features: Int[Tensor, " n"], order: Int[Tensor, "n n_peaks"], new: Slots
     ) -> None:
-        """Move the windows that stay to their new places and read the new ones."""
+        """Move the windows that stay to their new slots and read the new ones."""
+        shown = new.slot < self.n_windows
+        index, slot, rows = new.index[shown], new.slot[shown], new.rows[shown]
+        changed, place = index.unique(return_inverse=True)
+        if not len(changed):
+            return
         # A peak that stays never moves up, so its window is one of those that are kept.
-        kept = order.clamp(max=self.n_windows - 1)[..., None].expand(-1, -1, 2 * self.window + 1)
-        tokens = self.tokens[features].gather(1, kept)
-        activations = self.activations[features].gather(1, kept)
-        new = (order >= self.n_peaks) & (joined.gather(1, order) > 0)
-        index, slot = new.nonzero(as_tuple=True)
-        peak_rows = rows[index, order[index, slot] - self.n_peaks]
-        tokens[index, slot], activations[index, slot] = _windows(blocks, features[index], peak_rows, self.window)
-        self.tokens[features], self.activations[features] = tokens, activations
+        kept = order[changed, : self.n_windows].clamp(max=self.n_windows - 1)
+        kept = kept[..., None].expand(-1, -1, 2 * self.window + 1)
+        tokens = self.tokens[features[changed]].gather(1, kept)
+        activations = self.activations[features[changed]].gather(1, kept)
+        tokens[place, slot], activations[place, slot] = _windows(blocks, features[index], rows, self.window)
+        self.tokens[features[changed]], self.activations[features[changed]] = tokens, activations
 
 
 def block_peaks(
@@ -136,7 +148,7 @@ def block_peaks(
     return values.view(d_sae, -1), rows.view(d_sae, -1)
 
 
-def _places(blocks: CodedBlocks, rows: Int[Tensor, "n block"]) -> Int[Tensor, "n block 4"]:
+def _places(blocks: CodedBlocks, rows: Int[Tensor, " peak"]) -> Int[Tensor, "peak 4"]:
     starts = blocks.starts[blocks.block_index()][rows]
     previous = torch.where(rows > starts, blocks.token[(rows - 1).clamp(min=0)], NO_TOKEN)
     return torch.stack([blocks.token[rows], previous, blocks.block[rows], blocks.position[rows]], dim=-1)

@@ -2,52 +2,22 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from circuitcli import progress
+from circuitcli.activations.cache import ActivationCache
+from circuitcli.activations.shards import TokenRows
 from circuitcli.features.peaks import CodedBlocks, Peaks, entries
 from circuitcli.features.statistics import ActivationStatistics
-from circuitcli.hookpoints import HookPoint
 from circuitcli.saes.base import SparseAutoencoder
 
 # Numbers in one piece of codes at most, so that wide SAEs need no more memory than narrow ones (256 MiB).
 MAX_CODES = 2**26
 # Peaks that a label is made from; more than are shown as contexts.
-LABEL_PEAKS = 64
-
-
-class Tokens(Protocol):
-    """Token, block and position of consecutive rows."""
-
-    @property
-    def token(self) -> Int[Tensor, " row"]:
-        """Ids."""
-
-    @property
-    def block(self) -> Int[Tensor, " row"]:
-        """Which block of text; rows of one block are consecutive."""
-
-    @property
-    def position(self) -> Int[Tensor, " row"]:
-        """Place in the block as the model saw it."""
-
-
-class Cache(Protocol):
-    """What is read of an ActivationCache."""
-
-    @property
-    def n_tokens(self) -> int:
-        """Number of rows."""
-
-    def rows(self, hook: HookPoint, start: int, stop: int) -> Float[Tensor, "row d_model"]:
-        """Activations."""
-
-    def tokens(self, start: int, stop: int) -> Tokens:
-        """Their tokens."""
+LABEL_PEAKS = 32
 
 
 @dataclass(frozen=True)
@@ -59,7 +29,7 @@ class Summary:
 
 
 def scan(
-    cache: Cache,
+    cache: ActivationCache,
     sae: SparseAutoencoder,
     *,
     n_tokens: int,
@@ -85,7 +55,7 @@ def scan(
     return Summary(statistics, peaks)
 
 
-def block_spans(cache: Cache, n_tokens: int, *, size: int) -> Iterator[tuple[int, int, Tokens]]:
+def block_spans(cache: ActivationCache, n_tokens: int, *, size: int) -> Iterator[tuple[int, int, TokenRows]]:
     """Row spans, with their tokens, that end where a block of text ends or at ``n_tokens``.
 
     A span has at most ``size`` rows, or more if a single block has more.
@@ -110,7 +80,7 @@ def _last_edge(block: Int[Tensor, " row"]) -> int:
     return int(edges[-1]) + 1 if len(edges) else 0
 
 
-def _coded(cache: Cache, sae: SparseAutoencoder, start: int, stop: int, tokens: Tokens) -> CodedBlocks:
+def _coded(cache: ActivationCache, sae: SparseAutoencoder, start: int, stop: int, tokens: TokenRows) -> CodedBlocks:
     activations = cache.rows(sae.hook, start, stop).to(sae.W_enc.device, sae.W_enc.dtype)
     edges = tokens.block.diff().nonzero()[:, 0] + 1
     starts = torch.cat([torch.tensor([0]), edges, torch.tensor([stop - start])])

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -72,7 +71,7 @@ def learning_rate(settings: PretrainingSettings, *, step: int) -> float:
 
 def run(training: Training, corpus: Corpus, settings: PretrainingSettings, *, output: Path) -> None:
     """Train to the last step, with a checkpoint and a line of ``metrics.jsonl`` every so many steps."""
-    with task("pretrain", total=settings.steps, unit="steps", done=training.step) as advance:
+    with task("pretrain", total=float(settings.steps), unit="steps", done=float(training.step)) as advance:
         while training.step < settings.steps:
             loss = _step(training, corpus, settings)
             due = training.step % settings.checkpoint_every == 0 or training.step == settings.steps
@@ -80,7 +79,7 @@ def run(training: Training, corpus: Corpus, settings: PretrainingSettings, *, ou
                 held_out = evaluate(training.model, corpus, settings, n_windows=_CURVE_WINDOWS)
                 save(training, corpus, settings, output=output)
                 _log(output, step=training.step, training_loss=loss, validation_loss=held_out)
-            advance(1, note=f"loss {held_out:.3f} held out" if due else f"loss {loss:.3f}")
+            advance(note=f"loss {held_out:.3f} held out" if due else f"loss {loss:.3f}")
 
 
 def _step(training: Training, corpus: Corpus, settings: PretrainingSettings) -> float:
@@ -150,9 +149,9 @@ def replacing(path: Path) -> Iterator[Path]:
     """A path to write to, which takes the place of ``path`` when all went well."""
     partial = path.with_name(path.name + ".partial")
     yield partial
-    os.replace(partial, path)
+    partial.replace(path)
 
 
-def _log(output: Path, **figures: float) -> None:
+def _log(output: Path, **figures: int | float) -> None:
     with (output / "metrics.jsonl").open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(figures) + "\n")

@@ -55,7 +55,7 @@ def read_details(graph: CircuitGraph, stream: Stream, run: Path | None) -> dict[
     """
     wanted = {place.feature: str(place.hook) for node in graph.nodes if (place := node.place) and not place.is_error}
     told = {record.id: record for record in stream.of(FeatureRecord) if _fits(graph, wanted.get(record.id), record)}
-    found = {name: Details.model_validate(record.model_dump()) for name, record in told.items()}
+    found = {name: Details.model_validate(record.model_dump(exclude_none=True)) for name, record in told.items()}
     for path in _files(wanted, told.values(), run):
         for name, details in _read(path, wanted.keys()).items():
             sae = graph.head.saes.get(wanted[name])

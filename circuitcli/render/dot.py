@@ -21,7 +21,7 @@ FONT = "Helvetica,Arial,sans-serif"
 LABELLED_EDGES = 24
 ASPECT = 1.5
 # Rough size of a box with contexts, and of the room that edges take around it, in points.
-BOX_WIDTH, BOX_HEIGHT = 400, 215
+BOX_WIDTH, BOX_HEIGHT = 400.0, 215.0
 
 
 def dot_source(drawing: Drawing, settings: RenderSettings) -> str:
@@ -124,5 +124,5 @@ def _add_edge(dot: Digraph, edge: Edge, drawing: Drawing) -> None:
 
 
 def _plain(text: str) -> str:
-    """Text for a quoted attribute, in which backslashes and entities have a meaning."""
-    return visible(text).replace("\\", "\\\\").replace("&", "&amp;")
+    """Text for a quoted attribute, in which entities have a meaning, and backslashes even when they are doubled."""
+    return visible(text).replace("&", "&amp;").replace("\\", "&#92;")

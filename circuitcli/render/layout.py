@@ -12,10 +12,10 @@ from typing import Any
 from circuitcli.graphs import Node
 from circuitcli.render.drawing import Drawing
 
-CARD_WIDTH, CARD_HEIGHT = 190, 56
-CARD_GAP, LINE_GAP, COLUMN_GAP = 12, 18, 26
-ROW_GAP, WIDEST_ROW_GAP = 44, 110
-HOOK_WIDTH, SKIP_WIDTH, TOKEN_HEIGHT = 84, 30, 34
+CARD_WIDTH, CARD_HEIGHT = 190.0, 56.0
+CARD_GAP, LINE_GAP, COLUMN_GAP = 12.0, 18.0, 26.0
+ROW_GAP, WIDEST_ROW_GAP = 44.0, 110.0
+HOOK_WIDTH, SKIP_WIDTH, TOKEN_HEIGHT = 84.0, 30.0, 34.0
 ASPECT = 1.45
 SWEEPS = 6
 
@@ -121,7 +121,7 @@ def _columns(
     cells: Mapping[Cell, Sequence[str]], positions: Sequence[int | None], per_line: Mapping[int | None, int]
 ) -> list[Column]:
     columns: list[Column] = []
-    x, before = float(HOOK_WIDTH), -1
+    x, before = HOOK_WIDTH, -1
     for position in positions:
         skipped = 0 if position is None else position - before - 1
         x += SKIP_WIDTH if skipped else 0

@@ -28,29 +28,39 @@ def _visible(character: str) -> str:
 
 def width(text: str) -> int:
     """Columns that the visible text takes; East Asian characters and emoji take two."""
-    return sum(
-        0 if unicodedata.combining(character) else 2 if unicodedata.east_asian_width(character) in "WF" else 1
-        for character in visible(text)
-    )
+    return sum(_columns(character) for character in visible(text))
+
+
+def _columns(character: str) -> int:
+    if unicodedata.combining(character):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
 def shortened(text: str, columns: int) -> str:
     """The visible text, cut with an ellipsis where it is wider."""
     shown = visible(text)
-    if width(shown) <= columns:
-        return shown
-    while shown and width(shown) > columns - 1:
-        shown = shown[:-1]
-    return shown + "…"
+    beginning = _beginning(shown, columns)
+    return shown if beginning == shown else _beginning(shown, columns - 1) + "…"
+
+
+def _beginning(shown: str, columns: int) -> str:
+    """As much of the text as fits."""
+    for index, character in enumerate(shown):
+        columns -= _columns(character)
+        if columns < 0:
+            return shown[:index]
+    return shown
 
 
 def wrapped(text: str, columns: int, *, lines: int) -> list[str]:
     """The visible text on a few lines, broken at spaces where there are some, cut with an ellipsis."""
     shown = visible(text).strip()
     broken: list[str] = []
-    while shown and len(broken) < lines - 1 and width(shown) > columns:
-        cut = shortened(shown, columns + 1).removesuffix("…")
-        cut = cut[: cut.rfind(" ")] if " " in cut.strip() else cut
+    while len(broken) < lines - 1 and (cut := _beginning(shown, columns)) != shown:
+        # The blank after a word that just fits is a place to break too.
+        blank = shown[: len(cut) + 1].rfind(" ")
+        cut = cut[:blank] if blank > 0 else cut
         broken.append(cut)
         shown = shown[len(cut) :].lstrip()
     return [*broken, shortened(shown, columns)] if shown else broken

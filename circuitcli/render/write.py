@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TextIO
+from typing import Protocol, runtime_checkable
 
 from circuitcli.errors import SettingsError
 from circuitcli.render.document import document, to_json
@@ -18,6 +18,14 @@ PICTURES = (".svg", ".png")
 STDOUT = "-"
 
 
+@runtime_checkable
+class Writer(Protocol):
+    """Where text can be written: stdout, or a text in memory."""
+
+    def write(self, text: str, /) -> int:
+        """Write the text and return its length."""
+
+
 def checked(outputs: Iterable[str]) -> list[str]:
     """The outputs, each once. Raises SettingsError for a suffix that nothing draws."""
     names = list(dict.fromkeys(outputs))
@@ -28,7 +36,7 @@ def checked(outputs: Iterable[str]) -> list[str]:
     return names
 
 
-def write(drawing: Drawing, outputs: Iterable[str], settings: RenderSettings, *, stdout: TextIO) -> list[Path]:
+def write(drawing: Drawing, outputs: Iterable[str], settings: RenderSettings, *, stdout: Writer) -> list[Path]:
     """Write all outputs and return the files' paths as given.
 
     Files that need no other program are written first, so that they are there even if `ToolError` is raised because

@@ -2,8 +2,6 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +10,15 @@ from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint, NodeId
 from circuitcli.records import ActivationsRecord, FeatureRecord, Record, SaeRecord
 from circuitcli.runs import Fingerprint
+from circuitcli.stages.inputs import SaeSource, load_saes, open_cache, sae_sources
 from circuitcli.stages.request import Request, fingerprint, needed, resumable
 
 if TYPE_CHECKING:
     from circuitcli.activations.cache import ActivationCache
     from circuitcli.models.loading import LanguageModel
+    from circuitcli.saes.base import SparseAutoencoder
+
+Sources = Mapping[HookPoint, SaeSource]
 
 NAME = "interp"
 FOLDER = "features"
@@ -24,23 +26,13 @@ FOLDER = "features"
 DETAILS = frozenset({"quantiles", "contexts", "promoted", "suppressed", "interp"})
 
 
-@dataclass(frozen=True)
-class _Place:
-    """The SAE of a hook point, and what the features of both are described from."""
-
-    hook: HookPoint
-    directory: Path
-    sae_digest: str
-    activations: ActivationsRecord
-
-
 def run(request: Request) -> list[Record]:
     """One record for each live feature, described now or before.
 
     Raises InputError if SAEs or activations are missing or do not fit together.
     """
-    places = _places(request)
-    return resumable(request, NAME, _fingerprint(request, places), partial(_work, request, places))
+    sources = _sources(request)
+    return resumable(request, NAME, _fingerprint(request, sources), lambda resumes: _work(request, sources))
 
 
 def describe(request: Request, ids: Sequence[str]) -> list[dict[str, Any]]:
@@ -52,64 +44,60 @@ def describe(request: Request, ids: Sequence[str]) -> list[dict[str, Any]]:
     return [_line(request, NodeId.parse(text)) for text in ids]
 
 
-def _places(request: Request) -> list[_Place]:
-    cached = needed(request, ActivationsRecord, stage=NAME, hint="run `circuit collect` before it")
-    activations = {record.hook: record for record in cached}
-    saes = needed(request, SaeRecord, stage=NAME, hint="run `circuit train` before it")
-    missing = [record.hook for record in saes if record.hook not in activations]
-    if missing:
+def _sources(request: Request) -> Sources:
+    """The SAEs of the hook points of which there are activations."""
+    collected = needed(request, ActivationsRecord, stage=NAME, hint="run `circuit collect` before it")
+    hooks = {record.hook for record in collected}
+    sources = sae_sources(request, stage=NAME)
+    chosen = {hook: source for hook, source in sources.items() if str(hook) in hooks}
+    if not chosen:
         raise InputError(
-            f"{NAME} read SAEs but no activations of {', '.join(missing)}",
-            hint="collect them too: `circuit collect --layers ... --sites ...`",
+            f"{NAME} read SAEs at {' '.join(map(str, sources))} and activations at {' '.join(sorted(hooks))}",
+            hint="collect activations for the SAEs: `circuit collect --layers ... --sites ...`",
         )
-    places = [
-        _Place(HookPoint.parse(sae.hook), request.run.path / sae.path, sae.digest, activations[sae.hook])
-        for sae in saes
-    ]
-    return sorted(places, key=lambda place: place.hook)
+    return chosen
 
 
-def _fingerprint(request: Request, places: Sequence[_Place]) -> Fingerprint:
-    inputs = {f"SAE at {place.hook}": place.sae_digest for place in places}
-    inputs |= {f"activations of {place.hook}": place.activations.digest for place in places}
+def _fingerprint(request: Request, sources: Sources) -> Fingerprint:
+    digests = {record.hook: record.digest for record in request.records.of(ActivationsRecord)}
+    inputs = {f"SAE at {hook}": source.digest for hook, source in sources.items()}
+    inputs |= {f"activations at {hook}": digests[str(hook)] for hook in sources}
     return fingerprint(request, ("interp.",), inputs, without=("interp.batch_size",))
 
 
-def _work(request: Request, places: Sequence[_Place], resumes: bool) -> tuple[list[Record], dict[str, Any]]:
+def _work(request: Request, sources: Sources) -> tuple[list[Record], dict[str, Any]]:
     """Describe the hook points that have no file of the same fingerprint yet."""
-    prints = {place.hook: _fingerprint(request, [place]).digest for place in places}
-    keeps = not request.force or resumes
-    missing = [place for place in places if not (keeps and _is_made(_file(request, place.hook), prints[place.hook]))]
+    prints = {hook: _fingerprint(request, {hook: source}).digest for hook, source in sources.items()}
+    missing = [hook for hook in sources if request.force or not _is_made(_file(request, hook), prints[hook])]
     if missing:
-        _describe(request, missing, prints)
-    made = [record for place in places for record in _records(_file(request, place.hook))]
+        _describe(request, sources, {hook: prints[hook] for hook in missing})
+    made = [record for hook in sources for record in _records(_file(request, hook))]
     return made, {"n_features": len(made)}
 
 
-def _describe(request: Request, places: Sequence[_Place], prints: Mapping[HookPoint, str]) -> None:
-    from circuitcli.activations.cache import ActivationCache
+def _describe(request: Request, sources: Sources, prints: Mapping[HookPoint, str]) -> None:
     from circuitcli.models.loading import load_model
 
-    cache = ActivationCache(request.run.path / "activations", [place.hook for place in places])
+    cache = open_cache(request, prints, purpose=NAME)
+    saes = load_saes(sources, prints)
     model = load_model(request.settings.model)
-    for place in places:
-        with runs.atomic(_file(request, place.hook)) as stream:
-            for line in _lines(request, place, cache, model):
-                facts = {"path": f"{FOLDER}/{place.hook}.jsonl", "sae": place.sae_digest, "interp": prints[place.hook]}
+    for hook, digest in prints.items():
+        facts = {"path": f"{FOLDER}/{hook}.jsonl", "sae": sources[hook].digest, "interp": digest}
+        with runs.atomic(_file(request, hook)) as stream:
+            for line in _lines(request, saes[hook], cache, model):
                 stream.write(json.dumps(line | facts, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _lines(
-    request: Request, place: _Place, cache: "ActivationCache", model: "LanguageModel"
+    request: Request, sae: "SparseAutoencoder", cache: "ActivationCache", model: "LanguageModel"
 ) -> Iterator[dict[str, Any]]:
     from circuitcli.features import logits
     from circuitcli.features.describe import describe as described
     from circuitcli.features.scan import scan
-    from circuitcli.saes import files
 
     settings = request.settings.interp
-    sae = files.load(place.directory).to(model.adapter.device)
-    sae.check_width(cache.d_model(place.hook))
+    sae.check_width(cache.d_model(sae.hook))
+    sae = sae.to(model.adapter.device)
     summary = scan(
         cache,
         sae,
@@ -119,12 +107,12 @@ def _lines(
         window=settings.window,
     )
     effects = None
-    if logits.writes_to_residual(place.hook):
+    if logits.writes_to_residual(sae.hook):
         directions = sae.W_dec[summary.statistics.live.to(sae.W_dec.device)]
         effects = logits.logit_effects(
             model.adapter, directions, n_top=settings.logits, vocab_size=model.tokenizer.vocab_size
         )
-    return described(place.hook, summary, effects, model.tokenizer)
+    return described(sae.hook, summary, effects, model.tokenizer)
 
 
 def _file(request: Request, hook: HookPoint) -> Path:

@@ -2,20 +2,19 @@
 
 import re
 from pathlib import Path
-from typing import TextIO
 
 from circuitcli.errors import InputError
 from circuitcli.graphs import CircuitGraph, from_records
 from circuitcli.records import FigureRecord, Record, ScoreRecord, Stream
 from circuitcli.render.details import read_details
 from circuitcli.render.drawing import draw
-from circuitcli.render.write import checked, write
+from circuitcli.render.write import Writer, checked, write
 from circuitcli.stages.request import Request
 
 DEFAULT_FORMS = (".html", ".svg")
 
 
-def run(request: Request, *, stdout: TextIO) -> list[Record]:
+def run(request: Request, *, stdout: Writer) -> list[Record]:
     """Draw the graph that was named, or else the last one, and return a record for each file.
 
     Files go where the settings say, relative to the working directory, and by default to RUN/figures. With ``-`` among

@@ -43,7 +43,7 @@ def initial_sae(
     decoder /= torch.linalg.vector_norm(decoder, dim=1, keepdim=True)
     sae.W_dec = nn.Parameter(decoder.clone())
     sae.W_enc = nn.Parameter(decoder.T)
-    sae.b_dec = nn.Parameter(geometric_median(first.double()).float())
+    sae.b_dec = nn.Parameter(geometric_median(first.cpu().double()).float())
     return sae.to(first.device)
 
 

@@ -1,0 +1,86 @@
+"""The naive graph: every node ablated by itself."""
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from circuitcli.graphs import Edge, Node
+from circuitcli.hookpoints import HookPoint, parse_pins
+from circuitcli.records import Record
+from circuitcli.runs import atomic
+from circuitcli.stages.graphing import Task, finish, head_of, prepare, task_of
+from circuitcli.stages.request import Request, resumable
+
+if TYPE_CHECKING:
+    from circuitcli.attribution.naive import NaivePart, NaiveSearch
+
+# Settings that only the gradient graph reads.
+_GRADIENT = ("method", "ig_steps", "down", "up")
+
+
+def run(request: Request) -> list[Record]:
+    """Head, nodes and edges of the graph, found now or before; a killed run goes on at the next hook point.
+
+    Raises SettingsError without a prompt, InputError without SAEs, for pins that are not there, or for a graph of that
+    name with other settings.
+    """
+    task = task_of(request, "graph-naive", name="naive", positions="sum", baseline="zero", foreign=_GRADIENT)
+    parse_pins(task.settings.pin)
+    return resumable(request, task.entry, task.fingerprint(), lambda resumes: _work(task, resumes))
+
+
+def _work(task: Task, resumes: bool) -> tuple[list[Record], dict[str, Any]]:
+    from circuitcli.attribution.naive import NaiveSearch
+
+    folder = task.path.with_suffix(".parts")
+    if not resumes:
+        shutil.rmtree(folder, ignore_errors=True)
+    prepared = prepare(task)
+    pins = parse_pins(task.settings.pin)
+    seed = task.request.settings.seed
+    search = NaiveSearch(prepared.subject, prepared.baseline, task.settings, task.positions, pins, seed)
+    # All pins are checked before the first ablation.
+    for hook in pins:
+        search.sources(hook)
+    parts = [_part(search, hook, folder) for hook in prepared.subject.hooks]
+    kept, dropped = sum(part.kept_total for part in parts), sum(part.dropped_total for part in parts)
+    head = head_of(
+        task,
+        prepared,
+        method="naive",
+        threshold=search.threshold,
+        to=task.settings.to,
+        share_kept=kept / (kept + dropped) if kept + dropped > 0 else None,
+    )
+    made = finish(task, search.graph(head, parts))
+    shutil.rmtree(folder, ignore_errors=True)
+    return made
+
+
+def _part(search: "NaiveSearch", hook: HookPoint, folder: Path) -> "NaivePart":
+    """The ablations of one hook point: from the file of an earlier, killed run, or made now and kept in a file."""
+    from circuitcli.attribution.naive import NaivePart
+
+    path = folder / f"{hook}.json"
+    if path.is_file():
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return NaivePart(
+            tuple(Node(**node) for node in content["nodes"]),
+            tuple(Edge(**edge) for edge in content["edges"]),
+            content["kept_total"],
+            content["dropped_total"],
+        )
+    part = search.part(hook)
+    with atomic(path) as stream:
+        json.dump(
+            {
+                "nodes": [asdict(node) for node in part.nodes],
+                "edges": [asdict(edge) for edge in part.edges],
+                "kept_total": part.kept_total,
+                "dropped_total": part.dropped_total,
+            },
+            stream,
+        )
+    return part

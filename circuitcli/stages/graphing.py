@@ -1,0 +1,184 @@
+"""What both graph stages share: the subject, the baseline, the head, the graph file."""
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from circuitcli import graphs, records
+from circuitcli.errors import SettingsError
+from circuitcli.graphs import CircuitGraph
+from circuitcli.hookpoints import HookPoint
+from circuitcli.records import GraphRecord, Record
+from circuitcli.runs import Fingerprint, atomic, file_digest
+from circuitcli.settings.graph import GraphSettings
+from circuitcli.stages.inputs import (
+    SaeSource,
+    activation_digests,
+    load_saes,
+    open_cache,
+    read_graphs,
+    sae_sources,
+)
+from circuitcli.stages.request import Request, fingerprint
+
+if TYPE_CHECKING:
+    from circuitcli.attribution.baselines import Baseline
+    from circuitcli.attribution.subject import Subject, Target
+    from circuitcli.models.loading import LanguageModel
+
+# Where the model runs and how many rows at once changes rounding only; the file to extend is an input.
+_NO_MATTER = ("model.device", "model.device_map", "graph.batch_size", "graph.extend", "graph.name")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One graph to make."""
+
+    request: Request
+    stage: str
+    name: str
+    positions: str
+    baseline: str
+    sources: Mapping[HookPoint, SaeSource]
+    foreign: tuple[str, ...]
+
+    @property
+    def settings(self) -> GraphSettings:
+        """The section of the settings that says what is explained."""
+        return self.request.settings.graph
+
+    @property
+    def entry(self) -> str:
+        """The name of the graph's entry in the manifest."""
+        return f"graph:{self.name}"
+
+    @property
+    def path(self) -> Path:
+        """The graph's file."""
+        return self.request.run.path / "graphs" / f"{self.name}.jsonl"
+
+    def fingerprint(self) -> Fingerprint:
+        """Over the settings that the stage reads, the SAEs, the cache if the baseline needs it, and what is extended."""
+        inputs = {f"SAE at {hook}": source.digest for hook, source in self.sources.items()}
+        inputs["command"] = self.stage
+        if self.baseline in ("mean", "resample"):
+            inputs |= activation_digests(self.request)
+        if self.settings.extend is not None:
+            inputs["graph to extend"] = file_digest(Path(self.settings.extend))
+        prefixes = ("graph.", "model.", "seed", "sae_path")
+        return fingerprint(self.request, prefixes, inputs, without=(*_NO_MATTER, *self.foreign))
+
+
+def task_of(request: Request, stage: str, *, name: str, positions: str, baseline: str, foreign: Iterable[str]) -> Task:
+    """The graph that a request asks for. Raises SettingsError without a prompt, InputError without SAEs."""
+    settings = request.settings.graph
+    if settings.prompt is None:
+        raise SettingsError(
+            f"{stage} has no prompt", hint=f'add --prompt, for example {stage} --prompt "The capital of"'
+        )
+    if settings.extend is not None:
+        read_graphs(Path(settings.extend))
+    return Task(
+        request=request,
+        stage=stage,
+        name=_valid_name(settings.name or name),
+        positions=settings.positions or positions,
+        baseline=settings.baseline or baseline,
+        sources=sae_sources(request, stage=stage),
+        foreign=tuple(f"graph.{field}" for field in foreign),
+    )
+
+
+def _valid_name(name: str) -> str:
+    if not name or Path(name).name != name or name.startswith("."):
+        raise SettingsError(f"'{name}' cannot be the name of a graph", hint="use letters, digits, '-' and '_'")
+    return name
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A subject with its baseline and its target."""
+
+    language_model: "LanguageModel"
+    subject: "Subject"
+    baseline: "Baseline"
+    target: "Target"
+
+
+def prepare(task: Task) -> Prepared:
+    """Load model and SAEs, run the prompt, take the baseline."""
+    from circuitcli.attribution import subject as subjects
+    from circuitcli.models.loading import load_model
+
+    request, settings = task.request, task.settings
+    language_model = load_model(request.settings.model)
+    n_layers = language_model.adapter.n_layers
+    hooks = subjects.chosen_hooks(list(task.sources), settings, n_layers=n_layers)
+    saes = load_saes(task.sources, hooks)
+    prompt = settings.prompt or ""
+    subject, target = subjects.build(
+        language_model, saes, settings, prompt=prompt, target=settings.target, foil=settings.foil
+    )
+    baseline = take_baseline(request, task.baseline, subject, language_model, settings)
+    return Prepared(language_model, subject, baseline, target)
+
+
+def take_baseline(
+    request: Request, kind: str, subject: "Subject", language_model: "LanguageModel", settings: GraphSettings
+) -> "Baseline":
+    """The baseline of a kind. Raises InputError if it needs a cache or a counterfactual that is not there."""
+    from circuitcli.attribution import baselines
+
+    if kind == "zero":
+        return baselines.zero(subject.saes)
+    if kind == "counterfactual":
+        return baselines.counterfactual(subject, language_model, settings.counterfactual)
+    cache = open_cache(request, subject.hooks, purpose=f"the {kind} baseline")
+    if kind == "mean":
+        return baselines.mean(subject.saes, cache, n_tokens=settings.baseline_tokens)
+    return baselines.resample(subject, cache, seed=request.settings.seed)
+
+
+def head_of(task: Task, prepared: Prepared, *, method: str, **facts: Any) -> GraphRecord:
+    """The head of a graph: what is explained, how, and the metric with everything and with nothing."""
+    from circuitcli.validation.circuits import circuit_metric, kept_nodes
+
+    subject, settings = prepared.subject, task.settings
+    nothing = kept_nodes(subject, ())
+    empty = circuit_metric(subject, prepared.baseline, [nothing], batch_size=1)
+    return GraphRecord(
+        name=task.name,
+        method=method,
+        metric=subject.metric.name,
+        prompt=subject.prompt.text,
+        tokens=subject.prompt.tokens,
+        metric_clean=subject.metric_clean,
+        metric_baseline=float(empty[0]),
+        dtype=task.request.settings.model.dtype,
+        unit=subject.metric.unit,
+        baseline=task.baseline,
+        positions=task.positions,
+        model=task.request.settings.model.name,
+        target=prepared.target.text,
+        foil=settings.foil,
+        saes={str(hook): task.sources[hook].digest for hook in subject.hooks},
+        path=f"graphs/{task.name}.jsonl",
+        **{
+            "target_id": prepared.target.id,
+            "revision": prepared.language_model.revision,
+            "counterfactual": settings.counterfactual,
+            **facts,
+        },
+    )
+
+
+def finish(task: Task, graph: CircuitGraph) -> tuple[list[Record], dict[str, Any]]:
+    """Extend another graph if asked to, write the graph's file, and give the stage's records."""
+    if task.settings.extend is not None:
+        graph = graphs.merged(read_graphs(Path(task.settings.extend))[-1], graph)
+    made = graphs.to_records(graph)
+    with atomic(task.path) as stream:
+        records.write(made, stream)
+    return made, {"n_nodes": len(graph.nodes), "n_edges": len(graph.edges), "made": time.strftime("%Y-%m-%d")}

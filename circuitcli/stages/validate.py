@@ -1,0 +1,299 @@
+"""The test of a circuit: faithfulness, completeness, minimality, chance, and all its features ablated together."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from circuitcli import graphs
+from circuitcli.errors import InputError, SettingsError, ThresholdError
+from circuitcli.graphs import CircuitGraph
+from circuitcli.hookpoints import HookPoint, NodeId, parse_pins
+from circuitcli.records import Record, ScoreRecord, Stream
+from circuitcli.runs import Fingerprint, atomic, digest
+from circuitcli.settings.graph import GraphSettings
+from circuitcli.settings.settings import Settings
+from circuitcli.stages.graphing import take_baseline
+from circuitcli.stages.inputs import SaeSource, activation_digests, chosen_graph, load_saes, sae_sources
+from circuitcli.stages.request import Request, fingerprint, resumable
+
+if TYPE_CHECKING:
+    from circuitcli.models.loading import LanguageModel
+    from circuitcli.saes.base import SparseAutoencoder
+    from circuitcli.validation.ablation import JointAblation
+    from circuitcli.validation.scores import Case
+
+_NO_MATTER = ("model.device", "model.device_map", "validate.at_least", "validate.graph", "validate.prompts")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt to test on."""
+
+    prompt: str
+    target: str | int | None = None
+    foil: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is tested: the nodes, the hook points that are spliced, the prompts and the metric."""
+
+    request: Request
+    name: str
+    nodes: tuple[NodeId, ...]
+    hooks: tuple[HookPoint, ...]
+    sources: dict[HookPoint, SaeSource]
+    examples: tuple[Example, ...]
+    metric: GraphSettings
+    baseline: str
+
+    def fingerprint(self) -> Fingerprint:
+        """Over the settings that the stage reads, the nodes, the SAEs, the prompts and the cache if it is needed."""
+        inputs = {f"SAE at {hook}": self.sources[hook].digest for hook in self.hooks}
+        inputs["nodes"] = digest([str(node) for node in self.nodes])
+        inputs["prompts"] = digest([asdict(example) for example in self.examples])
+        inputs["metric"] = digest([self.metric.metric, self.metric.counterfactual, self.baseline])
+        if self.baseline in ("mean", "resample"):
+            inputs |= activation_digests(self.request)
+        return fingerprint(self.request, ("validate.", "model.", "seed", "sae_path"), inputs, without=_NO_MATTER)
+
+
+def run(request: Request) -> list[Record]:
+    """The scores of a graph or of pinned features, measured now or before.
+
+    Raises InputError for nodes, SAEs or prompts that do not fit, and for a metric that the nodes do not change.
+    """
+    plan = _pin_plan(request) if request.settings.validation.pin else _graph_plan(request)
+    return resumable(request, f"validate:{plan.name}", plan.fingerprint(), lambda resumes: _work(plan))
+
+
+def check(made: Sequence[Record], settings: Settings) -> None:
+    """Raise ThresholdError if faithfulness is below ``validate.at_least``."""
+    wanted = settings.validation.at_least
+    score = _headline(made)
+    if wanted is not None and (score is None or score.value < wanted):
+        value = "not measured" if score is None else f"{score.value:.4f}"
+        raise ThresholdError(f"faithfulness is {value}, below {wanted}", hint="raise --down and --up of graph-grad")
+
+
+def _headline(made: Sequence[Record]) -> ScoreRecord | None:
+    scores = Stream(made).of(ScoreRecord)
+    return next((score for score in scores if score.name == "faithfulness" and getattr(score, "judged", False)), None)
+
+
+def _graph_plan(request: Request) -> Plan:
+    settings = request.settings.validation
+    graph = chosen_graph(request, settings.graph, stage="validate")
+    sources = sae_sources(request, stage="validate")
+    hooks = tuple(HookPoint.parse(name) for name in graph.head.saes)
+    _check_saes(graph, sources)
+    nodes = tuple(node.place for node in graph.nodes if node.place is not None)
+    if not nodes:
+        raise InputError(f"graph '{graph.head.name}' has no node", hint="raise --down and --up of graph-grad")
+    examples = _read_prompts(settings.prompts) if settings.prompts else (_graph_example(graph),)
+    aligned = settings.prompts is None
+    metric = request.settings.graph.model_copy(
+        update={"metric": graph.head.metric, "counterfactual": getattr(graph.head, "counterfactual", None)}
+    )
+    return Plan(
+        request=request,
+        name=graph.head.name,
+        nodes=nodes if aligned else _without_positions(nodes),
+        hooks=tuple(sorted(hooks)),
+        sources=sources,
+        examples=examples,
+        metric=metric,
+        baseline=settings.baseline or graph.head.baseline,
+    )
+
+
+def _check_saes(graph: CircuitGraph, sources: dict[HookPoint, SaeSource]) -> None:
+    for name, expected in graph.head.saes.items():
+        source = sources.get(HookPoint.parse(name))
+        if source is None or source.digest != expected:
+            what = "is missing" if source is None else "has other weights"
+            raise InputError(
+                f"the SAE at {name} that graph '{graph.head.name}' was made with {what}",
+                hint="make the graph again, or name its SAEs with --sae PATH",
+            )
+
+
+def _graph_example(graph: CircuitGraph) -> Example:
+    return Example(graph.head.prompt, getattr(graph.head, "target_id", graph.head.target), graph.head.foil)
+
+
+def _without_positions(nodes: Sequence[NodeId]) -> tuple[NodeId, ...]:
+    """On other prompts positions mean other words, so a node counts at all of them."""
+    return tuple(dict.fromkeys(replace(node, position=None) for node in nodes))
+
+
+def _pin_plan(request: Request) -> Plan:
+    settings, pins = request.settings, parse_pins(request.settings.validation.pin)
+    sources = sae_sources(request, stage="validate")
+    for hook in pins:
+        if hook not in sources:
+            there = " ".join(str(known) for known in sources)
+            raise InputError(f"no SAE at pinned hook point {hook}", hint=f"there are SAEs at {there}")
+    return Plan(
+        request=request,
+        name="pins",
+        nodes=tuple(NodeId(hook, index) for hook, indices in pins.items() for index in indices),
+        hooks=tuple(pins),
+        sources=sources,
+        examples=_pin_examples(request),
+        metric=settings.graph,
+        baseline=settings.validation.baseline or "zero",
+    )
+
+
+def _pin_examples(request: Request) -> tuple[Example, ...]:
+    settings = request.settings
+    if settings.validation.prompts:
+        return _read_prompts(settings.validation.prompts)
+    if settings.graph.prompt is not None:
+        return (Example(settings.graph.prompt, settings.graph.target, settings.graph.foil),)
+    made = graphs.from_records(request.records)
+    if not made:
+        raise SettingsError("validate --pin has no prompt", hint="add --prompt TEXT, or --prompts FILE")
+    return (_graph_example(made[-1]),)
+
+
+def _read_prompts(name: str) -> tuple[Example, ...]:
+    """The prompts of a JSONL file. Raises InputError, naming the line, for what is none."""
+    path = Path(name)
+    hint = 'each line is an object such as {"prompt": "The capital of France is", "target": " Paris"}'
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read prompts {path}: {error}", hint=hint) from None
+    examples = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            content = json.loads(line)
+            examples.append(Example(content["prompt"], content.get("target"), content.get("foil")))
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise InputError(f"{path} line {number} is no prompt", hint=hint) from None
+    if not examples:
+        raise InputError(f"{path} holds no prompt", hint=hint)
+    return tuple(examples)
+
+
+def _work(plan: Plan) -> tuple[list[Record], dict[str, Any]]:
+    from circuitcli.models.loading import load_model
+    from circuitcli.progress import track
+
+    language_model = load_model(plan.request.settings.model)
+    saes = load_saes(plan.sources, plan.hooks)
+    examples = track(plan.examples, "prompts", unit="prompts")
+    cases = [_case(plan, language_model, saes, example) for example in examples]
+    scores = _scores(plan, cases)
+    joint = _joint_ablation(plan, language_model)
+    report = f"reports/{plan.name}.json"
+    effect = ScoreRecord(
+        name="effect",
+        value=joint.effect,
+        **_common(plan, path=report, unit=cases[0].subject.metric.unit, what="all nodes ablated together"),
+    )
+    _write_report(plan, plan.request.run.path / report, [*scores, effect], joint)
+    return [*scores, effect], {}
+
+
+def _case(
+    plan: Plan,
+    language_model: "LanguageModel",
+    saes: "dict[HookPoint, SparseAutoencoder]",
+    example: Example,
+) -> "Case":
+    from circuitcli.attribution import subject as subjects
+    from circuitcli.validation.scores import Case
+
+    subject, _ = subjects.build(
+        language_model, saes, plan.metric, prompt=example.prompt, target=example.target, foil=example.foil
+    )
+    baseline = take_baseline(plan.request, plan.baseline, subject, language_model, plan.metric)
+    return Case(subject, baseline, plan.nodes)
+
+
+def _common(plan: Plan, **more: Any) -> dict[str, Any]:
+    return {
+        "graph": plan.name,
+        "ablation": plan.baseline,
+        "n_nodes": len(plan.nodes),
+        "n_prompts": len(plan.examples),
+        **more,
+    }
+
+
+def _scores(plan: Plan, cases: "Sequence[Case]") -> list[ScoreRecord]:
+    from circuitcli.validation.circuits import POLICIES
+
+    made = []
+    for policy in POLICIES:
+        made += _policy_scores(plan, cases, policy, is_judged=policy == plan.request.settings.validation.errors)
+    return made
+
+
+def _policy_scores(plan: Plan, cases: "Sequence[Case]", policy: str, *, is_judged: bool) -> list[ScoreRecord]:
+    """Faithfulness and completeness under one error policy; under the judged one also minimality and chance."""
+    from circuitcli.validation import scores
+
+    settings, seed = plan.request.settings.validation, plan.request.settings.seed
+    batch_size = plan.metric.batch_size
+    runs = scores.measure(cases, policy=policy, batch_size=batch_size)
+    common = _common(plan, errors=policy, unit="ratio")
+    means = {
+        "metric_clean": float(runs.clean.mean()),
+        "metric_circuit": float(runs.circuit.mean()),
+        "metric_empty": float(runs.empty.mean()),
+    }
+    made = []
+    for name, part in (("faithfulness", runs.circuit), ("completeness", runs.complement)):
+        score = scores.ratio(part, runs, bootstrap=settings.bootstrap, seed=seed)
+        extra = {"judged": is_judged, **means} if name == "faithfulness" else {}
+        made.append(ScoreRecord(name=name, value=score.value, low=score.low, high=score.high, **common, **extra))
+    if is_judged and settings.minimality:
+        value, node = scores.minimality(cases, runs, policy=policy, batch_size=batch_size)
+        made.append(ScoreRecord(name="minimality", value=value, node=node, **common))
+    if is_judged and settings.samples:
+        chance = scores.random_faithfulness(
+            cases, runs, policy=policy, samples=settings.samples, seed=seed, batch_size=batch_size
+        )
+        made.append(
+            ScoreRecord(
+                name="faithfulness-random",
+                value=float(chance.mean()),
+                low=float(chance.min()),
+                high=float(chance.max()),
+                samples=settings.samples,
+                **common,
+            )
+        )
+    return made
+
+
+def _joint_ablation(plan: Plan, language_model: "LanguageModel") -> "JointAblation":
+    """The first prompt with all features of the circuit ablated; later hook points with SAEs are measured too."""
+    from circuitcli.validation.ablation import ablate_together
+
+    measured = [hook for hook in plan.sources if min(plan.hooks) <= hook]
+    case = _case(plan, language_model, load_saes(plan.sources, measured), plan.examples[0])
+    nodes = [node for node in plan.nodes if not node.is_error] or list(plan.nodes)
+    top = plan.request.settings.validation.top
+    return ablate_together(case.subject, nodes, case.baseline, tokenizer=language_model.tokenizer, top=top)
+
+
+def _write_report(plan: Plan, path: Path, scores: Sequence[ScoreRecord], joint: "JointAblation") -> None:
+    content = {
+        "graph": plan.name,
+        "nodes": [str(node) for node in plan.nodes],
+        "prompts": [asdict(example) for example in plan.examples],
+        "scores": [score.model_dump(exclude_none=True) for score in scores],
+        "ablated_together": asdict(joint),
+    }
+    with atomic(path) as stream:
+        json.dump(content, stream, indent=1, ensure_ascii=False)
+        stream.write("\n")

@@ -1,0 +1,119 @@
+"""A tokenizer without training, a model that can be saved, and hand-made caches, for the tests of activations."""
+
+from functools import cache
+from pathlib import Path
+
+import tokenizers
+import torch
+import transformers
+from transformers import PreTrainedTokenizerFast
+
+from circuitcli.activations.blocks import Cursor
+from circuitcli.activations.collection import Collection
+from circuitcli.activations.shards import (
+    DTYPES,
+    RowsWriter,
+    StoredRows,
+    TokenRows,
+    TokenShard,
+    hook_path,
+    tokens_path,
+    write_tokens,
+)
+from circuitcli.hookpoints import HookPoint
+from circuitcli.models.adapter import ModelAdapter
+from circuitcli.models.loading import LanguageModel
+from circuitcli.models.tokenizer import Tokenizer
+
+BOS = 256
+HOOKS = (HookPoint(0, "resid"), HookPoint(1, "attn"), HookPoint(1, "mlp_in"))
+
+
+def hf_tokenizer() -> PreTrainedTokenizerFast:
+    """Each byte is a token, and ``<|bos|>`` is number 256."""
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {character: index for index, character in enumerate(alphabet)} | {"<|bos|>": BOS}
+    inner = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=[]))
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = tokenizers.decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<|bos|>")
+
+
+@cache
+def tokenizer(bos: str = "auto") -> Tokenizer:
+    return Tokenizer(hf_tokenizer(), bos=bos)
+
+
+def hf_gpt2(seed: int = 0) -> transformers.GPT2LMHeadModel:
+    torch.manual_seed(seed)
+    sizes = dict(n_layer=3, n_embd=24, n_head=3, vocab_size=257, n_positions=64)
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, bos_token_id=BOS, eos_token_id=BOS))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(5.0) if parameter.ndim > 1 else parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model.eval()
+
+
+def language_model(bos: str = "auto") -> LanguageModel:
+    return LanguageModel(ModelAdapter.of(hf_gpt2()), tokenizer(bos), "test", None)
+
+
+def save_model(directory: Path) -> Path:
+    """A directory that `--model` takes."""
+    hf_gpt2().save_pretrained(directory)
+    hf_tokenizer().save_pretrained(directory)
+    return directory
+
+
+def texts(*lengths: int) -> list[str]:
+    """Documents of so many letters, all different."""
+    return ["".join(chr(97 + (7 * n + 3 * at + at * at // 5) % 26) for at in range(m)) for n, m in enumerate(lengths)]
+
+
+def source(documents: list[str]):
+    """The documents as `collect` asks for them."""
+    return lambda start: iter(documents[start:])
+
+
+def collection(root: Path, **changes) -> Collection:
+    usual = dict(
+        root=root,
+        hooks=HOOKS,
+        n_tokens=10**6,
+        block_length=16,
+        batch_size=4,
+        dtype="float32",
+        shard_tokens=50,
+        fingerprint="test",
+    )
+    return Collection(**(usual | changes))
+
+
+def write_cache(root: Path, sizes: list[int], widths: dict[HookPoint, int], *, dtype: str = "float32") -> None:
+    """Shards of so many rows; row n of a hook point of width w is n times the vector 1/w, 2/w, ..., 1."""
+    first = 0
+    for index, n_rows in enumerate(sizes):
+        numbers = torch.arange(first, first + n_rows)
+        for hook, width in widths.items():
+            path = hook_path(root, hook, index)
+            writer = RowsWriter(path, hook=hook, n_rows=n_rows, d_model=width, dtype=dtype)
+            rows = numbers[:, None] * (torch.arange(1, width + 1) / width)
+            writer.put(StoredRows.of(rows.to(DTYPES[dtype]), dtype), [(0, n_rows)])
+            writer.finish()
+            writer.publish()
+        shard = TokenShard(
+            n_rows=n_rows,
+            first_row=first,
+            cursor=Cursor(index + 1, 0, index + 1),
+            is_last=index == len(sizes) - 1,
+            bos_id=BOS,
+            fingerprint="test",
+        )
+        rows = TokenRows(numbers % 256, torch.full((n_rows,), index), torch.arange(1, n_rows + 1))
+        write_tokens(tokens_path(root, index), rows, shard)
+        first += n_rows
+
+
+def stored_bytes(root: Path) -> dict[str, bytes]:
+    """Every file of a cache."""
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}

@@ -1,0 +1,92 @@
+"""The cache is one table whatever the shards are, and it notices when one is missing."""
+
+import pytest
+import torch
+from support_collect import HOOKS, collection, language_model, source, texts, tokenizer, write_cache
+
+from circuitcli.activations.blocks import token_blocks
+from circuitcli.activations.cache import ActivationCache
+from circuitcli.activations.collection import collect
+from circuitcli.activations.shards import DTYPES, hook_path, tokens_path
+from circuitcli.errors import InputError
+
+WIDTHS = {HOOKS[0]: 3, HOOKS[1]: 5}
+SIZES = [4, 7, 1, 6]
+
+
+@pytest.fixture
+def root(tmp_path):
+    write_cache(tmp_path, SIZES, WIDTHS)
+    return tmp_path
+
+
+def test_rows_across_shards_are_those_of_one_table(root):
+    cache = ActivationCache(root, list(WIDTHS))
+    assert cache.n_tokens == 18 and [cache.d_model(hook) for hook in WIDTHS] == [3, 5]
+    for hook, width in WIDTHS.items():
+        whole = torch.arange(18)[:, None] * (torch.arange(1, width + 1) / width)
+        for start in range(19):
+            for stop in range(start, 19):
+                assert torch.equal(cache.rows(hook, start, stop), whole[start:stop])
+
+
+def test_tokens_across_shards_are_those_of_one_table(root):
+    cache = ActivationCache(root, [])
+    for start, stop in [(0, 18), (3, 5), (11, 12), (4, 4), (2, 13)]:
+        assert cache.tokens(start, stop).token.tolist() == list(range(start, stop))
+    assert cache.tokens(3, 6).position.tolist() == [4, 1, 2]
+
+
+def test_rows_outside_the_table_are_refused(root):
+    cache = ActivationCache(root, [HOOKS[0]])
+    with pytest.raises(IndexError, match="rows 10 to 19 of 18"):
+        cache.rows(HOOKS[0], 10, 19)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_mean_and_norms_equal_those_of_all_rows(tmp_path, dtype):
+    write_cache(tmp_path, SIZES, WIDTHS, dtype=dtype)
+    cache = ActivationCache(tmp_path, list(WIDTHS))
+    for hook in WIDTHS:
+        rows = cache.rows(hook, 0, cache.n_tokens).double()
+        assert cache.mean(hook).dtype == torch.float64
+        assert torch.allclose(cache.mean(hook), rows.mean(dim=0), rtol=1e-6)
+        assert cache.mean_norm(hook) == pytest.approx(float(rows.norm(dim=1).mean()), rel=1e-6)
+        assert cache.mean_square_norm(hook) == pytest.approx(float(rows.square().sum(dim=1).mean()), rel=1e-6)
+
+
+@pytest.mark.parametrize("bos", ["auto", "never"])
+def test_blocks_give_the_models_input_back_and_the_rows_it_has(tmp_path, bos):
+    documents = texts(40, 7, 0, 15, 16, 33, 1)
+    collect(language_model(bos), source(documents), collection(tmp_path))
+    cache = ActivationCache(tmp_path, [])
+    expected, row = [], 0
+    for block in token_blocks(source(documents), tokenizer(bos), block_length=16):
+        expected.append((list(block.ids), row, row + block.n_rows))
+        row += block.n_rows
+    for start, stop in [(0, row), (1, row), (0, row - 1), (15, 16), (20, 70), (70, 70)]:
+        inside = [block for block in expected if start <= block[1] and block[2] <= stop]
+        assert [(block.ids, block.start_row, block.stop_row) for block in cache.blocks(start, stop)] == inside
+
+
+@pytest.mark.parametrize("missing", [(HOOKS[0], 0), (HOOKS[1], 2), (HOOKS[1], 3), (None, 1), (None, 3)])
+def test_a_missing_shard_is_named_even_if_it_is_the_last(root, missing):
+    hook, index = missing
+    path = tokens_path(root, index) if hook is None else hook_path(root, hook, index)
+    path.unlink()
+    with pytest.raises(InputError, match=f"no shard {path}"):
+        ActivationCache(root, list(WIDTHS))
+
+
+def test_a_shard_of_another_collection_is_named(root, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other")
+    write_cache(other, [9], WIDTHS)
+    hook_path(other, HOOKS[1], 0).replace(hook_path(root, HOOKS[1], 2))
+    with pytest.raises(InputError, match=r"attn.1/00002.h5 has 9 rows and its tokens 1"):
+        ActivationCache(root, list(WIDTHS))
+
+
+def test_an_empty_place_asks_for_collect(tmp_path):
+    with pytest.raises(InputError, match="no activations in") as caught:
+        ActivationCache(tmp_path, [HOOKS[0]])
+    assert "circuit collect" in caught.value.hint

@@ -1,0 +1,198 @@
+"""What is stored is what passes the hook points, however the work was cut into batches and shards."""
+
+import errno
+import logging
+
+import pytest
+import torch
+from support_collect import HOOKS, collection, language_model, source, stored_bytes, texts, tokenizer
+
+from circuitcli import progress
+from circuitcli.activations import shards
+from circuitcli.activations.blocks import token_blocks
+from circuitcli.activations.cache import ActivationCache
+from circuitcli.activations.collection import collect, finished_shards
+from circuitcli.activations.shards import DTYPES, hook_path, tokens_path
+from circuitcli.errors import InputError
+from circuitcli.models import taps
+
+DOCUMENTS = texts(40, 0, 7, 15, 16, 33, 1, 90, 0, 5)
+
+
+def collected(root, *, documents=DOCUMENTS, bos="auto", **changes):
+    plan = collection(root, **changes)
+    collect(language_model(bos), source(documents), plan)
+    return ActivationCache(root, plan.hooks)
+
+
+def one_by_one(bos="auto", block_length=16):
+    """Activations and tokens of each block run alone, without padding and without stopping early."""
+    model = language_model(bos)
+    blocks = list(token_blocks(source(DOCUMENTS), tokenizer(bos), block_length=block_length))
+    found = {hook: [] for hook in HOOKS}
+    for block in blocks:
+        seen = {}
+        with torch.no_grad(), taps.tapped(model.adapter, {hook: taps.keep(seen, hook) for hook in HOOKS}):
+            model.adapter.logits(torch.tensor([block.ids]))
+        for hook in HOOKS:
+            found[hook].append(seen[hook][0, block.n_bos :])
+    tokens = [(block.ids[n], block.index, n) for block in blocks for n in range(block.n_bos, len(block.ids))]
+    return {hook: torch.cat(rows) for hook, rows in found.items()}, tokens
+
+
+@pytest.mark.parametrize("bos", ["auto", "never"])
+def test_stored_rows_are_those_of_plain_unpadded_forward_passes(tmp_path, bos):
+    cache = collected(tmp_path, bos=bos)
+    expected, tokens = one_by_one(bos)
+    for hook in HOOKS:
+        rows = cache.rows(hook, 0, cache.n_tokens)
+        assert rows.shape == expected[hook].shape
+        assert torch.allclose(rows, expected[hook], rtol=1e-4, atol=1e-4)
+    stored = cache.tokens(0, cache.n_tokens)
+    assert list(zip(stored.token.tolist(), stored.block.tolist(), stored.position.tolist(), strict=True)) == tokens
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_batch_size_changes_rounding_only(tmp_path, batch_size):
+    one, other = collected(tmp_path / "a"), collected(tmp_path / "b", batch_size=batch_size)
+    assert torch.equal(one.tokens(0, 207).token, other.tokens(0, 207).token)
+    assert {name for name in stored_bytes(tmp_path / "a")} == {name for name in stored_bytes(tmp_path / "b")}
+    for hook in HOOKS:
+        assert torch.allclose(one.rows(hook, 0, 207), other.rows(hook, 0, 207), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_are_rounded_to_the_stored_type(tmp_path, dtype):
+    exact = collected(tmp_path / "exact")
+    cache = collected(tmp_path / dtype, dtype=dtype)
+    for hook in HOOKS:
+        expected = exact.rows(hook, 0, exact.n_tokens).to(DTYPES[dtype]).float()
+        assert torch.equal(cache.rows(hook, 0, cache.n_tokens), expected)
+
+
+def test_collection_is_deterministic_to_the_bit(tmp_path):
+    collected(tmp_path / "a"), collected(tmp_path / "b")
+    assert stored_bytes(tmp_path / "a") == stored_bytes(tmp_path / "b")
+
+
+@pytest.mark.parametrize(("n_tokens", "stored"), [(1, 15), (15, 15), (16, 30), (47, 47), (48, 62), (207, 207)])
+def test_it_stops_at_the_first_block_boundary_at_or_above_the_number(tmp_path, n_tokens, stored):
+    assert collected(tmp_path, n_tokens=n_tokens).n_tokens == stored
+
+
+@pytest.mark.parametrize("shard_tokens", [1, 50, 10**6])
+def test_shards_end_at_block_boundaries_and_only_cut_the_table(tmp_path, shard_tokens):
+    plan = collection(tmp_path, shard_tokens=shard_tokens)
+    collect(language_model(), source(DOCUMENTS), plan)
+    sizes = [shard.n_rows for shard in finished_shards(plan)]
+    assert sum(sizes) == 207 and all(shard_tokens <= size < shard_tokens + 15 for size in sizes[:-1])
+    cache = ActivationCache(tmp_path, HOOKS)
+    assert len({int(cache.tokens(sum(sizes[:n]), sum(sizes[:n]) + 1).block) for n in range(len(sizes))}) == len(sizes)
+    assert [len(block.ids) for block in cache.blocks(0, 207)] == [
+        len(block.ids) for block in token_blocks(source(DOCUMENTS), tokenizer(), block_length=16)
+    ]
+
+
+def test_a_text_that_ends_early_warns_and_counts_what_there_is(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        assert collected(tmp_path, n_tokens=1000).n_tokens == 207
+    assert "the text has 207 tokens, fewer than the 1000 asked for" in caplog.text
+
+
+@pytest.mark.parametrize("documents", [[], ["", ""]])
+def test_a_text_without_tokens_is_an_input_error(tmp_path, documents):
+    with pytest.raises(InputError, match="the text has no token"):
+        collected(tmp_path, documents=documents)
+
+
+def test_finished_shards_are_not_made_again(tmp_path):
+    collected(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.h5")}
+
+    def refuse(start):
+        raise AssertionError("the text was read again")
+
+    collect(language_model(), refuse, collection(tmp_path))
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.h5")} == before
+
+
+@pytest.mark.parametrize("lost", [(None, 1), (HOOKS[0], 1), (HOOKS[2], 0)])
+def test_a_shard_counts_only_if_all_hook_points_have_it(tmp_path, lost):
+    hook, index = lost
+    collected(tmp_path)
+    whole = stored_bytes(tmp_path)
+    (tokens_path(tmp_path, index) if hook is None else hook_path(tmp_path, hook, index)).unlink()
+    hook_path(tmp_path, HOOKS[1], index).with_suffix(".h5.partial").write_bytes(b"half")
+    assert len(finished_shards(collection(tmp_path))) == index
+    collected(tmp_path)
+    assert stored_bytes(tmp_path) == whole
+
+
+def test_shards_of_another_fingerprint_are_made_again(tmp_path):
+    collected(tmp_path / "a", documents=texts(80, 80), fingerprint="other")
+    assert finished_shards(collection(tmp_path / "a")) == []
+    collected(tmp_path / "a"), collected(tmp_path / "b")
+    assert stored_bytes(tmp_path / "a") == stored_bytes(tmp_path / "b")
+
+
+def test_a_failure_midway_leaves_whole_shards_and_nothing_partial(tmp_path, monkeypatch):
+    real, written = shards._write_all, []
+
+    def full_after_a_while(file, content):
+        written.append(len(content))
+        if len(written) > 25:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(file, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "_write_all", full_after_a_while)
+        with pytest.raises(InputError, match="No space left on device"):
+            collected(tmp_path)
+    assert not list(tmp_path.rglob("*.partial"))
+    assert len(finished_shards(collection(tmp_path))) == 1
+    collected(tmp_path), collected(tmp_path.with_name("whole"))
+    assert stored_bytes(tmp_path) == stored_bytes(tmp_path.with_name("whole"))
+
+
+def test_an_interrupt_leaves_nothing_partial(tmp_path):
+    def documents(start):
+        yield from DOCUMENTS[start:6]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        collect(language_model(), documents, collection(tmp_path))
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+@pytest.mark.parametrize("value", [torch.nan, 1e6])
+def test_numbers_that_cannot_be_stored_name_the_hook_point(tmp_path, value):
+    model = language_model()
+    model.adapter.blocks[1].attn.c_proj.bias.data[3] = value
+    with pytest.raises(InputError, match=r"^attn.1 has activations"):
+        collect(model, source(DOCUMENTS), collection(tmp_path, dtype="float16"))
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_progress_counts_stored_tokens_and_begins_where_the_work_goes_on(tmp_path):
+    seen = []
+
+    class Sink:
+        def __init__(self, title, total, unit, done):
+            seen.append([title, total, unit, done])
+
+        def __enter__(self):
+            return lambda amount=1, note="": seen[-1].append(amount)
+
+        def __exit__(self, *error):
+            return None
+
+    progress.set_sink(Sink)
+    try:
+        collected(tmp_path, n_tokens=207)
+        tokens_path(tmp_path, 1).unlink()
+        collected(tmp_path, n_tokens=207)
+    finally:
+        progress.set_sink(None)
+    assert [task[:3] for task in seen] == [["collect", 207, "tokens"]] * 2
+    assert [sum(task[3:]) for task in seen] == [207, 207]
+    assert seen[0][3] == 0 and seen[1][3] > 0

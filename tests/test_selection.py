@@ -1,0 +1,204 @@
+"""Graphs from a search: what is kept follows from effects and edges alone."""
+
+import pytest
+import torch
+from subjects import random_baseline, random_subject, subject_with
+from support import D_SAE
+
+from circuitcli.attribution import baselines
+from circuitcli.attribution.ablation import Source
+from circuitcli.attribution.naive import NaiveSearch
+from circuitcli.attribution.selection import Search, extremes
+from circuitcli.errors import InputError
+from circuitcli.hookpoints import OUTPUT, HookPoint, NodeId
+from circuitcli.records import GraphRecord
+from circuitcli.settings.graph import GraphSettings
+
+
+def head(subject, **facts) -> GraphRecord:
+    return GraphRecord(
+        name="g",
+        method="grad-ig",
+        metric=subject.metric.name,
+        prompt="random",
+        tokens=subject.prompt.tokens,
+        metric_clean=subject.metric_clean,
+        metric_baseline=0.0,
+        dtype="float64",
+        unit=subject.metric.unit,
+        baseline="mean",
+        positions="all",
+        model="random",
+        **facts,
+    )
+
+
+def grad_graph(subject, baseline, *, positions="all", **settings):
+    chosen = GraphSettings(**{"ig_steps": 4, "down": 3, "up": 2, **settings})
+    search = Search(subject, baseline, chosen, positions)
+    effects = search.effects()
+    return search, effects, search.graph(head(subject), effects)
+
+
+def naive_graph(subject, baseline, *, positions="sum", pins=None, seed=0, **settings):
+    search = NaiveSearch(subject, baseline, GraphSettings(**settings), positions, pins or {}, seed)
+    return search.graph(head(subject), [search.part(hook) for hook in subject.hooks])
+
+
+def permuted(saes, *, seed=3):
+    """The same SAEs with their features in another order; also where each feature went."""
+    shuffled, where = {}, {}
+    for number, (hook, sae) in enumerate(saes.items()):
+        order = torch.randperm(D_SAE, generator=torch.Generator().manual_seed(seed + number))
+        other = type(sae)(sae.d_in, sae.d_sae, sae.k, hook).double().requires_grad_(False)
+        other.W_enc.data, other.b_enc.data = sae.W_enc[:, order], sae.b_enc[order]
+        other.W_dec.data, other.b_dec.data = sae.W_dec[order], sae.b_dec
+        shuffled[hook] = other
+        where[hook] = {int(old): new for new, old in enumerate(order)}
+    return shuffled, where
+
+
+def renamed(name, where):
+    if name == OUTPUT:
+        return name
+    node = NodeId.parse(name)
+    return name if node.index is None else str(NodeId(node.hook, where[node.hook][node.index], node.position))
+
+
+@pytest.mark.parametrize("make", ["grad", "naive"])
+def test_permuting_the_features_permutes_the_graph(make):
+    subject = random_subject("gpt2", first=1)
+    saes, where = permuted(subject.saes)
+    other = subject_with(subject.adapter, saes, first=1)
+    found = []
+    for each in (subject, other):
+        zero = baselines.zero(each.saes)
+        found.append(grad_graph(each, zero)[2] if make == "grad" else naive_graph(each, zero, threshold_exp=-6))
+    one, two = found
+    assert len(one.nodes) > 5 and len(one.edges) > 5
+    nodes = {renamed(node.id, where): (node.effect, node.activation) for node in one.nodes}
+    assert nodes.keys() == two.by_id.keys()
+    for name, (effect, activation) in nodes.items():
+        assert two.by_id[name].effect == (effect if effect is None else pytest.approx(effect, abs=1e-9))
+        assert two.by_id[name].activation == (activation if activation is None else pytest.approx(activation, abs=1e-9))
+    edges = {(renamed(edge.source, where), renamed(edge.target, where)): edge.weight for edge in one.edges}
+    others = {(edge.source, edge.target): edge.weight for edge in two.edges}
+    assert edges.keys() == others.keys()
+    assert all(others[ends] == pytest.approx(weight, abs=1e-9) for ends, weight in edges.items())
+
+
+@pytest.mark.parametrize("positions", ["all", "last", "sum"])
+def test_a_gradient_graph_keeps_at_most_down_nodes_of_a_sign_and_up_edges_of_a_sign(positions):
+    subject = random_subject("gpt2", first=1)
+    search, effects, graph = grad_graph(subject, random_baseline(subject), positions=positions, down=3, up=2)
+    for hook in subject.hooks:
+        here = [node for node in graph.nodes if node.place is not None and node.place.hook == hook]
+        assert sum(node.effect > 0 for node in here) <= 3 and sum(node.effect < 0 for node in here) <= 3
+    for node in graph.nodes:
+        into = [edge.weight for edge in graph.edges if edge.target == node.id]
+        if not node.is_output:
+            assert sum(w > 0 for w in into) <= 2 and sum(w < 0 for w in into) <= 2
+        assert node.is_output or any(edge.source == node.id for edge in graph.edges), "every node leads on"
+    assert {node.place.position is None for node in graph.nodes if node.place} == {positions == "sum"}
+    if positions == "last":
+        assert {node.place.position for node in graph.nodes if node.place} == {subject.prompt.last}
+
+
+def test_nodes_at_the_last_hook_point_are_those_with_the_largest_effects():
+    subject = random_subject("gpt2")
+    _, effects, graph = grad_graph(subject, random_baseline(subject), down=4)
+    last = subject.hooks[-1]
+    values = torch.cat([effects[last].features, effects[last].error[:, None]], dim=1).flatten()
+    expected = sorted(values.tolist())
+    kept = sorted(n.effect for n in graph.nodes if n.place and n.place.hook == last)
+    assert kept == pytest.approx([*[v for v in expected[:4] if v < 0], *[v for v in expected[-4:] if v > 0]])
+
+
+def test_output_edges_of_a_complete_slice_are_the_node_effects():
+    subject = random_subject("gpt2")
+    _, _, graph = grad_graph(subject, random_baseline(subject))
+    into = [edge for edge in graph.edges if edge.target == OUTPUT]
+    assert into and all(edge.weight == pytest.approx(graph.by_id[edge.source].effect) for edge in into)
+
+
+def test_summed_nodes_carry_the_sum_of_their_effects_and_the_largest_activation():
+    subject = random_subject("gpt2")
+    _, effects, graph = grad_graph(subject, random_baseline(subject), positions="sum")
+    for node in graph.nodes:
+        if node.place is not None and node.place.index is not None:
+            hook, index = node.place.hook, node.place.index
+            assert node.effect == pytest.approx(float(effects[hook].features[:, index].sum()))
+            assert node.activation == pytest.approx(float(subject.coded[hook].codes[0, :, index].max()))
+
+
+@pytest.mark.parametrize("make", ["grad", "naive"])
+def test_batch_size_changes_nothing(make):
+    subject = random_subject("neox-parallel", first=1)
+    baseline = random_baseline(subject)
+    graphs = []
+    for size in (1, 5, 64):
+        if make == "grad":
+            graphs.append(grad_graph(subject, baseline, batch_size=size)[2])
+        else:
+            graphs.append(naive_graph(subject, baseline, batch_size=size, threshold_exp=-7))
+    for other in graphs[1:]:
+        assert [n.id for n in other.nodes] == [n.id for n in graphs[0].nodes]
+        weights, expected = ({(e.source, e.target): e.weight for e in g.edges} for g in (other, graphs[0]))
+        assert weights == pytest.approx(expected, abs=1e-10)
+
+
+def test_inactive_features_have_no_incoming_edges():
+    subject = random_subject("gpt2")
+    _, _, graph = grad_graph(subject, random_baseline(subject), down=20, up=3)
+    silent = [n for n in graph.nodes if n.place and n.place.index is not None and n.activation == 0]
+    assert silent, "with a baseline above zero, silent features are nodes too"
+    assert not any(edge.target in {node.id for node in silent} for edge in graph.edges)
+
+
+def test_threshold_thin_and_pins_choose_what_a_naive_graph_shows():
+    subject = random_subject("gpt2")
+    zero = baselines.zero(subject.saes)
+    everything = naive_graph(subject, zero, threshold_exp=-30)
+    some = naive_graph(subject, zero, threshold_exp=-3)
+    strong = {(e.source, e.target) for e in everything.edges if abs(e.weight) > 2**-3}
+    assert {(e.source, e.target) for e in some.edges} == strong and 0 < len(strong) < len(everything.edges)
+    hook = HookPoint(0, "resid")
+    active = subject.coded[hook].codes[0].any(0).nonzero()[:, 0].tolist()
+    pinned = naive_graph(subject, zero, threshold_exp=-30, pins={hook: active[:2]})
+    sources = {NodeId.parse(e.source) for e in pinned.edges if NodeId.parse(e.source).hook == hook}
+    assert {node.index for node in sources} == set(active[:2])
+    thin = NaiveSearch(subject, zero, GraphSettings(thin=0.25), "sum", {}, 0)
+    live = NaiveSearch(subject, zero, GraphSettings(), "sum", {}, 0)
+    assert len(thin.sources(hook)) == len(live.sources(hook)) // 4
+    assert thin.sources(hook) == NaiveSearch(subject, zero, GraphSettings(thin=0.25), "sum", {}, 0).sources(hook)
+    assert thin.sources(HookPoint(1, "resid")) == live.sources(HookPoint(1, "resid"))
+    with pytest.raises(InputError, match=r"pinned hook point resid\.9 is not in the circuit"):
+        NaiveSearch(subject, zero, GraphSettings(), "sum", {HookPoint(9, "resid"): [1]}, 0)
+
+
+def test_naive_edges_go_to_the_next_layer_or_to_all_later_ones():
+    subject = random_subject("gpt2")
+    zero = baselines.zero(subject.saes)
+    for to, steps in (("next", {1}), ("all", {1, 2})):
+        graph = naive_graph(subject, zero, threshold_exp=-30, to=to)
+        pairs = [(NodeId.parse(e.source), NodeId.parse(e.target)) for e in graph.edges if e.target != OUTPUT]
+        assert {target.hook.layer - source.hook.layer for source, target in pairs} == steps
+    last = [NodeId.parse(e.source).hook.layer for e in graph.edges if e.target == OUTPUT]
+    assert set(last) == {2}
+
+
+def test_positional_naive_nodes_are_ablated_at_their_position_alone():
+    subject = random_subject("gpt2", first=1, n=5)
+    zero = baselines.zero(subject.saes)
+    graph = naive_graph(subject, zero, positions="all", threshold_exp=-30)
+    pairs = [(NodeId.parse(e.source), NodeId.parse(e.target)) for e in graph.edges if e.target != OUTPUT]
+    assert pairs and all(source.position <= target.position for source, target in pairs)
+    assert {source.position for source, _ in pairs} == {1, 2, 3, 4}
+    assert Source(None, None) not in NaiveSearch(subject, zero, GraphSettings(), "all", {}, 0).sources(subject.hooks[0])
+
+
+def test_extremes_are_the_largest_of_each_sign():
+    values = torch.tensor([0.0, -3.0, 2.0, 5.0, -1.0, 0.5])
+    assert list(extremes(values, 2)) == [(3, 5.0), (2, 2.0), (1, -3.0), (4, -1.0)]
+    assert list(extremes(torch.zeros(3), 2)) == []
+    assert list(extremes(values, 99))[-1] == (4, -1.0)
