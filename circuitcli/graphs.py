@@ -1,4 +1,6 @@
-"""A circuit graph: features, error terms and the output, with effects and edge weights; frozen values and pure functions.
+"""A circuit graph: features, error terms and the output, with effects and edge weights.
+
+Frozen values and pure functions.
 
 The graph lies this low because attribution makes it, validation reads it and render draws it.
 """

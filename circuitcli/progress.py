@@ -1,12 +1,13 @@
 """Progress of long loops, reported to a replaceable sink, so that no layer below the command line prints."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 T = TypeVar("T")
 
 
+@runtime_checkable
 class Advance(Protocol):
     """Report that ``amount`` more units are done; ``note`` is a short state such as ``loss 0.12``."""
 
@@ -40,7 +41,7 @@ def task(title: str, *, total: int | float | None, unit: str, done: int | float 
 
 def track(items: Iterable[T], title: str, *, total: int | float | None = None, unit: str = "steps") -> Iterator[T]:
     """Yield the items, reporting each."""
-    if total is None and hasattr(items, "__len__"):
+    if total is None and isinstance(items, Sized):
         total = len(items)
     with task(title, total=total, unit=unit) as advance:
         for item in items:

@@ -6,7 +6,7 @@ are never renamed; a kind that nobody knows passes through.
 
 import json
 from collections.abc import Iterable, Iterator
-from typing import Any, ClassVar, TextIO, TypeVar
+from typing import IO, Any, ClassVar, TextIO, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -215,7 +215,7 @@ def to_line(record: Record) -> str:
     return json.dumps({"kind": content.pop("kind"), **content}, ensure_ascii=False, allow_nan=False)
 
 
-def write(records: Iterable[Record], stream: TextIO) -> None:
+def write(records: Iterable[Record], stream: TextIO | IO[str]) -> None:
     """Write one line for each record."""
     for record in records:
         stream.write(to_line(record) + "\n")

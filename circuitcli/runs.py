@@ -206,7 +206,7 @@ class Run:
                 return list(records.read(lines, name=str(path)))
         except OSError as error:
             raise InputError(
-                f"cannot read {path}: {error.strerror}", hint=f"run the stage again with --force"
+                f"cannot read {path}: {error.strerror}", hint="run the stage again with --force"
             ) from None
 
     def stream(self) -> Stream:

@@ -24,6 +24,12 @@ from circuitcli.hookpoints import HookPoint
 from circuitcli.models.adapter import ModelAdapter
 from circuitcli.models.loading import LanguageModel
 from circuitcli.models.tokenizer import Tokenizer
+from circuitcli.records import Stream
+from circuitcli.runs import Run
+from circuitcli.settings.data import DataSettings
+from circuitcli.settings.model import ModelSettings
+from circuitcli.settings.settings import Settings
+from circuitcli.stages.request import Request
 
 BOS = 256
 HOOKS = (HookPoint(0, "resid"), HookPoint(1, "attn"), HookPoint(1, "mlp_in"))
@@ -117,3 +123,13 @@ def write_cache(root: Path, sizes: list[int], widths: dict[HookPoint, int], *, d
 def stored_bytes(root: Path) -> dict[str, bytes]:
     """Every file of a cache."""
     return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def stage_request(run: Path, model: Path | str, text: Path | str | None, *, force: bool = False, **data) -> Request:
+    """What `circuit collect` asks of its stage."""
+    usual = dict(layers="1:", sites=("resid", "mlp"), tokens=300, block_length=16, shard_tokens=60, batch_size=4)
+    settings = Settings(
+        model=ModelSettings(name=str(model), device="cpu"),
+        data=DataSettings(**(usual | {"text": None if text is None else str(text)} | data)),
+    )
+    return Request(settings, Stream(), Run(run), force)

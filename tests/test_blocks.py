@@ -25,7 +25,9 @@ def test_stored_tokens_of_a_document_are_its_own_in_order(bos):
     assert sum((stored(block) for block in blocks), []) == sum(map(encode, DOCUMENTS), [])
 
 
-@pytest.mark.parametrize(("bos", "lengths"), [("auto", [15, 15, 10, 7, 15, 15, 1, 1]), ("never", [16, 16, 8, 7, 15, 16, 1])])
+@pytest.mark.parametrize(
+    ("bos", "lengths"), [("auto", [15, 15, 10, 7, 15, 15, 1, 1]), ("never", [16, 16, 8, 7, 15, 16, 1])]
+)
 def test_a_block_holds_one_document_and_at_most_block_length_tokens_with_bos(bos, lengths):
     blocks = blocks_of(DOCUMENTS, bos=bos)
     assert [block.n_rows for block in blocks] == lengths

@@ -44,7 +44,9 @@ def test_reconstruction_and_codes_are_those_of_the_topk_sae():
 @pytest.mark.parametrize("k", [1, K, D_SAE])
 def test_gradients_equal_those_of_the_dense_definition(k: int):
     parts, x = weights(), inputs()
-    for sparse, dense in zip(gradients(autoencode, x, parts, k=k), gradients(dense_autoencode, x, parts, k=k), strict=True):
+    for sparse, dense in zip(
+        gradients(autoencode, x, parts, k=k), gradients(dense_autoencode, x, parts, k=k), strict=True
+    ):
         assert torch.allclose(sparse, dense, rtol=1e-11, atol=1e-11)
 
 

@@ -16,9 +16,7 @@ from circuitcli.validation.scores import Case, live_nodes, measure, minimality, 
 
 
 def everything(subject):
-    return tuple(
-        NodeId(hook, index) for hook in subject.hooks for index in [*range(D_SAE), None]
-    )
+    return tuple(NodeId(hook, index) for hook in subject.hooks for index in [*range(D_SAE), None])
 
 
 def slow_circuit_metric(subject, baseline, nodes):
@@ -53,7 +51,9 @@ def test_a_circuit_runs_with_its_own_nodes_and_all_else_at_baseline(family):
     nodes = [node for hook in subject.hooks for node in live_nodes(subject, hook, has_positions=True)[::3]]
     nodes.append(NodeId(subject.hooks[1], 7))
     fast = circuit_metric(subject, baseline, [kept_nodes(subject, nodes)], batch_size=4)
-    assert float(fast[0]) == pytest.approx(slow_circuit_metric(subject, baseline, nodes), abs=1e-8 if family != "llama" else 1e-3)
+    assert float(fast[0]) == pytest.approx(
+        slow_circuit_metric(subject, baseline, nodes), abs=1e-8 if family != "llama" else 1e-3
+    )
 
 
 @pytest.mark.parametrize("first", [0, 1])
@@ -97,7 +97,8 @@ def test_minimality_is_the_least_change_when_one_node_is_left_out():
     clean, empty = float(runs.clean[0]), float(runs.empty[0])
     whole = slow_circuit_metric(subject, baseline, nodes)
     changes = {
-        str(node): abs(whole - slow_circuit_metric(subject, baseline, [n for n in nodes if n != node])) / abs(clean - empty)
+        str(node): abs(whole - slow_circuit_metric(subject, baseline, [n for n in nodes if n != node]))
+        / abs(clean - empty)
         for node in nodes
     }
     value, node = minimality([case], runs, policy="nodes", batch_size=4)

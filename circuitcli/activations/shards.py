@@ -99,7 +99,6 @@ class RowsWriter:
             # A file that the disk cannot take must fail here and not inside HDF5.
             probe.write(bytes(_HEADER_BYTES))
             probe.truncate(_HEADER_BYTES + n_rows * self._row_bytes)
-            os.fsync(probe.fileno())
         with h5py.File(self.partial, "w") as file:
             file.attrs.update(hook=str(self._hook), dtype=self._dtype, n_rows=n_rows)
             file.attrs.update(digest=np.bytes_(_NO_DIGEST), sum_norm=0.0, sum_square_norm=0.0)

@@ -1,7 +1,7 @@
 """The naive graph: one node at a time is taken away, and the change of later features and of the metric is measured.
 
-Weight of u -> d is ``f_d(clean) - f_d(ablated)``: what u contributes, in d's activation units. Ablations run in batches,
-from the cached residual before the block of the ablated hook point, and equal one separate forward pass each.
+Weight of u -> d is ``f_d(clean) - f_d(ablated)``: what u contributes, in d's activation units. Ablations run in
+batches, from the cached residual before the block of the ablated hook point, and equal one separate forward pass each.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,9 +1,10 @@
 """Edges: what a node contributes to a later node along the direct path (Marks et al. 2024, arXiv:2403.19647).
 
-Edge u -> d is the derivative of ``g_d * f_d`` (with ``g_d = dm/df_d`` held constant) by ``f_u`` along the paths that avoid
-all other spliced hook points, times ``f_u - f0_u``. To cut those paths, every spliced hook point before the target is
-replaced by its clean value as a leaf; one backward pass from many targets, a row for each, then gives the direct
-derivatives by all sources at once. Into an error node, ``g_x . e`` with ``e = x - decode(f)`` and ``f`` following ``x``.
+Edge u -> d is the derivative of ``g_d * f_d`` (with ``g_d = dm/df_d`` held constant) by ``f_u`` along the paths that
+avoid all other spliced hook points, times ``f_u - f0_u``. To cut those paths, every spliced hook point before the
+target is replaced by its clean value as a leaf; one backward pass from many targets, a row for each, then gives the
+direct derivatives by all sources at once. Into an error node, ``g_x . e`` with ``e = x - decode(f)`` and ``f``
+following ``x``.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,7 @@
 """Node effects from gradients: attribution patching and integrated gradients (Marks et al. 2024, arXiv:2403.19647).
 
-The effect of a feature is ``(dm/df_i) * (f_i - f0_i)`` at each position, with ``dm/df_i = scale * W_dec[i] . dm/dx`` of the
-unmodified model: gradients pass straight through the SAEs. The effect of the error is ``dm/dx . (e - e0)``.
+The effect of a feature is ``(dm/df_i) * (f_i - f0_i)`` at each position, with ``dm/df_i = scale * W_dec[i] . dm/dx`` of
+the unmodified model: gradients pass straight through the SAEs. The effect of the error is ``dm/dx . (e - e0)``.
 Integrated gradients average dm/dx over the path on which codes and error of one hook point move together from the
 baseline to the clean run, while later hook points run free (midpoint rule).
 """

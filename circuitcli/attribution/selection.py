@@ -1,8 +1,8 @@
 """The gradient graph: which nodes and edges are kept.
 
-From the hook points with a direct path to the output, the ``down`` most positive and most negative nodes by effect; then,
-hook point by hook point upwards, the sources of the ``up`` most positive and most negative edges into each kept node, cut
-to ``down`` of each sign and hook point by node effect. Nodes without a path to the output are dropped.
+From the hook points with a direct path to the output, the ``down`` most positive and most negative nodes by effect;
+then, hook point by hook point upwards, the sources of the ``up`` most positive and most negative edges into each kept
+node, cut to ``down`` of each sign and hook point by node effect. Nodes without a path to the output are dropped.
 """
 
 from collections.abc import Iterable, Sequence

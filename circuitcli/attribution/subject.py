@@ -93,7 +93,8 @@ class Subject:
     def logits(
         self, callbacks: Mapping[HookPoint, Callback], *, rows: int, start: int | None = None
     ) -> Float[Tensor, "batch position vocab"]:
-        """Logits of ``rows`` copies of the prompt, run with taps; blocks before the first tap come from the clean run."""
+        """Logits of ``rows`` copies of the prompt, run with taps; blocks before the first tap come from the clean run.
+        """
         begin = min(first_block(hook) for hook in callbacks) if start is None else start
         return self.adapter.head(rerun(self.adapter, self.clean, callbacks, rows=rows, start=begin))
 
@@ -113,8 +114,8 @@ def build(
 ) -> tuple[Subject, Target]:
     """The subject of a prompt, and its target.
 
-    The target, a text or an id, is the model's most likely next token unless named. Raises InputError for a prompt or target that is no
-    token, and for SAEs that do not fit the model.
+    The target, a text or an id, is the model's most likely next token unless named. Raises InputError for a prompt or
+    target that is no token, and for SAEs that do not fit the model.
     """
     adapter, tokenizer = language_model.adapter, language_model.tokenizer
     encoded = encode_prompt(prompt, tokenizer, adapter)

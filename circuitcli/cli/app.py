@@ -56,10 +56,11 @@ register("demo", demo.demo, demo.FLAGS, demo.EXTRAS)
 COMMANDS = [command.name for command in app.registered_commands if command.name]
 
 
-def _show_version(wanted: bool) -> None:
+def _show_version(wanted: bool) -> bool:
     if wanted:
         console.data(f"circuit {__version__}\n")
         raise typer.Exit
+    return wanted
 
 
 @app.callback()

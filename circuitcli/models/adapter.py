@@ -114,7 +114,7 @@ class ModelAdapter:
         """
         weight = getattr(self.final_norm, "weight", None)
         gain = 1.0 if weight is None else weight.float() + self.layout.norm_offset
-        table = self.unembedding.weight.float()
+        table = self.unembedding.get_parameter("weight").float()
         effect = (direction.to(table.device, torch.float32) * gain) @ table.T  # (n, vocab)
         return effect - effect.mean(dim=-1, keepdim=True)
 

@@ -165,7 +165,7 @@ def _explained(settings: ModelSettings, source: _Source) -> Iterator[None]:
         if source.is_hub and source.options.get("local_files_only"):
             raise ToolError(
                 f"model {settings.name} is neither a directory nor in the local cache, and the hub cannot be reached",
-                hint="connect to the network once to fill the cache, or give a directory; --model builtin:tiny needs neither",
+                hint="connect once to fill the cache, or give a directory; --model builtin:tiny needs neither",
             ) from error
         raise InputError(
             f"cannot load model {settings.name}: {_first_line(error)}",

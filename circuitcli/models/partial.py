@@ -41,7 +41,8 @@ class CleanPass:
 def clean_pass(
     adapter: ModelAdapter, input_ids: Int[Tensor, "1 position"], hooks: tuple[HookPoint, ...] = ()
 ) -> CleanPass:
-    """Run the model unchanged over one text and keep the residual before each block and the activations at ``hooks``."""
+    """Run the model unchanged over one text and keep the residual before each block and the activations at ``hooks``.
+    """
     seen: dict[HookPoint, Tensor] = {}
     last = HookPoint(adapter.n_layers - 1, "resid")
     before = [HookPoint(layer, "resid_pre") for layer in range(adapter.n_layers)]
@@ -103,10 +104,10 @@ def rerun(
     with tapped(adapter, callbacks):
         if start < 0:
             return _from_embedding(adapter, clean, rows)
-        entering = HookPoint(start - 1, "resid") if start > 0 else None
         residual = clean.residuals[start].expand(rows, -1, -1)
-        if entering in callbacks:
-            changed = callbacks[entering](residual)
+        entering = callbacks.get(HookPoint(start - 1, "resid")) if start > 0 else None
+        if entering is not None:
+            changed = entering(residual)
             residual = residual if changed is None else changed
         return run_blocks(adapter, clean, residual, start=start, stop=stop)
 

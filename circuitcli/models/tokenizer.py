@@ -11,7 +11,8 @@ class Tokenizer:
     """Text to ids and back; ``bos_id`` is None where no BOS token is put before a text."""
 
     def __init__(self, hf: Any, *, bos: str = "auto") -> None:
-        """hf: a PreTrainedTokenizerBase; bos: auto, always or never. Raises InputError for always without a BOS token."""
+        """hf: a PreTrainedTokenizerBase; bos: auto, always or never. Raises InputError for always without a BOS token.
+        """
         self.hf = hf
         # A text longer than the model's window is cut into blocks later; the library's warning would be wrong.
         hf.model_max_length = int(1e30)

@@ -19,6 +19,7 @@ from circuitcli.settings.render import RenderSettings
 
 FONT = "Helvetica,Arial,sans-serif"
 LABELLED_EDGES = 24
+BACKSLASH = "\N{REVERSE SOLIDUS OPERATOR}"
 ASPECT = 1.5
 # Rough size of a box with contexts, and of the room that edges take around it, in points.
 BOX_WIDTH, BOX_HEIGHT = 400.0, 215.0
@@ -124,5 +125,6 @@ def _add_edge(dot: Digraph, edge: Edge, drawing: Drawing) -> None:
 
 
 def _plain(text: str) -> str:
-    """Text for a quoted attribute, in which entities have a meaning, and backslashes even when they are doubled."""
-    return visible(text).replace("&", "&amp;").replace("\\", "&#92;")
+    """Text for a tooltip or an edge's label, in which entities and backslashes have a meaning."""
+    # Graphviz 2.43 resolves escapes in tooltips of nodes twice and of edges once; no spelling of \N suits both.
+    return visible(text).replace("&", "&amp;").replace("\\", BACKSLASH)

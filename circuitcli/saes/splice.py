@@ -1,7 +1,7 @@
 """Running a model through its SAEs: every spliced activation is decode(codes) + error, and either part may be edited.
 
-An edit gives the change of the codes and of the error; the activation gets the change added, so a run that is not edited
-is the model's own, bit for bit. An edited activation goes on and is not encoded again.
+An edit gives the change of the codes and of the error; the activation gets the change added, so a run that is not
+edited is the model's own, bit for bit. An edited activation goes on and is not encoded again.
 """
 
 from collections.abc import Callable, Mapping

@@ -11,7 +11,8 @@ class DataSettings(Section):
     """Which text, which hook points, and how activations are cached."""
 
     text: str | None = None
-    """builtin:python, a file (.jsonl too), a folder, - for stdin, or hf:NAME; by default builtin:python for builtin models and hf:NeelNanda/pile-10k for others."""
+    """builtin:python, a file (.jsonl too), a folder, - for stdin, or hf:NAME; by default builtin:python for builtin
+    models and hf:NeelNanda/pile-10k for others."""
     field: str = "text"
     """Name of the text field in JSONL files and hub datasets."""
     layers: str = ":"

@@ -20,7 +20,8 @@ class GraphSettings(Section):
     foil: str | None = None
     """The token that the target is compared with in logit-diff."""
     metric: Metric = "log-prob"
-    """log-prob of the target, logit-diff (target minus foil), cross-entropy (minus the mean over the prompt), or kl (minus the divergence from the clean run)."""
+    """log-prob of the target, logit-diff (target minus foil), cross-entropy (minus the mean over the prompt), or kl
+    (minus the divergence from the clean run)."""
     layers: str | None = None
     """Blocks of the circuit as a Python slice; by default all that have SAEs."""
     sites: Words | None = None
@@ -28,7 +29,8 @@ class GraphSettings(Section):
     name: str | None = None
     """Name of the graph; by default circuit (graph-grad) or naive (graph-naive)."""
     positions: Literal["all", "last", "sum"] | None = None
-    """Nodes at each position, at the last one only, or summed over positions; by default all (graph-grad) or sum (graph-naive)."""
+    """Nodes at each position, at the last one only, or summed over positions; by default all (graph-grad) or sum
+    (graph-naive)."""
     baseline: Baseline | None = None
     """What a feature is set to when it is taken away; by default mean (graph-grad) or zero (graph-naive)."""
     baseline_tokens: int = Field(16_384, ge=1)

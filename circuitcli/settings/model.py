@@ -21,4 +21,5 @@ class ModelSettings(Section):
     trust_remote_code: bool = False
     """Run Python code that comes with a hub model."""
     bos: Literal["auto", "always", "never"] = "auto"
-    """Begin every text with the tokenizer's BOS token; auto does so if there is one. Its position carries no features."""
+    """Begin every text with the tokenizer's BOS token; auto does so if there is one.
+    Its position carries no features."""

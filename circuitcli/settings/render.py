@@ -9,7 +9,8 @@ class RenderSettings(Section):
     """How a circuit is drawn."""
 
     output: Texts = ()
-    """Files to write: .dot .svg .png .json .html by suffix, - for DOT on stdout; by default an SVG and an HTML page in the run."""
+    """Files to write: .dot .svg .png .json .html by suffix, - for DOT on stdout; by default an SVG and an HTML page in
+    the run."""
     graph: str | None = None
     """Name of the graph to draw; by default the one made last."""
     contexts: int = Field(3, ge=0)
@@ -17,6 +18,7 @@ class RenderSettings(Section):
     logits: int = Field(5, ge=0)
     """Promoted and suppressed tokens shown in a box."""
     max_edges: int | None = Field(None, ge=1)
-    """Draw only the strongest edges, by default 300; numbers of what is left out are shown. The HTML page holds all of them."""
+    """Draw only the strongest edges, by default 300; numbers of what is left out are shown. The HTML page holds all of
+    them."""
     dpi: int = Field(96, ge=20, le=1200)
     """Resolution of PNG files."""

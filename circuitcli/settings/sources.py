@@ -74,7 +74,7 @@ def _walk(section: type[BaseModel], prefix: str) -> Iterable[tuple[str, str]]:
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from _walk(field.annotation, f"{dotted}.")
         else:
-            yield dotted, field.description or ""
+            yield dotted, " ".join((field.description or "").split())
 
 
 def flatten(settings: Settings) -> dict[str, Any]:

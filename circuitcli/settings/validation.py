@@ -16,7 +16,8 @@ class ValidationSettings(Section):
     pin: Texts = ()
     """Ablate these features together instead of testing a graph, for example 6:8339,14104."""
     prompts: str | None = None
-    """JSONL file of prompts, one object a line with prompt and, if wanted, target and foil; by default the graph's prompt."""
+    """JSONL file of prompts, one object a line with prompt and, if wanted, target and foil; by default the graph's
+    prompt."""
     baseline: Baseline | None = None
     """What ablated nodes are set to; by default the graph's own baseline, zero for pins."""
     errors: Literal["nodes", "kept", "removed"] = "nodes"

@@ -226,9 +226,10 @@ def _flops(settings: Settings, adapter: "ModelAdapter", hooks: Iterable[HookPoin
     return float(settings.data.tokens) * (2 * weights + attention)
 
 
-def _size(n_bytes: float) -> str:
+def _size(n_bytes: int) -> str:
+    size = float(n_bytes)
     for unit in ("bytes", "kB", "MB", "GB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.3g} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:,.1f} TB"
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:,.1f} TB"

@@ -83,8 +83,9 @@ def _describe(request: Request, sources: Sources, prints: Mapping[HookPoint, str
     model = load_model(request.settings.model)
     for hook, digest in prints.items():
         facts = {"path": f"{FOLDER}/{hook}.jsonl", "sae": sources[hook].digest, "interp": digest}
+        lines = _lines(request, saes[hook], cache, model)
         with runs.atomic(_file(request, hook)) as stream:
-            for line in _lines(request, saes[hook], cache, model):
+            for line in lines:
                 stream.write(json.dumps(line | facts, ensure_ascii=False, allow_nan=False) + "\n")
 
 

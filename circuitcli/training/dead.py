@@ -26,8 +26,3 @@ class Silence:
         """Count one batch: codes at indices."""
         self.tokens += values.shape[0]
         self.tokens[indices[values > 0]] = 0
-
-
-def default_dead_tokens(tokens: int) -> int:
-    """A tenth of the run, at most the 10 million tokens of Gao et al. 2024: a longer window never ends in a short run."""
-    return max(1, min(10_000_000, tokens // 10))

@@ -1,7 +1,8 @@
 """The training loss: the share of variance that is missed, and AuxK, which revives dead features."""
 
-from jaxtyping import Float
+import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -113,6 +113,7 @@ class Recovered:
         return {"loss_recovered": self.loss_recovered, "loss_ablation": "mean", **asdict(self)}
 
 
+@runtime_checkable
 class Block(Protocol):
     """Tokens of one block as the model sees them."""
 

@@ -2,9 +2,9 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -21,6 +21,7 @@ from circuitcli.training.log import Line, MetricsLog, peak_memory_mib
 N_LINES = 250
 
 
+@runtime_checkable
 class Batches(Protocol):
     """A fixed sequence of batches that can be entered at any step."""
 
@@ -59,7 +60,7 @@ class Trainer:
             with postponed_signals() as postponed:
                 self._loop(advance, lambda: postponed.number is not None)
 
-    def _loop(self, advance: progress.Advance, is_stopped: "Stopped") -> None:
+    def _loop(self, advance: progress.Advance, is_stopped: Callable[[], bool]) -> None:
         is_whole = True
         logged, since = self.done, time.perf_counter()
         try:
@@ -116,12 +117,6 @@ class Trainer:
                 memory_mib=peak_memory_mib(learner.device),
             )
             self.logs[learner.hook].append(line)
-
-
-class Stopped(Protocol):
-    """Whether training is asked to end after this step."""
-
-    def __call__(self) -> bool: ...
 
 
 def _mean_loss(steps: Sequence[Step]) -> float:

@@ -1,7 +1,7 @@
 """Faithfulness, completeness, minimality and the comparison with chance (Marks et al. 2024, arXiv:2403.19647).
 
-Faithfulness is ``(m(C) - m(0)) / (m(M) - m(0))``: m(C) with only the circuit's nodes, m(0) with none, m(M) the clean model;
-a ratio of means over prompts, not clamped. Completeness is the same for everything but the circuit; low is good.
+Faithfulness is ``(m(C) - m(0)) / (m(M) - m(0))``: m(C) with only the circuit's nodes, m(0) with none, m(M) the clean
+model; a ratio of means over prompts, not clamped. Completeness is the same for everything but the circuit; low is good.
 Minimality is the least change of faithfulness when one node is taken out.
 """
 

@@ -18,8 +18,7 @@ MLP = ("mlp", "feed_forward", "ffn", "ff")
 def layout(model: PreTrainedModel) -> Layout:
     """A guess at where the parts are. Raises InputError if the model shows no stack of decoder blocks."""
     blocks = _blocks(model)
-    stack = model.get_submodule(blocks)
-    block = stack[0]  # type: ignore[index]
+    block = next(model.get_submodule(blocks).children())
     parent = model.get_submodule(blocks.rpartition(".")[0]) if "." in blocks else model
     attention, mlp = _child(block, ATTENTION), _child(block, MLP)
     norms = [name for name, child in block.named_children() if _is_norm(child)]
@@ -94,5 +93,5 @@ def _norm_offset(norm: nn.Module) -> float:
 def _unknown(model: PreTrainedModel, why: str) -> InputError:
     return InputError(
         f"the structure of model type '{model.config.model_type}' is not understood: {why}",
-        hint="decoder-only models with attention and MLP blocks work; GPT-2, GPT-NeoX, Llama, Mistral, Qwen and Gemma are known",
+        hint="known are GPT-2, GPT-NeoX, Llama, Mistral, Qwen, Gemma, and decoder-only models that are built like them",
     )

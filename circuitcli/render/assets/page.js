@@ -50,7 +50,6 @@ let chosen = null, shown = edges.filter((edge) => edge.drawn).length;
 const isShown = (edge) => edge.order >= edges.length - shown;
 edges.forEach((edge, order) => (edge.order = order));
 
-// ---- the drawing ----
 const world = svg("g"), bands = svg("g"), lines = svg("g"), cards = svg("g"), numbers = svg("g");
 const drawnEdges = new Map(), drawnNodes = new Map();
 
@@ -154,7 +153,6 @@ function marker(kind) {
     svg("path", { d: "M0,0L6,3L0,6z", fill: `var(--${kind})`, "fill-opacity": 0.75 }));
 }
 
-// ---- what is emphasised ----
 function emphasise(someEdges, someNodes, focus = null) {
   clear();
   focusId = focus;
@@ -203,7 +201,6 @@ function showTip(event, text) {
   tip.style.top = Math.max(0, Math.min(event.clientY - box.top + 16, box.height - tip.offsetHeight - 8)) + "px";
 }
 
-// ---- panel ----
 const cell = (text, kind) => html("td", { class: kind || null }, text);
 function rows(pairs) {
   return html("table", {}, pairs.filter((pair) => known(pair[1])).map(([name, value]) => html("tr", {}, html("th", {}, name), html("td", {}, value))));
@@ -300,7 +297,6 @@ function overview() {
   ];
 }
 
-// ---- heading and legend ----
 function drawHeading() {
   const used = new Set(circuit.nodes.map((node) => node.position));
   const prompt = html("div", { id: "prompt", "aria-label": "prompt" }, circuit.graph.tokens.map((token, position) => {
@@ -317,7 +313,6 @@ function drawLegend() {
   get("legend").append(table, html("div", { class: "note" }, reading + (largestEffect > 0 ? ` Strip at the left of a box: effect on the metric, full colour at ${number(largestEffect)}.` : "")));
 }
 
-// ---- threshold and search ----
 function showEdges(count) {
   shown = count;
   for (const edge of edges) for (const part of [drawnEdges.get(edge).line, drawnEdges.get(edge).reach]) part.style.display = isShown(edge) ? "" : "none";
@@ -343,7 +338,6 @@ function find(text) {
   return hits;
 }
 
-// ---- pan and zoom ----
 let view = { x: 0, y: 0, zoom: 1 }, moved = false, fitted = true;
 const setView = (x, y, zoom) => { view = { x, y, zoom }; world.setAttribute("transform", `translate(${x} ${y}) scale(${zoom})`); canvas.classList.toggle("distant", zoom < 0.66); };
 function zoomAt(factor, x, y) {

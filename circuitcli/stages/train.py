@@ -1,0 +1,264 @@
+"""``circuit train``: sparse autoencoders for all collected hook points, in one pass over the cache."""
+
+from collections.abc import Sequence
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from circuitcli import progress
+from circuitcli.hookpoints import HookPoint
+from circuitcli.records import ActivationsRecord, Record, SaeRecord
+from circuitcli.settings.model import ModelSettings
+from circuitcli.stages.request import Request, fingerprint, needed, resumable
+from circuitcli.training.plan import Plan, plan as planned, schedule, width
+
+if TYPE_CHECKING:
+    import torch
+
+    from circuitcli.activations.batches import ShuffledBatches
+    from circuitcli.activations.cache import ActivationCache
+    from circuitcli.saes.base import SparseAutoencoder
+    from circuitcli.training.learner import Learner
+    from circuitcli.training.quality import Recovered, Texts
+
+NAME = "train"
+FOLDER = "saes"
+ACTIVATIONS = "activations"
+CHECKPOINT = "checkpoint"
+METRICS = "metrics.jsonl"
+# Settings that change no result.
+_NO_MATTER = ("train.checkpoint_tokens",)
+# Held-out tokens that the model reads, four times for each SAE; enough for two digits of the loss recovered.
+LOSS_TOKENS = 4096
+_LOSS_BATCH = 8
+_EVAL_ROWS = 1024
+
+
+def run(request: Request) -> list[Record]:
+    """One record for each hook point, trained now or before.
+
+    Raises InputError without activations or with too few, SettingsError if k is more than the width, CircuitError if a
+    loss stops being finite.
+    """
+    found = _activations(request)
+    for record in found:
+        width(request.settings, d_in=record.d_model)
+    planned(request.settings, n_rows=found[0].n_tokens)
+    inputs = {f"activations {record.hook}": record.digest for record in found}
+    print_ = fingerprint(request, ("sae.", "train.", "seed"), inputs, without=_NO_MATTER)
+    return resumable(request, NAME, print_, partial(_work, request, print_.digest))
+
+
+def plan(request: Request) -> list[tuple[str, str]]:
+    """What `run` would do, as (name, value) for people."""
+    found = _activations(request)
+    made = planned(request.settings, n_rows=found[0].n_tokens)
+    widths = [width(request.settings, d_in=record.d_model) for record in found]
+    parameters = sum(2 * record.d_model * d_sae for record, d_sae in zip(found, widths, strict=True))
+    sparse = sum(
+        2 * record.d_model * (d_sae + 4 * request.settings.sae.k) for record, d_sae in zip(found, widths, strict=True)
+    )
+    pool = min(request.settings.train.pool_tokens, made.stop_row) * sum(record.d_model for record in found)
+    return [
+        ("autoencoders", f"{len(found)}: {' '.join(record.hook for record in found)}"),
+        ("features", f"{widths[0]:,}, {request.settings.sae.k} of them active per token"),
+        ("tokens", f"{made.tokens:,} in {made.n_steps:,} steps; {made.held_out:,} held out"),
+        ("learning rate", f"{schedule(request.settings, made, d_sae=widths[0]).peak:.2g}"),
+        ("disk", f"{_gigabytes(4 * parameters)} GB, and {_gigabytes(12 * parameters)} GB while training"),
+        ("memory", f"about {_gigabytes(16 * parameters + 4 * pool)} GB"),
+        ("arithmetic", f"about {sparse * made.tokens:.1e} floating-point operations"),
+    ]
+
+
+def _gigabytes(n_bytes: float) -> str:
+    return f"{n_bytes / 1e9:,.2f}"
+
+
+def _activations(request: Request) -> list[ActivationsRecord]:
+    return needed(request, ActivationsRecord, stage=NAME, hint="run `circuit collect` before it")
+
+
+def _work(request: Request, digest: str, resumes: bool) -> tuple[list[Record], dict[str, Any]]:
+    from circuitcli.activations.cache import ActivationCache
+    from circuitcli.models.loading import choose_device
+    from circuitcli.training.checkpoint import Checkpoints
+
+    checkpoints = Checkpoints(request.run.path / FOLDER / CHECKPOINT, digest)
+    if not resumes:
+        checkpoints.remove()
+    hooks = [HookPoint.parse(record.hook) for record in _activations(request)]
+    cache = ActivationCache(request.run.path / ACTIVATIONS, hooks)
+    made = planned(request.settings, n_rows=cache.n_tokens)
+    learners = _trained(request, cache, made, checkpoints, choose_device(request.settings.model.device))
+    records = _finished(request, cache, made, learners)
+    checkpoints.remove()
+    return records, {"tokens": made.tokens, "held_out": made.held_out}
+
+
+def _trained(
+    request: Request, cache: "ActivationCache", made: Plan, checkpoints: Any, device: "torch.device"
+) -> "list[Learner]":
+    from circuitcli.activations.batches import ShuffledBatches
+    from circuitcli.training.log import MetricsLog
+    from circuitcli.training.trainer import Trainer
+
+    train = request.settings.train
+    batches = ShuffledBatches(
+        cache,
+        hooks=cache.hooks,
+        batch_size=train.batch_size,
+        n_tokens=made.tokens,
+        seed=request.settings.seed,
+        pool_tokens=train.pool_tokens,
+        stop_row=made.stop_row,
+    )
+    learners = _learners(request, cache, made, batches, device, resumes=checkpoints.step() > 0)
+    Trainer(
+        learners,
+        batches,
+        batch_size=train.batch_size,
+        checkpoints=checkpoints,
+        checkpoint_steps=max(1, train.checkpoint_tokens // train.batch_size),
+        logs={hook: MetricsLog(request.run.path / FOLDER / str(hook) / METRICS) for hook in cache.hooks},
+    ).run()
+    return learners
+
+
+def _learners(
+    request: Request,
+    cache: "ActivationCache",
+    made: Plan,
+    batches: "ShuffledBatches",
+    device: "torch.device",
+    *,
+    resumes: bool,
+) -> "list[Learner]":
+    """Untrained; where a checkpoint will be loaded over them, without reading a batch."""
+    import torch
+
+    from circuitcli.training.learner import Learner
+
+    if resumes:
+        first = {hook: torch.zeros(1, cache.d_model(hook)) for hook in cache.hooks}
+    else:
+        with closing(batches.from_step(0)) as stream:
+            first = next(stream)
+    return [
+        Learner(
+            hook,
+            first[hook].to(device),
+            moments=_moments(cache, hook),
+            recipe=_recipe(request, made, d_in=cache.d_model(hook)),
+        )
+        for hook in cache.hooks
+    ]
+
+
+def _moments(cache: "ActivationCache", hook: HookPoint) -> Any:
+    from circuitcli.training.learner import Moments
+
+    squares = cache.mean_square_norm(hook)
+    return Moments(squares, max(0.0, squares - float(cache.mean(hook).square().sum())))
+
+
+def _recipe(request: Request, made: Plan, *, d_in: int) -> Any:
+    from circuitcli.training.learner import Recipe
+
+    settings = request.settings
+    d_sae = width(settings, d_in=d_in)
+    return Recipe(
+        k=settings.sae.k,
+        d_sae=d_sae,
+        schedule=schedule(settings, made, d_sae=d_sae),
+        clip=settings.train.clip,
+        auxk_weight=settings.train.auxk_weight,
+        dead_tokens=made.dead_tokens,
+        seed=settings.seed,
+    )
+
+
+def _finished(
+    request: Request, cache: "ActivationCache", made: Plan, learners: "Sequence[Learner]"
+) -> list[Record]:
+    """Measure each SAE and write its files."""
+    from circuitcli.models.loading import load_model
+    from circuitcli.training.quality import Texts, cross_entropy
+
+    model = load_model(_model_settings(request))
+    adapter = model.adapter
+    window = range(made.stop_row, min(made.n_rows, made.stop_row + LOSS_TOKENS))
+    blocks = cache.blocks(window.start, window.stop)
+    texts = Texts.of(blocks, pad_id=model.tokenizer.pad_id, batch_size=_LOSS_BATCH, device=adapter.device)
+    clean = cross_entropy(adapter, texts, {}) if texts.n_predictions else 0.0
+    records: list[Record] = []
+    for learner in progress.track(learners, "measure", unit="SAEs"):
+        sae = learner.finished().to(adapter.device)
+        facts = _measured(sae, cache, made)
+        if texts.n_predictions:
+            first = int(model.tokenizer.bos_id is not None)
+            facts |= _recovered(adapter, texts, sae, cache, first=first, ce_clean=clean).facts()
+        records.append(_saved(request, learner, sae, made, facts))
+    return records
+
+
+def _model_settings(request: Request) -> ModelSettings:
+    """The model that the activations came from, on the device that is asked for now."""
+    model = request.settings.model
+    kept = {
+        name.removeprefix("model."): value
+        for name, value in request.run.manifest().get("model_settings", {}).items()
+        if name not in ("model.device", "model.device_map")
+    }
+    return model.model_copy(update=kept)
+
+
+def _measured(sae: "SparseAutoencoder", cache: "ActivationCache", made: Plan) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from circuitcli.training.quality import reconstruction
+
+    starts = range(made.stop_row, made.n_rows, _EVAL_ROWS)
+    rows = (cache.rows(sae.hook, start, min(start + _EVAL_ROWS, made.n_rows)) for start in starts)
+    found = asdict(reconstruction(sae, rows))
+    return {("n_eval_tokens" if key == "n_tokens" else key): value for key, value in found.items()}
+
+
+def _recovered(
+    adapter: Any, texts: "Texts", sae: "SparseAutoencoder", cache: "ActivationCache", *, first: int, ce_clean: float
+) -> "Recovered":
+    from circuitcli.training.quality import recovered
+
+    mean = cache.mean(sae.hook).float()
+    return recovered(adapter, texts, sae, mean=mean, first=first, ce_clean=ce_clean)
+
+
+def _saved(
+    request: Request, learner: "Learner", sae: "SparseAutoencoder", made: Plan, facts: dict[str, Any]
+) -> SaeRecord:
+    from circuitcli.saes import files
+
+    directory = Path(FOLDER) / str(sae.hook)
+    facts = facts | {
+        "dead": learner.silence.share,
+        "dead_tokens": made.dead_tokens,
+        "trained_tokens": made.tokens,
+        "learning_rate": learner.recipe.schedule.peak,
+        "input_scale": learner.scale,
+        "model": request.run.manifest().get("model", request.settings.model.name),
+        "seed": request.settings.seed,
+    }
+    digest = files.save(sae, request.run.path / directory, **facts)
+    return SaeRecord(
+        hook=str(sae.hook),
+        architecture=sae.architecture,
+        d_in=sae.d_in,
+        d_sae=sae.d_sae,
+        k=request.settings.sae.k,
+        path=directory.as_posix(),
+        digest=digest,
+        explained_variance=facts["explained_variance"],
+        l0=facts["l0"],
+        loss_recovered=facts.get("loss_recovered"),
+        dead=facts["dead"],
+    )

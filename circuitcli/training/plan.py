@@ -1,0 +1,70 @@
+"""How much is trained on what: settings and the size of the cache turned into numbers. Needs no torch."""
+
+from dataclasses import dataclass
+
+from circuitcli.errors import InputError, SettingsError
+from circuitcli.settings.settings import Settings
+from circuitcli.training.schedule import Schedule, default_rate
+
+# A cache that is small beside train.eval_tokens gives at most this share of its rows away.
+LARGEST_HELD_OUT_SHARE = 0.1
+DEAD_TOKENS = 10_000_000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Rows 0 to ``stop_row`` of the cache are trained on, the rest is held out."""
+
+    stop_row: int
+    n_rows: int
+    batch_size: int
+    n_steps: int
+    dead_tokens: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that training sees, counted as often as it sees them."""
+        return self.n_steps * self.batch_size
+
+    @property
+    def held_out(self) -> int:
+        """Rows that training does not see."""
+        return self.n_rows - self.stop_row
+
+
+def plan(settings: Settings, *, n_rows: int) -> Plan:
+    """The plan for a cache of so many rows. Raises InputError if they make no batch."""
+    train = settings.train
+    held_out = max(1, min(train.eval_tokens, int(n_rows * LARGEST_HELD_OUT_SHARE)))
+    stop_row = n_rows - held_out
+    if stop_row < train.batch_size:
+        raise InputError(
+            f"{n_rows:,} cached tokens, {held_out:,} of them held out, make no batch of {train.batch_size:,}",
+            hint="collect more: `circuit collect --force --tokens 100000`; or lower the batch: --set train.batch_size=256",
+        )
+    n_steps = max(1, (train.tokens or stop_row) // train.batch_size)
+    dead_tokens = train.dead_tokens or default_dead_tokens(n_steps * train.batch_size)
+    return Plan(stop_row, n_rows, train.batch_size, n_steps, dead_tokens)
+
+
+def default_dead_tokens(tokens: int) -> int:
+    """A tenth of the run, at most the 10 million of Gao et al. 2024: a window longer than the run finds nothing."""
+    return max(1, min(DEAD_TOKENS, tokens // 10))
+
+
+def width(settings: Settings, *, d_in: int) -> int:
+    """Features of an SAE for activations of this width. Raises SettingsError if ``sae.k`` is more."""
+    d_sae = settings.sae.d_sae or max(1, round(settings.sae.expansion * d_in))
+    if settings.sae.k > d_sae:
+        raise SettingsError(
+            f"sae.k={settings.sae.k} is more than the {d_sae} features that sae.d_sae or sae.expansion asks for",
+            hint=f"lower sae.k to at most {d_sae}, or raise sae.d_sae or sae.expansion",
+        )
+    return d_sae
+
+
+def schedule(settings: Settings, made: Plan, *, d_sae: int) -> Schedule:
+    """The learning rate over the run."""
+    train = settings.train
+    peak = train.learning_rate or default_rate(d_sae, tokens=made.tokens)
+    return Schedule(peak, made.n_steps, train.warmup, train.decay)

@@ -1,0 +1,44 @@
+"""The example configurations load, alone and together, and say only what is a setting."""
+
+from pathlib import Path
+
+import pytest
+
+from circuitcli.hookpoints import HookPoint, parse_layers
+from circuitcli.settings.sources import flatten, load, to_toml
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+# The recipe of the shipped model is read by circuitcli.pretraining.
+RECIPES = {"tiny-model.toml"}
+EXAMPLES = sorted(path for path in CONFIGS.glob("*.toml") if path.name not in RECIPES)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_every_example_loads_and_all_its_values_come_from_it(path: Path, tmp_path: Path) -> None:
+    loaded = load(config=[path], environment={}, directory=tmp_path)
+    assert set(loaded.origins.values()) == {str(path)}
+    assert loaded.settings.graph.prompt
+    parse_layers(loaded.settings.data.layers, n_layers=30)
+    for site in loaded.settings.data.sites:
+        HookPoint(0, site)
+    assert all(name in flatten(loaded.settings) for name in loaded.origins)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_printed_settings_of_an_example_load_back_as_the_same_settings(path: Path, tmp_path: Path) -> None:
+    loaded = load(config=[path], environment={}, directory=tmp_path)
+    printed = tmp_path / "printed.toml"
+    printed.write_text(to_toml(loaded), encoding="utf-8")
+    assert load(config=[printed], environment={}, directory=tmp_path).settings == loaded.settings
+
+
+def test_commands_in_the_comments_name_their_own_file() -> None:
+    for path in EXAMPLES:
+        named = [line for line in path.read_text(encoding="utf-8").splitlines() if "--config" in line]
+        assert named and all(f"--config configs/{path.name}" in line for line in named)
+
+
+def test_the_demo_needs_no_network() -> None:
+    settings = load(config=[CONFIGS / "demo.toml"], environment={}, directory=CONFIGS).settings
+    assert settings.model.name == "builtin:tiny"
+    assert settings.data.text == "builtin:python"

@@ -1,0 +1,226 @@
+"""The interp stage: what it writes and emits, what it keeps, what it refuses."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from support_collect import save_model, texts
+
+from circuitcli import records, runs
+from circuitcli.errors import InputError, SettingsError
+from circuitcli.features import scan as scanning
+from circuitcli.hookpoints import HookPoint
+from circuitcli.records import SaeRecord, Stream
+from circuitcli.runs import Run
+from circuitcli.saes import files
+from circuitcli.saes.topk import TopKSae
+from circuitcli.settings.settings import Settings
+from circuitcli.stages import collect, interp
+from circuitcli.stages.request import Request
+
+D_SAE = 40
+HOOKS = (HookPoint(1, "mlp_in"), HookPoint(1, "resid"))
+
+
+@pytest.fixture(scope="module")
+def collected(tmp_path_factory: pytest.TempPathFactory) -> Request:
+    """A run with activations and random SAEs at two hook points; feature 3 of each is dead."""
+    folder = tmp_path_factory.mktemp("interp")
+    text = folder / "text.txt"
+    text.write_text("\n".join(texts(40, 7, 60, 33)), encoding="utf-8")
+    data = {"text": str(text), "layers": "1", "sites": ["resid", "mlp_in"], "block_length": 16, "dtype": "float32"}
+    settings = Settings.model_validate({"model": {"name": str(save_model(folder / "model"))}, "data": data})
+    request = Request(settings, Stream(), Run(folder / "run"))
+    made = collect.run(request)
+    saes = [save_sae(request.run.path, hook, seed=number) for number, hook in enumerate(HOOKS)]
+    return replace(request, records=Stream([*made, *saes]))
+
+
+def save_sae(run: Path, hook: HookPoint, *, seed: int) -> SaeRecord:
+    generator = torch.Generator().manual_seed(seed)
+    sae = TopKSae(24, D_SAE, 4, hook)
+    with torch.no_grad():
+        for parameter in (sae.W_enc, sae.W_dec):
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+        sae.b_enc[3] = -1e6
+    digest = files.save(sae, run / "saes" / str(hook))
+    return SaeRecord(hook=str(hook), architecture="topk", d_in=24, d_sae=D_SAE, path=f"saes/{hook}", digest=digest)
+
+
+@pytest.fixture
+def request_(collected: Request, tmp_path: Path) -> Request:
+    """The same run, without anything that other tests described."""
+    shutil.copytree(collected.run.path, tmp_path / "run")
+    return replace(collected, run=Run(tmp_path / "run"))
+
+
+def with_interp(request: Request, *, force: bool = False, **changes: int) -> Request:
+    section = request.settings.interp.model_copy(update=changes)
+    return replace(request, settings=request.settings.model_copy(update={"interp": section}), force=force)
+
+
+def lines(request: Request, hook: HookPoint) -> list[dict]:
+    path = request.run.path / "features" / f"{hook}.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_each_live_feature_has_a_line_and_a_record_that_is_the_line_without_details(request_: Request) -> None:
+    made = interp.run(request_)
+    kept = [line for hook in HOOKS for line in lines(request_, hook)]
+    assert [record.id for record in made] == [line["id"] for line in kept]
+    assert "resid.1/3" not in {record.id for record in made}
+    for record, line in zip(made, kept, strict=True):
+        short = record.model_dump()
+        assert short == {name: value for name, value in line.items() if name not in interp.DETAILS}
+        assert short["path"] == f"features/{record.id.partition('/')[0]}.jsonl"
+        assert short["sae"] == runs.file_digest(
+            request_.run.path / "saes" / record.id.partition("/")[0] / "weights.safetensors"
+        )
+        assert set(interp.DETAILS) <= set(line)
+
+
+def test_features_off_the_residual_stream_promote_nothing(request_: Request) -> None:
+    interp.run(request_)
+    assert all(len(line["promoted"]) == 8 for line in lines(request_, HookPoint(1, "resid")))
+    assert all(line["promoted"] == line["suppressed"] == [] for line in lines(request_, HookPoint(1, "mlp_in")))
+
+
+def test_only_the_tokens_asked_for_count(request_: Request) -> None:
+    interp.run(with_interp(request_, tokens=20))
+    found = lines(request_, HookPoint(1, "resid"))
+    assert sum(line["n_active"] for line in found) <= 20 * 4
+    assert all(line["density"] == pytest.approx(line["n_active"] / 20) for line in found)
+
+
+def test_a_finished_stage_answers_without_work_whatever_the_batch_size(request_: Request) -> None:
+    first = interp.run(request_)
+    before = {path: path.stat().st_mtime_ns for path in (request_.run.path / "features").iterdir()}
+    again = interp.run(with_interp(request_, batch_size=3))
+    assert again == first
+    assert before == {path: path.stat().st_mtime_ns for path in (request_.run.path / "features").iterdir()}
+
+
+def test_a_killed_stage_goes_on_with_the_first_missing_hook_point(
+    request_: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan, seen = scanning.scan, []
+
+    def dying(cache, sae, **options):
+        seen.append(str(sae.hook))
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return scan(cache, sae, **options)
+
+    monkeypatch.setattr(scanning, "scan", dying)
+    with pytest.raises(KeyboardInterrupt):
+        interp.run(request_)
+    assert sorted(path.name for path in (request_.run.path / "features").iterdir()) == ["mlp_in.1.jsonl"]
+    resumed = interp.run(request_)
+    assert seen == ["mlp_in.1", "resid.1", "resid.1"]
+    assert interp.run(replace(request_, force=True)) == resumed
+    assert seen[3:] == ["mlp_in.1", "resid.1"]
+
+
+def test_other_settings_are_refused_by_name_and_replaced_by_force(request_: Request) -> None:
+    interp.run(request_)
+    with pytest.raises(InputError, match=r"interp\.window was 8 and is now 2"):
+        interp.run(with_interp(request_, window=2))
+    interp.run(with_interp(request_, window=2, force=True))
+    assert all(len(context["tokens"]) <= 5 for context in lines(request_, HOOKS[1])[0]["contexts"])
+
+
+def test_a_half_written_file_is_made_again(request_: Request) -> None:
+    whole = interp.run(request_)
+    path = request_.run.path / "features" / "resid.1.jsonl"
+    content = path.read_bytes()
+    path.write_bytes(b"")
+    request_.run.interrupt("interp", seconds=0.0)
+    assert interp.run(request_) == whole
+    assert path.read_bytes() == content
+
+
+def test_describe_returns_the_stored_lines_in_the_order_asked(request_: Request) -> None:
+    made = interp.run(request_)
+    ids = [made[-1].id, made[0].id]
+    found = interp.describe(request_, ids)
+    assert [line["id"] for line in found] == ids
+    assert found[0] == lines(request_, HookPoint(1, "resid"))[-1]
+
+
+@pytest.mark.parametrize(
+    "feature, message, hint",
+    [
+        ("resid.1/3", "never fired", "--tokens"),
+        ("resid.1/400", "no feature resid.1/400", "0 to 39"),
+        ("resid.2/3", "nothing is known about features of resid.2", "mlp_in.1 resid.1"),
+        ("resid.1/error", "error term", "feature"),
+    ],
+)
+def test_describe_says_why_it_knows_nothing(request_: Request, feature: str, message: str, hint: str) -> None:
+    interp.run(request_)
+    with pytest.raises(InputError, match=message) as raised:
+        interp.describe(request_, [feature])
+    assert hint in raised.value.hint
+
+
+def test_describe_before_interp_says_what_to_run(request_: Request) -> None:
+    with pytest.raises(InputError, match="no described features") as raised:
+        interp.describe(request_, ["resid.1/0"])
+    assert "circuit interp" in raised.value.hint
+    with pytest.raises(SettingsError):
+        interp.describe(request_, ["nonsense"])
+
+
+def test_features_of_another_sae_are_not_shown(request_: Request) -> None:
+    made = interp.run(request_)
+    other = request_.records.of(SaeRecord)[1].model_copy(update={"digest": "sha256:other"})
+    stale = replace(request_, records=Stream([*request_.records, other]))
+    with pytest.raises(InputError, match="another SAE") as raised:
+        interp.describe(stale, [made[-1].id])
+    assert "--force" in raised.value.hint
+
+
+@pytest.mark.parametrize("kind, hint", [("activations", "circuit collect"), ("sae", "circuit train")])
+def test_missing_inputs_are_named_with_the_command_that_makes_them(request_: Request, kind: str, hint: str) -> None:
+    poor = replace(request_, records=Stream(record for record in request_.records if record.kind != kind))
+    with pytest.raises(InputError, match=f"interp read no '{kind}' record") as raised:
+        interp.run(poor)
+    assert hint in raised.value.hint
+
+
+def test_saes_elsewhere_are_described_where_activations_are(request_: Request, tmp_path: Path) -> None:
+    save_sae(tmp_path / "other", HookPoint(1, "resid"), seed=5)
+    save_sae(tmp_path / "other", HookPoint(2, "resid"), seed=6)
+    settings = request_.settings.model_copy(update={"sae_path": str(tmp_path / "other")})
+    made = interp.run(replace(request_, settings=settings))
+    assert {record.id.partition("/")[0] for record in made} == {"resid.1"}
+    settings = request_.settings.model_copy(update={"sae_path": str(tmp_path / "other/saes/resid.2")})
+    with pytest.raises(InputError, match=r"SAEs at resid\.2 and activations at mlp_in\.1 resid\.1"):
+        interp.run(replace(request_, settings=settings))
+
+
+def test_finished_records_and_descriptions_need_no_torch(request_: Request, tmp_path: Path) -> None:
+    made = interp.run(request_)
+    stream = tmp_path / "stream.jsonl"
+    with stream.open("w", encoding="utf-8") as opened:
+        records.write(request_.records, opened)
+    program = f"""
+import sys
+from pathlib import Path
+from circuitcli import records
+from circuitcli.runs import Run
+from circuitcli.settings.settings import Settings
+from circuitcli.stages import interp
+from circuitcli.stages.request import Request
+request = Request(Settings(), records.read(Path({str(stream)!r}).open()), Run(Path({str(request_.run.path)!r})))
+assert len(interp.run(request)) == {len(made)}
+assert interp.describe(request, [{made[0].id!r}])
+assert "torch" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, encoding="utf-8", timeout=60)
+    assert done.returncode == 0, done.stderr

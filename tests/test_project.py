@@ -1,0 +1,116 @@
+"""The project itself: code checks, one version everywhere, what is packed, what lies at the top, commands in papers."""
+
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from hatchling.builders.wheel import WheelBuilder
+
+import circuitcli
+
+ROOT = Path(__file__).parents[1]
+TOP_LEVEL = {
+    "circuitcli",
+    "tests",
+    "configs",
+    "pyproject.toml",
+    "Dockerfile",
+    "README.md",
+    "CHANGELOG.md",
+    "LICENSE",
+}
+TEST_COMMAND = 'pip install -e ".[test]" && pytest'
+CHECKS = [["ruff", "check"], ["ruff", "format", "--check"], ["mypy"], ["lint-imports"]]
+
+
+@pytest.fixture(scope="module")
+def project() -> dict:
+    """The [project] table of pyproject.toml."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+@pytest.mark.parametrize("words", CHECKS, ids=" ".join)
+def test_the_code_passes(words: list[str]) -> None:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    program = shutil.which(words[0], path=path)
+    assert program is not None, f"{words[0]} is not installed: {TEST_COMMAND}"
+    done = subprocess.run(
+        [program, *words[1:]], cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", timeout=600
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_one_version_in_the_package_its_metadata_and_the_changelog(project: dict) -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    newest = re.search(r"^## \[?(\d+\.\d+\.\d+)", changelog, flags=re.MULTILINE)
+    assert newest is not None
+    assert project["version"] == circuitcli.__version__ == newest[1]
+
+
+def test_the_top_level_holds_nothing_that_is_not_planned() -> None:
+    ignored = {line.rstrip("/") for line in (ROOT / ".gitignore").read_text(encoding="utf-8").split()}
+    found = {path.name for path in ROOT.iterdir() if not path.name.startswith(".")}
+    # A folder shared/ may lie beside the checkout's files where it is tested.
+    extra = {name for name in found - TOP_LEVEL - {"shared"} if name not in ignored and not name.endswith(".egg-info")}
+    assert not extra
+    assert found >= TOP_LEVEL
+
+
+def test_the_wheel_contains_every_file_of_the_package_that_is_no_by_product() -> None:
+    packed = {Path(file.distribution_path) for file in WheelBuilder(str(ROOT)).recurse_included_files()}
+    there = {
+        path.relative_to(ROOT)
+        for path in (ROOT / "circuitcli").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert packed == there
+    names = {str(path) for path in packed}
+    assert any(name.startswith("circuitcli/render/assets/") for name in names)
+    assert {"circuitcli/models/builtin/tiny/model.safetensors", "circuitcli/__main__.py"} <= names
+
+
+def test_the_readme_gives_the_one_test_command_that_ci_runs() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = re.search(r"<!-- test command -->\s*```\w*\n(.*?)\n```", readme, flags=re.DOTALL)
+    assert found is not None
+    assert found[1] == TEST_COMMAND
+    run = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert "<!-- test command -->" in run and TEST_COMMAND not in run
+
+
+def test_ci_is_a_program_that_the_shell_can_read() -> None:
+    path = ROOT / ".ci" / "run"
+    assert path.stat().st_mode & stat.S_IXUSR
+    assert "set -euo pipefail" in path.read_text(encoding="utf-8")
+    subprocess.run(["bash", "-n", str(path)], check=True)
+
+
+def test_ci_finds_the_test_command_as_bash_will_run_it() -> None:
+    reader = re.search(r"^test_command\(\) \{.*?^\}", (ROOT / ".ci" / "run").read_text(encoding="utf-8"), re.M | re.S)
+    assert reader is not None
+    program = f"{reader[0]}\ntest_command"
+    done = subprocess.run(["bash", "-c", program], cwd=ROOT, capture_output=True, encoding="utf-8", check=True)
+    assert done.stdout.strip() == TEST_COMMAND
+
+
+def test_the_container_gets_the_files_that_it_copies() -> None:
+    lines = (ROOT / "Dockerfile").read_text(encoding="utf-8").splitlines()
+    copied = [name for line in lines if line.startswith("COPY ") for name in line.split()[1:-1]]
+    let_in = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    assert copied
+    for name in copied:
+        assert (ROOT / name).exists()
+        assert f"!{name}" in let_in
+    assert any(line.startswith("USER ") and line != "USER root" for line in lines)
+
+
+def test_licence_and_readme_of_the_metadata_are_there(project: dict) -> None:
+    assert project["license"] == "MIT"
+    assert all((ROOT / name).is_file() for name in [project["readme"], *project["license-files"]])
+    assert (ROOT / "LICENSE").read_text(encoding="utf-8").startswith("MIT License")

@@ -1,0 +1,197 @@
+"""What one autoencoder learns, and the parts that it learns by."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from training_fakes import D_IN, MemoryBatches, learner, moments, planted, recipe, trained
+
+from circuitcli.errors import InputError, SettingsError
+from circuitcli.hookpoints import HookPoint
+from circuitcli.saes.sparse import Autoencoder, autoencode
+from circuitcli.saes.topk import TopKSae
+from circuitcli.settings.sae import SaeSettings
+from circuitcli.settings.settings import Settings
+from circuitcli.settings.train import TrainSettings
+from circuitcli.training.dead import Silence
+from circuitcli.training.initial import folded, geometric_median, initial_sae, input_scale
+from circuitcli.training.learner import Learner, Moments
+from circuitcli.training.loss import auxk, missed_variance
+from circuitcli.training.plan import plan, width
+from circuitcli.training.quality import reconstruction
+from circuitcli.training.schedule import Schedule, default_rate
+
+HOOK = HookPoint(1, "resid")
+
+
+def random_sae(*, d_sae: int = 40, k: int = 5) -> TopKSae:
+    sae = TopKSae(D_IN, d_sae, k, HOOK).double()
+    for parameter in sae.parameters():
+        torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(parameter.numel()))
+    return sae
+
+
+def test_planted_features_are_recovered():
+    rows, features = planted(20_000)
+    sae = trained(rows, recipe(800)).finished()
+    held_out, _ = planted(4_000, seed=0)
+    assert reconstruction(sae, held_out.split(1000)).explained_variance > 0.9
+    best = (F.normalize(sae.W_dec, dim=1) @ features.T).max(dim=0).values
+    assert best.mean() > 0.9 and best.median() > 0.98
+
+
+def test_decoder_rows_stay_on_the_unit_sphere():
+    rows, _ = planted(1_000)
+    sae = trained(rows, recipe(20)).finished()
+    assert torch.allclose(sae.W_dec.norm(dim=1), torch.ones(48), atol=1e-5)
+
+
+def test_optimiser_is_adam_along_the_clipped_gradient_without_its_part_along_the_decoder():
+    rows, _ = planted(500)
+    made = recipe(10, auxk_weight=0.0, clip=0.01)
+    student = learner(HOOK, rows, made)
+    twin = learner(HOOK, rows, made).sae
+    student.step(rows, index=3)
+    x = rows * student.scale
+    loss = missed_variance(x, twin.decode(twin.encode(x)), variance=student.variance)
+    loss.backward()
+    decoder = twin.W_dec
+    decoder.grad -= (decoder.grad * decoder).sum(dim=1, keepdim=True) * decoder.detach()
+    torch.nn.utils.clip_grad_norm_(twin.parameters(), 0.01)
+    torch.optim.Adam(twin.parameters(), lr=made.schedule.rate(3), eps=6.25e-10).step()
+    with torch.no_grad():
+        decoder /= decoder.norm(dim=1, keepdim=True)
+    for one, other in zip(student.sae.parameters(), twin.parameters(), strict=True):
+        assert torch.allclose(one, other, atol=2e-4 * float(other.abs().max()))
+
+
+def test_auxk_gradient_reaches_the_encoder_rows_of_dead_features_and_no_others():
+    sae, x = random_sae(), torch.randn(30, D_IN, dtype=torch.float64)
+    dead = torch.tensor([4, 17, 39])
+    weights = Autoencoder(sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec)
+    out = autoencode(x, weights, k=5, watched=dead)
+    auxk(x - out.reconstruction, out.watched, sae.W_dec[dead], k=2).backward()
+    assert sae.W_enc.grad is not None and sae.W_dec.grad is not None and sae.b_enc.grad is not None
+    reached = sae.W_enc.grad.abs().sum(dim=0) > 0
+    assert reached.nonzero()[:, 0].tolist() == dead.tolist()
+    assert (sae.b_enc.grad[dead] != 0).all() and (sae.W_dec.grad[dead].abs().sum(dim=1) > 0).all()
+
+
+def test_auxk_keeps_the_strongest_dead_features_and_ignores_the_decoder_bias():
+    error = torch.randn(6, D_IN, dtype=torch.float64)
+    pre, decoder = torch.randn(6, 9, dtype=torch.float64), torch.randn(9, D_IN, dtype=torch.float64)
+    codes = torch.zeros_like(pre)
+    for row in range(6):
+        for column in pre[row].argsort(descending=True)[:3].tolist():
+            codes[row, column] = max(0.0, float(pre[row, column]))
+    expected = ((codes @ decoder - error) ** 2).sum() / ((error - error.mean(dim=0)) ** 2).sum()
+    assert torch.allclose(auxk(error, pre, decoder, k=3), expected)
+
+
+def test_auxk_costs_nothing_where_the_error_does_not_vary():
+    pre = torch.randn(5, 4, requires_grad=True)
+    loss = auxk(torch.ones(5, D_IN), pre, torch.randn(4, D_IN), k=2)
+    loss.backward()
+    assert loss == 0 and pre.grad is not None and pre.grad.isfinite().all()
+
+
+def test_dead_features_are_revived():
+    rows, _ = planted(5_000)
+    revived = []
+    for weight in (0.0, 1 / 32):
+        student = learner(HOOK, rows, recipe(300, auxk_weight=weight, d_sae=48))
+        with torch.no_grad():
+            student.sae.b_enc[:30] = -3.0
+        for index, batch in enumerate(MemoryBatches({HOOK: rows}, 256, 300).from_step(0)):
+            student.step(batch[HOOK], index=index)
+        revived.append(int((student.silence.tokens[:30] < 2000).sum()))
+    assert revived[0] < 15 < revived[1]
+
+
+def test_loss_of_predicting_the_mean_is_one():
+    rows, _ = planted(3_000)
+    predicted = rows.mean(dim=0).expand_as(rows)
+    assert missed_variance(rows, predicted, variance=moments(rows).variance).item() == pytest.approx(1.0, abs=1e-4)
+
+
+def test_folded_sae_does_to_raw_activations_what_the_sae_does_to_scaled_ones():
+    sae, x, scale = random_sae(), 7 * torch.randn(20, D_IN, dtype=torch.float64), 0.37
+    raw = folded(sae, scale=scale).double()
+    for name, parameter in sae.named_parameters():
+        divisor = scale if name.startswith("b_") else 1.0
+        getattr(raw, name).data = parameter.detach() / divisor
+    assert torch.allclose(raw.decode(raw.encode(x)), sae.decode(sae.encode(scale * x)) / scale)
+    assert torch.allclose(raw.encode(x), sae.encode(scale * x) / scale)
+    single = folded(sae.float(), scale=scale)
+    assert all(torch.allclose(getattr(single, n).double(), p, rtol=1e-6) for n, p in raw.named_parameters())
+
+
+def test_scaled_activations_have_their_width_as_mean_squared_norm():
+    rows, _ = planted(3_000)
+    scale = input_scale(moments(rows).mean_square_norm, d_in=D_IN)
+    assert (scale * rows).square().sum(dim=1).mean().item() == pytest.approx(D_IN, rel=1e-4)
+    assert input_scale(0.0, d_in=D_IN) == 1.0
+
+
+def test_geometric_median_is_not_moved_by_outliers():
+    x = torch.randn(501, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x[:50] += 1e6
+    median = geometric_median(x)
+    assert median.norm() < 0.5
+    nearby = median + 0.01 * torch.eye(3, dtype=torch.float64)
+    distance = (x - median).norm(dim=1).sum()
+    assert all((x - other).norm(dim=1).sum() > distance for other in nearby)
+    assert torch.equal(geometric_median(torch.ones(4, 3)), torch.ones(3))
+
+
+def test_first_weights_depend_on_seed_and_hook_point_only():
+    x = torch.randn(9, D_IN)
+    first = initial_sae(HOOK, x, d_sae=20, k=3, seed=1)
+    assert torch.equal(first.W_enc, first.W_dec.T) and first.W_enc.T.is_contiguous()
+    assert torch.equal(first.W_dec, initial_sae(HOOK, x, d_sae=20, k=3, seed=1).W_dec)
+    for hook, seed in ((HOOK, 2), (HookPoint(2, "resid"), 1)):
+        assert not torch.equal(first.W_dec, initial_sae(hook, x, d_sae=20, k=3, seed=seed).W_dec)
+
+
+def test_activations_that_do_not_vary_are_learned_without_numbers_that_are_not_finite():
+    rows = torch.full((100, D_IN), 3.0)
+    student = Learner(HOOK, rows, moments=Moments(9.0 * D_IN, 0.0), recipe=recipe(5, dead_tokens=100))
+    for index in range(5):
+        assert student.step(rows, index=index).loss.isfinite()
+    sae = student.finished()
+    assert torch.allclose(sae.decode(sae.encode(rows)), rows, atol=0.05)
+
+
+def test_learning_rate_rises_stays_and_falls():
+    schedule = Schedule(peak=1.0, n_steps=100, warmup=0.1, decay=0.2)
+    rates = [schedule.rate(step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1) and rates[9] == pytest.approx(1.0)
+    assert set(rates[9:81]) == {1.0} and rates[90] == pytest.approx(0.5) and rates[99] == pytest.approx(0.05)
+    assert min(rates) > 0 and Schedule(1.0, 1, 0.05, 0.3).rate(0) > 0
+    assert default_rate(2**16, tokens=10**9) == pytest.approx(default_rate(2**14, tokens=10**9) / 2)
+
+
+def test_silence_counts_tokens_since_a_feature_was_active():
+    silence = Silence(5, dead_tokens=4, device=torch.device("cpu"))
+    silence.update(torch.tensor([[1.0, 0.0], [2.0, 1.0]]), torch.tensor([[0, 1], [0, 2]]))
+    silence.update(torch.tensor([[1.0, 0.0], [2.0, 0.0]]), torch.tensor([[0, 1], [0, 2]]))
+    assert silence.tokens.tolist() == [0, 4, 2, 4, 4]
+    assert silence.dead().tolist() == [1, 3, 4] and silence.share == pytest.approx(0.6)
+
+
+def test_plan_holds_out_the_end_of_the_cache_and_passes_once_over_the_rest():
+    made = plan(Settings(), n_rows=1_000_000)
+    assert (made.stop_row, made.n_steps) == (1_000_000 - 16_384, (1_000_000 - 16_384) // 4096)
+    assert made.dead_tokens == made.tokens // 10
+    small = plan(Settings(train=TrainSettings(batch_size=100)), n_rows=1_000)
+    assert (small.stop_row, small.n_steps) == (900, 9)
+    several = plan(Settings(train=TrainSettings(batch_size=100, tokens=5_000)), n_rows=1_000)
+    assert several.n_steps == 50
+    with pytest.raises(InputError, match="no batch"):
+        plan(Settings(), n_rows=4_000)
+
+
+def test_k_above_the_width_is_refused_naming_both():
+    assert width(Settings(), d_in=128) == 1024
+    with pytest.raises(SettingsError, match=r"sae.k=32 .* 16 features") as caught:
+        width(Settings(sae=SaeSettings(d_sae=16)), d_in=128)
+    assert caught.value.exit_status == 2 and "16" in caught.value.hint

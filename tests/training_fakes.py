@@ -1,0 +1,83 @@
+"""Planted activations, and batches of them in memory with the interface of the real ones."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from circuitcli.hookpoints import HookPoint
+from circuitcli.training.checkpoint import Checkpoints
+from circuitcli.training.learner import Learner, Moments, Recipe
+from circuitcli.training.log import MetricsLog
+from circuitcli.training.schedule import Schedule
+from circuitcli.training.trainer import Trainer
+
+D_IN, N_PLANTED, ACTIVE = 16, 24, 2
+
+
+def planted(n_rows: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Rows that are sums of two of 24 unit vectors, with random positive weights, plus an offset; and the vectors."""
+    generator = torch.Generator().manual_seed(seed)
+    features = F.normalize(torch.randn(N_PLANTED, D_IN, generator=generator), dim=1)
+    offset = torch.randn(D_IN, generator=generator)
+    chosen = torch.rand(n_rows, N_PLANTED, generator=generator).argsort(dim=1)[:, :ACTIVE]
+    weights = 3 + 3 * torch.rand(n_rows, ACTIVE, generator=generator)
+    return torch.zeros(n_rows, N_PLANTED).scatter(1, chosen, weights) @ features + offset, features
+
+
+@dataclass
+class MemoryBatches:
+    """Random batches of rows in memory; a batch depends on the seed and the step only."""
+
+    rows: dict[HookPoint, Tensor]
+    batch_size: int
+    n_steps: int
+    seed: int = 0
+
+    def from_step(self, step: int) -> Iterator[dict[HookPoint, Tensor]]:
+        for index in range(step, self.n_steps):
+            generator = torch.Generator().manual_seed(self.seed * 100_003 + index)
+            n_rows = len(next(iter(self.rows.values())))
+            chosen = torch.randint(0, n_rows, (self.batch_size,), generator=generator)
+            yield {hook: rows[chosen] for hook, rows in self.rows.items()}
+
+
+def moments(rows: Tensor) -> Moments:
+    squares = float(rows.double().square().sum(dim=1).mean())
+    return Moments(squares, squares - float(rows.double().mean(dim=0).square().sum()))
+
+
+def recipe(n_steps: int, *, k: int = ACTIVE, d_sae: int = 48, **changes) -> Recipe:
+    schedule = Schedule(changes.pop("peak", 0.01), n_steps, 0.05, 0.3)
+    options = {"clip": 1.0, "auxk_weight": 1 / 32, "dead_tokens": 2000, "seed": 0} | changes
+    return Recipe(k, d_sae, schedule, **options)
+
+
+def learner(hook: HookPoint, rows: Tensor, made: Recipe) -> Learner:
+    return Learner(hook, rows[:256], moments=moments(rows), recipe=made)
+
+
+def trainer(
+    directory: Path, rows: dict[HookPoint, Tensor], *, n_steps: int, batch_size: int = 64, checkpoint_steps: int = 7
+) -> Trainer:
+    """A trainer as the stage puts it together."""
+    return Trainer(
+        [learner(hook, own, recipe(n_steps)) for hook, own in rows.items()],
+        MemoryBatches(rows, batch_size, n_steps),
+        batch_size=batch_size,
+        checkpoints=Checkpoints(directory / "checkpoint", "test"),
+        checkpoint_steps=checkpoint_steps,
+        logs={hook: MetricsLog(directory / str(hook) / "metrics.jsonl") for hook in rows},
+    )
+
+
+def trained(rows: Tensor, made: Recipe, *, batch_size: int = 256) -> Learner:
+    """An SAE trained on the rows to the end of its schedule."""
+    hook = HookPoint(1, "resid")
+    student = learner(hook, rows, made)
+    for index, batch in enumerate(MemoryBatches({hook: rows}, batch_size, made.schedule.n_steps).from_step(0)):
+        student.step(batch[hook], index=index)
+    return student
