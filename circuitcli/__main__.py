@@ -1,5 +1,6 @@
 """``circuit``, also as ``python -m circuitcli``."""
 
+import io
 import os
 import signal
 import sys
@@ -9,6 +10,7 @@ from types import FrameType
 def main() -> int:
     """Run the command that was typed; returns the exit status."""
     signal.signal(signal.SIGTERM, _terminate)
+    _speak_utf8()
     try:
         from circuitcli.cli.app import run
 
@@ -21,6 +23,13 @@ def main() -> int:
 def _terminate(number: int, frame: FrameType | None) -> None:
     # Unwinds like an interrupt, so that a stage can save what it has.
     sys.exit(143)
+
+
+def _speak_utf8() -> None:
+    """Records are UTF-8 whatever the locale says."""
+    for stream, errors in ((sys.stdout, "strict"), (sys.stderr, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors=errors)
 
 
 if __name__ == "__main__":

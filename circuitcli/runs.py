@@ -122,9 +122,10 @@ class Run:
             raise InputError(
                 f"cannot read {self.manifest_path}: {error}", hint="choose another --run"
             ) from None
-        if content.get("format") != FORMAT_VERSION:
+        version = content.get("format") if isinstance(content, dict) else None
+        if version != FORMAT_VERSION:
             raise InputError(
-                f"{self.path} has run format {content.get('format')}; this version reads {FORMAT_VERSION}",
+                f"{self.path} has run format {version}; this version reads {FORMAT_VERSION}",
                 hint="choose another --run",
             )
         return dict(content)

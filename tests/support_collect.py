@@ -104,7 +104,7 @@ def write_cache(root: Path, sizes: list[int], widths: dict[HookPoint, int], *, d
             path = hook_path(root, hook, index)
             writer = RowsWriter(path, hook=hook, n_rows=n_rows, d_model=width, dtype=dtype)
             rows = numbers[:, None] * (torch.arange(1, width + 1) / width)
-            writer.put(StoredRows.of(rows.to(DTYPES[dtype]), dtype), [(0, n_rows)])
+            writer.put(StoredRows.of(rows.to(DTYPES[dtype])), [(0, n_rows)])
             writer.finish()
             writer.publish()
         shard = TokenShard(

@@ -80,7 +80,8 @@ def test_a_finished_run_answers_without_torch(tmp_path, model, text):
         from circuitcli.stages.request import Request
         flags = {{"model.name": {str(model)!r}, "model.device": "cpu", "data.text": {str(text)!r}, "data.layers": "1:",
                  "data.sites": "resid,mlp", "data.tokens": 300, "data.block_length": 16, "data.shard_tokens": 60}}
-        made = collect.run(Request(load(flags, environment={{}}).settings, Stream(), Run(Path({str(tmp_path / "run")!r}))))
+        settings = load(flags, environment={{}}).settings
+        made = collect.run(Request(settings, Stream(), Run(Path({str(tmp_path / "run")!r}))))
         assert len(made) == 5
         assert not {{"torch", "transformers", "h5py"}} & set(sys.modules)
     """

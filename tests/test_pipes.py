@@ -69,6 +69,27 @@ def test_lines_are_forwarded_byte_for_byte(collected: Path):
     assert outcome.kinds == ["run", "of another version", "sae"]
 
 
+def test_records_are_utf8_whatever_the_locale_says(collected: Path):
+    line = '{"kind":"something","text":"é  "}'
+    outcome = circuit("train", "--run", RUN, "-", cwd=collected, stdin=line, LC_ALL="C", PYTHONIOENCODING="ascii")
+    assert outcome.stdout.split("\n")[0] == line
+
+
+def test_a_command_that_waits_for_a_silent_pipe_says_so_in_a_log(collected: Path):
+    process = subprocess.Popen(
+        command_line(["train"], "import circuitcli.cli.input as reading; reading.WAIT_S = 0.01"),
+        cwd=collected,
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    )
+    assert process.stderr.readline().startswith("waiting for stdin")
+    printed = process.communicate('{"kind":"something"}', timeout=30)[0]
+    assert printed.startswith('{"kind":"something"}\n{"kind": "sae"')
+
+
 def test_a_filter_in_the_middle_changes_what_the_next_command_sees(tmp_path: Path):
     keep_runs = "import sys; sys.stdout.writelines(line for line in sys.stdin if 'activations' not in line)"
     outcome = pipe(COLLECT, shlex.join([sys.executable, "-c", keep_runs]), ["train"], cwd=tmp_path)

@@ -98,9 +98,10 @@ def test_a_damaged_line_is_refused_with_its_place(line: str, message: str):
     assert caught.value.hint
 
 
-def test_a_number_that_json_does_not_have_is_never_written():
-    with pytest.raises(ValueError):
-        records.to_line(UnknownRecord(kind="odd", value=float("nan")))
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_number_that_json_does_not_have_is_never_written(value: float):
+    with pytest.raises(ValueError, match="JSON"):
+        records.to_line(ScoreRecord(name="faithfulness", value=value))
 
 
 def sae(hook: str, digest: str) -> SaeRecord:

@@ -32,7 +32,7 @@ def random_sae(*, d_sae: int = 40, k: int = 5) -> TopKSae:
 
 def test_planted_features_are_recovered():
     rows, features = planted(20_000)
-    sae = trained(rows, recipe(800)).finished()
+    sae = trained(rows, recipe(500)).finished()
     held_out, _ = planted(4_000, seed=0)
     assert reconstruction(sae, held_out.split(1000)).explained_variance > 0.9
     best = (F.normalize(sae.W_dec, dim=1) @ features.T).max(dim=0).values
@@ -61,7 +61,7 @@ def test_optimiser_is_adam_along_the_clipped_gradient_without_its_part_along_the
     with torch.no_grad():
         decoder /= decoder.norm(dim=1, keepdim=True)
     for one, other in zip(student.sae.parameters(), twin.parameters(), strict=True):
-        assert torch.allclose(one, other, atol=2e-4 * float(other.abs().max()))
+        assert torch.allclose(one, other, atol=2e-4 * float(other.detach().abs().max()))
 
 
 def test_auxk_gradient_reaches_the_encoder_rows_of_dead_features_and_no_others():
@@ -100,11 +100,11 @@ def test_dead_features_are_revived():
     for weight in (0.0, 1 / 32):
         student = learner(HOOK, rows, recipe(300, auxk_weight=weight, d_sae=48))
         with torch.no_grad():
-            student.sae.b_enc[:30] = -3.0
+            student.sae.b_enc[:30] = -1.5
         for index, batch in enumerate(MemoryBatches({HOOK: rows}, 256, 300).from_step(0)):
             student.step(batch[HOOK], index=index)
         revived.append(int((student.silence.tokens[:30] < 2000).sum()))
-    assert revived[0] < 15 < revived[1]
+    assert revived[0] < 10 < 20 < revived[1]
 
 
 def test_loss_of_predicting_the_mean_is_one():

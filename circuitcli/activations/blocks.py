@@ -78,7 +78,7 @@ class Batch:
     def chosen(self, activation: Float[Tensor, "batch position d_model"]) -> Float[Tensor, "row d_model"]:
         """The stored rows of an activation, on its device."""
         flat = activation.flatten(0, 1)
-        return flat if len(self.rows) == len(flat) else flat[self.rows.to(flat.device)]
+        return flat if len(self.rows) == len(flat) else flat.index_select(0, self.rows.to(flat.device))
 
 
 def padded(blocks: Sequence[Block], *, pad_id: int) -> Batch:

@@ -20,6 +20,7 @@ from circuitcli.activations.background import Worker, ahead
 from circuitcli.activations.blocks import Block, Cursor, Documents, padded, token_blocks
 from circuitcli.activations.cache import ActivationCache
 from circuitcli.activations.shards import (
+    DTYPES,
     RowsShard,
     RowsWriter,
     StoredRows,
@@ -181,7 +182,8 @@ def _forward(model: LanguageModel, blocks: list[Block], collection: Collection) 
     batch = padded(blocks, pad_id=model.tokenizer.pad_id)
     mask = None if batch.attention_mask is None else batch.attention_mask.to(adapter.device)
     found = taps.read(adapter, batch.input_ids.to(adapter.device), mask, collection.hooks)
-    return {hook: StoredRows.of(batch.chosen(found[hook]), collection.dtype) for hook in collection.hooks}
+    dtype = DTYPES[collection.dtype]
+    return {hook: StoredRows.of(batch.chosen(found[hook].to(dtype))) for hook in collection.hooks}
 
 
 class _ShardWriter:

@@ -63,9 +63,8 @@ class StoredRows:
     sum_square_norm: float
 
     @classmethod
-    def of(cls, rows: Float[Tensor, "row d_model"], dtype: str) -> "StoredRows":
-        """Round the rows and sum them up on the device where they are."""
-        values = rows.to(DTYPES[dtype])
+    def of(cls, values: Float[Tensor, "row d_model"]) -> "StoredRows":
+        """Sum up rows, already in the dtype to store, on the device where they are."""
         exact = values.float()
         norms = torch.linalg.vector_norm(exact, dim=-1)
         parts = [exact.sum(dim=0), norms.sum()[None], norms.square().sum()[None]]
@@ -126,7 +125,7 @@ class RowsWriter:
         with _disk_errors(self.path):
             for first, n_rows in spans:
                 self._file.seek(self._offset + first * self._row_bytes)
-                _write_all(self._file, memoryview(words[taken : taken + n_rows]).cast("B"))
+                _write_all(self._file, words[taken : taken + n_rows].data.cast("B"))
                 taken += n_rows
 
     def finish(self) -> None:
@@ -233,7 +232,7 @@ class RowsShard:
 
         Raises InputError if the file ends before.
         """
-        words = memoryview(rows.view(torch.uint8).numpy()).cast("B")
+        words = rows.view(torch.uint8).numpy().data.cast("B")
         try:
             with self.path.open("rb") as file:
                 file.seek(self.offset + start * self.d_model * rows.dtype.itemsize)

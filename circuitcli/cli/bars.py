@@ -20,7 +20,7 @@ class Bars:
         self._depth = 0
 
     @contextmanager
-    def __call__(self, title: str, total: float | None, unit: str, done: float) -> Iterator[Advance]:
+    def __call__(self, title: str, total: int | float | None, unit: str, done: int | float) -> Iterator[Advance]:
         """A bar that moves with ``advance`` and, inside another one, goes away when it is done."""
         if self._display is None:
             self._display = _display()
@@ -29,7 +29,7 @@ class Bars:
         task = display.add_task(title, total=total, unit=unit, note="")
         display.update(task, completed=done)
 
-        def advance(amount: float = 1, *, note: str = "") -> None:
+        def advance(amount: int | float = 1, *, note: str = "") -> None:
             display.advance(task, amount)
             if note:
                 display.update(task, note=note)

@@ -11,6 +11,7 @@ from circuitcli import records
 from circuitcli.cli.console import console
 from circuitcli.cli.jobs import Call
 from circuitcli.cli.options import RUN
+from circuitcli.errors import ExitStatus
 from circuitcli.records import FigureRecord, ScoreRecord
 
 FLAGS = RUN
@@ -63,14 +64,18 @@ def _step(words: list[str], *, force: bool) -> str:
     console.say(f"\n$ {shlex.join(['circuit', *words])}")
     words += ["--force"] * force + ["--quiet"] * console.quiet + ["--no-color"] * (not console.colorful)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CIRCUIT_")}
-    process = subprocess.run(
-        [sys.executable, "-m", "circuitcli", *words],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        encoding="utf-8",
-        env=environment,
-        check=False,
-    )
+    try:
+        process = subprocess.run(
+            [sys.executable, "-m", "circuitcli", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            encoding="utf-8",
+            env=environment,
+            check=False,
+        )
+    except KeyboardInterrupt:
+        # The command was interrupted too, and says so.
+        raise SystemExit(ExitStatus.INTERRUPTED) from None
     if process.returncode:
         raise SystemExit(process.returncode)
     return process.stdout

@@ -50,6 +50,10 @@ def notes(drawing: Drawing) -> list[str]:
     return lines
 
 
+# Told elsewhere in the picture, or in the report.
+_UNSAID = ("graph", "path", "digest", "n_nodes", "metric_clean", "metric_circuit", "metric_empty", "what")
+
+
 def score_line(score: ScoreRecord) -> str:
     """A score with its interval and conditions in one line of plain text."""
     interval = "" if score.low is None or score.high is None else f" [{number(score.low)}, {number(score.high)}]"
@@ -63,7 +67,7 @@ def conditions_of(score: ScoreRecord) -> dict[str, str]:
     return {
         name: number(value) if isinstance(value, float) else str(value)
         for name, value in extra.items()
-        if isinstance(value, str | int | float) and name not in ("graph", "path", "digest")
+        if isinstance(value, str | int | float) and not isinstance(value, bool) and name not in _UNSAID
     }
 
 

@@ -1,5 +1,6 @@
 """From numbers to ink: colour, opacity and width of edges, shades of tokens."""
 
+import math
 from dataclasses import dataclass
 
 POSITIVE = "#1f4fd8"
@@ -11,7 +12,10 @@ _SHADE = (0x7D, 0x9B, 0xFF)
 
 @dataclass(frozen=True)
 class Scale:
-    """How strong the edges of one unit are drawn: linear in |weight|, up to the largest one in the whole graph."""
+    """How strong the edges of one unit are drawn, up to the largest one in the whole graph.
+
+    Opacity and width grow with the square root of |weight|: beside one strong edge the others can still be seen.
+    """
 
     unit: str
     largest: float
@@ -20,13 +24,17 @@ class Scale:
         """|weight| as a share of the largest, 0 to 1."""
         return min(abs(weight) / self.largest, 1.0) if self.largest > 0 else 0.0
 
+    def ink(self, weight: float) -> float:
+        """How much of the range of opacities and widths an edge gets, 0 to 1."""
+        return math.sqrt(self.strength(weight))
+
     def opacity(self, weight: float) -> float:
         """Opacity of the edge, 0.12 to 1."""
-        return FAINTEST + (1 - FAINTEST) * self.strength(weight)
+        return FAINTEST + (1 - FAINTEST) * self.ink(weight)
 
     def width(self, weight: float) -> float:
         """Width of the edge in points."""
-        return THINNEST + (THICKEST - THINNEST) * self.strength(weight)
+        return THINNEST + (THICKEST - THINNEST) * self.ink(weight)
 
     def colour(self, weight: float) -> str:
         """``#rrggbbaa``: blue for positive and red for negative weights."""

@@ -3,7 +3,8 @@
 import unicodedata
 
 _NAMED = {"\n": "↵", "\r": "␍", "\t": "⇥", "\x7f": "␡", "\xa0": "⍽"}
-_MARKUP = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", " ": "&#160;"})
+# A "]" in front of a closing tag is a syntax error to dot.
+_MARKUP = str.maketrans({"]": "&#93;", "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", " ": "&#160;"})
 # These change the direction or the lines of the text around them; other format characters join emoji and are kept.
 _DIRECTIONS = frozenset(
     "\u061c\u200b\u200e\u200f\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff"

@@ -84,7 +84,6 @@ def dense_autoencode(
 
 def by_feature(indices: Int[Tensor, "batch k"], *, d_sae: int) -> ByFeature:
     """Sort the entries by feature, those of one feature by token. On the CPU."""
-    batch, k = indices.shape
     features = indices.reshape(-1).numpy()
     # NumPy sorts 16-bit integers by radix, hundreds of times as fast as torch.sort sorts 64-bit ones.
     order = np.argsort(features.astype(np.uint16), kind="stable")
@@ -93,7 +92,7 @@ def by_feature(indices: Int[Tensor, "batch k"], *, d_sae: int) -> ByFeature:
         order = order[np.argsort(high[order], kind="stable")]
     counts = np.bincount(features, minlength=d_sae)
     starts = np.cumsum(counts) - counts
-    return ByFeature(torch.from_numpy(order), torch.from_numpy(order // k), torch.from_numpy(starts))
+    return ByFeature(torch.from_numpy(order), torch.from_numpy(order // indices.shape[1]), torch.from_numpy(starts))
 
 
 def sums_by_feature(

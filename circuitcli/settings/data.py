@@ -20,7 +20,7 @@ class DataSettings(Section):
     sites: Words = ("resid", "attn", "mlp")
     """Which of embed resid_pre attn_in attn resid_mid mlp_in mlp resid to read in each block."""
     tokens: int = Field(1_000_000, ge=1)
-    """Token positions to store."""
+    """Token positions to store; the last block is stored whole."""
     block_length: int = Field(128, ge=2)
     """Longest piece of a document that the model sees at once, in tokens."""
     batch_size: int = Field(32, ge=1)

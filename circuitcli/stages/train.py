@@ -1,7 +1,6 @@
 """``circuit train``: sparse autoencoders for all collected hook points, in one pass over the cache."""
 
 from collections.abc import Sequence
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,8 @@ from circuitcli.hookpoints import HookPoint
 from circuitcli.records import ActivationsRecord, Record, SaeRecord
 from circuitcli.settings.model import ModelSettings
 from circuitcli.stages.request import Request, fingerprint, needed, resumable
-from circuitcli.training.plan import Plan, plan as planned, schedule, width
+from circuitcli.training.plan import Plan, schedule, width
+from circuitcli.training.plan import plan as planned
 
 if TYPE_CHECKING:
     import torch
@@ -71,7 +71,7 @@ def plan(request: Request) -> list[tuple[str, str]]:
     ]
 
 
-def _gigabytes(n_bytes: float) -> str:
+def _gigabytes(n_bytes: int) -> str:
     return f"{n_bytes / 1e9:,.2f}"
 
 
@@ -142,8 +142,7 @@ def _learners(
     if resumes:
         first = {hook: torch.zeros(1, cache.d_model(hook)) for hook in cache.hooks}
     else:
-        with closing(batches.from_step(0)) as stream:
-            first = next(stream)
+        first = next(batches.from_step(0))
     return [
         Learner(
             hook,
@@ -178,9 +177,7 @@ def _recipe(request: Request, made: Plan, *, d_in: int) -> Any:
     )
 
 
-def _finished(
-    request: Request, cache: "ActivationCache", made: Plan, learners: "Sequence[Learner]"
-) -> list[Record]:
+def _finished(request: Request, cache: "ActivationCache", made: Plan, learners: "Sequence[Learner]") -> list[Record]:
     """Measure each SAE and write its files."""
     from circuitcli.models.loading import load_model
     from circuitcli.training.quality import Texts, cross_entropy

@@ -15,22 +15,22 @@ def geometric_median(
 ) -> Float[Tensor, " d_in"]:
     """The point with the least mean distance from all rows, by Weiszfeld's iteration.
 
-    Stops when the point moves by less than ``tolerance`` of its spread around the rows.
+    Stops when the point moves by less than ``tolerance`` of its median distance from the rows.
     """
     point = x.mean(dim=0)
     for _ in range(steps):
         distances = torch.linalg.vector_norm(x - point, dim=1)
-        shares = 1.0 / distances.clamp_min(1e-8 * distances.mean().clamp_min(1e-30))
+        if not distances.any():
+            break
+        shares = 1.0 / distances.clamp_min(1e-8 * float(distances.mean()))
         moved = (shares @ x) / shares.sum()
-        if torch.linalg.vector_norm(moved - point) <= tolerance * distances.mean():
+        if torch.linalg.vector_norm(moved - point) <= tolerance * distances.median():
             return moved
         point = moved
     return point
 
 
-def initial_sae(
-    hook: HookPoint, first: Float[Tensor, "batch d_in"], *, d_sae: int, k: int, seed: int
-) -> TopKSae:
+def initial_sae(hook: HookPoint, first: Float[Tensor, "batch d_in"], *, d_sae: int, k: int, seed: int) -> TopKSae:
     """Random unit decoder rows, the encoder their transpose, the decoder bias the geometric median of ``first``.
 
     The numbers depend on the seed and the hook point only, so a hook point's SAE does not depend on which others

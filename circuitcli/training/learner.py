@@ -63,9 +63,7 @@ class Learner:
         self.hook, self.recipe, self.device = hook, recipe, first.device
         self.scale = input_scale(moments.mean_square_norm, d_in=first.shape[1])
         self.variance = moments.variance * self.scale**2 or 1.0
-        self.sae = initial_sae(
-            hook, first.float() * self.scale, d_sae=recipe.d_sae, k=recipe.k, seed=recipe.seed
-        )
+        self.sae = initial_sae(hook, first.float() * self.scale, d_sae=recipe.d_sae, k=recipe.k, seed=recipe.seed)
         self.silence = Silence(recipe.d_sae, dead_tokens=recipe.dead_tokens, device=self.device)
         parameters = list(self.sae.parameters())
         # Fused reads and writes each number once; the other forms take tens of times as long on the CPU.

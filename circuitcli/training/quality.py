@@ -41,6 +41,8 @@ class ReconstructionMeter:
 
     def __init__(self, d_in: int, d_sae: int) -> None:
         self.n_tokens = 0
+        # Sums are taken around the first batch's mean: large means would cancel most digits of the variance.
+        self._origin: Tensor | None = None
         self._sum = torch.zeros(d_in, dtype=torch.float64)
         self._squares = self._error = self._active = self._cosine = 0.0
         self._is_active = torch.zeros(d_sae, dtype=torch.bool)
@@ -54,8 +56,10 @@ class ReconstructionMeter:
         """Count a batch."""
         x, reconstruction = x.to("cpu", torch.float64), reconstruction.to("cpu", torch.float64)
         self.n_tokens += x.shape[0]
-        self._sum += x.sum(dim=0)
-        self._squares += float(x.square().sum())
+        if self._origin is None:
+            self._origin = x.mean(dim=0)
+        self._sum += (x - self._origin).sum(dim=0)
+        self._squares += float((x - self._origin).square().sum())
         self._error += float((x - reconstruction).square().sum())
         self._cosine += float(F.cosine_similarity(x, reconstruction, dim=1).sum())
         self._active += float((codes != 0).sum())
@@ -65,8 +69,9 @@ class ReconstructionMeter:
         """What came of all batches so far, of which there must be one."""
         n = self.n_tokens
         variance = self._squares - float(self._sum.square().sum()) / n
+        assert self._origin is not None
         # Activations that do not vary leave rounding errors of this size.
-        varies = variance > 1e-12 * self._squares
+        varies = variance > 1e-24 * n * float(self._origin.square().sum())
         return Reconstruction(
             n_tokens=n,
             explained_variance=1 - self._error / variance if varies else None,
@@ -78,7 +83,7 @@ class ReconstructionMeter:
 
 
 @torch.no_grad()
-def reconstruction(sae: SparseAutoencoder, batches: Iterable[Float[Tensor, "batch d_in"]]) -> Reconstruction:
+def reconstruction(sae: SparseAutoencoder, batches: Iterable[Float[Tensor, "_ d_in"]]) -> Reconstruction:
     """Quality of an SAE, on its own device, over batches of raw activations."""
     meter = ReconstructionMeter(sae.d_in, sae.d_sae)
     for batch in batches:
@@ -90,7 +95,7 @@ def reconstruction(sae: SparseAutoencoder, batches: Iterable[Float[Tensor, "batc
 
 @dataclass(frozen=True)
 class Recovered:
-    """Cross-entropy of the model, nats per token: untouched, with the reconstruction alone, and with a constant instead.
+    """Cross-entropy of the model, nats per token: untouched, spliced with the reconstruction, and with a constant.
 
     ``loss_recovered`` = (ce_mean - ce_spliced) / (ce_mean - ce_clean): 1 if the SAE changes nothing, 0 if it is no
     better than the mean activation; None where putting the mean there does no harm.
@@ -117,16 +122,19 @@ class Recovered:
 class Block(Protocol):
     """Tokens of one block as the model sees them."""
 
-    ids: list[int]
+    @property
+    def ids(self) -> list[int]:
+        """Token ids, with BOS if the model gets one."""
+        ...
 
 
 @dataclass(frozen=True)
 class Texts:
-    """Blocks of held-out text in batches: padded at the end, and which token each position is to predict."""
+    """Batches of held-out blocks, each (batch, position): padded at the end, and what each position is to predict."""
 
-    inputs: Sequence[Int[Tensor, "batch position"]]
-    masks: Sequence[Int[Tensor, "batch position"]]
-    targets: Sequence[Int[Tensor, "batch position"]]
+    inputs: Sequence[Int[Tensor, "_ _"]]
+    masks: Sequence[Int[Tensor, "_ _"]]
+    targets: Sequence[Int[Tensor, "_ _"]]
 
     @classmethod
     def of(cls, blocks: Iterable[Block], *, pad_id: int, batch_size: int, device: torch.device) -> "Texts":

@@ -72,10 +72,11 @@ class Trainer:
                 if self._is_due(self.line_steps):
                     self._log(steps, (self.done - logged) * self.batch_size / (time.perf_counter() - since))
                     logged, since = self.done, time.perf_counter()
-                if self._is_due(self.checkpoint_steps) or is_stopped():
+                stops = is_stopped()
+                if self._is_due(self.checkpoint_steps) or stops:
                     self._save(steps)
                 advance(self.batch_size, note=f"loss {_mean_loss(steps):.4f}")
-                if is_stopped():
+                if stops:
                     return
         except (KeyboardInterrupt, SystemExit):
             if is_whole and self.done:

@@ -2,8 +2,8 @@
 
     python -m tests.bench.bench_collect [TOKENS]
 
-Runs builtin:tiny and, if CIRCUIT_TEST_MODEL names a model, that one too. The bare pass sees the same batches, stops after
-the deepest block and keeps nothing. Rounds alternate and the best one counts, because other work disturbs both.
+Runs builtin:tiny and, if CIRCUIT_TEST_MODEL names a model, that one too. The bare pass sees the same batches, stops
+after the deepest block and keeps nothing. Rounds alternate and the best one counts: other work disturbs both.
 """
 
 import os

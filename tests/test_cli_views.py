@@ -1,0 +1,164 @@
+"""What people see: features, progress, tables, one line for each run of a command."""
+
+import io
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from circuitcli import progress
+from circuitcli.cli import summaries
+from circuitcli.cli.bars import Bars, show_progress
+from circuitcli.cli.console import console, one_line, printable
+from circuitcli.cli.feature_view import feature_text
+from circuitcli.records import FeatureRecord, GraphRecord, NodeRecord, SaeRecord, ScoreRecord, UnknownRecord
+
+FEATURE = {
+    "kind": "feature",
+    "id": "resid.2/17",
+    "label": "self\x1b[31m",
+    "density": 0.0021,
+    "max": 8.0,
+    "mean": 1.25,
+    "quantiles": {"0.5": 1.0, "0.99": 7.5},
+    "contexts": [
+        {"tokens": ["def", " f", "\n"], "activations": [0.0, 8.0, 2.0], "peak": 1, "block": 12, "position": 37},
+        {"tokens": [" x"], "activations": [4.0], "peak": 0, "block": 3, "position": 1},
+    ],
+    "promoted": [[" Paris", 1.234]],
+    "suppressed": [["\t", -2.0]],
+}
+
+
+def shown(*, colors: bool) -> str:
+    stream = io.StringIO()
+    screen = Console(file=stream, force_terminal=colors, color_system="truecolor" if colors else None, width=100)
+    screen.print(feature_text(FEATURE, marks=not colors))
+    return stream.getvalue()
+
+
+def test_a_feature_is_shown_with_its_label_numbers_and_tokens():
+    text = shown(colors=False)
+    for part in ("resid.2/17", "density 0.0021", "max 8", "q0.5 1", "q0.99 7.5", "' Paris' +1.23", "'→' -2.00"):
+        assert part in text
+
+
+def test_without_colours_the_strongest_token_of_each_context_is_marked():
+    text = shown(colors=False)
+    assert "def« f»↵" in text and "« x»" in text
+    assert "\x1b" not in text
+
+
+def test_with_colours_tokens_are_shaded_in_proportion_to_their_activation():
+    text = shown(colors=True)
+    assert "«" not in text
+    full, quarter, half = "48;2;255;140;0m f", "48;2;255;226;191m↵", "48;2;255;198;128m x"
+    assert full in text and quarter in text and half in text
+
+
+def test_text_of_a_model_cannot_steer_the_terminal():
+    assert "\\x1b[31m" in shown(colors=False)
+
+
+@given(st.text())
+def test_printable_text_is_printable_and_plain_text_stays(text: str):
+    assert printable(text).isprintable()
+    assert printable(printable(text)) == printable(text)
+    assert "\n" not in one_line(text)
+
+
+@pytest.fixture
+def screen(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
+    """What a terminal shows of progress."""
+    stream = io.StringIO()
+    screen = Console(file=stream, force_terminal=True, width=120, color_system=None)
+    monkeypatch.setattr(console, "rich", lambda *, stderr: screen)
+    yield stream
+    progress.set_sink(None)
+
+
+def test_bars_show_amount_total_unit_and_note(screen: io.StringIO):
+    progress.set_sink(Bars())
+    with progress.task("collect", total=2000, unit="tokens", done=500) as advance:
+        advance(1000, note="loss 0.12")
+    final = screen.getvalue().rpartition("collect")[2]
+    assert "1,500/2,000 tokens" in final and "loss 0.12" in final
+
+
+def test_a_task_inside_a_task_is_shown_and_goes_away(screen: io.StringIO):
+    progress.set_sink(bars := Bars())
+    with progress.task("outer", total=2, unit="steps") as advance:
+        assert list(progress.track(range(3), "inner")) == [0, 1, 2]
+        advance()
+    before, _, final = screen.getvalue().rpartition("outer")
+    assert "inner" in before
+    assert "1/2 steps" in final and "inner" not in final
+    with progress.task("next", total=None, unit="steps"):
+        pass
+    assert bars._display is None
+
+
+def test_bars_are_put_away_when_the_work_fails(screen: io.StringIO):
+    progress.set_sink(bars := Bars())
+    with pytest.raises(ZeroDivisionError), progress.task("collect", total=1, unit="steps"):
+        raise ZeroDivisionError
+    assert bars._display is None
+    assert screen.getvalue().endswith("\x1b[?25h")
+
+
+def test_nothing_moves_where_nobody_watches(capsys: pytest.CaptureFixture):
+    show_progress()
+    assert list(progress.track([1, 2], "collect")) == [1, 2]
+    assert capsys.readouterr() == ("", "")
+
+
+def sae(hook: str) -> SaeRecord:
+    return SaeRecord(hook=hook, architecture="topk", d_in=3, d_sae=4096, path="", digest="", l0=32.0)
+
+
+def test_one_line_counts_what_was_made():
+    made = [sae("resid.0"), sae("resid.1"), NodeRecord(id="output"), UnknownRecord(kind="activations")]
+    assert (
+        summaries.sentence("train", made, "runs/x", 12.34) == "train: 2 saes, 1 node, 1 activations in runs/x (12.3 s)"
+    )
+    assert summaries.sentence("train", [], "runs/x", 0.0) == "train: nothing new in runs/x (0.0 s)"
+
+
+def test_tables_show_each_kind_and_the_nodes_with_the_largest_effects():
+    labels = [FeatureRecord(id=f"resid.0/{index}", label=f"label {index}", density=0.1, path="") for index in range(12)]
+    nodes = [NodeRecord(id=f"resid.0/{index}", effect=(-1.0) ** index * index, unit="nats") for index in range(12)]
+    tables = summaries.tables(
+        [sae("resid.0"), *labels, *nodes, NodeRecord(id="output"), ScoreRecord(name="f", value=0.5)]
+    )
+    saes, features, found, scores = tables
+    assert saes.rows == [("resid.0", "topk", "4,096", "32", "")]
+    assert features.title == "first 10 of 12 features" and len(features.rows) == 10
+    assert [row[0] for row in found.rows[:2]] == ["resid.0/11", "resid.0/10"]
+    assert found.rows[0][1:] == ("-11 nats", "", "label 11")
+    assert scores.rows == [("f", "0.5", "")]
+
+
+def test_a_graph_is_shown_with_what_it_explains():
+    head = GraphRecord(
+        name="circuit",
+        method="grad-ig",
+        metric="log-prob",
+        prompt="a\nb",
+        tokens=("a", "b"),
+        metric_clean=-1.0,
+        metric_baseline=-9.0,
+        dtype="float32",
+        unit="nats",
+        baseline="mean",
+        positions="all",
+        model="m",
+        target=" Paris",
+    )
+    assert summaries.tables([head])[0].rows == [("circuit", "log-prob of  Paris", "-1", "a\nb")]
+
+
+def test_every_stage_but_the_last_knows_the_next_command():
+    assert summaries.next_step("collect") == "circuit train"
+    assert summaries.next_step("render") is None

@@ -1,0 +1,190 @@
+"""Graphs written by hand, and identities that hold for all graphs."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from circuitcli.errors import InputError
+from circuitcli.graphs import (
+    CircuitGraph,
+    Edge,
+    Node,
+    connected_to_output,
+    from_records,
+    merged,
+    restricted,
+    sorted_graph,
+    to_records,
+)
+from circuitcli.records import GraphRecord, NodeRecord, Stream, UnknownRecord
+
+# beartype looks at random entries of the lists that a strategy builds a graph from.
+pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies")
+
+
+def head(**changes: object) -> GraphRecord:
+    facts = {
+        "name": "circuit",
+        "method": "grad-ig",
+        "metric": "log-prob",
+        "prompt": "a b",
+        "tokens": ("a", " b"),
+        "metric_clean": -1.0,
+        "metric_baseline": -9.0,
+        "dtype": "float32",
+        "unit": "nats",
+        "baseline": "mean",
+        "positions": "all",
+        "model": "m",
+        "saes": {"resid.0": "sha256:0", "resid.1": "sha256:1"},
+    }
+    return GraphRecord(**{**facts, **changes})
+
+
+def graph(*edges: str, nodes: str = "", **changes: object) -> CircuitGraph:
+    """Edges like ``resid.0/1>output`` of weight 1, and further nodes between spaces."""
+    pairs = [tuple(edge.split(">")) for edge in edges]
+    ids = dict.fromkeys([*nodes.split(), *(end for pair in pairs for end in pair)])
+    return CircuitGraph(
+        head(**changes),
+        tuple(Node(id) for id in ids),
+        tuple(Edge(source, target, 1.0, "nats") for source, target in pairs),
+    )
+
+
+def ids(some: CircuitGraph) -> list[str]:
+    return [node.id for node in some.nodes]
+
+
+layers = st.integers(0, 3)
+places = st.builds("resid.{}/{}{}".format, layers, st.integers(0, 4), st.sampled_from(["", "@0", "@11"]))
+names = places | st.builds("resid.{}/error".format, layers) | st.just("output")
+numbers = st.none() | st.floats(-9, 9)
+
+
+@st.composite
+def graphs(draw: st.DrawFn, name: str = "circuit") -> CircuitGraph:
+    """Any graph whose edges join its own nodes."""
+    chosen = draw(st.lists(names, unique=True, max_size=8))
+    nodes = tuple(Node(id, draw(numbers), draw(numbers), draw(st.sampled_from(["nats", None]))) for id in chosen)
+    pairs = draw(st.lists(st.tuples(st.sampled_from(chosen), st.sampled_from(chosen)), unique=True)) if chosen else []
+    return CircuitGraph(head(name=name), nodes, tuple(Edge(*pair, draw(st.floats(-9, 9)), "nats") for pair in pairs))
+
+
+@given(graphs("one"), graphs("two"))
+def test_graphs_come_back_from_their_records(one: CircuitGraph, two: CircuitGraph):
+    between = UnknownRecord(kind="something")
+    assert from_records(Stream([between, *to_records(one), between, *to_records(two)])) == [one, two]
+
+
+def test_nodes_before_the_first_graph_belong_to_none():
+    assert from_records(Stream([NodeRecord(id="output")])) == []
+
+
+def test_an_edge_that_lost_an_end_to_a_filter_goes_too():
+    whole = to_records(graph("resid.0/1>resid.1/2", "resid.1/2>output"))
+    filtered = [record for record in whole if getattr(record, "id", "") != "resid.0/1"]
+    (found,) = from_records(Stream(filtered))
+    assert ids(found) == ["resid.1/2", "output"]
+    assert [edge.source for edge in found.edges] == ["resid.1/2"]
+
+
+def test_a_node_that_names_nothing_is_refused():
+    with pytest.raises(InputError, match=r"node record: 'resid\.1'"):
+        from_records(Stream([head(), NodeRecord(id="resid.1")]))
+
+
+def test_only_what_reaches_the_output_stays():
+    dead_end = graph(
+        "resid.0/1>resid.1/1",
+        "resid.1/1>output",
+        "resid.0/2>resid.1/2",
+        "resid.0/1>resid.1/2",
+        nodes="resid.0/7",
+    )
+    kept = connected_to_output(dead_end)
+    assert ids(kept) == ["resid.0/1", "resid.1/1", "output"]
+    assert [(edge.source, edge.target) for edge in kept.edges] == [("resid.0/1", "resid.1/1"), ("resid.1/1", "output")]
+
+
+def test_a_diamond_and_an_error_term_are_reached_by_every_path():
+    diamond = graph("resid.0/1>mlp.1/1", "resid.0/1>attn.1/1", "mlp.1/1>resid.1/error", "attn.1/1>resid.1/error")
+    assert ids(connected_to_output(diamond)) == []
+    joined = CircuitGraph(
+        diamond.head, (*diamond.nodes, Node("output")), (*diamond.edges, Edge("resid.1/error", "output", 1.0, "nats"))
+    )
+    assert connected_to_output(joined) == joined
+
+
+@given(graphs())
+def test_what_is_connected_once_stays_connected(some: CircuitGraph):
+    kept = connected_to_output(some)
+    assert connected_to_output(kept) == kept
+    sources = {edge.source for edge in kept.edges}
+    assert all(node.is_output or node.id in sources for node in kept.nodes)
+
+
+@given(graphs(), st.sets(names))
+def test_a_restricted_graph_has_all_edges_between_its_nodes(some: CircuitGraph, chosen: set[str]):
+    kept = restricted(some, chosen)
+    assert set(ids(kept)) == set(ids(some)) & chosen
+    assert set(kept.edges) == {edge for edge in some.edges if {edge.source, edge.target} <= chosen}
+
+
+@given(graphs())
+def test_sorting_changes_the_order_only_and_only_once(some: CircuitGraph):
+    ordered = sorted_graph(some)
+    assert (set(ordered.nodes), set(ordered.edges)) == (set(some.nodes), set(some.edges))
+    assert sorted_graph(ordered) == ordered
+
+
+def test_nodes_are_sorted_as_the_model_computes_them_and_edges_by_target_and_strength():
+    mixed = graph(nodes="output resid.1/error@0 resid.1/9@0 resid.1/2@1 mlp.1/3 resid.0/5 embed/1")
+    weights = {"mlp.1/3": -3.0, "resid.0/5": 2.0, "embed/1": 3.0}
+    edges = tuple(Edge(source, "output", weight, "nats") for source, weight in weights.items())
+    ordered = sorted_graph(CircuitGraph(mixed.head, mixed.nodes, edges))
+    expected = ["embed/1", "resid.0/5", "mlp.1/3", "resid.1/9@0", "resid.1/error@0", "resid.1/2@1", "output"]
+    assert ids(ordered) == expected
+    assert [edge.source for edge in ordered.edges] == ["embed/1", "mlp.1/3", "resid.0/5"]
+
+
+def test_where_both_graphs_know_a_number_the_new_one_holds():
+    old = CircuitGraph(
+        head(), (Node("resid.0/1", effect=1.0), Node("output")), (Edge("resid.0/1", "output", 1.0, "nats"),)
+    )
+    new = CircuitGraph(
+        head(name="new", saes={"resid.1": "sha256:1", "mlp.2": "sha256:2"}),
+        (Node("resid.0/1", effect=2.0), Node("mlp.2/3"), Node("output")),
+        (Edge("resid.0/1", "output", 5.0, "nats"), Edge("mlp.2/3", "output", 7.0, "nats")),
+    )
+    both = merged(old, new)
+    assert both.by_id["resid.0/1"].effect == 2.0
+    assert {(edge.source, edge.weight) for edge in both.edges} == {("resid.0/1", 5.0), ("mlp.2/3", 7.0)}
+    assert both.head.name == "new"
+    assert both.head.saes == {"resid.0": "sha256:0", "resid.1": "sha256:1", "mlp.2": "sha256:2"}
+
+
+@given(graphs())
+def test_a_graph_merged_with_itself_is_itself_in_order(some: CircuitGraph):
+    assert merged(some, some) == sorted_graph(some)
+
+
+@given(graphs(), graphs())
+def test_merging_keeps_all_nodes_and_edges(one: CircuitGraph, other: CircuitGraph):
+    both = merged(one, other)
+    assert set(ids(both)) == {*ids(one), *ids(other)}
+    assert {(edge.source, edge.target) for edge in both.edges} == {
+        (edge.source, edge.target) for edge in (*one.edges, *other.edges)
+    }
+
+
+@pytest.mark.parametrize("name", ["model", "prompt", "metric", "target", "foil", "baseline", "positions"])
+def test_graphs_about_different_things_cannot_be_merged(name: str):
+    with pytest.raises(InputError, match=f"another {name}: .*'other'") as caught:
+        merged(graph(), graph(**{name: "other"}))
+    assert "--extend" in caught.value.hint
+
+
+def test_graphs_over_different_saes_of_one_place_cannot_be_merged():
+    with pytest.raises(InputError, match=r"another SAE at resid\.1"):
+        merged(graph(), graph(saes={"resid.1": "sha256:other"}))

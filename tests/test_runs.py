@@ -1,0 +1,235 @@
+"""A run directory: whole files or none, one process at a time, and work that is kept, continued or refused."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from cli_support import environment
+from hypothesis import given
+from hypothesis import strategies as st
+
+from circuitcli import runs
+from circuitcli.errors import InputError
+from circuitcli.records import NodeRecord, Record, RunRecord, Stream
+from circuitcli.runs import Fingerprint, Run
+from circuitcli.settings.settings import Settings
+from circuitcli.stages.request import Request, fingerprint, resumable
+
+values = st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.lists(st.integers(), max_size=2)
+flat = st.dictionaries(st.text(st.characters(categories=["Ll"]), min_size=1, max_size=3), values, max_size=4)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """A run of a model, in which no stage has worked."""
+    made = Run(tmp_path / "run")
+    made.update_manifest(model="some/model", revision="abc", layers="1:2")
+    return made
+
+
+def print_of(**settings: object) -> Fingerprint:
+    return Fingerprint(settings, {"text": "sha256:1"})
+
+
+NODE = NodeRecord(id="resid.0/1")
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path):
+    path = tmp_path / "deep" / "file"
+    with runs.atomic(path) as stream:
+        stream.write("old")
+    with pytest.raises(ZeroDivisionError), runs.atomic(path) as stream:
+        stream.write("new")
+        stream.flush()
+        assert path.read_text() == "old"
+        raise ZeroDivisionError
+    assert path.read_text() == "old"
+
+
+def test_a_file_that_cannot_be_written_is_named_with_a_way_out(tmp_path: Path):
+    (tmp_path / "file").write_text("no directory")
+    with pytest.raises((InputError, OSError)), runs.atomic(tmp_path / "file" / "inside"):
+        pass
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(InputError, match="taken") as caught, runs.atomic(tmp_path / "taken") as stream:
+        stream.write("x")
+    assert "--run" in caught.value.hint
+
+
+@given(flat)
+def test_digests_do_not_depend_on_the_order_of_keys(content: dict):
+    assert runs.digest(content) == runs.digest(dict(reversed(content.items())))
+
+
+@given(flat, flat)
+def test_fingerprints_are_equal_exactly_if_settings_and_inputs_are(one: dict, other: dict):
+    first, second = Fingerprint(one, {"a": "x"}), Fingerprint(other, {"a": "x"})
+    same = json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+    assert (first.digest == second.digest) == same
+    assert first.digest != Fingerprint(one, {"a": "y"}).digest
+
+
+def test_a_fingerprint_holds_only_the_settings_that_a_stage_reads(tmp_path: Path):
+    made = fingerprint(Request(Settings(), Stream(), Run(tmp_path)), ["sae.", "seed"], {}, without=["sae.expansion"])
+    assert set(made.settings) == {"sae.architecture", "sae.k", "sae.d_sae", "seed"}
+
+
+def test_the_first_difference_names_the_setting_and_both_values(run: Run):
+    run.begin("train", print_of(**{"sae.k": 32, "seed": 0}))
+    with pytest.raises(InputError) as caught:
+        run.begin("train", print_of(**{"sae.k": 16, "seed": 0}))
+    assert "sae.k was 32 and is now 16" in caught.value.message
+    assert "--force" in caught.value.hint
+    assert "text was 'sha256:1' and is now 'sha256:2'" in Fingerprint({}, {"text": "sha256:2"}).first_difference(
+        {"settings": {}, "inputs": {"text": "sha256:1"}}
+    )
+
+
+def test_a_setting_that_is_gone_or_new_is_a_difference_too():
+    before = {"settings": {"a": 1, "b": 2}, "inputs": {}}
+    assert Fingerprint({"a": 1}, {}).first_difference(before) == "b was 2 and is now None"
+    assert Fingerprint({"a": 1, "b": 2, "c": 3}, {}).first_difference(before) == "c was None and is now 3"
+    assert "version" in Fingerprint({"a": 1, "b": 2}, {}).first_difference(before)
+
+
+def test_finished_work_is_kept_and_returned_without_working(run: Run):
+    request = Request(Settings(), Stream(), run)
+    calls: list[bool] = []
+
+    def work(resumes: bool) -> tuple[list[Record], dict]:
+        calls.append(resumes)
+        return [NODE], {"n_nodes": 1}
+
+    first, second = (resumable(request, "train", print_of(k=1), work) for _ in range(2))
+    assert first == second == [NODE]
+    assert calls == [False]
+    assert run.stage("train")["n_nodes"] == 1
+    resumable(Request(Settings(), Stream(), run, force=True), "train", print_of(k=1), work)
+    assert calls == [False, False]
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit, RuntimeError])
+def test_interrupted_work_goes_on_and_adds_up_its_seconds(run: Run, stop: type[BaseException]):
+    request = Request(Settings(), Stream(), run)
+
+    def interrupted(resumes: bool) -> tuple[list[Record], dict]:
+        time.sleep(0.01)
+        raise stop
+
+    with pytest.raises(stop):
+        resumable(request, "train", print_of(k=1), interrupted)
+    assert run.stage("train")["state"] == "interrupted"
+    assert run.finished("train", print_of(k=1)) is None
+    before = run.stage("train")["seconds"]
+    assert before >= 0.01
+    resumed: list[bool] = []
+    resumable(request, "train", print_of(k=1), lambda resumes: (resumed.append(resumes) or [NODE], {}))
+    assert resumed == [True]
+    assert run.stage("train")["seconds"] >= before
+
+
+def test_force_starts_over(run: Run):
+    run.begin("train", print_of(k=1))
+    assert run.begin("train", print_of(k=1))
+    assert not run.begin("train", print_of(k=2), force=True)
+    assert not run.begin("train", print_of(k=2), force=True)
+
+
+def test_the_stream_of_a_run_is_what_a_pipe_would_have_carried(run: Run):
+    for name, index in (("collect", 0), ("train", 1), ("collect", 2)):
+        run.begin(name, print_of(k=index), force=True)
+        run.finish(name, [NodeRecord(id=f"resid.0/{index}")], seconds=0.0)
+    run.begin("interp", print_of())
+    stream = run.stream()
+    assert stream.last(RunRecord) == run.record()
+    assert [record.id for record in stream.of(NodeRecord)] == ["resid.0/1", "resid.0/2"]
+    assert (run.record().model, run.record().revision, run.record().layers) == ("some/model", "abc", "1:2")
+
+
+def test_graphs_of_several_names_are_stages_of_their_own(run: Run):
+    for name in ("graph-grad:one", "graph-grad:two"):
+        run.begin(name, print_of(name=name))
+        run.finish(name, [NodeRecord(id="output", name=name)], seconds=0.0)
+    assert [record.name for record in run.stream().of(NodeRecord)] == ["graph-grad:one", "graph-grad:two"]
+
+
+@pytest.mark.parametrize("text", ["{", '{"format": 99}', "[]"])
+def test_a_manifest_that_cannot_be_read_is_refused(run: Run, text: str):
+    run.manifest_path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        run.manifest()
+    assert "--run" in caught.value.hint
+
+
+def test_a_directory_without_a_manifest_is_no_run(tmp_path: Path):
+    with pytest.raises(InputError, match="no run directory") as caught:
+        Run(tmp_path).record()
+    assert "circuit collect" in caught.value.hint
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from circuitcli.runs import Run
+sys.argv = ["circuit", "train", "--run", "a run"]
+with Run(Path(sys.stdin.readline().strip())).lock():
+    print("held", flush=True)
+    time.sleep(30)
+"""
+
+
+def test_a_second_process_is_refused_at_once_and_told_who_the_first_is(run: Run):
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment(), text=True
+    )
+    holder.stdin.write(f"{run.path}\n")
+    holder.stdin.flush()
+    assert holder.stdout.readline() == "held\n"
+    start = time.monotonic()
+    with pytest.raises(InputError) as caught, run.lock():
+        pass
+    assert time.monotonic() - start < 1
+    assert f"process {holder.pid}: circuit train --run 'a run'" in caught.value.message
+    holder.kill()
+    holder.communicate()
+    with run.lock():
+        assert f"process {os.getpid()}" in (run.path / "lock").read_text()
+    assert (run.path / "lock").read_text() == ""
+
+
+def test_the_run_used_last_in_a_directory_is_the_current_one(run: Run, tmp_path: Path):
+    (other := tmp_path / "other").mkdir()
+    assert runs.current(None, other) is None
+    runs.remember(run, other)
+    assert runs.current(None, other).path == run.path
+    assert runs.current("named", other).path == Path("named")
+    run.manifest_path.unlink()
+    assert runs.current(None, other) is None
+
+
+@pytest.mark.parametrize(
+    ("model", "slug"),
+    [
+        ("gpt2", "gpt2"),
+        ("EleutherAI/pythia-70m", "EleutherAI-pythia-70m"),
+        ("builtin:tiny", "builtin-tiny"),
+        ("/models/llama/", "llama"),
+        ("./here", "here"),
+        ("some/where/model.Q8_0.gguf", "model.Q8_0.gguf"),
+        ("..", "model"),
+        ("a b/ü", "a-b"),
+    ],
+)
+def test_a_run_is_named_after_its_model(model: str, slug: str):
+    assert runs.model_slug(model) == slug
+
+
+@given(st.text(min_size=1))
+def test_any_model_name_makes_one_plain_directory_name(model: str):
+    slug = runs.model_slug(model)
+    assert slug and "/" not in slug and slug not in (".", "..")
+    assert Path(slug).name == slug

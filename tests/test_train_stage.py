@@ -1,0 +1,164 @@
+"""``circuit train`` from records to files, on activations of the model that ships with the package."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from circuitcli.activations.cache import ActivationCache
+from circuitcli.errors import InputError, SettingsError
+from circuitcli.hookpoints import HookPoint
+from circuitcli.records import SaeRecord, Stream
+from circuitcli.runs import Run
+from circuitcli.saes import files
+from circuitcli.settings.sources import load
+from circuitcli.stages import collect, train
+from circuitcli.stages.request import Request
+
+HOOKS = ("attn.1", "resid.1")
+OPTIONS = {
+    "data.layers": "1:2",
+    "data.sites": "attn,resid",
+    "data.tokens": 3000,
+    "data.shard_tokens": 700,
+    "data.block_length": 64,
+    "sae.k": 8,
+    "sae.expansion": 2,
+    "train.batch_size": 128,
+    "train.tokens": 5000,
+    "train.eval_tokens": 300,
+    "train.checkpoint_tokens": 1000,
+    "model.device": "cpu",
+}
+
+
+@pytest.fixture(scope="module")
+def collected(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with activations; tests copy it."""
+    path = tmp_path_factory.mktemp("collected") / "run"
+    collect.run(request(path, Stream()))
+    return path
+
+
+@pytest.fixture
+def run_path(collected: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(collected, tmp_path / "run"))
+
+
+def request(path: Path, records: Stream | None = None, *, force: bool = False, **changes) -> Request:
+    flags = OPTIONS | {name.replace("__", "."): value for name, value in changes.items()}
+    run = Run(path)
+    return Request(load(flags).settings, run.stream() if records is None else records, run, force)
+
+
+def test_every_hook_point_gets_an_sae_a_record_and_metrics(run_path: Path):
+    records = train.run(request(run_path))
+    assert [record.hook for record in records] == list(HOOKS)
+    for record in records:
+        assert isinstance(record, SaeRecord)
+        sae = files.load(run_path / record.path)
+        assert (
+            (sae.d_in, sae.d_sae, str(sae.hook)) == (128, 256, record.hook) == (record.d_in, record.d_sae, record.hook)
+        )
+        assert files.digest(run_path / record.path) == record.digest
+        assert 0.3 < record.explained_variance < 1 and record.loss_recovered < 1 and 0 <= record.dead <= 1
+        assert 0 < record.l0 <= 8 and record.k == 8
+        lines = [json.loads(line) for line in (run_path / record.path / "metrics.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines] == list(range(1, 40)) and lines[-1]["tokens"] == 39 * 128
+        assert lines[-1]["fvu"] < lines[0]["fvu"]
+        config = files.read_config(run_path / record.path)
+        assert {"ce_clean", "ce_spliced", "ce_mean", "ce_zero", "cosine", "mse", "silent"} <= set(config)
+    assert not (run_path / "saes" / "checkpoint").exists()
+
+
+def test_scores_are_those_of_the_saved_sae_on_the_raw_held_out_rows(run_path: Path):
+    record = train.run(request(run_path))[1]
+    cache = ActivationCache(run_path / "activations", [HookPoint(1, "resid")])
+    x = cache.rows(HookPoint(1, "resid"), cache.n_tokens - 300, cache.n_tokens).double()
+    sae = files.load(run_path / record.path).double()
+    with torch.no_grad():
+        error = x - sae.decode(sae.encode(x))
+    expected = 1 - float(error.square().sum() / (x - x.mean(dim=0)).square().sum())
+    assert record.explained_variance == pytest.approx(expected, abs=1e-4)
+
+
+def test_finished_stage_answers_without_torch(run_path: Path):
+    before = [record.model_dump() for record in train.run(request(run_path))]
+    code = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from circuitcli.stages import train
+from circuitcli.stages.request import Request
+from circuitcli.settings.sources import load
+from circuitcli.runs import Run
+run = Run({str(run_path)!r} and __import__("pathlib").Path({str(run_path)!r}))
+records = train.run(Request(load({OPTIONS!r}).settings, run.stream(), run))
+assert "torch" not in sys.modules
+print([record.model_dump() for record in records] == {before!r})
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "True", done.stderr
+
+
+def test_interrupted_stage_goes_on_to_the_same_weights(run_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    other = Path(shutil.copytree(run_path, tmp_path / "other"))
+    unbroken = [record.digest for record in train.run(request(other))]
+    from circuitcli.training.learner import Learner
+
+    learn = Learner.step
+
+    def interrupted(self, x, *, index):
+        if index == 20 and self.hook == HookPoint(1, "resid"):
+            raise RuntimeError("the machine fails")
+        return learn(self, x, index=index)
+
+    monkeypatch.setattr(Learner, "step", interrupted)
+    with pytest.raises(RuntimeError):
+        train.run(request(run_path))
+    assert (run_path / "saes" / "checkpoint" / "step-00000014").is_dir()
+    monkeypatch.undo()
+    assert [record.digest for record in train.run(request(run_path))] == unbroken
+    lines = (run_path / "saes" / "resid.1" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, 40))
+
+
+def test_other_settings_are_refused_unless_forced(run_path: Path):
+    first = train.run(request(run_path))
+    with pytest.raises(InputError, match=r"sae\.k was 8 and is now 9"):
+        train.run(request(run_path, sae__k=9))
+    assert train.run(request(run_path, train__checkpoint_tokens=77)) == first
+    forced = train.run(request(run_path, force=True, sae__k=9))
+    assert forced[0].digest != first[0].digest and forced[0].k == 9
+
+
+def test_seed_changes_the_weights(run_path: Path, tmp_path: Path):
+    other = Path(shutil.copytree(run_path, tmp_path / "other"))
+    assert train.run(request(run_path))[0].digest != train.run(request(other, seed=1))[0].digest
+
+
+def test_k_above_the_width_is_refused_before_anything_is_written(run_path: Path):
+    with pytest.raises(SettingsError, match=r"sae.k=300 is more than the 256 features"):
+        train.run(request(run_path, sae__k=300))
+    assert not (run_path / "saes").exists()
+
+
+def test_without_activations_the_hint_is_to_collect(tmp_path: Path):
+    with pytest.raises(InputError) as caught:
+        train.run(request(tmp_path / "empty", Stream()))
+    assert "circuit collect" in caught.value.hint
+
+
+def test_too_few_rows_for_one_batch_are_refused(run_path: Path):
+    with pytest.raises(InputError, match=r"make no batch of 4,096"):
+        train.run(request(run_path, train__batch_size=4096))
+
+
+def test_plan_tells_tokens_bytes_and_work_without_torch_or_files(run_path: Path):
+    facts = dict(train.plan(request(run_path)))
+    assert facts["autoencoders"] == "2: attn.1 resid.1"
+    assert "4,992 in 39 steps" in facts["tokens"] and "300 held out" in facts["tokens"]
+    assert not (run_path / "saes").exists()

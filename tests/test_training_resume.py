@@ -1,0 +1,228 @@
+"""Broken and resumed training against unbroken training, bit for bit."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from training_fakes import planted, trainer
+
+from circuitcli import progress
+from circuitcli.errors import CircuitError, InputError
+from circuitcli.hookpoints import HookPoint
+from circuitcli.training.checkpoint import Checkpoints
+from circuitcli.training.log import MetricsLog
+from circuitcli.training.trainer import Trainer
+
+HOOKS = (HookPoint(0, "attn"), HookPoint(1, "resid"))
+N_STEPS = 40
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def make(directory: Path, *, n_steps: int = N_STEPS) -> Trainer:
+    rows = {hook: planted(2_000, seed=seed)[0] for seed, hook in enumerate(HOOKS)}
+    return trainer(directory, rows, n_steps=n_steps)
+
+
+def weights(made: Trainer) -> list[torch.Tensor]:
+    return [tensor for learner in made.learners for tensor in learner.state().values()]
+
+
+def lines(directory: Path, hook: HookPoint) -> list[dict[str, float]]:
+    text = (directory / str(hook) / "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def assert_same(directory: Path, reference: Path) -> None:
+    """Both ended with the same state and the same numbers in the same lines."""
+    one, other = make(directory), make(reference)
+    assert one.checkpoints.load(one.learners) == other.checkpoints.load(other.learners) == N_STEPS
+    assert all(torch.equal(a, b) for a, b in zip(weights(one), weights(other), strict=True))
+    for hook in HOOKS:
+        pairs = zip(lines(directory, hook), lines(reference, hook), strict=True)
+        for line, expected in pairs:
+            changing = {"tokens_per_s", "memory_mib"}
+            assert {k: v for k, v in line.items() if k not in changing} == {
+                k: v for k, v in expected.items() if k not in changing
+            }
+
+
+def child(directory: Path) -> subprocess.Popen[str]:
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, __file__, str(directory)], env=environment, text=True, stdout=subprocess.PIPE
+    )
+
+
+def wait_for_step(process: subprocess.Popen[str], step: int) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if int(line) >= step:
+            return
+
+
+def test_killed_training_goes_on_to_the_same_bits(tmp_path: Path):
+    make(tmp_path / "unbroken").run()
+    broken = tmp_path / "broken"
+    moments = random.Random(0)
+    for step in (3, 20):
+        process = child(broken)
+        wait_for_step(process, step)
+        time.sleep(moments.random() * 0.01)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    make(broken).run()
+    assert_same(broken, tmp_path / "unbroken")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_takes_effect_after_the_step_with_a_checkpoint_of_it(tmp_path: Path, number: signal.Signals):
+    def terminate(number, frame):
+        raise SystemExit(143)
+
+    made = make(tmp_path / "broken")
+    learn = made.learners[0].step
+
+    def step(x, *, index):
+        if index == 9:
+            # In the middle of a step: one hook point has learned from the batch and the other has not.
+            os.kill(os.getpid(), number)
+        return learn(x, index=index)
+
+    made.learners[0].step = step
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            made.run()
+        assert signal.getsignal(signal.SIGTERM) is terminate
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert made.checkpoints.step() == 10
+    make(tmp_path / "unbroken").run()
+    make(tmp_path / "broken").run()
+    assert_same(tmp_path / "broken", tmp_path / "unbroken")
+
+
+def test_second_interrupt_takes_effect_at_once(tmp_path: Path):
+    made = make(tmp_path)
+
+    def step(x, *, index):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError
+
+    made.learners[1].step = step
+    with pytest.raises(KeyboardInterrupt):
+        made.run()
+    assert made.checkpoints.step() == 0
+
+
+def test_keyboard_interrupt_between_steps_leaves_a_checkpoint(tmp_path: Path):
+    made = make(tmp_path)
+    whole = made.batches
+
+    class Interrupted:
+        n_steps = N_STEPS
+
+        def from_step(self, step):
+            for index, batch in enumerate(whole.from_step(step)):
+                if index == 11:
+                    raise KeyboardInterrupt
+                yield batch
+
+    made.batches = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        made.run()
+    assert made.checkpoints.step() == 11
+
+
+def test_metrics_after_the_checkpoint_are_forgotten_with_a_half_written_line(tmp_path: Path):
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log.path.write_text("".join(f'{{"step": {step}}}\n' for step in (1, 2, 3)) + '{"st')
+    log.rewind(2)
+    assert [json.loads(line)["step"] for line in log.path.read_text().splitlines()] == [1, 2]
+    log.rewind(0)
+    assert log.path.read_text() == ""
+
+
+def test_checkpoint_of_another_run_or_half_written_is_not_used(tmp_path: Path):
+    made = make(tmp_path, n_steps=7)
+    made.run()
+    directory = made.checkpoints.directory
+    assert Checkpoints(directory, "test").step() == 7
+    assert Checkpoints(directory, "other").step() == 0
+    (directory / "step-00000009.partial").mkdir()
+    assert Checkpoints(directory, "test").step() == 7
+    assert [path.name for path in directory.glob("step-*")].count("step-00000007") == 1
+
+
+def test_damaged_checkpoint_is_reported_with_its_file(tmp_path: Path):
+    made = make(tmp_path, n_steps=7)
+    made.run()
+    file = made.checkpoints.directory / "step-00000007" / "attn.0.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(InputError, match=r"attn\.0\.safetensors"):
+        make(tmp_path, n_steps=7).run()
+
+
+def test_loss_that_is_not_finite_names_the_hook_point_and_keeps_the_good_checkpoint(tmp_path: Path):
+    made = make(tmp_path)
+    rows = made.batches.rows[HOOKS[1]]
+    whole = made.batches
+
+    class Spoilt:
+        n_steps = N_STEPS
+
+        def from_step(self, step):
+            for index, batch in enumerate(whole.from_step(step)):
+                yield batch | ({HOOKS[1]: rows[:64] * torch.nan} if index == 10 else {})
+
+    made.batches = Spoilt()
+    with pytest.raises(CircuitError, match=r"resid.1 is nan after 11 steps"):
+        made.run()
+    assert made.checkpoints.step() == 7
+
+
+def test_what_is_learned_at_a_hook_point_does_not_depend_on_the_others(tmp_path: Path):
+    rows = {hook: planted(2_000, seed=seed)[0] for seed, hook in enumerate(HOOKS)}
+    together = trainer(tmp_path / "together", rows, n_steps=8)
+    alone = trainer(tmp_path / "alone", {HOOKS[1]: rows[HOOKS[1]]}, n_steps=8)
+    together.run()
+    alone.run()
+    assert torch.equal(together.learners[1].sae.W_enc, alone.learners[0].sae.W_enc)
+
+
+def _speak() -> None:
+    from contextlib import contextmanager
+
+    @contextmanager
+    def sink(title, total, unit, done):
+        state = [done]
+
+        def advance(amount=1, *, note=""):
+            state[0] += amount
+            print(int(state[0]) // 64, flush=True)
+
+        yield advance
+
+    progress.set_sink(sink)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    _speak()
+    make(Path(sys.argv[1])).run()
