@@ -12,6 +12,9 @@ from pathlib import Path
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 
+# For a machine that is busy with other things.
+TIMEOUT_S = 300
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -59,7 +62,7 @@ def circuit(*words: str, cwd: Path, stdin: str | None = None, more: str = "", **
         env=environment(**variables),
         capture_output=True,
         encoding="utf-8",
-        timeout=60,
+        timeout=TIMEOUT_S,
         **source,
     )
     return Outcome(done.returncode, done.stdout, done.stderr)
@@ -75,6 +78,6 @@ def pipe(*commands: str | Sequence[str], cwd: Path, **variables: str) -> Outcome
         stdin=subprocess.DEVNULL,
         capture_output=True,
         encoding="utf-8",
-        timeout=60,
+        timeout=TIMEOUT_S,
     )
     return Outcome(done.returncode, done.stdout, done.stderr)

@@ -3,6 +3,7 @@
 from itertools import chain
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support_collect import BOS, source, texts, tokenizer
@@ -68,8 +69,12 @@ def test_padding_is_on_the_right_masked_and_not_among_the_rows():
     batch = padded(blocks, pad_id=99)
     assert batch.input_ids.tolist() == [[*block.ids, *[99] * (16 - len(block.ids))] for block in blocks]
     assert batch.attention_mask.sum(dim=1).tolist() == [len(block.ids) for block in blocks]
-    assert batch.input_ids.flatten()[batch.rows].tolist() == flat(map(stored, blocks))
+    assert batch.stored(batch.input_ids, torch.int64).tolist() == flat(map(stored, blocks))
 
 
-def test_a_batch_without_padding_has_no_mask():
-    assert padded(blocks_of(DOCUMENTS)[:2], pad_id=0).attention_mask is None
+@pytest.mark.parametrize("bos", ["auto", "never"])
+def test_a_batch_without_padding_has_no_mask_and_stores_all_but_bos(bos):
+    blocks = blocks_of(DOCUMENTS, bos=bos)[:2]
+    batch = padded(blocks, pad_id=0)
+    assert batch.attention_mask is None
+    assert batch.stored(batch.input_ids, torch.int64).tolist() == flat(map(stored, blocks))

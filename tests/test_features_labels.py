@@ -57,7 +57,7 @@ def test_without_a_pattern_the_commonest_and_the_promoted_tokens_are_named() -> 
         ("a\nb", '"a\\nb"'),
         ("\x00", '"\\x00"'),
         ("x" * 50, f'"{"x" * (LONGEST_TOKEN - 1)}…"'),
-        ('"', '"""'),
+        ('"', "'\"'"),
     ],
 )
 def test_odd_tokens_are_readable(token: str, expected: str) -> None:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli_support import ROOT, circuit, environment
+from cli_support import ROOT, TIMEOUT_S, circuit, environment
 
 from circuitcli import __version__
 from circuitcli.cli.app import COMMANDS, run
@@ -31,7 +31,7 @@ def probe(*words: str, cwd: Path) -> subprocess.CompletedProcess:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         encoding="utf-8",
-        timeout=60,
+        timeout=TIMEOUT_S,
     )
 
 

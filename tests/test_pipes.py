@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from cli_support import circuit, command_line, environment, pipe
+from cli_support import TIMEOUT_S, circuit, command_line, environment, pipe
 
 COLLECT = ("collect", "--model", "some/model", "--dtype", "float64")
 RUN = "runs/some-model"
@@ -30,11 +31,18 @@ sys.modules["circuitcli.stages.train"].run = slow
 """
 
 
-@pytest.fixture
-def collected(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working directory in which `circuit collect` has run."""
-    assert circuit(*COLLECT, cwd=tmp_path).status == 0
-    return tmp_path
+    directory = tmp_path_factory.mktemp("template")
+    assert circuit(*COLLECT, cwd=directory).status == 0
+    return directory
+
+
+@pytest.fixture
+def collected(template: Path, tmp_path: Path) -> Path:
+    """A copy of the template; its paths are relative."""
+    return Path(shutil.copytree(template, tmp_path / "work"))
 
 
 def test_a_run_begins_with_its_record_and_the_directory_is_named_after_the_model(tmp_path: Path):
@@ -86,7 +94,7 @@ def test_a_command_that_waits_for_a_silent_pipe_says_so_in_a_log(collected: Path
         encoding="utf-8",
     )
     assert process.stderr.readline().startswith("waiting for stdin")
-    printed = process.communicate('{"kind":"something"}', timeout=30)[0]
+    printed = process.communicate('{"kind":"something"}', timeout=TIMEOUT_S)[0]
     assert printed.startswith('{"kind":"something"}\n{"kind": "sae"')
 
 
@@ -153,11 +161,11 @@ def test_a_stage_that_is_stopped_can_save_what_it_has(number: int, status: int, 
         stdin=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + TIMEOUT_S
     while not (collected / "begun").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(number)
-    stderr = process.communicate(timeout=30)[1].decode()
+    stderr = process.communicate(timeout=TIMEOUT_S)[1].decode()
     assert process.returncode == status
     assert (collected / "saved").read_text() == raised
     assert "Traceback" not in stderr
@@ -179,7 +187,7 @@ def test_a_reader_that_has_gone_is_no_fault_to_talk_about(words: list[str], coll
     assert (process.returncode, process.stderr) == (1, b"")
 
 
-def in_terminal(*words: str, cwd: Path, **variables: str) -> str:
+def in_terminal(*words: str, cwd: Path, status: int = 0, **variables: str) -> str:
     """What a person sees who types a command."""
     master, slave = pty.openpty()
     process = subprocess.Popen(
@@ -196,7 +204,7 @@ def in_terminal(*words: str, cwd: Path, **variables: str) -> str:
             break
         seen += chunk
     os.close(master)
-    assert process.wait(timeout=30) == 0
+    assert process.wait(timeout=TIMEOUT_S) == status
     return seen.decode().replace("\r\n", "\n")
 
 
@@ -207,8 +215,17 @@ def test_people_get_a_table_and_the_next_command_instead_of_records(collected: P
     assert '{"kind": "sae"' in in_terminal("train", "--json", cwd=collected, TERM="xterm")
 
 
-@pytest.mark.parametrize("variables", [{"NO_COLOR": "1", "TERM": "xterm"}, {"TERM": "dumb"}], ids=str)
-def test_colours_can_be_turned_off(variables: dict[str, str], collected: Path):
-    assert "\x1b" in in_terminal("train", cwd=collected, TERM="xterm-256color")
-    assert "\x1b[3" not in in_terminal("train", cwd=collected, **variables)
-    assert "\x1b[3" not in in_terminal("train", "--no-color", cwd=collected, TERM="xterm-256color")
+@pytest.mark.parametrize(
+    ("words", "variables", "is_colored"),
+    [
+        ((), {"TERM": "xterm-256color"}, True),
+        (("--no-color",), {"TERM": "xterm-256color"}, False),
+        ((), {"TERM": "xterm-256color", "NO_COLOR": "1"}, False),
+        ((), {"TERM": "dumb"}, False),
+    ],
+)
+def test_colours_can_be_turned_off(words: tuple[str, ...], variables: dict, is_colored: bool, collected: Path):
+    error = in_terminal("train", "--model", "other", *words, status=3, cwd=collected, **variables)
+    assert ("\x1b[1;31m" in error) == is_colored
+    if words or variables.get("TERM") == "dumb":
+        assert "\x1b[3" not in in_terminal("train", *words, cwd=collected, **variables)

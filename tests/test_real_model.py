@@ -72,7 +72,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     """collect, train, interp, both graphs, validate, render, one after the other in one directory."""
     folder = tmp_path_factory.mktemp("real")
     collect = ["--layers", "14:16", "--sites", "resid,mlp", "--text", "builtin:python", "--tokens", str(N_TOKENS)]
-    train = ["--tokens", str(8 * N_TOKENS), "--set", "train.batch_size=512", "--set", "train.eval_tokens=1024"]
+    train = ["--tokens", str(4 * N_TOKENS), "--set", "train.batch_size=512", "--set", "train.eval_tokens=1024"]
     sae = ["--set", f"sae.d_sae={D_SAE}", "--set", f"sae.k={K}"]
     chosen = ["--set", "graph.baseline_tokens=2048"]
     commands = {
@@ -90,7 +90,8 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
 def test_every_hook_point_is_collected_and_has_an_sae_that_learnt(pipeline: Pipeline) -> None:
     activations = pipeline.only("collect", "activations")
     assert {record["hook"] for record in activations} == {"resid.14", "mlp.14", "resid.15", "mlp.15"}
-    assert {record["n_tokens"] for record in activations} == {N_TOKENS}
+    # The last block is not cut.
+    assert all(N_TOKENS <= record["n_tokens"] < N_TOKENS + 128 for record in activations)
     saes = pipeline.only("train", "sae")
     assert len(saes) == 4
     assert all(record["d_sae"] == D_SAE and record["l0"] <= K for record in saes)

@@ -167,7 +167,13 @@ def test_learning_rate_rises_stays_and_falls():
     assert rates[0] == pytest.approx(0.1) and rates[9] == pytest.approx(1.0)
     assert set(rates[9:81]) == {1.0} and rates[90] == pytest.approx(0.5) and rates[99] == pytest.approx(0.05)
     assert min(rates) > 0 and Schedule(1.0, 1, 0.05, 0.3).rate(0) > 0
-    assert default_rate(2**16, tokens=10**9) == pytest.approx(default_rate(2**14, tokens=10**9) / 2)
+
+
+def test_default_rate_falls_with_the_width_and_the_length_of_the_run():
+    assert default_rate(2**14, n_steps=10**6) == default_rate(2**14, n_steps=24_000) == pytest.approx(2e-4)
+    assert default_rate(2**16, n_steps=10**6) == pytest.approx(1e-4)
+    assert default_rate(2**14, n_steps=6_000) == pytest.approx(4e-4)
+    assert default_rate(2**14, n_steps=1) == pytest.approx(2e-3)
 
 
 def test_silence_counts_tokens_since_a_feature_was_active():

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from circuitcli.models.tokenizer import Tokenizer
@@ -66,28 +66,29 @@ def token_blocks(
 
 @dataclass(frozen=True)
 class Batch:
-    """Blocks padded on the right to one length; ``rows`` are the places in the flattened batch that are stored.
+    """Blocks padded on the right to one length; the first ``n_bos`` positions of each are not stored.
 
-    ``attention_mask`` is None where nothing is padded, which lets attention take its fastest way.
+    ``attention_mask`` is None where nothing is padded, which lets attention take its fastest way; else ``rows`` are
+    the stored places among the flattened positions behind BOS.
     """
 
     input_ids: Int[Tensor, "batch position"]
+    n_bos: int
     attention_mask: Int[Tensor, "batch position"] | None
-    rows: Int[Tensor, " row"]
+    rows: Int[Tensor, " row"] | None
 
-    def chosen(self, activation: Float[Tensor, "batch position d_model"]) -> Float[Tensor, "row d_model"]:
-        """The stored rows of an activation, on its device."""
-        flat = activation.flatten(0, 1)
-        return flat if len(self.rows) == len(flat) else flat.index_select(0, self.rows.to(flat.device))
+    def stored(self, activation: Shaped[Tensor, "batch position ..."], dtype: torch.dtype) -> Shaped[Tensor, "row ..."]:
+        """The rows of an activation to store, block after block, rounded to the dtype, on the activation's device."""
+        behind = activation[:, self.n_bos :].to(dtype).flatten(0, 1)
+        return behind if self.rows is None else behind.index_select(0, self.rows.to(behind.device))
 
 
 def padded(blocks: Sequence[Block], *, pad_id: int) -> Batch:
     """One batch of the blocks; its rows are in the order of the blocks."""
     lengths = torch.tensor([len(block.ids) for block in blocks])
-    longest = int(lengths.max())
+    n_bos, longest = blocks[0].n_bos, int(lengths.max())
     input_ids = torch.tensor([[*block.ids, *[pad_id] * (longest - len(block.ids))] for block in blocks])
-    places = torch.arange(longest)
-    is_token = places < lengths[:, None]  # (batch, position)
-    is_stored = is_token & (places >= torch.tensor([block.n_bos for block in blocks])[:, None])
-    mask = None if bool(is_token.all()) else is_token.long()
-    return Batch(input_ids, mask, is_stored.flatten().nonzero()[:, 0])
+    is_token = torch.arange(longest) < lengths[:, None]  # (batch, position)
+    if bool(is_token.all()):
+        return Batch(input_ids, n_bos, None, None)
+    return Batch(input_ids, n_bos, is_token.long(), is_token[:, n_bos:].flatten().nonzero()[:, 0])

@@ -183,7 +183,7 @@ def _forward(model: LanguageModel, blocks: list[Block], collection: Collection) 
     mask = None if batch.attention_mask is None else batch.attention_mask.to(adapter.device)
     found = taps.read(adapter, batch.input_ids.to(adapter.device), mask, collection.hooks)
     dtype = DTYPES[collection.dtype]
-    return {hook: StoredRows.of(batch.chosen(found[hook].to(dtype))) for hook in collection.hooks}
+    return {hook: StoredRows.of(batch.stored(found[hook], dtype)) for hook in collection.hooks}
 
 
 class _ShardWriter:

@@ -38,6 +38,7 @@ _NO_DIGEST = "sha256:" + 64 * "0"
 # Larger than any header of a shard.
 _HEADER_BYTES = 65_536
 _PIECE_BYTES = 4 * 2**20
+_SUMMED_ROWS = 1024
 
 
 def hook_path(root: Path, hook: HookPoint, index: int) -> Path:
@@ -54,7 +55,7 @@ def tokens_path(root: Path, index: int) -> Path:
 class StoredRows:
     """Rows as they are stored, on the CPU, with the float64 sums over them: rows, their norms, their squared norms.
 
-    The sums are of the rounded rows; a batch is summed in float32, pairwise, which is exact to about 1e-6.
+    The sums are of the rounded rows, taken in float32 over 1024 rows and in float64 over those: exact to about 1e-6.
     """
 
     values: Float[Tensor, "row d_model"]
@@ -65,16 +66,21 @@ class StoredRows:
     @classmethod
     def of(cls, values: Float[Tensor, "row d_model"]) -> "StoredRows":
         """Sum up rows, already in the dtype to store, on the device where they are."""
-        exact = values.float()
-        norms = torch.linalg.vector_norm(exact, dim=-1)
-        parts = [exact.sum(dim=0), norms.sum()[None], norms.square().sum()[None]]
-        sums = torch.cat(parts).cpu().double()  # (d_model + 2): one transfer
-        return cls(values.cpu(), sums[:-2], float(sums[-2]), float(sums[-1]))
+        # Pieces, so that the float32 copy stays in the processor's cache.
+        parts = torch.stack([_sums(piece.float()) for piece in values.split(_SUMMED_ROWS)])
+        sums = parts.cpu().double().sum(dim=0)  # (d_model + 2)
+        return cls(values.contiguous().cpu(), sums[:-2], float(sums[-2]), float(sums[-1]))
 
     @property
     def is_finite(self) -> bool:
         """Whether no value is NaN or infinite."""
         return math.isfinite(self.sum_square_norm)
+
+
+def _sums(rows: Float[Tensor, "row d_model"]) -> Float[Tensor, " d_model_and_2"]:
+    """Sum of the rows, then of their norms, then of their squared norms."""
+    norms = torch.linalg.vector_norm(rows, dim=-1)
+    return torch.cat([rows.sum(dim=0), norms.sum()[None], norms.square().sum()[None]])
 
 
 class RowsWriter:

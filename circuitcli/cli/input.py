@@ -16,7 +16,7 @@ from circuitcli.records import Record, RunRecord, Stream
 from circuitcli.runs import Run
 
 # How long a pipe may be silent before a log is told what the command waits for.
-WAIT_S = 5.0
+WAIT_S = 10.0
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,8 @@ def shown(token: str) -> str:
     if core:
         if len(core) > LONGEST_TOKEN:
             core = core[: LONGEST_TOKEN - 1] + "…"
-        return f'"{"".join(map(_printable, core))}"'
+        mark = "'" if '"' in core else '"'
+        return mark + "".join(map(_printable, core)) + mark
     if "\n" in token or "\r" in token:
         return "newline"
     if token == "\t" * len(token):

@@ -66,5 +66,5 @@ def width(settings: Settings, *, d_in: int) -> int:
 def schedule(settings: Settings, made: Plan, *, d_sae: int) -> Schedule:
     """The learning rate over the run."""
     train = settings.train
-    peak = train.learning_rate or default_rate(d_sae, tokens=made.tokens)
+    peak = train.learning_rate or default_rate(d_sae, n_steps=made.n_steps)
     return Schedule(peak, made.n_steps, train.warmup, train.decay)

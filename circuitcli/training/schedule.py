@@ -3,16 +3,18 @@
 from dataclasses import dataclass
 
 REFERENCE_RATE, REFERENCE_WIDTH = 2e-4, 2**14
-SHORT_RUN_TOKENS, SHORT_RUN_FACTOR = 5_000_000, 3.0
+LONG_RUN_STEPS, LARGEST_FACTOR = 24_000, 10.0
 
 
-def default_rate(d_sae: int, *, tokens: int) -> float:
-    """Adam's step size where none is set: 2e-4 / sqrt(d_sae / 16384), three times that under 5 million tokens.
+def default_rate(d_sae: int, *, n_steps: int) -> float:
+    """Adam's step size where none is set: 2e-4 / sqrt(d_sae / 16384), and more in short runs.
 
-    Source: Gao et al. 2024, arXiv:2406.04093, appendix A.3 (rates fall with the root of the width).
+    The rate for long runs, which falls with the root of the width, is that of Gao et al. 2024, arXiv:2406.04093. Runs of
+    fewer than 24,000 steps get sqrt(24000 / n_steps) times that, at most 10 times: measured on a 4-layer GPT-2 at
+    residual, attention and MLP outputs, 240 and 960 steps, where 10 and 5 times explained the most variance.
     """
-    rate = REFERENCE_RATE / (d_sae / REFERENCE_WIDTH) ** 0.5
-    return rate * (SHORT_RUN_FACTOR if tokens < SHORT_RUN_TOKENS else 1.0)
+    factor = min(LARGEST_FACTOR, max(1.0, (LONG_RUN_STEPS / n_steps) ** 0.5))
+    return factor * REFERENCE_RATE / (d_sae / REFERENCE_WIDTH) ** 0.5
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,308 @@
+"""The graph and validation stages on the built-in model, over a small run that all tests of this file share."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from circuitcli import graphs, records
+from circuitcli.errors import InputError, SettingsError, ThresholdError
+from circuitcli.hookpoints import OUTPUT, HookPoint, NodeId
+from circuitcli.models.loading import load_model
+from circuitcli.records import EdgeRecord, GraphRecord, NodeRecord, ScoreRecord, Stream
+from circuitcli.runs import Run
+from circuitcli.settings.settings import Settings
+from circuitcli.settings.sources import load
+from circuitcli.stages import collect, graph_grad, graph_naive, train, validate
+from circuitcli.stages.request import Request
+
+PROMPT = "import os\nimport sys\n\ndef main(self):\n    self."
+SMALL = {
+    "model.device": "cpu",
+    "data.layers": "1:3",
+    "data.sites": "resid,mlp",
+    "data.tokens": 3000,
+    "data.block_length": 64,
+    "sae.k": 6,
+    "sae.d_sae": 150,
+    "train.batch_size": 256,
+    "train.eval_tokens": 512,
+    "graph.prompt": PROMPT,
+    "graph.ig_steps": 3,
+    "graph.down": 3,
+    "graph.up": 2,
+    "graph.baseline_tokens": 512,
+    "validate.samples": 3,
+}
+
+
+def settings(**changes) -> Settings:
+    named = {name.replace("__", "."): value for name, value in changes.items()}
+    return load(SMALL | named, environment={}, directory=Path("/nonexistent")).settings
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("trained") / "run"
+    run = Run(path)
+    collect.run(Request(settings(), Stream(), run))
+    train.run(Request(settings(), run.stream(), run))
+    return path
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Run:
+    """A copy of the run, to be worked on."""
+    shutil.copytree(trained, tmp_path / "run")
+    return Run(tmp_path / "run")
+
+
+@pytest.fixture
+def ask(run: Run) -> Callable[..., Request]:
+    def request(force: bool = False, **changes) -> Request:
+        return Request(settings(**changes), run.stream(), run, force)
+
+    return request
+
+
+def graph_of(made) -> graphs.CircuitGraph:
+    return graphs.from_records(Stream(made))[-1]
+
+
+def test_a_gradient_graph_has_its_numbers_its_file_and_its_place_in_the_run(ask, run):
+    made = graph_grad.run(ask())
+    graph = graph_of(made)
+    assert [type(record) for record in made[:2]] == [GraphRecord, NodeRecord]
+    assert graph.head.tokens[0] == "<|endoftext|>" and "".join(graph.head.tokens[1:]) == PROMPT
+    assert set(graph.head.saes) == {"resid.1", "mlp.1", "resid.2", "mlp.2"}
+    assert len(graph.edges) > 3 and OUTPUT in graph.by_id
+    assert all(node.effect is not None and node.unit == "nats" for node in graph.nodes if not node.is_output)
+    assert not any(node.place.position == 0 for node in graph.nodes if node.place), "BOS carries no nodes"
+    stored = (run.path / "graphs" / "circuit.jsonl").read_text(encoding="utf-8").splitlines()
+    assert stored == [records.to_line(record) for record in made]
+
+
+def test_the_clean_metric_is_the_plain_models_log_probability_of_its_most_likely_token(ask):
+    request = ask()
+    head = graph_of(graph_grad.run(request)).head
+    model = load_model(request.settings.model)
+    ids = model.tokenizer.with_bos(model.tokenizer.encode(PROMPT))
+    logs = model.adapter.logits(torch.tensor([ids]))[0, -1].log_softmax(-1)
+    assert head.metric_clean == pytest.approx(float(logs.max()), abs=1e-5)
+    assert head.target == model.tokenizer.token_strings([int(logs.argmax())])[0]
+    assert head.metric_baseline < head.metric_clean
+
+
+def test_effects_of_a_hook_point_and_its_gap_are_told(ask):
+    head = graph_of(graph_grad.run(ask(graph__ig_steps=30))).head
+    for sums in head.effects.values():
+        assert abs(sums["gap"]) < 0.05 * (abs(sums["features"]) + abs(sums["errors"]) + 1)
+
+
+def test_a_finished_graph_is_emitted_again_without_torch(run):
+    arguments = [f"--set={name}={value}" for name, value in SMALL.items() if name not in ("graph.prompt",)]
+    command = [sys.executable, "-X", "importtime", "-m", "circuitcli", "graph-grad", "--run", str(run.path)]
+    command += [*arguments, "--prompt", PROMPT]
+    first = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    again = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert first.returncode == again.returncode == 0, first.stderr[-2000:]
+    assert first.stdout == again.stdout
+    assert "| torch\n" in first.stderr.replace(" ", "").replace("|torch\n", "| torch\n")
+    assert not any(line.split("|")[-1].strip() == "torch" for line in again.stderr.splitlines())
+
+
+def test_another_prompt_under_the_same_name_is_refused_and_force_replaces_it(ask):
+    graph_grad.run(ask())
+    with pytest.raises(InputError, match=r"graph\.prompt was .* and is now 'x = '") as caught:
+        graph_grad.run(ask(graph__prompt="x = "))
+    assert "--force" in caught.value.hint and "--name" in caught.value.hint
+    assert graph_of(graph_grad.run(ask(force=True, graph__prompt="x = "))).head.prompt == "x = "
+    assert graph_of(graph_grad.run(ask(graph__prompt="y = ", graph__name="other"))).head.name == "other"
+
+
+def test_attribution_patching_and_integration_find_graphs_of_the_same_form(ask):
+    patched = graph_of(graph_grad.run(ask(graph__method="atp", graph__name="a")))
+    integrated = graph_of(graph_grad.run(ask(graph__name="b")))
+    assert (patched.head.method, integrated.head.method) == ("grad-atp", "grad-ig")
+    assert all(sums["gap"] is None for sums in patched.head.effects.values())
+
+
+@pytest.mark.parametrize("metric", ["logit-diff", "cross-entropy", "kl"])
+def test_every_metric_can_be_explained(ask, metric):
+    foil = {"graph__foil": "("} if metric == "logit-diff" else {}
+    graph = graph_of(graph_grad.run(ask(graph__metric=metric, **foil)))
+    assert graph.head.metric == metric and len(graph.nodes) > 1
+    assert graph.head.unit == ("logits" if metric == "logit-diff" else "nats")
+
+
+@pytest.mark.parametrize("baseline", ["zero", "mean", "resample", "counterfactual"])
+def test_every_baseline_is_written_down_and_used(ask, baseline):
+    prompt = {"graph__prompt": "a = 1\nb =", "graph__counterfactual": "a = 2\nc ="}
+    graph = graph_of(graph_naive.run(ask(graph__baseline=baseline, graph__threshold_exp=-9, **prompt)))
+    assert graph.head.baseline == baseline and graph.edges
+
+
+def test_a_counterfactual_of_another_length_is_refused(ask):
+    with pytest.raises(InputError, match="the counterfactual has"):
+        graph_grad.run(ask(graph__baseline="counterfactual", graph__counterfactual="x"))
+    with pytest.raises(InputError, match="needs another prompt"):
+        graph_grad.run(ask(graph__baseline="counterfactual", graph__name="n"))
+
+
+def test_a_naive_graph_of_pins_shows_what_they_contribute(ask):
+    everything = graph_of(graph_naive.run(ask(graph__threshold_exp=-20)))
+    hook = HookPoint(1, "resid")
+    source = next(NodeId.parse(e.source) for e in everything.edges if e.source.startswith("resid.1/") and "err" not in e.source)
+    pin = f"1:{source.index}"
+    pinned = graph_of(graph_naive.run(ask(graph__threshold_exp=-20, graph__pin=pin, graph__name="pinned")))
+    found = {(e.source, e.target): e.weight for e in pinned.edges if NodeId.parse(e.source).hook == hook}
+    whole = {(e.source, e.target): e.weight for e in everything.edges if e.source == str(source)}
+    assert found == pytest.approx(whole, abs=1e-4) and found
+
+
+def test_a_graph_grows_with_extend(ask, run):
+    both = graph_of(graph_naive.run(ask(graph__threshold_exp=-6, graph__name="both")))
+    sources = sorted({e.source for e in both.edges if e.source.startswith("resid.1/") and "error" not in e.source})
+    one, two = (NodeId.parse(name).index for name in sources[:2])
+    only = {"graph__sites": "resid", "graph__threshold_exp": -6}
+    graph_naive.run(ask(graph__pin=f"1:{one}", graph__name="one", **only))
+    first = graphs.from_records(run.stream())[-1]
+    path = str(run.path / "graphs" / "one.jsonl")
+    grown = graph_of(graph_naive.run(ask(graph__pin=f"1:{two}", graph__name="two", graph__extend=path, **only)))
+    assert {edge.source for edge in grown.edges} >= {str(NodeId(HookPoint(1, "resid"), index)) for index in (one, two)}
+    assert {(e.source, e.target) for e in first.edges} <= {(e.source, e.target) for e in grown.edges}
+    with pytest.raises(InputError, match="has another prompt"):
+        graph_naive.run(ask(graph__prompt="z = ", graph__extend=path, graph__name="three", **only))
+    assert (run.path / "graphs" / "one.jsonl").read_text(encoding="utf-8").splitlines()[0].startswith('{"kind": "graph"')
+
+
+def test_a_killed_naive_graph_goes_on_at_the_next_hook_point(ask, run, monkeypatch):
+    from circuitcli.attribution.naive import NaiveSearch
+
+    whole = graph_of(graph_naive.run(ask(graph__name="whole", graph__threshold_exp=-6)))
+    original, done = NaiveSearch.part, []
+
+    def dies(self, hook):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(hook)
+        return original(self, hook)
+
+    monkeypatch.setattr(NaiveSearch, "part", dies)
+    with pytest.raises(KeyboardInterrupt):
+        graph_naive.run(ask(graph__name="broken", graph__threshold_exp=-6))
+    assert run.stage("graph:broken")["state"] == "interrupted"
+    again: list = []
+    monkeypatch.setattr(NaiveSearch, "part", lambda self, hook: (again.append(hook), original(self, hook))[1])
+    resumed = graph_of(graph_naive.run(ask(graph__name="broken", graph__threshold_exp=-6)))
+    assert len(again) == 2 and not set(again) & set(done)
+    assert resumed.nodes == whole.nodes and resumed.edges == whole.edges
+    assert not (run.path / "graphs" / "broken.parts").exists()
+
+
+def test_scores_of_a_graph_have_their_policies_and_stand_beside_chance(ask, run):
+    graph_grad.run(ask())
+    made = Stream(validate.run(ask())).of(ScoreRecord)
+    named = {(score.name, getattr(score, "errors", None)): score for score in made}
+    for policy in ("nodes", "kept", "removed"):
+        assert ("faithfulness", policy) in named and ("completeness", policy) in named
+    judged = named["faithfulness", "nodes"]
+    expected = (judged.metric_circuit - judged.metric_empty) / (judged.metric_clean - judged.metric_empty)
+    assert judged.value == pytest.approx(expected) and judged.judged and judged.ablation == "mean"
+    assert ("minimality", "nodes") in named and named["faithfulness-random", "nodes"].samples == 3
+    report = json.loads((run.path / "reports" / "circuit.json").read_text(encoding="utf-8"))
+    joint = report["ablated_together"]
+    assert joint["tokens"] and named["effect", None].value == pytest.approx(joint["effect"])
+
+
+def test_the_full_circuit_is_faithful_and_the_threshold_judges(ask, run):
+    request = ask()
+    head = graph_of(graph_grad.run(request)).head
+    nodes = [NodeRecord(id=f"{hook}/{index}") for hook in head.saes for index in [*range(150), "error"]]
+    full = Request(settings(validate__at_least=0.99, validate__minimality=False), run.stream() + [head, *nodes], run)
+    made = validate.run(full)
+    score = next(score for score in Stream(made).of(ScoreRecord) if score.name == "faithfulness")
+    assert score.value == pytest.approx(1, abs=1e-4)
+    validate.check(made, full.settings)
+    with pytest.raises(ThresholdError, match="below 1.5"):
+        validate.check(made, settings(validate__at_least=1.5))
+
+
+def test_pins_are_ablated_together(ask, run):
+    graph = graph_of(graph_grad.run(ask()))
+    active = [node.place for node in graph.nodes if node.place and node.place.index is not None and node.activation]
+    pins = [f"{place.hook}:{place.index}" for place in active[:3]]
+    made = Stream(validate.run(ask(validate__pin=tuple(pins)))).of(ScoreRecord)
+    effect = next(score for score in made if score.name == "effect")
+    assert effect.graph == "pins" and effect.ablation == "zero" and effect.value != 0
+    report = json.loads((run.path / "reports" / "pins.json").read_text(encoding="utf-8"))
+    before = sum(shift["clean"] for shift in report["ablated_together"]["tokens"])
+    assert 0 < before <= 1.001 and all(shift["clean"] != shift["ablated"] for shift in report["ablated_together"]["features"])
+
+
+def test_prompts_from_a_file_give_an_interval(ask, tmp_path):
+    graph_grad.run(ask())
+    path = tmp_path / "prompts.jsonl"
+    lines = [{"prompt": PROMPT}, {"prompt": "class A:\n    def f(self):\n        self.", "target": "_"}, {"prompt": "x = ("}]
+    path.write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
+    made = Stream(validate.run(ask(validate__prompts=str(path)))).of(ScoreRecord)
+    score = next(score for score in made if score.name == "faithfulness")
+    assert score.n_prompts == 3 and score.low <= score.high
+    path.write_text('{"prompt": "a"}\n{"text": "b"}\n', encoding="utf-8")
+    with pytest.raises(InputError, match="line 2 is no prompt"):
+        validate.run(ask(validate__prompts=str(path)))
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes", "kind", "message"),
+    [
+        (graph_grad, {"graph__prompt": None}, SettingsError, "has no prompt"),
+        (graph_grad, {"graph__prompt": ""}, InputError, "prompt is empty"),
+        (graph_grad, {"graph__target": " two words"}, InputError, "is not one token"),
+        (graph_grad, {"graph__metric": "logit-diff"}, SettingsError, "needs a foil"),
+        (graph_grad, {"graph__metric": "kl", "graph__method": "atp"}, SettingsError, "no gradient at the clean run"),
+        (graph_grad, {"graph__layers": "7:9"}, SettingsError, "reaches past the model"),
+        (graph_grad, {"graph__layers": "3:4"}, InputError, "no SAE at layers 3:4"),
+        (graph_grad, {"graph__name": "../x"}, SettingsError, "cannot be the name"),
+        (graph_grad, {"graph__extend": "missing.jsonl"}, InputError, "cannot read missing.jsonl"),
+        (graph_naive, {"graph__pin": "6:1"}, InputError, "pinned hook point resid.6 is not in the circuit"),
+        (graph_naive, {"graph__pin": "1:9999"}, InputError, "has no feature 9999"),
+        (graph_naive, {"graph__pin": "resid"}, SettingsError, "is no pin"),
+        (validate, {}, InputError, "read no 'graph' record"),
+        (validate, {"validate__graph": "nope"}, InputError, "no graph named 'nope'"),
+        (validate, {"validate__pin": "6:1"}, InputError, "no SAE at pinned hook point resid.6"),
+        (graph_grad, {"sae_path": "/nonexistent"}, InputError, "no SAE in"),
+    ],
+)
+def test_what_does_not_fit_is_one_clear_error(ask, stage, changes, kind, message):
+    with pytest.raises(kind, match=message.replace(".", r"\.")):
+        stage.run(ask(**changes))
+
+
+def test_weights_that_changed_since_they_were_recorded_are_refused(ask, run):
+    weights = run.path / "saes" / "resid.1" / "weights.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(InputError, match="are not those that were recorded"):
+        graph_grad.run(ask())
+
+
+def test_saes_can_be_named_by_a_directory(ask, run, trained):
+    one = graph_of(graph_grad.run(ask(sae_path=str(trained / "saes" / "resid.2"), graph__name="one")))
+    assert set(one.head.saes) == {"resid.2"}
+    whole = graph_of(graph_grad.run(ask(sae_path=str(trained), graph__name="whole")))
+    assert set(whole.head.saes) == {"resid.1", "mlp.1", "resid.2", "mlp.2"}
+
+
+def test_edges_have_units(ask):
+    grad = Stream(graph_grad.run(ask())).of(EdgeRecord)
+    naive = Stream(graph_naive.run(ask(graph__threshold_exp=-8))).of(EdgeRecord)
+    assert {edge.unit for edge in grad} == {"nats"}
+    assert {edge.unit for edge in naive if edge.target != OUTPUT} == {"activation"}
+    assert {edge.unit for edge in naive if edge.target == OUTPUT} == {"nats"}
