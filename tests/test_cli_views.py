@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,15 @@ from circuitcli.cli import summaries
 from circuitcli.cli.bars import Bars, show_progress
 from circuitcli.cli.console import console, one_line, printable
 from circuitcli.cli.feature_view import feature_text
-from circuitcli.records import FeatureRecord, GraphRecord, NodeRecord, SaeRecord, ScoreRecord, UnknownRecord
+from circuitcli.records import (
+    FeatureRecord,
+    FigureRecord,
+    GraphRecord,
+    NodeRecord,
+    SaeRecord,
+    ScoreRecord,
+    UnknownRecord,
+)
 
 FEATURE = {
     "kind": "feature",
@@ -130,7 +139,7 @@ def test_tables_show_each_kind_and_the_nodes_with_the_largest_effects():
     labels = [FeatureRecord(id=f"resid.0/{index}", label=f"label {index}", density=0.1, path="") for index in range(12)]
     nodes = [NodeRecord(id=f"resid.0/{index}", effect=(-1.0) ** index * index, unit="nats") for index in range(12)]
     tables = summaries.tables(
-        [sae("resid.0"), *labels, *nodes, NodeRecord(id="output"), ScoreRecord(name="f", value=0.5)]
+        [sae("resid.0"), *labels, *nodes, NodeRecord(id="output"), ScoreRecord(name="f", value=0.5)], Path()
     )
     saes, features, found, scores = tables
     assert saes.rows == [("resid.0", "topk", "4,096", "32", "")]
@@ -156,7 +165,13 @@ def test_a_graph_is_shown_with_what_it_explains():
         model="m",
         target=" Paris",
     )
-    assert summaries.tables([head])[0].rows == [("circuit", "log-prob of  Paris", "-1", "a\nb")]
+    assert summaries.tables([head], Path())[0].rows == [("circuit", "log-prob of  Paris", "-1", "a\nb")]
+
+
+def test_figures_are_shown_with_paths_that_can_be_opened(tmp_path: Path):
+    (tmp_path / "inside.svg").touch()
+    (table,) = summaries.tables([FigureRecord(path="inside.svg"), FigureRecord(path="/out/side.svg")], tmp_path)
+    assert table.rows == [(str(tmp_path / "inside.svg"),), ("/out/side.svg",)]
 
 
 def test_every_stage_but_the_last_knows_the_next_command():

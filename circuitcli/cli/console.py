@@ -89,7 +89,14 @@ class Printer:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(title=rows.title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
+        table = Table(
+            title=rows.title or None,
+            title_justify="left",
+            box=None,
+            pad_edge=False,
+            header_style="bold",
+            show_header=any(rows.columns),
+        )
         for column in rows.columns:
             table.add_column(column, overflow="fold")
         for row in rows.rows:

@@ -36,7 +36,7 @@ class Job:
             runs.remember(run)
         seconds = time.perf_counter() - self.started
         if not console.prints_records:
-            for rows in summaries.tables(made):
+            for rows in summaries.tables(made, run.path):
                 console.table(rows)
         console.say(summaries.sentence(self.command, made, str(run.path), seconds))
         if console.prints_records:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from circuitcli.cli.console import Rows
 from circuitcli.records import (
@@ -39,9 +40,9 @@ def sentence(command: str, made: Sequence[Record], run: str, seconds: float) -> 
     return f"{command}: {', '.join(parts) or 'nothing new'} in {run} ({seconds:.1f} s)"
 
 
-def tables(made: Sequence[Record]) -> list[Rows]:
-    """A short table for each kind of record that people read."""
-    return [rows for table in _TABLES if (rows := table(made)).rows]
+def tables(made: Sequence[Record], run: Path) -> list[Rows]:
+    """A short table for each kind of record that people read; figures with paths that can be opened."""
+    return [rows for rows in (*(table(made) for table in _TABLES), _figures(made, run)) if rows.rows]
 
 
 def _activations(made: Sequence[Record]) -> Rows:
@@ -107,8 +108,9 @@ def _scores(made: Sequence[Record]) -> Rows:
     return Rows(("score", "value", "interval"), rows)
 
 
-def _figures(made: Sequence[Record]) -> Rows:
-    return Rows(("figure",), [(record.path,) for record in made if isinstance(record, FigureRecord)])
+def _figures(made: Sequence[Record], run: Path) -> Rows:
+    paths = [record.path for record in made if isinstance(record, FigureRecord)]
+    return Rows(("figure",), [(str(run / path) if (run / path).exists() else path,) for path in paths])
 
 
 _TABLES: tuple[Callable[[Sequence[Record]], Rows], ...] = (
@@ -118,7 +120,6 @@ _TABLES: tuple[Callable[[Sequence[Record]], Rows], ...] = (
     _graphs,
     _nodes,
     _scores,
-    _figures,
 )
 
 
