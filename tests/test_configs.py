@@ -38,7 +38,7 @@ def test_commands_in_the_comments_name_their_own_file() -> None:
         assert named and all(f"--config configs/{path.name}" in line for line in named)
 
 
-def test_the_demo_needs_no_network() -> None:
-    settings = load(config=[CONFIGS / "demo.toml"], environment={}, directory=CONFIGS).settings
+def test_the_example_for_the_shipped_model_needs_no_network() -> None:
+    settings = load(config=[CONFIGS / "builtin.toml"], environment={}, directory=CONFIGS).settings
     assert settings.model.name == "builtin:tiny"
     assert settings.data.text == "builtin:python"

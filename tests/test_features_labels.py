@@ -1,7 +1,7 @@
 """Labels: each rule on a list of peaks that it is for, and odd tokens."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from circuitcli.features.labels import LONGEST_TOKEN, Peak, label, shown
@@ -64,6 +64,7 @@ def test_odd_tokens_are_readable(token: str, expected: str) -> None:
     assert shown(token) == expected
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.builds(Peak, st.text(max_size=8), st.none() | st.text(max_size=8)), min_size=1, max_size=12),
     st.lists(st.text(max_size=8), max_size=3),

@@ -157,6 +157,22 @@ def test_too_few_rows_for_one_batch_are_refused(run_path: Path):
         train.run(request(run_path, train__batch_size=4096))
 
 
+def test_model_that_changed_since_collecting_is_noticed(run_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from circuitcli.models import loading
+
+    load_model = loading.load_model
+
+    def changed(settings):
+        model = load_model(settings)
+        model.adapter.blocks[0].mlp.c_proj.weight.data *= 2
+        return model
+
+    monkeypatch.setattr(loading, "load_model", changed)
+    with pytest.raises(InputError, match=r"other activations at (attn|resid)\.1") as caught:
+        train.run(request(run_path))
+    assert "collect --force" in caught.value.hint
+
+
 def test_plan_tells_tokens_bytes_and_work_without_torch_or_files(run_path: Path):
     facts = dict(train.plan(request(run_path)))
     assert facts["autoencoders"] == "2: attn.1 resid.1"

@@ -22,7 +22,7 @@ CONFIG = Path(__file__).with_name("demo.toml")
 PROMPT = "def __init__(self, name):\n        self.name ="
 
 STEPS = (
-    ("collect", "--model", "builtin:tiny", "--text", "builtin:python", "--tokens", "100000"),
+    ("collect", "--model", "builtin:tiny", "--text", "builtin:python", "--sites", "resid,mlp", "--tokens", "100000"),
     ("train",),
     ("interp",),
     ("graph-grad", "--prompt", PROMPT, "--down", "5", "--up", "3"),

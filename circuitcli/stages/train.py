@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuitcli import progress
+from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.records import ActivationsRecord, Record, SaeRecord
 from circuitcli.settings.model import ModelSettings
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     import torch
 
     from circuitcli.activations.batches import ShuffledBatches
-    from circuitcli.activations.cache import ActivationCache
+    from circuitcli.activations.cache import ActivationCache, TokenBlock
+    from circuitcli.models.loading import LanguageModel
     from circuitcli.saes.base import SparseAutoencoder
     from circuitcli.training.learner import Learner
     from circuitcli.training.quality import Recovered, Texts
@@ -32,6 +34,8 @@ _NO_MATTER = ("train.checkpoint_tokens",)
 # Held-out tokens that the model reads, four times for each SAE; enough for two digits of the loss recovered.
 LOSS_TOKENS = 4096
 _LOSS_BATCH = 8
+# Number types and devices change activations by a few per cent at most, of their norm.
+LARGEST_MODEL_GAP = 0.1
 _EVAL_ROWS = 1024
 
 
@@ -184,8 +188,8 @@ def _finished(request: Request, cache: "ActivationCache", made: Plan, learners: 
 
     model = load_model(_model_settings(request))
     adapter = model.adapter
-    window = range(made.stop_row, min(made.n_rows, made.stop_row + LOSS_TOKENS))
-    blocks = cache.blocks(window.start, window.stop)
+    blocks = list(cache.blocks(made.stop_row, min(made.n_rows, made.stop_row + LOSS_TOKENS)))
+    _check_model(model, cache, blocks)
     texts = Texts.of(blocks, pad_id=model.tokenizer.pad_id, batch_size=_LOSS_BATCH, device=adapter.device)
     clean = cross_entropy(adapter, texts, {}) if texts.n_predictions else 0.0
     records: list[Record] = []
@@ -197,6 +201,27 @@ def _finished(request: Request, cache: "ActivationCache", made: Plan, learners: 
             facts |= _recovered(adapter, texts, sae, cache, first=first, ce_clean=clean).facts()
         records.append(_saved(request, learner, sae, made, facts))
     return records
+
+
+def _check_model(model: "LanguageModel", cache: "ActivationCache", blocks: "Sequence[TokenBlock]") -> None:
+    """Raise InputError if the model no longer gives the cached activations of the first block."""
+    import torch
+
+    from circuitcli.models.taps import read
+
+    for block in blocks[:1]:
+        ids = torch.tensor([block.ids], device=model.adapter.device)
+        n_bos = len(block.ids) - (block.stop_row - block.start_row)
+        with torch.no_grad():
+            found = read(model.adapter, ids, None, cache.hooks)
+        for hook, activation in found.items():
+            rows = cache.rows(hook, block.start_row, block.stop_row)
+            gap = (activation[0, n_bos:].float().cpu() - rows).norm()
+            if gap > LARGEST_MODEL_GAP * rows.norm():
+                raise InputError(
+                    f"{model.name} gives other activations at {hook} than those that were collected from it",
+                    hint="the model has changed since: run `circuit collect --force` and train again",
+                )
 
 
 def _model_settings(request: Request) -> ModelSettings:

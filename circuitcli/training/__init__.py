@@ -1,1 +1,1 @@
-"""training"""
+"""Training of sparse autoencoders on cached activations, and how good they are."""

@@ -134,4 +134,7 @@ class Learner:
                 parameter.copy_(state[name])
                 if f"{name}.step" in state:
                     moments = {key: torch.empty_like(parameter).copy_(state[f"{name}.{key}"]) for key in MOMENTS}
-                    self.optimizer.state[parameter] = {"step": state[f"{name}.step"].to(self.device, copy=True), **moments}
+                    self.optimizer.state[parameter] = {
+                        "step": state[f"{name}.step"].to(self.device, copy=True),
+                        **moments,
+                    }
