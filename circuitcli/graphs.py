@@ -123,12 +123,10 @@ def _mismatch(name: str, before: object, after: object) -> InputError:
 def to_records(graph: CircuitGraph) -> list[Record]:
     """The head, then one record for each node and each edge."""
     nodes = [
-        NodeRecord(id=node.id, activation=node.activation, effect=node.effect, unit=node.unit)
-        for node in graph.nodes
+        NodeRecord(id=node.id, activation=node.activation, effect=node.effect, unit=node.unit) for node in graph.nodes
     ]
     edges = [
-        EdgeRecord(source=edge.source, target=edge.target, weight=edge.weight, unit=edge.unit)
-        for edge in graph.edges
+        EdgeRecord(source=edge.source, target=edge.target, weight=edge.weight, unit=edge.unit) for edge in graph.edges
     ]
     return [graph.head, *nodes, *edges]
 

@@ -31,9 +31,7 @@ class HookPoint:
         if self.site not in SITES:
             raise SettingsError(f"unknown site '{self.site}'", hint=f"sites are {' '.join(SITES)}")
         if self.layer < 0:
-            raise SettingsError(
-                f"hook point {self.site}.{self.layer} has a negative layer", hint="layers count from 0"
-            )
+            raise SettingsError(f"hook point {self.site}.{self.layer} has a negative layer", hint="layers count from 0")
 
     @property
     def order(self) -> tuple[int, int]:
@@ -115,9 +113,7 @@ def parse_layers(text: str, *, n_layers: int) -> list[int]:
 
     Raises SettingsError if the text is no slice, reaches past the model or names no layer.
     """
-    hint = (
-        f"this model has layers 0 to {n_layers - 1}; write a Python slice, for example 3:5 for layers 3 and 4"
-    )
+    hint = f"this model has layers 0 to {n_layers - 1}; write a Python slice, for example 3:5 for layers 3 and 4"
     parts = text.strip().split(":")
     try:
         numbers = [int(part) if part.strip() else None for part in parts]
@@ -141,11 +137,7 @@ def parse_layers(text: str, *, n_layers: int) -> list[int]:
 
 def hook_points(layers: Iterable[int], sites: Iterable[str]) -> list[HookPoint]:
     """All hook points of these layers and sites, in model order; ``embed`` counts once."""
-    chosen = {
-        HookPoint(0, site) if site == "embed" else HookPoint(layer, site)
-        for layer in layers
-        for site in sites
-    }
+    chosen = {HookPoint(0, site) if site == "embed" else HookPoint(layer, site) for layer in layers for site in sites}
     return sorted(chosen)
 
 

@@ -193,25 +193,19 @@ def parse_line(line: str, *, place: str = "input") -> Record:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
-        raise InputError(
-            f"{place}: {content['kind']} record: {field}: {first['msg'].lower()}", hint=hint
-        ) from None
+        raise InputError(f"{place}: {content['kind']} record: {field}: {first['msg'].lower()}", hint=hint) from None
 
 
 def read(lines: Iterable[str], *, name: str = "stdin") -> Stream:
     """All records of a text; blank lines are skipped. Raises InputError as `parse_line` does."""
     return Stream(
-        parse_line(line, place=f"{name} line {number}")
-        for number, line in enumerate(lines, 1)
-        if line.strip()
+        parse_line(line, place=f"{name} line {number}") for number, line in enumerate(lines, 1) if line.strip()
     )
 
 
 def to_line(record: Record) -> str:
     """One JSON object on one line, ``kind`` first, without fields that are not set."""
-    content: dict[str, Any] = record.model_dump(
-        mode="json", exclude_none=not isinstance(record, UnknownRecord)
-    )
+    content: dict[str, Any] = record.model_dump(mode="json", exclude_none=not isinstance(record, UnknownRecord))
     return json.dumps({"kind": content.pop("kind"), **content}, ensure_ascii=False, allow_nan=False)
 
 

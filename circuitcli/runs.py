@@ -119,9 +119,7 @@ class Run:
         try:
             content = json.loads(self.manifest_path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise InputError(
-                f"cannot read {self.manifest_path}: {error}", hint="choose another --run"
-            ) from None
+            raise InputError(f"cannot read {self.manifest_path}: {error}", hint="choose another --run") from None
         version = content.get("format") if isinstance(content, dict) else None
         if version != FORMAT_VERSION:
             raise InputError(
@@ -187,9 +185,7 @@ class Run:
         before = float(self.stage(name).get("seconds", 0.0))
         self.update_stage(name, state="finished", seconds=round(before + seconds, 3), **facts)
         stages = self.manifest()["stages"]
-        self.update_manifest(
-            stages={**{key: stages[key] for key in stages if key != name}, name: stages[name]}
-        )
+        self.update_manifest(stages={**{key: stages[key] for key in stages if key != name}, name: stages[name]})
 
     def interrupt(self, name: str, *, seconds: float) -> None:
         """Remember the time that an unfinished stage took."""
@@ -206,9 +202,7 @@ class Run:
             with path.open(encoding="utf-8") as lines:
                 return list(records.read(lines, name=str(path)))
         except OSError as error:
-            raise InputError(
-                f"cannot read {path}: {error.strerror}", hint="run the stage again with --force"
-            ) from None
+            raise InputError(f"cannot read {path}: {error.strerror}", hint="run the stage again with --force") from None
 
     def stream(self) -> Stream:
         """The records of all finished stages, in the order in which they finished; what a pipe would have carried."""

@@ -43,21 +43,15 @@ FAMILIES = {
     "neox-parallel": lambda: _neox(True),
     "neox-sequential": lambda: _neox(False),
     "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**_LLAMA_LIKE)),
-    "mistral": lambda: transformers.MistralForCausalLM(
-        transformers.MistralConfig(**_LLAMA_LIKE, sliding_window=4)
-    ),
+    "mistral": lambda: transformers.MistralForCausalLM(transformers.MistralConfig(**_LLAMA_LIKE, sliding_window=4)),
     "qwen2": lambda: transformers.Qwen2ForCausalLM(
         transformers.Qwen2Config(**{name: value for name, value in _LLAMA_LIKE.items() if name != "head_dim"})
     ),
     "qwen3": lambda: transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**_LLAMA_LIKE)),
     "gemma": lambda: transformers.GemmaForCausalLM(transformers.GemmaConfig(**_LLAMA_LIKE)),
-    "gemma2": lambda: transformers.Gemma2ForCausalLM(
-        transformers.Gemma2Config(**_LLAMA_LIKE, sliding_window=4)
-    ),
+    "gemma2": lambda: transformers.Gemma2ForCausalLM(transformers.Gemma2Config(**_LLAMA_LIKE, sliding_window=4)),
     "generic": lambda: transformers.StableLmForCausalLM(
-        transformers.StableLmConfig(
-            **{name: value for name, value in _LLAMA_LIKE.items() if name != "head_dim"}
-        )
+        transformers.StableLmConfig(**{name: value for name, value in _LLAMA_LIKE.items() if name != "head_dim"})
     ),
 }
 

@@ -157,7 +157,9 @@ def test_a_counterfactual_of_another_length_is_refused(ask):
 def test_a_naive_graph_of_pins_shows_what_they_contribute(ask):
     everything = graph_of(graph_naive.run(ask(graph__threshold_exp=-20)))
     hook = HookPoint(1, "resid")
-    source = next(NodeId.parse(e.source) for e in everything.edges if e.source.startswith("resid.1/") and "err" not in e.source)
+    source = next(
+        NodeId.parse(e.source) for e in everything.edges if e.source.startswith("resid.1/") and "err" not in e.source
+    )
     pin = f"1:{source.index}"
     pinned = graph_of(graph_naive.run(ask(graph__threshold_exp=-20, graph__pin=pin, graph__name="pinned")))
     found = {(e.source, e.target): e.weight for e in pinned.edges if NodeId.parse(e.source).hook == hook}
@@ -178,7 +180,9 @@ def test_a_graph_grows_with_extend(ask, run):
     assert {(e.source, e.target) for e in first.edges} <= {(e.source, e.target) for e in grown.edges}
     with pytest.raises(InputError, match="has another prompt"):
         graph_naive.run(ask(graph__prompt="z = ", graph__extend=path, graph__name="three", **only))
-    assert (run.path / "graphs" / "one.jsonl").read_text(encoding="utf-8").splitlines()[0].startswith('{"kind": "graph"')
+    assert (
+        (run.path / "graphs" / "one.jsonl").read_text(encoding="utf-8").splitlines()[0].startswith('{"kind": "graph"')
+    )
 
 
 def test_a_killed_naive_graph_goes_on_at_the_next_hook_point(ask, run, monkeypatch):
@@ -224,12 +228,13 @@ def test_the_full_circuit_is_faithful_and_the_threshold_judges(ask, run):
     request = ask()
     head = graph_of(graph_grad.run(request)).head
     nodes = [NodeRecord(id=f"{hook}/{index}") for hook in head.saes for index in [*range(150), "error"]]
-    full = Request(settings(validate__at_least=0.99, validate__minimality=False), run.stream() + [head, *nodes], run)
+    asked = settings(validate__at_least=0.99, validate__minimality=False)
+    full = Request(asked, Stream([*run.stream(), head, *nodes]), run)
     made = validate.run(full)
     score = next(score for score in Stream(made).of(ScoreRecord) if score.name == "faithfulness")
     assert score.value == pytest.approx(1, abs=1e-4)
     validate.check(made, full.settings)
-    with pytest.raises(ThresholdError, match="below 1.5"):
+    with pytest.raises(ThresholdError, match=r"below 1\.5"):
         validate.check(made, settings(validate__at_least=1.5))
 
 
@@ -242,13 +247,19 @@ def test_pins_are_ablated_together(ask, run):
     assert effect.graph == "pins" and effect.ablation == "zero" and effect.value != 0
     report = json.loads((run.path / "reports" / "pins.json").read_text(encoding="utf-8"))
     before = sum(shift["clean"] for shift in report["ablated_together"]["tokens"])
-    assert 0 < before <= 1.001 and all(shift["clean"] != shift["ablated"] for shift in report["ablated_together"]["features"])
+    assert 0 < before <= 1.001 and all(
+        shift["clean"] != shift["ablated"] for shift in report["ablated_together"]["features"]
+    )
 
 
 def test_prompts_from_a_file_give_an_interval(ask, tmp_path):
     graph_grad.run(ask())
     path = tmp_path / "prompts.jsonl"
-    lines = [{"prompt": PROMPT}, {"prompt": "class A:\n    def f(self):\n        self.", "target": "_"}, {"prompt": "x = ("}]
+    lines = [
+        {"prompt": PROMPT},
+        {"prompt": "class A:\n    def f(self):\n        self.", "target": "_"},
+        {"prompt": "x = ("},
+    ]
     path.write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
     made = Stream(validate.run(ask(validate__prompts=str(path)))).of(ScoreRecord)
     score = next(score for score in made if score.name == "faithfulness")

@@ -39,14 +39,10 @@ def test_attention_and_mlp_are_what_they_add_to_the_stream(family):
     adapter, ids = adapter_of(family), random_ids()
     seen = clean_pass(adapter, ids, all_hooks(adapter)).activations
     for layer in range(N_LAYERS):
-        before, attn, mlp, after = (
-            seen[HookPoint(layer, site)] for site in ("resid_pre", "attn", "mlp", "resid")
-        )
+        before, attn, mlp, after = (seen[HookPoint(layer, site)] for site in ("resid_pre", "attn", "mlp", "resid"))
         torch.testing.assert_close(before + attn + mlp, after, rtol=1e-6, atol=1e-6)
         if not adapter.layout.is_parallel:
-            torch.testing.assert_close(
-                seen[HookPoint(layer, "resid_mid")], before + attn, rtol=1e-6, atol=1e-6
-            )
+            torch.testing.assert_close(seen[HookPoint(layer, "resid_mid")], before + attn, rtol=1e-6, atol=1e-6)
 
 
 def test_norm_outputs_are_what_attention_and_mlp_read(family):
@@ -57,12 +53,8 @@ def test_norm_outputs_are_what_attention_and_mlp_read(family):
         before = seen[HookPoint(layer, "resid_pre")]
         middle = before if layout.is_parallel else seen[HookPoint(layer, "resid_mid")]
         with torch.no_grad():
-            torch.testing.assert_close(
-                block.get_submodule(layout.attn_norm)(before), seen[HookPoint(layer, "attn_in")]
-            )
-            torch.testing.assert_close(
-                block.get_submodule(layout.mlp_norm)(middle), seen[HookPoint(layer, "mlp_in")]
-            )
+            torch.testing.assert_close(block.get_submodule(layout.attn_norm)(before), seen[HookPoint(layer, "attn_in")])
+            torch.testing.assert_close(block.get_submodule(layout.mlp_norm)(middle), seen[HookPoint(layer, "mlp_in")])
 
 
 def test_embed_is_the_embedding_before_positions_are_added(adapter):
@@ -145,7 +137,7 @@ def test_no_hook_is_left_behind_after_an_error():
 def test_hook_points_that_a_model_lacks_are_refused():
     with pytest.raises(SettingsError, match="past the last of 3 layers"):
         adapter_of("gpt2").check(HookPoint(3, "resid"))
-    with pytest.raises(SettingsError, match="resid_mid.0 does not exist"):
+    with pytest.raises(SettingsError, match=r"resid_mid\.0 does not exist"):
         adapter_of("neox-parallel").check(HookPoint(0, "resid_mid"))
 
 
@@ -155,9 +147,7 @@ def test_logit_effect_is_the_derivative_of_the_logits_at_constant_norm_scale(fam
     direction = torch.randn(4, adapter.d_model)
     norm, offset = adapter.final_norm, adapter.layout.norm_offset
     expected = adapter.unembedding.weight @ ((norm.weight + offset)[:, None] * direction.T)
-    torch.testing.assert_close(
-        adapter.logit_effect(direction), (expected - expected.mean(0)).T, rtol=1e-4, atol=1e-4
-    )
+    torch.testing.assert_close(adapter.logit_effect(direction), (expected - expected.mean(0)).T, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))

@@ -90,7 +90,7 @@ def test_permuting_the_features_permutes_the_graph(make):
 @pytest.mark.parametrize("positions", ["all", "last", "sum"])
 def test_a_gradient_graph_keeps_at_most_down_nodes_of_a_sign_and_up_edges_of_a_sign(positions):
     subject = random_subject("gpt2", first=1)
-    search, effects, graph = grad_graph(subject, random_baseline(subject), positions=positions, down=3, up=2)
+    _, _, graph = grad_graph(subject, random_baseline(subject), positions=positions, down=3, up=2)
     for hook in subject.hooks:
         here = [node for node in graph.nodes if node.place is not None and node.place.hook == hook]
         assert sum(node.effect > 0 for node in here) <= 3 and sum(node.effect < 0 for node in here) <= 3

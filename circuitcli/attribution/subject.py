@@ -93,8 +93,7 @@ class Subject:
     def logits(
         self, callbacks: Mapping[HookPoint, Callback], *, rows: int, start: int | None = None
     ) -> Float[Tensor, "batch position vocab"]:
-        """Logits of ``rows`` copies of the prompt, run with taps; blocks before the first tap come from the clean run.
-        """
+        """Logits of ``rows`` copies of the prompt, run with taps; earlier blocks are taken from the clean run."""
         begin = min(first_block(hook) for hook in callbacks) if start is None else start
         return self.adapter.head(rerun(self.adapter, self.clean, callbacks, rows=rows, start=begin))
 

@@ -98,9 +98,7 @@ class ModelAdapter:
         """The model's own output."""
         return self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
 
-    def head(
-        self, residual: Float[Tensor, "batch position d_model"]
-    ) -> Float[Tensor, "batch position vocab"]:
+    def head(self, residual: Float[Tensor, "batch position d_model"]) -> Float[Tensor, "batch position vocab"]:
         """Logits from the output of the last block."""
         logits = self.unembedding(self.final_norm(residual))
         cap = getattr(self.model.config, "final_logit_softcapping", None)

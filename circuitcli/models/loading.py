@@ -95,9 +95,7 @@ def choose_device(name: str) -> torch.device:
         raise SettingsError(f"'{name}' is no device", hint="use cpu, cuda, cuda:1 or mps") from None
     counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if (device.index or 0) >= counts.get(device.type, 0):
-        raise ToolError(
-            f"device {name} is not available here", hint="use --device cpu, or a PyTorch built for it"
-        )
+        raise ToolError(f"device {name} is not available here", hint="use --device cpu, or a PyTorch built for it")
     return device
 
 

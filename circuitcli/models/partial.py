@@ -41,8 +41,7 @@ class CleanPass:
 def clean_pass(
     adapter: ModelAdapter, input_ids: Int[Tensor, "1 position"], hooks: tuple[HookPoint, ...] = ()
 ) -> CleanPass:
-    """Run the model unchanged over one text and keep the residual before each block and the activations at ``hooks``.
-    """
+    """One unchanged run over a text; keeps the residual before each block and the activations at ``hooks``."""
     seen: dict[HookPoint, Tensor] = {}
     last = HookPoint(adapter.n_layers - 1, "resid")
     before = [HookPoint(layer, "resid_pre") for layer in range(adapter.n_layers)]

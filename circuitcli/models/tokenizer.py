@@ -11,8 +11,7 @@ class Tokenizer:
     """Text to ids and back; ``bos_id`` is None where no BOS token is put before a text."""
 
     def __init__(self, hf: Any, *, bos: str = "auto") -> None:
-        """hf: a PreTrainedTokenizerBase; bos: auto, always or never. Raises InputError for always without a BOS token.
-        """
+        """hf: a PreTrainedTokenizerBase; bos: auto, always or never. Raises InputError for always without one."""
         self.hf = hf
         # A text longer than the model's window is cut into blocks later; the library's warning would be wrong.
         hf.model_max_length = int(1e30)
@@ -63,9 +62,7 @@ class Tokenizer:
         if piece.startswith("<0x"):
             return piece
         table = _byte_alphabet()
-        return "".join(
-            f"<0x{table[character]:02X}>" if character in table else character for character in piece
-        )
+        return "".join(f"<0x{table[character]:02X}>" if character in table else character for character in piece)
 
     def single_token(self, text: str, *, what: str) -> int:
         """The id of a text that is one token. Raises InputError, showing the pieces, if it is not."""

@@ -144,9 +144,7 @@ def _assigned(assignments: Iterable[str]) -> dict[str, Any]:
     for text in assignments:
         name, equals, value = text.partition("=")
         if not equals:
-            raise SettingsError(
-                f"--set {text} has no '='", hint="write --set NAME=VALUE, for example --set sae.k=32"
-            )
+            raise SettingsError(f"--set {text} has no '='", hint="write --set NAME=VALUE, for example --set sae.k=32")
         values[name.strip()] = value
     return _checked(values, "--set")
 
@@ -168,9 +166,7 @@ def _file(path: Path) -> dict[str, Any]:
         with path.open("rb") as stream:
             tree = tomllib.load(stream)
     except OSError as error:
-        raise SettingsError(
-            f"cannot read {path}: {error.strerror}", hint="--config takes a TOML file"
-        ) from None
+        raise SettingsError(f"cannot read {path}: {error.strerror}", hint="--config takes a TOML file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} is no TOML file: {error}", hint="see configs/ for examples") from None
     return _checked(_flat(tree, ""), str(path))
@@ -199,6 +195,4 @@ def _refusal(error: ValidationError, values: Mapping[str, Any], origins: Mapping
     )
     origin = origins.get(name, "settings")
     reason = first["msg"][:1].lower() + first["msg"][1:]
-    return SettingsError(
-        f"{name}={values.get(name)!r} ({origin}): {reason}", hint=known_names().get(name, "")
-    )
+    return SettingsError(f"{name}={values.get(name)!r} ({origin}): {reason}", hint=known_names().get(name, ""))

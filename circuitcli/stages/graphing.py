@@ -60,8 +60,7 @@ class Task:
         return self.request.run.path / "graphs" / f"{self.name}.jsonl"
 
     def fingerprint(self) -> Fingerprint:
-        """Over the settings that the stage reads, the SAEs, the cache if the baseline needs it, and what is extended.
-        """
+        """Over the settings that the stage reads, the SAEs, the cache if it is needed, and what is extended."""
         inputs = {f"SAE at {hook}": source.digest for hook, source in self.sources.items()}
         inputs["command"] = self.stage
         if self.baseline in ("mean", "resample"):

@@ -1,2 +1,1 @@
-"""Whether a circuit is true: run with everything else ablated, with itself ablated, without each node, beside chance.
-"""
+"""Whether a circuit is true: run alone, run without it, run without each of its nodes, and compared with chance."""

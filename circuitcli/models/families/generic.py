@@ -24,9 +24,7 @@ def layout(model: PreTrainedModel) -> Layout:
     norms = [name for name, child in block.named_children() if _is_norm(child)]
     final = [name for name, child in parent.named_children() if _is_norm(child)]
     if attention is None or mlp is None or not norms or not final:
-        raise _unknown(
-            model, f"its block {type(block).__name__} has parts {[n for n, _ in block.named_children()]}"
-        )
+        raise _unknown(model, f"its block {type(block).__name__} has parts {[n for n, _ in block.named_children()]}")
     prefix = blocks.rpartition(".")[0]
     guess = Layout(
         family="generic",
@@ -40,9 +38,7 @@ def layout(model: PreTrainedModel) -> Layout:
         is_parallel=_is_parallel(model, len(norms)),
         norm_offset=_norm_offset(parent.get_submodule(final[-1])),
     )
-    logger.warning(
-        "model type %s is not known; guessed from its structure: %s", model.config.model_type, guess
-    )
+    logger.warning("model type %s is not known; guessed from its structure: %s", model.config.model_type, guess)
     return guess
 
 
