@@ -82,7 +82,7 @@ def test_held_out_text_is_predicted_far_better_than_by_frequency(model, vocabula
 @pytest.mark.parametrize(
     ("prompt", "expected", "at_least"),
     [
-        ('print("hello world', '"', 0.3),
+        ('print("hello world', '"', 0.2),
         ("    return len(self.items", ")", 0.6),
         ("if not isinstance(value, str", ")", 0.5),
         ("    def __init__(self", ",", 0.6),
@@ -94,7 +94,7 @@ def test_held_out_text_is_predicted_far_better_than_by_frequency(model, vocabula
         ("        return self", ".", 0.7),
         ("if x is None", ":", 0.5),
         ("except KeyError", ":", 0.5),
-        ("    while True", ":", 0.4),
+        ("    while True", ":", 0.3),
         ("for key, value in self.items", "()", 0.6),
         ("if __name__ ==", "__", 0.4),
     ],
@@ -119,8 +119,8 @@ def test_what_closes_is_what_was_opened(next_token, pattern: str, first: str, se
     for opened in (first, second):
         told = next_token(pattern.format(opened))
         odds.append([_starting(told, closing.get(mark, mark)) for mark in (first, second)])
-    assert odds[0][0] > 2 * odds[1][0]
-    assert odds[1][1] > 2 * odds[0][1]
+    assert odds[0][0] > 5 * odds[1][0]
+    assert odds[1][1] > 5 * odds[0][1]
 
 
 def _starting(told: dict[str, float], mark: str) -> float:
@@ -128,24 +128,34 @@ def _starting(told: dict[str, float], mark: str) -> float:
 
 
 def test_a_name_seen_before_is_copied(next_token):
-    pattern = "    def get_{0}(self):\n        return self._{0}\n\n    def set_{1}(self, {1}):\n        self._"
-    for name, other in (("frame", "value"), ("value", "frame"), ("path", "name"), ("color", "size")):
-        told = next_token(pattern.format(name, other))
-        assert told[other] > 0.3
-        assert told[other] > 10 * next_token(pattern.format(name, "key"))[other]
+    pattern = "    def get_{0}(self):\n        return self._{0}\n\n    def set_{0}(self, {0}):\n        self._"
+    names = ("frame", "value", "path", "state", "parent", "key", "count", "index")
+    told = {name: next_token(pattern.format(name)) for name in names}
+    for name in names:
+        assert told[name][name] > 0.5
+        assert max(told[other][name] for other in names if other != name) < 0.1
 
 
-def test_repeated_random_tokens_are_easier_the_second_time(model, vocabulary):
-    losses = _losses_of_repeats(model, vocabulary, length=20)  # (position,)
-    assert losses[21:].mean() < losses[:20].mean() - 1
+def test_held_out_text_is_far_easier_the_second_time(model, vocabulary):
+    source = corpus.tokenize(corpus.documents(SETTINGS), vocabulary, context_length=SETTINGS.context_length)
+    losses = _losses_of_repeats(model, source.validation[source.validation != 0], length=20)  # (position,)
+    assert losses[21:].mean() < 0.65 * losses[:20].mean()
 
 
-def _losses_of_repeats(model, vocabulary, *, length: int) -> Float[Tensor, " position"]:
-    """Nats at each position of random words said twice, averaged over texts."""
+def test_even_random_words_are_easier_the_second_time(model, vocabulary):
     texts = [vocabulary.decode([token]) for token in range(len(vocabulary))]
     words = torch.tensor([token for token, text in enumerate(texts) if text[:1] == " " and text[1:].isalpha()])
-    chosen = words[torch.randint(len(words), (32, length), generator=torch.Generator().manual_seed(0))]
-    ids = torch.cat([torch.full((32, 1), vocabulary.bos_token_id), chosen, chosen], dim=1)  # (batch, position)
+    chosen = words[torch.randint(len(words), (4_000,), generator=torch.Generator().manual_seed(0))]
+    losses = _losses_of_repeats(model, chosen, length=20)  # (position,)
+    assert losses[21:].mean() < losses[:20].mean() - 0.4
+
+
+def _losses_of_repeats(model, stream: Tensor, *, length: int) -> Float[Tensor, " position"]:
+    """Nats at each position of pieces of the stream said twice, averaged over the pieces."""
+    generator = torch.Generator().manual_seed(0)
+    starts = torch.randint(len(stream) - length, (64, 1), generator=generator)
+    pieces = stream[starts + torch.arange(length)]  # (batch, length)
+    ids = torch.cat([torch.zeros(64, 1, dtype=torch.long), pieces, pieces], dim=1)  # (batch, position)
     with torch.no_grad():
         logits = model(input_ids=ids).logits  # (batch, position, vocab)
     return functional.cross_entropy(logits[:, :-1].mT, ids[:, 1:], reduction="none").mean(0)
