@@ -22,11 +22,11 @@ CONFIG = Path(__file__).with_name("demo.toml")
 PROMPT = "def __init__(self, name):\n        self.name ="
 
 STEPS = (
-    ("collect", "--model", "builtin:tiny", "--text", "builtin:python", "--sites", "resid,mlp", "--tokens", "100000"),
+    ("collect", "--model", "builtin:tiny", "--text", "builtin:python", "--layers", "2:4", "--tokens", "200000"),
     ("train",),
     ("interp",),
-    ("graph-grad", "--prompt", PROMPT, "--down", "5", "--up", "3"),
-    ("graph-naive", "--prompt", PROMPT, "--sites", "resid"),
+    ("graph-grad", "--prompt", PROMPT, "--down", "6", "--up", "4"),
+    ("graph-naive", "--prompt", PROMPT, "--sites", "resid", "--thin", "0.25"),
     ("validate", "--graph", "circuit"),
     ("render", "--graph", "circuit"),
 )
