@@ -1,6 +1,6 @@
 # circuit in a container, on the CPU:     docker build -t circuit .
 # with CUDA:                              docker build -t circuit:cuda --build-arg TORCH=cu128 .
-# docker run --rm -v "$PWD:/work" circuit collect --model builtin:tiny
+# docker run --rm -v "$PWD:/data" circuit collect --model builtin:tiny
 FROM python:3.12-slim
 
 # Name of a PyTorch wheel index: cpu, cu128, ...
@@ -18,10 +18,10 @@ COPY circuitcli circuitcli
 RUN pip install --no-cache-dir ".[hf]" && rm -rf /source/*
 
 # Files in a mounted folder belong to uid 1000 on most single-user machines; docker run --user changes it.
-RUN useradd --create-home --uid 1000 circuit && mkdir /work && chown circuit /work
+RUN useradd --create-home --uid 1000 circuit && mkdir /data && chown circuit /data
 USER circuit
 ENV HF_HOME=/home/circuit/.cache/huggingface
-WORKDIR /work
+WORKDIR /data
 
 ENTRYPOINT ["circuit"]
 CMD ["--help"]

@@ -192,6 +192,17 @@ class Run:
         before = float(self.stage(name).get("seconds", 0.0))
         self.update_stage(name, state="interrupted", seconds=round(before + seconds, 3))
 
+    def restore(self, name: str, entry: Mapping[str, Any]) -> None:
+        """Put a stage's entry back as it was, and take the manifest away if the run holds nothing else."""
+        content = self.manifest()
+        stages = {key: value for key, value in content.get("stages", {}).items() if key != name}
+        if entry:
+            stages[name] = dict(entry)
+        if stages or "model" in content:
+            self.update_manifest(stages=stages)
+        else:
+            self.manifest_path.unlink(missing_ok=True)
+
     def _records_path(self, name: str) -> Path:
         return self.path / "records" / f"{name.replace(':', '-')}.jsonl"
 

@@ -251,3 +251,11 @@ def test_a_collection_killed_again_and_again_makes_the_same_files_as_an_unbroken
     records = [Run(tmp_path / name).stage_records(collect.NAME) for name in ("broken", "unbroken")]
     assert records[0] == records[1]
     assert runs.digest([]) not in {record.digest for record in records[0]}
+
+
+def test_a_mistyped_model_does_not_lay_hold_of_the_run(tmp_path, model, text):
+    run = tmp_path / "run"
+    with pytest.raises(InputError, match="no directory"):
+        collect.run(stage_request(run, tmp_path / "modle", text))
+    assert not Run(run).exists
+    assert len(collect.run(stage_request(run, model, text))) == 1 + len(HOOKS)

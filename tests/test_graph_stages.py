@@ -317,3 +317,15 @@ def test_edges_have_units(ask):
     assert {edge.unit for edge in grad} == {"nats"}
     assert {edge.unit for edge in naive if edge.target != OUTPUT} == {"activation"}
     assert {edge.unit for edge in naive if edge.target == OUTPUT} == {"nats"}
+
+
+def test_a_mistake_leaves_the_run_as_it_was(ask, run):
+    before = run.manifest()
+    with pytest.raises(InputError):
+        graph_grad.run(ask(graph__target=" two words"))
+    assert run.manifest() == before
+    made = graph_grad.run(ask())
+    with pytest.raises(InputError):
+        graph_grad.run(ask(force=True, graph__target=" two words"))
+    again = [records.to_line(record) for record in graph_grad.run(ask())]
+    assert again == [records.to_line(record) for record in made], "a failed --force takes nothing away"

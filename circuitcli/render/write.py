@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from circuitcli.errors import SettingsError
+from circuitcli.errors import SettingsError, ToolError
 from circuitcli.render.document import document, to_json
 from circuitcli.render.dot import dot_source
 from circuitcli.render.drawing import Drawing
@@ -40,7 +40,8 @@ def write(drawing: Drawing, outputs: Iterable[str], settings: RenderSettings, *,
     """Write all outputs and return the files' paths as given.
 
     Files that need no other program are written first, so that they are there even if `ToolError` is raised because
-    ``dot`` is missing. Raises SettingsError for an unknown suffix before anything is written.
+    ``dot`` is missing; the picture's DOT source is then written in its place. Raises SettingsError for an unknown suffix
+    before anything is written.
     """
     names = checked(outputs)
     source = dot_source(drawing, settings)
@@ -55,7 +56,12 @@ def write(drawing: Drawing, outputs: Iterable[str], settings: RenderSettings, *,
 def _write_file(drawing: Drawing, source: str, path: Path, settings: RenderSettings) -> None:
     suffix = path.suffix.lower()
     if suffix in PICTURES:
-        write_picture(source, path, dpi=settings.dpi)
+        try:
+            write_picture(source, path, dpi=settings.dpi)
+        except ToolError:
+            # Whoever has no dot here can still draw the source elsewhere.
+            _write_file(drawing, source, path.with_suffix(".dot"), settings)
+            raise
         return
     with atomic(path) as stream:
         if suffix == ".dot":

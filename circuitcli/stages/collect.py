@@ -40,7 +40,7 @@ def run(request: Request) -> list[Record]:
     """
     request = _resolved(request)
     print_ = _fingerprint(request)
-    made = resumable(request, NAME, print_, partial(_work, request, print_.digest))
+    made = resumable(request, NAME, print_, partial(_work, request, print_.digest), partial=request.run.path / FOLDER)
     return [request.run.record(), *made]
 
 

@@ -28,13 +28,20 @@ def run(request: Request) -> list[Record]:
     """
     task = task_of(request, "graph-naive", name="naive", positions="sum", baseline="zero", foreign=_GRADIENT)
     parse_pins(task.settings.pin)
-    return resumable(request, task.entry, task.fingerprint(), lambda resumes: _work(task, resumes))
+    return resumable(
+        request, task.entry, task.fingerprint(), lambda resumes: _work(task, resumes), partial=_parts(task)
+    )
+
+
+def _parts(task: Task) -> Path:
+    """Where the ablations of an unfinished graph are kept, a file for each hook point."""
+    return task.path.with_suffix(".parts")
 
 
 def _work(task: Task, resumes: bool) -> tuple[list[Record], dict[str, Any]]:
     from circuitcli.attribution.naive import NaiveSearch
 
-    folder = task.path.with_suffix(".parts")
+    folder = _parts(task)
     if not resumes:
         shutil.rmtree(folder, ignore_errors=True)
     prepared = prepare(task)

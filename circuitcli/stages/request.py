@@ -3,9 +3,10 @@
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
-from circuitcli.errors import InputError
+from circuitcli.errors import CircuitError, InputError
 from circuitcli.records import Record, Stream
 from circuitcli.runs import Fingerprint, Run
 from circuitcli.settings.settings import Settings
@@ -42,21 +43,28 @@ def resumable(
     name: str,
     print_: Fingerprint,
     work: Callable[[bool], tuple[list[Record], dict[str, Any]]],
+    *,
+    partial: Path | None = None,
 ) -> list[Record]:
     """The stage's records: those kept from a finished run of the same fingerprint, or those that ``work`` makes.
 
     ``work(resumes)`` is told whether earlier, unfinished work of the same fingerprint may be there, and returns records
-    and facts for the manifest. The run is locked while it works.
+    and facts for the manifest. The run is locked while it works. ``partial`` is where unfinished work lies; where an
+    error left none, the manifest is as it was before, so that a mistyped setting needs no ``force`` to be mended.
     """
     with request.run.lock():
         if not request.force and (kept := request.run.finished(name, print_)) is not None:
             return kept
+        before = request.run.stage(name)
         resumes = request.run.begin(name, print_, force=request.force)
         start = time.perf_counter()
         try:
             made, facts = work(resumes)
-        except BaseException:
-            request.run.interrupt(name, seconds=time.perf_counter() - start)
+        except BaseException as error:
+            if isinstance(error, CircuitError) and (partial is None or not partial.exists()):
+                request.run.restore(name, before)
+            else:
+                request.run.interrupt(name, seconds=time.perf_counter() - start)
             raise
         request.run.finish(name, made, seconds=time.perf_counter() - start, **facts)
         return made

@@ -51,7 +51,8 @@ def run(request: Request) -> list[Record]:
     planned(request.settings, n_rows=found[0].n_tokens)
     inputs = {f"activations {record.hook}": record.digest for record in found}
     print_ = fingerprint(request, ("sae.", "train.", "seed"), inputs, without=_NO_MATTER)
-    return resumable(request, NAME, print_, partial(_work, request, print_.digest))
+    unfinished = request.run.path / FOLDER / CHECKPOINT
+    return resumable(request, NAME, print_, partial(_work, request, print_.digest), partial=unfinished)
 
 
 def plan(request: Request) -> list[tuple[str, str]]:
