@@ -40,8 +40,8 @@ def write(drawing: Drawing, outputs: Iterable[str], settings: RenderSettings, *,
     """Write all outputs and return the files' paths as given.
 
     Files that need no other program are written first, so that they are there even if `ToolError` is raised because
-    ``dot`` is missing; the picture's DOT source is then written in its place. Raises SettingsError for an unknown suffix
-    before anything is written.
+    ``dot`` is missing; the picture's DOT source is then written in its place. Raises SettingsError for an unknown
+    suffix before anything is written.
     """
     names = checked(outputs)
     source = dot_source(drawing, settings)
