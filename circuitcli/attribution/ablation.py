@@ -94,7 +94,7 @@ def ablate(
 
 def _codes(subject: Subject, hook: HookPoint, x: Tensor) -> Float[Tensor, "source position d_sae"]:
     sae = subject.saes[hook]
-    return sae.encode(x[:, subject.prompt.first :].to(sae.W_enc.dtype))
+    return sae.encode(x[:, subject.prompt.first :].to(sae.W_enc))
 
 
 def ablation_moves(

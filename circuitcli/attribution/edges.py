@@ -84,7 +84,7 @@ def _direct_gradients(
         rerun(subject.adapter, subject.clean, callbacks, rows=rows, start=start, stop=stop)
         if not seen[0].requires_grad:
             return {}
-        x = seen[0][:, subject.prompt.first :].to(effects.gradient.dtype)
+        x = seen[0][:, subject.prompt.first :].to(effects.gradient)
         value = _weighted_values(subject.saes[hook], x, targets, effects).sum()
         gradients = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
     found = zip(leaves, gradients, strict=True)
@@ -92,7 +92,7 @@ def _direct_gradients(
 
 
 def _held(place: Tensor) -> Callback:
-    return lambda x: place.to(x.dtype)
+    return lambda x: place.to(x)
 
 
 def _weighted_values(

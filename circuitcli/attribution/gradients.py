@@ -87,7 +87,7 @@ def effects_of(
     sae: SparseAutoencoder, coded: Coded, absent: Absent, gradient: Float[Tensor, "position d_in"], gap: float | None
 ) -> Effects:
     """Effects of codes and error for a gradient by the activation."""
-    gradient = gradient.to(sae.W_enc.dtype)
+    gradient = gradient.to(sae.W_enc)
     features = sae.code_gradient(gradient[None], coded.frame) * (coded.codes - absent.codes)
     error = (gradient * (coded.error - absent.error)[0]).sum(dim=-1)
     return Effects(gradient, features[0], error, gap)
@@ -109,7 +109,7 @@ def integrated_gradients(subject: Subject, hook: HookPoint, absent: Absent, *, s
     effects = effects_of(sae, coded, absent, total / steps, None)
     with torch.no_grad():
         ends = moved(subject, hook, step, torch.ones_like(shares[:1]))
-        away = subject.metric_of({hook: lambda x: ends.to(x.dtype)})
+        away = subject.metric_of({hook: lambda x: ends.to(x)})
     reached = subject.metric_clean - float(away[0])
     gap = float(effects.features.sum() + effects.error.sum()) - reached
     return Effects(effects.gradient, effects.features, effects.error, gap)
@@ -136,7 +136,7 @@ def path_gradient(
     """
     with torch.enable_grad():
         place = leaf(activations)
-        callbacks: dict[HookPoint, Callback] = {**(held or {}), hook: lambda x: place.to(x.dtype)}
+        callbacks: dict[HookPoint, Callback] = {**(held or {}), hook: lambda x: place.to(x)}
         logits = subject.logits(callbacks, rows=activations.shape[0], start=first_block(hook))
         value = subject.metric.value(logits).sum()
         gradient = torch.autograd.grad(value, place, allow_unused=True)[0] if value.requires_grad else None

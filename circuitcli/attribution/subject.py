@@ -88,7 +88,7 @@ class Subject:
 
     def activation(self, hook: HookPoint) -> Float[Tensor, "1 position d_model"]:
         """The clean activation, in the SAE's number type."""
-        return self.clean.activations[hook].to(self.saes[hook].W_enc.dtype)
+        return self.clean.activations[hook].to(self.saes[hook].W_enc)
 
     def logits(
         self, callbacks: Mapping[HookPoint, Callback], *, rows: int, start: int | None = None
@@ -142,7 +142,7 @@ def subject_of(
 def code_run(saes: Mapping[HookPoint, SparseAutoencoder], clean: CleanPass, *, first: int) -> dict[HookPoint, Coded]:
     """Codes, errors and frames (1, spliced position, ...) of a clean run."""
     with torch.no_grad():
-        return {hook: sae.code(clean.activations[hook][:, first:].to(sae.W_enc.dtype)) for hook, sae in saes.items()}
+        return {hook: sae.code(clean.activations[hook][:, first:].to(sae.W_enc)) for hook, sae in saes.items()}
 
 
 def fitted(sae: SparseAutoencoder, adapter: ModelAdapter) -> SparseAutoencoder:

@@ -35,7 +35,7 @@ def splice(saes: Mapping[HookPoint, SparseAutoencoder], edit: Edit, *, first: in
 
 def _callback(hook: HookPoint, sae: SparseAutoencoder, edit: Edit, first: int) -> Callback:
     def callback(x: Tensor) -> Tensor | None:
-        coded = sae.code(x[:, first:].to(sae.W_enc.dtype))
+        coded = sae.code(x[:, first:].to(sae.W_enc))
         change = edit(hook, coded)
         moved = None if change.codes is None else sae.change(change.codes, coded.frame)
         if change.error is not None:
@@ -50,7 +50,7 @@ def shifted(
 ) -> Float[Tensor, "batch position d_model"]:
     """The activation with a change added at the spliced positions."""
     result = x.clone()
-    result[:, first:] = result[:, first:] + by.to(x.dtype)
+    result[:, first:] = result[:, first:] + by.to(x)
     return result
 
 

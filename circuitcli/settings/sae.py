@@ -1,7 +1,5 @@
 """Shape of the sparse autoencoders."""
 
-from typing import Literal
-
 from pydantic import Field
 
 from circuitcli.settings.section import Section
@@ -10,8 +8,6 @@ from circuitcli.settings.section import Section
 class SaeSettings(Section):
     """Shape of the sparse autoencoders."""
 
-    architecture: Literal["topk"] = "topk"
-    """How codes are made sparse."""
     k: int = Field(32, ge=1)
     """Features left active per token."""
     expansion: float = Field(8.0, gt=0)
