@@ -1,7 +1,7 @@
 """Small random models, one for each family, built from configurations; nothing is downloaded."""
 
 import os
-from collections.abc import Callable
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,6 +9,8 @@ import torch
 from support import FAMILIES, adapter_of
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Started in the background of a script, processes ignore Ctrl-C; tests send it to themselves and to what they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +37,3 @@ def family(request: pytest.FixtureRequest) -> str:
 def adapter(family: str):
     """A random three-layer model of the family in float64."""
     return adapter_of(family, dtype=torch.float64)
-
-
-Factory = Callable[..., object]

@@ -151,7 +151,8 @@ def test_peaks_are_the_best_blocks_by_their_largest_activation(
     for feature in range(D_SAE):
         expected = best_blocks(codes[:, feature], cache.all.block)[:n_peaks]
         count = len(expected)
-        assert found.values[feature, :count].tolist() == pytest.approx([value for value, _ in expected])
+        # Codes are sums of float32 numbers of size 1; how they are batched changes their last bits.
+        assert found.values[feature, :count].tolist() == pytest.approx([value for value, _ in expected], abs=1e-6)
         assert not found.values[feature, count:].any()
         rows = torch.tensor([row for _, row in expected], dtype=torch.int64)
         assert found.token[feature, :count].tolist() == cache.all.token[rows].tolist()

@@ -104,8 +104,8 @@ def _graphs(made: Sequence[Record]) -> Rows:
 
 def _scores(made: Sequence[Record]) -> Rows:
     found = [record for record in made if isinstance(record, ScoreRecord)]
-    rows = [(record.name, _number(record.value), _interval(record)) for record in found]
-    return Rows(("score", "value", "interval"), rows)
+    rows = [(record.name, _number(record.value), _interval(record), _conditions(record)) for record in found]
+    return Rows(("score", "value", "interval", "errors"), rows)
 
 
 def _figures(made: Sequence[Record], run: Path) -> Rows:
@@ -129,6 +129,11 @@ def _number(value: float | None) -> str:
 
 def _interval(record: ScoreRecord) -> str:
     return "" if record.low is None or record.high is None else f"{record.low:.4g} to {record.high:.4g}"
+
+
+def _conditions(record: ScoreRecord) -> str:
+    """How error terms were treated; ``nodes`` means that they are kept where the circuit has them."""
+    return str(getattr(record, "errors", ""))
 
 
 def _first(shown: int, total: int, what: str) -> str:
