@@ -29,6 +29,8 @@ class CircuitError(Exception):
     """Something the user can act on: what was wrong and, as ``hint``, a command or an option."""
 
     exit_status = ExitStatus.FAULT
+    # Set where the error came before anything in the run was changed.
+    changed_nothing = False
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)

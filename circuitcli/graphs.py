@@ -5,6 +5,8 @@ Frozen values and pure functions.
 The graph lies this low because attribution makes it, validation reads it and render draws it.
 """
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -85,6 +87,14 @@ def connected_to_output(graph: CircuitGraph) -> CircuitGraph:
     return restricted(graph, reached)
 
 
+def content_digest(graph: CircuitGraph) -> str:
+    """``sha256:...`` of what a test of the graph depends on: its nodes, prompt, target, metric, baseline and SAEs."""
+    head = graph.head
+    content = [sorted(graph.by_id), head.prompt, head.target, head.foil, head.metric, head.baseline, head.saes]
+    text = json.dumps(content, sort_keys=True)
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
 def restricted(graph: CircuitGraph, ids: Iterable[str]) -> CircuitGraph:
     """Only these nodes, and the edges between them."""
     kept = set(ids)
@@ -95,13 +105,17 @@ def restricted(graph: CircuitGraph, ids: Iterable[str]) -> CircuitGraph:
     )
 
 
+# Further fields of heads in which graphs that are merged must agree.
+_FACTS = ("counterfactual", "baseline_tokens", "revision")
+
+
 def merged(old: CircuitGraph, new: CircuitGraph) -> CircuitGraph:
     """Both graphs in one; where both have a node or an edge, the new numbers hold.
 
     Raises InputError, naming the first difference, unless model, SAEs, prompt, metric, target and baseline agree.
     """
-    for name in ("model", "prompt", "metric", "target", "foil", "baseline", "positions"):
-        before, after = getattr(old.head, name), getattr(new.head, name)
+    for name in ("model", "prompt", "metric", "target", "foil", "baseline", "positions", *_FACTS):
+        before, after = getattr(old.head, name, None), getattr(new.head, name, None)
         if before != after:
             raise _mismatch(name, before, after)
     for hook in old.head.saes.keys() & new.head.saes.keys():

@@ -184,8 +184,13 @@ class Run:
             records.write(emitted, stream)
         before = float(self.stage(name).get("seconds", 0.0))
         self.update_stage(name, state="finished", seconds=round(before + seconds, 3), **facts)
+        self.touch(name)
+
+    def touch(self, name: str) -> None:
+        """Make a stage the one that was asked for last; its records then come last in the run's stream."""
         stages = self.manifest()["stages"]
-        self.update_manifest(stages={**{key: stages[key] for key in stages if key != name}, name: stages[name]})
+        if list(stages)[-1] != name:
+            self.update_manifest(stages={**{key: stages[key] for key in stages if key != name}, name: stages[name]})
 
     def interrupt(self, name: str, *, seconds: float) -> None:
         """Remember the time that an unfinished stage took."""

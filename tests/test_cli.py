@@ -66,7 +66,7 @@ def raising(error: BaseException) -> Callable[[object], object]:
 
 def test_later_commands_take_the_model_of_the_run(collected: Commands):
     assert collected("train").records[-1]["dtype"] == "float64"
-    assert collected("train", "--model", "some/model", "--dtype", "float32").records[-1]["dtype"] == "float32"
+    assert collected("train", "--model", "some/model", "--set", "model.dtype=float32").records[-1]["dtype"] == "float32"
     assert 'name = "some/model"  # run' in collected("train", "--print-settings").stdout
 
 

@@ -146,7 +146,7 @@ def test_tables_show_each_kind_and_the_nodes_with_the_largest_effects():
     assert features.title == "first 10 of 12 features" and len(features.rows) == 10
     assert [row[0] for row in found.rows[:2]] == ["resid.0/11", "resid.0/10"]
     assert found.rows[0][1:] == ("-11 nats", "", "label 11")
-    assert scores.rows == [("f", "0.5", "")]
+    assert scores.rows == [("f", "0.5", "", "")]
 
 
 def test_a_graph_is_shown_with_what_it_explains():

@@ -259,3 +259,14 @@ def test_a_mistyped_model_does_not_lay_hold_of_the_run(tmp_path, model, text):
         collect.run(stage_request(run, tmp_path / "modle", text))
     assert not Run(run).exists
     assert len(collect.run(stage_request(run, model, text))) == 1 + len(HOOKS)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00broken"])
+def test_a_text_that_cannot_be_used_costs_nothing_that_was_there(tmp_path, model, text, content):
+    run = tmp_path / "run"
+    before = collect.run(stage_request(run, model, text))
+    (tmp_path / "bad.txt").write_bytes(content)
+    with pytest.raises(InputError):
+        collect.run(stage_request(run, model, tmp_path / "bad.txt", force=True))
+    assert collect.run(stage_request(run, model, text)) == before
+    ActivationCache(run / "activations", [HookPoint.parse(hook) for hook in HOOKS])

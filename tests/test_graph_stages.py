@@ -19,6 +19,7 @@ from circuitcli.runs import Run
 from circuitcli.settings.settings import Settings
 from circuitcli.settings.sources import load
 from circuitcli.stages import collect, graph_grad, graph_naive, train, validate
+from circuitcli.stages.render import scores_of
 from circuitcli.stages.request import Request
 
 PROMPT = "import os\nimport sys\n\ndef main(self):\n    self."
@@ -329,3 +330,41 @@ def test_a_mistake_leaves_the_run_as_it_was(ask, run):
         graph_grad.run(ask(force=True, graph__target=" two words"))
     again = [records.to_line(record) for record in graph_grad.run(ask())]
     assert again == [records.to_line(record) for record in made], "a failed --force takes nothing away"
+
+
+def test_a_graph_that_grows_by_a_layer_tells_the_metric_with_all_hook_points_at_baseline(ask, run):
+    whole = graph_of(graph_naive.run(ask(graph__name="whole"))).head
+    first = graph_of(graph_naive.run(ask(graph__layers="1:2", graph__name="first"))).head
+    path = str(run.path / "graphs" / "first.jsonl")
+    grown = graph_of(graph_naive.run(ask(graph__layers="2:3", graph__name="grown", graph__extend=path))).head
+    assert grown.saes == whole.saes != first.saes
+    assert grown.metric_baseline == pytest.approx(whole.metric_baseline, abs=1e-5)
+
+
+def test_scores_of_an_earlier_graph_of_the_same_name_are_not_shown(ask, run):
+    graph_grad.run(ask())
+    validate.run(ask())
+    old = run.stream()
+    assert scores_of(graphs.from_records(old)[-1], old)
+    graph_grad.run(ask(force=True, graph__prompt="x = "))
+    new = run.stream()
+    assert not scores_of(graphs.from_records(new)[-1], new)
+
+
+def test_the_graph_asked_for_last_is_the_one_that_is_tested(ask, run):
+    for prompt, name in (("x = ", "a"), ("y = ", "b"), ("x = ", "a")):
+        graph_grad.run(ask(graph__prompt=prompt, graph__name=name))
+    assert graphs.from_records(run.stream())[-1].head.name == "a"
+
+
+def test_a_graph_is_tested_on_its_own_behaviour(ask):
+    graph_grad.run(ask())
+    with pytest.raises(SettingsError, match="is about the prompt"):
+        validate.run(ask(graph__prompt="something else"))
+
+
+def test_saes_of_another_model_are_said_aloud(ask, run, caplog):
+    config = run.path / "saes" / "resid.2" / "config.json"
+    config.write_text(config.read_text(encoding="utf-8").replace("builtin:tiny", "gpt2"), encoding="utf-8")
+    graph_grad.run(ask())
+    assert "the SAE at resid.2 was trained on gpt2, not on builtin:tiny" in caplog.text

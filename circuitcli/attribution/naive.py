@@ -54,16 +54,17 @@ class NaiveSearch:
 
     def measured(self, hook: HookPoint) -> list[HookPoint]:
         """The hook points whose features are measured: those of the next layer of the slice, or of all later layers."""
-        later = sorted({other.layer for other in self.subject.hooks if other.layer > hook.layer})
+        stage = hook.order[0]
+        later = sorted({other.order[0] for other in self.subject.hooks if other.order[0] > stage})
         wanted = set(later if self.settings.to == "all" else later[:1])
-        return [other for other in self.subject.hooks if other.layer in wanted and other.site != "embed"]
+        return [other for other in self.subject.hooks if other.order[0] in wanted]
 
     def sources(self, hook: HookPoint) -> list[Source]:
         """What is ablated at a hook point: the pins, else all that is live, thinned at the first layer."""
         live = live_sources(self.subject, hook, self.baseline, each_position=self.positions == "all")
         if hook in self.pins:
             return pinned_sources(self.subject, hook, self.pins[hook], live)
-        if hook.layer > self.subject.hooks[0].layer or self.settings.thin == 1.0:
+        if hook.order[0] > self.subject.hooks[0].order[0] or self.settings.thin == 1.0:
             return live
         count = max(1, math.floor(self.settings.thin * len(live)))
         order = torch.randperm(len(live), generator=torch.Generator().manual_seed(self.seed))

@@ -107,13 +107,16 @@ class ModelAdapter:
     def logit_effect(self, direction: Float[Tensor, "n d_model"]) -> Float[Tensor, "n vocab"]:
         """Change of each logit per unit of final-norm scale if a direction is added to the last residual.
 
-        The final norm's gain is applied and the mean over the vocabulary, which softmax ignores, is removed;
-        soft caps are left out.
+        The final norm's gain is applied, a LayerNorm's centring too, and the mean over the vocabulary, which softmax
+        ignores, is removed; soft caps are left out.
         """
         weight = getattr(self.final_norm, "weight", None)
         gain = 1.0 if weight is None else weight.float() + self.layout.norm_offset
         table = self.unembedding.get_parameter("weight").float()
-        effect = (direction.to(table.device, torch.float32) * gain) @ table.T  # (n, vocab)
+        direction = direction.to(table.device, torch.float32)
+        if isinstance(self.final_norm, nn.LayerNorm):
+            direction = direction - direction.mean(dim=-1, keepdim=True)
+        effect = (direction * gain) @ table.T  # (n, vocab)
         return effect - effect.mean(dim=-1, keepdim=True)
 
     def _check_guess(self) -> None:

@@ -32,11 +32,6 @@ class CleanPass:
         """Output of the last block."""
         return self.residuals[-1]
 
-    @property
-    def n_positions(self) -> int:
-        """Length of the text in tokens."""
-        return self.input_ids.shape[1]
-
 
 def clean_pass(
     adapter: ModelAdapter, input_ids: Int[Tensor, "1 position"], hooks: tuple[HookPoint, ...] = ()

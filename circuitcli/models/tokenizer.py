@@ -1,7 +1,6 @@
 """One view of every Hugging Face tokenizer."""
 
 from collections.abc import Iterable, Sequence
-from functools import cached_property
 from typing import Any
 
 from circuitcli.errors import InputError
@@ -23,11 +22,6 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Number of ids, special ones included."""
         return len(self.hf)
-
-    @cached_property
-    def special_ids(self) -> frozenset[int]:
-        """Ids that are no text: BOS, EOS, padding and so on."""
-        return frozenset(self.hf.all_special_ids)
 
     @property
     def pad_id(self) -> int:

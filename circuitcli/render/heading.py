@@ -51,7 +51,17 @@ def notes(drawing: Drawing) -> list[str]:
 
 
 # Told elsewhere in the picture, or in the report.
-_UNSAID = ("graph", "path", "digest", "n_nodes", "metric_clean", "metric_circuit", "metric_empty", "what")
+_UNSAID = (
+    "graph",
+    "graph_digest",
+    "path",
+    "digest",
+    "n_nodes",
+    "metric_clean",
+    "metric_circuit",
+    "metric_empty",
+    "what",
+)
 
 
 def score_line(score: ScoreRecord) -> str:

@@ -15,7 +15,7 @@ from circuitcli.records import ActivationsRecord, Record
 from circuitcli.runs import Fingerprint
 from circuitcli.settings.settings import Settings
 from circuitcli.settings.sources import flatten
-from circuitcli.stages.request import Request, fingerprint, resumable
+from circuitcli.stages.request import Request, changing_nothing, fingerprint, resumable
 
 if TYPE_CHECKING:
     from circuitcli.activations.collection import Collection
@@ -109,15 +109,31 @@ def _work(request: Request, digest: str, resumes: bool) -> tuple[list[Record], d
             f"{root} holds activations that the run's manifest does not know",
             hint="use --force to replace them, or another --run",
         )
-    model = load_model(request.settings.model)
-    hooks = _hooks(request.settings, model.adapter)
-    _check_length(request.settings, model.adapter)
-    _check_disk(request, root, n_hooks=len(hooks), d_model=model.adapter.d_model)
+    with changing_nothing():
+        model = load_model(request.settings.model)
+        hooks = _hooks(request.settings, model.adapter)
+        _check_length(request.settings, model.adapter)
+        _check_disk(request, root, n_hooks=len(hooks), d_model=model.adapter.d_model)
+        if not resumes:
+            _check_text(request, model)
     if not resumes:
-        # Only now, so that a mistyped setting costs nobody what was there.
         shutil.rmtree(root, ignore_errors=True)
     _describe(request, model)
     return _collected(request, model, _collection(request, root, hooks, digest))
+
+
+def _check_text(request: Request, model: "LanguageModel") -> None:
+    """Raise InputError unless the text begins with something that can be stored."""
+    from circuitcli.activations.blocks import token_blocks
+
+    data = request.settings.data
+    blocks = token_blocks(
+        lambda start: text.documents(str(data.text), field=data.field, start=start),
+        model.tokenizer,
+        block_length=data.block_length,
+    )
+    if next(blocks, None) is None:
+        raise InputError(f"{data.text} has no usable text", hint="--text takes a file, a folder, - or hf:NAME")
 
 
 def _collected(

@@ -38,7 +38,7 @@ def _work(task: Task) -> tuple[list[Record], dict[str, Any]]:
         up=task.settings.up,
         effects=_sums(effects),
     )
-    return finish(task, search.graph(head, effects))
+    return finish(task, prepared, search.graph(head, effects))
 
 
 def _sums(effects: "dict[HookPoint, Effects]") -> dict[str, dict[str, float | None]]:

@@ -51,7 +51,8 @@ def _work(task: Task, resumes: bool) -> tuple[list[Record], dict[str, Any]]:
     # All pins are checked before the first ablation.
     for hook in pins:
         search.sources(hook)
-    parts = [_part(search, hook, folder) for hook in prepared.subject.hooks]
+    digest = task.fingerprint().digest
+    parts = [_part(search, hook, folder, digest) for hook in prepared.subject.hooks]
     kept, dropped = sum(part.kept_total for part in parts), sum(part.dropped_total for part in parts)
     head = head_of(
         task,
@@ -61,18 +62,21 @@ def _work(task: Task, resumes: bool) -> tuple[list[Record], dict[str, Any]]:
         to=task.settings.to,
         share_kept=kept / (kept + dropped) if kept + dropped > 0 else None,
     )
-    made = finish(task, search.graph(head, parts))
+    made = finish(task, prepared, search.graph(head, parts))
     shutil.rmtree(folder, ignore_errors=True)
     return made
 
 
-def _part(search: "NaiveSearch", hook: HookPoint, folder: Path) -> "NaivePart":
-    """The ablations of one hook point: from the file of an earlier, killed run, or made now and kept in a file."""
+def _part(search: "NaiveSearch", hook: HookPoint, folder: Path, digest: str) -> "NaivePart":
+    """The ablations of one hook point: from the file of an earlier, killed run, or made now and kept in a file.
+
+    A file of another fingerprint is not used.
+    """
     from circuitcli.attribution.naive import NaivePart
 
     path = folder / f"{hook}.json"
-    if path.is_file():
-        content = json.loads(path.read_text(encoding="utf-8"))
+    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if content.get("fingerprint") == digest:
         return NaivePart(
             tuple(Node(**node) for node in content["nodes"]),
             tuple(Edge(**edge) for edge in content["edges"]),
@@ -83,6 +87,7 @@ def _part(search: "NaiveSearch", hook: HookPoint, folder: Path) -> "NaivePart":
     with atomic(path) as stream:
         json.dump(
             {
+                "fingerprint": digest,
                 "nodes": [asdict(node) for node in part.nodes],
                 "edges": [asdict(edge) for edge in part.edges],
                 "kept_total": part.kept_total,

@@ -1,13 +1,12 @@
 """What both graph stages share: the subject, the baseline, the head, the graph file."""
 
-import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuitcli import graphs, records
-from circuitcli.errors import SettingsError
+from circuitcli.errors import InputError, SettingsError
 from circuitcli.graphs import CircuitGraph
 from circuitcli.hookpoints import HookPoint
 from circuitcli.records import GraphRecord, Record
@@ -109,19 +108,24 @@ class Prepared:
 
 def prepare(task: Task) -> Prepared:
     """Load model and SAEs, run the prompt, take the baseline."""
-    from circuitcli.attribution import subject as subjects
+    from circuitcli.attribution.subject import chosen_hooks
     from circuitcli.models.loading import load_model
 
-    request, settings = task.request, task.settings
-    language_model = load_model(request.settings.model)
+    language_model = load_model(task.request.settings.model)
     n_layers = language_model.adapter.n_layers
-    hooks = subjects.chosen_hooks(list(task.sources), settings, n_layers=n_layers)
-    saes = load_saes(task.sources, hooks)
-    prompt = settings.prompt or ""
+    hooks = chosen_hooks(list(task.sources), task.settings, n_layers=n_layers)
+    return _prepared(task, language_model, hooks)
+
+
+def _prepared(task: Task, language_model: "LanguageModel", hooks: Sequence[HookPoint]) -> Prepared:
+    from circuitcli.attribution import subject as subjects
+
+    settings = task.settings
+    saes = load_saes(task.sources, hooks, model=task.request.settings.model.name)
     subject, target = subjects.build(
-        language_model, saes, settings, prompt=prompt, target=settings.target, foil=settings.foil
+        language_model, saes, settings, prompt=settings.prompt or "", target=settings.target, foil=settings.foil
     )
-    baseline = take_baseline(request, task.baseline, subject, language_model, settings)
+    baseline = take_baseline(task.request, task.baseline, subject, language_model, settings)
     return Prepared(language_model, subject, baseline, target)
 
 
@@ -141,13 +145,17 @@ def take_baseline(
     return baselines.resample(subject, cache, seed=request.settings.seed)
 
 
-def head_of(task: Task, prepared: Prepared, *, method: str, **facts: Any) -> GraphRecord:
-    """The head of a graph: what is explained, how, and the metric with everything and with nothing."""
+def empty_metric(prepared: Prepared) -> float:
+    """The metric with every node and error of the spliced hook points at baseline."""
     from circuitcli.validation.circuits import circuit_metric, kept_nodes
 
+    nothing = kept_nodes(prepared.subject, ())
+    return float(circuit_metric(prepared.subject, prepared.baseline, [nothing], batch_size=1)[0])
+
+
+def head_of(task: Task, prepared: Prepared, *, method: str, **facts: Any) -> GraphRecord:
+    """The head of a graph: what is explained, how, and the metric with everything and with nothing."""
     subject, settings = prepared.subject, task.settings
-    nothing = kept_nodes(subject, ())
-    empty = circuit_metric(subject, prepared.baseline, [nothing], batch_size=1)
     return GraphRecord(
         name=task.name,
         method=method,
@@ -155,7 +163,7 @@ def head_of(task: Task, prepared: Prepared, *, method: str, **facts: Any) -> Gra
         prompt=subject.prompt.text,
         tokens=subject.prompt.tokens,
         metric_clean=subject.metric_clean,
-        metric_baseline=float(empty[0]),
+        metric_baseline=empty_metric(prepared),
         dtype=task.request.settings.model.dtype,
         unit=subject.metric.unit,
         baseline=task.baseline,
@@ -167,6 +175,7 @@ def head_of(task: Task, prepared: Prepared, *, method: str, **facts: Any) -> Gra
         path=f"graphs/{task.name}.jsonl",
         **{
             "target_id": prepared.target.id,
+            "baseline_tokens": settings.baseline_tokens,
             "revision": prepared.language_model.revision,
             "counterfactual": settings.counterfactual,
             **facts,
@@ -174,11 +183,26 @@ def head_of(task: Task, prepared: Prepared, *, method: str, **facts: Any) -> Gra
     )
 
 
-def finish(task: Task, graph: CircuitGraph) -> tuple[list[Record], dict[str, Any]]:
+def finish(task: Task, prepared: Prepared, graph: CircuitGraph) -> tuple[list[Record], dict[str, Any]]:
     """Extend another graph if asked to, write the graph's file, and give the stage's records."""
     if task.settings.extend is not None:
-        graph = graphs.merged(read_graphs(Path(task.settings.extend))[-1], graph)
+        graph = _extended(task, prepared, graph)
     made = graphs.to_records(graph)
     with atomic(task.path) as stream:
         records.write(made, stream)
-    return made, {"n_nodes": len(graph.nodes), "n_edges": len(graph.edges), "made": time.strftime("%Y-%m-%d")}
+    return made, {"n_nodes": len(graph.nodes), "n_edges": len(graph.edges)}
+
+
+def _extended(task: Task, prepared: Prepared, graph: CircuitGraph) -> CircuitGraph:
+    """The graph joined to the one that it extends; where hook points were added, with the metric of all at baseline."""
+    joined = graphs.merged(read_graphs(Path(task.settings.extend or ""))[-1], graph)
+    hooks = sorted(HookPoint.parse(name) for name in joined.head.saes)
+    if hooks == list(prepared.subject.hooks):
+        return joined
+    missing = [str(hook) for hook in hooks if hook not in task.sources]
+    if missing:
+        raise InputError(
+            f"no SAE at {' '.join(missing)}, which the graph to extend has", hint="name it with --sae PATH"
+        )
+    whole = empty_metric(_prepared(task, prepared.language_model, hooks))
+    return replace(joined, head=joined.head.model_copy(update={"metric_baseline": whole}))

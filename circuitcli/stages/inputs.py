@@ -1,5 +1,6 @@
 """What the graph and validation stages start from: SAEs, the cache, graph files."""
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from circuitcli.stages.request import Request
 if TYPE_CHECKING:
     from circuitcli.activations.cache import ActivationCache
     from circuitcli.saes.base import SparseAutoencoder
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
 
@@ -71,9 +74,12 @@ def _hook_of(directory: Path) -> HookPoint:
 
 
 def load_saes(
-    sources: Mapping[HookPoint, SaeSource], hooks: Iterable[HookPoint]
+    sources: Mapping[HookPoint, SaeSource], hooks: Iterable[HookPoint], *, model: str
 ) -> "dict[HookPoint, SparseAutoencoder]":
-    """The SAEs of these hook points. Raises InputError if the weights changed since they were recorded."""
+    """The SAEs of these hook points, with a warning for those that were trained on another model than ``model``.
+
+    Raises InputError if the weights changed since they were recorded.
+    """
     from circuitcli.saes import files
 
     loaded = {}
@@ -85,6 +91,9 @@ def load_saes(
             raise InputError(
                 f"the weights in {source.directory} are not those that were recorded", hint="run `circuit train` again"
             )
+        trained_on = files.read_config(source.directory).get("model", model)
+        if trained_on != model:
+            logger.warning("the SAE at %s was trained on %s, not on %s", hook, trained_on, model)
         loaded[hook] = files.load(source.directory)
     return loaded
 

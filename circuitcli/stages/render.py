@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from circuitcli.errors import InputError
-from circuitcli.graphs import CircuitGraph, from_records
+from circuitcli.graphs import CircuitGraph, content_digest, from_records
 from circuitcli.records import FigureRecord, Record, ScoreRecord, Stream
 from circuitcli.render.details import read_details
 from circuitcli.render.drawing import draw
@@ -50,15 +50,20 @@ def chosen_graph(records: Stream, name: str | None) -> CircuitGraph:
 
 
 def scores_of(graph: CircuitGraph, records: Stream) -> list[ScoreRecord]:
-    """The scores of this graph: those that name it, and those without a name that follow it before another graph."""
+    """The scores of this graph: those that name it, and those without a name that follow it before another graph.
+
+    A score of another graph that had the same name is left out.
+    """
     current: str | None = None
+    digest = content_digest(graph)
     found = []
     for record in records:
         if record.kind == "graph":
             current = str(getattr(record, "name", ""))
         elif isinstance(record, ScoreRecord):
-            about = (record.model_extra or {}).get("graph", current)
-            if about in (graph.head.name, None):
+            extra = record.model_extra or {}
+            is_stale = extra.get("graph_digest", digest) != digest
+            if extra.get("graph", current) in (graph.head.name, None) and not is_stale:
                 found.append(record)
     return found
 

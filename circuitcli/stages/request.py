@@ -1,7 +1,8 @@
 """What every stage is asked, and the steps that all stages share."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -50,10 +51,12 @@ def resumable(
 
     ``work(resumes)`` is told whether earlier, unfinished work of the same fingerprint may be there, and returns records
     and facts for the manifest. The run is locked while it works. ``partial`` is where unfinished work lies; where an
-    error left none, the manifest is as it was before, so that a mistyped setting needs no ``force`` to be mended.
+    error left none, or changed nothing, the manifest is as it was before, so that a mistyped setting needs no ``force``
+    to be mended and costs nothing that was there.
     """
     with request.run.lock():
         if not request.force and (kept := request.run.finished(name, print_)) is not None:
+            request.run.touch(name)
             return kept
         before = request.run.stage(name)
         resumes = request.run.begin(name, print_, force=request.force)
@@ -61,13 +64,23 @@ def resumable(
         try:
             made, facts = work(resumes)
         except BaseException as error:
-            if isinstance(error, CircuitError) and (partial is None or not partial.exists()):
+            if isinstance(error, CircuitError) and (error.changed_nothing or partial is None or not partial.exists()):
                 request.run.restore(name, before)
             else:
                 request.run.interrupt(name, seconds=time.perf_counter() - start)
             raise
         request.run.finish(name, made, seconds=time.perf_counter() - start, **facts)
         return made
+
+
+@contextmanager
+def changing_nothing() -> Iterator[None]:
+    """Around what a stage does before it changes the run: an error in here leaves the run as it was."""
+    try:
+        yield
+    except CircuitError as error:
+        error.changed_nothing = True
+        raise
 
 
 def needed(request: Request, kind: type[R], *, stage: str, hint: str) -> list[R]:

@@ -10,7 +10,7 @@ from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.records import ActivationsRecord, Record, SaeRecord
 from circuitcli.settings.model import ModelSettings
-from circuitcli.stages.request import Request, fingerprint, needed, resumable
+from circuitcli.stages.request import Request, changing_nothing, fingerprint, needed, resumable
 from circuitcli.training.plan import Plan, schedule, width
 from circuitcli.training.plan import plan as planned
 
@@ -90,12 +90,14 @@ def _work(request: Request, digest: str, resumes: bool) -> tuple[list[Record], d
     from circuitcli.training.checkpoint import Checkpoints
 
     checkpoints = Checkpoints(request.run.path / FOLDER / CHECKPOINT, digest)
+    hooks = [HookPoint.parse(record.hook) for record in _activations(request)]
+    with changing_nothing():
+        cache = ActivationCache(request.run.path / ACTIVATIONS, hooks)
+        made = planned(request.settings, n_rows=cache.n_tokens)
+        device = choose_device(request.settings.model.device)
     if not resumes:
         checkpoints.remove()
-    hooks = [HookPoint.parse(record.hook) for record in _activations(request)]
-    cache = ActivationCache(request.run.path / ACTIVATIONS, hooks)
-    made = planned(request.settings, n_rows=cache.n_tokens)
-    learners = _trained(request, cache, made, checkpoints, choose_device(request.settings.model.device))
+    learners = _trained(request, cache, made, checkpoints, device)
     records = _finished(request, cache, made, learners)
     checkpoints.remove()
     return records, {"tokens": made.tokens, "held_out": made.held_out}

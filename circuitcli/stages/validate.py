@@ -48,13 +48,16 @@ class Plan:
     examples: tuple[Example, ...]
     metric: GraphSettings
     baseline: str
+    graph_digest: str | None = None
 
     def fingerprint(self) -> Fingerprint:
         """Over the settings that the stage reads, the nodes, the SAEs, the prompts and the cache if it is needed."""
         inputs = {f"SAE at {hook}": self.sources[hook].digest for hook in self.hooks}
         inputs["nodes"] = digest([str(node) for node in self.nodes])
         inputs["prompts"] = digest([asdict(example) for example in self.examples])
-        inputs["metric"] = digest([self.metric.metric, self.metric.counterfactual, self.baseline])
+        inputs["metric"] = digest(
+            [self.metric.metric, self.metric.counterfactual, self.metric.baseline_tokens, self.baseline]
+        )
         if self.baseline in ("mean", "resample"):
             inputs |= activation_digests(self.request)
         return fingerprint(self.request, ("validate.", "model.", "seed", "sae_path"), inputs, without=_NO_MATTER)
@@ -94,9 +97,7 @@ def _graph_plan(request: Request) -> Plan:
         raise InputError(f"graph '{graph.head.name}' has no node", hint="raise --down and --up of graph-grad")
     examples = _read_prompts(settings.prompts) if settings.prompts else (_graph_example(graph),)
     aligned = settings.prompts is None
-    metric = request.settings.graph.model_copy(
-        update={"metric": graph.head.metric, "counterfactual": getattr(graph.head, "counterfactual", None)}
-    )
+    _check_behaviour(request.settings.graph, graph)
     return Plan(
         request=request,
         name=graph.head.name,
@@ -104,9 +105,27 @@ def _graph_plan(request: Request) -> Plan:
         hooks=tuple(sorted(hooks)),
         sources=sources,
         examples=examples,
-        metric=metric,
+        metric=_graph_metric(request.settings.graph, graph),
         baseline=settings.baseline or graph.head.baseline,
+        graph_digest=graphs.content_digest(graph),
     )
+
+
+def _graph_metric(settings: GraphSettings, graph: CircuitGraph) -> GraphSettings:
+    """The settings under which the graph was made, as far as a test needs them."""
+    named = ("metric", "counterfactual", "baseline_tokens")
+    return settings.model_copy(update={name: getattr(graph.head, name, getattr(settings, name)) for name in named})
+
+
+def _check_behaviour(settings: GraphSettings, graph: CircuitGraph) -> None:
+    """Raise SettingsError for a prompt, target or foil that are not the graph's: a graph is tested on its own."""
+    for name in ("prompt", "target", "foil"):
+        asked, own = getattr(settings, name), getattr(graph.head, name)
+        if asked is not None and asked != own:
+            raise SettingsError(
+                f"graph '{graph.head.name}' is about the {name} {own!r}, not {asked!r}",
+                hint="leave it out, or test on other prompts with --prompts FILE",
+            )
 
 
 def _check_saes(graph: CircuitGraph, sources: dict[HookPoint, SaeSource]) -> None:
@@ -143,7 +162,7 @@ def _pin_plan(request: Request) -> Plan:
         hooks=tuple(pins),
         sources=sources,
         examples=_pin_examples(request),
-        metric=settings.graph,
+        metric=_pin_metric(request),
         baseline=settings.validation.baseline or "zero",
     )
 
@@ -158,6 +177,16 @@ def _pin_examples(request: Request) -> tuple[Example, ...]:
     if not made:
         raise SettingsError("validate --pin has no prompt", hint="add --prompt TEXT, or --prompts FILE")
     return (_graph_example(made[-1]),)
+
+
+def _pin_metric(request: Request) -> GraphSettings:
+    """The metric that is set; with the prompt of the last graph also its metric, unless one is set."""
+    settings = request.settings
+    made = graphs.from_records(request.records)
+    borrows = settings.validation.prompts is None and settings.graph.prompt is None and made
+    if not borrows or settings.graph.metric != GraphSettings().metric:
+        return settings.graph
+    return _graph_metric(settings.graph, made[-1])
 
 
 def _read_prompts(name: str) -> tuple[Example, ...]:
@@ -187,7 +216,7 @@ def _work(plan: Plan) -> tuple[list[Record], dict[str, Any]]:
     from circuitcli.progress import track
 
     language_model = load_model(plan.request.settings.model)
-    saes = load_saes(plan.sources, plan.hooks)
+    saes = load_saes(plan.sources, plan.hooks, model=plan.request.settings.model.name)
     examples = track(plan.examples, "prompts", unit="prompts")
     cases = [_case(plan, language_model, saes, example) for example in examples]
     scores = _scores(plan, cases)
@@ -196,7 +225,7 @@ def _work(plan: Plan) -> tuple[list[Record], dict[str, Any]]:
     effect = ScoreRecord(
         name="effect",
         value=joint.effect,
-        **_common(plan, path=report, unit=cases[0].subject.metric.unit, what="all nodes ablated together"),
+        **_common(plan, path=report, unit=cases[0].subject.metric.unit, what="ablated together"),
     )
     _write_report(plan, plan.request.run.path / report, [*scores, effect], joint)
     return [*scores, effect], {}
@@ -221,6 +250,7 @@ def _case(
 def _common(plan: Plan, **more: Any) -> dict[str, Any]:
     return {
         "graph": plan.name,
+        "graph_digest": plan.graph_digest,
         "ablation": plan.baseline,
         "n_nodes": len(plan.nodes),
         "n_prompts": len(plan.examples),
@@ -280,10 +310,10 @@ def _joint_ablation(plan: Plan, language_model: "LanguageModel") -> "JointAblati
     from circuitcli.validation.ablation import ablate_together
 
     measured = [hook for hook in plan.sources if min(plan.hooks) <= hook]
-    case = _case(plan, language_model, load_saes(plan.sources, measured), plan.examples[0])
-    nodes = [node for node in plan.nodes if not node.is_error] or list(plan.nodes)
+    saes = load_saes(plan.sources, measured, model=plan.request.settings.model.name)
+    case = _case(plan, language_model, saes, plan.examples[0])
     top = plan.request.settings.validation.top
-    return ablate_together(case.subject, nodes, case.baseline, tokenizer=language_model.tokenizer, top=top)
+    return ablate_together(case.subject, plan.nodes, case.baseline, tokenizer=language_model.tokenizer, top=top)
 
 
 def _write_report(plan: Plan, path: Path, scores: Sequence[ScoreRecord], joint: "JointAblation") -> None:

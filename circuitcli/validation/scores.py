@@ -84,13 +84,16 @@ def ratio(part: Float[Tensor, " prompt"], runs: Runs, *, bootstrap: int, seed: i
 
 
 def minimality(cases: Sequence[Case], runs: Runs, *, policy: str, batch_size: int) -> tuple[float, str]:
-    """The least ``|F(C) - F(C without v)|`` over the circuit's nodes v, and that node. Needs at least one node."""
-    nodes = cases[0].nodes
+    """The least ``|F(C) - F(C without v)|`` over the circuit's nodes v, and that node. Needs at least one node.
+
+    Where errors are all kept or all removed, an error node is none that could be left out.
+    """
+    nodes = _counted(cases[0].nodes, policy)
     without = torch.zeros(len(nodes), dtype=torch.float64)
     for case in cases:
         circuits = [
-            kept_nodes(case.subject, case.nodes[:number] + case.nodes[number + 1 :]).with_errors(policy)
-            for number in range(len(nodes))
+            kept_nodes(case.subject, [other for other in case.nodes if other != node]).with_errors(policy)
+            for node in nodes
         ]
         without += circuit_metric(case.subject, case.baseline, circuits, batch_size=batch_size).double().cpu()
     changes = (runs.circuit.mean() - without / len(cases)).abs() / (runs.clean - runs.empty).mean().abs()
@@ -105,21 +108,32 @@ def random_faithfulness(
     generator = torch.Generator().manual_seed(seed)
     totals = torch.zeros(samples, dtype=torch.float64)
     for case in cases:
-        circuits = [random_circuit(case, generator).with_errors(policy) for _ in range(samples)]
+        circuits = [random_circuit(case, generator, policy=policy).with_errors(policy) for _ in range(samples)]
         totals += circuit_metric(case.subject, case.baseline, circuits, batch_size=batch_size).double().cpu()
     span = (runs.clean - runs.empty).mean()
     return (totals / len(cases) - runs.empty.mean()) / span
 
 
-def random_circuit(case: Case, generator: torch.Generator) -> Kept:
-    """As many nodes at each hook point, drawn from the active features and the errors of the clean run."""
+def _counted(nodes: Sequence[NodeId], policy: str) -> list[NodeId]:
+    """The nodes that make a difference under an error policy; all of them if there are none but errors."""
+    features = [node for node in nodes if not node.is_error]
+    return list(nodes) if policy == "nodes" or not features else features
+
+
+def random_circuit(case: Case, generator: torch.Generator, *, policy: str = "nodes") -> Kept:
+    """As many nodes at each hook point, drawn from the active features and the errors of the clean run.
+
+    A circuit of the last position alone is compared with others of the last position.
+    """
     sizes: dict[HookPoint, int] = {}
-    for node in case.nodes:
+    for node in _counted(case.nodes, policy):
         sizes[node.hook] = sizes.get(node.hook, 0) + 1
-    has_positions = any(node.position is not None for node in case.nodes)
+    positions = {node.position for node in case.nodes}
     drawn: list[NodeId] = []
     for hook, size in sizes.items():
-        pool = live_nodes(case.subject, hook, has_positions=has_positions)
+        pool = _counted(live_nodes(case.subject, hook, has_positions=positions != {None}), policy)
+        if positions == {case.subject.prompt.last}:
+            pool = [node for node in pool if node.position == case.subject.prompt.last]
         order = torch.randperm(len(pool), generator=generator)[:size].tolist()
         drawn += [pool[index] for index in order]
     return kept_nodes(case.subject, drawn)

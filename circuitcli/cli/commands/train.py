@@ -3,7 +3,13 @@
 from circuitcli.cli.jobs import Call, show_plan
 from circuitcli.cli.options import DRY_RUN, FILE, MODEL, RUN, SEED, Flag
 
-FLAGS = (Flag("train.tokens", "--tokens"), *MODEL, *RUN, *SEED)
+# SAEs are trained in float32 on what was collected, whatever the model's number type.
+FLAGS = (
+    Flag("train.tokens", "--tokens"),
+    *(flag for flag in MODEL if flag.setting != "model.dtype"),
+    *RUN,
+    *SEED,
+)
 EXTRAS = (FILE, DRY_RUN)
 
 
