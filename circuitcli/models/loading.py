@@ -58,8 +58,16 @@ def load_model(settings: ModelSettings) -> LanguageModel:
         model = AutoModelForCausalLM.from_pretrained(source.place, **options)
     if device is not None:
         model = model.to(device)
-    revision = getattr(model.config, "_commit_hash", None) or settings.revision
+    revision = _commit(settings) if source.is_hub else None
     return LanguageModel(ModelAdapter.of(model), load_tokenizer(settings), settings.name, revision)
+
+
+def _commit(settings: ModelSettings) -> str | None:
+    """The commit of a hub model that was just loaded: the name of the folder in which the local cache keeps it."""
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(settings.name, "config.json", revision=settings.revision)
+    return Path(path).parent.name if isinstance(path, str) else settings.revision
 
 
 def load_outline(settings: ModelSettings) -> ModelAdapter:
