@@ -75,7 +75,7 @@ def test_fingerprints_are_equal_exactly_if_settings_and_inputs_are(one: dict, ot
 
 def test_a_fingerprint_holds_only_the_settings_that_a_stage_reads(tmp_path: Path):
     made = fingerprint(Request(Settings(), Stream(), Run(tmp_path)), ["sae.", "seed"], {}, without=["sae.expansion"])
-    assert set(made.settings) == {"sae.architecture", "sae.k", "sae.d_sae", "seed"}
+    assert set(made.settings) == {"sae.k", "sae.d_sae", "seed"}
 
 
 def test_the_first_difference_names_the_setting_and_both_values(run: Run):
