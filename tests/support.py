@@ -50,6 +50,7 @@ FAMILIES = {
     "qwen3": lambda: transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**_LLAMA_LIKE)),
     "gemma": lambda: transformers.GemmaForCausalLM(transformers.GemmaConfig(**_LLAMA_LIKE)),
     "gemma2": lambda: transformers.Gemma2ForCausalLM(transformers.Gemma2Config(**_LLAMA_LIKE, sliding_window=4)),
+    "gemma3": lambda: transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(**_LLAMA_LIKE, sliding_window=4)),
     "generic": lambda: transformers.StableLmForCausalLM(
         transformers.StableLmConfig(**{name: value for name, value in _LLAMA_LIKE.items() if name != "head_dim"})
     ),
