@@ -60,3 +60,8 @@ class ThresholdError(CircuitError):
     """A score is below what was asked for."""
 
     exit_status = ExitStatus.THRESHOLD
+
+
+def first_line(error: BaseException) -> str:
+    """What a library's error says, without its later paragraphs; its type if it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from circuitcli.activations import text
 from circuitcli.activations.text import BUILTIN, HubText, documents, source_digest
 from circuitcli.errors import InputError, ToolError
+from circuitcli.models import hub
 
 
 @pytest.fixture
@@ -223,7 +224,7 @@ class _Rows(list):
 
 def _stand_in(monkeypatch: pytest.MonkeyPatch, load_dataset) -> None:
     monkeypatch.setattr(text, "import_module", lambda name: SimpleNamespace(load_dataset=load_dataset))
-    monkeypatch.setattr(text, "_hub_answers", lambda: True)
+    monkeypatch.setattr(text, "hub_answers", lambda: True)
 
 
 def test_the_hub_is_streamed_from_any_row(monkeypatch: pytest.MonkeyPatch):
@@ -270,7 +271,7 @@ def test_no_network_is_told_within_seconds(monkeypatch: pytest.MonkeyPatch):
     begin = time.monotonic()
     with pytest.raises(ToolError, match="cannot reach the hub") as caught:
         next(documents("hf:a/b"))
-    assert time.monotonic() - begin < text.HUB_TIMEOUT_S + 1
+    assert time.monotonic() - begin < hub.TIMEOUT_S + 1
     assert BUILTIN in caught.value.hint
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ToolError, match="cannot reach the hub"):

@@ -13,7 +13,7 @@ from circuitcli.activations.cache import ActivationCache
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.records import SaeRecord, Stream
-from circuitcli.runs import Run
+from circuitcli.runs import Run, file_digest
 from circuitcli.saes import files
 from circuitcli.settings.sources import load
 from circuitcli.stages import collect, train
@@ -64,7 +64,7 @@ def test_every_hook_point_gets_an_sae_a_record_and_metrics(run_path: Path):
         assert (
             (sae.d_in, sae.d_sae, str(sae.hook)) == (128, 256, record.hook) == (record.d_in, record.d_sae, record.hook)
         )
-        assert files.digest(run_path / record.path) == record.digest
+        assert file_digest(run_path / record.path / files.WEIGHTS) == record.digest
         assert 0.3 < record.explained_variance < 1 and record.loss_recovered < 1 and 0 <= record.dead <= 1
         assert 0 < record.l0 <= 8 and record.k == 8
         lines = [json.loads(line) for line in (run_path / record.path / "metrics.jsonl").read_text().splitlines()]

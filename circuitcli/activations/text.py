@@ -11,7 +11,6 @@ import os
 import platform
 import random
 import re
-import socket
 import sysconfig
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,9 +18,9 @@ from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import TextIO
-from urllib.parse import urlsplit
 
-from circuitcli.errors import InputError, ToolError
+from circuitcli.errors import InputError, ToolError, first_line
+from circuitcli.models.hub import hub_answers
 
 BUILTIN = "builtin:python"
 
@@ -32,7 +31,6 @@ FORMAT_VERSION = 1
 PIECE_CHARACTERS = 65_536
 
 # The hub's own client goes on trying for half a minute where there is no network.
-HUB_TIMEOUT_S = 3.0
 
 _HEAD_BYTES = 8_192
 # JSON can spell half a character, which no tokenizer takes.
@@ -283,7 +281,7 @@ def _hub(wanted: HubText, *, field: str, start: int) -> Iterator[str]:
     except ImportError:
         message = f"text from the hub (hf:{wanted.name}) needs the package 'datasets'"
         raise ToolError(message, hint="pip install 'circuitcli[hf]'") from None
-    if not _hub_answers():
+    if not hub_answers():
         raise _offline(wanted)
     try:
         rows = load_dataset(wanted.name, wanted.config, split=wanted.split, streaming=True)
@@ -295,20 +293,6 @@ def _hub(wanted: HubText, *, field: str, start: int) -> Iterator[str]:
         raise _hub_error(wanted, error) from error
 
 
-def _hub_answers() -> bool:
-    if os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}:
-        return False
-    if os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
-        return True
-    address = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
-    port = address.port or (443 if address.scheme == "https" else 80)
-    try:
-        with socket.create_connection((address.hostname or "", port), timeout=HUB_TIMEOUT_S):
-            return True
-    except OSError:
-        return False
-
-
 def _offline(wanted: HubText) -> ToolError:
     hint = f"give a file or a folder, or --text {BUILTIN}, which needs no network"
     return ToolError(f"cannot reach the hub for hf:{wanted.name}", hint=hint)
@@ -318,6 +302,5 @@ def _hub_error(wanted: HubText, error: Exception) -> InputError | ToolError:
     """What the library says when the data set, its configuration or split is not there; else the network."""
     if isinstance(error, ConnectionError) or not isinstance(error, ValueError | FileNotFoundError | RuntimeError):
         return _offline(wanted)
-    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     hint = "write hf:NAME:CONFIG:SPLIT; see the data set's page for its names"
-    return InputError(f"cannot read hf:{wanted.name}: {reason}", hint=hint)
+    return InputError(f"cannot read hf:{wanted.name}: {first_line(error)}", hint=hint)

@@ -1,8 +1,6 @@
 """Loading a model and its tokenizer from a hub id, a directory, a .gguf file or the package itself."""
 
 import logging
-import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,16 +9,16 @@ from typing import Any
 
 import torch
 
-from circuitcli.errors import CircuitError, InputError, SettingsError, ToolError
+from circuitcli.errors import CircuitError, InputError, SettingsError, ToolError, first_line
 from circuitcli.models import builtin
 from circuitcli.models.adapter import ModelAdapter
+from circuitcli.models.hub import hub_answers
 from circuitcli.models.tokenizer import Tokenizer
 from circuitcli.settings.model import ModelSettings
 
 logger = logging.getLogger(__name__)
 
 BUILTIN = "builtin:"
-HUB_TIMEOUT_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -130,29 +128,9 @@ def _source(settings: ModelSettings) -> _Source:
 
 def _hub_source(name: str, options: dict[str, Any]) -> _Source:
     """A hub id; where the hub does not answer within seconds, only the local cache is used."""
-    if not _hub_answers():
+    if not hub_answers(switches=("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")):
         options = options | {"local_files_only": True}
     return _Source(name, options, is_hub=True)
-
-
-def _hub_answers() -> bool:
-    """Whether a connection to the hub can be opened; transformers would retry for minutes before it gave up."""
-    from urllib.parse import urlparse
-
-    if any(
-        os.environ.get(name, "").lower() in {"1", "true", "yes", "on"}
-        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
-    ):
-        return False
-    if os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
-        return True
-    address = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
-    port = address.port or (443 if address.scheme == "https" else 80)
-    try:
-        with socket.create_connection((address.hostname or "", port), timeout=HUB_TIMEOUT_S):
-            return True
-    except OSError:
-        return False
 
 
 @contextmanager
@@ -164,7 +142,7 @@ def _explained(settings: ModelSettings, source: _Source) -> Iterator[None]:
         raise
     except ImportError as error:
         raise ToolError(
-            f"loading {settings.name} needs a package: {_first_line(error)}",
+            f"loading {settings.name} needs a package: {first_line(error)}",
             hint="pip install 'circuitcli[hf]'",
         ) from error
     except Exception as error:
@@ -174,13 +152,9 @@ def _explained(settings: ModelSettings, source: _Source) -> Iterator[None]:
                 hint="connect once to fill the cache, or give a directory; --model builtin:tiny needs neither",
             ) from error
         raise InputError(
-            f"cannot load model {settings.name}: {_first_line(error)}",
+            f"cannot load model {settings.name}: {first_line(error)}",
             hint="--model takes a hub id, a directory, a .gguf file or builtin:tiny",
         ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 @contextmanager

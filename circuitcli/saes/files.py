@@ -13,10 +13,9 @@ from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.runs import atomic, file_digest, write_error
 from circuitcli.saes.base import SparseAutoencoder
+from circuitcli.saes.folder import CONFIG, FORMAT, WEIGHTS, read_config
 from circuitcli.saes.topk import TopKSae
 
-FORMAT = 1
-WEIGHTS, CONFIG = "weights.safetensors", "config.json"
 TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec")
 
 
@@ -36,20 +35,6 @@ def save(sae: SparseAutoencoder, directory: Path, **facts: Any) -> str:
         json.dump(content, stream, indent=1)
         stream.write("\n")
     return file_digest(path)
-
-
-def read_config(directory: Path) -> dict[str, Any]:
-    """config.json of a native SAE. Raises InputError if there is none."""
-    path = directory / CONFIG
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{directory} holds no SAE: {error}", hint="name a directory that `circuit train` wrote"
-        ) from None
-    if content.get("format") != FORMAT:
-        raise InputError(f"{path} has SAE format {content.get('format')}; this version reads {FORMAT}")
-    return dict(content)
 
 
 def load(directory: Path) -> SparseAutoencoder:
@@ -82,8 +67,3 @@ def _build(config: dict[str, Any], directory: Path) -> SparseAutoencoder:
         HookPoint.parse(config["hook"]),
         normalisation=config["normalisation"],
     )
-
-
-def digest(directory: Path) -> str:
-    """``sha256:...`` of the weights."""
-    return file_digest(directory / WEIGHTS)

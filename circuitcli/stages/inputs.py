@@ -12,6 +12,7 @@ from circuitcli.graphs import CircuitGraph
 from circuitcli.hookpoints import HookPoint
 from circuitcli.records import ActivationsRecord, SaeRecord
 from circuitcli.runs import file_digest
+from circuitcli.saes.folder import CONFIG, WEIGHTS, read_config
 from circuitcli.stages.request import Request
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from circuitcli.saes.base import SparseAutoencoder
 
 logger = logging.getLogger(__name__)
-
-WEIGHTS, CONFIG = "weights.safetensors", "config.json"
 
 
 @dataclass(frozen=True)
@@ -56,21 +55,12 @@ def _below(path: Path) -> dict[HookPoint, SaeSource]:
     found = {}
     for place in places:
         if (place / WEIGHTS).is_file() and (place / CONFIG).is_file():
-            found[_hook_of(place)] = SaeSource(place, file_digest(place / WEIGHTS))
+            found[HookPoint.parse(read_config(place)["hook"])] = SaeSource(place, file_digest(place / WEIGHTS))
     if not found:
         raise InputError(
             f"no SAE in {path}", hint="--sae takes a run directory, a directory of SAEs, or one SAE's directory"
         )
     return {hook: found[hook] for hook in sorted(found)}
-
-
-def _hook_of(directory: Path) -> HookPoint:
-    import json
-
-    try:
-        return HookPoint.parse(json.loads((directory / CONFIG).read_text(encoding="utf-8"))["hook"])
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"cannot read {directory / CONFIG}: {error}") from None
 
 
 def load_saes(
@@ -91,7 +81,7 @@ def load_saes(
             raise InputError(
                 f"the weights in {source.directory} are not those that were recorded", hint="run `circuit train` again"
             )
-        trained_on = files.read_config(source.directory).get("model", model)
+        trained_on = read_config(source.directory).get("model", model)
         if trained_on != model:
             logger.warning("the SAE at %s was trained on %s, not on %s", hook, trained_on, model)
         loaded[hook] = files.load(source.directory)

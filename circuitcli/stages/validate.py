@@ -1,7 +1,7 @@
 """The test of a circuit: faithfulness, completeness, minimality, chance, and all its features ablated together."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from circuitcli.stages.inputs import SaeSource, activation_digests, chosen_graph
 from circuitcli.stages.request import Request, fingerprint, resumable
 
 if TYPE_CHECKING:
+    from circuitcli.attribution.baselines import Baseline
     from circuitcli.models.loading import LanguageModel
     from circuitcli.saes.base import SparseAutoencoder
     from circuitcli.validation.ablation import JointAblation
@@ -216,11 +217,17 @@ def _work(plan: Plan) -> tuple[list[Record], dict[str, Any]]:
     from circuitcli.progress import track
 
     language_model = load_model(plan.request.settings.model)
-    saes = load_saes(plan.sources, plan.hooks, model=plan.request.settings.model.name)
-    examples = track(plan.examples, "prompts", unit="prompts")
-    cases = [_case(plan, language_model, saes, example) for example in examples]
+    # Later hook points are measured only when the circuit is ablated.
+    measured = [hook for hook in plan.sources if min(plan.hooks) <= hook]
+    saes = load_saes(plan.sources, measured, model=plan.request.settings.model.name)
+    spliced = {hook: saes[hook] for hook in plan.hooks}
+    cases: list[Case] = []
+    for example in track(plan.examples, "prompts", unit="prompts"):
+        # These baselines are the same for every prompt, and the mean takes a pass over the cache.
+        shared = cases[0].baseline if cases and plan.baseline in ("zero", "mean") else None
+        cases.append(_case(plan, language_model, spliced, example, shared=shared))
     scores = _scores(plan, cases)
-    joint = _joint_ablation(plan, language_model)
+    joint = _joint_ablation(plan, language_model, saes)
     report = f"reports/{plan.name}.json"
     effect = ScoreRecord(
         name="effect",
@@ -234,8 +241,10 @@ def _work(plan: Plan) -> tuple[list[Record], dict[str, Any]]:
 def _case(
     plan: Plan,
     language_model: "LanguageModel",
-    saes: "dict[HookPoint, SparseAutoencoder]",
+    saes: "Mapping[HookPoint, SparseAutoencoder]",
     example: Example,
+    *,
+    shared: "Baseline | None" = None,
 ) -> "Case":
     from circuitcli.attribution import subject as subjects
     from circuitcli.validation.scores import Case
@@ -243,7 +252,7 @@ def _case(
     subject, _ = subjects.build(
         language_model, saes, plan.metric, prompt=example.prompt, target=example.target, foil=example.foil
     )
-    baseline = take_baseline(plan.request, plan.baseline, subject, language_model, plan.metric)
+    baseline = shared or take_baseline(plan.request, plan.baseline, subject, language_model, plan.metric)
     return Case(subject, baseline, plan.nodes)
 
 
@@ -305,12 +314,12 @@ def _policy_scores(plan: Plan, cases: "Sequence[Case]", policy: str, *, is_judge
     return made
 
 
-def _joint_ablation(plan: Plan, language_model: "LanguageModel") -> "JointAblation":
-    """The first prompt with all features of the circuit ablated; later hook points with SAEs are measured too."""
+def _joint_ablation(
+    plan: Plan, language_model: "LanguageModel", saes: "Mapping[HookPoint, SparseAutoencoder]"
+) -> "JointAblation":
+    """The first prompt with the circuit's nodes ablated; all hook points with SAEs from the first on are measured."""
     from circuitcli.validation.ablation import ablate_together
 
-    measured = [hook for hook in plan.sources if min(plan.hooks) <= hook]
-    saes = load_saes(plan.sources, measured, model=plan.request.settings.model.name)
     case = _case(plan, language_model, saes, plan.examples[0])
     top = plan.request.settings.validation.top
     return ablate_together(case.subject, plan.nodes, case.baseline, tokenizer=language_model.tokenizer, top=top)
