@@ -6,6 +6,7 @@ from transformers import PreTrainedModel
 
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.adapter import ModelAdapter
+from circuitcli.saes.base import SaeConfig
 from circuitcli.saes.topk import TopKSae
 
 N_LAYERS, D_MODEL, VOCAB, D_SAE, K = 3, 24, 89, 40, 5
@@ -85,7 +86,7 @@ def random_sae(
 ) -> TopKSae:
     """A random TopK SAE in double precision."""
     generator = torch.Generator().manual_seed(1000 * seed + 10 * hook.layer + len(hook.site))
-    sae = TopKSae(D_MODEL, D_SAE, K, hook, normalisation=normalisation)
+    sae = TopKSae(SaeConfig(hook, D_MODEL, D_SAE, normalisation), k=K)
     with torch.no_grad():
         for parameter in sae.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)

@@ -18,6 +18,7 @@ from circuitcli.hookpoints import HookPoint
 from circuitcli.records import SaeRecord, Stream
 from circuitcli.runs import Run
 from circuitcli.saes import files
+from circuitcli.saes.base import SaeConfig
 from circuitcli.saes.topk import TopKSae
 from circuitcli.settings.settings import Settings
 from circuitcli.stages import collect, interp
@@ -43,7 +44,7 @@ def collected(tmp_path_factory: pytest.TempPathFactory) -> Request:
 
 def save_sae(run: Path, hook: HookPoint, *, seed: int) -> SaeRecord:
     generator = torch.Generator().manual_seed(seed)
-    sae = TopKSae(24, D_SAE, 4, hook)
+    sae = TopKSae(SaeConfig(hook, 24, D_SAE), k=4)
     with torch.no_grad():
         for parameter in (sae.W_enc, sae.W_dec):
             parameter.copy_(torch.randn(parameter.shape, generator=generator))

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from circuitcli.hookpoints import HookPoint
+from circuitcli.saes.base import SaeConfig
 from circuitcli.saes.sparse import Autoencoder, autoencode, by_feature, dense_autoencode, sums_by_feature
 from circuitcli.saes.topk import TopKSae
 
@@ -32,7 +33,7 @@ def gradients(encode, x: Tensor, parts: Autoencoder, *, k: int = K) -> tuple[Ten
 
 def test_reconstruction_and_codes_are_those_of_the_topk_sae():
     parts, x = weights(torch.float32), inputs(torch.float32).detach()
-    sae = TopKSae(D_IN, D_SAE, K, HookPoint(0, "resid"))
+    sae = TopKSae(SaeConfig(HookPoint(0, "resid"), D_IN, D_SAE), k=K)
     sae.load_state_dict(dict(zip(Autoencoder._fields, parts, strict=True)))
     out = autoencode(x, parts, k=K)
     codes = torch.zeros(BATCH, D_SAE).scatter(1, out.indices, out.values)

@@ -7,6 +7,7 @@ from training_fakes import D_IN, MemoryBatches, learner, moments, planted, recip
 
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.hookpoints import HookPoint
+from circuitcli.saes.base import SaeConfig
 from circuitcli.saes.sparse import Autoencoder, autoencode
 from circuitcli.saes.topk import TopKSae
 from circuitcli.settings.sae import SaeSettings
@@ -24,7 +25,7 @@ HOOK = HookPoint(1, "resid")
 
 
 def random_sae(*, d_sae: int = 40, k: int = 5) -> TopKSae:
-    sae = TopKSae(D_IN, d_sae, k, HOOK).double()
+    sae = TopKSae(SaeConfig(HOOK, D_IN, d_sae), k=k).double()
     for parameter in sae.parameters():
         torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(parameter.numel()))
     return sae

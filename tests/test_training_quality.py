@@ -7,6 +7,7 @@ from torch import nn
 
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.taps import read
+from circuitcli.saes.base import SaeConfig
 from circuitcli.saes.topk import TopKSae
 from circuitcli.training.quality import ReconstructionMeter, Recovered, Texts, cross_entropy, recovered
 from circuitcli.training.quality import reconstruction as measured
@@ -28,14 +29,14 @@ def texts() -> Texts:
 
 def identity_sae() -> TopKSae:
     """Twice as many features as dimensions, one for each sign: reconstructs everything."""
-    sae = TopKSae(D_MODEL, 2 * D_MODEL, 2 * D_MODEL, HOOK).double()
+    sae = TopKSae(SaeConfig(HOOK, D_MODEL, 2 * D_MODEL), k=2 * D_MODEL).double()
     both = torch.cat([torch.eye(D_MODEL), -torch.eye(D_MODEL)]).double()
     sae.W_dec, sae.W_enc = nn.Parameter(both), nn.Parameter(both.T.clone())
     return sae.requires_grad_(False)
 
 
 def constant_sae(value: torch.Tensor) -> TopKSae:
-    sae = TopKSae(D_MODEL, 9, 2, HOOK).double()
+    sae = TopKSae(SaeConfig(HOOK, D_MODEL, 9), k=2).double()
     sae.b_dec = nn.Parameter(value)
     return sae.requires_grad_(False)
 

@@ -1,7 +1,8 @@
 """What every sparse autoencoder is: codes, reconstruction, and the error that makes them exact."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
 
-Normalisation = Literal["none", "centre", "layer-norm"]
+Normalisation = Literal["none", "centre", "layer-norm", "rms-norm"]
 EPSILON = 1e-5
 
 
@@ -35,41 +36,78 @@ class Coded(NamedTuple):
 
 @dataclass(frozen=True)
 class SaeConfig:
-    """What an SAE is and expects; kept in its config.json."""
+    """What an SAE is and expects; kept in its config.json.
 
-    architecture: str
+    A transcoder reads ``hook`` and predicts ``target``, of width ``d_out``, where its kind of file names one; ``skip``
+    adds a linear map of the input to that (Paulo et al. 2025, arXiv:2501.18823).
+    """
+
     hook: HookPoint
     d_in: int
     d_sae: int
     normalisation: Normalisation = "none"
     subtract_decoder_bias: bool = True
+    target: HookPoint | None = None
+    d_out: int | None = None
+    skip: bool = False
+
+    def content(self) -> dict[str, Any]:
+        """As config.json holds it: hook points by name."""
+        return {name: str(value) if isinstance(value, HookPoint) else value for name, value in vars(self).items()}
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> "SaeConfig":
+        """The config of such a content, which may hold more. Raises KeyError if it lacks something."""
+        values = {field.name: content[field.name] for field in fields(cls) if field.name in content}
+        hooks = {name: HookPoint.parse(values[name]) for name in ("hook", "target") if values.get(name) is not None}
+        return cls(**{"hook": content["hook"], "d_in": content["d_in"], "d_sae": content["d_sae"], **values, **hooks})
 
 
 class SparseAutoencoder(nn.Module, ABC):
     """Encoder, decoder and the way back to the activation.
 
-    W_enc (d_in, d_sae), b_enc (d_sae,), W_dec (d_sae, d_in), b_dec (d_in,). Subclasses say how codes are made sparse.
+    W_enc (d_in, d_sae), b_enc (d_sae,), W_dec (d_sae, d_out), b_dec (d_out,), with a skip W_skip (d_out, d_in).
+    Subclasses say how codes are made sparse.
     """
 
     architecture: ClassVar[str]
+    # What the constructor takes beside the config, and config.json holds.
+    option_names: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: SaeConfig) -> None:
         super().__init__()
         self.config = config
         self.W_enc = nn.Parameter(torch.zeros(config.d_in, config.d_sae))
         self.b_enc = nn.Parameter(torch.zeros(config.d_sae))
-        self.W_dec = nn.Parameter(torch.zeros(config.d_sae, config.d_in))
-        self.b_dec = nn.Parameter(torch.zeros(config.d_in))
+        self.W_dec = nn.Parameter(torch.zeros(config.d_sae, self.d_out))
+        self.b_dec = nn.Parameter(torch.zeros(self.d_out))
+        if config.skip:
+            self.W_skip = nn.Parameter(torch.zeros(self.d_out, config.d_in))
 
     @property
     def hook(self) -> HookPoint:
-        """Where it reads and writes."""
+        """Where it reads."""
         return self.config.hook
+
+    @property
+    def target(self) -> HookPoint:
+        """What it reconstructs: what it reads, or a transcoder's output."""
+        return self.config.target or self.config.hook
+
+    @property
+    def is_transcoder(self) -> bool:
+        """Whether it predicts another hook point than it reads."""
+        return self.config.target is not None
 
     @property
     def d_in(self) -> int:
         """Width of the activations."""
         return self.config.d_in
+
+    @property
+    def d_out(self) -> int:
+        """Width of what it reconstructs."""
+        return self.config.d_out or self.config.d_in
 
     @property
     def d_sae(self) -> int:
@@ -78,8 +116,8 @@ class SparseAutoencoder(nn.Module, ABC):
 
     @property
     def options(self) -> dict[str, Any]:
-        """What the architecture needs beside the config, for config.json."""
-        return {}
+        """What the architecture needs beside the config."""
+        return {name: getattr(self, name) for name in self.option_names}
 
     @abstractmethod
     def sparsify(self, pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
@@ -89,6 +127,7 @@ class SparseAutoencoder(nn.Module, ABC):
         """What is taken off this activation before encoding, as constants; None if nothing is.
 
         layer-norm: mean and the unbiased standard deviation, plus 1e-5 where it divides, as in OpenAI's v5 SAEs.
+        rms-norm: the root of the mean square. centre: the mean alone.
         """
         if self.config.normalisation == "none":
             return None
@@ -96,6 +135,8 @@ class SparseAutoencoder(nn.Module, ABC):
         mean = x.mean(dim=-1, keepdim=True)
         if self.config.normalisation == "centre":
             return Frame(mean, torch.ones_like(mean))
+        if self.config.normalisation == "rms-norm":
+            return Frame(torch.zeros_like(mean), x.square().mean(dim=-1, keepdim=True).sqrt())
         return Frame(mean, x.std(dim=-1, keepdim=True))
 
     def pre_activations(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
@@ -112,13 +153,26 @@ class SparseAutoencoder(nn.Module, ABC):
         """Codes of activations."""
         return self.sparsify(self.pre_activations(x))
 
-    def decode(self, codes: Float[Tensor, "*batch d_sae"], frame: Frame | None = None) -> Float[Tensor, "*batch d_in"]:
-        """Reconstruction of the activation, in its own scale."""
+    def decode(self, codes: Float[Tensor, "*batch d_sae"], frame: Frame | None = None) -> Float[Tensor, "*batch d_out"]:
+        """Reconstruction of the activation, in its own scale; of a transcoder's target, without the skip."""
         decoded = codes @ self.W_dec + self.b_dec
         return decoded if frame is None else decoded * frame.scale + frame.mean
 
+    def reconstruct(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
+        """What it makes of an activation: the activation again, or a transcoder's prediction of its target."""
+        return self.reconstruction(x, self.encode(x))
+
+    def reconstruction(
+        self, x: Float[Tensor, "*batch d_in"], codes: Float[Tensor, "*batch d_sae"]
+    ) -> Float[Tensor, "*batch d_out"]:
+        """`reconstruct` with codes in place of the activation's own. A transcoder's output has no frame."""
+        decoded = self.decode(codes, None if self.is_transcoder else self.frame(x))
+        return decoded + x @ self.W_skip.T if self.config.skip else decoded
+
     def code(self, x: Float[Tensor, "*batch d_in"]) -> Coded:
-        """The activation in parts."""
+        """The activation in parts. A transcoder cannot give them: its error is not in what it reads."""
+        if self.is_transcoder:
+            raise TypeError(f"a transcoder from {self.hook} to {self.target} leaves no error at {self.hook}")
         codes, frame = self.encode(x), self.frame(x)
         return Coded(codes, x - self.decode(codes, frame), frame)
 

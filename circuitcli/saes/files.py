@@ -1,27 +1,22 @@
 """Native SAE files: weights.safetensors and config.json in one directory."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from circuitcli.errors import InputError
-from circuitcli.hookpoints import HookPoint
 from circuitcli.runs import atomic, file_digest, write_error
-from circuitcli.saes.base import SparseAutoencoder
+from circuitcli.saes.architectures import ARCHITECTURES
+from circuitcli.saes.base import SaeConfig, SparseAutoencoder
 from circuitcli.saes.folder import CONFIG, FORMAT, WEIGHTS, read_config
-from circuitcli.saes.topk import TopKSae
-
-TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec")
 
 
 def save(sae: SparseAutoencoder, directory: Path, **facts: Any) -> str:
     """Write the SAE, config last, and return its digest. ``facts`` (scores, training) join config.json."""
-    weights = {name: getattr(sae, name).detach().float().cpu().contiguous() for name in TENSORS}
+    weights = {name: tensor.detach().float().cpu().contiguous() for name, tensor in sae.state_dict().items()}
     path = directory / WEIGHTS
     partial = path.with_name(path.name + ".partial")
     try:
@@ -30,7 +25,7 @@ def save(sae: SparseAutoencoder, directory: Path, **facts: Any) -> str:
         partial.replace(path)
     except OSError as error:
         raise write_error(path, error) from None
-    content = {"format": FORMAT, **asdict(sae.config), "hook": str(sae.hook), **sae.options, **facts}
+    content = {"format": FORMAT, "architecture": sae.architecture, **sae.config.content(), **sae.options, **facts}
     with atomic(directory / CONFIG) as stream:
         json.dump(content, stream, indent=1)
         stream.write("\n")
@@ -46,24 +41,28 @@ def load(directory: Path) -> SparseAutoencoder:
     except (OSError, SafetensorError) as error:
         raise InputError(f"cannot read {path}: {error}", hint="train or copy the SAE again") from None
     sae = _build(config, directory)
-    missing = [name for name in TENSORS if name not in weights]
+    state = sae.state_dict()
+    missing = [name for name in state if name not in weights]
     if missing:
         raise InputError(f"{path} lacks {', '.join(missing)}", hint="train or copy the SAE again")
-    for name in TENSORS:
-        expected, found = getattr(sae, name).shape, weights[name].shape
-        if expected != found:
-            raise InputError(f"{path}: {name} has shape {tuple(found)}, config.json says {tuple(expected)}")
-        getattr(sae, name).data = weights[name].to(torch.float32)
+    for name, tensor in state.items():
+        if tensor.shape != weights[name].shape:
+            raise InputError(
+                f"{path}: {name} has shape {tuple(weights[name].shape)}, config.json says {tuple(tensor.shape)}",
+                hint="train or copy the SAE again",
+            )
+        tensor.copy_(weights[name])
     return sae.eval().requires_grad_(False)
 
 
-def _build(config: dict[str, Any], directory: Path) -> SparseAutoencoder:
-    if config.get("architecture") != TopKSae.architecture:
-        raise InputError(f"{directory}: architecture '{config.get('architecture')}' is not known")
-    return TopKSae(
-        config["d_in"],
-        config["d_sae"],
-        config["k"],
-        HookPoint.parse(config["hook"]),
-        normalisation=config["normalisation"],
-    )
+def _build(content: dict[str, Any], directory: Path) -> SparseAutoencoder:
+    made = ARCHITECTURES.get(content.get("architecture", ""))
+    if made is None:
+        raise InputError(
+            f"{directory}: architecture '{content.get('architecture')}' is not known",
+            hint=f"known are {' '.join(ARCHITECTURES)}",
+        )
+    try:
+        return made(SaeConfig.of(content), **{name: content[name] for name in made.option_names})
+    except KeyError as error:
+        raise InputError(f"{directory / CONFIG} lacks {error}", hint="train or copy the SAE again") from None

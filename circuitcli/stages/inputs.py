@@ -64,11 +64,11 @@ def _below(path: Path) -> dict[HookPoint, SaeSource]:
 
 
 def load_saes(
-    sources: Mapping[HookPoint, SaeSource], hooks: Iterable[HookPoint], *, model: str
+    sources: Mapping[HookPoint, SaeSource], hooks: Iterable[HookPoint], *, model: str, takes_transcoders: bool = False
 ) -> "dict[HookPoint, SparseAutoencoder]":
     """The SAEs of these hook points, with a warning for those that were trained on another model than ``model``.
 
-    Raises InputError if the weights changed since they were recorded.
+    Raises InputError if the weights changed since they were recorded, or for a transcoder where none can be used.
     """
     from circuitcli.saes import files
 
@@ -85,6 +85,11 @@ def load_saes(
         if trained_on != model:
             logger.warning("the SAE at %s was trained on %s, not on %s", hook, trained_on, model)
         loaded[hook] = files.load(source.directory)
+        if loaded[hook].is_transcoder and not takes_transcoders:
+            raise InputError(
+                f"{source.directory} holds a transcoder from {hook} to {loaded[hook].target}, not an autoencoder",
+                hint="circuits are made of autoencoders: choose hook points with --sites",
+            )
     return loaded
 
 

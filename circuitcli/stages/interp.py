@@ -79,7 +79,7 @@ def _describe(request: Request, sources: Sources, prints: Mapping[HookPoint, str
     from circuitcli.models.loading import load_model
 
     cache = open_cache(request, prints, purpose=NAME)
-    saes = load_saes(sources, prints, model=request.settings.model.name)
+    saes = load_saes(sources, prints, model=request.settings.model.name, takes_transcoders=True)
     model = load_model(request.settings.model)
     for hook, digest in prints.items():
         facts = {"path": f"{FOLDER}/{hook}.jsonl", "sae": sources[hook].digest, "interp": digest}

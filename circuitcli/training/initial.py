@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from circuitcli.hookpoints import HookPoint
+from circuitcli.saes.base import SaeConfig
 from circuitcli.saes.topk import TopKSae
 
 
@@ -36,7 +37,7 @@ def initial_sae(hook: HookPoint, first: Float[Tensor, "batch d_in"], *, d_sae: i
     The numbers depend on the seed and the hook point only, so a hook point's SAE does not depend on which others
     are trained beside it. ``W_enc`` is stored transposed, as the sparse kernels like it.
     """
-    sae = TopKSae(first.shape[1], d_sae, k, hook)
+    sae = TopKSae(SaeConfig(hook, first.shape[1], d_sae), k=k)
     word = hashlib.sha256(f"{seed} {hook}".encode()).digest()[:7]
     generator = torch.Generator().manual_seed(int.from_bytes(word, "big"))
     decoder = torch.randn(d_sae, first.shape[1], generator=generator)
@@ -57,7 +58,7 @@ def folded(sae: TopKSae, *, scale: float) -> TopKSae:
 
     Only the biases change: decoder rows keep their norm, so that codes are in units of the raw activations.
     """
-    raw = TopKSae(sae.d_in, sae.d_sae, sae.k, sae.hook)
+    raw = TopKSae(sae.config, k=sae.k)
     with torch.no_grad():
         raw.W_enc.copy_(sae.W_enc)
         raw.W_dec.copy_(sae.W_dec)

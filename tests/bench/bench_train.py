@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from circuitcli.hookpoints import HookPoint
+from circuitcli.saes.base import SaeConfig
 from circuitcli.saes.topk import TopKSae
 from circuitcli.training.learner import Learner, Moments, Recipe
 from circuitcli.training.schedule import Schedule
@@ -31,7 +32,7 @@ def sparse_step(x: Tensor) -> Callable[[], object]:
 
 def dense_step(x: Tensor) -> Callable[[], object]:
     """The definition, with plain autograd and Adam as they come."""
-    sae = TopKSae(D_IN, D_SAE, K, HOOK)
+    sae = TopKSae(SaeConfig(HOOK, D_IN, D_SAE), k=K)
     with torch.no_grad():
         torch.nn.init.normal_(sae.W_dec)
         sae.W_dec /= sae.W_dec.norm(dim=1, keepdim=True)

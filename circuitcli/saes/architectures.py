@@ -1,0 +1,12 @@
+"""The architectures that an SAE can have, by name."""
+
+from circuitcli.saes.abstopk import AbsTopKSae
+from circuitcli.saes.base import SparseAutoencoder
+from circuitcli.saes.gated import GatedSae
+from circuitcli.saes.jumprelu import JumpReluSae
+from circuitcli.saes.relu import ReluSae
+from circuitcli.saes.topk import TopKSae
+
+ARCHITECTURES: dict[str, type[SparseAutoencoder]] = {
+    made.architecture: made for made in (ReluSae, GatedSae, TopKSae, AbsTopKSae, JumpReluSae)
+}
