@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from circuitcli import processes
 from circuitcli.errors import CircuitError, InputError, SettingsError, ToolError, first_line
 from circuitcli.models import builtin
 from circuitcli.models.adapter import ModelAdapter
@@ -92,9 +93,14 @@ def load_tokenizer(settings: ModelSettings) -> Tokenizer:
 
 
 def choose_device(name: str) -> torch.device:
-    """The torch device of a name; ``auto`` takes CUDA, then MPS, then the CPU. Raises ToolError if it is not there."""
+    """The torch device of a name; ``auto`` takes CUDA, then MPS, then the CPU. Raises ToolError if it is not there.
+
+    Of several processes on one machine each takes its own CUDA device.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda" and processes.count() > 1:
+        name = f"cuda:{processes.local_rank()}"
     try:
         device = torch.device(name)
     except RuntimeError:

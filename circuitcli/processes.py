@@ -1,0 +1,48 @@
+"""Which of several processes this one is, as `torchrun`, `accelerate launch` and others say in the environment.
+
+A command that nobody launched several times is process 0 of 1.
+"""
+
+import os
+
+from circuitcli.errors import SettingsError
+
+_NAMES = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1}
+
+
+def rank() -> int:
+    """This process's number, from 0. Raises SettingsError where the environment contradicts itself."""
+    return _read()["RANK"]
+
+
+def local_rank() -> int:
+    """Its number among those on this machine; the CUDA device that it takes."""
+    return _read()["LOCAL_RANK"]
+
+
+def count() -> int:
+    """How many processes run this command together."""
+    return _read()["WORLD_SIZE"]
+
+
+def is_main() -> bool:
+    """Whether this is the process that prints, holds the run's lock and writes its manifest."""
+    return rank() == 0
+
+
+def _read() -> dict[str, int]:
+    # Some schedulers set WORLD_SIZE for jobs in which nobody has numbered the processes.
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        return _NAMES
+    found = {"LOCAL_RANK": os.environ["RANK"]} | {name: os.environ[name] for name in _NAMES if name in os.environ}
+    try:
+        numbers = {name: int(text) for name, text in found.items()}
+    except ValueError:
+        numbers = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 0}
+    if not (0 <= numbers["LOCAL_RANK"] <= numbers["RANK"] < numbers["WORLD_SIZE"]):
+        told = " ".join(f"{name}={text}" for name, text in found.items())
+        raise SettingsError(
+            f"the environment numbers no processes: {told}",
+            hint="start several with `torchrun --nproc-per-node 2 -m circuitcli ...`, or unset RANK and WORLD_SIZE",
+        )
+    return numbers

@@ -1,0 +1,139 @@
+"""Several processes of one command agree, and hear of each other's failures."""
+
+import json
+
+import pytest
+import torch
+from process_support import together
+
+from circuitcli import group, processes
+from circuitcli.errors import SettingsError
+from circuitcli.models.loading import choose_device
+
+NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """Puts numbers of processes into the environment."""
+
+    def put(**numbers):
+        for name in NAMES:
+            monkeypatch.delenv(name, raising=False)
+        for name, number in numbers.items():
+            monkeypatch.setenv(name, str(number))
+
+    return put
+
+
+@pytest.mark.parametrize(
+    ("numbers", "expected"),
+    [
+        ({}, (0, 0, 1, True)),
+        (dict(WORLD_SIZE=4), (0, 0, 1, True)),
+        (dict(RANK=0, LOCAL_RANK=0, WORLD_SIZE=4), (0, 0, 4, True)),
+        (dict(RANK=5, LOCAL_RANK=1, WORLD_SIZE=8), (5, 1, 8, False)),
+        (dict(RANK=3, WORLD_SIZE=4), (3, 3, 4, False)),
+    ],
+)
+def test_a_process_knows_its_number(launched, numbers, expected):
+    launched(**numbers)
+    assert (processes.rank(), processes.local_rank(), processes.count(), processes.is_main()) == expected
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        dict(RANK=4, WORLD_SIZE=4),
+        dict(RANK=-1, WORLD_SIZE=4),
+        dict(RANK="x", WORLD_SIZE=4),
+        dict(RANK=0, LOCAL_RANK=1, WORLD_SIZE=4),
+    ],
+)
+def test_numbers_that_cannot_be_are_a_settings_error(launched, numbers):
+    launched(**numbers)
+    with pytest.raises(SettingsError, match=f"RANK={numbers['RANK']}"):
+        processes.rank()
+
+
+def test_one_process_exchanges_with_itself_without_torch(launched):
+    launched()
+    assert (group.share(3), group.gather("a"), group.failure_of_another()) == (3, ["a"], None)
+    group.barrier(), group.check(), group.leave()
+
+
+def test_each_process_of_a_machine_takes_its_own_gpu(launched, monkeypatch):
+    launched(RANK=5, LOCAL_RANK=1, WORLD_SIZE=8)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert [str(choose_device(name)) for name in ("auto", "cuda", "cuda:3", "cpu")] == [
+        "cuda:1",
+        "cuda:1",
+        "cuda:3",
+        "cpu",
+    ]
+
+
+EXCHANGE = """if True:
+    import json, sys, time
+    from circuitcli import group, processes
+    rank = processes.rank()
+    assert "torch" not in sys.modules
+    time.sleep(0.3 * rank)
+    told = [group.share({"rank": rank}), group.gather(rank * 10)]
+    group.barrier()
+    print(json.dumps([*told, group.gather([rank])]))
+    group.leave()
+"""
+
+
+def test_processes_get_the_same_values(tmp_path):
+    expected = [{"rank": 0}, [0, 10, 20], [[0], [1], [2]]]
+    for outcome in together(EXCHANGE, n=3, cwd=tmp_path):
+        assert outcome.status == 0, outcome.stderr
+        assert json.loads(outcome.stdout) == expected
+
+
+ADD = """if True:
+    import torch, torch.distributed as dist
+    from circuitcli import group, processes
+    group.start(torch.device("cpu"))
+    number = torch.tensor([1.0 + processes.rank()])
+    dist.all_reduce(number)
+    print(number.item())
+    group.leave()
+    dist.destroy_process_group()
+"""
+
+
+def test_processes_add_up_tensors(tmp_path):
+    assert [outcome.stdout for outcome in together(ADD, n=2, cwd=tmp_path)] == ["3.0\n"] * 2
+
+
+FAIL = """if True:
+    import sys, time
+    from pathlib import Path
+    from circuitcli import group, processes
+    from circuitcli.errors import CircuitError
+    group.barrier()
+    if processes.rank() == 1:
+        group.tell_failure("the disk is full", hint="make space", status=3)
+        group.tell_failure("later", hint="", status=1)
+        print(group.failure_of_another())
+    else:
+        try:
+            group.barrier()
+        except CircuitError as error:
+            print(error.message, error.hint, int(error.exit_status), sep="; ")
+    Path(f"done{processes.rank()}").touch()
+    # The main process keeps what the processes tell each other.
+    while processes.is_main() and len(list(Path().glob("done*"))) < 3:
+        time.sleep(0.01)
+"""
+
+
+def test_the_first_failure_ends_the_waiting_of_the_others(tmp_path):
+    main, failed, other = together(FAIL, n=3, cwd=tmp_path)
+    assert (main.status, failed.status, other.status) == (0, 0, 0), failed.stderr
+    assert main.stdout == other.stdout == "process 1: the disk is full; make space; 3\n"
+    assert failed.stdout == "None\n"
