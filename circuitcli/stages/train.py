@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuitcli import progress
-from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.records import ActivationsRecord, Record, SaeRecord
-from circuitcli.settings.model import ModelSettings
+from circuitcli.stages.measure import HeldOut
 from circuitcli.stages.request import Request, changing_nothing, fingerprint, needed, resumable
 from circuitcli.training.plan import Plan, schedule, width
 from circuitcli.training.plan import plan as planned
@@ -18,11 +17,9 @@ if TYPE_CHECKING:
     import torch
 
     from circuitcli.activations.batches import ShuffledBatches
-    from circuitcli.activations.cache import ActivationCache, TokenBlock
-    from circuitcli.models.loading import LanguageModel
+    from circuitcli.activations.cache import ActivationCache
     from circuitcli.saes.base import SparseAutoencoder
     from circuitcli.training.learner import Learner
-    from circuitcli.training.quality import Recovered, Texts
 
 NAME = "train"
 FOLDER = "saes"
@@ -31,12 +28,6 @@ CHECKPOINT = "checkpoint"
 METRICS = "metrics.jsonl"
 # Settings that change no result.
 _NO_MATTER = ("train.checkpoint_tokens",)
-# Held-out tokens that the model reads, four times for each SAE; enough for two digits of the loss recovered.
-LOSS_TOKENS = 4096
-_LOSS_BATCH = 8
-# Number types and devices change activations by a few per cent at most, of their norm.
-LARGEST_MODEL_GAP = 0.1
-_EVAL_ROWS = 1024
 
 
 def run(request: Request) -> list[Record]:
@@ -186,76 +177,12 @@ def _recipe(request: Request, made: Plan, *, d_in: int) -> Any:
 
 def _finished(request: Request, cache: "ActivationCache", made: Plan, learners: "Sequence[Learner]") -> list[Record]:
     """Measure each SAE and write its files."""
-    from circuitcli.models.loading import load_model
-    from circuitcli.training.quality import Texts, cross_entropy
-
-    model = load_model(_model_settings(request))
-    adapter = model.adapter
-    blocks = list(cache.blocks(made.stop_row, min(made.n_rows, made.stop_row + LOSS_TOKENS)))
-    _check_model(model, cache, blocks)
-    texts = Texts.of(blocks, pad_id=model.tokenizer.pad_id, batch_size=_LOSS_BATCH, device=adapter.device)
-    clean = cross_entropy(adapter, texts, {}) if texts.n_predictions else 0.0
+    held_out = HeldOut.of(request, cache, made)
     records: list[Record] = []
     for learner in progress.track(learners, "measure", unit="SAEs"):
-        sae = learner.finished().to(adapter.device)
-        facts = _measured(sae, cache, made)
-        if texts.n_predictions:
-            first = int(model.tokenizer.bos_id is not None)
-            facts |= _recovered(adapter, texts, sae, cache, first=first, ce_clean=clean).facts()
-        records.append(_saved(request, learner, sae, made, facts))
+        sae = learner.finished().to(held_out.device)
+        records.append(_saved(request, learner, sae, made, held_out.facts(sae)))
     return records
-
-
-def _check_model(model: "LanguageModel", cache: "ActivationCache", blocks: "Sequence[TokenBlock]") -> None:
-    """Raise InputError if the model no longer gives the cached activations of the first block."""
-    import torch
-
-    from circuitcli.models.taps import read
-
-    for block in blocks[:1]:
-        ids = torch.tensor([block.ids], device=model.adapter.device)
-        n_bos = len(block.ids) - (block.stop_row - block.start_row)
-        with torch.no_grad():
-            found = read(model.adapter, ids, None, cache.hooks)
-        for hook, activation in found.items():
-            rows = cache.rows(hook, block.start_row, block.stop_row)
-            gap = (activation[0, n_bos:].float().cpu() - rows).norm()
-            if gap > LARGEST_MODEL_GAP * rows.norm():
-                raise InputError(
-                    f"{model.name} gives other activations at {hook} than those that were collected from it",
-                    hint="the model has changed since: run `circuit collect --force` and train again",
-                )
-
-
-def _model_settings(request: Request) -> ModelSettings:
-    """The model that the activations came from, on the device that is asked for now."""
-    model = request.settings.model
-    kept = {
-        name.removeprefix("model."): value
-        for name, value in request.run.manifest().get("model_settings", {}).items()
-        if name not in ("model.device", "model.device_map")
-    }
-    return model.model_copy(update=kept)
-
-
-def _measured(sae: "SparseAutoencoder", cache: "ActivationCache", made: Plan) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    from circuitcli.training.quality import reconstruction
-
-    starts = range(made.stop_row, made.n_rows, _EVAL_ROWS)
-    rows = (cache.rows(sae.hook, start, min(start + _EVAL_ROWS, made.n_rows)) for start in starts)
-    found = asdict(reconstruction(sae, rows))
-    return {("n_eval_tokens" if key == "n_tokens" else key): value for key, value in found.items()}
-
-
-def _recovered(
-    adapter: Any, texts: "Texts", sae: "SparseAutoencoder", cache: "ActivationCache", *, first: int, ce_clean: float
-) -> "Recovered":
-    from circuitcli.training.quality import recovered
-
-    mean = cache.mean(sae.hook).float()
-    return recovered(adapter, texts, sae, mean=mean, first=first, ce_clean=ce_clean)
 
 
 def _saved(
