@@ -14,12 +14,9 @@ from circuitcli.activations.shards import (
     DTYPES,
     RowsWriter,
     StoredRows,
-    TokenRows,
-    TokenShard,
     hook_path,
-    tokens_path,
-    write_tokens,
 )
+from circuitcli.activations.token_shards import TokenRows, TokenShard, tokens_path, write_tokens
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.adapter import ModelAdapter
 from circuitcli.models.loading import LanguageModel
@@ -31,18 +28,20 @@ from circuitcli.settings.model import ModelSettings
 from circuitcli.settings.settings import Settings
 from circuitcli.stages.request import Request
 
-BOS = 256
+BOS, EOS, PAD, UNK = range(256, 260)
+SPECIAL = {"<|bos|>": BOS, "<|eos|>": EOS, "<|pad|>": PAD, "<|unk|>": UNK}
 HOOKS = (HookPoint(0, "resid"), HookPoint(1, "attn"), HookPoint(1, "mlp_in"))
 
 
 def hf_tokenizer() -> PreTrainedTokenizerFast:
-    """Each byte is a token, and ``<|bos|>`` is number 256."""
+    """Each byte is a token, and the special ones follow from number 256 on."""
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {character: index for index, character in enumerate(alphabet)} | {"<|bos|>": BOS}
+    vocabulary = {character: index for index, character in enumerate(alphabet)} | SPECIAL
     inner = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=[]))
     inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = tokenizers.decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<|bos|>")
+    named = {f"{name[2:-2]}_token": name for name in SPECIAL}
+    return PreTrainedTokenizerFast(tokenizer_object=inner, **named)
 
 
 @cache
@@ -52,8 +51,8 @@ def tokenizer(bos: str = "auto") -> Tokenizer:
 
 def hf_gpt2(seed: int = 0) -> transformers.GPT2LMHeadModel:
     torch.manual_seed(seed)
-    sizes = dict(n_layer=3, n_embd=24, n_head=3, vocab_size=257, n_positions=64)
-    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, bos_token_id=BOS, eos_token_id=BOS))
+    sizes = dict(n_layer=3, n_embd=24, n_head=3, vocab_size=260, n_positions=64)
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, bos_token_id=BOS, eos_token_id=EOS))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(5.0) if parameter.ndim > 1 else parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -118,6 +117,20 @@ def write_cache(root: Path, sizes: list[int], widths: dict[HookPoint, int], *, d
         rows = TokenRows(numbers % 256, torch.full((n_rows,), index), torch.arange(1, n_rows + 1))
         write_tokens(tokens_path(root, index), rows, shard)
         first += n_rows
+
+
+def text_of_rows(block: list[int], has_row: list[bool], start: int, stop: int) -> list[int]:
+    """Which tokens of a text belong to some of its rows: a token without a row goes with the next row of its block,
+    else with the last one."""
+    rows = [number for number, has in enumerate(has_row) if has]
+    row_of = {number: row for row, number in enumerate(rows)}
+    chosen = []
+    for number, name in enumerate(block):
+        inside = [row_of[other] for other in rows if block[other] == name]
+        later = [row for row in inside if rows[row] >= number]
+        if inside and start <= (later[0] if later else inside[-1]) < stop:
+            chosen.append(number)
+    return chosen
 
 
 def stored_bytes(root: Path) -> dict[str, bytes]:

@@ -1,20 +1,22 @@
 """Documents become blocks: no token lost, none shared, BOS where the policy says so, and reading goes on anywhere."""
 
-from itertools import chain
+from itertools import chain, pairwise
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support_collect import BOS, source, texts, tokenizer
+from support_collect import BOS, EOS, PAD, hf_tokenizer, source, texts, tokenizer
 
 from circuitcli.activations.blocks import Cursor, padded, token_blocks
+from circuitcli.errors import InputError
+from circuitcli.models.tokenizer import Tokenizer
 
 DOCUMENTS = texts(40, 0, 7, 15, 16, 1, 0)
 
 
-def blocks_of(documents, *, bos="auto", block_length=16, start=None):
-    return list(token_blocks(source(documents), tokenizer(bos), block_length=block_length, start=start))
+def blocks_of(documents, *, bos="auto", block_length=16, **options):
+    return list(token_blocks(source(documents), tokenizer(bos), block_length=block_length, **options))
 
 
 def flat(lists):
@@ -22,7 +24,23 @@ def flat(lists):
 
 
 def stored(block):
-    return list(block.ids[block.n_bos :])
+    return [block.ids[place] for place in block.positions]
+
+
+def packed_slowly(documents, bos, block_length):
+    """Token by token: (token, whether it is text) of each block behind BOS."""
+    length = block_length - (bos == "auto")
+    blocks = [[]]
+    for document in documents:
+        for number, token in enumerate(tokenizer().encode(document)):
+            if len(blocks[-1]) == length:
+                blocks.append([])
+            if number == 0 and blocks[-1]:
+                blocks[-1].append((EOS, False))
+                if len(blocks[-1]) == length:
+                    blocks.append([])
+            blocks[-1].append((token, True))
+    return [block for block in blocks if block]
 
 
 @pytest.mark.parametrize("bos", ["auto", "never"])
@@ -53,22 +71,79 @@ def test_special_tokens_that_the_text_contains_are_stored():
     assert len(stored(block)) == 3
 
 
-@settings(deadline=None, max_examples=30)
-@given(st.lists(st.integers(0, 40), max_size=4), st.sampled_from(["auto", "never"]), st.integers(2, 17))
-def test_reading_goes_on_at_any_cursor(lengths, bos, block_length):
-    documents = texts(*lengths)
-    blocks = blocks_of(documents, bos=bos, block_length=block_length)
+@settings(deadline=None, max_examples=100)
+@given(
+    st.lists(st.integers(0, 40), max_size=5),
+    st.sampled_from(["auto", "never"]),
+    st.integers(2, 17),
+    st.sampled_from([{}, {"pack": True}, {"pack": True, "special_tokens": "drop"}, {"special_tokens": "drop"}]),
+)
+def test_reading_goes_on_at_any_cursor(lengths, bos, block_length, options):
+    # "l" and "o" now and then, so that special tokens are anywhere.
+    documents = [document.replace("l", "<|bos|>").replace("o", "<|eos|>") for document in texts(*lengths)]
+    options = {"bos": bos, "block_length": block_length, **options}
+    blocks = blocks_of(documents, **options)
     assert [block.index for block in blocks] == list(range(len(blocks)))
     for n, block in enumerate(blocks):
-        assert blocks_of(documents, bos=bos, block_length=block_length, start=block.after) == blocks[n + 1 :]
-    assert blocks_of(documents, bos=bos, block_length=block_length, start=Cursor()) == blocks
+        assert blocks_of(documents, start=block.after, **options) == blocks[n + 1 :]
+    assert blocks_of(documents, start=Cursor(), **options) == blocks
 
 
-def test_padding_is_on_the_right_masked_and_not_among_the_rows():
-    blocks = blocks_of(DOCUMENTS)[2:5]
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.integers(0, 40), max_size=6), st.sampled_from(["auto", "never"]), st.integers(2, 17))
+def test_packed_blocks_are_those_of_the_slow_definition(lengths, bos, block_length):
+    documents = texts(*lengths)
+    blocks = blocks_of(documents, bos=bos, block_length=block_length, pack=True)
+    expected = packed_slowly(documents, bos, block_length)
+    assert [list(block.ids[block.n_bos :]) for block in blocks] == [[token for token, _ in block] for block in expected]
+    assert flat(map(stored, blocks)) == flat(map(tokenizer().encode, documents))
+    for block, slow in zip(blocks, expected, strict=True):
+        assert block.left_out == tuple(block.n_bos + at for at, (_, is_text) in enumerate(slow) if not is_text)
+        assert block.n_rows == len(block.positions) == sum(is_text for _, is_text in slow)
+    assert all(len(block.ids) == block_length for block in blocks[:-1])
+
+
+def test_a_separator_is_never_first_in_a_block_nor_doubled():
+    for bos in ("auto", "never"):
+        for block in blocks_of(texts(*range(40)), bos=bos, block_length=9, pack=True):
+            behind = block.ids[block.n_bos :]
+            assert behind[0] != EOS and (EOS, EOS) not in pairwise(behind)
+
+
+def test_documents_cannot_be_packed_without_a_separator():
+    plain = hf_tokenizer()
+    plain.bos_token = plain.eos_token = None
+    with pytest.raises(InputError, match="no token to put between documents"):
+        next(token_blocks(source(DOCUMENTS), Tokenizer(plain), block_length=16, pack=True))
+    plain.bos_token = "<|bos|>"
+    assert Tokenizer(plain).separator_id() == BOS
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_dropped_special_tokens_are_seen_and_not_stored(pack):
+    documents = ["<|eos|>", "", "ab<|bos|>c<|eos|>", "<|bos|><|pad|>" * 20, "d", "<|eos|>" * 31 + "e", "<|unk|>"]
+    encode, special = tokenizer().encode, {BOS, EOS, PAD}
+    kept = blocks_of(documents, pack=pack)
+    dropped = blocks_of(documents, pack=pack, special_tokens="drop")
+    text = [token for token in flat(map(encode, documents)) if token not in special]
+    assert flat(map(stored, dropped)) == text and encode("<|unk|>")[0] == text[-1]
+    has_text = [block.ids for block in kept if set(block.ids) - special]
+    assert [block.ids for block in dropped] == has_text and len(has_text) < len(kept)
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_padding_is_on_the_right_masked_and_not_among_the_rows(pack):
+    blocks = blocks_of(DOCUMENTS, pack=pack)[-3:]
     batch = padded(blocks, pad_id=99)
     assert batch.input_ids.tolist() == [[*block.ids, *[99] * (16 - len(block.ids))] for block in blocks]
     assert batch.attention_mask.sum(dim=1).tolist() == [len(block.ids) for block in blocks]
+    assert batch.stored(batch.input_ids, torch.int64).tolist() == flat(map(stored, blocks))
+
+
+def test_a_batch_without_padding_that_stores_only_some_places_has_no_mask():
+    blocks = blocks_of(DOCUMENTS, pack=True)[:4]
+    batch = padded(blocks, pad_id=0)
+    assert batch.attention_mask is None and any(block.left_out for block in blocks)
     assert batch.stored(batch.input_ids, torch.int64).tolist() == flat(map(stored, blocks))
 
 

@@ -2,12 +2,22 @@
 
 import pytest
 import torch
-from support_collect import HOOKS, collection, language_model, source, texts, tokenizer, write_cache
+from support_collect import (
+    HOOKS,
+    collection,
+    language_model,
+    source,
+    text_of_rows,
+    texts,
+    tokenizer,
+    write_cache,
+)
 
 from circuitcli.activations.blocks import token_blocks
 from circuitcli.activations.cache import ActivationCache
 from circuitcli.activations.collection import collect
-from circuitcli.activations.shards import DTYPES, hook_path, tokens_path
+from circuitcli.activations.shards import DTYPES, hook_path
+from circuitcli.activations.token_shards import TokenShard, tokens_path
 from circuitcli.errors import InputError
 
 WIDTHS = {HOOKS[0]: 3, HOOKS[1]: 5}
@@ -55,18 +65,56 @@ def test_mean_and_norms_equal_those_of_all_rows(tmp_path, dtype):
         assert cache.mean_square_norm(hook) == pytest.approx(float(rows.square().sum(dim=1).mean()), rel=1e-6)
 
 
+WAYS = [{}, {"pack": True}, {"special_tokens": "drop"}, {"pack": True, "special_tokens": "drop"}]
+# Special tokens at the ends and in the middle of documents, blocks and shards.
+DOCUMENTS = [*texts(40, 7, 0, 15, 16), "<|eos|>a<|pad|><|pad|>b<|bos|>", "<|pad|>" * 50, *texts(33, 1), "c<|eos|>"]
+
+
 @pytest.mark.parametrize("bos", ["auto", "never"])
-def test_blocks_give_the_models_input_back_and_the_rows_it_has(tmp_path, bos):
-    documents = texts(40, 7, 0, 15, 16, 33, 1)
-    collect(language_model(bos), source(documents), collection(tmp_path))
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_blocks_give_the_models_input_back_and_the_rows_it_has(tmp_path, bos, way):
+    collect(language_model(bos), source(DOCUMENTS), collection(tmp_path, **way))
     cache = ActivationCache(tmp_path, [])
     expected, row = [], 0
-    for block in token_blocks(source(documents), tokenizer(bos), block_length=16):
-        expected.append((list(block.ids), row, row + block.n_rows))
+    for block in token_blocks(source(DOCUMENTS), tokenizer(bos), block_length=16, **way):
+        expected.append((list(block.ids), row, row + block.n_rows, list(block.positions)))
         row += block.n_rows
+    assert cache.n_tokens == row
     for start, stop in [(0, row), (1, row), (0, row - 1), (15, 16), (20, 70), (70, 70)]:
         inside = [block for block in expected if start <= block[1] and block[2] <= stop]
-        assert [(block.ids, block.start_row, block.stop_row) for block in cache.blocks(start, stop)] == inside
+        found = [(block.ids, block.start_row, block.stop_row, block.positions) for block in cache.blocks(start, stop)]
+        assert found == inside
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_the_text_of_rows_has_the_tokens_without_a_row(tmp_path, way):
+    collect(language_model(), source(DOCUMENTS), collection(tmp_path, shard_tokens=40, **way))
+    cache = ActivationCache(tmp_path, [])
+    blocks = list(token_blocks(source(DOCUMENTS), tokenizer(), block_length=16, **way))
+    whole = [
+        (block.ids[place], block.index, place, place in block.positions)
+        for block in blocks
+        for place in range(1, len(block.ids))
+    ]
+    n_rows = sum(has_row for *_, has_row in whole)
+    assert n_rows == cache.n_tokens and (n_rows < len(whole)) == bool(way)
+    indices, has_row = [item[1] for item in whole], [item[3] for item in whole]
+    for start in range(0, n_rows, 3):
+        for stop in {min(start + size, n_rows) for size in (1, 2, 15, 50, 200)}:
+            text = cache.text(start, stop)
+            columns = (text.tokens.token, text.tokens.block, text.tokens.position, text.has_row)
+            found = list(zip(*(column.tolist() for column in columns), strict=True))
+            assert found == [whole[number] for number in text_of_rows(indices, has_row, start, stop)]
+
+
+def test_the_digest_of_tokens_covers_those_without_a_row(tmp_path):
+    digests = set()
+    for number, document in enumerate(("ab<|eos|>c", "ab<|pad|>c")):
+        collect(language_model(), source([document]), collection(tmp_path / str(number), special_tokens="drop"))
+        shard = TokenShard.open(tokens_path(tmp_path / str(number), 0))
+        assert (shard.n_rows, shard.n_left_out) == (3, 1)
+        digests.add(shard.digest)
+    assert len(digests) == 2
 
 
 @pytest.mark.parametrize("missing", [(HOOKS[0], 0), (HOOKS[1], 2), (HOOKS[1], 3), (None, 1), (None, 3)])

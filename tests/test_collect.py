@@ -12,7 +12,8 @@ from circuitcli.activations import shards
 from circuitcli.activations.blocks import token_blocks
 from circuitcli.activations.cache import ActivationCache
 from circuitcli.activations.collection import collect, finished_shards
-from circuitcli.activations.shards import DTYPES, hook_path, tokens_path
+from circuitcli.activations.shards import DTYPES, hook_path
+from circuitcli.activations.token_shards import tokens_path
 from circuitcli.errors import InputError
 from circuitcli.models import taps
 
@@ -25,25 +26,28 @@ def collected(root, *, documents=DOCUMENTS, bos="auto", **changes):
     return ActivationCache(root, plan.hooks)
 
 
-def one_by_one(bos="auto", block_length=16):
+def one_by_one(bos="auto", documents=DOCUMENTS, **way):
     """Activations and tokens of each block run alone, without padding and without stopping early."""
     model = language_model(bos)
-    blocks = list(token_blocks(source(DOCUMENTS), tokenizer(bos), block_length=block_length))
+    blocks = list(token_blocks(source(documents), tokenizer(bos), block_length=16, **way))
     found = {hook: [] for hook in HOOKS}
     for block in blocks:
         seen = {}
         with torch.no_grad(), taps.tapped(model.adapter, {hook: taps.keep(seen, hook) for hook in HOOKS}):
             model.adapter.logits(torch.tensor([block.ids]))
         for hook in HOOKS:
-            found[hook].append(seen[hook][0, block.n_bos :])
-    tokens = [(block.ids[n], block.index, n) for block in blocks for n in range(block.n_bos, len(block.ids))]
+            found[hook].append(seen[hook][0, list(block.positions)])
+    tokens = [(block.ids[n], block.index, n) for block in blocks for n in block.positions]
     return {hook: torch.cat(rows) for hook, rows in found.items()}, tokens
 
 
 @pytest.mark.parametrize("bos", ["auto", "never"])
-def test_stored_rows_are_those_of_plain_unpadded_forward_passes(tmp_path, bos):
-    cache = collected(tmp_path, bos=bos)
-    expected, tokens = one_by_one(bos)
+@pytest.mark.parametrize("way", [{}, {"pack": True}, {"special_tokens": "drop"}], ids=str)
+def test_stored_rows_are_those_of_plain_unpadded_forward_passes(tmp_path, bos, way):
+    documents = [*DOCUMENTS, "a<|eos|>b<|pad|>", "<|pad|>" * 40, "<|bos|>c" * 9]
+    cache = collected(tmp_path, documents=documents, bos=bos, **way)
+    expected, tokens = one_by_one(bos, documents, **way)
+    assert cache.n_tokens == len(tokens)
     for hook in HOOKS:
         rows = cache.rows(hook, 0, cache.n_tokens)
         assert rows.shape == expected[hook].shape

@@ -1,12 +1,15 @@
 """The features package against slow definitions: statistics, peaks with their windows, logit effects."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
 from support import D_MODEL, D_SAE, VOCAB, adapter_of, random_sae
+from support_collect import text_of_rows
 
-from circuitcli.activations.cache import ActivationCache
-from circuitcli.activations.shards import TokenRows
+from circuitcli.activations.cache import ActivationCache, Text
+from circuitcli.activations.token_shards import TokenRows
 from circuitcli.features import describe, logits, peaks, scan
 from circuitcli.features.statistics import QUANTILES, ActivationStatistics
 from circuitcli.hookpoints import HookPoint
@@ -19,18 +22,24 @@ WINDOW, N_CONTEXTS = 3, 4
 
 
 class MemoryCache(ActivationCache):
-    """An ActivationCache over tensors: blocks of the given lengths, positions from 1 as after a BOS."""
+    """An ActivationCache over tensors: blocks of the given lengths, positions from 1 as after a BOS.
 
-    def __init__(self, lengths: list[int], *, seed: int = 0) -> None:
+    The tokens numbered in ``left_out`` have no row.
+    """
+
+    def __init__(self, lengths: list[int], *, seed: int = 0, left_out: Sequence[int] = ()) -> None:
         generator = torch.Generator().manual_seed(seed)
         self.hooks = (HOOK,)
         n_tokens = sum(lengths)
-        self._edges = [0, n_tokens]
-        self.activations = torch.randn(n_tokens, D_MODEL, generator=generator)
+        self.has_row = torch.ones(n_tokens, dtype=torch.bool)
+        self.has_row[list(left_out)] = False
+        self._edges = [0, int(self.has_row.sum())]
+        self.activations = torch.randn(n_tokens, D_MODEL, generator=generator)[self.has_row]
         block = torch.repeat_interleave(torch.arange(len(lengths)) * 3, torch.tensor(lengths))
         position = torch.cat([torch.arange(1, length + 1) for length in lengths])
         token = torch.randint(0, VOCAB, (n_tokens,), generator=generator)
-        self.all = TokenRows(token, block, position)
+        self.everything = TokenRows(token, block, position)
+        self.all = self.everything.at(self.has_row)
 
     def rows(self, hook: HookPoint, start: int, stop: int) -> torch.Tensor:
         assert hook == HOOK and 0 <= start <= stop <= self.n_tokens
@@ -39,6 +48,10 @@ class MemoryCache(ActivationCache):
     def tokens(self, start: int, stop: int) -> TokenRows:
         assert 0 <= start <= stop <= self.n_tokens
         return TokenRows(*(column[start:stop] for column in (self.all.token, self.all.block, self.all.position)))
+
+    def text(self, start: int, stop: int) -> Text:
+        chosen = torch.tensor(text_of_rows(self.everything.block.tolist(), self.has_row.tolist(), start, stop))
+        return Text(self.everything.at(chosen), self.has_row[chosen])
 
 
 class ReluSae(SparseAutoencoder):
@@ -161,23 +174,26 @@ def test_peaks_are_the_best_blocks_by_their_largest_activation(
         assert len(set(found.block[feature, :count].tolist())) == count
 
 
-def test_windows_show_each_token_with_its_activation_and_end_at_the_ends_of_the_block(cache: MemoryCache) -> None:
-    sae = sae_of("relu")
-    codes = sae.encode(cache.activations)
+@pytest.mark.parametrize("left_out", [(), (0, 5, 7, 8, 9, 33, 34, 63, 64, 66, 75, 93, 115), range(1, 116, 3)])
+def test_windows_show_each_token_with_its_activation_and_end_at_the_ends_of_the_block(left_out: Sequence[int]) -> None:
+    cache, sae = MemoryCache(LENGTHS, left_out=left_out), sae_of("relu")
+    codes = torch.zeros(len(cache.has_row), D_SAE)
+    codes[cache.has_row] = sae.encode(cache.activations)
+    text = cache.everything
     lines = describe.describe(HOOK, scanned(cache, sae), None, Words())
     seen_edges = set()
     for line in lines:
         feature = int(line["id"].rpartition("/")[2])
-        expected = best_blocks(codes[:, feature], cache.all.block)[:N_CONTEXTS]
+        expected = best_blocks(codes[:, feature], text.block)[:N_CONTEXTS]
         assert len(line["contexts"]) == len(expected)
         for context, (value, row) in zip(line["contexts"], expected, strict=True):
-            rows = (cache.all.block == cache.all.block[row]).nonzero()[:, 0].tolist()
+            rows = (text.block == text.block[row]).nonzero()[:, 0].tolist()
             first, last = max(rows[0], row - WINDOW), min(rows[-1], row + WINDOW)
             seen_edges |= {("first", first == rows[0]), ("last", last == rows[-1])}
-            assert context["tokens"] == [f" t{token}" for token in cache.all.token[first : last + 1].tolist()]
+            assert context["tokens"] == [f" t{token}" for token in text.token[first : last + 1].tolist()]
             assert context["activations"] == pytest.approx(codes[first : last + 1, feature].tolist(), rel=1e-3)
             assert context["activations"][context["peak"]] == pytest.approx(value, rel=1e-3)
-            assert context["position"] == int(cache.all.position[row])
+            assert context["position"] == int(text.position[row])
     assert len(seen_edges) == 4
 
 
@@ -210,12 +226,12 @@ def test_only_the_first_tokens_are_looked_at(cache: MemoryCache, n_tokens: int) 
 @pytest.mark.parametrize("size", [1, 4, 16, 500])
 def test_spans_cover_all_rows_and_never_cut_a_block(cache: MemoryCache, size: int) -> None:
     spans = list(scan.block_spans(cache, cache.n_tokens, size=size))
-    edges = [start for start, _, _ in spans] + [cache.n_tokens]
-    assert [stop for _, stop, _ in spans] == edges[1:] and edges[0] == 0
+    edges = [start for start, _ in spans] + [cache.n_tokens]
+    assert [stop for _, stop in spans] == edges[1:] and edges[0] == 0
     allowed = {0, *np.cumsum(LENGTHS).tolist()}
     assert set(edges) <= allowed
-    for start, stop, tokens in spans:
-        assert len(tokens.block) == stop - start
+    for start, stop in spans:
+        tokens = cache.tokens(start, stop)
         assert stop - start <= size or len(tokens.block.unique()) == 1 or stop - start <= 2 * max(LENGTHS)
 
 

@@ -11,7 +11,8 @@ import torch
 from support_collect import HOOKS, write_cache
 
 from circuitcli.activations import shards
-from circuitcli.activations.shards import DTYPES, RowsShard, RowsWriter, StoredRows, hook_path, tokens_path
+from circuitcli.activations.shards import DTYPES, RowsShard, RowsWriter, StoredRows, hook_path
+from circuitcli.activations.token_shards import read_tokens, tokens_path
 from circuitcli.errors import InputError
 
 HOOK = HOOKS[0]
@@ -124,6 +125,6 @@ def test_a_damaged_file_is_named(tmp_path, n_bytes):
 
 def test_tokens_come_back(tmp_path):
     write_cache(tmp_path, [5, 4], {HOOK: 3})
-    rows = shards.read_tokens(tokens_path(tmp_path, 1), 1, 3)
+    rows = read_tokens(tokens_path(tmp_path, 1), 1, 3)
     assert (rows.token.tolist(), rows.block.tolist(), rows.position.tolist()) == ([6, 7], [1, 1], [2, 3])
     assert rows.token.dtype == rows.block.dtype == rows.position.dtype == torch.int64

@@ -6,7 +6,7 @@ from support import D_MODEL, VOCAB, adapter_of, random_ids, random_sae
 from torch import nn
 
 from circuitcli.hookpoints import HookPoint
-from circuitcli.models.taps import read
+from circuitcli.models.taps import read, tapped
 from circuitcli.saes.base import SaeConfig
 from circuitcli.saes.topk import TopKSae
 from circuitcli.training.quality import ReconstructionMeter, Recovered, Texts, cross_entropy, recovered
@@ -18,8 +18,9 @@ HOOK = HookPoint(1, "resid")
 class Rows:
     """A block of text."""
 
-    def __init__(self, ids: list[int]) -> None:
+    def __init__(self, ids: list[int], positions: list[int] | None = None) -> None:
         self.ids = ids
+        self.positions = [*range(len(ids))] if positions is None else positions
 
 
 def texts() -> Texts:
@@ -117,3 +118,24 @@ def test_bos_position_is_not_touched():
     clean = cross_entropy(adapter, one, {})
     assert recovered(adapter, one, constant_sae(zero), mean=zero, first=1, ce_clean=clean).ce_spliced == clean
     assert recovered(adapter, one, constant_sae(zero), mean=zero, first=0, ce_clean=clean).ce_spliced != clean
+
+
+def test_an_sae_stands_only_where_activations_are_stored():
+    adapter, zero = adapter_of("gpt2"), torch.zeros(D_MODEL, dtype=torch.float64)
+    ids = random_ids(8, seed=3)
+
+    def zeroed(positions: list[int]):
+        def callback(x: torch.Tensor) -> torch.Tensor:
+            changed = x.clone()
+            changed[:, positions] = 0
+            return changed
+
+        with tapped(adapter, {HOOK: callback}):
+            logits = adapter.logits(ids)[0, :-1]
+        return float(nn.functional.cross_entropy(logits, ids[0, 1:]))
+
+    for positions in ([1, 2, 5], [2, 3, 4, 5, 6, 7], [*range(1, 8)]):
+        one = Texts.of([Rows(ids[0].tolist(), positions)], pad_id=0, batch_size=1, device=torch.device("cpu"))
+        clean = cross_entropy(adapter, one, {})
+        found = recovered(adapter, one, constant_sae(zero), mean=zero, first=1, ce_clean=clean)
+        assert found.ce_spliced == found.ce_zero == pytest.approx(zeroed(positions), rel=1e-6)

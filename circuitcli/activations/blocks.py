@@ -1,12 +1,14 @@
 """Documents cut into the blocks of tokens that a model sees at once.
 
-A block never holds two documents. A long document becomes several blocks, each of which begins with BOS where the
-tokenizer puts one; BOS fills a place of the block and is never stored. A special token that the text itself
-contains is a token of the text.
+A block holds one document or a piece of it, or, packed, the end of one document, the next ones, and the beginning of
+another, with the tokenizer's separator between two. Every block begins with BOS where the tokenizer puts one. BOS in
+front and separators between are no text: they are never stored. A special token that the text itself contains is a
+token of the text; it is stored unless it is to be dropped, and the model sees it in any case.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Int, Shaped
@@ -20,10 +22,11 @@ Documents = Callable[[int], Iterator[str]]
 
 @dataclass(frozen=True, order=True)
 class Cursor:
-    """A place between two blocks: the next block's document, its index inside the document and in the whole text."""
+    """A place between two blocks: the document that the next block begins with, how many tokens of it came before, and
+    the block's index in the whole text."""
 
     document: int = 0
-    block: int = 0
+    offset: int = 0
     index: int = 0
 
 
@@ -31,45 +34,119 @@ class Cursor:
 class Block:
     """What the model sees at once: ``ids`` with BOS, of which the first ``n_bos`` are not stored.
 
-    ``index`` counts blocks from the start of the text; ``after`` is where the next block is found.
+    ``left_out`` are the places behind them that are not stored either, in order. ``index`` counts blocks from the start
+    of the text; ``after`` is where the next block is found.
     """
 
     ids: tuple[int, ...]
     n_bos: int
     index: int
     after: Cursor
+    left_out: tuple[int, ...] = ()
 
     @property
     def n_rows(self) -> int:
         """Token positions that are stored."""
-        return len(self.ids) - self.n_bos
+        return len(self.ids) - self.n_bos - len(self.left_out)
+
+    @property
+    def positions(self) -> Sequence[int]:
+        """The places in ``ids`` that are stored."""
+        behind = range(self.n_bos, len(self.ids))
+        return [place for place in behind if place not in self.left_out] if self.left_out else behind
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Tokens of one block behind BOS, the places of separators among them, and where the next piece begins."""
+
+    ids: tuple[int, ...]
+    separators: tuple[int, ...]
+    document: int
+    offset: int
 
 
 def token_blocks(
-    documents: Documents, tokenizer: Tokenizer, *, block_length: int, start: Cursor | None = None
+    documents: Documents,
+    tokenizer: Tokenizer,
+    *,
+    block_length: int,
+    pack: bool = False,
+    special_tokens: Literal["keep", "drop"] = "keep",
+    start: Cursor | None = None,
 ) -> Iterator[Block]:
-    """Blocks of at most ``block_length`` tokens, BOS included, from the cursor on; empty documents give none."""
+    """Blocks of at most ``block_length`` tokens, BOS included, from the cursor on; empty documents give none.
+
+    pack: fill each block but the last to ``block_length`` with the documents that follow. special_tokens: whether
+    special tokens of the text are stored; a block of which nothing is stored is left out.
+    Raises InputError if documents are to be packed and the tokenizer has no separator.
+    """
     cursor = start or Cursor()
-    skipped, index = cursor.block, cursor.index
     prefix = tuple(tokenizer.with_bos(()))
-    step = block_length - len(prefix)
-    for number, text in enumerate(documents(cursor.document), cursor.document):
-        ids = tuple(tokenizer.encode(text))
-        pieces = [ids[at : at + step] for at in range(0, len(ids), step)]
-        for position, piece in enumerate(pieces[skipped:], skipped + 1):
-            is_last = position == len(pieces)
-            after = Cursor(number + 1 if is_last else number, 0 if is_last else position, index + 1)
-            yield Block(prefix + piece, len(prefix), index, after)
-            index += 1
-        skipped = 0
+    length, index = block_length - len(prefix), cursor.index
+    dropped = tokenizer.special_ids if special_tokens == "drop" else frozenset[int]()
+    if pack:
+        pieces = _packed(documents, tokenizer, length=length, start=cursor)
+    else:
+        pieces = _apart(documents, tokenizer, length=length, start=cursor)
+    for piece in pieces:
+        left_out = [at for at, token in enumerate(piece.ids) if at in piece.separators or token in dropped]
+        if len(left_out) == len(piece.ids):
+            continue
+        index += 1
+        after = Cursor(piece.document, piece.offset, index)
+        places = tuple(at + len(prefix) for at in left_out)
+        yield Block(prefix + piece.ids, len(prefix), index - 1, after, places)
+
+
+def _apart(documents: Documents, tokenizer: Tokenizer, *, length: int, start: Cursor) -> Iterator[_Piece]:
+    """Pieces of at most ``length`` tokens of one document each."""
+    offset = start.offset
+    for number, document in enumerate(documents(start.document), start.document):
+        ids = tuple(tokenizer.encode(document))
+        while offset < len(ids):
+            piece = ids[offset : offset + length]
+            offset += length
+            yield _piece(piece, (), number, offset, n_ids=len(ids))
+        offset = 0
+
+
+def _packed(documents: Documents, tokenizer: Tokenizer, *, length: int, start: Cursor) -> Iterator[_Piece]:
+    """Pieces of ``length`` tokens, the last one perhaps shorter, with a separator where a document follows another."""
+    separator = tokenizer.separator_id()
+    filled: list[int] = []
+    separators: list[int] = []
+    offset, number = start.offset, start.document
+    for number, document in enumerate(documents(start.document), start.document):
+        ids = tokenizer.encode(document)
+        # At the beginning of a block there is nothing to separate from.
+        if filled and ids:
+            separators.append(len(filled))
+            filled.append(separator)
+        while offset < len(ids):
+            taken = ids[offset : offset + length - len(filled)]
+            filled += taken
+            offset += len(taken)
+            if len(filled) == length:
+                yield _piece(tuple(filled), tuple(separators), number, offset, n_ids=len(ids))
+                filled, separators = [], []
+        offset = 0
+    if filled:
+        yield _Piece(tuple(filled), tuple(separators), number + 1, 0)
+
+
+def _piece(ids: tuple[int, ...], separators: tuple[int, ...], number: int, offset: int, *, n_ids: int) -> _Piece:
+    """A piece that ends at an offset of a document; the next one begins with another document if that is its end."""
+    is_end = offset >= n_ids
+    return _Piece(ids, separators, number + is_end, 0 if is_end else offset)
 
 
 @dataclass(frozen=True)
 class Batch:
     """Blocks padded on the right to one length; the first ``n_bos`` positions of each are not stored.
 
-    ``attention_mask`` is None where nothing is padded, which lets attention take its fastest way; else ``rows`` are
-    the stored places among the flattened positions behind BOS.
+    ``attention_mask`` is None where nothing is padded, which lets attention take its fastest way. ``rows`` are the
+    stored places among the flattened positions behind BOS, None for all of them.
     """
 
     input_ids: Int[Tensor, "batch position"]
@@ -89,6 +166,12 @@ def padded(blocks: Sequence[Block], *, pad_id: int) -> Batch:
     n_bos, longest = blocks[0].n_bos, int(lengths.max())
     input_ids = torch.tensor([[*block.ids, *[pad_id] * (longest - len(block.ids))] for block in blocks])
     is_token = torch.arange(longest) < lengths[:, None]  # (batch, position)
-    if bool(is_token.all()):
-        return Batch(input_ids, n_bos, None, None)
-    return Batch(input_ids, n_bos, is_token.long(), is_token[:, n_bos:].flatten().nonzero()[:, 0])
+    is_stored = is_token[:, n_bos:].clone()
+    for row, block in enumerate(blocks):
+        is_stored[row, [place - n_bos for place in block.left_out]] = False
+    return Batch(
+        input_ids,
+        n_bos,
+        None if bool(is_token.all()) else is_token.long(),
+        None if bool(is_stored.all()) else is_stored.flatten().nonzero()[:, 0],
+    )

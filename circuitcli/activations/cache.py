@@ -2,23 +2,16 @@
 
 import bisect
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from circuitcli.activations.shards import (
-    DTYPES,
-    RowsShard,
-    TokenRows,
-    TokenShard,
-    hook_path,
-    read_tokens,
-    tokens_path,
-)
+from circuitcli.activations.shards import DTYPES, RowsShard, hook_path
+from circuitcli.activations.token_shards import TokenRows, TokenShard, read_left_out, read_tokens, tokens_path
 from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
 
@@ -27,11 +20,23 @@ _AGAIN = "run `circuit collect` again with --force"
 
 @dataclass(frozen=True)
 class TokenBlock:
-    """One block as the model saw it, with BOS if it began with one, and the rows that its tokens have."""
+    """One block as the model saw it, with BOS if it began with one, and the rows that its tokens have.
+
+    ``positions`` are the places in ``ids`` that have a row, one after the other from ``start_row`` on.
+    """
 
     ids: list[int]
     start_row: int
     stop_row: int
+    positions: list[int]
+
+
+@dataclass(frozen=True)
+class Text:
+    """Consecutive tokens of the text, those without a row too; ``has_row`` tells which have one, in order."""
+
+    tokens: TokenRows
+    has_row: Bool[Tensor, " token"]
 
 
 class ActivationCache:
@@ -89,18 +94,26 @@ class ActivationCache:
         parts = [
             read_tokens(tokens_path(self.path, index), first, last) for index, first, last in self._spans(start, stop)
         ]
-        if not parts:
-            return TokenRows(*(torch.empty(0, dtype=torch.int64) for _ in range(3)))
-        columns = ([getattr(part, name) for part in parts] for name in ("token", "block", "position"))
-        return TokenRows(*(torch.cat(column) for column in columns))
+        return TokenRows.joined(parts)
+
+    def text(self, start: int, stop: int) -> Text:
+        """The tokens of rows start to stop and, of the same blocks, those without a row in front of one of these rows,
+        or behind the last row of a block."""
+        rows = self.tokens(start, stop)
+        indices = [index for index, *_ in self._spans(start, stop) if self._tokens[index].n_left_out]
+        if not indices:
+            return Text(rows, torch.ones(stop - start, dtype=torch.bool))
+        others = TokenRows.joined([read_left_out(tokens_path(self.path, index)) for index in indices])
+        before, after = self.tokens(max(0, start - 1), start), self.tokens(stop, min(stop + 1, self.n_tokens))
+        return _interleaved(rows, others, before=before, after=after)
 
     def blocks(self, start: int, stop: int) -> Iterator[TokenBlock]:
         """The blocks that lie wholly inside rows start to stop, in order."""
         for index, first, last in self._spans(start, stop):
-            edge = self._edges[index]
-            for block in _blocks(read_tokens(tokens_path(self.path, index), 0, last + 1), self._tokens[index].bos_id):
+            edge, shard = self._edges[index], self._tokens[index]
+            for block in _blocks(self.text(edge, edge + min(last + 1, shard.n_rows)), shard.bos_id):
                 if first <= block.start_row and block.stop_row <= last:
-                    yield TokenBlock(block.ids, edge + block.start_row, edge + block.stop_row)
+                    yield replace(block, start_row=edge + block.start_row, stop_row=edge + block.stop_row)
 
     def mean(self, hook: HookPoint) -> Float[Tensor, " d_model"]:
         """Mean of all rows, float64."""
@@ -143,10 +156,26 @@ def _token_shards(path: Path) -> list[TokenShard]:
     return shards
 
 
-def _blocks(rows: TokenRows, bos_id: int) -> Iterator[TokenBlock]:
-    """Runs of rows of one block."""
-    edges = (rows.block.diff() != 0).nonzero()[:, 0] + 1
-    bounds = [0, *edges.tolist(), len(rows.block)]
+def _interleaved(rows: TokenRows, others: TokenRows, *, before: TokenRows, after: TokenRows) -> Text:
+    """Rows and what stands among them, in the order of the text; ``before`` and ``after`` are the rows around them."""
+    chosen = (others.block >= rows.block[0]) & (others.block <= rows.block[-1])
+    if len(before.token):
+        chosen &= (others.block != before.block) | (others.position > before.position)
+    if len(after.token):
+        chosen &= (others.block != after.block) | (others.position < rows.position[-1])
+    joined = TokenRows.joined([rows, others.at(chosen)])
+    has_row = torch.arange(len(joined.token)) < len(rows.token)
+    order = (joined.block * (joined.position.max() + 1) + joined.position).argsort()
+    return Text(joined.at(order), has_row[order])
+
+
+def _blocks(text: Text, bos_id: int) -> Iterator[TokenBlock]:
+    """Runs of tokens of one block."""
+    tokens, n_rows = text.tokens, 0
+    edges = (tokens.block.diff() != 0).nonzero()[:, 0] + 1
+    bounds = [0, *edges.tolist(), len(tokens.block)]
     prefix = [] if bos_id < 0 else [bos_id]
     for first, last in pairwise(bounds):
-        yield TokenBlock(prefix + rows.token[first:last].tolist(), first, last)
+        positions = tokens.position[first:last][text.has_row[first:last]].tolist()
+        yield TokenBlock(prefix + tokens.token[first:last].tolist(), n_rows, n_rows + len(positions), positions)
+        n_rows += len(positions)

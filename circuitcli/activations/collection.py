@@ -12,6 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -24,13 +25,10 @@ from circuitcli.activations.shards import (
     RowsShard,
     RowsWriter,
     StoredRows,
-    TokenRows,
-    TokenShard,
     hook_path,
     remove_partials,
-    tokens_path,
-    write_tokens,
 )
+from circuitcli.activations.token_shards import TokenRows, TokenShard, tokens_path, write_tokens
 from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models import taps
@@ -54,6 +52,8 @@ class Collection:
     dtype: str
     shard_tokens: int
     fingerprint: str = ""
+    pack: bool = False
+    special_tokens: Literal["keep", "drop"] = "keep"
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,10 @@ class _Plan:
         return sum(block.n_rows for block in self.blocks)
 
     def token_rows(self) -> TokenRows:
-        token = [token for block in self.blocks for token in block.ids[block.n_bos :]]
-        index = [block.index for block in self.blocks for _ in range(block.n_rows)]
-        position = [place for block in self.blocks for place in range(block.n_bos, len(block.ids))]
-        return TokenRows(torch.tensor(token), torch.tensor(index), torch.tensor(position))
+        return TokenRows.of(self.blocks, [block.positions for block in self.blocks])
+
+    def left_out(self) -> TokenRows:
+        return TokenRows.of(self.blocks, [block.left_out for block in self.blocks])
 
     def batches(self, batch_size: int) -> Iterator[tuple[list[Block], list[tuple[int, int]]]]:
         """Blocks of like length together, so that little is padded, with the first row and number of rows of each."""
@@ -138,7 +138,14 @@ def _remove_leftovers(collection: Collection, *, keep: int) -> None:
 def _continue(model: LanguageModel, documents: Documents, collection: Collection, done: Sequence[TokenShard]) -> None:
     start = done[-1].cursor if done else Cursor()
     first_row = sum(shard.n_rows for shard in done)
-    blocks = token_blocks(documents, model.tokenizer, block_length=collection.block_length, start=start)
+    blocks = token_blocks(
+        documents,
+        model.tokenizer,
+        block_length=collection.block_length,
+        pack=collection.pack,
+        special_tokens=collection.special_tokens,
+        start=start,
+    )
     plans = _plans(blocks, collection, index=len(done), first_row=first_row)
     writer = _ShardWriter(model, collection)
     reporting = progress.task("collect", total=collection.n_tokens, unit="tokens", done=first_row)
@@ -219,7 +226,8 @@ class _ShardWriter:
             bos_id=self._bos_id,
             fingerprint=self._collection.fingerprint,
         )
-        write_tokens(tokens_path(self._collection.root, plan.index), plan.token_rows(), shard)
+        path = tokens_path(self._collection.root, plan.index)
+        write_tokens(path, plan.token_rows(), shard, left_out=plan.left_out())
         self._files = {}
 
     def abandon(self) -> None:

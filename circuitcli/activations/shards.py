@@ -1,8 +1,7 @@
-"""One HDF5 file for each hook point and shard, and one for the tokens of the shard.
+"""One HDF5 file for each hook point and shard, beside one for the tokens of the shard (`token_shards`).
 
     ROOT/<hook>/00017.h5    activations (rows, d_model) little-endian float32, float16, or bfloat16 as uint16 words;
                             sum (d_model) float64; attributes hook, dtype, n_rows, digest, sum_norm, sum_square_norm
-    ROOT/tokens/00017.h5    token int32, block int64, position int32, each (rows); attributes in `TokenShard`
 
 Files are written as ``*.partial`` and renamed, the tokens last: a tokens file stands for a whole shard. All hook points
 have the same rows in the same order. Rows lie uncompressed in one piece, so that they are read and written by
@@ -15,25 +14,22 @@ import math
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from circuitcli import runs
-from circuitcli.activations.blocks import Cursor
 from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _FILE_DTYPES = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
 _ROWS = "activations"
-_TOKENS = "tokens"
 _NO_DIGEST = "sha256:" + 64 * "0"
 # Larger than any header of a shard.
 _HEADER_BYTES = 65_536
@@ -44,11 +40,6 @@ _SUMMED_ROWS = 1024
 def hook_path(root: Path, hook: HookPoint, index: int) -> Path:
     """Where one hook point's rows of a shard are."""
     return root / str(hook) / f"{index:05d}.h5"
-
-
-def tokens_path(root: Path, index: int) -> Path:
-    """Where the tokens of a shard are."""
-    return root / _TOKENS / f"{index:05d}.h5"
 
 
 @dataclass(frozen=True)
@@ -213,10 +204,10 @@ class RowsShard:
     @classmethod
     def open(cls, path: Path) -> "RowsShard":
         """Read everything but the rows. Raises InputError, naming the file, if it is missing or damaged."""
-        with _opened(path) as file:
+        with opened(path) as file:
             rows, facts = file[_ROWS], dict(file.attrs)
             if facts["dtype"] not in DTYPES or rows.shape[0] != facts["n_rows"] or rows.chunks is not None:
-                raise _damaged(path, "its rows are not as its header says")
+                raise damaged(path, "its rows are not as its header says")
             return cls(
                 path=path,
                 offset=int(rows.id.get_offset()),
@@ -230,7 +221,7 @@ class RowsShard:
 
     def sum(self) -> Float[Tensor, " d_model"]:
         """Sum of all rows, float64."""
-        with _opened(self.path) as file:
+        with opened(self.path) as file:
             return torch.from_numpy(file["sum"][...])
 
     def read_into(self, rows: Float[Tensor, "row d_model"], start: int) -> None:
@@ -244,81 +235,23 @@ class RowsShard:
                 file.seek(self.offset + start * self.d_model * rows.dtype.itemsize)
                 n_read = file.readinto(words)
         except OSError as error:
-            raise _damaged(self.path, error.strerror or str(error)) from None
+            raise damaged(self.path, error.strerror or str(error)) from None
         if n_read != len(words):
-            raise _damaged(self.path, "it is too short")
-
-
-@dataclass(frozen=True)
-class TokenRows:
-    """Token, block and position inside the block (BOS is 0) of consecutive rows, int64."""
-
-    token: Int[Tensor, " row"]
-    block: Int[Tensor, " row"]
-    position: Int[Tensor, " row"]
-
-
-@dataclass(frozen=True)
-class TokenShard:
-    """What is known of a whole shard besides its rows.
-
-    ``cursor`` is where the next shard's text begins, ``is_last`` whether there is none; ``bos_id`` is what every
-    block began with, -1 for nothing; ``fingerprint`` belongs to the settings that made the shard.
-    """
-
-    n_rows: int
-    first_row: int
-    cursor: Cursor
-    is_last: bool
-    bos_id: int
-    fingerprint: str
-    digest: str = ""
-
-    @classmethod
-    def open(cls, path: Path) -> "TokenShard":
-        """Read everything but the rows. Raises InputError, naming the file, if it is missing or damaged."""
-        with _opened(path) as file:
-            facts = {name: value.item() if hasattr(value, "item") else value for name, value in file.attrs.items()}
-            cursor = Cursor(facts.pop("document"), facts.pop("block"), facts.pop("index"))
-            return cls(cursor=cursor, **facts)
-
-
-def write_tokens(path: Path, rows: TokenRows, shard: TokenShard) -> None:
-    """Write the tokens of a shard, whole or not at all, with their digest. Raises InputError if that fails."""
-    columns = {
-        "token": rows.token.numpy().astype("<i4"),
-        "block": rows.block.numpy().astype("<i8"),
-        "position": rows.position.numpy().astype("<i4"),
-    }
-    digest = hashlib.sha256(b"".join(column.tobytes() for column in columns.values())).hexdigest()
-    facts: dict[str, Any] = asdict(shard) | asdict(shard.cursor) | {"digest": "sha256:" + digest}
-    facts.pop("cursor")
-    image = io.BytesIO()
-    with h5py.File(image, "w") as file:
-        file.attrs.update(facts)
-        for name, column in columns.items():
-            file.create_dataset(name, data=column)
-    with runs.atomic(path, "wb") as stream:
-        stream.write(image.getbuffer())
-
-
-def read_tokens(path: Path, start: int, stop: int) -> TokenRows:
-    """Rows start to stop of a tokens file. Raises InputError, naming the file, if it is missing or damaged."""
-    with _opened(path) as file:
-        columns = (file[name][start:stop].astype(np.int64) for name in ("token", "block", "position"))
-        return TokenRows(*(torch.from_numpy(column) for column in columns))
+            raise damaged(self.path, "it is too short")
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[h5py.File]:
+def opened(path: Path) -> Iterator[h5py.File]:
+    """An HDF5 file to read. Raises InputError, naming it, if it is missing, or for what is wrong with it inside."""
     if not path.is_file():
         raise InputError(f"no shard {path}", hint="run `circuit collect` again with --force")
     try:
         with h5py.File(path, "r") as file:
             yield file
     except (OSError, KeyError, TypeError, RuntimeError) as error:
-        raise _damaged(path, str(error).splitlines()[0]) from error
+        raise damaged(path, str(error).splitlines()[0]) from error
 
 
-def _damaged(path: Path, reason: str) -> InputError:
+def damaged(path: Path, reason: str) -> InputError:
+    """What is said of a file that cannot be read."""
     return InputError(f"{path} is damaged: {reason}", hint="run `circuit collect` again with --force")

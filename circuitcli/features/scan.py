@@ -9,7 +9,6 @@ from torch import Tensor
 
 from circuitcli import progress
 from circuitcli.activations.cache import ActivationCache
-from circuitcli.activations.shards import TokenRows
 from circuitcli.features.peaks import CodedBlocks, Peaks, entries
 from circuitcli.features.statistics import ActivationStatistics
 from circuitcli.saes.base import SparseAutoencoder
@@ -46,8 +45,8 @@ def scan(
     peaks = Peaks(sae.d_sae, n_peaks=LABEL_PEAKS, n_windows=n_contexts, window=window)
     size = max(1, min(batch_size, MAX_CODES // sae.d_sae))
     with progress.task(f"features of {sae.hook}", total=n_tokens, unit="tokens") as advance, torch.no_grad():
-        for start, stop, tokens in block_spans(cache, n_tokens, size=size):
-            blocks = _coded(cache, sae, start, stop, tokens)
+        for start, stop in block_spans(cache, n_tokens, size=size):
+            blocks = _coded(cache, sae, start, stop)
             active = entries(blocks.codes)
             statistics.add(active.features, active.values, n_tokens=stop - start)
             peaks.add(blocks, active)
@@ -55,8 +54,8 @@ def scan(
     return Summary(statistics, peaks)
 
 
-def block_spans(cache: ActivationCache, n_tokens: int, *, size: int) -> Iterator[tuple[int, int, TokenRows]]:
-    """Row spans, with their tokens, that end where a block of text ends or at ``n_tokens``.
+def block_spans(cache: ActivationCache, n_tokens: int, *, size: int) -> Iterator[tuple[int, int]]:
+    """Row spans that end where a block of text ends or at ``n_tokens``.
 
     A span has at most ``size`` rows, or more if a single block has more.
     """
@@ -69,8 +68,7 @@ def block_spans(cache: ActivationCache, n_tokens: int, *, size: int) -> Iterator
             tokens = cache.tokens(start, stop)
         if stop < n_tokens:
             stop = start + edge
-            tokens = cache.tokens(start, stop)
-        yield start, stop, tokens
+        yield start, stop
         start = stop
 
 
@@ -80,8 +78,15 @@ def _last_edge(block: Int[Tensor, " row"]) -> int:
     return int(edges[-1]) + 1 if len(edges) else 0
 
 
-def _coded(cache: ActivationCache, sae: SparseAutoencoder, start: int, stop: int, tokens: TokenRows) -> CodedBlocks:
-    activations = cache.rows(sae.hook, start, stop).to(sae.W_enc.device, sae.W_enc.dtype)
+def _coded(cache: ActivationCache, sae: SparseAutoencoder, start: int, stop: int) -> CodedBlocks:
+    """The text of the rows, with no code where a token has no row."""
+    codes = sae.encode(cache.rows(sae.hook, start, stop).to(sae.W_enc.device, sae.W_enc.dtype))
+    text = cache.text(start, stop)
+    tokens = text.tokens
+    if not bool(text.has_row.all()):
+        everywhere = codes.new_zeros(len(text.has_row), sae.d_sae)
+        everywhere[text.has_row.to(codes.device)] = codes
+        codes = everywhere
     edges = tokens.block.diff().nonzero()[:, 0] + 1
-    starts = torch.cat([torch.tensor([0]), edges, torch.tensor([stop - start])])
-    return CodedBlocks(sae.encode(activations), tokens.token, tokens.block, tokens.position, starts)
+    starts = torch.cat([torch.tensor([0]), edges, torch.tensor([len(tokens.token)])])
+    return CodedBlocks(codes, tokens.token, tokens.block, tokens.position, starts)

@@ -1,6 +1,7 @@
 """One view of every Hugging Face tokenizer."""
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Any
 
 from circuitcli.errors import InputError
@@ -30,6 +31,21 @@ class Tokenizer:
             if candidate is not None:
                 return int(candidate)
         return 0
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Ids that stand for no text: BOS, EOS, padding, chat markers. An unknown-text token stands for text."""
+        added = self.hf.added_tokens_decoder
+        found = {*self.hf.all_special_ids, *(number for number, token in added.items() if token.special)}
+        named = {self.hf.bos_token_id, self.hf.eos_token_id, self.hf.pad_token_id}
+        return frozenset(found - ({self.hf.unk_token_id} - named))
+
+    def separator_id(self) -> int:
+        """The id that stands between two documents: EOS, else BOS. Raises InputError if there is neither."""
+        for candidate in (self.hf.eos_token_id, self.hf.bos_token_id):
+            if candidate is not None:
+                return int(candidate)
+        raise InputError("this tokenizer has no token to put between documents", hint="leave --set data.pack out")
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, with no special token added."""

@@ -22,7 +22,13 @@ class DataSettings(Section):
     tokens: int = Field(1_000_000, ge=1)
     """Token positions to store; the last block is stored whole."""
     block_length: int = Field(128, ge=2)
-    """Longest piece of a document that the model sees at once, in tokens."""
+    """Longest piece of text that the model sees at once, in tokens."""
+    pack: bool = False
+    """Fill each block with several documents, with the tokenizer's EOS (else BOS) between two, which is not stored; a
+    document then attends to those before it in its block. By default a block holds one document or a piece of it."""
+    special_tokens: Literal["keep", "drop"] = "keep"
+    """Whether special tokens that the text contains (EOS, padding, chat markers) are stored; the model sees them in any
+    case. BOS in front of a block is never stored."""
     batch_size: int = Field(32, ge=1)
     """Blocks in one forward pass; changes speed and memory only."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float16"

@@ -131,6 +131,8 @@ def _check_text(request: Request, model: "LanguageModel") -> None:
         lambda start: text.documents(str(data.text), field=data.field, start=start),
         model.tokenizer,
         block_length=data.block_length,
+        pack=data.pack,
+        special_tokens=data.special_tokens,
     )
     if next(blocks, None) is None:
         raise InputError(f"{data.text} has no usable text", hint="--text takes a file, a folder, - or hf:NAME")
@@ -170,6 +172,8 @@ def _collection(request: Request, root: Path, hooks: Sequence[HookPoint], digest
         dtype=data.dtype,
         shard_tokens=data.shard_tokens,
         fingerprint=digest,
+        pack=data.pack,
+        special_tokens=data.special_tokens,
     )
 
 

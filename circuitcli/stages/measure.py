@@ -86,12 +86,11 @@ def _check_model(model: "LanguageModel", cache: "ActivationCache", blocks: "Sequ
 
     for block in blocks[:1]:
         ids = torch.tensor([block.ids], device=model.adapter.device)
-        n_bos = len(block.ids) - (block.stop_row - block.start_row)
         with torch.no_grad():
             found = read(model.adapter, ids, None, cache.hooks)
         for hook, activation in found.items():
             rows = cache.rows(hook, block.start_row, block.stop_row)
-            gap = (activation[0, n_bos:].float().cpu() - rows).norm()
+            gap = (activation[0, block.positions].float().cpu() - rows).norm()
             if gap > LARGEST_MODEL_GAP * rows.norm():
                 raise InputError(
                     f"{model.name} gives other activations at {hook} than those that were collected from it",

@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitcli.hookpoints import HookPoint
@@ -127,54 +127,73 @@ class Block(Protocol):
         """Token ids, with BOS if the model gets one."""
         ...
 
+    @property
+    def positions(self) -> list[int]:
+        """The places of tokens whose activations are stored."""
+        ...
+
 
 @dataclass(frozen=True)
 class Texts:
-    """Batches of held-out blocks, each (batch, position): padded at the end, and what each position is to predict."""
+    """Batches of held-out blocks, each (batch, position): padded at the end, what each position is to predict, and
+    which positions an SAE stands at: those whose activations are stored."""
 
     inputs: Sequence[Int[Tensor, "_ _"]]
     masks: Sequence[Int[Tensor, "_ _"]]
     targets: Sequence[Int[Tensor, "_ _"]]
+    stored: Sequence[Bool[Tensor, "_ _"]]
 
     @classmethod
     def of(cls, blocks: Iterable[Block], *, pad_id: int, batch_size: int, device: torch.device) -> "Texts":
         """Blocks of at least two tokens; shorter ones predict nothing."""
-        inputs, masks, targets = [], [], []
-        rows = iter(block.ids for block in blocks if len(block.ids) > 1)
+        inputs, masks, targets, stored = [], [], [], []
+        rows = (block for block in blocks if len(block.ids) > 1)
         while group := list(islice(rows, batch_size)):
-            length = max(map(len, group))
+            length = max(len(block.ids) for block in group)
             ids = torch.full((len(group), length), pad_id)
-            mask = torch.zeros_like(ids)
-            for row, tokens in enumerate(group):
-                ids[row, : len(tokens)] = torch.tensor(tokens)
-                mask[row, : len(tokens)] = 1
+            mask, is_stored = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
+            for row, block in enumerate(group):
+                ids[row, : len(block.ids)] = torch.tensor(block.ids)
+                mask[row, : len(block.ids)] = 1
+                is_stored[row, block.positions] = True
             target = F.pad(ids.masked_fill(mask == 0, MISSED_TARGET)[:, 1:], (0, 1), value=MISSED_TARGET)
             inputs.append(ids.to(device))
             masks.append(mask.to(device))
             targets.append(target.to(device))
-        return cls(inputs, masks, targets)
+            stored.append(is_stored.to(device))
+        return cls(inputs, masks, targets, stored)
 
     @property
     def n_predictions(self) -> int:
         """Positions with a token to predict."""
         return sum(int((target != MISSED_TARGET).sum()) for target in self.targets)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        return zip(self.inputs, self.masks, self.targets, strict=True)
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        return zip(self.inputs, self.masks, self.targets, self.stored, strict=True)
 
 
 @torch.no_grad()
 def cross_entropy(adapter: ModelAdapter, texts: Texts, callbacks: Mapping[HookPoint, Callback]) -> float:
-    """Mean over all predictions, in nats, while the callbacks edit the run."""
+    """Mean over all predictions, in nats, while the callbacks edit the run where activations are stored."""
     total = 0.0
-    with tapped(adapter, callbacks):
-        for ids, mask, target in texts:
+    for ids, mask, target, stored in texts:
+        with tapped(adapter, {hook: only_at(stored, callback) for hook, callback in callbacks.items()}):
             logits = adapter.logits(ids, mask).flatten(0, 1)
-            losses = F.cross_entropy(
-                logits.float(), target.flatten().to(logits.device), ignore_index=MISSED_TARGET, reduction="none"
-            )
-            total += float(losses.double().sum())
+        losses = F.cross_entropy(
+            logits.float(), target.flatten().to(logits.device), ignore_index=MISSED_TARGET, reduction="none"
+        )
+        total += float(losses.double().sum())
     return total / texts.n_predictions
+
+
+def only_at(where: Bool[Tensor, "batch position"], callback: Callback) -> Callback:
+    """A tap that changes what another one changes, at some positions alone."""
+
+    def chosen(x: Tensor) -> Tensor | None:
+        changed = callback(x)
+        return None if changed is None else torch.where(where.to(x.device)[..., None], changed, x)
+
+    return chosen
 
 
 def recovered(
