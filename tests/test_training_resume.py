@@ -152,7 +152,7 @@ def test_keyboard_interrupt_between_steps_leaves_a_checkpoint(tmp_path: Path):
 
 def test_metrics_after_the_checkpoint_are_forgotten_with_a_half_written_line(tmp_path: Path):
     log = MetricsLog(tmp_path / "metrics.jsonl")
-    log.path.write_text("".join(f'{{"step": {step}}}\n' for step in (1, 2, 3)) + '{"st')
+    log.path.write_text("".join(f'{{"step": {step}, "tokens": {step}}}\n' for step in (1, 2, 3)) + '{"st')
     log.rewind(2)
     assert [json.loads(line)["step"] for line in log.path.read_text().splitlines()] == [1, 2]
     log.rewind(0)

@@ -22,6 +22,7 @@ def _lines(value: Any) -> Any:
 
 
 # "resid,attn" from a flag or the environment, ["resid", "attn"] from a file.
-Words = Annotated[tuple[str, ...], BeforeValidator(_split)]
+Split = BeforeValidator(_split)
+Words = Annotated[tuple[str, ...], Split]
 # A list whose entries may hold commas; a single text is a list of one.
 Texts = Annotated[tuple[str, ...], BeforeValidator(_lines)]

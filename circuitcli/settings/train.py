@@ -1,8 +1,12 @@
 """How sparse autoencoders are trained."""
 
+from typing import Annotated, Literal
+
 from pydantic import Field
 
-from circuitcli.settings.section import Section
+from circuitcli.settings.section import Section, Split
+
+Tracker = Literal["tensorboard", "trackio", "wandb"]
 
 
 class TrainSettings(Section):
@@ -29,5 +33,8 @@ class TrainSettings(Section):
     """Rows held in memory and shuffled together; bounds the memory of shuffling."""
     checkpoint_tokens: int = Field(1_000_000, ge=1)
     """Tokens between two checkpoints; a killed run goes on from the last one."""
+    log: Annotated[tuple[Tracker, ...], Split] = ()
+    """Where metrics go besides metrics.jsonl; several with commas. Each needs its package: pip install
+    'circuitcli[wandb]'."""
     eval_tokens: int = Field(16_384, ge=1)
     """Held-out tokens on which the finished SAEs are measured."""

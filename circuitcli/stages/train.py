@@ -5,9 +5,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from circuitcli import progress
+from circuitcli import progress, runs
 from circuitcli.hookpoints import HookPoint
 from circuitcli.records import ActivationsRecord, Record, SaeRecord
+from circuitcli.settings.sources import flatten
 from circuitcli.stages.measure import HeldOut
 from circuitcli.stages.request import Request, changing_nothing, fingerprint, needed, resumable
 from circuitcli.training.plan import Plan, schedule, width
@@ -20,14 +21,15 @@ if TYPE_CHECKING:
     from circuitcli.activations.cache import ActivationCache
     from circuitcli.saes.base import SparseAutoencoder
     from circuitcli.training.learner import Learner
+    from circuitcli.training.trackers.tracker import TrackedRun
 
 NAME = "train"
 FOLDER = "saes"
 ACTIVATIONS = "activations"
 CHECKPOINT = "checkpoint"
-METRICS = "metrics.jsonl"
+LOGS = "logs"
 # Settings that change no result.
-_NO_MATTER = ("train.checkpoint_tokens",)
+_NO_MATTER = ("train.checkpoint_tokens", "train.log")
 
 
 def run(request: Request) -> list[Record]:
@@ -79,6 +81,7 @@ def _work(request: Request, digest: str, resumes: bool) -> tuple[list[Record], d
     from circuitcli.activations.cache import ActivationCache
     from circuitcli.models.loading import choose_device
     from circuitcli.training.checkpoint import Checkpoints
+    from circuitcli.training.trackers.tracker import check_trackers
 
     checkpoints = Checkpoints(request.run.path / FOLDER / CHECKPOINT, digest)
     hooks = [HookPoint.parse(record.hook) for record in _activations(request)]
@@ -86,19 +89,27 @@ def _work(request: Request, digest: str, resumes: bool) -> tuple[list[Record], d
         cache = ActivationCache(request.run.path / ACTIVATIONS, hooks)
         made = planned(request.settings, n_rows=cache.n_tokens)
         device = choose_device(request.settings.model.device)
+        check_trackers(request.settings.train.log)
     if not resumes:
         checkpoints.remove()
-    learners = _trained(request, cache, made, checkpoints, device)
+    tracked = _tracked(request, digest, starts_over=checkpoints.step() == 0)
+    learners = _trained(request, cache, made, checkpoints, device, tracked)
     records = _finished(request, cache, made, learners)
     checkpoints.remove()
     return records, {"tokens": made.tokens, "held_out": made.held_out}
 
 
 def _trained(
-    request: Request, cache: "ActivationCache", made: Plan, checkpoints: Any, device: "torch.device"
+    request: Request,
+    cache: "ActivationCache",
+    made: Plan,
+    checkpoints: Any,
+    device: "torch.device",
+    tracked: "TrackedRun",
 ) -> "list[Learner]":
     from circuitcli.activations.batches import ShuffledBatches
-    from circuitcli.training.log import MetricsLog
+    from circuitcli.training.log import METRICS, MetricsLog
+    from circuitcli.training.trackers.tracker import trackers
     from circuitcli.training.trainer import Trainer
 
     train = request.settings.train
@@ -112,15 +123,31 @@ def _trained(
         stop_row=made.stop_row,
     )
     learners = _learners(request, cache, made, batches, device, resumes=checkpoints.step() > 0)
-    Trainer(
-        learners,
-        batches,
-        batch_size=train.batch_size,
-        checkpoints=checkpoints,
-        checkpoint_steps=max(1, train.checkpoint_tokens // train.batch_size),
-        logs={hook: MetricsLog(request.run.path / FOLDER / str(hook) / METRICS) for hook in cache.hooks},
-    ).run()
+    with trackers(train.log, tracked) as opened:
+        Trainer(
+            learners,
+            batches,
+            batch_size=train.batch_size,
+            checkpoints=checkpoints,
+            checkpoint_steps=max(1, train.checkpoint_tokens // train.batch_size),
+            logs={hook: MetricsLog(request.run.path / FOLDER / str(hook) / METRICS) for hook in cache.hooks},
+            trackers=opened,
+        ).run()
     return learners
+
+
+def _tracked(request: Request, digest: str, *, starts_over: bool) -> "TrackedRun":
+    """What trackers are told: a name that belongs to this training of this run directory."""
+    from circuitcli.training.trackers.tracker import TrackedRun
+
+    place = request.run.path.resolve()
+    kept = ("model.name", "sae.", "train.", "data.", "seed")
+    return TrackedRun(
+        directory=request.run.path / LOGS,
+        name=f"{place.name}-{runs.digest([digest, str(place)]).removeprefix('sha256:')[:8]}",
+        starts_over=starts_over,
+        settings={name: value for name, value in flatten(request.settings).items() if name.startswith(kept)},
+    )
 
 
 def _learners(

@@ -1,22 +1,27 @@
-"""metrics.jsonl: one line of numbers for a step, appended while training."""
+"""metrics.jsonl: one line of numbers for a step, appended while training. Needs no torch."""
 
 import json
-import resource
-import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import torch
-
 from circuitcli.runs import atomic, write_error
+
+METRICS = "metrics.jsonl"
+# By name; where types are checked at run time, an int is no float.
+Numbers = Mapping[str, float | int]
+REQUIRED = ("step", "tokens")
+# Parts of the loss by name have lines' keys of this beginning.
+PART = "loss_"
 
 
 @dataclass(frozen=True)
 class Line:
     """State of one autoencoder after ``step`` steps.
 
-    fvu: share of the variance that the batch's reconstruction misses. l0: active features per token. dead: share of
-    dead features. tokens_per_s: through all hook points together. memory: peak of the process, of the GPU on CUDA, MiB.
+    loss: what is minimised; parts: what it is the sum of, where that is more than one thing. fvu: share of the variance
+    that the batch's reconstruction misses. l0: active features per token. dead: share of dead features. tokens_per_s:
+    through all hook points together. memory_mib: peak of the process, of the GPU on CUDA.
     """
 
     step: int
@@ -28,40 +33,52 @@ class Line:
     learning_rate: float
     tokens_per_s: float
     memory_mib: float
+    parts: Mapping[str, float] = field(default_factory=dict)
+
+    def numbers(self) -> Numbers:
+        """All numbers by name; the parts of the loss are called ``loss_NAME``."""
+        numbers = asdict(self)
+        return numbers | {PART + name: value for name, value in numbers.pop("parts").items()}
 
 
 class MetricsLog:
-    """The file of one hook point."""
+    """The file of one autoencoder."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def rewind(self, step: int) -> None:
-        """Forget all after ``step`` steps, and a line that a killed run left half written."""
-        kept = []
-        if step and self.path.is_file():
-            for text in self.path.read_text(encoding="utf-8").splitlines():
-                try:
-                    line = json.loads(text)
-                except ValueError:
-                    break
-                if line["step"] <= step:
-                    kept.append(text)
-        with atomic(self.path) as stream:
-            stream.writelines(text + "\n" for text in kept)
+    def rewind(self, step: int) -> int:
+        """Forget all after ``step`` steps, and a line that a killed run left half written.
 
-    def append(self, line: Line) -> None:
-        """Add a line."""
+        Returns the step of the last line that stood there, 0 if nothing is kept.
+        """
+        found = read_metrics(self.path) if step else []
+        with atomic(self.path) as stream:
+            stream.writelines(json.dumps(line) + "\n" for line in found if line["step"] <= step)
+        return int(found[-1]["step"]) if found else 0
+
+    def append(self, numbers: Numbers) -> None:
+        """Add a line, which says at least ``step`` and ``tokens``. Raises ValueError if it does not."""
+        if missing := [name for name in REQUIRED if name not in numbers]:
+            raise ValueError(f"a line of metrics lacks {' '.join(missing)}")
         try:
             with self.path.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(asdict(line)) + "\n")
+                stream.write(json.dumps(dict(numbers)) + "\n")
         except OSError as error:
             raise write_error(self.path, error) from None
 
 
-def peak_memory_mib(device: torch.device) -> float:
-    """Most memory held so far: on the GPU if it works there, else by the process."""
-    if device.type == "cuda":
-        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, 1)
+def read_metrics(path: Path) -> list[Numbers]:
+    """The lines of a file up to the first that is no whole line; none if there is no file."""
+    if not path.is_file():
+        return []
+    lines: list[Numbers] = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            break
+        if not isinstance(line, dict) or any(name not in line for name in REQUIRED):
+            break
+        lines.append(line)
+    return lines

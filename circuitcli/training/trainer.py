@@ -15,7 +15,9 @@ from circuitcli.hookpoints import HookPoint
 from circuitcli.training.checkpoint import Checkpoints
 from circuitcli.training.interrupt import postponed_signals
 from circuitcli.training.learner import Learner, Step
-from circuitcli.training.log import Line, MetricsLog, peak_memory_mib
+from circuitcli.training.log import Line, MetricsLog
+from circuitcli.training.memory import peak_memory_mib
+from circuitcli.training.trackers.tracker import Tracker
 
 # Lines in metrics.jsonl of a long run.
 N_LINES = 250
@@ -42,7 +44,10 @@ class Trainer:
     checkpoints: Checkpoints
     checkpoint_steps: int
     logs: Mapping[HookPoint, MetricsLog]
+    trackers: Sequence[Tracker] = ()
     done: int = 0
+    # The last step that an earlier, killed process logged: it is not logged again to trackers, which cannot go back.
+    logged: int = 0
 
     def run(self) -> None:
         """Train to the end, from the checkpoint if there is one, and leave a checkpoint of the end.
@@ -51,8 +56,7 @@ class Trainer:
         Raises CircuitError, naming the hook point, if a loss is no longer finite.
         """
         self.done = self.checkpoints.load(self.learners)
-        for log in self.logs.values():
-            log.rewind(self.done)
+        self.logged = min((log.rewind(self.done) for log in self.logs.values()), default=0)
         if self.done == self.batches.n_steps:
             return
         total, done = self.batches.n_steps * self.batch_size, self.done * self.batch_size
@@ -105,6 +109,7 @@ class Trainer:
 
     def _log(self, steps: Sequence[Step], tokens_per_s: float) -> None:
         self._check(steps)
+        numbers = {}
         for learner, step in zip(self.learners, steps, strict=True):
             line = Line(
                 step=self.done,
@@ -117,7 +122,11 @@ class Trainer:
                 tokens_per_s=round(tokens_per_s, 1),
                 memory_mib=peak_memory_mib(learner.device),
             )
-            self.logs[learner.hook].append(line)
+            self.logs[learner.hook].append(line.numbers())
+            numbers[str(learner.hook)] = {name: value for name, value in line.numbers().items() if name != "step"}
+        if self.done > self.logged:
+            for tracker in self.trackers:
+                tracker.log(self.done, numbers)
 
 
 def _mean_loss(steps: Sequence[Step]) -> float:

@@ -6,6 +6,7 @@ from circuitcli.cli.options import DRY_RUN, FILE, MODEL, RUN, SEED, Flag
 # SAEs are trained in float32 on what was collected, whatever the model's number type.
 FLAGS = (
     Flag("train.tokens", "--tokens"),
+    Flag("train.log", "--log"),
     *(flag for flag in MODEL if flag.setting != "model.dtype"),
     *RUN,
     *SEED,
