@@ -146,7 +146,7 @@ def _panel(panel: Panel, frame: Box, styles: dict[str, int], *, clip: str) -> It
 def _frame(panel: Panel, frame: Box, x_span: Span, y_span: Span) -> Iterator[str]:
     """Title, grid, ticks with numbers, axis labels."""
     bottom, right = frame.y + frame.height, frame.x + frame.width
-    x_ticks = x_span.ticks(most=max(2, int(frame.width // 60)))
+    x_ticks = x_span.ticks(most=max(2, int(frame.width // 45)))
     for value, number in zip(x_ticks, tick_texts(x_ticks), strict=True):
         x = frame.x + (x_span.place(value) or 0.0) * frame.width
         yield f'<path d="M{x:.1f} {frame.y:.1f}V{bottom + 4:.1f}" stroke="#dddddd"/>'

@@ -31,7 +31,7 @@ def run(request: Request, *, stdout: Writer) -> list[Record]:
         max_edges=settings.max_edges,
     )
     paths = write(drawing, outputs or _defaults(graph, directory), settings, stdout=stdout)
-    return [FigureRecord(path=_recorded(path, directory)) for path in paths]
+    return [FigureRecord(path=recorded(path, directory)) for path in paths]
 
 
 def chosen_graph(records: Stream, name: str | None) -> CircuitGraph:
@@ -74,7 +74,7 @@ def _defaults(graph: CircuitGraph, directory: Path | None) -> list[str]:
     return [str(folder / f"{name}{suffix}") for suffix in DEFAULT_FORMS]
 
 
-def _recorded(path: Path, directory: Path | None) -> str:
+def recorded(path: Path, directory: Path | None) -> str:
     """Relative to the run directory if inside it, else as given."""
     if directory is not None and path.resolve().is_relative_to(directory.resolve()):
         return path.resolve().relative_to(directory.resolve()).as_posix()

@@ -3,7 +3,7 @@
 import sys
 
 from circuitcli.cli.jobs import Call
-from circuitcli.cli.options import FILE, RUN, Flag
+from circuitcli.cli.options import FILE, RUN, Flag, switch
 
 FLAGS = (
     Flag("render.output", "--output", short="-o", metavar="FILE", repeats=True),
@@ -11,7 +11,7 @@ FLAGS = (
     Flag("render.max_edges", "--max-edges"),
     *RUN,
 )
-EXTRAS = (FILE,)
+EXTRAS = (FILE, switch("curves", "--curves", help="Draw how the SAEs learned instead of a circuit, as .svg."))
 
 
 def render(call: Call) -> None:
@@ -22,10 +22,12 @@ def render(call: Call) -> None:
     \b
     circuit render -o circuit.svg -o circuit.html
     circuit render -o - | dot -Tpdf > circuit.pdf
+    circuit render --curves -o curves.svg
     """
     job = call.open(needs_run=False)
+    from circuitcli.stages import curves
     from circuitcli.stages import render as stage
 
-    made = stage.run(job.request, stdout=sys.stdout)
+    made = (curves if call.extras["curves"] else stage).run(job.request, stdout=sys.stdout)
     if "-" not in job.request.settings.render.output:
         job.emit(made)

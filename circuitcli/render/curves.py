@@ -1,0 +1,115 @@
+"""Training curves: what metrics.jsonl says of each autoencoder, as a row of small plots over tokens."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from circuitcli.errors import SettingsError
+from circuitcli.hookpoints import HookPoint
+from circuitcli.render.axes import Axis, Span
+from circuitcli.render.plot import Figure, Panel, Point, Series
+from circuitcli.training.log import METRICS, PART, Numbers, read_metrics
+
+# What is drawn, left to right: the number's name, the title, and the axis. A span of many sizes is drawn on a log axis.
+PLOTS = (
+    ("loss", "loss", Axis("loss", "auto", holds=(0.0,))),
+    ("fvu", "missed variance", Axis("share (FVU)", "auto", holds=(0.0,))),
+    ("l0", "L0", Axis("active features per token", "auto", holds=(0.0,))),
+    ("dead", "dead features", Axis("share", holds=(0.0,))),
+    ("learning_rate", "learning rate", Axis("step size", holds=(0.0,))),
+)
+TOKENS = Axis("tokens", holds=(0.0,))
+SIZE = (190, 115)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The training of one autoencoder; ``label`` tells those of one hook point apart."""
+
+    hook: str
+    label: str
+    lines: Sequence[Numbers]
+
+
+def find_curves(saes: Path) -> list[Curve]:
+    """All trainings that left numbers below RUN/saes, finished or not, in the order of the model."""
+    found = []
+    for path in sorted(saes.rglob(METRICS)):
+        lines = read_metrics(path)
+        if lines:
+            hook, label = _named(path.parent.relative_to(saes))
+            found.append(Curve(hook, label, lines))
+    return sorted(found, key=lambda curve: (_order(curve.hook), curve.label))
+
+
+def figure(curves: Sequence[Curve], *, title: str) -> Figure:
+    """A row for each hook point; plots below each other share their axes.
+
+    Where a hook point has one training only, the parts of its loss are drawn too.
+    """
+    hooks = list(dict.fromkeys(curve.hook for curve in curves))
+    spans = {name: _span(curves, name, axis) for name, _, axis in PLOTS}
+    tokens = TOKENS.span(line["tokens"] for curve in curves for line in curve.lines)
+    panels = []
+    for hook in hooks:
+        own = [curve for curve in curves if curve.hook == hook]
+        for name, heading, axis in PLOTS:
+            panels.append(
+                Panel(
+                    _series(own, name),
+                    TOKENS if hook == hooks[-1] else Axis(),
+                    axis,
+                    f"{hook}: {heading}",
+                    x_span=tokens,
+                    y_span=spans[name],
+                )
+            )
+    width, height = SIZE
+    return Figure(panels, n_columns=len(PLOTS), title=title, width=width, height=height)
+
+
+def _series(own: Sequence[Curve], name: str) -> list[Series]:
+    if len(own) > 1 or name != "loss":
+        return [_line(curve, name, curve.label) for curve in own]
+    curve = own[0]
+    return [
+        _line(curve, name, "loss" if _parts(curve) else ""),
+        *(_line(curve, part, part.removeprefix(PART)) for part in _parts(curve)),
+    ]
+
+
+def _line(curve: Curve, name: str, label: str) -> Series:
+    return Series([Point(line["tokens"], line[name]) for line in curve.lines if name in line], label)
+
+
+def _parts(curve: Curve) -> list[str]:
+    """Names of the parts of the loss; a part that appears later counts too."""
+    return list(dict.fromkeys(name for line in curve.lines for name in line if name.startswith(PART)))
+
+
+def _span(curves: Sequence[Curve], name: str, axis: Axis) -> Span:
+    names = {name} if name != "loss" else {name, *(part for curve in curves for part in _parts(curve))}
+    return axis.span(line[key] for curve in curves for line in curve.lines for key in names if key in line)
+
+
+def _named(place: Path) -> tuple[str, str]:
+    """Hook point and label of a folder below RUN/saes: the first part that names a hook point, and all others."""
+    parts = list(place.parts)
+    for part in parts:
+        if _is_hook(part):
+            return part, " ".join(other for other in parts if other != part)
+    return place.as_posix(), ""
+
+
+def _is_hook(text: str) -> bool:
+    try:
+        HookPoint.parse(text)
+    except SettingsError:
+        return False
+    return True
+
+
+def _order(hook: str) -> tuple[int, int, str]:
+    if _is_hook(hook):
+        return *HookPoint.parse(hook).order, hook
+    return 10**9, 0, hook
