@@ -16,6 +16,7 @@ from circuitcli import runs
 from circuitcli.errors import InputError
 from circuitcli.records import NodeRecord, Record, RunRecord, Stream
 from circuitcli.runs import Fingerprint, Run
+from circuitcli.settings.render import RenderSettings
 from circuitcli.settings.settings import Settings
 from circuitcli.stages.request import Request, fingerprint, resumable
 
@@ -74,8 +75,10 @@ def test_fingerprints_are_equal_exactly_if_settings_and_inputs_are(one: dict, ot
 
 
 def test_a_fingerprint_holds_only_the_settings_that_a_stage_reads(tmp_path: Path):
-    made = fingerprint(Request(Settings(), Stream(), Run(tmp_path)), ["sae.", "seed"], {}, without=["sae.expansion"])
-    assert set(made.settings) == {"sae.k", "sae.d_sae", "seed"}
+    made = fingerprint(Request(Settings(), Stream(), Run(tmp_path)), ["render.", "seed"], {}, without=["render.output"])
+    assert set(made.settings) == {f"render.{name}" for name in RenderSettings.model_fields if name != "output"} | {
+        "seed"
+    }
 
 
 def test_the_first_difference_names_the_setting_and_both_values(run: Run):

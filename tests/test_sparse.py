@@ -1,4 +1,4 @@
-"""The sparse TopK kernels against the dense definition."""
+"""The sparse kernels against the dense definition."""
 
 import pytest
 import torch
@@ -7,76 +7,136 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from circuitcli.hookpoints import HookPoint
+from circuitcli.saes import selection
 from circuitcli.saes.base import SaeConfig
-from circuitcli.saes.sparse import Autoencoder, autoencode, by_feature, dense_autoencode, sums_by_feature
+from circuitcli.saes.selection import BatchTopK, Selection, TopK
+from circuitcli.saes.sparse import Encoder, by_feature, decode, dense_encode, encode, sums_by_feature
 from circuitcli.saes.topk import TopKSae
 
-BATCH, D_IN, D_SAE, K = 13, 7, 29, 5
+BATCH, D_IN, D_OUT, D_SAE, K = 13, 7, 6, 29, 5
 WATCHED = torch.tensor([3, 28, 11])
+SELECTIONS = [TopK(1), TopK(K), TopK(D_SAE), BatchTopK(1), BatchTopK(K), BatchTopK(D_SAE)]
 
 
-def weights(dtype: torch.dtype = torch.float64, *, seed: int = 0, d_sae: int = D_SAE) -> Autoencoder:
+def weights(dtype: torch.dtype = torch.float64, *, seed: int = 0, d_sae: int = D_SAE) -> tuple[Tensor, ...]:
+    """W_enc, b_enc, b_dec (of the input), W_dec, b_dec (of the output)."""
     generator = torch.Generator().manual_seed(seed)
-    shapes = [(D_IN, d_sae), (d_sae,), (d_sae, D_IN), (D_IN,)]
-    return Autoencoder(*(torch.randn(shape, generator=generator, dtype=dtype).requires_grad_() for shape in shapes))
+    shapes = [(D_IN, d_sae), (d_sae,), (D_IN,), (d_sae, D_OUT), (D_OUT,)]
+    return tuple(torch.randn(shape, generator=generator, dtype=dtype).requires_grad_() for shape in shapes)
 
 
 def inputs(dtype: torch.dtype = torch.float64, *, n: int = BATCH) -> Tensor:
     return torch.randn(n, D_IN, generator=torch.Generator().manual_seed(9), dtype=dtype).requires_grad_()
 
 
-def gradients(encode, x: Tensor, parts: Autoencoder, *, k: int = K) -> tuple[Tensor, ...]:
-    out = encode(x, parts, k=k, watched=WATCHED)
-    loss = (out.reconstruction - x).square().sum() + (out.watched**3).sum() + out.values.cos().sum()
+def gradients(encoding, x: Tensor, parts: tuple[Tensor, ...], rule: Selection) -> tuple[Tensor, ...]:
+    W_enc, b_enc, b_in, W_dec, b_out = parts
+    codes, watched = encoding(x, Encoder(W_enc, b_enc, b_in), rule, watched=WATCHED)
+    if encoding is encode:
+        decoded = decode(codes, W_dec, b_out)
+    else:
+        decoded = codes.dense() @ W_dec + b_out
+    loss = decoded.square().sum() + (watched**3).sum() + codes.dense().cos().sum()
     return torch.autograd.grad(loss, [*parts, x])
 
 
 def test_reconstruction_and_codes_are_those_of_the_topk_sae():
-    parts, x = weights(torch.float32), inputs(torch.float32).detach()
+    W_enc, b_enc, b_dec, _, _ = weights(torch.float32)
+    W_dec = torch.randn(D_SAE, D_IN)
     sae = TopKSae(SaeConfig(HookPoint(0, "resid"), D_IN, D_SAE), k=K)
-    sae.load_state_dict(dict(zip(Autoencoder._fields, parts, strict=True)))
-    out = autoencode(x, parts, k=K)
-    codes = torch.zeros(BATCH, D_SAE).scatter(1, out.indices, out.values)
-    assert torch.allclose(codes, sae.encode(x), atol=1e-6)
-    assert torch.allclose(out.reconstruction, sae.decode(sae.encode(x)), atol=1e-5)
-    assert out.watched.shape == (BATCH, 0)
+    sae.load_state_dict({"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec})
+    x = inputs(torch.float32).detach()
+    codes, watched = encode(x, Encoder(W_enc, b_enc, b_dec), TopK(K))
+    assert torch.allclose(codes.dense(), sae.encode(x), atol=1e-6)
+    assert torch.allclose(decode(codes, W_dec, b_dec), sae.reconstruct(x), atol=1e-5)
+    assert watched.shape == (BATCH, 0)
 
 
-@pytest.mark.parametrize("k", [1, K, D_SAE])
-def test_gradients_equal_those_of_the_dense_definition(k: int):
+@pytest.mark.parametrize("rule", SELECTIONS, ids=str)
+def test_gradients_equal_those_of_the_dense_definition(rule: Selection):
     parts, x = weights(), inputs()
-    for sparse, dense in zip(
-        gradients(autoencode, x, parts, k=k), gradients(dense_autoencode, x, parts, k=k), strict=True
-    ):
+    for sparse, dense in zip(gradients(encode, x, parts, rule), gradients(dense_encode, x, parts, rule), strict=True):
         assert torch.allclose(sparse, dense, rtol=1e-11, atol=1e-11)
 
 
-def test_gradients_equal_finite_differences():
+@pytest.mark.parametrize("rule", [TopK(K), BatchTopK(K)], ids=str)
+def test_gradients_equal_finite_differences(rule: Selection):
     parts, x = weights(), inputs(n=3)
 
-    def outputs(x: Tensor, *parts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        out = autoencode(x, Autoencoder(*parts), k=K, watched=WATCHED)
-        return out.reconstruction, out.values, out.watched
+    def outputs(x: Tensor, W_enc: Tensor, b_enc: Tensor, b_in: Tensor, W_dec: Tensor, b_out: Tensor):
+        codes, watched = encode(x, Encoder(W_enc, b_enc, b_in), rule, watched=WATCHED)
+        return decode(codes, W_dec, b_out), codes.values, watched
 
     assert torch.autograd.gradcheck(outputs, (x, *parts), eps=1e-7, atol=1e-5)
 
 
+def test_an_encoder_may_subtract_nothing():
+    W_enc, b_enc, _, W_dec, _ = weights()
+    x = inputs()
+    one = decode(encode(x, Encoder(W_enc, b_enc, None), TopK(K)).codes, W_dec).square().sum()
+    other = decode(encode(x, Encoder(W_enc, b_enc, torch.zeros_like(x[0])), TopK(K)).codes, W_dec).square().sum()
+    for a, b in zip(
+        torch.autograd.grad(one, [W_enc, b_enc, W_dec]), torch.autograd.grad(other, [W_enc, b_enc, W_dec]), strict=True
+    ):
+        assert torch.equal(a, b)
+
+
 def test_encoder_may_be_stored_either_way_round():
     parts, x = weights(), inputs()
-    turned = parts._replace(W_enc=parts.W_enc.detach().T.contiguous().T.requires_grad_())
-    assert not turned.W_enc.is_contiguous()
-    for one, other in zip(gradients(autoencode, x, parts), gradients(autoencode, x, turned), strict=True):
+    turned = (parts[0].detach().T.contiguous().T.requires_grad_(), *parts[1:])
+    assert not turned[0].is_contiguous()
+    for one, other in zip(gradients(encode, x, parts, TopK(K)), gradients(encode, x, turned, TopK(K)), strict=True):
         assert torch.allclose(one, other, rtol=1e-11, atol=1e-11)
 
 
 def test_silent_features_get_no_gradient():
-    parts, x = weights(), inputs()
-    silenced = parts._replace(b_enc=(parts.b_enc.detach() - 100 * (torch.arange(D_SAE) % 2)).requires_grad_())
-    autoencode(x, silenced, k=D_SAE).reconstruction.square().sum().backward()
+    W_enc, b_enc, b_in, W_dec, _ = weights()
+    silenced = (b_enc.detach() - 100 * (torch.arange(D_SAE) % 2)).requires_grad_()
+    decode(encode(inputs(), Encoder(W_enc, silenced, b_in), TopK(D_SAE)).codes, W_dec).square().sum().backward()
     odd = torch.arange(D_SAE) % 2 == 1
-    assert silenced.W_dec.grad is not None and silenced.W_enc.grad is not None
-    assert silenced.W_dec.grad[odd].eq(0).all() and silenced.W_enc.grad[:, odd].eq(0).all()
-    assert silenced.W_dec.grad[~odd].abs().sum() > 0
+    assert W_dec.grad is not None and W_enc.grad is not None
+    assert W_dec.grad[odd].eq(0).all() and W_enc.grad[:, odd].eq(0).all()
+    assert W_dec.grad[~odd].abs().sum() > 0
+
+
+@given(st.integers(0, 10_000), st.sampled_from([1, 2, 7, 28, D_SAE]), st.sampled_from([1, 3, 1024]))
+@settings(max_examples=60, deadline=None)
+def test_batch_topk_finds_the_largest_of_the_batch_however_they_lie(seed: int, k: int, piece_rows: int):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(BATCH, D_IN, generator=generator, dtype=torch.float64)
+    # Some tokens hold many times more than their share.
+    x[::4] *= 50
+    W_enc, b_enc, _, _, _ = weights(seed=seed)
+    before, selection.PIECE_ROWS = selection.PIECE_ROWS, piece_rows
+    try:
+        codes, watched = encode(x, Encoder(W_enc, b_enc, None), BatchTopK(k), watched=WATCHED)
+    finally:
+        selection.PIECE_ROWS = before
+    pre = (x @ W_enc + b_enc).detach()
+    expected = torch.zeros_like(pre).flatten()
+    for index in pre.flatten().argsort(descending=True)[: k * BATCH].tolist():
+        expected[index] = max(0.0, float(pre.flatten()[index]))
+    assert torch.allclose(codes.dense(), expected.view_as(pre))
+    assert torch.allclose(watched, pre[:, WATCHED])
+    assert codes.tokens.tolist() == sorted(codes.tokens.tolist())
+
+
+def test_crowded_tokens_do_occur_in_the_test_above():
+    x = inputs().detach()
+    x[::4] *= 50
+    W_enc, b_enc, _, _, _ = weights()
+    kept = BatchTopK(2).mask(x @ W_enc + b_enc).sum(dim=1)
+    assert kept.max() > selection.CANDIDATES * 2
+
+
+def test_a_part_of_the_codes_is_that_part_of_their_matrix():
+    W_enc, b_enc, _, _, _ = weights()
+    codes = encode(inputs(), Encoder(W_enc, b_enc, None), BatchTopK(K)).codes
+    whole = codes.dense()
+    parts = [codes.part(0, 4), codes.part(4, 20), codes.part(20, D_SAE)]
+    assert torch.equal(torch.cat([part.dense() for part in parts], dim=1), whole)
+    decoder = torch.randn(16, D_OUT, dtype=torch.float64)
+    assert torch.allclose(decode(parts[1], decoder), whole[:, 4:20] @ decoder)
 
 
 @given(st.integers(0, 1000), st.sampled_from([D_SAE, 2**16, 2**16 + 1, 200_001]))
@@ -88,13 +148,12 @@ def test_sums_by_feature_are_the_product_with_the_transposed_codes(seed: int, d_
     indices = chosen[torch.rand(BATCH, 17, generator=generator).argsort(dim=1)[:, :K]]
     values = torch.randn(BATCH, K, generator=generator, dtype=torch.float64)
     rows = torch.randn(BATCH, 3, generator=generator, dtype=torch.float64)
-    found = sums_by_feature(rows, values, by_feature(indices, d_sae=d_sae))
+    tokens = torch.arange(BATCH).repeat_interleave(K)
+    found = sums_by_feature(rows, values.flatten(), by_feature(indices.flatten(), tokens, d_sae=d_sae))
     codes = torch.zeros(BATCH, d_sae, dtype=torch.float64).scatter(1, indices, values)
     assert torch.allclose(found, codes.T @ rows, atol=1e-12)
 
 
 def test_entries_of_one_feature_stay_in_the_order_of_tokens():
-    indices = torch.tensor([[2, 0], [2, 1], [0, 2]])
-    entries = by_feature(indices, d_sae=4)
+    entries = by_feature(torch.tensor([2, 0, 2, 1, 0, 2]), torch.tensor([0, 0, 1, 1, 2, 2]), d_sae=4)
     assert entries.tokens.tolist() == [0, 2, 1, 0, 1, 2]
-    assert entries.starts.tolist() == [0, 2, 3, 6]

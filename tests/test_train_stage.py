@@ -111,10 +111,10 @@ def test_interrupted_stage_goes_on_to_the_same_weights(run_path: Path, tmp_path:
 
     learn = Learner.step
 
-    def interrupted(self, x, *, index):
-        if index == 20 and self.hook == HookPoint(1, "resid"):
+    def interrupted(self, batch, *, index):
+        if index == 20 and self.name == "resid.1":
             raise RuntimeError("the machine fails")
-        return learn(self, x, index=index)
+        return learn(self, batch, index=index)
 
     monkeypatch.setattr(Learner, "step", interrupted)
     with pytest.raises(RuntimeError):

@@ -1,5 +1,7 @@
 """What one autoencoder learns, and the parts that it learns by."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,18 +10,18 @@ from training_fakes import D_IN, MemoryBatches, learner, moments, planted, recip
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.saes.base import SaeConfig
-from circuitcli.saes.sparse import Autoencoder, autoencode
+from circuitcli.saes.selection import TopK
+from circuitcli.saes.sparse import Encoder, decode, encode
 from circuitcli.saes.topk import TopKSae
 from circuitcli.settings.sae import SaeSettings
 from circuitcli.settings.settings import Settings
 from circuitcli.settings.train import TrainSettings
-from circuitcli.training.dead import Silence
-from circuitcli.training.initial import folded, geometric_median, initial_sae, input_scale
-from circuitcli.training.learner import Learner, Moments
+from circuitcli.training.initial import geometric_median, input_scale
 from circuitcli.training.loss import auxk, missed_variance
 from circuitcli.training.plan import plan, width
 from circuitcli.training.quality import reconstruction
 from circuitcli.training.schedule import Schedule, default_rate
+from circuitcli.training.trainer import total
 
 HOOK = HookPoint(1, "resid")
 
@@ -33,7 +35,7 @@ def random_sae(*, d_sae: int = 40, k: int = 5) -> TopKSae:
 
 def test_planted_features_are_recovered():
     rows, features = planted(20_000)
-    sae = trained(rows, recipe(500)).finished()
+    sae = trained(rows, recipe(500)).finished()[HOOK]
     held_out, _ = planted(4_000, seed=0)
     assert reconstruction(sae, held_out.split(1000)).explained_variance > 0.9
     best = (F.normalize(sae.W_dec, dim=1) @ features.T).max(dim=0).values
@@ -42,7 +44,7 @@ def test_planted_features_are_recovered():
 
 def test_decoder_rows_stay_on_the_unit_sphere():
     rows, _ = planted(1_000)
-    sae = trained(rows, recipe(20)).finished()
+    sae = trained(rows, recipe(20)).finished()[HOOK]
     assert torch.allclose(sae.W_dec.norm(dim=1), torch.ones(48), atol=1e-5)
 
 
@@ -50,27 +52,26 @@ def test_optimiser_is_adam_along_the_clipped_gradient_without_its_part_along_the
     rows, _ = planted(500)
     made = recipe(10, auxk_weight=0.0, clip=0.01)
     student = learner(HOOK, rows, made)
-    twin = learner(HOOK, rows, made).sae
-    student.step(rows, index=3)
-    x = rows * student.scale
-    loss = missed_variance(x, twin.decode(twin.encode(x)), variance=student.variance)
+    twin = learner(HOOK, rows, made).student.sae
+    student.step({HOOK: rows}, index=3)
+    x = rows * student.student.scale
+    loss = missed_variance(x, twin.decode(twin.encode(x)), variance=student.student.variance)
     loss.backward()
     decoder = twin.W_dec
     decoder.grad -= (decoder.grad * decoder).sum(dim=1, keepdim=True) * decoder.detach()
     torch.nn.utils.clip_grad_norm_(twin.parameters(), 0.01)
-    torch.optim.Adam(twin.parameters(), lr=made.schedule.rate(3), eps=6.25e-10).step()
+    torch.optim.Adam(twin.parameters(), lr=made.pace.schedule.rate(3), eps=6.25e-10).step()
     with torch.no_grad():
         decoder /= decoder.norm(dim=1, keepdim=True)
-    for one, other in zip(student.sae.parameters(), twin.parameters(), strict=True):
+    for one, other in zip(student.student.sae.parameters(), twin.parameters(), strict=True):
         assert torch.allclose(one, other, atol=2e-4 * float(other.detach().abs().max()))
 
 
 def test_auxk_gradient_reaches_the_encoder_rows_of_dead_features_and_no_others():
     sae, x = random_sae(), torch.randn(30, D_IN, dtype=torch.float64)
     dead = torch.tensor([4, 17, 39])
-    weights = Autoencoder(sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec)
-    out = autoencode(x, weights, k=5, watched=dead)
-    auxk(x - out.reconstruction, out.watched, sae.W_dec[dead], k=2).backward()
+    out = encode(x, Encoder(sae.W_enc, sae.b_enc, sae.b_dec), TopK(5), watched=dead)
+    auxk(x - decode(out.codes, sae.W_dec, sae.b_dec), out.watched, sae.W_dec[dead], k=2).backward()
     assert sae.W_enc.grad is not None and sae.W_dec.grad is not None and sae.b_enc.grad is not None
     reached = sae.W_enc.grad.abs().sum(dim=0) > 0
     assert reached.nonzero()[:, 0].tolist() == dead.tolist()
@@ -101,10 +102,10 @@ def test_dead_features_are_revived():
     for weight in (0.0, 1 / 32):
         student = learner(HOOK, rows, recipe(300, auxk_weight=weight, d_sae=48))
         with torch.no_grad():
-            student.sae.b_enc[:30] = -1.5
+            student.student.sae.b_enc[:30] = -1.5
         for index, batch in enumerate(MemoryBatches({HOOK: rows}, 256, 300).from_step(0)):
-            student.step(batch[HOOK], index=index)
-        revived.append(int((student.silence.tokens[:30] < 2000).sum()))
+            student.step(batch, index=index)
+        revived.append(int((student.student.silent_tokens[:30] < 2000).sum()))
     assert revived[0] < 10 < 20 < revived[1]
 
 
@@ -112,18 +113,6 @@ def test_loss_of_predicting_the_mean_is_one():
     rows, _ = planted(3_000)
     predicted = rows.mean(dim=0).expand_as(rows)
     assert missed_variance(rows, predicted, variance=moments(rows).variance).item() == pytest.approx(1.0, abs=1e-4)
-
-
-def test_folded_sae_does_to_raw_activations_what_the_sae_does_to_scaled_ones():
-    sae, x, scale = random_sae(), 7 * torch.randn(20, D_IN, dtype=torch.float64), 0.37
-    raw = folded(sae, scale=scale).double()
-    for name, parameter in sae.named_parameters():
-        divisor = scale if name.startswith("b_") else 1.0
-        getattr(raw, name).data = parameter.detach() / divisor
-    assert torch.allclose(raw.decode(raw.encode(x)), sae.decode(sae.encode(scale * x)) / scale)
-    assert torch.allclose(raw.encode(x), sae.encode(scale * x) / scale)
-    single = folded(sae.float(), scale=scale)
-    assert all(torch.allclose(getattr(single, n).double(), p, rtol=1e-6) for n, p in raw.named_parameters())
 
 
 def test_scaled_activations_have_their_width_as_mean_squared_norm():
@@ -145,20 +134,20 @@ def test_geometric_median_is_not_moved_by_outliers():
 
 
 def test_first_weights_depend_on_seed_and_hook_point_only():
-    x = torch.randn(9, D_IN)
-    first = initial_sae(HOOK, x, d_sae=20, k=3, seed=1)
+    rows, other = torch.randn(9, D_IN), HookPoint(2, "resid")
+    first = learner(HOOK, rows, recipe(1, seed=1)).student.sae
     assert torch.equal(first.W_enc, first.W_dec.T) and first.W_enc.T.is_contiguous()
-    assert torch.equal(first.W_dec, initial_sae(HOOK, x, d_sae=20, k=3, seed=1).W_dec)
-    for hook, seed in ((HOOK, 2), (HookPoint(2, "resid"), 1)):
-        assert not torch.equal(first.W_dec, initial_sae(hook, x, d_sae=20, k=3, seed=seed).W_dec)
+    assert torch.equal(first.W_dec, learner(HOOK, rows, recipe(1, seed=1)).student.sae.W_dec)
+    for hook, seed in ((HOOK, 2), (other, 1)):
+        assert not torch.equal(first.W_dec, learner(hook, rows, recipe(1, seed=seed)).student.sae.W_dec)
 
 
 def test_activations_that_do_not_vary_are_learned_without_numbers_that_are_not_finite():
     rows = torch.full((100, D_IN), 3.0)
-    student = Learner(HOOK, rows, moments=Moments(9.0 * D_IN, 0.0), recipe=recipe(5, dead_tokens=100))
+    student = learner(HOOK, rows, recipe(5, dead_tokens=100))
     for index in range(5):
-        assert student.step(rows, index=index).loss.isfinite()
-    sae = student.finished()
+        assert total(student.step({HOOK: rows}, index=index)[HOOK]) < math.inf
+    sae = student.finished()[HOOK]
     assert torch.allclose(sae.decode(sae.encode(rows)), rows, atol=0.05)
 
 
@@ -178,11 +167,11 @@ def test_default_rate_falls_with_the_width_and_the_length_of_the_run():
 
 
 def test_silence_counts_tokens_since_a_feature_was_active():
-    silence = Silence(5, dead_tokens=4, device=torch.device("cpu"))
-    silence.update(torch.tensor([[1.0, 0.0], [2.0, 1.0]]), torch.tensor([[0, 1], [0, 2]]))
-    silence.update(torch.tensor([[1.0, 0.0], [2.0, 0.0]]), torch.tensor([[0, 1], [0, 2]]))
-    assert silence.tokens.tolist() == [0, 4, 2, 4, 4]
-    assert silence.dead().tolist() == [1, 3, 4] and silence.share == pytest.approx(0.6)
+    student = learner(HOOK, torch.randn(300, D_IN), recipe(3, d_sae=5, k=2, dead_tokens=4)).student
+    student._listen(torch.tensor([0, 0, 2]), n_tokens=2)
+    student._listen(torch.tensor([0, 0]), n_tokens=2)
+    assert student.silent_tokens.tolist() == [0, 4, 2, 4, 4]
+    assert student.dead().tolist() == [1, 3, 4] and student.dead_share(HOOK) == pytest.approx(0.6)
 
 
 def test_plan_holds_out_the_end_of_the_cache_and_passes_once_over_the_rest():

@@ -62,7 +62,8 @@ def assert_same(directory: Path, reference: Path) -> None:
 
 
 def child(directory: Path) -> subprocess.Popen[str]:
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, __file__, str(directory)], env=environment, text=True, stdout=subprocess.PIPE
     )
@@ -97,11 +98,11 @@ def test_signal_takes_effect_after_the_step_with_a_checkpoint_of_it(tmp_path: Pa
     made = make(tmp_path / "broken")
     learn = made.learners[0].step
 
-    def step(x, *, index):
+    def step(batch, *, index):
         if index == 9:
             # In the middle of a step: one hook point has learned from the batch and the other has not.
             os.kill(os.getpid(), number)
-        return learn(x, index=index)
+        return learn(batch, index=index)
 
     made.learners[0].step = step
     before = signal.signal(signal.SIGTERM, terminate)
@@ -120,7 +121,7 @@ def test_signal_takes_effect_after_the_step_with_a_checkpoint_of_it(tmp_path: Pa
 def test_second_interrupt_takes_effect_at_once(tmp_path: Path):
     made = make(tmp_path)
 
-    def step(x, *, index):
+    def step(batch, *, index):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
         raise AssertionError
@@ -203,7 +204,7 @@ def test_what_is_learned_at_a_hook_point_does_not_depend_on_the_others(tmp_path:
     alone = trainer(tmp_path / "alone", {HOOKS[1]: rows[HOOKS[1]]}, n_steps=8)
     together.run()
     alone.run()
-    assert torch.equal(together.learners[1].sae.W_enc, alone.learners[0].sae.W_enc)
+    assert torch.equal(together.learners[1].student.sae.W_enc, alone.learners[0].student.sae.W_enc)
 
 
 def _speak() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -9,8 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from circuitcli.hookpoints import HookPoint
+from circuitcli.settings.sae import SaeSettings
+from circuitcli.training.architectures.registry import new_student
+from circuitcli.training.architectures.student import Lesson, Moments
 from circuitcli.training.checkpoint import Checkpoints
-from circuitcli.training.learner import Learner, Moments, Recipe
+from circuitcli.training.learner import Learner, Pace
 from circuitcli.training.log import MetricsLog
 from circuitcli.training.schedule import Schedule
 from circuitcli.training.trainer import Trainer
@@ -50,14 +54,27 @@ def moments(rows: Tensor) -> Moments:
     return Moments(squares, squares - float(rows.double().mean(dim=0).square().sum()))
 
 
-def recipe(n_steps: int, *, k: int = ACTIVE, d_sae: int = 48, **changes) -> Recipe:
-    schedule = Schedule(changes.pop("peak", 0.01), n_steps, 0.05, 0.3)
-    options = {"clip": 1.0, "auxk_weight": 1 / 32, "dead_tokens": 2000, "seed": 0} | changes
-    return Recipe(k, d_sae, schedule, **options)
+@dataclass(frozen=True)
+class Recipe:
+    """What a student is told, and how fast it moves."""
+
+    lesson: Lesson
+    pace: Pace
 
 
-def learner(hook: HookPoint, rows: Tensor, made: Recipe) -> Learner:
-    return Learner(hook, rows[:256], moments=moments(rows), recipe=made)
+def recipe(n_steps: int, *, d_sae: int = 48, peak: float = 0.01, clip: float = 1.0, **changes) -> Recipe:
+    lesson = {"auxk_weight": 1 / 32, "dead_tokens": 2000, "seed": 0}
+    lesson |= {name: changes.pop(name) for name in list(changes) if name in lesson}
+    settings = SaeSettings(**({"k": ACTIVE} | changes))
+    return Recipe(Lesson(settings, d_sae, **lesson), Pace(Schedule(peak, n_steps, 0.05, 0.3), clip))
+
+
+def learner(hook: HookPoint, rows: Tensor, made: Recipe, *, target: tuple[HookPoint, Tensor] | None = None) -> Learner:
+    """A learner at the hook point, or of a transcoder from it to a target."""
+    given = {hook: rows} | ({} if target is None else {target[0]: target[1]})
+    first = {place: own[:256] for place, own in given.items()}
+    student = new_student(tuple(given), first, made.lesson, {place: moments(own) for place, own in given.items()})
+    return Learner(student, made.pace)
 
 
 def trainer(
@@ -70,14 +87,20 @@ def trainer(
         batch_size=batch_size,
         checkpoints=Checkpoints(directory / "checkpoint", "test"),
         checkpoint_steps=checkpoint_steps,
-        logs={hook: MetricsLog(directory / str(hook) / "metrics.jsonl") for hook in rows},
+        logs={str(hook): MetricsLog(directory / str(hook) / "metrics.jsonl") for hook in rows},
     )
 
 
 def trained(rows: Tensor, made: Recipe, *, batch_size: int = 256) -> Learner:
     """An SAE trained on the rows to the end of its schedule."""
     hook = HookPoint(1, "resid")
-    student = learner(hook, rows, made)
-    for index, batch in enumerate(MemoryBatches({hook: rows}, batch_size, made.schedule.n_steps).from_step(0)):
-        student.step(batch[hook], index=index)
+    return taught(learner(hook, rows, made), {hook: rows}, batch_size=batch_size)
+
+
+def taught(student: Learner, rows: dict[HookPoint, Tensor], *, batch_size: int = 256) -> Learner:
+    """The learner at the end of its schedule."""
+    batches = MemoryBatches(rows, batch_size, student.pace.schedule.n_steps)
+    for index, batch in enumerate(batches.from_step(0)):
+        student.step(batch, index=index)
+    student.student.calibrate(islice(batches.from_step(0), 8))
     return student

@@ -65,7 +65,7 @@ class ShuffledBatches:
                 hint="collect more: circuit collect --force --set data.tokens=NUMBER",
             )
         self._cache, self._hooks = cache, tuple(hooks)
-        self._batch_size, self._n_rows = batch_size, stop_row
+        self.batch_size, self._n_rows = batch_size, stop_row
         self._seed = seed % 2**63
         half = max(1, pool_tokens // 2)
         self._chunk_rows = max(1, min(_CHUNK_ROWS, half // _CHUNKS_IN_POOL))
@@ -74,13 +74,13 @@ class ShuffledBatches:
 
     def from_step(self, step: int) -> Iterator[RowBatch]:
         """Batches ``step`` to ``n_steps``, as they come in an unbroken reading."""
-        pools = self._pools(step * self._batch_size, self.n_steps * self._batch_size)
+        pools = self._pools(step * self.batch_size, self.n_steps * self.batch_size)
         with closing(ahead(pools)) as read_ahead:
             yield from islice(self._batches(read_ahead), max(0, self.n_steps - step))
 
     def _batches(self, pools: Iterator[_Pool]) -> Iterator[RowBatch]:
         parts: list[dict[HookPoint, Tensor]] = []
-        missing = self._batch_size
+        missing = self.batch_size
         for pool in pools:
             start = 0
             while start < len(pool.order):
@@ -90,7 +90,7 @@ class ShuffledBatches:
                 start = stop
                 if not missing:
                     yield _joined(parts)
-                    parts, missing = [], self._batch_size
+                    parts, missing = [], self.batch_size
             # The next pool is waited for with this one out of memory.
             del pool
 

@@ -1,16 +1,31 @@
-"""Shape of the sparse autoencoders."""
+"""What kind of sparse autoencoders, and their shape."""
+
+from typing import Literal
 
 from pydantic import Field
 
-from circuitcli.settings.section import Section
+from circuitcli.settings.section import Section, Shares
+
+Architecture = Literal["relu", "gated", "topk", "batchtopk", "matryoshka", "jumprelu", "transcoder", "skip-transcoder"]
 
 
 class SaeSettings(Section):
-    """Shape of the sparse autoencoders."""
+    """What kind of sparse autoencoders, and their shape."""
 
+    architecture: Architecture = "topk"
+    """relu, gated, topk, batchtopk, matryoshka, jumprelu; transcoder and skip-transcoder predict mlp from mlp_in."""
     k: int = Field(32, ge=1)
-    """Features left active per token."""
+    """Features active per token: exactly (topk, transcoders), on average (batchtopk, matryoshka), or as the goal of the
+    penalty (jumprelu)."""
     expansion: float = Field(8.0, gt=0)
     """Features per model dimension, where d_sae is not given."""
     d_sae: int | None = Field(None, ge=1)
     """Number of features."""
+    l1_weight: float = Field(5.0, ge=0)
+    """Weight of the sparsity penalty of relu and gated, for inputs whose mean squared norm is their width."""
+    l0_weight: float = Field(1.0, ge=0)
+    """Weight of jumprelu's penalty (L0 / k - 1)^2."""
+    bandwidth: float = Field(0.3, gt=0)
+    """How near its threshold a pre-activation must be to move it, for jumprelu; inputs have a mean square of one."""
+    prefixes: Shares = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
+    """Shares of the features that reconstruct on their own, for matryoshka; all together always do."""

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
 class Section(BaseModel):
@@ -26,3 +26,5 @@ Split = BeforeValidator(_split)
 Words = Annotated[tuple[str, ...], Split]
 # A list whose entries may hold commas; a single text is a list of one.
 Texts = Annotated[tuple[str, ...], BeforeValidator(_lines)]
+# "0.25,0.5,1" likewise.
+Shares = Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], BeforeValidator(_split)]

@@ -9,15 +9,15 @@ from circuitcli import progress, runs
 from circuitcli.hookpoints import HookPoint
 from circuitcli.records import ActivationsRecord, Record, SaeRecord
 from circuitcli.settings.sources import flatten
+from circuitcli.stages.learners import calibrate, new_learners
 from circuitcli.stages.measure import HeldOut
 from circuitcli.stages.request import Request, changing_nothing, fingerprint, needed, resumable
-from circuitcli.training.plan import Plan, schedule, width
+from circuitcli.training.plan import Plan, lessons, schedule, width
 from circuitcli.training.plan import plan as planned
 
 if TYPE_CHECKING:
     import torch
 
-    from circuitcli.activations.batches import ShuffledBatches
     from circuitcli.activations.cache import ActivationCache
     from circuitcli.saes.base import SparseAutoencoder
     from circuitcli.training.learner import Learner
@@ -39,6 +39,7 @@ def run(request: Request) -> list[Record]:
     loss stops being finite.
     """
     found = _activations(request)
+    lessons(request.settings.sae.architecture, [HookPoint.parse(record.hook) for record in found])
     for record in found:
         width(request.settings, d_in=record.d_model)
     planned(request.settings, n_rows=found[0].n_tokens)
@@ -122,7 +123,8 @@ def _trained(
         pool_tokens=train.pool_tokens,
         stop_row=made.stop_row,
     )
-    learners = _learners(request, cache, made, batches, device, resumes=checkpoints.step() > 0)
+    learners = new_learners({"": request.settings}, cache, batches, device, resumes=checkpoints.step() > 0)
+    places = [learner.place(hook) for learner in learners for hook in learner.student.sae_hooks]
     with trackers(train.log, tracked) as opened:
         Trainer(
             learners,
@@ -130,9 +132,10 @@ def _trained(
             batch_size=train.batch_size,
             checkpoints=checkpoints,
             checkpoint_steps=max(1, train.checkpoint_tokens // train.batch_size),
-            logs={hook: MetricsLog(request.run.path / FOLDER / str(hook) / METRICS) for hook in cache.hooks},
+            logs={place: MetricsLog(request.run.path / FOLDER / place / METRICS) for place in places},
             trackers=opened,
         ).run()
+    calibrate(learners, batches)
     return learners
 
 
@@ -150,65 +153,13 @@ def _tracked(request: Request, digest: str, *, starts_over: bool) -> "TrackedRun
     )
 
 
-def _learners(
-    request: Request,
-    cache: "ActivationCache",
-    made: Plan,
-    batches: "ShuffledBatches",
-    device: "torch.device",
-    *,
-    resumes: bool,
-) -> "list[Learner]":
-    """Untrained; where a checkpoint will be loaded over them, without reading a batch."""
-    import torch
-
-    from circuitcli.training.learner import Learner
-
-    if resumes:
-        first = {hook: torch.zeros(1, cache.d_model(hook)) for hook in cache.hooks}
-    else:
-        first = next(batches.from_step(0))
-    return [
-        Learner(
-            hook,
-            first[hook].to(device),
-            moments=_moments(cache, hook),
-            recipe=_recipe(request, made, d_in=cache.d_model(hook)),
-        )
-        for hook in cache.hooks
-    ]
-
-
-def _moments(cache: "ActivationCache", hook: HookPoint) -> Any:
-    from circuitcli.training.learner import Moments
-
-    squares = cache.mean_square_norm(hook)
-    return Moments(squares, max(0.0, squares - float(cache.mean(hook).square().sum())))
-
-
-def _recipe(request: Request, made: Plan, *, d_in: int) -> Any:
-    from circuitcli.training.learner import Recipe
-
-    settings = request.settings
-    d_sae = width(settings, d_in=d_in)
-    return Recipe(
-        k=settings.sae.k,
-        d_sae=d_sae,
-        schedule=schedule(settings, made, d_sae=d_sae),
-        clip=settings.train.clip,
-        auxk_weight=settings.train.auxk_weight,
-        dead_tokens=made.dead_tokens,
-        seed=settings.seed,
-    )
-
-
 def _finished(request: Request, cache: "ActivationCache", made: Plan, learners: "Sequence[Learner]") -> list[Record]:
     """Measure each SAE and write its files."""
     held_out = HeldOut.of(request, cache, made)
     records: list[Record] = []
     for learner in progress.track(learners, "measure", unit="SAEs"):
-        sae = learner.finished().to(held_out.device)
-        records.append(_saved(request, learner, sae, made, held_out.facts(sae)))
+        for sae in learner.finished().values():
+            records.append(_saved(request, learner, sae, made, held_out.facts(sae.to(held_out.device))))
     return records
 
 
@@ -219,11 +170,11 @@ def _saved(
 
     directory = Path(FOLDER) / str(sae.hook)
     facts = facts | {
-        "dead": learner.silence.share,
+        "trained_as": request.settings.sae.architecture,
+        "dead": learner.student.dead_share(sae.hook),
         "dead_tokens": made.dead_tokens,
         "trained_tokens": made.tokens,
-        "learning_rate": learner.recipe.schedule.peak,
-        "input_scale": learner.scale,
+        "learning_rate": learner.pace.schedule.peak,
         "model": request.run.manifest().get("model", request.settings.model.name),
         "seed": request.settings.seed,
     }
@@ -233,7 +184,7 @@ def _saved(
         architecture=sae.architecture,
         d_in=sae.d_in,
         d_sae=sae.d_sae,
-        k=request.settings.sae.k,
+        **sae.options,
         path=directory.as_posix(),
         digest=digest,
         explained_variance=facts["explained_variance"],

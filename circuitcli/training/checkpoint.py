@@ -41,9 +41,11 @@ class Checkpoints:
             partial.mkdir(parents=True)
             for learner in learners:
                 tensors = {name: tensor.cpu().contiguous() for name, tensor in learner.state().items()}
-                save_file(tensors, partial / f"{learner.hook}.safetensors")
+                path = partial / f"{learner.name}.safetensors"
+                path.parent.mkdir(exist_ok=True)
+                save_file(tensors, path)
             (partial / _STATE).write_text(json.dumps({"step": step, "fingerprint": self.fingerprint}) + "\n")
-            for file in partial.iterdir():
+            for file in partial.rglob("*"):
                 _sync(file)
             shutil.rmtree(whole, ignore_errors=True)
             partial.rename(whole)
@@ -61,7 +63,7 @@ class Checkpoints:
         step = self.step()
         path = self.directory / f"step-{step:08d}"
         for learner in learners if step else ():
-            file = path / f"{learner.hook}.safetensors"
+            file = path / f"{learner.name}.safetensors"
             try:
                 learner.load_state(load_file(file))
             except (OSError, SafetensorError, KeyError, RuntimeError) as error:

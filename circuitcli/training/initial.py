@@ -1,14 +1,14 @@
 """How an autoencoder begins, and how it moves between normalised and raw activations."""
 
+import copy
 import hashlib
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from circuitcli.hookpoints import HookPoint
-from circuitcli.saes.base import SaeConfig
-from circuitcli.saes.topk import TopKSae
+from circuitcli.saes.base import SparseAutoencoder
 
 
 def geometric_median(
@@ -31,21 +31,44 @@ def geometric_median(
     return point
 
 
-def initial_sae(hook: HookPoint, first: Float[Tensor, "batch d_in"], *, d_sae: int, k: int, seed: int) -> TopKSae:
-    """Random unit decoder rows, the encoder their transpose, the decoder bias the geometric median of ``first``.
-
-    The numbers depend on the seed and the hook point only, so a hook point's SAE does not depend on which others
-    are trained beside it. ``W_enc`` is stored transposed, as the sparse kernels like it.
-    """
-    sae = TopKSae(SaeConfig(hook, first.shape[1], d_sae), k=k)
+def generator_of(seed: int, hook: HookPoint) -> torch.Generator:
+    """Random numbers that depend on the seed and the hook point only, not on what is trained beside it."""
     word = hashlib.sha256(f"{seed} {hook}".encode()).digest()[:7]
-    generator = torch.Generator().manual_seed(int.from_bytes(word, "big"))
-    decoder = torch.randn(d_sae, first.shape[1], generator=generator)
-    decoder /= torch.linalg.vector_norm(decoder, dim=1, keepdim=True)
-    sae.W_dec = nn.Parameter(decoder.clone())
-    sae.W_enc = nn.Parameter(decoder.T)
-    sae.b_dec = nn.Parameter(geometric_median(first.cpu().double()).float())
-    return sae.to(first.device)
+    return torch.Generator().manual_seed(int.from_bytes(word, "big"))
+
+
+def unit_rows(n: int, width: int, generator: torch.Generator) -> Float[Tensor, "n width"]:
+    """Random directions."""
+    rows = torch.randn(n, width, generator=generator)
+    return rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+
+
+@torch.no_grad()
+def start_autoencoder(
+    sae: SparseAutoencoder, first: Float[Tensor, "batch d_in"], *, norm: float, generator: torch.Generator
+) -> None:
+    """Random decoder rows of this norm, the encoder their transpose, the decoder bias the median of ``first``.
+
+    ``W_enc`` is stored transposed, as the sparse kernels like it.
+    """
+    decoder = norm * unit_rows(sae.d_sae, sae.d_in, generator)
+    sae.W_dec.data, sae.W_enc.data = decoder.clone(), decoder.T
+    sae.b_dec.copy_(geometric_median(first.cpu().double()))
+
+
+@torch.no_grad()
+def start_transcoder(
+    sae: SparseAutoencoder,
+    x: Float[Tensor, "batch d_in"],
+    y: Float[Tensor, "batch d_out"],
+    *,
+    generator: torch.Generator,
+) -> None:
+    """Random unit rows on both sides; biases that centre the input on its mean and begin at the target's median."""
+    sae.W_enc.data = unit_rows(sae.d_sae, sae.d_in, generator).T
+    sae.W_dec.data = unit_rows(sae.d_sae, sae.d_out, generator)
+    sae.b_enc.copy_(-(x.cpu().mean(dim=0) @ sae.W_enc))
+    sae.b_dec.copy_(geometric_median(y.cpu().double()))
 
 
 def input_scale(mean_square_norm: float, *, d_in: int) -> float:
@@ -53,15 +76,40 @@ def input_scale(mean_square_norm: float, *, d_in: int) -> float:
     return (d_in / mean_square_norm) ** 0.5 if mean_square_norm > 0 else 1.0
 
 
-def folded(sae: TopKSae, *, scale: float) -> TopKSae:
+# What is in units of the codes or of the reconstruction, and what turns one scale into the other.
+_BIASES = ("b_enc", "b_dec", "b_mag", "threshold")
+_PRODUCTS = ("W_enc", "W_skip")
+
+
+@torch.no_grad()
+def folded(sae: SparseAutoencoder, *, scale: float, target_scale: float | None = None) -> SparseAutoencoder:
     """The SAE for raw activations that does what this one does for activations times ``scale``.
 
-    Only the biases change: decoder rows keep their norm, so that codes are in units of the raw activations.
+    A transcoder's target was multiplied by ``target_scale``. Decoder rows keep their norm, so that codes are in units
+    of what is reconstructed: ``folded(sae)(x) == sae(scale * x) / target_scale``.
     """
-    raw = TopKSae(sae.config, k=sae.k)
-    with torch.no_grad():
-        raw.W_enc.copy_(sae.W_enc)
-        raw.W_dec.copy_(sae.W_dec)
-        raw.b_enc.copy_(sae.b_enc / scale)
-        raw.b_dec.copy_(sae.b_dec / scale)
+    raw = copy.deepcopy(sae)
+    out = scale if target_scale is None else target_scale
+    for name, parameter in raw.named_parameters():
+        if name in _BIASES:
+            parameter.div_(out)
+        elif name in _PRODUCTS and scale != out:
+            parameter.mul_(scale / out)
     return raw.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def with_unit_decoder(sae: SparseAutoencoder) -> SparseAutoencoder:
+    """The SAE with decoder rows of length one that reconstructs the same: their norms move into the codes.
+
+    Not for TopK, where the norms would change which codes are largest. A row of length zero stays.
+    """
+    made = copy.deepcopy(sae)
+    norms = torch.linalg.vector_norm(made.W_dec, dim=1)
+    norms = torch.where(norms > 0, norms, 1.0)
+    made.W_dec.div_(norms[:, None])
+    made.W_enc.mul_(norms)
+    for name in ("b_enc", "b_mag", "threshold"):
+        if hasattr(made, name):
+            getattr(made, name).mul_(norms)
+    return made

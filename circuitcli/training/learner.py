@@ -1,140 +1,92 @@
-"""One autoencoder while it learns: weights, optimiser, silence of its features, one step at a time."""
+"""A student with its optimiser, one step at a time."""
 
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from circuitcli.hookpoints import HookPoint
-from circuitcli.saes.sparse import Autoencoded, Autoencoder, autoencode
-from circuitcli.saes.topk import TopKSae
-from circuitcli.training.dead import Silence
-from circuitcli.training.initial import folded, initial_sae, input_scale
-from circuitcli.training.loss import auxk, missed_variance
+from circuitcli.saes.base import SparseAutoencoder
+from circuitcli.training.architectures.student import Batch, Outcome, Student
 from circuitcli.training.schedule import Schedule
 
 # Of Gao et al. 2024: gradients of features that are rarely active are tiny.
 ADAM_EPSILON = 6.25e-10
-WEIGHTS = Autoencoder._fields
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How autoencoders are trained; the same for all hook points."""
+class Pace:
+    """How fast a learner moves: its learning rate over the run, and the largest norm of its gradient."""
 
-    k: int
-    d_sae: int
     schedule: Schedule
     clip: float
-    auxk_weight: float
-    dead_tokens: int
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Moments:
-    """What is known of a hook point's activations beforehand: mean squared norm, and variance around the mean."""
-
-    mean_square_norm: float
-    variance: float
-
-
-@dataclass(frozen=True)
-class Step:
-    """What one step measured, on its device: loss, missed share of the variance, active features per token."""
-
-    loss: Float[Tensor, ""]
-    fvu: Float[Tensor, ""]
-    l0: Float[Tensor, ""]
 
 
 class Learner:
-    """A TopK autoencoder of one hook point that learns from raw activations.
+    """One student and what it needs to move. ``variant`` names it among those of a sweep."""
 
-    It works on activations times ``scale``, whose mean squared norm is their width; `finished` undoes that.
-    """
-
-    def __init__(
-        self, hook: HookPoint, first: Float[Tensor, "batch d_in"], *, moments: Moments, recipe: Recipe
-    ) -> None:
-        """first: raw activations, on the device that is to be used, from which the decoder bias starts."""
-        self.hook, self.recipe, self.device = hook, recipe, first.device
-        self.scale = input_scale(moments.mean_square_norm, d_in=first.shape[1])
-        self.variance = moments.variance * self.scale**2 or 1.0
-        self.sae = initial_sae(hook, first.float() * self.scale, d_sae=recipe.d_sae, k=recipe.k, seed=recipe.seed)
-        self.silence = Silence(recipe.d_sae, dead_tokens=recipe.dead_tokens, device=self.device)
-        parameters = list(self.sae.parameters())
+    def __init__(self, student: Student, pace: Pace, *, variant: str = "") -> None:
+        self.student, self.pace, self.variant = student, pace, variant
+        self.parameters = dict(student.named_parameters())
+        self.device = next(iter(self.parameters.values())).device
         # Fused reads and writes each number once; the other forms take tens of times as long on the CPU.
         is_fused = self.device.type in ("cpu", "cuda")
-        self.optimizer = torch.optim.Adam(
-            parameters, eps=ADAM_EPSILON, fused=is_fused, foreach=None if is_fused else False
-        )
+        groups = [
+            {"params": [parameter], "factor": student.rate_factor(name)} for name, parameter in self.parameters.items()
+        ]
+        self.optimizer = torch.optim.Adam(groups, eps=ADAM_EPSILON, fused=is_fused, foreach=None if is_fused else False)
 
     @property
-    def weights(self) -> Autoencoder:
-        """The parameters in the form of the kernels."""
-        return Autoencoder(*(getattr(self.sae, name) for name in WEIGHTS))
+    def name(self) -> str:
+        """A name for files, its own among all learners of a run."""
+        hooks = "+".join(map(str, self.student.hooks))
+        return f"{self.variant}/{hooks}" if self.variant else hooks
 
-    def step(self, x: Float[Tensor, "batch d_in"], *, index: int) -> Step:
+    def place(self, hook: HookPoint) -> str:
+        """Where what is kept of the SAE at this hook point belongs, below the folder of all SAEs."""
+        return f"{self.variant}/{hook}" if self.variant else str(hook)
+
+    def step(self, batch: Batch, *, index: int) -> dict[HookPoint, Outcome]:
         """Learn from raw activations, as the step with this number."""
-        x = x.to(self.device, torch.float32) * self.scale
-        dead = self.silence.dead() if self.recipe.auxk_weight else None
-        out = autoencode(x, self.weights, k=self.recipe.k, watched=dead)
-        fvu = missed_variance(x, out.reconstruction, variance=self.variance)
-        loss = fvu
-        if dead is not None and dead.numel():
-            k_aux = max(1, self.sae.d_in // 2)
-            error = x - out.reconstruction.detach()
-            loss = fvu + self.recipe.auxk_weight * auxk(error, out.watched, self.sae.W_dec[dead], k=k_aux)
+        outcomes = self.student.learn(batch, share=index / self.pace.schedule.n_steps)
+        loss = torch.stack([part for outcome in outcomes.values() for part in outcome.losses.values()]).sum()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        self._move(self.recipe.schedule.rate(index))
-        return self._measured(loss, fvu, out)
+        self._move(self.pace.schedule.rate(index))
+        return outcomes
 
     @torch.no_grad()
     def _move(self, rate: float) -> None:
-        """One step of Adam along the clipped gradient, with decoder rows kept on the unit sphere."""
-        decoder = self.sae.W_dec
-        assert decoder.grad is not None
-        along = torch.linalg.vecdot(decoder.grad, decoder)
-        decoder.grad.addcmul_(along[:, None], decoder, value=-1.0)
-        torch.nn.utils.clip_grad_norm_(self.sae.parameters(), self.recipe.clip)
+        """One step of Adam along the clipped gradient."""
+        gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
+        self.student.ranks.average(gradients)
+        self.student.turn_gradients()
+        torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.pace.clip)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["factor"]
         self.optimizer.step()
-        decoder.div_(torch.linalg.vector_norm(decoder, dim=1, keepdim=True).clamp_min(1e-12))
+        self.student.settle()
 
-    @torch.no_grad()
-    def _measured(self, loss: Tensor, fvu: Tensor, out: Autoencoded) -> Step:
-        self.silence.update(out.values, out.indices)
-        return Step(loss.detach(), fvu.detach(), (out.values > 0).sum() / out.values.shape[0])
-
-    def finished(self) -> TopKSae:
-        """The SAE for raw activations, on the CPU."""
-        return folded(self.sae, scale=self.scale).cpu()
+    def finished(self) -> dict[HookPoint, SparseAutoencoder]:
+        """The SAEs for raw activations, on the CPU."""
+        return self.student.finished()
 
     def state(self) -> dict[str, Tensor]:
         """All that the next step depends on, besides the batch and the settings; tensors share memory."""
-        state = {"silent_tokens": self.silence.tokens}
-        for name in WEIGHTS:
-            parameter = getattr(self.sae, name)
-            state[name] = parameter.detach()
+        state = dict(self.student.state_dict())
+        for name, parameter in self.parameters.items():
             moments = self.optimizer.state.get(parameter, {})
             state |= {f"{name}.{moment}": moments[moment] for moment in (*MOMENTS, "step") if moment in moments}
         return state
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Go on where `state` was taken. Raises KeyError or RuntimeError if it does not fit."""
-        self.silence.tokens.copy_(state["silent_tokens"])
         with torch.no_grad():
-            for name in WEIGHTS:
-                parameter = getattr(self.sae, name)
-                parameter.copy_(state[name])
-                if f"{name}.step" in state:
-                    moments = {key: torch.empty_like(parameter).copy_(state[f"{name}.{key}"]) for key in MOMENTS}
-                    self.optimizer.state[parameter] = {
-                        "step": state[f"{name}.step"].to(self.device, copy=True),
-                        **moments,
-                    }
+            for name, tensor in self.student.state_dict().items():
+                tensor.copy_(state[name])
+        for name, parameter in self.parameters.items():
+            if f"{name}.step" in state:
+                moments = {key: torch.empty_like(parameter).copy_(state[f"{name}.{key}"]) for key in MOMENTS}
+                steps = state[f"{name}.step"].to(self.device, copy=True)
+                self.optimizer.state[parameter] = {"step": steps, **moments}

@@ -1,8 +1,10 @@
 """How much is trained on what: settings and the size of the cache turned into numbers. Needs no torch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from circuitcli.errors import InputError, SettingsError
+from circuitcli.hookpoints import HookPoint
 from circuitcli.settings.settings import Settings
 from circuitcli.training.schedule import Schedule, default_rate
 
@@ -68,3 +70,27 @@ def schedule(settings: Settings, made: Plan, *, d_sae: int) -> Schedule:
     train = settings.train
     peak = train.learning_rate or default_rate(d_sae, n_steps=made.n_steps)
     return Schedule(peak, made.n_steps, train.warmup, train.decay)
+
+
+# What a transcoder reads in a block, and what it predicts there.
+TRANSCODED = ("mlp_in", "mlp")
+
+
+def lessons(architecture: str, hooks: Sequence[HookPoint]) -> list[tuple[HookPoint, ...]]:
+    """What is trained on these hook points: for each SAE what it reads, and what it predicts if that is another.
+
+    Raises SettingsError if there is nothing that the architecture could be trained on.
+    """
+    if not architecture.endswith("transcoder"):
+        return [(hook,) for hook in hooks]
+    reads, predicts = TRANSCODED
+    pairs: list[tuple[HookPoint, ...]] = [
+        (HookPoint(layer, reads), HookPoint(layer, predicts)) for layer in sorted({hook.layer for hook in hooks})
+    ]
+    found = [pair for pair in pairs if set(pair) <= set(hooks)]
+    if not found:
+        raise SettingsError(
+            f"sae.architecture={architecture} predicts {predicts} from {reads}; the run has no layer with both",
+            hint=f"collect them: `circuit collect --sites {reads},{predicts}`",
+        )
+    return found

@@ -6,15 +6,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from circuitcli import progress
 from circuitcli.errors import CircuitError
 from circuitcli.hookpoints import HookPoint
+from circuitcli.training.architectures.student import Outcome
 from circuitcli.training.checkpoint import Checkpoints
 from circuitcli.training.interrupt import postponed_signals
-from circuitcli.training.learner import Learner, Step
+from circuitcli.training.learner import Learner
 from circuitcli.training.log import Line, MetricsLog
 from circuitcli.training.memory import peak_memory_mib
 from circuitcli.training.trackers.tracker import Tracker
@@ -36,14 +38,14 @@ class Batches(Protocol):
 
 @dataclass
 class Trainer:
-    """All that a training run works on; ``done`` counts the steps behind it."""
+    """All that a training run works on, with a log for each place of an SAE; ``done`` counts the steps behind it."""
 
     learners: Sequence[Learner]
     batches: Batches
     batch_size: int
     checkpoints: Checkpoints
     checkpoint_steps: int
-    logs: Mapping[HookPoint, MetricsLog]
+    logs: Mapping[str, MetricsLog]
     trackers: Sequence[Tracker] = ()
     done: int = 0
     # The last step that an earlier, killed process logged: it is not logged again to trackers, which cannot go back.
@@ -70,7 +72,7 @@ class Trainer:
         try:
             for batch in self.batches.from_step(self.done):
                 is_whole = False
-                steps = [learner.step(batch[learner.hook], index=self.done) for learner in self.learners]
+                steps = self._step(batch)
                 self.done += 1
                 is_whole = True
                 if self._is_due(self.line_steps):
@@ -95,39 +97,58 @@ class Trainer:
     def _is_due(self, every: int) -> bool:
         return self.done % every == 0 or self.done == self.batches.n_steps
 
-    def _save(self, steps: Sequence[Step]) -> None:
+    def _step(self, batch: dict[HookPoint, Tensor]) -> dict[str, Outcome]:
+        """What each SAE made of the batch, by its place."""
+        return {
+            learner.place(hook): outcome
+            for learner in self.learners
+            for hook, outcome in learner.step(batch, index=self.done).items()
+        }
+
+    def _save(self, steps: Mapping[str, Outcome]) -> None:
         self._check(steps)
         self.checkpoints.save(self.done, self.learners)
 
-    def _check(self, steps: Sequence[Step]) -> None:
-        for learner, step in zip(self.learners, steps, strict=True):
-            if not math.isfinite(step.loss):
+    def _check(self, steps: Mapping[str, Outcome]) -> None:
+        for place, step in steps.items():
+            if not math.isfinite(loss := total(step)):
                 raise CircuitError(
-                    f"the loss at {learner.hook} is {float(step.loss)} after {self.done} steps",
+                    f"the loss at {place} is {loss} after {self.done} steps",
                     hint="lower the learning rate: --set train.learning_rate=1e-4",
                 )
 
-    def _log(self, steps: Sequence[Step], tokens_per_s: float) -> None:
+    def _log(self, steps: Mapping[str, Outcome], tokens_per_s: float) -> None:
         self._check(steps)
         numbers = {}
-        for learner, step in zip(self.learners, steps, strict=True):
-            line = Line(
-                step=self.done,
-                tokens=self.done * self.batch_size,
-                loss=float(step.loss),
-                fvu=float(step.fvu),
-                l0=float(step.l0),
-                dead=learner.silence.share,
-                learning_rate=learner.recipe.schedule.rate(self.done - 1),
-                tokens_per_s=round(tokens_per_s, 1),
-                memory_mib=peak_memory_mib(learner.device),
-            )
-            self.logs[learner.hook].append(line.numbers())
-            numbers[str(learner.hook)] = {name: value for name, value in line.numbers().items() if name != "step"}
+        for learner in self.learners:
+            for hook in learner.student.sae_hooks:
+                place = learner.place(hook)
+                line = self._line(learner, hook, steps[place], tokens_per_s).numbers()
+                self.logs[place].append(line)
+                numbers[place] = {name: value for name, value in line.items() if name != "step"}
         if self.done > self.logged:
             for tracker in self.trackers:
                 tracker.log(self.done, numbers)
 
+    def _line(self, learner: Learner, hook: HookPoint, step: Outcome, tokens_per_s: float) -> Line:
+        return Line(
+            step=self.done,
+            tokens=self.done * self.batch_size,
+            loss=total(step),
+            fvu=float(step.fvu),
+            l0=float(step.l0),
+            dead=learner.student.dead_share(hook),
+            learning_rate=learner.pace.schedule.rate(self.done - 1),
+            tokens_per_s=round(tokens_per_s, 1),
+            memory_mib=peak_memory_mib(learner.device),
+            parts={name: float(part.detach()) for name, part in step.losses.items()} if len(step.losses) > 1 else {},
+        )
 
-def _mean_loss(steps: Sequence[Step]) -> float:
-    return sum(float(step.loss) for step in steps) / len(steps)
+
+def total(step: Outcome) -> float:
+    """The loss that is minimised."""
+    return float(torch.stack([part.detach() for part in step.losses.values()]).sum())
+
+
+def _mean_loss(steps: Mapping[str, Outcome]) -> float:
+    return sum(map(total, steps.values())) / len(steps)

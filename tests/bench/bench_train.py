@@ -8,6 +8,7 @@ The three take turns, and the best round of each counts, so that a busy machine 
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,19 +16,23 @@ from torch import Tensor
 from circuitcli.hookpoints import HookPoint
 from circuitcli.saes.base import SaeConfig
 from circuitcli.saes.topk import TopKSae
-from circuitcli.training.learner import Learner, Moments, Recipe
+from circuitcli.settings.sae import SaeSettings
+from circuitcli.training.architectures.registry import new_student
+from circuitcli.training.architectures.student import Lesson, Moments
+from circuitcli.training.learner import Learner, Pace
 from circuitcli.training.schedule import Schedule
 
 D_IN, D_SAE, K, BATCH = 576, 4608, 32, 4096
 HOOK = HookPoint(0, "resid")
+ARCHITECTURES = ("batchtopk", "matryoshka", "jumprelu", "relu", "gated")
 
 
-def sparse_step(x: Tensor) -> Callable[[], object]:
+def sparse_step(x: Tensor, architecture: str = "topk") -> Callable[[], object]:
     """A step as `circuit train` takes it."""
-    schedule = Schedule(1e-3, 1000, 0.05, 0.3)
-    recipe = Recipe(K, D_SAE, schedule, clip=1.0, auxk_weight=1 / 32, dead_tokens=10**9)
-    learner = Learner(HOOK, x, moments=Moments(D_IN, D_IN), recipe=recipe)
-    return lambda: learner.step(x, index=100)
+    lesson = Lesson(SaeSettings(architecture=architecture, k=K), D_SAE, auxk_weight=1 / 32, dead_tokens=10**9)
+    student = new_student((HOOK,), {HOOK: x}, lesson, {HOOK: Moments(D_IN, D_IN)})
+    learner = Learner(student, Pace(Schedule(1e-3, 1000, 0.05, 0.3), clip=1.0))
+    return lambda: learner.step({HOOK: x}, index=100)
 
 
 def dense_step(x: Tensor) -> Callable[[], object]:
@@ -73,7 +78,12 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     x = torch.randn(BATCH, D_IN, generator=torch.Generator().manual_seed(0))
-    makers = {"circuit train": sparse_step, "dense autograd": dense_step, "encoder product": encoder_product}
+    makers = {
+        "circuit train": sparse_step,
+        **{name: partial(sparse_step, architecture=name) for name in ARCHITECTURES},
+        "dense autograd": dense_step,
+        "encoder product": encoder_product,
+    }
     steps = {name: make(x) for name, make in makers.items()}
     for step in steps.values():
         step()

@@ -1,0 +1,135 @@
+"""Which pre-activations become codes while an SAE learns: the largest of each token, or of the whole batch."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+# Pre-activations are made and searched for so many tokens at once, which bounds memory and costs no time.
+PIECE_ROWS = 1024
+# Of each token so many times k candidates are kept for the choice over the batch; a token with more is looked at again.
+CANDIDATES = 4
+
+
+class Chosen(NamedTuple):
+    """Pre-activations that were chosen, token after token, and those of the watched features."""
+
+    values: Float[Tensor, " entries"]
+    features: Int[Tensor, " entries"]
+    tokens: Int[Tensor, " entries"]
+    watched: Float[Tensor, "batch n_watched"]
+
+
+class Selection(ABC):
+    """A rule; `choose` is `mask` without the matrix of all pre-activations."""
+
+    @abstractmethod
+    def mask(self, pre: Float[Tensor, "batch d_sae"]) -> Bool[Tensor, "batch d_sae"]:
+        """Where the selected ones are: the definition."""
+
+    @abstractmethod
+    def choose(
+        self,
+        centred: Float[Tensor, "batch d_in"],
+        W_enc: Float[Tensor, "d_in d_sae"],
+        b_enc: Float[Tensor, " d_sae"],
+        watched: Int[Tensor, " n_watched"],
+    ) -> Chosen:
+        """The selected ones of ``centred @ W_enc + b_enc``."""
+
+
+@dataclass(frozen=True)
+class TopK(Selection):
+    """The k largest of each token."""
+
+    k: int
+
+    def mask(self, pre: Float[Tensor, "batch d_sae"]) -> Bool[Tensor, "batch d_sae"]:
+        """See `Selection`."""
+        indices = pre.topk(self.k, dim=1, sorted=False).indices
+        return torch.zeros_like(pre, dtype=torch.bool).scatter_(1, indices, True)
+
+    def choose(self, centred: Tensor, W_enc: Tensor, b_enc: Tensor, watched: Tensor) -> Chosen:
+        """See `Selection`."""
+        values, features, pre = _largest(centred, W_enc, b_enc, k=self.k, watched=watched)
+        tokens = torch.arange(len(centred)).repeat_interleave(self.k)
+        return Chosen(values.flatten(), features.flatten(), tokens, pre)
+
+
+@dataclass(frozen=True)
+class BatchTopK(Selection):
+    """The k * batch largest of the batch (Bussmann et al. 2024, arXiv:2412.06410).
+
+    together: gives the threshold of several processes' batches from one process's candidates and how many of them all
+    are wanted; None if there is one process.
+    """
+
+    k: int
+    together: Callable[[Float[Tensor, " candidates"], int], float] | None = None
+
+    def mask(self, pre: Float[Tensor, "batch d_sae"]) -> Bool[Tensor, "batch d_sae"]:
+        """See `Selection`."""
+        return self._largest_of(pre.flatten(), n=self.k * len(pre)).view_as(pre)
+
+    def _largest_of(self, values: Float[Tensor, " values"], *, n: int) -> Bool[Tensor, " values"]:
+        if self.together is not None:
+            return values >= self.together(values, n)
+        indices = values.topk(min(n, len(values)), sorted=False).indices
+        return torch.zeros_like(values, dtype=torch.bool).index_fill_(0, indices, True)
+
+    def choose(self, centred: Tensor, W_enc: Tensor, b_enc: Tensor, watched: Tensor) -> Chosen:
+        """See `Selection`."""
+        n_tokens, d_sae = len(centred), b_enc.shape[0]
+        n_candidates = min(CANDIDATES * self.k, d_sae)
+        values, features, pre = _largest(centred, W_enc, b_enc, k=n_candidates, watched=watched)
+        kept = self._largest_of(values.flatten(), n=self.k * n_tokens).view_as(values)
+        crowded = kept.all(dim=1).nonzero()[:, 0] if n_candidates < d_sae else torch.empty(0, dtype=torch.int64)
+        if not len(crowded):
+            tokens = kept.nonzero()[:, 0]
+            return Chosen(values[kept], features[kept], tokens, pre)
+        return self._with_whole(crowded, values, features, torch.addmm(b_enc, centred[crowded], W_enc), pre)
+
+    def _with_whole(
+        self,
+        crowded: Int[Tensor, " crowded"],
+        values: Float[Tensor, "batch candidates"],
+        features: Int[Tensor, "batch candidates"],
+        whole: Float[Tensor, "crowded d_sae"],
+        watched: Float[Tensor, "batch n_watched"],
+    ) -> Chosen:
+        """Choose among the candidates of most tokens and all pre-activations of the crowded ones."""
+        n_tokens, d_sae = len(values), whole.shape[1]
+        others = torch.ones(n_tokens, dtype=torch.bool).index_fill_(0, crowded, False).nonzero()[:, 0]
+        all_values = torch.cat([values[others].flatten(), whole.flatten()])
+        all_features = torch.cat([features[others].flatten(), torch.arange(d_sae).repeat(len(crowded))])
+        all_tokens = torch.cat([others.repeat_interleave(values.shape[1]), crowded.repeat_interleave(d_sae)])
+        kept = self._largest_of(all_values, n=self.k * n_tokens)
+        tokens, order = all_tokens[kept].sort(stable=True)
+        return Chosen(all_values[kept][order], all_features[kept][order], tokens, watched)
+
+
+def _largest(
+    centred: Float[Tensor, "batch d_in"],
+    W_enc: Float[Tensor, "d_in d_sae"],
+    b_enc: Float[Tensor, " d_sae"],
+    *,
+    k: int,
+    watched: Int[Tensor, " n_watched"],
+) -> tuple[Float[Tensor, "batch k"], Int[Tensor, "batch k"], Float[Tensor, "batch n_watched"]]:
+    """The k largest pre-activations of each token, their features, and the watched ones; in pieces of the batch."""
+    (batch, _), d_sae = centred.shape, b_enc.shape[0]
+    values = centred.new_empty(batch, k)
+    indices = torch.empty(batch, k, dtype=torch.int64)
+    watched_pre = centred.new_empty(batch, watched.shape[0])
+    piece = centred.new_empty(min(PIECE_ROWS, batch), d_sae)
+    for start in range(0, batch, PIECE_ROWS):
+        here = slice(start, min(start + PIECE_ROWS, batch))
+        pre = torch.addmm(b_enc, centred[here], W_enc, out=piece[: here.stop - start])  # (rows, d_sae)
+        torch.topk(pre, k, dim=1, sorted=False, out=(values[here], indices[here]))
+        if watched.numel():
+            watched_pre[here] = pre[:, watched]
+    return values, indices, watched_pre

@@ -1,0 +1,1 @@
+"""How each architecture learns: one file each, with what differs from `student`."""

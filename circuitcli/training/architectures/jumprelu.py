@@ -1,0 +1,101 @@
+"""JumpReLU with straight-through gradients (Rajamanoharan et al. 2024, arXiv:2407.14435), driven to a given L0.
+
+The threshold is raw and in float32: Adam hardly moves a logarithm of a small one, and bfloat16 loses its steps. It has
+a larger learning rate than the weights, and starts where the first batch has the L0 that is asked for. The penalty is
+(L0 / k - 1)^2: a plain weight on L0 saturates under Adam.
+"""
+
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from circuitcli.saes.jumprelu import JumpReluSae
+from circuitcli.training.architectures.student import Attempt, Batch, SingleStudent
+
+THRESHOLD = "sae.threshold"
+THRESHOLD_RATE = 10.0
+
+
+class JumpReluStudent(SingleStudent):
+    """Loss: what is missed, plus ``sae.l0_weight`` times the squared relative distance from the L0 asked for."""
+
+    def attempt(
+        self,
+        x: Float[Tensor, "batch d_in"],
+        y: Float[Tensor, "batch d_out"],
+        watched: Int[Tensor, " n_watched"],
+        *,
+        share: float,
+    ) -> Attempt:
+        """See `SingleStudent`."""
+        sae, settings = cast(JumpReluSae, self.sae), self.lesson.sae
+        pre = sae.pre_activations(x)
+        codes = Jump.apply(pre, sae.threshold, settings.bandwidth)
+        l0 = Step.apply(pre, sae.threshold, settings.bandwidth).sum(dim=1).mean()
+        # The value is that of the batch of all processes, the gradient this one's part of it.
+        l0 = l0 + (self.ranks.sum(l0) / self.ranks.n - l0.detach())
+        losses = {"l0": settings.l0_weight * (l0 / settings.k - 1.0).square()}
+        active = codes.detach().nonzero()[:, 1]
+        return Attempt(sae.decode(codes), active, pre[:, watched], losses)
+
+    def rate_factor(self, name: str) -> float:
+        """See `Student`."""
+        return THRESHOLD_RATE if name == THRESHOLD else 1.0
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Keep decoder rows at length one and thresholds above zero."""
+        super().settle()
+        cast(JumpReluSae, self.sae).threshold.clamp_(min=0.0)
+
+    @torch.no_grad()
+    def start(self, first: Batch) -> None:
+        """Set all thresholds to the one that gives raw activations the L0 asked for."""
+        sae = cast(JumpReluSae, self.sae)
+        pre = sae.pre_activations(self.scaled(first[sae.hook], self.scale))
+        n_active = min(self.lesson.sae.k * len(pre), pre.numel() - 1)
+        threshold = pre.flatten().topk(n_active + 1).values[-1]
+        sae.threshold.fill_(max(0.0, float(threshold)))
+
+
+def _near(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+    """The rectangle kernel: 1 where a pre-activation is less than half the bandwidth from its threshold."""
+    return ((pre - threshold).abs() < bandwidth / 2).to(pre.dtype)
+
+
+class Jump(torch.autograd.Function):
+    """pre where it is above the threshold and zero; the threshold's gradient is -(threshold / bandwidth) * kernel."""
+
+    @staticmethod
+    def forward(ctx: Any, pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+        ctx.save_for_backward(pre, threshold)
+        ctx.bandwidth = bandwidth
+        return (pre > threshold) * pre.relu()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        pre, threshold = ctx.saved_tensors
+        by_pre = gradient * (pre > threshold)
+        by_threshold = -(threshold / ctx.bandwidth) * (gradient * _near(pre, threshold, ctx.bandwidth)).sum(dim=0)
+        return by_pre, by_threshold, None
+
+
+class Step(torch.autograd.Function):
+    """1 where pre is above the threshold; the threshold's gradient is -(1 / bandwidth) * kernel, pre gets none."""
+
+    @staticmethod
+    def forward(ctx: Any, pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+        ctx.save_for_backward(pre, threshold)
+        ctx.bandwidth = bandwidth
+        return (pre > threshold).to(pre.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        pre, threshold = ctx.saved_tensors
+        near = (gradient * _near(pre, threshold, ctx.bandwidth)).sum(dim=0)
+        return None, -near / ctx.bandwidth, None

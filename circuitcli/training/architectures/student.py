@@ -1,0 +1,201 @@
+"""An SAE while it learns: what it does with a batch, what its loss is made of, and what it becomes in the end."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from circuitcli.hookpoints import HookPoint
+from circuitcli.saes.base import SparseAutoencoder
+from circuitcli.settings.sae import SaeSettings
+from circuitcli.training.initial import folded, input_scale
+from circuitcli.training.loss import auxk, missed_variance
+from circuitcli.training.ranks import ALONE, Ranks
+
+Batch = Mapping[HookPoint, Float[Tensor, "batch _"]]
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What all students of a run are told: the shape of the SAE, and how dead features are treated."""
+
+    sae: SaeSettings
+    d_sae: int
+    auxk_weight: float
+    dead_tokens: int
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What is known of a hook point's activations beforehand: mean squared norm, and variance around the mean."""
+
+    mean_square_norm: float
+    variance: float
+
+
+class Outcome(NamedTuple):
+    """What one SAE did with a batch: weighted parts of its loss, the missed share of the variance, active features."""
+
+    losses: dict[str, Float[Tensor, ""]]
+    fvu: Float[Tensor, ""]
+    l0: Float[Tensor, ""]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A reconstruction, what it costs beside what it misses, and which features took part (some more than once)."""
+
+    reconstruction: Float[Tensor, "batch d_out"]
+    active: Int[Tensor, " entries"]
+    watched: Float[Tensor, "batch n_watched"]
+    losses: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
+
+
+class Student(nn.Module, ABC):
+    """One module with one optimiser: an SAE, or several that share weights or a loss."""
+
+    # The processes that share each batch.
+    ranks: Ranks = ALONE
+
+    @property
+    @abstractmethod
+    def hooks(self) -> tuple[HookPoint, ...]:
+        """What it reads of a batch."""
+
+    @property
+    @abstractmethod
+    def sae_hooks(self) -> tuple[HookPoint, ...]:
+        """Where its SAEs read."""
+
+    @abstractmethod
+    def learn(self, batch: Batch, *, share: float) -> dict[HookPoint, Outcome]:
+        """What each SAE made of raw activations, ``share`` (0 to 1) of the run being behind it."""
+
+    @abstractmethod
+    def finished(self) -> dict[HookPoint, SparseAutoencoder]:
+        """The SAEs for raw activations, on the CPU."""
+
+    @abstractmethod
+    def dead_share(self, hook: HookPoint) -> float:
+        """Dead features over all features of an SAE."""
+
+    def rate_factor(self, name: str) -> float:
+        """By how much the learning rate of the parameter of this name is larger than that of the others."""
+        return 1.0
+
+    def turn_gradients(self) -> None:
+        """Change the gradients, where the architecture says so, before they are clipped and followed."""
+
+    def settle(self) -> None:
+        """Put the parameters back to where the architecture wants them, after a step."""
+
+    def calibrate(self, batches: Iterable[Batch]) -> None:
+        """Set what is set after training, from raw activations."""
+
+
+class SingleStudent(Student):
+    """One SAE that learns from activations times ``scale``, after which their mean squared norm is their width.
+
+    A transcoder's target is scaled likewise. Subclasses make the `attempt`.
+    """
+
+    # Whether decoder rows stay on the unit sphere.
+    has_unit_decoder: ClassVar[bool] = True
+
+    def __init__(self, sae: SparseAutoencoder, lesson: Lesson, moments: Mapping[HookPoint, Moments]) -> None:
+        """moments: of the hook points that the SAE reads and predicts."""
+        super().__init__()
+        self.sae, self.lesson = sae, lesson
+        self.scale = input_scale(moments[sae.hook].mean_square_norm, d_in=sae.d_in)
+        self.target_scale = input_scale(moments[sae.target].mean_square_norm, d_in=sae.d_out)
+        self.variance = moments[sae.target].variance * self.target_scale**2 or 1.0
+        self.register_buffer("silent_tokens", torch.zeros(sae.d_sae, dtype=torch.int64))
+        self.silent_tokens: Tensor
+
+    @property
+    def hooks(self) -> tuple[HookPoint, ...]:
+        """See `Student`."""
+        return (self.sae.hook, self.sae.target) if self.sae.is_transcoder else (self.sae.hook,)
+
+    @property
+    def sae_hooks(self) -> tuple[HookPoint, ...]:
+        """See `Student`."""
+        return (self.sae.hook,)
+
+    @abstractmethod
+    def attempt(
+        self,
+        x: Float[Tensor, "batch d_in"],
+        y: Float[Tensor, "batch d_out"],
+        watched: Int[Tensor, " n_watched"],
+        *,
+        share: float,
+    ) -> Attempt:
+        """Reconstruct y from x, both scaled. A loss named ``reconstruction`` takes the place of the usual one."""
+
+    def learn(self, batch: Batch, *, share: float) -> dict[HookPoint, Outcome]:
+        """See `Student`."""
+        x = self.scaled(batch[self.sae.hook], self.scale)
+        y = self.scaled(batch[self.sae.target], self.target_scale) if self.sae.is_transcoder else x
+        dead = self.dead() if self.lesson.auxk_weight else self.dead()[:0]
+        made = self.attempt(x, y, dead, share=share)
+        fvu = missed_variance(y, made.reconstruction, variance=self.variance)
+        losses = {"reconstruction": fvu, **made.losses}
+        if len(dead):
+            error = y - made.reconstruction.detach()
+            k = max(1, self.sae.d_out // 2)
+            losses["auxk"] = self.lesson.auxk_weight * auxk(
+                error, made.watched, self.sae.W_dec[dead], k=k, ranks=self.ranks
+            )
+        self._listen(made.active, n_tokens=len(x))
+        l0 = torch.tensor(len(made.active) / len(x))
+        return {self.sae.hook: Outcome(losses, fvu.detach(), l0)}
+
+    def scaled(self, x: Float[Tensor, "batch d"], scale: float) -> Float[Tensor, "batch d"]:
+        """Raw activations as the SAE sees them."""
+        return x.to(self.sae.W_enc.device, torch.float32) * scale
+
+    def dead(self) -> Int[Tensor, " n_dead"]:
+        """Features that were silent for as many tokens as make a feature dead."""
+        return (self.silent_tokens >= self.lesson.dead_tokens).nonzero()[:, 0]
+
+    def dead_share(self, hook: HookPoint) -> float:
+        """See `Student`."""
+        return float((self.silent_tokens >= self.lesson.dead_tokens).double().mean())
+
+    @torch.no_grad()
+    def _listen(self, active: Int[Tensor, " entries"], *, n_tokens: int) -> None:
+        """Count the tokens since each feature was last active, over the batches of all processes."""
+        spoke = torch.zeros_like(self.silent_tokens)
+        spoke[active] = 1
+        self.silent_tokens += n_tokens * self.ranks.n
+        self.silent_tokens[self.ranks.sum(spoke) > 0] = 0
+
+    @torch.no_grad()
+    def turn_gradients(self) -> None:
+        """Take off the part of the decoder's gradient along its rows, whose length is fixed."""
+        decoder = self.sae.W_dec
+        if self.has_unit_decoder and decoder.grad is not None:
+            along = torch.linalg.vecdot(decoder.grad, decoder)
+            decoder.grad.addcmul_(along[:, None], decoder, value=-1.0)
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Give decoder rows their length again."""
+        if self.has_unit_decoder:
+            decoder = self.sae.W_dec
+            decoder.div_(torch.linalg.vector_norm(decoder, dim=1, keepdim=True).clamp_min(1e-12))
+
+    def inference(self) -> SparseAutoencoder:
+        """The SAE as it will be used, on scaled activations."""
+        return self.sae
+
+    def finished(self) -> dict[HookPoint, SparseAutoencoder]:
+        """See `Student`."""
+        made = folded(self.inference(), scale=self.scale, target_scale=self.target_scale)
+        return {self.sae.hook: made.cpu()}

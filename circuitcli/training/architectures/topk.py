@@ -1,0 +1,44 @@
+"""TopK with AuxK (Gao et al. 2024, arXiv:2406.04093), by sparse sums; an autoencoder or a transcoder."""
+
+from dataclasses import replace
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuitcli.saes.selection import Selection, TopK
+from circuitcli.saes.sparse import Codes, Encoder, decode, encode
+from circuitcli.training.architectures.student import Attempt, SingleStudent
+
+
+class TopKStudent(SingleStudent):
+    """Its codes are the k largest pre-activations of each token."""
+
+    def selection(self) -> Selection:
+        """Which pre-activations become codes."""
+        return TopK(self.lesson.sae.k)
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder in the form of the kernels."""
+        sae = self.sae
+        return Encoder(sae.W_enc, sae.b_enc, sae.b_dec if sae.config.subtract_decoder_bias else None)
+
+    def attempt(
+        self,
+        x: Float[Tensor, "batch d_in"],
+        y: Float[Tensor, "batch d_out"],
+        watched: Int[Tensor, " n_watched"],
+        *,
+        share: float,
+    ) -> Attempt:
+        """See `SingleStudent`."""
+        codes, pre = encode(x, self.encoder, self.selection(), watched=watched)
+        made = self.decoded(codes, y)
+        if self.sae.config.skip:
+            made = replace(made, reconstruction=made.reconstruction + x @ self.sae.W_skip.T)
+        return replace(made, watched=pre)
+
+    def decoded(self, codes: Codes, y: Float[Tensor, "batch d_out"]) -> Attempt:
+        """The reconstruction from codes, and what it costs."""
+        reconstruction = decode(codes, self.sae.W_dec, self.sae.b_dec)
+        return Attempt(reconstruction, codes.features[codes.values.detach() > 0], y[:, :0])

@@ -1,0 +1,231 @@
+"""What each architecture learns, beside the plain definition of its loss and on data with known features."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from training_fakes import ACTIVE, D_IN, learner, planted, recipe, taught
+
+from circuitcli.hookpoints import HookPoint
+from circuitcli.saes.jumprelu import JumpReluSae
+from circuitcli.training.architectures.jumprelu import Jump, JumpReluStudent, Step
+from circuitcli.training.architectures.registry import SINGLE
+from circuitcli.training.initial import folded, with_unit_decoder
+from circuitcli.training.plan import lessons
+from circuitcli.training.quality import reconstruction
+
+HOOK = HookPoint(1, "resid")
+READS, PREDICTS = HookPoint(1, "mlp_in"), HookPoint(1, "mlp")
+AUTOENCODERS = [name for name in SINGLE if not name.endswith("transcoder")]
+# Features active per token that come out on the planted data, whose rows have two each.
+OPTIONS = {"relu": {"l1_weight": 1.0}, "gated": {"l1_weight": 4.0}}
+# A penalty leaves more features active than there are; narrow prefixes mix features.
+LARGEST_L0 = {"relu": 5, "gated": 6}
+LEAST_MEDIAN_COSINE = {"matryoshka": 0.94}
+
+
+def student_of(architecture: str, rows: Tensor, **changes):
+    """A double-precision student with random parameters, and its inputs."""
+    made = learner(HOOK, rows, recipe(10, architecture=architecture, **changes)).student.double()
+    generator = torch.Generator().manual_seed(3)
+    for parameter in made.parameters():
+        parameter.data = 0.5 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    if isinstance(made, JumpReluStudent):
+        made.sae.threshold.data.abs_()
+    return made
+
+
+def scaled(made, rows: Tensor) -> Tensor:
+    return rows.double() * made.scale
+
+
+def outcome(made, rows: Tensor, *, share: float = 1.0):
+    """As `learn`, in double precision."""
+    x = scaled(made, rows)
+    return made.attempt(x, x, made.dead(), share=share)
+
+
+def plain_loss(architecture: str, made, x: Tensor) -> dict[str, Tensor]:
+    """Losses written down as in the papers, dense, by plain autograd. JumpReLU's L0 has no plain gradient."""
+    sae, variance, settings = made.sae, made.variance, made.lesson.sae
+    pre = (x - sae.b_dec) @ sae.W_enc + sae.b_enc
+    norms = sae.W_dec.norm(dim=1)
+    if architecture == "relu":
+        codes = pre.relu()
+        return {
+            "reconstruction": (codes @ sae.W_dec + sae.b_dec - x).square().sum(dim=1).mean() / variance,
+            "l1": settings.l1_weight * (codes * norms).sum(dim=1).mean() / variance,
+        }
+    if architecture == "gated":
+        z = (x - sae.b_dec) @ sae.W_enc
+        gate = z + sae.b_enc
+        codes = (gate > 0) * (z * sae.r_mag.exp() + sae.b_mag).relu()
+        frozen = gate.relu() @ sae.W_dec.detach() + sae.b_dec.detach()
+        return {
+            "reconstruction": (codes @ sae.W_dec + sae.b_dec - x).square().sum(dim=1).mean() / variance,
+            "l1": settings.l1_weight * (gate.relu() * norms).sum(dim=1).mean() / variance,
+            "gate": (frozen - x).square().sum(dim=1).mean() / variance,
+        }
+    n = settings.k * len(x)
+    if architecture in ("batchtopk", "matryoshka"):
+        kept = torch.zeros(pre.numel(), dtype=torch.bool)
+        kept[pre.detach().flatten().argsort(descending=True)[:n]] = True
+        codes = (pre * kept.view_as(pre)).relu()
+    else:
+        kept = torch.zeros_like(pre, dtype=torch.bool)
+        for row in range(len(x)):
+            kept[row, pre[row].detach().argsort(descending=True)[: settings.k]] = True
+        codes = (pre * kept).relu()
+    edges = [sae.d_sae]
+    if architecture == "matryoshka":
+        edges = sorted({max(1, round(share * sae.d_sae)) for share in settings.prefixes} | {sae.d_sae})
+    missed = [codes[:, :edge] @ sae.W_dec[:edge] + sae.b_dec - x for edge in edges]
+    return {"reconstruction": sum(part.square().sum(dim=1).mean() for part in missed) / variance / len(edges)}
+
+
+@pytest.mark.parametrize("architecture", [name for name in AUTOENCODERS if name != "jumprelu"])
+def test_losses_and_gradients_are_those_of_the_plain_definition(architecture: str):
+    rows, _ = planted(40)
+    made = student_of(architecture, rows, k=3)
+    found = made.learn({HOOK: rows.double()}, share=1.0)[HOOK]
+    # `learn` rounds its input to float32; the definition gets the same numbers.
+    expected = plain_loss(architecture, made, made.scaled(rows.double(), made.scale).double())
+    assert set(found.losses) == set(expected)
+    for name, loss in expected.items():
+        assert torch.allclose(found.losses[name].double(), loss, rtol=1e-5), name
+    parameters = list(made.parameters())
+    x = scaled(made, rows)
+    attempt = outcome(made, rows)
+    total = sum({"reconstruction": _missed(made, x, attempt), **attempt.losses}.values())
+    plain = sum(plain_loss(architecture, made, x).values())
+    for one, other in zip(torch.autograd.grad(total, parameters), torch.autograd.grad(plain, parameters), strict=True):
+        assert torch.allclose(one, other, rtol=1e-9, atol=1e-12)
+
+
+def _missed(made, x: Tensor, attempt) -> Tensor:
+    return (attempt.reconstruction - x).square().sum(dim=1).mean() / made.variance
+
+
+def test_the_penalty_of_relu_rises_over_the_first_twentieth_of_the_run():
+    rows, _ = planted(40)
+    made = student_of("relu", rows)
+    weights = [float(outcome(made, rows, share=share).losses["l1"].detach()) for share in (0.0, 0.025, 0.05, 1.0)]
+    assert weights[0] == 0 and weights[1] == pytest.approx(weights[2] / 2) and weights[2] == weights[3] > 0
+
+
+def test_straight_through_gradients_are_those_of_the_rectangle_kernel():
+    generator = torch.Generator().manual_seed(0)
+    pre = torch.randn(50, 6, generator=generator, dtype=torch.float64, requires_grad=True)
+    threshold = torch.rand(6, generator=generator, dtype=torch.float64, requires_grad=True)
+    upstream = torch.randn(50, 6, generator=generator, dtype=torch.float64)
+    bandwidth = 0.7
+    by_pre, by_threshold = torch.autograd.grad(Jump.apply(pre, threshold, bandwidth), (pre, threshold), upstream)
+    step = torch.autograd.grad(Step.apply(pre, threshold, bandwidth), threshold, upstream)[0]
+    for j in range(6):
+        jumps = steps = 0.0
+        for t in range(50):
+            is_near = abs(float(pre[t, j]) - float(threshold[j])) < bandwidth / 2
+            jumps -= float(threshold[j]) / bandwidth * is_near * float(upstream[t, j])
+            steps -= is_near / bandwidth * float(upstream[t, j])
+            assert float(by_pre[t, j]) == (float(upstream[t, j]) if pre[t, j] > threshold[j] else 0.0)
+        assert float(by_threshold[j]) == pytest.approx(jumps) and float(step[j]) == pytest.approx(steps)
+
+
+def test_the_gradient_by_a_threshold_is_that_of_the_expected_loss():
+    """Over many tokens the kernel estimates the derivative of the mean L0: minus the density at the threshold."""
+    pre = torch.randn(400_000, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    threshold = torch.tensor([0.8], dtype=torch.float64, requires_grad=True)
+    Step.apply(pre, threshold, 0.1).mean().backward()
+    density = torch.distributions.Normal(0.0, 1.0).log_prob(torch.tensor(0.8)).exp()
+    assert threshold.grad is not None and float(threshold.grad) == pytest.approx(-float(density), rel=0.03)
+
+
+def test_jumprelu_starts_at_the_l0_asked_for_and_its_thresholds_learn_in_float32():
+    rows, _ = planted(2_000)
+    made = learner(HOOK, rows, recipe(10, architecture="jumprelu", k=3))
+    codes = made.student.sae.encode(made.student.scaled(rows[:256], made.student.scale))
+    assert (codes > 0).sum(dim=1).double().mean() == pytest.approx(3, abs=0.02)
+    before = made.student.sae.threshold.detach().clone()
+    made.step({HOOK: rows}, index=5)
+    assert made.student.sae.threshold.dtype == torch.float32 and not torch.equal(made.student.sae.threshold, before)
+
+
+@pytest.mark.parametrize("architecture", AUTOENCODERS)
+def test_planted_features_are_recovered(architecture: str):
+    rows, features = planted(20_000)
+    made = recipe(500, architecture=architecture, **OPTIONS.get(architecture, {}))
+    sae = taught(learner(HOOK, rows, made), {HOOK: rows}).finished()[HOOK]
+    found = reconstruction(sae, planted(4_000)[0].split(1000))
+    assert found.explained_variance > 0.85
+    assert 0.95 * ACTIVE < found.l0 < LARGEST_L0.get(architecture, 1.1 * ACTIVE)
+    best = (F.normalize(sae.W_dec, dim=1) @ features.T).max(dim=0).values
+    assert best.median() > LEAST_MEDIAN_COSINE.get(architecture, 0.97)
+    assert torch.allclose(sae.W_dec.norm(dim=1), torch.ones(48), atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["batchtopk", "matryoshka"])
+def test_thresholds_are_set_so_that_k_features_are_active(architecture: str):
+    rows, _ = planted(5_000)
+    made = taught(learner(HOOK, rows, recipe(60, architecture=architecture, k=3)), {HOOK: rows})
+    made.student.calibrate([{HOOK: rows[:2500]}, {HOOK: rows[2500:]}])
+    sae = made.finished()[HOOK]
+    assert isinstance(sae, JumpReluSae) and len(sae.threshold.unique()) == 1
+    assert (sae.encode(rows) > 0).sum() == pytest.approx(3 * len(rows), abs=2)
+
+
+@pytest.mark.parametrize(("architecture", "least"), [("transcoder", 0.8), ("skip-transcoder", 0.9)])
+def test_transcoders_predict_a_sparse_map(architecture: str, least: float):
+    x, features = planted(20_000)
+    generator = torch.Generator().manual_seed(5)
+    outputs = torch.randn(len(features), 9, generator=generator)
+    y = (x @ torch.linalg.pinv(features)).clamp(-6, 6) @ outputs + 3 * torch.randn(9, generator=generator)
+    if architecture == "skip-transcoder":
+        y = y + x @ torch.randn(D_IN, 9, generator=generator)
+    rows = {READS: x, PREDICTS: y}
+    made = recipe(600, architecture=architecture, k=4)
+    student = learner(READS, x, made, target=(PREDICTS, y))
+    sae = taught(student, rows).finished()[READS]
+    assert (sae.hook, sae.target, sae.d_out, sae.config.skip) == (READS, PREDICTS, 9, architecture[0] == "s")
+    error = (sae.reconstruct(x) - y).square().sum()
+    assert 1 - float(error / (y - y.mean(dim=0)).square().sum()) > least
+
+
+def random_inference(architecture: str):
+    rows, _ = planted(300)
+    if architecture.endswith("transcoder"):
+        target = torch.randn(300, 9, generator=torch.Generator().manual_seed(2))
+        made = learner(READS, rows, recipe(5, architecture=architecture), target=(PREDICTS, target)).student.double()
+    else:
+        made = learner(HOOK, rows, recipe(5, architecture=architecture)).student.double()
+    if hasattr(made, "threshold"):
+        made.threshold = 0.4
+    generator = torch.Generator().manual_seed(4)
+    for parameter in made.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    return made.inference().double(), rows.double()
+
+
+@pytest.mark.parametrize("architecture", SINGLE)
+def test_folding_a_scale_into_an_sae_is_scaling_around_it(architecture: str):
+    sae, x = random_inference(architecture)
+    scale, target_scale = 0.37, 2.3 if sae.is_transcoder else 0.37
+    raw = folded(sae, scale=scale, target_scale=target_scale)
+    assert torch.allclose(raw.reconstruct(x), sae.reconstruct(scale * x) / target_scale, rtol=1e-10, atol=1e-10)
+    assert torch.allclose(raw.encode(x), sae.encode(scale * x) / target_scale, rtol=1e-10, atol=1e-10)
+    assert torch.equal(raw.W_dec, sae.W_dec)
+
+
+@pytest.mark.parametrize("architecture", ["relu", "gated", "jumprelu"])
+def test_decoder_norms_move_into_the_codes(architecture: str):
+    sae, x = random_inference(architecture)
+    made = with_unit_decoder(sae)
+    norms = sae.W_dec.norm(dim=1)
+    assert torch.allclose(made.W_dec.norm(dim=1), torch.ones_like(norms))
+    assert torch.allclose(made.reconstruct(x), sae.reconstruct(x), rtol=1e-10, atol=1e-10)
+    assert torch.allclose(made.encode(x), sae.encode(x) * norms, rtol=1e-10, atol=1e-10)
+
+
+def test_a_transcoder_is_trained_in_each_layer_that_has_both_ends():
+    hooks = [HookPoint(0, "mlp_in"), HookPoint(1, "mlp_in"), HookPoint(1, "mlp"), HookPoint(1, "resid")]
+    assert lessons("transcoder", hooks) == [(HookPoint(1, "mlp_in"), HookPoint(1, "mlp"))]
+    assert lessons("topk", hooks) == [(hook,) for hook in hooks]
