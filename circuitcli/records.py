@@ -57,6 +57,23 @@ class SaeRecord(Record):
     l0: float | None = None
 
 
+class SweepRecord(Record):
+    """One sparse autoencoder of a sweep; stages do not take it unless it is named with ``--sae``."""
+
+    kind: str = "sweep"
+    variant: str
+    hook: str
+    architecture: str
+    d_in: int
+    d_sae: int
+    path: str
+    digest: str
+    explained_variance: float | None = None
+    l0: float | None = None
+    loss_recovered: float | None = None
+    dead: float | None = None
+
+
 class FeatureRecord(Record):
     """What one feature means; details are in the file."""
 
@@ -134,6 +151,7 @@ KINDS: dict[str, type[Record]] = {
     "run": RunRecord,
     "activations": ActivationsRecord,
     "sae": SaeRecord,
+    "sweep": SweepRecord,
     "feature": FeatureRecord,
     "graph": GraphRecord,
     "node": NodeRecord,

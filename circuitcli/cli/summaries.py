@@ -14,6 +14,7 @@ from circuitcli.records import (
     Record,
     SaeRecord,
     ScoreRecord,
+    SweepRecord,
 )
 
 SHOWN = 10
@@ -66,6 +67,13 @@ def _saes(made: Sequence[Record]) -> Rows:
     return Rows(("hook point", "SAE", "features", "active per token", "variance explained"), rows)
 
 
+def _sweep(made: Sequence[Record]) -> Rows:
+    found = [record for record in made if isinstance(record, SweepRecord)]
+    scores = ("l0", "explained_variance", "loss_recovered", "dead")
+    rows = [(record.variant, record.hook, *(_number(getattr(record, name)) for name in scores)) for record in found]
+    return Rows(("variant", "hook point", "active per token", "variance explained", "loss recovered", "dead"), rows)
+
+
 def _features(made: Sequence[Record]) -> Rows:
     found = [record for record in made if isinstance(record, FeatureRecord)]
     rows = [(record.id, _number(record.density), record.label) for record in found[:SHOWN]]
@@ -116,6 +124,7 @@ def _figures(made: Sequence[Record], run: Path) -> Rows:
 _TABLES: tuple[Callable[[Sequence[Record]], Rows], ...] = (
     _activations,
     _saes,
+    _sweep,
     _features,
     _graphs,
     _nodes,

@@ -62,6 +62,13 @@ def load(
     return Loaded(_validated(values, origins), origins)
 
 
+def changed(settings: Settings, values: Mapping[str, Any]) -> Settings:
+    """The settings with other values by dotted name. Raises SettingsError as `load` does."""
+    chosen = _checked(dict(values), "--sweep")
+    origins = dict.fromkeys(chosen, "--sweep")
+    return _validated(flatten(settings) | chosen, origins)
+
+
 @cache
 def known_names() -> dict[str, str]:
     """Every dotted name that can be set, with its help text, in the order of the settings."""

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from circuitcli.settings.section import Section, Split
+from circuitcli.settings.section import Section, Split, Texts
 
 Tracker = Literal["tensorboard", "trackio", "wandb"]
 
@@ -38,3 +38,6 @@ class TrainSettings(Section):
     'circuitcli[wandb]'."""
     eval_tokens: int = Field(16_384, ge=1)
     """Held-out tokens on which the finished SAEs are measured."""
+    sweep: Texts = ()
+    """NAME=VALUE,VALUE: train a variant for each value side by side on the same batches, and compare them; with several
+    sweeps, for all combinations. The run's own SAEs stay; variants are named by --sae RUN/saes/sweep/NAME=VALUE."""

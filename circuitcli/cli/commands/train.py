@@ -7,6 +7,7 @@ from circuitcli.cli.options import DRY_RUN, FILE, MODEL, RUN, SEED, Flag
 FLAGS = (
     Flag("train.tokens", "--tokens"),
     Flag("train.log", "--log"),
+    Flag("train.sweep", "--sweep", metavar="NAME=VALUES", repeats=True),
     *(flag for flag in MODEL if flag.setting != "model.dtype"),
     *RUN,
     *SEED,
@@ -21,6 +22,7 @@ def train(call: Call) -> None:
 
     \b
     circuit train --set sae.k=32 --set sae.expansion=16
+    circuit train --sweep sae.k=16,32,64
     """
     job = call.open()
     from circuitcli.stages import train as stage

@@ -1,0 +1,97 @@
+"""``circuit train --sweep``: variants of the settings, trained side by side on the same batches, and compared."""
+
+from collections.abc import Sequence
+from itertools import product
+from typing import TYPE_CHECKING
+
+from circuitcli.errors import SettingsError
+from circuitcli.records import FigureRecord, Record, SweepRecord
+from circuitcli.render.axes import Axis
+from circuitcli.render.plot import Figure, Panel, Point, Series, svg
+from circuitcli.runs import atomic
+from circuitcli.settings.settings import Settings
+from circuitcli.settings.sources import changed
+
+if TYPE_CHECKING:
+    from circuitcli.stages.training import Finished, Training
+
+# What may differ between SAEs that see the same batches.
+_SWEPT = (
+    "sae.",
+    "train.learning_rate",
+    "train.warmup",
+    "train.decay",
+    "train.clip",
+    "train.auxk_weight",
+    "train.dead_tokens",
+)
+FIGURE = "figures/sweep.svg"
+_L0 = Axis("active features per token (L0)", "auto")
+_SCORES = (("explained_variance", "explained variance"), ("loss_recovered", "loss recovered"))
+
+
+def variants(settings: Settings) -> dict[str, Settings]:
+    """Settings by the name of their variant: all combinations of the values that are swept; without a sweep one, "".
+
+    Raises SettingsError for a setting that cannot be swept and for values that do not fit.
+    """
+    axes = [_axis(text) for text in settings.train.sweep]
+    names = [name for name, _ in axes]
+    if len(set(names)) < len(names):
+        raise SettingsError(f"--sweep names {names[0]} twice", hint="give all its values at once: NAME=VALUE,VALUE")
+    made = {}
+    for values in product(*(values for _, values in axes)):
+        chosen = dict(zip(names, values, strict=True))
+        made[",".join(f"{name}={value}" for name, value in chosen.items())] = changed(settings, chosen)
+    return made
+
+
+def _axis(text: str) -> tuple[str, list[str]]:
+    name, equals, values = text.partition("=")
+    chosen = [value.strip() for value in values.split(",") if value.strip()]
+    if not equals or not chosen:
+        raise SettingsError(
+            f"--sweep {text} names no values", hint="write --sweep NAME=VALUE,VALUE, for example --sweep sae.k=16,32,64"
+        )
+    if not name.startswith(_SWEPT):
+        raise SettingsError(
+            f"{name} cannot be swept: all SAEs of a sweep see the same batches",
+            hint="sweep " + ", ".join(f"{known}*" if known.endswith(".") else known for known in _SWEPT),
+        )
+    if any("/" in value for value in chosen) or len(set(chosen)) < len(chosen):
+        raise SettingsError(f"--sweep {text}: values must differ and hold no '/'", hint="they name directories")
+    return name, chosen
+
+
+def swept(training: "Training", finished: "Sequence[Finished]") -> list[Record]:
+    """A record for each SAE of the sweep, and the plot that compares them."""
+    made = [SweepRecord(variant=one.variant, **one.fields()) for one in finished]
+    drawing = svg(pareto(made, title=f"sweep of {' and '.join(training.request.settings.train.sweep)}"))
+    with atomic(training.request.run.path / FIGURE) as stream:
+        stream.write(drawing)
+    return [*made, FigureRecord(path=FIGURE)]
+
+
+def pareto(made: Sequence[SweepRecord], *, title: str) -> Figure:
+    """L0 against explained variance, and against loss recovered where it was measured; a row for each hook point."""
+    common = _common_name(made)
+    panels = []
+    for hook in dict.fromkeys(record.hook for record in made):
+        for name, label in _SCORES:
+            points = sorted(
+                (
+                    Point(record.l0, getattr(record, name), record.variant.removeprefix(common))
+                    for record in made
+                    if record.hook == hook and record.l0 is not None and getattr(record, name) is not None
+                ),
+                key=lambda point: (point.x, point.y),
+            )
+            panels.append(Panel([Series(points, is_joined=False)], _L0, Axis(label), title=hook))
+    return Figure(panels, n_columns=len(_SCORES), title=title)
+
+
+def _common_name(made: Sequence[SweepRecord]) -> str:
+    """``sae.k=`` if all variants are of that one setting."""
+    names = {record.variant.partition("=")[0] for record in made}
+    is_single = len(names) == 1 and all("," not in record.variant for record in made)
+    return f"{names.pop()}=" if is_single else ""
