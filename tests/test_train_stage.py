@@ -71,7 +71,9 @@ def test_every_hook_point_gets_an_sae_a_record_and_metrics(run_path: Path):
         assert [line["step"] for line in lines] == list(range(1, 40)) and lines[-1]["tokens"] == 39 * 128
         assert lines[-1]["fvu"] < lines[0]["fvu"]
         config = files.read_config(run_path / record.path)
-        assert {"ce_clean", "ce_spliced", "ce_mean", "ce_zero", "cosine", "mse", "silent"} <= set(config)
+        assert {"ce_clean", "ce_spliced", "ce_mean", "ce_zero", "kl_spliced", "cosine", "mse", "silent"} <= set(config)
+        assert {"explained_variance", "loss_recovered", "kl_spliced"} <= set(config["standard_errors"])
+        assert config["density"]["n_tokens"] == config["n_eval_tokens"] == 300
     assert not (run_path / "saes" / "checkpoint").exists()
 
 

@@ -57,3 +57,23 @@ def shifted(
 def without_error(hook: HookPoint, coded: Coded) -> Change:
     """The edit that leaves only the reconstruction."""
     return Change(error=-coded.error)
+
+
+def replaced(sae: SparseAutoencoder, *, first: int) -> dict[HookPoint, Callback]:
+    """Taps that put what an SAE reconstructs in the place of its activations.
+
+    A transcoder's prediction replaces its target, computed from what it reads in the same run.
+    """
+    if not sae.is_transcoder:
+        return splice({sae.hook: sae}, without_error, first=first)
+    predicted: list[Tensor] = []
+
+    def read(x: Tensor) -> None:
+        predicted[:] = [sae.reconstruct(x[:, first:].to(sae.W_enc))]
+
+    def write(y: Tensor) -> Tensor:
+        result = y.clone()
+        result[:, first:] = predicted.pop().to(y)
+        return result
+
+    return {sae.hook: read, sae.target: write}

@@ -38,6 +38,8 @@ class TrainSettings(Section):
     'circuitcli[wandb]'."""
     eval_tokens: int = Field(16_384, ge=1)
     """Held-out tokens on which the finished SAEs are measured."""
+    loss_tokens: int = Field(4096, ge=0)
+    """How many of these the model reads, three times for each SAE, to measure its loss with the SAE; 0 for none."""
     sweep: Texts = ()
     """NAME=VALUE,VALUE: train a variant for each value side by side on the same batches, and compare them; with several
     sweeps, for all combinations. The run's own SAEs stay; variants are named by --sae RUN/saes/sweep/NAME=VALUE."""

@@ -1,101 +1,115 @@
 """Measuring finished SAEs on what training did not see: held-out rows of the cache, and the model on their text."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from circuitcli.errors import InputError
+from circuitcli.hookpoints import HookPoint
 from circuitcli.settings.model import ModelSettings
 from circuitcli.stages.request import Request
-from circuitcli.training.plan import Plan
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from circuitcli.activations.cache import ActivationCache, TokenBlock
-    from circuitcli.models.adapter import ModelAdapter
     from circuitcli.models.loading import LanguageModel
     from circuitcli.saes.base import SparseAutoencoder
-    from circuitcli.training.quality import Texts
+    from circuitcli.training.spliced import Listener
 
-# Held-out tokens that the model reads, four times for each SAE; enough for two digits of the loss recovered.
-LOSS_TOKENS = 4096
 _LOSS_BATCH = 8
 # Number types and devices change activations by a few per cent at most, of their norm.
 LARGEST_MODEL_GAP = 0.1
-_EVAL_ROWS = 1024
+# Rows that are encoded at once, at most; a short cache is cut into parts enough for standard errors.
+_EVAL_ROWS, _EVAL_PARTS = 1024, 16
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Rows and text that training did not see, and the model that they came from."""
+    """Rows that training did not see, and the model on their text."""
 
     cache: "ActivationCache"
-    plan: Plan
-    adapter: "ModelAdapter"
-    texts: "Texts"
-    first: int
-    ce_clean: float
+    rows: range
+    device: "torch.device"
+    listener: "Listener | None"
 
     @classmethod
-    def of(cls, request: Request, cache: "ActivationCache", plan: Plan) -> "HeldOut":
-        """Load the model on the device that is asked for now.
+    def of(cls, request: Request, cache: "ActivationCache", rows: range) -> "HeldOut":
+        """Load the model, which must still give the cached activations, on the device that is asked for now.
 
-        Raises InputError if it no longer gives the cached activations.
+        rows: of the cache; the text of the first ``train.loss_tokens`` of them is put through the model, which is not
+        loaded if there is none. Raises InputError if the model has changed.
         """
-        from circuitcli.models.loading import load_model
-        from circuitcli.training.quality import Texts, cross_entropy
+        from circuitcli.models.loading import choose_device, load_model
+        from circuitcli.training.spliced import Listener, Texts
 
+        read = rows[: request.settings.train.loss_tokens]
+        blocks = [block for block in cache.blocks(read.start, read.stop) if len(block.ids) > 1]
+        if not blocks:
+            return cls(cache, rows, choose_device(request.settings.model.device), None)
         model = load_model(_model_settings(request))
-        blocks = list(cache.blocks(plan.stop_row, min(plan.n_rows, plan.stop_row + LOSS_TOKENS)))
-        _check_model(model, cache, blocks)
-        texts = Texts.of(blocks, pad_id=model.tokenizer.pad_id, batch_size=_LOSS_BATCH, device=model.adapter.device)
-        clean = cross_entropy(model.adapter, texts, {}) if texts.n_predictions else 0.0
-        return cls(cache, plan, model.adapter, texts, int(model.tokenizer.bos_id is not None), clean)
-
-    @property
-    def device(self) -> "torch.device":
-        """Where SAEs must be to be measured."""
-        return self.adapter.device
+        _check_model(model, cache, blocks[0])
+        device = model.adapter.device
+        texts = Texts.of(blocks, pad_id=model.tokenizer.pad_id, batch_size=_LOSS_BATCH, device=device)
+        return cls(cache, rows, device, Listener(model.adapter, texts))
 
     def facts(self, sae: "SparseAutoencoder") -> dict[str, Any]:
-        """All that was measured of an SAE, by name."""
-        facts = self._reconstruction(sae)
-        return facts | self._recovered(sae) if self.texts.n_predictions else facts
+        """All that was measured of an SAE or transcoder, by name; it must be on ``device``.
 
-    def _reconstruction(self, sae: "SparseAutoencoder") -> dict[str, Any]:
+        ``density`` and ``standard_errors`` hold further names. Raises InputError if its activations were not collected.
+        """
+        from circuitcli.training.geometry import geometry_facts
         from circuitcli.training.quality import reconstruction
 
-        starts = range(self.plan.stop_row, self.plan.n_rows, _EVAL_ROWS)
-        rows = (self.cache.rows(sae.hook, start, min(start + _EVAL_ROWS, self.plan.n_rows)) for start in starts)
-        found = asdict(reconstruction(sae, rows))
-        return {("n_eval_tokens" if key == "n_tokens" else key): value for key, value in found.items()}
+        self._check_collected(sae)
+        targets = self._batches(sae.target) if sae.is_transcoder else None
+        found = asdict(reconstruction(sae, self._batches(sae.hook), targets=targets))
+        facts = {"n_eval_tokens": found.pop("n_tokens"), **found, **geometry_facts(sae)}
+        if self.listener is None:
+            return facts
+        mean = self.cache.mean(sae.target).float()
+        loss = asdict(self.listener.loss(sae, mean=mean))
+        errors = facts["standard_errors"] | loss.pop("standard_errors")
+        return {**facts, **loss, "loss_ablation": "mean", "standard_errors": errors}
 
-    def _recovered(self, sae: "SparseAutoencoder") -> dict[str, Any]:
-        from circuitcli.training.quality import recovered
+    def _batches(self, hook: HookPoint) -> "Iterator[Tensor]":
+        n_rows = min(_EVAL_ROWS, -(-len(self.rows) // _EVAL_PARTS))
+        for start in self.rows[::n_rows]:
+            yield self.cache.rows(hook, start, min(start + n_rows, self.rows.stop))
 
-        mean = self.cache.mean(sae.hook).float()
-        return recovered(self.adapter, self.texts, sae, mean=mean, first=self.first, ce_clean=self.ce_clean).facts()
+    def _check_collected(self, sae: "SparseAutoencoder") -> None:
+        missing = [str(hook) for hook in dict.fromkeys((sae.hook, sae.target)) if hook not in self.cache.hooks]
+        if missing:
+            raise InputError(
+                f"the SAE at {sae.hook} is measured on cached activations of {' '.join(missing)}, which are not there",
+                hint="run `circuit collect` for these layers and sites",
+            )
+        for hook, width in ((sae.hook, sae.d_in), (sae.target, sae.d_out)):
+            if (found := self.cache.d_model(hook)) != width:
+                raise InputError(
+                    f"the SAE at {sae.hook} is for width {width}, the activations at {hook} have {found}",
+                    hint="use SAEs that were trained on this model",
+                )
 
 
-def _check_model(model: "LanguageModel", cache: "ActivationCache", blocks: "Sequence[TokenBlock]") -> None:
-    """Raise InputError if the model no longer gives the cached activations of the first block."""
+def _check_model(model: "LanguageModel", cache: "ActivationCache", block: "TokenBlock") -> None:
+    """Raise InputError if the model no longer gives the cached activations of a block."""
     import torch
 
     from circuitcli.models.taps import read
 
-    for block in blocks[:1]:
-        ids = torch.tensor([block.ids], device=model.adapter.device)
-        with torch.no_grad():
-            found = read(model.adapter, ids, None, cache.hooks)
-        for hook, activation in found.items():
-            rows = cache.rows(hook, block.start_row, block.stop_row)
-            gap = (activation[0, block.positions].float().cpu() - rows).norm()
-            if gap > LARGEST_MODEL_GAP * rows.norm():
-                raise InputError(
-                    f"{model.name} gives other activations at {hook} than those that were collected from it",
-                    hint="the model has changed since: run `circuit collect --force` and train again",
-                )
+    ids = torch.tensor([block.ids], device=model.adapter.device)
+    with torch.no_grad():
+        found = read(model.adapter, ids, None, cache.hooks)
+    for hook, activation in found.items():
+        rows = cache.rows(hook, block.start_row, block.stop_row)
+        gap = (activation[0, block.positions].float().cpu() - rows).norm()
+        if gap > LARGEST_MODEL_GAP * rows.norm():
+            raise InputError(
+                f"{model.name} gives other activations at {hook} than those that were collected from it",
+                hint="the model has changed since: run `circuit collect --force` and train again",
+            )
 
 
 def _model_settings(request: Request) -> ModelSettings:

@@ -154,7 +154,7 @@ def _measured(
     training: Training, cache: "ActivationCache", made: Plan, learners: "list[Learner]"
 ) -> Iterator[Finished]:
     """Measure each SAE and write its files."""
-    held_out = HeldOut.of(training.request, cache, made)
+    held_out = HeldOut.of(training.request, cache, made.held_out_rows)
     for learner in progress.track(learners, "measure", unit="SAEs"):
         for sae in learner.finished().values():
             yield _saved(training, learner, sae, made, held_out.facts(sae.to(held_out.device)))

@@ -33,11 +33,16 @@ class Plan:
         """Rows that training does not see."""
         return self.n_rows - self.stop_row
 
+    @property
+    def held_out_rows(self) -> range:
+        """The rows that training does not see: the last ones."""
+        return range(self.stop_row, self.n_rows)
+
 
 def plan(settings: Settings, *, n_rows: int) -> Plan:
     """The plan for a cache of so many rows. Raises InputError if they make no batch."""
     train = settings.train
-    held_out = max(1, min(train.eval_tokens, int(n_rows * LARGEST_HELD_OUT_SHARE)))
+    held_out = n_held_out(settings, n_rows=n_rows)
     stop_row = n_rows - held_out
     if stop_row < train.batch_size:
         raise InputError(
@@ -47,6 +52,11 @@ def plan(settings: Settings, *, n_rows: int) -> Plan:
     n_steps = max(1, (train.tokens or stop_row) // train.batch_size)
     dead_tokens = train.dead_tokens or default_dead_tokens(n_steps * train.batch_size)
     return Plan(stop_row, n_rows, train.batch_size, n_steps, dead_tokens)
+
+
+def n_held_out(settings: Settings, *, n_rows: int) -> int:
+    """Rows of a cache that finished SAEs are measured on."""
+    return max(1, min(settings.train.eval_tokens, int(n_rows * LARGEST_HELD_OUT_SHARE)))
 
 
 def default_dead_tokens(tokens: int) -> int:

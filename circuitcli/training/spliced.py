@@ -1,0 +1,212 @@
+"""What an SAE does to the model's loss on held-out text, when only what it reconstructs goes on."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from circuitcli.hookpoints import HookPoint
+from circuitcli.models.adapter import ModelAdapter
+from circuitcli.models.taps import Callback, keep, tapped
+from circuitcli.saes.base import SparseAutoencoder
+from circuitcli.saes.splice import replaced
+from circuitcli.training.jackknife import standard_errors
+
+MISSED_TARGET = -100
+# Mean-ablation that does less harm than this, in nats, leaves nothing to recover.
+LEAST_HARM = 1e-6
+
+
+@dataclass(frozen=True)
+class ModelLoss:
+    """The model on text, nats per predicted token: untouched, spliced with the reconstruction, and with a constant.
+
+    ce: cross-entropy with the text; kl: divergence of what the model then predicts from what it predicts untouched,
+    KL(clean || run). mean: the mean activation stands there; zero: nothing does. ce_increase: ce_spliced - ce_clean.
+    loss_recovered = (ce_mean - ce_spliced) / (ce_mean - ce_clean): 1 if the SAE changes nothing, 0 if it is no better
+    than the mean activation; None where putting the mean there does no harm. loss_recovered_zero: the same against
+    zero, as sae-lens and SAEBench take it; where zero does great harm, poor SAEs come near 1 too. kl_recovered =
+    (kl_mean - kl_spliced) / kl_mean. standard_errors: of all these over other text, by name.
+    """
+
+    n_predictions: int
+    ce_clean: float
+    ce_spliced: float
+    ce_mean: float
+    ce_zero: float
+    kl_spliced: float
+    kl_mean: float
+    kl_zero: float
+    ce_increase: float
+    loss_recovered: float | None
+    loss_recovered_zero: float | None
+    kl_recovered: float | None
+    standard_errors: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, sums: Float[Tensor, "text 8"]) -> "ModelLoss":
+        """From sums over the predictions of each text: their number, and what `_statistics` names."""
+        return cls(
+            n_predictions=round(float(sums[:, 0].sum())),
+            standard_errors=standard_errors(sums, _statistics),
+            **_statistics(sums.sum(dim=0)),  # type: ignore[arg-type]
+        )
+
+
+def _statistics(sums: Float[Tensor, " 8"]) -> dict[str, float | None]:
+    n, *totals = sums.tolist()
+    clean, spliced, mean, zero, kl_spliced, kl_mean, kl_zero = (total / n for total in totals)
+    return {
+        "ce_clean": clean,
+        "ce_spliced": spliced,
+        "ce_mean": mean,
+        "ce_zero": zero,
+        "kl_spliced": kl_spliced,
+        "kl_mean": kl_mean,
+        "kl_zero": kl_zero,
+        "ce_increase": spliced - clean,
+        "loss_recovered": (mean - spliced) / (mean - clean) if mean - clean > LEAST_HARM else None,
+        "loss_recovered_zero": (zero - spliced) / (zero - clean) if zero - clean > LEAST_HARM else None,
+        "kl_recovered": (kl_mean - kl_spliced) / kl_mean if kl_mean > LEAST_HARM else None,
+    }
+
+
+@runtime_checkable
+class Block(Protocol):
+    """Tokens of one block as the model sees them."""
+
+    @property
+    def ids(self) -> list[int]:
+        """Token ids, with BOS if the model gets one."""
+        ...
+
+    @property
+    def positions(self) -> list[int]:
+        """The places of tokens whose activations are stored."""
+        ...
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Batches of held-out blocks, each (batch, position): padded at the end, what each position is to predict, and
+    which positions an SAE stands at: those whose activations are stored."""
+
+    inputs: Sequence[Int[Tensor, "_ _"]]
+    masks: Sequence[Int[Tensor, "_ _"]]
+    targets: Sequence[Int[Tensor, "_ _"]]
+    stored: Sequence[Bool[Tensor, "_ _"]]
+
+    @classmethod
+    def of(cls, blocks: Iterable[Block], *, pad_id: int, batch_size: int, device: torch.device) -> "Texts":
+        """Blocks of at least two tokens; shorter ones predict nothing."""
+        inputs, masks, targets, stored = [], [], [], []
+        rows = (block for block in blocks if len(block.ids) > 1)
+        while group := list(islice(rows, batch_size)):
+            length = max(len(block.ids) for block in group)
+            ids = torch.full((len(group), length), pad_id)
+            mask, is_stored = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
+            for row, block in enumerate(group):
+                ids[row, : len(block.ids)] = torch.tensor(block.ids)
+                mask[row, : len(block.ids)] = 1
+                is_stored[row, block.positions] = True
+            target = F.pad(ids.masked_fill(mask == 0, MISSED_TARGET)[:, 1:], (0, 1), value=MISSED_TARGET)
+            inputs.append(ids.to(device))
+            masks.append(mask.to(device))
+            targets.append(target.to(device))
+            stored.append(is_stored.to(device))
+        return cls(inputs, masks, targets, stored)
+
+    @property
+    def n_predictions(self) -> int:
+        """Positions with a token to predict."""
+        return sum(int((target != MISSED_TARGET).sum()) for target in self.targets)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        return zip(self.inputs, self.masks, self.targets, self.stored, strict=True)
+
+
+class Listener:
+    """The model on some text: what it predicts untouched, and with constants, is worked out once for all SAEs.
+
+    Untouched runs are kept as the output of the last block, from which the logits of a batch follow cheaply.
+    """
+
+    @torch.no_grad()
+    def __init__(self, adapter: ModelAdapter, texts: Texts) -> None:
+        self.adapter, self.texts = adapter, texts
+        last = HookPoint(adapter.n_layers - 1, "resid")
+        self._clean: list[Tensor] = []
+        for ids, mask, _, _ in texts:
+            seen: dict[HookPoint, Tensor] = {}
+            with tapped(adapter, {last: keep(seen, last)}):
+                adapter.logits(ids, mask)
+            self._clean.append(seen[last])
+        self._of_constants: dict[HookPoint, Float[Tensor, "text 8"]] = {}
+
+    @torch.no_grad()
+    def loss(self, sae: SparseAutoencoder, *, mean: Float[Tensor, " d_out"]) -> ModelLoss:
+        """The losses with an SAE that stands alone at its hook point, wherever activations are stored.
+
+        mean: of the raw activations that it reconstructs: at its hook point, for a transcoder at its target.
+        """
+        place = sae.target
+        if place not in self._of_constants:
+            by_mean = self._sums({place: constant(mean)})
+            by_zero = self._sums({place: constant(torch.zeros_like(mean))})
+            self._of_constants[place] = torch.cat([by_mean, by_zero], dim=1)
+        n, clean, spliced, kl = self._sums(replaced(sae, first=0)).unbind(dim=1)
+        _, _, ce_mean, kl_mean, _, _, ce_zero, kl_zero = self._of_constants[place].unbind(dim=1)
+        return ModelLoss.of(torch.stack([n, clean, spliced, ce_mean, ce_zero, kl, kl_mean, kl_zero], dim=1))
+
+    def _sums(self, callbacks: Mapping[HookPoint, Callback]) -> Float[Tensor, "text 4"]:
+        """For each text, over its predictions: their number, clean cross-entropy, that of the edited run, and KL."""
+        found = []
+        for (ids, mask, target, stored), residual in zip(self.texts, self._clean, strict=True):
+            with tapped(self.adapter, {hook: only_at(stored, callback) for hook, callback in callbacks.items()}):
+                edited = self.adapter.logits(ids, mask)
+            # The logits of one text at a time: a batch of them in several forms would be most of the memory.
+            for row in range(len(ids)):
+                clean = self.adapter.head(residual[row : row + 1])[0]
+                found.append(losses(clean, edited[row], target[row].to(clean.device)))
+        return torch.stack(found)
+
+
+def losses(
+    clean: Float[Tensor, "position vocab"], edited: Float[Tensor, "position vocab"], target: Int[Tensor, " position"]
+) -> Float[Tensor, " 4"]:
+    """Sums over the positions with a target: their number, cross-entropy of both runs, KL(clean || edited); float64."""
+    asked = target != MISSED_TARGET
+    log_p, log_q = (log_softmax(logits[asked]) for logits in (clean, edited.to(clean.device)))
+    chosen = target[asked][:, None]
+    ce_clean, ce_edited = (-found.gather(1, chosen).double().sum() for found in (log_p, log_q))
+    kl = (log_p.exp() * (log_p - log_q)).sum(dim=1).double().sum()
+    return torch.stack([asked.sum().double(), ce_clean, ce_edited, kl]).cpu()
+
+
+def log_softmax(logits: Float[Tensor, "position vocab"]) -> Float[Tensor, "position vocab"]:
+    """In float32 at least."""
+    return torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
+
+
+def only_at(where: Bool[Tensor, "batch position"], callback: Callback) -> Callback:
+    """A tap that changes what another one changes, at some positions alone."""
+
+    def chosen(x: Tensor) -> Tensor | None:
+        changed = callback(x)
+        return None if changed is None else torch.where(where.to(x.device)[..., None], changed, x)
+
+    return chosen
+
+
+def constant(value: Float[Tensor, " d_out"]) -> Callback:
+    """A tap that puts one value at every position."""
+
+    def callback(x: Tensor) -> Tensor:
+        return value.to(x.device, x.dtype).expand_as(x)
+
+    return callback
