@@ -65,11 +65,13 @@ def test_parts_of_the_loss_are_drawn_beside_it_and_named_in_the_legend(tmp_path:
 
 
 def test_trainings_of_one_hook_point_are_told_apart_by_their_folders(tmp_path: Path) -> None:
-    for name in ("k=16/resid.1", "k=32/resid.1"):
+    for name in ("resid.1", "sweep/sae.k=16/resid.1", "sweep/sae.k=32/resid.1"):
         write(tmp_path / name, loss_auxk=0.02)
     drawn = figure(find_curves(tmp_path), title="")
     assert len(drawn.panels) == len(PLOTS)
-    assert all([series.label for series in panel.series] == ["k=16", "k=32"] for panel in drawn.panels)
+    assert all(
+        [series.label for series in panel.series] == ["the run's own", "sae.k=16", "sae.k=32"] for panel in drawn.panels
+    )
 
 
 def test_plots_below_each_other_share_their_axes(tmp_path: Path) -> None:

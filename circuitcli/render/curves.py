@@ -20,6 +20,8 @@ PLOTS = (
 )
 TOKENS = Axis("tokens", holds=(0.0,))
 SIZE = (190, 115)
+# The folder of variants below RUN/saes, and the name of the run's own SAEs beside them.
+SWEEP, OWN = "sweep", "the run's own"
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,10 @@ def figure(curves: Sequence[Curve], *, title: str) -> Figure:
 
 
 def _series(own: Sequence[Curve], name: str) -> list[Series]:
-    if len(own) > 1 or name != "loss":
-        return [_line(curve, name, curve.label) for curve in own]
+    if len(own) > 1:
+        return [_line(curve, name, curve.label or OWN) for curve in own]
+    if name != "loss":
+        return [_line(own[0], name, own[0].label)]
     curve = own[0]
     return [
         _line(curve, name, "loss" if _parts(curve) else ""),
@@ -97,7 +101,7 @@ def _named(place: Path) -> tuple[str, str]:
     parts = list(place.parts)
     for part in parts:
         if _is_hook(part):
-            return part, " ".join(other for other in parts if other != part)
+            return part, " ".join(other for other in parts if other not in (part, SWEEP))
     return place.as_posix(), ""
 
 
