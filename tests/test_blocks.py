@@ -2,6 +2,7 @@
 
 from itertools import chain, pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -127,8 +128,22 @@ def test_dropped_special_tokens_are_seen_and_not_stored(pack):
     dropped = blocks_of(documents, pack=pack, special_tokens="drop")
     text = [token for token in flat(map(encode, documents)) if token not in special]
     assert flat(map(stored, dropped)) == text and encode("<|unk|>")[0] == text[-1]
-    has_text = [block.ids for block in kept if set(block.ids) - special]
-    assert [block.ids for block in dropped] == has_text and len(has_text) < len(kept)
+    assert [block.ids for block in dropped] == [block.ids for block in kept]
+
+
+@pytest.mark.parametrize("pack", [False, True])
+@pytest.mark.parametrize("policy", ["keep", "drop"])
+def test_a_block_without_text_is_left_out(pack, policy):
+    documents = ["<|bos|>", " \n\t", "<|eos|>" * 40, "", "<|pad|>" * 15]
+    assert blocks_of(documents, pack=pack, special_tokens=policy) == []
+    (block,) = blocks_of([*documents, "a"], special_tokens=policy)
+    assert stored(block) == tokenizer().encode("a")
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_documents_that_come_as_ids_give_the_blocks_of_their_text(pack):
+    ids = [np.array(tokenizer().encode(document), dtype=np.uint16) for document in DOCUMENTS]
+    assert blocks_of(ids, pack=pack) == blocks_of(DOCUMENTS, pack=pack)
 
 
 @pytest.mark.parametrize("pack", [False, True])

@@ -8,8 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
-from support_collect import save_model, stage_request, stored_bytes, texts
+from safetensors.numpy import save_file
+from support_collect import BOS, EOS, PAD, save_model, stage_request, stored_bytes, texts, tokenizer
 
 from circuitcli import runs
 from circuitcli.activations.cache import ActivationCache
@@ -259,6 +262,60 @@ def test_a_mistyped_model_does_not_lay_hold_of_the_run(tmp_path, model, text):
         collect.run(stage_request(run, tmp_path / "modle", text))
     assert not Run(run).exists
     assert len(collect.run(stage_request(run, model, text))) == 1 + len(HOOKS)
+
+
+@pytest.mark.parametrize("content", ["", " \n\t \n", "<|bos|>", "<|eos|><|pad|>" * 30])
+def test_a_text_without_usable_tokens_is_one_clear_line(tmp_path, model, content):
+    (tmp_path / "text.txt").write_text(content)
+    write_text(tmp_path / "text.jsonl", [content, ""])
+    for name in ("text.txt", "text.jsonl"):
+        with pytest.raises(InputError, match=rf"{name} has no usable text$") as caught:
+            collect.run(stage_request(tmp_path / "run", model, tmp_path / name))
+        assert "--field" in caught.value.hint
+    assert not (tmp_path / "run" / "activations").exists()
+
+
+@pytest.mark.parametrize("ids", [[], [BOS], [BOS, EOS, PAD, PAD], [[BOS, PAD], [PAD, PAD]]])
+def test_tokens_without_text_are_the_same_line(tmp_path, model, ids):
+    np.save(tmp_path / "tokens.npy", np.array(ids, dtype=np.uint16))
+    with pytest.raises(InputError, match=r"tokens.npy has no usable text$"):
+        collect.run(stage_request(tmp_path / "run", model, tmp_path / "tokens.npy"))
+
+
+@pytest.mark.parametrize("way", [{}, {"pack": True}, {"special_tokens": "drop"}], ids=str)
+def test_token_shards_give_the_activations_of_their_text(tmp_path, model, way):
+    documents = [*texts(*(20 + 7 * n % 50 for n in range(12))), "a<|pad|>b"]
+    text = write_text(tmp_path / "text.jsonl", documents)
+    encoded = [tokenizer().encode(document) for document in documents]
+    longest = max(map(len, encoded))
+    rows = [[BOS, *ids, *[PAD] * (longest - len(ids))] for ids in encoded]
+    (tmp_path / "rows").mkdir()
+    np.save(tmp_path / "rows" / "train_000000.npy", np.array(rows[:5], dtype=np.uint16))
+    save_file({"tokens": np.array(rows[5:], dtype=np.int64)}, tmp_path / "rows" / "train_000001.safetensors")
+    expected = collect.run(stage_request(tmp_path / "text", model, text, **way))
+    made = collect.run(stage_request(tmp_path / "ids", model, tmp_path / "rows", **way))
+    assert made[1:] == expected[1:]
+    for hook in ("tokens", *HOOKS):
+        folders = (tmp_path / name / "activations" / hook for name in ("text", "ids"))
+        left, right = (sorted(folder.glob("*.h5")) for folder in folders)
+        assert len(left) == len(right) > 3
+        for one, other in zip(left, right, strict=True):
+            assert datasets_of(one) == datasets_of(other)
+
+
+def datasets_of(path):
+    with h5py.File(path) as file:
+        return {name: column[...].tobytes() for name, column in file.items()}
+
+
+def test_ids_that_the_model_lacks_stop_the_collection_where_they_stand(tmp_path, model):
+    ids = np.arange(2000, dtype=np.uint16) % 250
+    ids[1234] = 260
+    np.save(tmp_path / "tokens.npy", ids)
+    with pytest.raises(
+        InputError, match=r"tokens.npy has token id 260 at position 1234, and this model knows 0 to 259"
+    ):
+        collect.run(stage_request(tmp_path / "run", model, tmp_path / "tokens.npy"))
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00broken"])

@@ -1,25 +1,21 @@
 """Text sources: every kind gives its documents in order, from any number on, and names what is broken."""
 
-import importlib
 import json
 import os
-import socket
 import subprocess
 import sys
-import time
 import tracemalloc
-from itertools import islice
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from circuitcli.activations import text
-from circuitcli.activations.text import BUILTIN, HubText, documents, source_digest
-from circuitcli.errors import InputError, ToolError
-from circuitcli.models import hub
+from circuitcli.activations.documents import documents, source_digest
+from circuitcli.activations.text import BUILTIN
+from circuitcli.errors import InputError
+from circuitcli.models.tokenizer import Vocabulary
 
 
 @pytest.fixture
@@ -151,6 +147,24 @@ def test_a_broken_json_line_is_named(tmp_path: Path, line: str, message: str):
         assert "'body'" in caught.value.hint
 
 
+def test_json_lines_may_hold_token_ids(tmp_path: Path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"input_ids": [9, 1, 2]}\n{"tokens": []}\n{"text": "a", "input_ids": [3]}\n')
+    found = list(documents(str(path), vocabulary=Vocabulary(10, bos_id=9)))
+    assert [list(document) for document in found] == [[1, 2], [], ["a"]]
+    with pytest.raises(InputError, match="line 1 has token ids, and text is needed here"):
+        list(documents(str(path)))
+
+
+@pytest.mark.parametrize("ids", ["[1, 2.5]", "[[1], [2]]", "[[1], [2, 3]]", '["a"]', "[true]", "[1, null]"])
+def test_a_list_that_holds_no_token_ids_is_named(tmp_path: Path, ids: str):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f'{{"tokens": {ids}}}\n')
+    with pytest.raises(InputError, match=r"field 'tokens' of .*rows.jsonl line 1 has no list of token ids") as caught:
+        list(documents(str(path), vocabulary=Vocabulary(10)))
+    assert caught.value.hint
+
+
 def test_bytes_that_are_no_utf8_are_refused_by_name(tmp_path: Path):
     path = tmp_path / "latin.txt"
     path.write_bytes("café".encode("latin-1"))
@@ -201,93 +215,6 @@ def test_every_digest_is_a_sha256(folder: Path):
     digests = {source_digest(source) for source in (BUILTIN, "hf:a/b", "hf:a/c", str(folder), str(folder / "a.md"))}
     assert len(digests) == 5
     assert all(digest.startswith("sha256:") and len(digest) == 71 for digest in digests)
-
-
-@pytest.mark.parametrize(
-    ("source", "expected"),
-    [
-        ("hf:a/b", HubText("a/b")),
-        ("hf:a/b:test", HubText("a/b", split="test")),
-        ("hf:a/b:en", HubText("a/b", config="en")),
-        ("hf:a/b:en:dev", HubText("a/b", config="en", split="dev")),
-        ("hf:a/b::extra", HubText("a/b", split="extra")),
-    ],
-)
-def test_names_on_the_hub(source: str, expected: HubText):
-    assert HubText.parse(source) == expected
-
-
-class _Rows(list):
-    def skip(self, n: int) -> "_Rows":
-        return _Rows(self[n:])
-
-
-def _stand_in(monkeypatch: pytest.MonkeyPatch, load_dataset) -> None:
-    monkeypatch.setattr(text, "import_module", lambda name: SimpleNamespace(load_dataset=load_dataset))
-    monkeypatch.setattr(text, "hub_answers", lambda: True)
-
-
-def test_the_hub_is_streamed_from_any_row(monkeypatch: pytest.MonkeyPatch):
-    asked = []
-
-    def load_dataset(*names, **options):
-        asked.append((names, options))
-        return _Rows({"text": f"row {n}"} for n in range(5))
-
-    _stand_in(monkeypatch, load_dataset)
-    assert list(islice(documents("hf:a/b:en:test", start=2), 2)) == ["row 2", "row 3"]
-    assert asked == [(("a/b", "en"), {"split": "test", "streaming": True})]
-    with pytest.raises(InputError, match="row 0 has no text in field 'body'"):
-        next(documents("hf:a/b", field="body"))
-
-
-@pytest.mark.parametrize(
-    ("raised", "expected"),
-    [
-        (ConnectionError("no route"), ToolError),
-        (TimeoutError("slow"), ToolError),
-        (FileNotFoundError("Dataset 'a/b' doesn't exist on the Hub"), InputError),
-        (ValueError("Bad split: tests"), InputError),
-    ],
-)
-def test_what_the_hub_library_raises_is_explained(monkeypatch: pytest.MonkeyPatch, raised, expected):
-    def load_dataset(*names, **options):
-        raise raised
-
-    _stand_in(monkeypatch, load_dataset)
-    with pytest.raises(expected, match="hf:a/b") as caught:
-        next(documents("hf:a/b"))
-    assert caught.value.hint
-
-
-def test_no_network_is_told_within_seconds(monkeypatch: pytest.MonkeyPatch):
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        closed_port = listener.getsockname()[1]
-    monkeypatch.setattr(text, "import_module", lambda name: SimpleNamespace(load_dataset=None))
-    for name in ("HTTPS_PROXY", "https_proxy", "HF_HUB_OFFLINE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{closed_port}")
-    begin = time.monotonic()
-    with pytest.raises(ToolError, match="cannot reach the hub") as caught:
-        next(documents("hf:a/b"))
-    assert time.monotonic() - begin < hub.TIMEOUT_S + 1
-    assert BUILTIN in caught.value.hint
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(ToolError, match="cannot reach the hub"):
-        next(documents("hf:a/b"))
-
-
-def test_the_missing_package_is_named(monkeypatch: pytest.MonkeyPatch):
-    def import_module(name: str) -> object:
-        if name == "datasets":
-            raise ModuleNotFoundError(name)
-        return importlib.import_module(name)
-
-    monkeypatch.setattr(text, "import_module", import_module)
-    with pytest.raises(ToolError, match="datasets") as caught:
-        next(documents("hf:a/b"))
-    assert "circuitcli[hf]" in caught.value.hint
 
 
 def test_text_sources_import_no_torch():

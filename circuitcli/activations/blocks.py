@@ -14,10 +14,11 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
+from circuitcli.activations.token_ids import Document
 from circuitcli.models.tokenizer import Tokenizer
 
-# The documents of a text from a number on, as `activations.text.documents` gives them.
-Documents = Callable[[int], Iterator[str]]
+# The documents of a source from a number on, as `activations.documents` gives them.
+Documents = Callable[[int], Iterator[Document]]
 
 
 @dataclass(frozen=True, order=True)
@@ -75,35 +76,43 @@ def token_blocks(
     special_tokens: Literal["keep", "drop"] = "keep",
     start: Cursor | None = None,
 ) -> Iterator[Block]:
-    """Blocks of at most ``block_length`` tokens, BOS included, from the cursor on; empty documents give none.
+    """Blocks of at most ``block_length`` tokens, BOS included, from the cursor on; blank documents give none.
 
     pack: fill each block but the last to ``block_length`` with the documents that follow. special_tokens: whether
-    special tokens of the text are stored; a block of which nothing is stored is left out.
+    special tokens of the text are stored; a block that has nothing else is left out in any case.
     Raises InputError if documents are to be packed and the tokenizer has no separator.
     """
     cursor = start or Cursor()
     prefix = tuple(tokenizer.with_bos(()))
     length, index = block_length - len(prefix), cursor.index
-    dropped = tokenizer.special_ids if special_tokens == "drop" else frozenset[int]()
+    special = tokenizer.special_ids
+    dropped = special if special_tokens == "drop" else frozenset[int]()
     if pack:
         pieces = _packed(documents, tokenizer, length=length, start=cursor)
     else:
         pieces = _apart(documents, tokenizer, length=length, start=cursor)
     for piece in pieces:
-        left_out = [at for at, token in enumerate(piece.ids) if at in piece.separators or token in dropped]
-        if len(left_out) == len(piece.ids):
+        if special.issuperset(piece.ids):
             continue
+        left_out = [at for at, token in enumerate(piece.ids) if at in piece.separators or token in dropped]
         index += 1
         after = Cursor(piece.document, piece.offset, index)
         places = tuple(at + len(prefix) for at in left_out)
         yield Block(prefix + piece.ids, len(prefix), index - 1, after, places)
 
 
+def _ids(document: Document, tokenizer: Tokenizer) -> list[int]:
+    """The tokens of a document; a blank text has none."""
+    if not isinstance(document, str):
+        return list(document.tolist())
+    return tokenizer.encode(document) if document.strip() else []
+
+
 def _apart(documents: Documents, tokenizer: Tokenizer, *, length: int, start: Cursor) -> Iterator[_Piece]:
     """Pieces of at most ``length`` tokens of one document each."""
     offset = start.offset
     for number, document in enumerate(documents(start.document), start.document):
-        ids = tuple(tokenizer.encode(document))
+        ids = tuple(_ids(document, tokenizer))
         while offset < len(ids):
             piece = ids[offset : offset + length]
             offset += length
@@ -118,7 +127,7 @@ def _packed(documents: Documents, tokenizer: Tokenizer, *, length: int, start: C
     separators: list[int] = []
     offset, number = start.offset, start.document
     for number, document in enumerate(documents(start.document), start.document):
-        ids = tokenizer.encode(document)
+        ids = _ids(document, tokenizer)
         # At the beginning of a block there is nothing to separate from.
         if filled and ids:
             separators.append(len(filled))

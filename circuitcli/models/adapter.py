@@ -64,6 +64,11 @@ class ModelAdapter:
         return int(self.model.config.hidden_size)
 
     @property
+    def n_token_ids(self) -> int:
+        """How many token ids the embedding knows; a tokenizer may use fewer."""
+        return int(next(self.embedding.parameters()).shape[0])
+
+    @property
     def device(self) -> torch.device:
         """Where inputs go: the device of the embedding."""
         return next(self.embedding.parameters()).device

@@ -1,10 +1,26 @@
 """One view of every Hugging Face tokenizer."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from circuitcli.errors import InputError
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What ids mean to a model: they are below ``n_ids``; None for special tokens that its tokenizer lacks."""
+
+    n_ids: int
+    bos_id: int | None = None
+    eos_id: int | None = None
+    pad_id: int | None = None
+
+    @property
+    def separators(self) -> tuple[int, ...]:
+        """Ids that are between two documents of a stream."""
+        return tuple({number for number in (self.bos_id, self.eos_id, self.pad_id) if number is not None})
 
 
 class Tokenizer:
@@ -23,6 +39,10 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Number of ids, special ones included."""
         return len(self.hf)
+
+    def vocabulary(self, *, n_ids: int) -> Vocabulary:
+        """What ids mean to a model that knows ``n_ids`` of them."""
+        return Vocabulary(n_ids, self.hf.bos_token_id, self.hf.eos_token_id, self.hf.pad_token_id)
 
     @property
     def pad_id(self) -> int:

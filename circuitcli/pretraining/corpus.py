@@ -11,7 +11,7 @@ from jaxtyping import Int64
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from circuitcli.activations import text
+from circuitcli.activations.documents import texts as documents_of
 from circuitcli.errors import InputError
 from circuitcli.pretraining.configuration import PretrainingSettings
 
@@ -48,7 +48,7 @@ class Corpus:
 def documents(settings: PretrainingSettings) -> Documents:
     """The text of the settings, split; raises InputError if there is too little of it."""
     every = settings.validation_every
-    texts = [document for document in text.documents(settings.text, field=settings.field) if document.strip()]
+    texts = [text for text in documents_of(settings.text, field=settings.field) if text.strip()]
     if len(texts) < every:
         message = f"{settings.text} has {len(texts)} documents, too few to hold out one in {every}"
         raise InputError(message, hint="set validation_every lower or give more text")

@@ -11,10 +11,13 @@ class DataSettings(Section):
     """Which text, which hook points, and how activations are cached."""
 
     text: str | None = None
-    """builtin:python, a file (.jsonl too), a folder, - for stdin, or hf:NAME; by default builtin:python for builtin
-    models and hf:NeelNanda/pile-10k for others."""
-    field: str = "text"
-    """Name of the text field in JSONL files and hub datasets."""
+    """builtin:python, a file (.jsonl too), a folder, - for stdin, or hf:NAME[:CONFIG][:SPLIT], NAME on the hub or a
+    folder; or token ids: .npy or .safetensors files, or a folder of them, with one axis (a stream, cut at EOS and BOS)
+    or two (a row for each document). By default builtin:python for builtin models and hf:NeelNanda/pile-10k for
+    others."""
+    field: str | None = None
+    """Field of JSONL files, column of data sets or tensor of .safetensors files with the text or the token ids; by
+    default text, else input_ids, else tokens."""
     layers: str = ":"
     """Blocks as a Python slice: 3:5 is 3 and 4."""
     sites: Words = ("resid", "attn", "mlp")

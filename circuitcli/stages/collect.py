@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuitcli import runs
-from circuitcli.activations import text
+from circuitcli.activations.documents import documents, source_digest
+from circuitcli.activations.text import BUILTIN
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.hookpoints import HookPoint, hook_points, parse_layers
 from circuitcli.records import ActivationsRecord, Record
@@ -18,6 +19,7 @@ from circuitcli.settings.sources import flatten
 from circuitcli.stages.request import Request, changing_nothing, fingerprint, resumable
 
 if TYPE_CHECKING:
+    from circuitcli.activations.blocks import Documents
     from circuitcli.activations.collection import Collection
     from circuitcli.models.adapter import ModelAdapter
     from circuitcli.models.loading import LanguageModel
@@ -75,7 +77,7 @@ def _resolved(request: Request) -> Request:
         raise SettingsError("data.sites names no site", hint="for example --sites resid,attn,mlp")
     for site in data.sites:
         HookPoint(0, site)
-    default = text.BUILTIN if model.name.startswith("builtin:") else DEFAULT_TEXT
+    default = BUILTIN if model.name.startswith("builtin:") else DEFAULT_TEXT
     data = data.model_copy(update={"text": data.text or default})
     return replace(request, settings=request.settings.model_copy(update={"data": data}))
 
@@ -84,10 +86,10 @@ def _fingerprint(request: Request) -> Fingerprint:
     """A file of text or of weights counts by its content, not by the folder that it is in."""
     data, model = request.settings.data, request.settings.model
     source = str(data.text)
-    inputs = {"content of the text": text.source_digest(source, field=data.field)}
+    inputs = {"content of the text": source_digest(source, field=data.field)}
     if state := _local_state(Path(model.name).expanduser()):
         inputs["files of the model"] = runs.digest(state)
-    is_named = source == text.BUILTIN or source.startswith("hf:")
+    is_named = source == BUILTIN or source.startswith("hf:")
     named = data.model_copy(update={"text": source if is_named else Path(source).name})
     request = replace(request, settings=request.settings.model_copy(update={"data": named}))
     return fingerprint(request, ("model.", "data."), inputs, without=_NO_MATTER)
@@ -128,14 +130,23 @@ def _check_text(request: Request, model: "LanguageModel") -> None:
 
     data = request.settings.data
     blocks = token_blocks(
-        lambda start: text.documents(str(data.text), field=data.field, start=start),
+        _documents(request, model),
         model.tokenizer,
         block_length=data.block_length,
         pack=data.pack,
         special_tokens=data.special_tokens,
     )
     if next(blocks, None) is None:
-        raise InputError(f"{data.text} has no usable text", hint="--text takes a file, a folder, - or hf:NAME")
+        raise InputError(
+            f"{data.text} has no usable text",
+            hint="--text takes a file, a folder, - or hf:NAME; of data with other fields, choose one with --field",
+        )
+
+
+def _documents(request: Request, model: "LanguageModel") -> "Documents":
+    data = request.settings.data
+    vocabulary = model.tokenizer.vocabulary(n_ids=model.adapter.n_token_ids)
+    return lambda start: documents(str(data.text), field=data.field, vocabulary=vocabulary, start=start)
 
 
 def _collected(
@@ -144,7 +155,7 @@ def _collected(
     from circuitcli.activations.collection import collect
 
     data = request.settings.data
-    collected = collect(model, lambda start: text.documents(str(data.text), field=data.field, start=start), collection)
+    collected = collect(model, _documents(request, model), collection)
     made: list[Record] = [
         ActivationsRecord(
             hook=str(hook),
