@@ -6,21 +6,33 @@ from pydantic import Field
 
 from circuitcli.settings.section import Section, Shares
 
-Architecture = Literal["relu", "gated", "topk", "batchtopk", "matryoshka", "jumprelu", "transcoder", "skip-transcoder"]
+Architecture = Literal[
+    "relu",
+    "gated",
+    "topk",
+    "batchtopk",
+    "matryoshka",
+    "jumprelu",
+    "transcoder",
+    "skip-transcoder",
+    "staircase",
+    "staircase-detach",
+]
 
 
 class SaeSettings(Section):
     """What kind of sparse autoencoders, and their shape."""
 
     architecture: Architecture = "topk"
-    """relu, gated, topk, batchtopk, matryoshka, jumprelu; transcoder and skip-transcoder predict mlp from mlp_in."""
+    """relu, gated, topk, batchtopk, matryoshka, jumprelu; transcoder and skip-transcoder predict mlp from mlp_in;
+    staircase and staircase-detach share features between the layers of a site."""
     k: int = Field(32, ge=1)
-    """Features active per token: exactly (topk, transcoders), on average (batchtopk, matryoshka), or as the goal of the
-    penalty (jumprelu)."""
+    """Features active per token: exactly (topk, transcoders, staircases), on average (batchtopk, matryoshka), or as the
+    goal of the penalty (jumprelu)."""
     expansion: float = Field(8.0, gt=0)
     """Features per model dimension, where d_sae is not given."""
     d_sae: int | None = Field(None, ge=1)
-    """Number of features."""
+    """Number of features; of a staircase, those that each of its layers adds to the ones before."""
     l1_weight: float = Field(5.0, ge=0)
     """Weight of the sparsity penalty of relu and gated, for inputs whose mean squared norm is their width."""
     l0_weight: float = Field(1.0, ge=0)

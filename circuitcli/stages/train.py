@@ -11,7 +11,7 @@ from circuitcli.settings.settings import Settings
 from circuitcli.stages.request import Request, fingerprint, needed, resumable
 from circuitcli.stages.sweep import swept, variants
 from circuitcli.stages.training import CHECKPOINT, FOLDER, Training, finished_saes
-from circuitcli.training.plan import lessons, width
+from circuitcli.training.plan import lessons, sae_widths, width
 from circuitcli.training.plan import plan as planned
 from circuitcli.training.schedule import default_rate
 
@@ -72,11 +72,11 @@ def plan(request: Request) -> list[tuple[str, str]]:
     ]
     parameters = sum(cost.parameters for cost in costs)
     pool = min(request.settings.train.pool_tokens, made.stop_row) * sum(d_models.values())
-    widths = sorted({cost.d_sae for cost in costs})
+    d_saes = sorted({d_sae for cost in costs for d_sae in cost.d_saes})
     rates = sorted({cost.rate(made.n_steps) for cost in costs})
     return [
-        ("autoencoders", f"{len(costs)}: {' '.join(map(str, d_models))}"),
-        ("features", " ".join(f"{width:,}" for width in widths)),
+        ("autoencoders", f"{sum(len(cost.d_saes) for cost in costs)}: {' '.join(map(str, d_models))}"),
+        ("features", " ".join(f"{d_sae:,}" for d_sae in d_saes)),
         ("tokens", f"{made.tokens:,} in {made.n_steps:,} steps; {made.held_out:,} held out"),
         ("learning rate", " ".join(f"{rate:.2g}" for rate in rates)),
         ("disk", f"{_gigabytes(4 * parameters)} GB, and {_gigabytes(12 * parameters)} GB while training"),
@@ -87,24 +87,24 @@ def plan(request: Request) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class _Cost:
-    """What one SAE takes: numbers in its weights, and floating-point operations for each token."""
+    """What the SAEs of a lesson take: numbers in their weights, and floating-point operations for each token."""
 
     settings: Settings
-    d_sae: int
+    d_saes: tuple[int, ...]
     parameters: int
     flops: int
 
     @classmethod
     def of(cls, settings: Settings, widths: list[int]) -> "_Cost":
-        """widths: of what it reads and, if that is another hook point, predicts."""
-        d_sae, both = width(settings, d_in=widths[0]), widths[0] + widths[-1]
+        """widths: of what is read and, if that is another hook point, predicted."""
+        d_saes, both = sae_widths(settings, len(widths), d_in=widths[0]), widths[0] + widths[-1]
         # Sparse codes cost what they hold; dense ones three products forward and back on either side.
-        sparse = 2 * widths[0] * d_sae + 8 * widths[-1] * settings.sae.k
-        flops = 5 * both * d_sae if settings.sae.architecture in DENSE else sparse
-        return cls(settings, d_sae, both * d_sae, flops)
+        sparse = 2 * widths[0] * sum(d_saes) + 8 * widths[-1] * settings.sae.k * len(d_saes)
+        flops = 5 * both * sum(d_saes) if settings.sae.architecture in DENSE else sparse
+        return cls(settings, d_saes, both * sum(d_saes), flops)
 
     def rate(self, n_steps: int) -> float:
-        return self.settings.train.learning_rate or default_rate(self.d_sae, n_steps=n_steps)
+        return self.settings.train.learning_rate or default_rate(self.d_saes[0], n_steps=n_steps)
 
 
 def _gigabytes(n_bytes: int) -> str:

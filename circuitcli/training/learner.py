@@ -40,7 +40,8 @@ class Learner:
     @property
     def name(self) -> str:
         """A name for files, its own among all learners of a run."""
-        hooks = "+".join(map(str, self.student.hooks))
+        # Those between the first and the last would make the name too long for a file system.
+        hooks = "+".join(map(str, dict.fromkeys((self.student.hooks[0], self.student.hooks[-1]))))
         return f"{self.variant}/{hooks}" if self.variant else hooks
 
     def place(self, hook: HookPoint) -> str:

@@ -21,7 +21,8 @@ class Line:
 
     loss: what is minimised; parts: what it is the sum of, where that is more than one thing. fvu: share of the variance
     that the batch's reconstruction misses. l0: active features per token. dead: share of dead features. tokens_per_s:
-    through all hook points together. memory_mib: peak of the process, of the GPU on CUDA.
+    through all hook points together. memory_mib: peak of the process, of the GPU on CUDA. measures: what only some
+    architectures measure, by name.
     """
 
     step: int
@@ -34,11 +35,13 @@ class Line:
     tokens_per_s: float
     memory_mib: float
     parts: Mapping[str, float] = field(default_factory=dict)
+    measures: Mapping[str, float] = field(default_factory=dict)
 
     def numbers(self) -> Numbers:
-        """All numbers by name; the parts of the loss are called ``loss_NAME``."""
+        """All numbers by name; the parts of the loss are called ``loss_NAME``, measures have their own names."""
         numbers = asdict(self)
-        return numbers | {PART + name: value for name, value in numbers.pop("parts").items()}
+        parts, measures = numbers.pop("parts"), numbers.pop("measures")
+        return numbers | {PART + name: value for name, value in parts.items()} | measures
 
 
 class MetricsLog:

@@ -84,13 +84,17 @@ def schedule(settings: Settings, made: Plan, *, d_sae: int) -> Schedule:
 
 # What a transcoder reads in a block, and what it predicts there.
 TRANSCODED = ("mlp_in", "mlp")
+STAIRCASES = ("staircase", "staircase-detach")
 
 
 def lessons(architecture: str, hooks: Sequence[HookPoint]) -> list[tuple[HookPoint, ...]]:
-    """What is trained on these hook points: for each SAE what it reads, and what it predicts if that is another.
+    """What is trained on these hook points: for each SAE what it reads, and what it predicts if that is another; for
+    each staircase the layers of its site.
 
     Raises SettingsError if there is nothing that the architecture could be trained on.
     """
+    if architecture in STAIRCASES:
+        return _staircases(architecture, hooks)
     if not architecture.endswith("transcoder"):
         return [(hook,) for hook in hooks]
     reads, predicts = TRANSCODED
@@ -104,3 +108,21 @@ def lessons(architecture: str, hooks: Sequence[HookPoint]) -> list[tuple[HookPoi
             hint=f"collect them: `circuit collect --sites {reads},{predicts}`",
         )
     return found
+
+
+def sae_widths(settings: Settings, n_hooks: int, *, d_in: int) -> tuple[int, ...]:
+    """Features of each SAE of a lesson on so many hook points."""
+    added = width(settings, d_in=d_in)
+    n_steps = n_hooks if settings.sae.architecture in STAIRCASES else 1
+    return tuple(added * (step + 1) for step in range(n_steps))
+
+
+def _staircases(architecture: str, hooks: Sequence[HookPoint]) -> list[tuple[HookPoint, ...]]:
+    """The collected layers of each site, from below; a site of one layer has a staircase of one step."""
+    sites = {hook.site: sorted(other for other in hooks if other.site == hook.site) for hook in hooks}
+    if all(len(layers) == 1 for layers in sites.values()):
+        raise SettingsError(
+            f"sae.architecture={architecture} shares features between layers; the run has one layer",
+            hint="collect more: `circuit collect --layers :`",
+        )
+    return [tuple(layers) for layers in sites.values()]

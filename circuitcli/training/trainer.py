@@ -142,6 +142,7 @@ class Trainer:
             tokens_per_s=round(tokens_per_s, 1),
             memory_mib=peak_memory_mib(learner.device),
             parts={name: float(part.detach()) for name, part in step.losses.items()} if len(step.losses) > 1 else {},
+            measures={name: float(value) for name, value in step.measures.items()},
         )
 
 

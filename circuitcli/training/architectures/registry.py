@@ -18,9 +18,11 @@ from circuitcli.training.architectures.gated import GatedStudent
 from circuitcli.training.architectures.jumprelu import JumpReluStudent
 from circuitcli.training.architectures.matryoshka import MatryoshkaStudent
 from circuitcli.training.architectures.relu import ReluStudent
+from circuitcli.training.architectures.staircase import new_staircase
 from circuitcli.training.architectures.student import Lesson, Moments, SingleStudent, Student
 from circuitcli.training.architectures.topk import TopKStudent
 from circuitcli.training.initial import generator_of, start_autoencoder, start_transcoder
+from circuitcli.training.plan import STAIRCASES
 
 # The student of an architecture, and the SAE that it trains.
 SINGLE: dict[str, tuple[type[SingleStudent], type[SparseAutoencoder]]] = {
@@ -45,8 +47,10 @@ def new_student(
 ) -> Student:
     """An untrained student of these hook points, on the device of ``first``, raw activations from which biases start.
 
-    hooks: one, or what a transcoder reads and what it predicts.
+    hooks: one, or what a transcoder reads and what it predicts, or the layers of a staircase.
     """
+    if lesson.sae.architecture in STAIRCASES:
+        return new_staircase(hooks, first, lesson, moments)
     made, kind = SINGLE[lesson.sae.architecture]
     hook, target = hooks[0], hooks[-1]
     config = _config(hook, target, first, lesson)

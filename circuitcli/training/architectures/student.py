@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -39,11 +40,15 @@ class Moments:
 
 
 class Outcome(NamedTuple):
-    """What one SAE did with a batch: weighted parts of its loss, the missed share of the variance, active features."""
+    """What one SAE did with a batch: weighted parts of its loss, the missed share of the variance, active features.
+
+    measures: what the architecture measures beside these, for metrics.jsonl.
+    """
 
     losses: dict[str, Float[Tensor, ""]]
     fvu: Float[Tensor, ""]
     l0: Float[Tensor, ""]
+    measures: Mapping[str, Float[Tensor, ""]] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,7 @@ class Attempt:
     active: Int[Tensor, " entries"]
     watched: Float[Tensor, "batch n_watched"]
     losses: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
+    measures: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
 
 
 class Student(nn.Module, ABC):
@@ -154,7 +160,7 @@ class SingleStudent(Student):
             )
         self._listen(made.active, n_tokens=len(x))
         l0 = torch.tensor(len(made.active) / len(x))
-        return {self.sae.hook: Outcome(losses, fvu.detach(), l0)}
+        return {self.sae.hook: Outcome(losses, fvu.detach(), l0, made.measures)}
 
     def scaled(self, x: Float[Tensor, "batch d"], scale: float) -> Float[Tensor, "batch d"]:
         """Raw activations as the SAE sees them."""
@@ -179,17 +185,14 @@ class SingleStudent(Student):
     @torch.no_grad()
     def turn_gradients(self) -> None:
         """Take off the part of the decoder's gradient along its rows, whose length is fixed."""
-        decoder = self.sae.W_dec
-        if self.has_unit_decoder and decoder.grad is not None:
-            along = torch.linalg.vecdot(decoder.grad, decoder)
-            decoder.grad.addcmul_(along[:, None], decoder, value=-1.0)
+        if self.has_unit_decoder:
+            along_rows_removed(self.sae.W_dec)
 
     @torch.no_grad()
     def settle(self) -> None:
         """Give decoder rows their length again."""
         if self.has_unit_decoder:
-            decoder = self.sae.W_dec
-            decoder.div_(torch.linalg.vector_norm(decoder, dim=1, keepdim=True).clamp_min(1e-12))
+            rows_made_unit(self.sae.W_dec)
 
     def inference(self) -> SparseAutoencoder:
         """The SAE as it will be used, on scaled activations."""
@@ -199,3 +202,17 @@ class SingleStudent(Student):
         """See `Student`."""
         made = folded(self.inference(), scale=self.scale, target_scale=self.target_scale)
         return {self.sae.hook: made.cpu()}
+
+
+@torch.no_grad()
+def along_rows_removed(decoder: nn.Parameter) -> None:
+    """Take off the gradient's part along the rows, which cannot be followed if they stay on the unit sphere."""
+    if decoder.grad is not None:
+        along = torch.linalg.vecdot(decoder.grad, decoder)
+        decoder.grad.addcmul_(along[:, None], decoder, value=-1.0)
+
+
+@torch.no_grad()
+def rows_made_unit(decoder: nn.Parameter) -> None:
+    """Put the rows back on the unit sphere."""
+    decoder.div_(torch.linalg.vector_norm(decoder, dim=1, keepdim=True).clamp_min(1e-12))
