@@ -229,3 +229,14 @@ def test_a_transcoder_is_trained_in_each_layer_that_has_both_ends():
     hooks = [HookPoint(0, "mlp_in"), HookPoint(1, "mlp_in"), HookPoint(1, "mlp"), HookPoint(1, "resid")]
     assert lessons("transcoder", hooks) == [(HookPoint(1, "mlp_in"), HookPoint(1, "mlp"))]
     assert lessons("topk", hooks) == [(hook,) for hook in hooks]
+
+
+def test_the_penalty_of_jumprelu_pulls_by_its_derivative():
+    rows, _ = planted(400)
+    made = student_of("jumprelu", rows, k=3)
+    x = scaled(made, rows)
+    found = torch.autograd.grad(outcome(made, rows).losses["l0"], made.sae.threshold)[0]
+    counts = Step.apply(made.sae.pre_activations(x), made.sae.threshold, made.lesson.sae.bandwidth)
+    l0 = counts.sum(dim=1).mean()
+    by_threshold = torch.autograd.grad(l0, made.sae.threshold)[0]
+    assert torch.allclose(found, 2 * (float(l0.detach()) / 3 - 1) / 3 * by_threshold, rtol=1e-9)

@@ -1,9 +1,8 @@
 """Which pre-activations become codes while an SAE learns: the largest of each token, or of the whole batch."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -22,6 +21,19 @@ class Chosen(NamedTuple):
     features: Int[Tensor, " entries"]
     tokens: Int[Tensor, " entries"]
     watched: Float[Tensor, "batch n_watched"]
+
+
+@runtime_checkable
+class Together(Protocol):
+    """Processes that each have a part of one batch, of equal size."""
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over all."""
+        ...
+
+    def threshold(self, values: Float[Tensor, " values"], n: int) -> float:
+        """The ``n * processes``-th largest of all their values."""
+        ...
 
 
 class Selection(ABC):
@@ -64,12 +76,11 @@ class TopK(Selection):
 class BatchTopK(Selection):
     """The k * batch largest of the batch (Bussmann et al. 2024, arXiv:2412.06410).
 
-    together: gives the threshold of several processes' batches from one process's candidates and how many of them all
-    are wanted; None if there is one process.
+    together: the other processes that have a part of the batch; None if there is none.
     """
 
     k: int
-    together: Callable[[Float[Tensor, " candidates"], int], float] | None = None
+    together: Together | None = None
 
     def mask(self, pre: Float[Tensor, "batch d_sae"]) -> Bool[Tensor, "batch d_sae"]:
         """See `Selection`."""
@@ -77,7 +88,7 @@ class BatchTopK(Selection):
 
     def _largest_of(self, values: Float[Tensor, " values"], *, n: int) -> Bool[Tensor, " values"]:
         if self.together is not None:
-            return values >= self.together(values, n)
+            return values >= self.together.threshold(values, n)
         indices = values.topk(min(n, len(values)), sorted=False).indices
         return torch.zeros_like(values, dtype=torch.bool).index_fill_(0, indices, True)
 
@@ -88,7 +99,9 @@ class BatchTopK(Selection):
         values, features, pre = _largest(centred, W_enc, b_enc, k=n_candidates, watched=watched)
         kept = self._largest_of(values.flatten(), n=self.k * n_tokens).view_as(values)
         crowded = kept.all(dim=1).nonzero()[:, 0] if n_candidates < d_sae else torch.empty(0, dtype=torch.int64)
-        if not len(crowded):
+        # All processes look again if one must, because they look together.
+        n_crowded = len(crowded) if self.together is None else int(self.together.sum(torch.tensor(len(crowded))))
+        if not n_crowded:
             tokens = kept.nonzero()[:, 0]
             return Chosen(values[kept], features[kept], tokens, pre)
         return self._with_whole(crowded, values, features, torch.addmm(b_enc, centred[crowded], W_enc), pre)

@@ -17,6 +17,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from circuitcli import group, processes
 from circuitcli.errors import InputError
 from circuitcli.runs import write_error
 from circuitcli.training.learner import Learner
@@ -33,26 +34,38 @@ class Checkpoints:
     fingerprint: str
 
     def save(self, step: int, learners: Iterable[Learner]) -> None:
-        """Keep the state after ``step`` steps, and it alone. Raises InputError if the disk takes no more."""
+        """Keep the state after ``step`` steps, and it alone. Raises InputError if the disk takes no more.
+
+        Of several processes each gives the learners whose state it alone has.
+        """
         whole = self.directory / f"step-{step:08d}"
         partial = self.directory / f"{whole.name}.partial"
         try:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
+            if processes.is_main():
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(parents=True)
+            group.barrier()
             for learner in learners:
                 tensors = {name: tensor.cpu().contiguous() for name, tensor in learner.state().items()}
                 path = partial / f"{learner.name}.safetensors"
                 path.parent.mkdir(exist_ok=True)
                 save_file(tensors, path)
-            (partial / _STATE).write_text(json.dumps({"step": step, "fingerprint": self.fingerprint}) + "\n")
-            for file in partial.rglob("*"):
-                _sync(file)
-            shutil.rmtree(whole, ignore_errors=True)
-            partial.rename(whole)
-            _sync(self.directory)
+            group.barrier()
+            if processes.is_main():
+                self._publish(partial, whole, step)
+            group.barrier()
         except (OSError, SafetensorError) as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise write_error(whole, error if isinstance(error, OSError) else OSError(str(error))) from None
+
+    def _publish(self, partial: Path, whole: Path, step: int) -> None:
+        """Bring all to the disk, give it its name, and remove what was there before."""
+        (partial / _STATE).write_text(json.dumps({"step": step, "fingerprint": self.fingerprint}) + "\n")
+        for file in partial.rglob("*"):
+            _sync(file)
+        shutil.rmtree(whole, ignore_errors=True)
+        partial.rename(whole)
+        _sync(self.directory)
         self._remove_all_but(whole)
 
     def load(self, learners: Iterable[Learner]) -> int:

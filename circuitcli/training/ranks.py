@@ -16,7 +16,7 @@ class Ranks:
 
     def sum(self, values: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
         """The sum over all processes, without a gradient."""
-        return values
+        return values.detach()
 
     def average(self, tensors: Sequence[Tensor]) -> None:
         """Put the mean over all processes into each tensor."""

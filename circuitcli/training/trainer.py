@@ -4,13 +4,13 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitcli import progress
+from circuitcli import group, progress
 from circuitcli.errors import CircuitError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.training.architectures.student import Outcome
@@ -19,6 +19,7 @@ from circuitcli.training.interrupt import postponed_signals
 from circuitcli.training.learner import Learner
 from circuitcli.training.log import Line, MetricsLog
 from circuitcli.training.memory import peak_memory_mib
+from circuitcli.training.ranks import ALONE, Ranks
 from circuitcli.training.trackers.tracker import Tracker
 
 # Lines in metrics.jsonl of a long run.
@@ -38,7 +39,10 @@ class Batches(Protocol):
 
 @dataclass
 class Trainer:
-    """All that a training run works on, with a log for each place of an SAE; ``done`` counts the steps behind it."""
+    """All that a training run works on, with logs by the place of an SAE; ``done`` counts the steps behind it.
+
+    Of several processes that share rows one alone has logs and trackers.
+    """
 
     learners: Sequence[Learner]
     batches: Batches
@@ -47,6 +51,9 @@ class Trainer:
     checkpoint_steps: int
     logs: Mapping[str, MetricsLog]
     trackers: Sequence[Tracker] = ()
+    # The processes that train together: each a part of every batch's rows, or each some of the learners.
+    ranks: Ranks = ALONE
+    shares_rows: bool = False
     done: int = 0
     # The last step that an earlier, killed process logged: it is not logged again to trackers, which cannot go back.
     logged: int = 0
@@ -75,17 +82,18 @@ class Trainer:
                 steps = self._step(batch)
                 self.done += 1
                 is_whole = True
+                stops = self._any_stops(is_stopped())
                 if self._is_due(self.line_steps):
                     self._log(steps, (self.done - logged) * self.batch_size / (time.perf_counter() - since))
                     logged, since = self.done, time.perf_counter()
-                stops = is_stopped()
                 if self._is_due(self.checkpoint_steps) or stops:
                     self._save(steps)
                 advance(self.batch_size, note=f"loss {_mean_loss(steps):.4f}")
                 if stops:
                     return
         except (KeyboardInterrupt, SystemExit):
-            if is_whole and self.done:
+            # Of several processes the others may be in the middle of a step.
+            if is_whole and self.done and self.ranks.n == 1:
                 self.checkpoints.save(self.done, self.learners)
             raise
 
@@ -99,6 +107,8 @@ class Trainer:
 
     def _step(self, batch: dict[HookPoint, Tensor]) -> dict[str, Outcome]:
         """What each SAE made of the batch, by its place."""
+        if self.shares_rows:
+            batch = {hook: rows[self.ranks.rank :: self.ranks.n] for hook, rows in batch.items()}
         return {
             learner.place(hook): outcome
             for learner in self.learners
@@ -106,8 +116,29 @@ class Trainer:
         }
 
     def _save(self, steps: Mapping[str, Outcome]) -> None:
-        self._check(steps)
-        self.checkpoints.save(self.done, self.learners)
+        self._check(self._averaged(steps))
+        is_written_elsewhere = self.shares_rows and self.ranks.rank > 0
+        self.checkpoints.save(self.done, [] if is_written_elsewhere else self.learners)
+
+    def _averaged(self, steps: Mapping[str, Outcome]) -> Mapping[str, Outcome]:
+        """What all processes made of their parts of the batch."""
+        if not self.shares_rows:
+            return steps
+        return {
+            place: Outcome(
+                {name: self._mean(part) for name, part in step.losses.items()},
+                self._mean(step.fvu),
+                self._mean(step.l0),
+            )
+            for place, step in steps.items()
+        }
+
+    def _mean(self, value: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        return self.ranks.sum(value.float()) / self.ranks.n
+
+    def _any_stops(self, stops: bool) -> bool:
+        """Whether any process is to stop: all do so after the same step."""
+        return stops if self.ranks.n == 1 else bool(self.ranks.sum(torch.tensor(float(stops))) > 0)
 
     def _check(self, steps: Mapping[str, Outcome]) -> None:
         for place, step in steps.items():
@@ -118,14 +149,18 @@ class Trainer:
                 )
 
     def _log(self, steps: Mapping[str, Outcome], tokens_per_s: float) -> None:
+        steps = self._averaged(steps)
         self._check(steps)
-        numbers = {}
+        numbers: dict[str, Any] = {}
         for learner in self.learners:
             for hook in learner.student.sae_hooks:
                 place = learner.place(hook)
                 line = self._line(learner, hook, steps[place], tokens_per_s).numbers()
-                self.logs[place].append(line)
+                if place in self.logs:
+                    self.logs[place].append(line)
                 numbers[place] = {name: value for name, value in line.items() if name != "step"}
+        if self.ranks.n > 1 and not self.shares_rows:
+            numbers = {place: own for told in group.gather(numbers) for place, own in told.items()}
         if self.done > self.logged:
             for tracker in self.trackers:
                 tracker.log(self.done, numbers)

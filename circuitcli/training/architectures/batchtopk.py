@@ -22,8 +22,7 @@ class BatchTopKStudent(TopKStudent):
 
     def selection(self) -> Selection:
         """See `TopKStudent`."""
-        together = self.ranks.threshold if self.ranks.n > 1 else None
-        return BatchTopK(self.lesson.sae.k, together)
+        return BatchTopK(self.lesson.sae.k, self.ranks if self.ranks.n > 1 else None)
 
     @torch.no_grad()
     def calibrate(self, batches: Iterable[Batch]) -> None:
@@ -33,10 +32,10 @@ class BatchTopKStudent(TopKStudent):
         for batch in batches:
             pre = sae.pre_activations(self.scaled(batch[sae.hook], self.scale)).flatten()
             n_tokens += len(batch[sae.hook])
-            # One more than are to stay active: the threshold is the largest that does not.
+            # One more than are to stay active: the threshold lies between that one and the last that does.
             largest = torch.cat([largest, pre[pre > 0].cpu()])
             largest = largest.topk(min(k * n_tokens + 1, len(largest))).values
-        self.threshold = float(largest[-1]) if len(largest) > k * n_tokens else 0.0
+        self.threshold = float(largest[-2:].mean()) if len(largest) > k * n_tokens else 0.0
 
     def inference(self) -> SparseAutoencoder:
         """See `SingleStudent`. Needs `calibrate`."""

@@ -57,7 +57,8 @@ class JumpReluStudent(SingleStudent):
         sae = cast(JumpReluSae, self.sae)
         pre = sae.pre_activations(self.scaled(first[sae.hook], self.scale))
         n_active = min(self.lesson.sae.k * len(pre), pre.numel() - 1)
-        threshold = pre.flatten().topk(n_active + 1).values[-1]
+        # Between two pre-activations, so that rounding decides about none.
+        threshold = pre.flatten().topk(n_active + 1).values[-2:].mean()
         sae.threshold.fill_(max(0.0, float(threshold)))
 
 

@@ -1,0 +1,57 @@
+"""One of several processes that train together; started by test_training_ranks.py with RANK and so on set."""
+
+import sys
+from pathlib import Path
+
+import torch
+from training_fakes import MemoryBatches, learner, planted, recipe
+
+from circuitcli import group, processes
+from circuitcli.hookpoints import HookPoint
+from circuitcli.training.checkpoint import Checkpoints
+from circuitcli.training.learner import Learner
+from circuitcli.training.log import MetricsLog
+from circuitcli.training.ranks import ALONE, AllRanks
+from circuitcli.training.trainer import Trainer
+
+HOOKS = (HookPoint(0, "attn"), HookPoint(1, "resid"))
+
+
+N_STEPS = 20
+
+
+def make(directory: Path, architecture: str, mode: str) -> Trainer:
+    """The trainer of this process; mode: data or hooks."""
+
+    rows = {hook: planted(2_000, seed=seed)[0] for seed, hook in enumerate(HOOKS)}
+    several = processes.count() > 1
+    ranks = AllRanks() if several else ALONE
+    learners: list[Learner] = []
+    for hook, own in rows.items():
+        made = learner(hook, own, recipe(N_STEPS, architecture=architecture, k=3, dead_tokens=300))
+        if several and mode == "data":
+            made.student.ranks = ranks
+        learners.append(made)
+    if several and mode == "hooks":
+        learners = learners[ranks.rank :: ranks.n]
+    places = [one.place(hook) for one in learners for hook in one.student.sae_hooks]
+    if several and mode == "data" and ranks.rank:
+        places = []
+    return Trainer(
+        learners,
+        MemoryBatches(rows, 64, N_STEPS),
+        batch_size=64,
+        checkpoints=Checkpoints(directory / "checkpoint", "test"),
+        checkpoint_steps=3,
+        logs={place: MetricsLog(directory / place / "metrics.jsonl") for place in places},
+        ranks=ranks,
+        shares_rows=several and mode == "data",
+    )
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    group.start(torch.device("cpu"))
+    make(Path(sys.argv[1]), sys.argv[2], sys.argv[3]).run()
+    group.barrier()
+    group.leave()
