@@ -74,6 +74,24 @@ class SweepRecord(Record):
     dead: float | None = None
 
 
+class EvaluationRecord(Record):
+    """An SAE that was measured on tokens it was not trained on: further fields are numbers by name, ``report`` has all.
+
+    ``path`` is the SAE's own, relative to the run if it lies there.
+    """
+
+    kind: str = "evaluation"
+    hook: str
+    architecture: str
+    path: str
+    digest: str
+    report: str
+    n_eval_tokens: int
+    explained_variance: float | None = None
+    l0: float
+    loss_recovered: float | None = None
+
+
 class FeatureRecord(Record):
     """What one feature means; details are in the file."""
 
@@ -152,6 +170,7 @@ KINDS: dict[str, type[Record]] = {
     "activations": ActivationsRecord,
     "sae": SaeRecord,
     "sweep": SweepRecord,
+    "evaluation": EvaluationRecord,
     "feature": FeatureRecord,
     "graph": GraphRecord,
     "node": NodeRecord,
@@ -169,6 +188,7 @@ class Stream:
     same_thing: ClassVar[dict[str, tuple[str, ...]]] = {
         "activations": ("hook",),
         "sae": ("hook",),
+        "evaluation": ("path",),
         "feature": ("id",),
     }
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from circuitcli.cli.console import Rows
 from circuitcli.records import (
     ActivationsRecord,
+    EvaluationRecord,
     FeatureRecord,
     FigureRecord,
     GraphRecord,
@@ -74,6 +75,24 @@ def _sweep(made: Sequence[Record]) -> Rows:
     return Rows(("variant", "hook point", "active per token", "variance explained", "loss recovered", "dead"), rows)
 
 
+def _evaluations(made: Sequence[Record]) -> Rows:
+    found = [record for record in made if isinstance(record, EvaluationRecord)]
+    others = ("cosine", "loss_recovered", "ce_increase", "kl_spliced", "silent")
+    rows = [
+        (
+            record.hook,
+            _number(record.l0),
+            _number(record.explained_variance),
+            *(_number(getattr(record, name, None)) for name in others),
+        )
+        for record in found
+    ]
+    columns = ("hook point", "L0", "explained", "cosine", "recovered", "loss added", "KL", "silent")
+    counts = " ".join(dict.fromkeys(f"{record.n_eval_tokens:,}" for record in found))
+    title = f"on {counts} tokens: shares of variance explained, of loss recovered; loss added and KL in nats"
+    return Rows(columns, rows, title)
+
+
 def _features(made: Sequence[Record]) -> Rows:
     found = [record for record in made if isinstance(record, FeatureRecord)]
     rows = [(record.id, _number(record.density), record.label) for record in found[:SHOWN]]
@@ -125,6 +144,7 @@ _TABLES: tuple[Callable[[Sequence[Record]], Rows], ...] = (
     _activations,
     _saes,
     _sweep,
+    _evaluations,
     _features,
     _graphs,
     _nodes,

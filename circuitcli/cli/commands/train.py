@@ -1,7 +1,8 @@
 """``circuit train``."""
 
 from circuitcli.cli.jobs import Call, show_plan
-from circuitcli.cli.options import DRY_RUN, FILE, MODEL, RUN, SEED, Flag
+from circuitcli.cli.options import DRY_RUN, FILE, MODEL, RUN, SAE, SEED, Flag, switch
+from circuitcli.errors import SettingsError
 
 # SAEs are trained in float32 on what was collected, whatever the model's number type.
 FLAGS = (
@@ -10,9 +11,13 @@ FLAGS = (
     Flag("train.sweep", "--sweep", metavar="NAME=VALUES", repeats=True),
     *(flag for flag in MODEL if flag.setting != "model.dtype"),
     *RUN,
+    *SAE,
     *SEED,
 )
-EXTRAS = (FILE, DRY_RUN)
+EVAL = switch(
+    "eval", "--eval", help="Measure the run's SAEs, or those of --sae, on held-out tokens instead of training."
+)
+EXTRAS = (FILE, DRY_RUN, EVAL)
 
 
 def train(call: Call) -> None:
@@ -23,9 +28,15 @@ def train(call: Call) -> None:
     \b
     circuit train --set sae.k=32 --set sae.expansion=16
     circuit train --sweep sae.k=16,32,64
+    circuit train --eval
     """
+    if call.loaded.origins.get("sae_path") == "flag" and not call.extras["eval"]:
+        raise SettingsError("--sae names trained SAEs", hint="add --eval to measure them")
     job = call.open()
-    from circuitcli.stages import train as stage
+    if call.extras["eval"]:
+        from circuitcli.stages import evaluate as stage
+    else:
+        from circuitcli.stages import train as stage  # type: ignore[no-redef]
 
     if call.extras["dry_run"]:
         return show_plan(stage.plan(job.request))

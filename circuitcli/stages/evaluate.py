@@ -1,0 +1,132 @@
+"""``circuit train --eval``: finished SAEs, the run's own or others, measured on tokens that training left out."""
+
+import json
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from circuitcli import __version__, progress
+from circuitcli.hookpoints import HookPoint
+from circuitcli.records import ActivationsRecord, EvaluationRecord, Record
+from circuitcli.runs import atomic
+from circuitcli.saes.folder import read_config
+from circuitcli.stages.inputs import SaeSource, activation_digests, load_saes, open_cache, sae_sources
+from circuitcli.stages.measure import HeldOut
+from circuitcli.stages.request import Request, fingerprint, needed, resumable
+from circuitcli.training.plan import n_held_out
+
+NAME = "train --eval"
+STAGE = "evaluate"
+REPORTS = Path("reports")
+FORMAT = 1
+# What training alone can tell of an SAE.
+_KEPT = ("dead", "dead_tokens", "trained_tokens")
+
+logger = logging.getLogger(__name__)
+
+
+def run(request: Request) -> list[Record]:
+    """A record for each SAE of ``--sae``, or of the run, measured now or before; all numbers are in one report.
+
+    Raises InputError without SAEs or without cached activations of their hook points.
+    """
+    found = needed(request, ActivationsRecord, stage=NAME, hint="run `circuit collect` before it")
+    sources = sae_sources(request, stage=NAME)
+    inputs = {f"SAE at {hook}": source.digest for hook, source in sources.items()} | activation_digests(request)
+    print_ = fingerprint(request, ("train.eval_tokens", "train.loss_tokens", "sae_path"), inputs)
+    name = _named(request, STAGE)
+    # Measuring again takes nothing away, so other settings need no --force.
+    is_new = request.run.finished(name, print_) is None
+    rows = held_out_rows(request, sources, n_rows=found[0].n_tokens)
+    return resumable(
+        replace(request, force=request.force or is_new), name, print_, lambda resumes: _work(request, sources, rows)
+    )
+
+
+def plan(request: Request) -> list[tuple[str, str]]:
+    """What `run` would do, as (name, value) for people."""
+    found = needed(request, ActivationsRecord, stage=NAME, hint="run `circuit collect` before it")
+    sources = sae_sources(request, stage=NAME)
+    rows = held_out_rows(request, sources, n_rows=found[0].n_tokens)
+    read = min(len(rows), request.settings.train.loss_tokens)
+    return [
+        ("autoencoders", f"{len(sources)}: {' '.join(map(str, sources))}"),
+        ("tokens", f"{len(rows):,} cached"),
+        ("model", f"reads {read:,} tokens up to {1 + 3 * len(sources)} times"),
+        ("report", str(_report(request))),
+    ]
+
+
+def held_out_rows(request: Request, sources: Mapping[HookPoint, SaeSource], *, n_rows: int) -> range:
+    """The last rows of the cache: as many as are asked for, and of SAEs of this run those that none was trained on."""
+    asked = n_held_out(request.settings, n_rows=n_rows)
+    stages = request.run.manifest().get("stages", {}).values()
+    kept = [int(stage["held_out"]) for stage in stages if "held_out" in stage]
+    if not kept or not any(_is_within(source.directory, request.run.path) for source in sources.values()):
+        return range(n_rows - asked, n_rows)
+    if min(kept) < asked:
+        logger.warning("training left %d tokens out: SAEs are measured on these, not on %d", min(kept), asked)
+    return range(n_rows - min(asked, *kept), n_rows)
+
+
+def _work(request: Request, sources: Mapping[HookPoint, SaeSource], rows: range) -> tuple[list[Record], dict[str, Any]]:
+    hooks = [HookPoint.parse(record.hook) for record in request.records.of(ActivationsRecord)]
+    held_out = HeldOut.of(request, open_cache(request, hooks, purpose=NAME), rows)
+    measured = []
+    for hook in progress.track(list(sources), "measure", unit="SAEs"):
+        measured.append(_measured(request, held_out, {hook: sources[hook]}))
+    report = _report(request)
+    content = {"format": FORMAT, "version": __version__, "rows": [rows.start, rows.stop], "saes": measured}
+    with atomic(request.run.path / report) as stream:
+        json.dump(content, stream, indent=1, allow_nan=False)
+        stream.write("\n")
+    return [_record(entry, report) for entry in measured], {"report": report.as_posix()}
+
+
+def _measured(request: Request, held_out: HeldOut, source: Mapping[HookPoint, SaeSource]) -> dict[str, Any]:
+    """All that is known of one SAE, which is in memory no longer than this takes."""
+    ((hook, place),) = source.items()
+    model = request.run.manifest().get("model", request.settings.model.name)
+    sae = load_saes(source, [hook], model=model, takes_transcoders=True)[hook].to(held_out.device)
+    config = read_config(place.directory)
+    return {
+        "hook": str(hook),
+        **({"target": str(sae.target)} if sae.is_transcoder else {}),
+        "architecture": sae.architecture,
+        "d_sae": sae.d_sae,
+        "path": _shown(place.directory, request.run.path),
+        "digest": place.digest,
+        **held_out.facts(sae),
+        **{name: config[name] for name in _KEPT if name in config},
+    }
+
+
+def _record(entry: Mapping[str, Any], report: Path) -> EvaluationRecord:
+    """The numbers that fit on a line."""
+    flat = {name: value for name, value in entry.items() if not isinstance(value, dict)}
+    return EvaluationRecord(report=report.as_posix(), **flat)
+
+
+def _named(request: Request, name: str) -> str:
+    """A name of its own for what ``--sae`` names, so that the run's own SAEs keep theirs."""
+    path = request.settings.sae_path
+    if path is None:
+        return name
+    slug = re.sub(r"[^\w.=-]+", "-", path).strip("-.")
+    return f"{name}:{slug[-80:]}"
+
+
+def _report(request: Request) -> Path:
+    return REPORTS / f"{_named(request, STAGE).replace(':', '-')}.json"
+
+
+def _is_within(path: Path, directory: Path) -> bool:
+    return path.resolve().is_relative_to(directory.resolve())
+
+
+def _shown(path: Path, run: Path) -> str:
+    """Relative to the run if it lies there, else whole."""
+    return path.resolve().relative_to(run.resolve()).as_posix() if _is_within(path, run) else str(path.resolve())
