@@ -19,7 +19,9 @@ class Settings(Section):
     run: str | None = None
     """Run directory; by default the one used last in this directory, for collect runs/MODEL."""
     sae_path: str | None = None
-    """SAEs from another run directory or SAE directory instead of the run's own."""
+    """SAEs instead of the run's own: a path to a run, an SAE or a directory of SAEs in any known format, FORMAT:PATH,
+    FORMAT:hf://REPOSITORY/PATH, or a release such as gpt2-small-res-jb/resid_pre.8; @HOOK behind it says where it
+    belongs if its files do not."""
     seed: int = 0
     """Start of all random numbers."""
     model: ModelSettings = ModelSettings()

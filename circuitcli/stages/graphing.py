@@ -12,15 +12,9 @@ from circuitcli.hookpoints import HookPoint
 from circuitcli.records import GraphRecord, Record
 from circuitcli.runs import Fingerprint, atomic, file_digest
 from circuitcli.settings.graph import GraphSettings
-from circuitcli.stages.inputs import (
-    SaeSource,
-    activation_digests,
-    load_saes,
-    open_cache,
-    read_graphs,
-    sae_sources,
-)
+from circuitcli.stages.inputs import activation_digests, open_cache, read_graphs
 from circuitcli.stages.request import Request, fingerprint
+from circuitcli.stages.saes import SaeSource, load_saes, sae_sources
 
 if TYPE_CHECKING:
     from circuitcli.attribution.baselines import Baseline
@@ -121,7 +115,8 @@ def _prepared(task: Task, language_model: "LanguageModel", hooks: Sequence[HookP
     from circuitcli.attribution import subject as subjects
 
     settings = task.settings
-    saes = load_saes(task.sources, hooks, model=task.request.settings.model.name)
+    loaded = load_saes(task.sources, hooks, model=task.request.settings.model.name, adapter=language_model.adapter)
+    saes = {hook: found.sae for hook, found in loaded.items()}
     subject, target = subjects.build(
         language_model, saes, settings, prompt=settings.prompt or "", target=settings.target, foil=settings.foil
     )

@@ -1,8 +1,6 @@
-"""What the graph and validation stages start from: SAEs, the cache, graph files."""
+"""What the graph and validation stages start from: the cache, graph files."""
 
-import logging
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,87 +8,11 @@ from circuitcli import graphs, records
 from circuitcli.errors import InputError
 from circuitcli.graphs import CircuitGraph
 from circuitcli.hookpoints import HookPoint
-from circuitcli.records import ActivationsRecord, SaeRecord
-from circuitcli.runs import file_digest
-from circuitcli.saes.folder import CONFIG, WEIGHTS, read_config
+from circuitcli.records import ActivationsRecord
 from circuitcli.stages.request import Request
 
 if TYPE_CHECKING:
     from circuitcli.activations.cache import ActivationCache
-    from circuitcli.saes.base import SparseAutoencoder
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class SaeSource:
-    """Where an SAE is, and the digest of its weights."""
-
-    directory: Path
-    digest: str
-
-
-def sae_sources(request: Request, *, stage: str) -> dict[HookPoint, SaeSource]:
-    """The SAEs that the stage works with, by hook point: those of ``--sae``, else those of the records; torch-free.
-
-    Raises InputError if there is none, or if weights are not those that the records tell of.
-    """
-    named = request.settings.sae_path
-    if named is not None:
-        return _below(Path(named).expanduser())
-    found = {}
-    for record in request.records.of(SaeRecord):
-        directory = request.run.path / record.path
-        found[HookPoint.parse(record.hook)] = SaeSource(directory, record.digest)
-    if not found:
-        raise InputError(
-            f"{stage} read no 'sae' record", hint="run `circuit train` before it, or name SAEs with --sae PATH"
-        )
-    return {hook: found[hook] for hook in sorted(found)}
-
-
-def _below(path: Path) -> dict[HookPoint, SaeSource]:
-    """All SAEs of a run directory, of a directory of SAEs, or of one SAE's directory."""
-    places = [path, *sorted((path / "saes").glob("*")), *sorted(path.glob("*"))]
-    found = {}
-    for place in places:
-        if (place / WEIGHTS).is_file() and (place / CONFIG).is_file():
-            found[HookPoint.parse(read_config(place)["hook"])] = SaeSource(place, file_digest(place / WEIGHTS))
-    if not found:
-        raise InputError(
-            f"no SAE in {path}", hint="--sae takes a run directory, a directory of SAEs, or one SAE's directory"
-        )
-    return {hook: found[hook] for hook in sorted(found)}
-
-
-def load_saes(
-    sources: Mapping[HookPoint, SaeSource], hooks: Iterable[HookPoint], *, model: str, takes_transcoders: bool = False
-) -> "dict[HookPoint, SparseAutoencoder]":
-    """The SAEs of these hook points, with a warning for those that were trained on another model than ``model``.
-
-    Raises InputError if the weights changed since they were recorded, or for a transcoder where none can be used.
-    """
-    from circuitcli.saes import files
-
-    loaded = {}
-    for hook in hooks:
-        source = sources[hook]
-        if not (source.directory / WEIGHTS).is_file():
-            raise InputError(f"no SAE in {source.directory}", hint="run `circuit train` again")
-        if file_digest(source.directory / WEIGHTS) != source.digest:
-            raise InputError(
-                f"the weights in {source.directory} are not those that were recorded", hint="run `circuit train` again"
-            )
-        trained_on = read_config(source.directory).get("model", model)
-        if trained_on != model:
-            logger.warning("the SAE at %s was trained on %s, not on %s", hook, trained_on, model)
-        loaded[hook] = files.load(source.directory)
-        if loaded[hook].is_transcoder and not takes_transcoders:
-            raise InputError(
-                f"{source.directory} holds a transcoder from {hook} to {loaded[hook].target}, not an autoencoder",
-                hint="circuits are made of autoencoders: choose hook points with --sites",
-            )
-    return loaded
 
 
 def open_cache(request: Request, hooks: Iterable[HookPoint], *, purpose: str) -> "ActivationCache":

@@ -10,8 +10,9 @@ from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint, NodeId
 from circuitcli.records import ActivationsRecord, FeatureRecord, Record, SaeRecord
 from circuitcli.runs import Fingerprint
-from circuitcli.stages.inputs import SaeSource, load_saes, open_cache, sae_sources
+from circuitcli.stages.inputs import open_cache
 from circuitcli.stages.request import Request, fingerprint, needed, resumable
+from circuitcli.stages.saes import SaeSource, load_saes, sae_sources
 
 if TYPE_CHECKING:
     from circuitcli.activations.cache import ActivationCache
@@ -79,11 +80,13 @@ def _describe(request: Request, sources: Sources, prints: Mapping[HookPoint, str
     from circuitcli.models.loading import load_model
 
     cache = open_cache(request, prints, purpose=NAME)
-    saes = load_saes(sources, prints, model=request.settings.model.name, takes_transcoders=True)
     model = load_model(request.settings.model)
+    loaded = load_saes(
+        sources, prints, model=request.settings.model.name, adapter=model.adapter, takes_transcoders=True
+    )
     for hook, digest in prints.items():
         facts = {"path": f"{FOLDER}/{hook}.jsonl", "sae": sources[hook].digest, "interp": digest}
-        lines = _lines(request, saes[hook], cache, model)
+        lines = _lines(request, loaded[hook].sae, cache, model)
         with runs.atomic(_file(request, hook)) as stream:
             for line in lines:
                 stream.write(json.dumps(line | facts, ensure_ascii=False, allow_nan=False) + "\n")
@@ -108,7 +111,7 @@ def _lines(
         window=settings.window,
     )
     effects = None
-    if logits.writes_to_residual(sae.hook):
+    if logits.writes_to_residual(sae.target):
         directions = sae.W_dec[summary.statistics.live.to(sae.W_dec.device)]
         effects = logits.logit_effects(
             model.adapter, directions, n_top=settings.logits, vocab_size=model.tokenizer.vocab_size

@@ -15,8 +15,9 @@ from circuitcli.runs import Fingerprint, atomic, digest
 from circuitcli.settings.graph import GraphSettings
 from circuitcli.settings.settings import Settings
 from circuitcli.stages.graphing import take_baseline
-from circuitcli.stages.inputs import SaeSource, activation_digests, chosen_graph, load_saes, sae_sources
+from circuitcli.stages.inputs import activation_digests, chosen_graph
 from circuitcli.stages.request import Request, fingerprint, resumable
+from circuitcli.stages.saes import SaeSource, load_saes, sae_sources
 
 if TYPE_CHECKING:
     from circuitcli.attribution.baselines import Baseline
@@ -219,7 +220,8 @@ def _work(plan: Plan) -> tuple[list[Record], dict[str, Any]]:
     language_model = load_model(plan.request.settings.model)
     # Later hook points are measured only when the circuit is ablated.
     measured = [hook for hook in plan.sources if min(plan.hooks) <= hook]
-    saes = load_saes(plan.sources, measured, model=plan.request.settings.model.name)
+    loaded = load_saes(plan.sources, measured, model=plan.request.settings.model.name, adapter=language_model.adapter)
+    saes = {hook: found.sae for hook, found in loaded.items()}
     spliced = {hook: saes[hook] for hook in plan.hooks}
     cases: list[Case] = []
     for example in track(plan.examples, "prompts", unit="prompts"):

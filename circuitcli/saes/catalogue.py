@@ -1,0 +1,140 @@
+"""Well-known releases of SAEs by short name, and fetching them; needs no torch.
+
+What is known of a release is data, in catalogue.toml; which files an SAE has, its own format knows.
+"""
+
+import difflib
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from circuitcli.errors import InputError, ToolError, first_line
+from circuitcli.hookpoints import HookPoint
+from circuitcli.models.hub import hub_answers
+from circuitcli.saes.exchange.place import Changes
+
+DATA = Path(__file__).with_name("catalogue.toml")
+# At the top of a repository and about all of its SAEs.
+SHARED = ("config.json", "config.yaml")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One SAE of a release: its id, where it lies in the repository, and what its files may not say."""
+
+    id: str
+    path: str
+    changes: Changes
+
+    @property
+    def hook(self) -> HookPoint | None:
+        """Its hook point, if the catalogue tells it."""
+        return self.changes.hook
+
+
+@dataclass(frozen=True)
+class Release:
+    """SAEs that were published together; ``changes`` is what is known of all of them."""
+
+    name: str
+    repo: str
+    format: str
+    changes: Changes
+    entries: tuple[Entry, ...]
+
+    def entry(self, wanted: str) -> Entry:
+        """The SAE of an id, of a hook point, or of a path in the repository.
+
+        Of several at a hook point the catalogue's first counts. Raises InputError for what cannot be a path either.
+        """
+        for found in self.entries:
+            if wanted in (found.id, found.path, str(found.hook)):
+                return found
+        known = [found.id for found in self.entries] + [str(found.hook) for found in self.entries]
+        if not self.entries or "/" in wanted:
+            return Entry(wanted, wanted, self.changes)
+        near = difflib.get_close_matches(wanted, known, n=1, cutoff=0.5)
+        hint = f"did you mean {self.name}/{near[0]}?" if near else f"it has {' '.join(dict.fromkeys(known[-1:-9:-1]))}"
+        raise InputError(f"{self.name} has no SAE '{wanted}'", hint=hint)
+
+    def by_hook(self) -> dict[HookPoint, Entry]:
+        """One SAE for each hook point: the catalogue's first."""
+        found: dict[HookPoint, Entry] = {}
+        for entry in self.entries:
+            if entry.hook is not None:
+                found.setdefault(entry.hook, entry)
+        return {hook: found[hook] for hook in sorted(found)}
+
+
+@cache
+def releases() -> dict[str, Release]:
+    """All releases by name."""
+    content = tomllib.loads(DATA.read_text(encoding="utf-8"))
+    return {name: _release(name, table) for name, table in content.items()}
+
+
+def nearest(name: str) -> list[str]:
+    """Names of releases that look like this one, best first."""
+    return difflib.get_close_matches(name, releases(), n=3, cutoff=0.6)
+
+
+def fetch(release: Release, entry: Entry) -> Path:
+    """Where the SAE lies on this machine, downloaded if it is not there yet and the hub answers.
+
+    Raises ToolError if it cannot be had, InputError if the repository has no such path.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    online = hub_answers()
+    patterns = [entry.path, f"{entry.path}/*", *SHARED]
+    try:
+        root = snapshot_download(release.repo, allow_patterns=patterns, local_files_only=not online)
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise _not_there(release, entry, online=online, why=first_line(error)) from None
+    path = Path(root) / entry.path
+    if not path.exists():
+        raise _not_there(release, entry, online=online, why="no such path")
+    return path
+
+
+def _not_there(release: Release, entry: Entry, *, online: bool, why: str) -> InputError | ToolError:
+    what = f"{release.name}/{entry.id} ({entry.path} of {release.repo})"
+    if not online:
+        return ToolError(
+            f"{what} is not in the local cache, and the hub cannot be reached",
+            hint="connect once to fill the cache, or name files that are here with --sae PATH",
+        )
+    if why == "no such path":
+        return InputError(f"{what}: the repository has no such path", hint=f"see https://huggingface.co/{release.repo}")
+    return ToolError(f"cannot download {what}: {why}", hint="a gated repository needs `hf auth login`")
+
+
+def _release(name: str, table: Mapping[str, Any]) -> Release:
+    changes = Changes(normalisation=table.get("normalisation"), model=table["model"], bos=table.get("bos"))
+    entries = tuple(entry for group in table.get("saes", ()) for entry in _entries(group, changes))
+    return Release(name, table["repo"], table["format"], changes, entries)
+
+
+def _entries(group: Mapping[str, Any], changes: Changes) -> Iterator[Entry]:
+    """The SAEs of one line: one for each layer, or for each value where there is a single layer."""
+    first, last = map(int, group["layers"].split(":"))
+    layers, values = list(range(first, last)), group.get("values")
+    if len(layers) == 1 and values is not None:
+        layers *= len(values)
+    for number, layer in enumerate(layers):
+        words = {"layer": layer, "value": values[number] if values is not None else ""}
+        target = group.get("target")
+        yield Entry(
+            group.get("id", group["path"]).format(**words),
+            group["path"].format(**words),
+            replace(
+                changes,
+                hook=HookPoint.parse(group["hook"].format(**words)),
+                target=None if target is None else HookPoint.parse(target.format(**words)),
+                scale=group["scales"][number] if "scales" in group else None,
+            ),
+        )

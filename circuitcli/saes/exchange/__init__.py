@@ -1,0 +1,1 @@
+"""SAEs of other libraries: one file per format, and what all formats share."""

@@ -1,0 +1,107 @@
+"""Conventions of other libraries, folded into the weights so that the plain forward pass gives the same results.
+
+Each function changes the SAE in place, unless it returns one. ``z`` is the product with the encoder, before any bias.
+"""
+
+from copy import deepcopy
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuitcli.saes.base import SparseAutoencoder
+from circuitcli.saes.gated import GatedSae
+from circuitcli.saes.jumprelu import JumpReluSae
+
+
+@torch.no_grad()
+def scale_input(sae: SparseAutoencoder, factor: float) -> None:
+    """Take over an SAE that was trained on inputs and targets multiplied by ``factor``; its codes stay.
+
+    Not for an SAE that normalises its input, to which a factor makes no difference.
+    """
+    sae.W_enc.mul_(factor)
+    sae.W_dec.div_(factor)
+    sae.b_dec.div_(factor)
+
+
+@torch.no_grad()
+def whiten_input(
+    sae: SparseAutoencoder,
+    *,
+    mean: Float[Tensor, " d_in"],
+    matrix: Float[Tensor, "d_in d_in"],
+    inverse: Float[Tensor, "d_in d_in"],
+) -> None:
+    """Take over an SAE that was trained on ``(x - mean) @ matrix``; its codes stay."""
+    # Whitening matrices have entries of very different sizes.
+    W_enc = matrix.double() @ sae.W_enc.double()
+    sae.W_enc.copy_(W_enc)
+    if not sae.config.subtract_decoder_bias:
+        _shift(sae, -mean.float())
+    sae.W_dec.copy_(sae.W_dec.double() @ inverse.double())
+    sae.b_dec.copy_(sae.b_dec.double() @ inverse.double() + mean.double())
+
+
+@torch.no_grad()
+def fold_decoder_norms(sae: SparseAutoencoder) -> None:
+    """Give every decoder row length 1; codes are multiplied by the lengths, reconstructions stay.
+
+    For a TopK this selects by ``pre * |W_dec|``, and a JumpReLU's threshold is multiplied too.
+    """
+    norms = sae.W_dec.norm(dim=1).clamp_min(1e-8)  # (d_sae,)
+    sae.W_dec.div_(norms[:, None])
+    sae.W_enc.mul_(norms)
+    sae.b_enc.mul_(norms)
+    if isinstance(sae, JumpReluSae):
+        sae.threshold.mul_(norms)
+    if isinstance(sae, GatedSae):
+        sae.b_mag.mul_(norms)
+
+
+def with_decoder_bias_rule(sae: SparseAutoencoder, *, subtracts: bool) -> SparseAutoencoder:
+    """One that subtracts the decoder bias before encoding or does not, its encoder's bias moved: the codes stay."""
+    if sae.config.subtract_decoder_bias == subtracts:
+        return sae
+    changed = deepcopy(sae)
+    with torch.no_grad():
+        _shift(changed, sae.b_dec if subtracts else -sae.b_dec)
+    changed.config = replace(sae.config, subtract_decoder_bias=subtracts)
+    return changed
+
+
+@torch.no_grad()
+def fold_affine_input(
+    sae: SparseAutoencoder, gain: Float[Tensor, " d_in"], bias: Float[Tensor, " d_in"] | None = None
+) -> None:
+    """Take over an SAE that was trained on y where it now reads ``y * gain + bias``; its codes stay.
+
+    Raises ValueError for one that normalises its input.
+    """
+    if sae.config.normalisation != "none":
+        raise ValueError("a gain cannot be folded into an SAE that normalises its input")
+    if sae.config.subtract_decoder_bias:
+        _shift(sae, -sae.b_dec)
+        sae.config = replace(sae.config, subtract_decoder_bias=False)
+    sae.W_enc.div_(gain[:, None])
+    if sae.config.skip:
+        sae.W_skip.div_(gain)
+    if not sae.is_transcoder:
+        sae.W_dec.mul_(gain)
+        sae.b_dec.mul_(gain)
+    if bias is not None:
+        _shift(sae, -bias)
+        if sae.config.skip:
+            sae.b_dec.sub_(sae.W_skip @ bias)
+        if not sae.is_transcoder:
+            sae.b_dec.add_(bias)
+
+
+def _shift(sae: SparseAutoencoder, by: Float[Tensor, " d_in"]) -> None:
+    """Add to the input, by way of the biases."""
+    z = by @ sae.W_enc  # (d_sae,)
+    sae.b_enc.add_(z)
+    if isinstance(sae, GatedSae):
+        # Magnitudes start from the product without the gate's bias.
+        sae.b_mag.add_(z * sae.r_mag.exp())

@@ -1,0 +1,127 @@
+"""What ``--sae`` names: files in any format, a release of the catalogue, a repository on the hub; needs no torch.
+
+    PATH  FORMAT:PATH  FORMAT:hf://OWNER/REPOSITORY/PATH  RELEASE  RELEASE/HOOK  RELEASE/ID
+
+each with ``@HOOK`` (a transcoder's ``@HOOK:TARGET``) behind it where files and path do not tell the hook point.
+"""
+
+from collections.abc import Collection, Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from circuitcli.errors import InputError, SettingsError
+from circuitcli.hookpoints import HookPoint
+from circuitcli.saes import catalogue
+from circuitcli.saes.catalogue import Entry, Release
+from circuitcli.saes.exchange.formats import FORMATS, find
+from circuitcli.saes.exchange.place import Changes, Place
+
+HUB = "hf://"
+RUN_FILE, RUN_SAES = "run.json", "saes"
+
+
+def named(text: str, *, hooks: Collection[HookPoint] = ()) -> list[Place]:
+    """The SAEs that a text names; of a whole release those at ``hooks``.
+
+    Raises InputError, with the nearest name, for what is neither a path nor a release, and for an SAE whose hook point
+    nobody tells; ToolError for one that cannot be downloaded.
+    """
+    base, changes = _split(text)
+    found = [place.changed(_joined(place.changes, changes)) for place in _named(base, hooks)]
+    for place in found:
+        if place.hook is None:
+            raise InputError(
+                f"neither the files nor the path of {place.path} tell its hook point",
+                hint=f"say it behind an @, for example {base}@resid.8",
+            )
+    return found
+
+
+def by_hook(places: Iterable[Place]) -> dict[HookPoint, Place]:
+    """One SAE for each hook point, in model order. Raises InputError if there are two at one."""
+    found: dict[HookPoint, Place] = {}
+    for place in places:
+        assert place.hook is not None
+        if place.hook in found:
+            raise InputError(
+                f"there is more than one SAE at {place.hook}: {found[place.hook].path} and {place.path}",
+                hint="name one of them with --sae",
+            )
+        found[place.hook] = place
+    return {hook: found[hook] for hook in sorted(found)}
+
+
+def _split(text: str) -> tuple[str, Changes]:
+    """The text without the hook points behind its last @, and these."""
+    base, at, behind = text.rpartition("@")
+    if not at or Path(text).exists():
+        return text, Changes()
+    hook, colon, target = behind.partition(":")
+    try:
+        return base, Changes(hook=HookPoint.parse(hook), target=HookPoint.parse(target) if colon else None)
+    except SettingsError:
+        return text, Changes()
+
+
+def _joined(known: Changes, said: Changes) -> Changes:
+    """What is said wins over what is known."""
+    return replace(known, **{name: value for name, value in vars(said).items() if value is not None})
+
+
+def _named(text: str, hooks: Collection[HookPoint]) -> list[Place]:
+    name, colon, rest = text.partition(":")
+    if colon and name in FORMATS:
+        return _of_hub(name, rest.removeprefix(HUB)) if rest.startswith(HUB) else find(_path(rest), name)
+    if _path(text).exists():
+        return _at(_path(text))
+    release, _, wanted = text.partition("/")
+    if release in catalogue.releases():
+        return _of_release(catalogue.releases()[release], wanted, hooks)
+    near = catalogue.nearest(release)
+    hint = f"did you mean {' or '.join(near)}?" if near else "--sae takes a path, FORMAT:PATH or the name of a release"
+    raise InputError(f"no SAE in {text}: there is no such path, and no release of that name", hint=hint)
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
+
+
+def _at(path: Path) -> list[Place]:
+    """All SAEs of a path; of a run's directory those that it trained, not what else lies there."""
+    return find(path / RUN_SAES if (path / RUN_FILE).is_file() else path)
+
+
+def _of_hub(format_: str, place: str) -> list[Place]:
+    """The SAEs of a path in a repository of the hub."""
+    owner, _, rest = place.partition("/")
+    repository, _, path = rest.partition("/")
+    if not path:
+        raise InputError(f"{HUB}{place} names no path in a repository", hint=f"write {HUB}OWNER/REPOSITORY/PATH")
+    repo = f"{owner}/{repository}"
+    return _fetched(Release(repo, repo, format_, Changes(), ()), Entry(path, path, Changes()))
+
+
+def _of_release(release: Release, wanted: str, hooks: Collection[HookPoint]) -> list[Place]:
+    """The SAE of an id or a hook point; without one, those at ``hooks``, so that nothing is downloaded in vain."""
+    if wanted:
+        return _fetched(release, release.entry(wanted))
+    known = release.by_hook()
+    chosen = [entry for hook, entry in known.items() if hook in hooks]
+    if not chosen and len(known) == 1:
+        chosen = list(known.values())
+    if not chosen:
+        example = f"{release.name}/{_example(release)}" if known else f"{release.name}/PATH"
+        raise InputError(
+            f"{release.name} is a release of {len(release.entries) or 'many'} SAEs, and none is named",
+            hint=f"write {example}; `circuit inspect {release.name}` lists them",
+        )
+    return [place for entry in chosen for place in _fetched(release, entry)]
+
+
+def _example(release: Release) -> str:
+    middle = release.entries[len(release.entries) // 2]
+    return str(middle.hook) if middle.hook is not None else middle.id
+
+
+def _fetched(release: Release, entry: Entry) -> list[Place]:
+    return [place.changed(entry.changes) for place in find(catalogue.fetch(release, entry), release.format)]

@@ -1,0 +1,59 @@
+"""This package's own files, as one format among the others."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from circuitcli.errors import InputError
+from circuitcli.hookpoints import HookPoint
+from circuitcli.saes.exchange.place import About, Place
+from circuitcli.saes.folder import CONFIG, WEIGHTS, read_config
+
+if TYPE_CHECKING:
+    from circuitcli.saes.exchange.tensors import Foreign
+
+NAME = "circuit"
+_FIELDS = ("model", "bos", "context_length", "dataset", "before_gain")
+
+
+def places(directory: Path, names: frozenset[str]) -> list[Place]:
+    """The SAE of a directory with these files."""
+    if not {CONFIG, WEIGHTS} <= names:
+        return []
+    config = read_config(directory)
+    try:
+        hook, target = HookPoint.parse(config["hook"]), config.get("target")
+    except KeyError as error:
+        raise InputError(f"{directory / CONFIG} lacks {error}", hint="train or copy the SAE again") from None
+    files = (directory / WEIGHTS, directory / CONFIG)
+    return [Place(NAME, directory, files, hook, HookPoint.parse(target) if target else None, config.get("model"))]
+
+
+def read(place: Place) -> "Foreign":
+    """The SAE. Raises InputError for missing or damaged files."""
+    from circuitcli.saes import files
+    from circuitcli.saes.exchange.tensors import Foreign
+
+    sae, config = files.load(place.path), read_config(place.path)
+    shape = {"format", "architecture", *sae.config.content(), *sae.options, *_FIELDS, "notes"}
+    about = About(
+        hook=str(sae.hook),
+        target=str(sae.target) if sae.is_transcoder else None,
+        dtype="float32",
+        notes=tuple(config.get("notes", ())),
+        training={name: value for name, value in config.items() if name not in shape and value is not None},
+        **{name: config[name] for name in _FIELDS if config.get(name) is not None},
+    )
+    return Foreign(sae, about)
+
+
+def write(items: "Sequence[Foreign]", directory: Path) -> list[Path]:
+    """Write each SAE into a directory of its own, named by its hook point."""
+    from circuitcli.saes import files
+
+    made = []
+    for sae, about, _ in items:
+        facts = {name: getattr(about, name) for name in _FIELDS}
+        files.save(sae, directory / str(sae.hook), **{**about.training, **facts, "notes": list(about.notes)})
+        made.append(directory / str(sae.hook))
+    return made

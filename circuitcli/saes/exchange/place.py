@@ -1,0 +1,108 @@
+"""Where an SAE lies and what its files say of it; needs no torch."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from circuitcli.errors import InputError
+from circuitcli.hookpoints import HookPoint
+from circuitcli.runs import digest, file_digest
+
+if TYPE_CHECKING:
+    from circuitcli.saes.base import Normalisation
+
+
+@dataclass(frozen=True)
+class About:
+    """What is known of an SAE besides its weights; None where its files do not say.
+
+    hook and target: in the source's own words. bos: whether it was trained behind a BOS token. dtype: of the stored
+    weights. before_gain: it reads a norm's output before the norm's weight and bias. notes: conventions of the source
+    that reading had to undo, in words. training: other facts, named as in the source.
+    """
+
+    model: str | None = None
+    hook: str | None = None
+    target: str | None = None
+    bos: bool | None = None
+    context_length: int | None = None
+    dtype: str | None = None
+    dataset: str | None = None
+    before_gain: bool = False
+    notes: tuple[str, ...] = ()
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+    def noting(self, *notes: str) -> "About":
+        """The same with more notes."""
+        return replace(self, notes=(*self.notes, *notes))
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What is known of an SAE from elsewhere and its files do not say: a catalogue, or the person who names it.
+
+    scale: the factor by which inputs were multiplied in training, for files that say that there was one but not which.
+    """
+
+    hook: HookPoint | None = None
+    target: HookPoint | None = None
+    normalisation: "Normalisation | None" = None
+    scale: float | None = None
+    model: str | None = None
+    bos: bool | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """One SAE on disk. hook is None where neither files nor path tell it.
+
+    files: those that decide its codes, weights first; they are digested.
+    """
+
+    format: str
+    path: Path
+    files: tuple[Path, ...]
+    hook: HookPoint | None
+    target: HookPoint | None = None
+    model: str | None = None
+    changes: Changes = Changes()
+
+    @property
+    def digest(self) -> str:
+        """Of the weights alone for a native SAE; of all deciding files and of what was changed for others."""
+        for path in self.files:
+            if not path.is_file():
+                raise InputError(f"{path} is gone", hint="copy the SAE again")
+        if self.format == "circuit" and self.changes == Changes():
+            return file_digest(self.files[0])
+        return digest([*(file_digest(path) for path in self.files), *map(str, vars(self.changes).values())])
+
+    def changed(self, changes: Changes) -> "Place":
+        """The same SAE with what is known from elsewhere."""
+        return replace(
+            self,
+            changes=changes,
+            hook=changes.hook or self.hook,
+            target=changes.target or self.target,
+            model=changes.model or self.model,
+        )
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises InputError, naming the file, if there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}: {error}", hint="copy the SAE again") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds no JSON object", hint="copy the SAE again")
+    return content
+
+
+def field_of(content: Mapping[str, Any], name: str, path: Path) -> Any:
+    """A field of a config. Raises InputError, naming file and field, if it is not there."""
+    if content.get(name) is None:
+        raise InputError(f"{path} lacks '{name}'", hint="copy the SAE again, with its own config")
+    return content[name]

@@ -1,0 +1,347 @@
+"""SAELens: today's files (6.x), the flat ones of 5.x, and the oldest, which name a ``hook_point``.
+
+A directory holds cfg.json and sae_weights.safetensors; beside them may lie sparsity.safetensors (log10 of firing
+frequencies), and in a checkpoint activation_scaler.json and activation_whitening.safetensors, which SAELens itself does
+not apply when it loads the SAE.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from circuitcli.errors import InputError
+from circuitcli.hookpoints import HookPoint
+from circuitcli.saes.exchange import hooks
+from circuitcli.saes.exchange.place import About, Place, field_of, read_object
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from circuitcli.saes.base import SaeConfig, SparseAutoencoder
+    from circuitcli.saes.exchange.tensors import Foreign, Tensors
+
+NAME = "sae_lens"
+CONFIG, WEIGHTS, SPARSITY = "cfg.json", "sae_weights.safetensors", "sparsity.safetensors"
+SCALER, WHITENING = "activation_scaler.json", "activation_whitening.safetensors"
+# The first version that reads what `write` writes.
+VERSION = "6.0.0"
+
+_RENAMED = {
+    "hook_point": "hook_name",
+    "hook_point_head_index": "hook_head_index",
+    "activation_fn_str": "activation_fn",
+}
+_ARCHITECTURES = {
+    "standard": "relu",
+    "gated": "gated",
+    "topk": "topk",
+    "abstopk": "abstopk",
+    "jumprelu": "jumprelu",
+    "batchtopk": "jumprelu",
+    "matryoshka_batchtopk": "jumprelu",
+    "transcoder": "relu",
+    "skip_transcoder": "relu",
+    "jumprelu_transcoder": "jumprelu",
+    "jumprelu_skip_transcoder": "jumprelu",
+}
+_NORMALISATIONS = {
+    "none": "none",
+    "layer_norm": "layer-norm",
+    "constant_norm_rescale": "rms-norm",
+    # Folded into the weights when training ends; before that the factor lies in a file of its own.
+    "expected_average_only_in": "none",
+    "covariance_whitening": "none",
+}
+# Names of models whose norms are LayerNorms: TransformerLens centred what these write, unless told not to.
+_LAYER_NORM_MODELS = ("gpt2", "gpt-neo", "pythia", "opt-", "attn-only", "gelu-", "solu-")
+
+
+def places(directory: Path, names: frozenset[str]) -> list[Place]:
+    """The SAE of a directory with these files. Raises InputError for one at a hook point that is not known here."""
+    if not {CONFIG, WEIGHTS} <= names:
+        return []
+    config = _config(directory / CONFIG)
+    if config.get("hook_head_index") is not None or config.get("reshape_activations", "none") != "none":
+        raise InputError(f"{directory} holds an SAE of single heads or of hook_z, which circuit does not know")
+    hook = _hook(config, "hook_name", directory)
+    is_transcoder = "transcoder" in config["architecture"]
+    target = _hook(config, "hook_name_out", directory).hook if is_transcoder else None
+    files = tuple(directory / name for name in (WEIGHTS, CONFIG, SCALER, WHITENING) if name in names)
+    return [Place(NAME, directory, files, hook.hook, target, config.get("model_name"))]
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """cfg.json in today's words and without levels."""
+    content = read_object(path)
+    config = {_RENAMED.get(name, name): value for name, value in content.items() if name != "metadata"}
+    config |= content.get("metadata") or {}
+    config["is_oldest"] = "hook_point" in content
+    config.setdefault("architecture", "standard")
+    kwargs = config.get("activation_fn_kwargs") or {}
+    if config.get("activation_fn", "relu") == "topk":
+        config |= {"architecture": "topk", "k": kwargs.get("k")}
+    elif config.get("activation_fn", "relu") != "relu":
+        raise InputError(f"{path}: the activation function '{config['activation_fn']}' is not known")
+    normalisation = config.get("normalize_activations") or "none"
+    config["normalize_activations"] = "expected_average_only_in" if normalisation is True else normalisation
+    return config
+
+
+def _hook(config: Mapping[str, Any], name: str, directory: Path) -> hooks.NamedHook:
+    """The hook point of a field; a Hugging Face module that stands beside it says more exactly which is meant."""
+    module = config.get("hf_" + name)
+    if module is not None:
+        try:
+            return hooks.NamedHook(hooks.from_module(module, model=config.get("model_name")))
+        except InputError:
+            pass
+    return hooks.from_transformer_lens(field_of(config, name, directory / CONFIG))
+
+
+def read(place: Place) -> "Foreign":
+    """The SAE with its conventions applied. Raises InputError for an architecture that is not known, or bad files."""
+    from circuitcli.saes.exchange.tensors import Foreign, Tensors
+
+    config = _config(place.path / CONFIG)
+    tensors = Tensors.safetensors(place.path / WEIGHTS)
+    sae, notes = _built(place, config, tensors)
+    frequency = None
+    if (place.path / SPARSITY).is_file():
+        found = Tensors.safetensors(place.path / SPARSITY).take("sparsity", shape=(sae.d_sae,))
+        frequency = 10**found
+    return Foreign(sae, _about(config, tensors, place).noting(*notes), frequency)
+
+
+def _built(place: Place, config: Mapping[str, Any], tensors: "Tensors") -> "tuple[SparseAutoencoder, list[str]]":
+    from circuitcli.saes.exchange.tensors import build
+
+    name = config["architecture"]
+    if name not in _ARCHITECTURES:
+        raise InputError(
+            f"{place.path}: circuit has no architecture like SAELens's '{name}'",
+            hint=f"it reads {' '.join(_ARCHITECTURES)}",
+        )
+    architecture = _ARCHITECTURES[name]
+    sae_config = _sae_config(place, config, tensors)
+    options = {"k": int(field_of(config, "k", place.path / CONFIG))} if architecture in ("topk", "abstopk") else {}
+    parameters = _parameters(architecture, sae_config, tensors, config)
+    sae = build(architecture, sae_config, parameters, path=tensors.path, **options)
+    notes = _fold(sae, place, config)
+    if sae_config.normalisation == "centre":
+        notes.append("activations of TransformerLens with centred writing weights: the mean over the width is removed")
+    return sae, notes
+
+
+def _sae_config(place: Place, config: Mapping[str, Any], tensors: "Tensors") -> "SaeConfig":
+    from circuitcli.saes.base import SaeConfig
+
+    assert place.hook is not None
+    W_enc = tensors.take("W_enc", shape=(None, None))
+    W_dec = tensors.take("W_dec", shape=(W_enc.shape[1], None))
+    for name, size in zip(("d_in", "d_sae"), W_enc.shape, strict=True):
+        if config.get(name, size) != size:
+            raise InputError(
+                f"{tensors.path}: W_enc has shape {tuple(W_enc.shape)}, {CONFIG} says {name} {config[name]}",
+                hint="copy the SAE again, with its own config",
+            )
+    return SaeConfig(
+        place.hook,
+        d_in=W_enc.shape[0],
+        d_sae=W_enc.shape[1],
+        normalisation=_normalisation(place, config),
+        subtract_decoder_bias=bool(config.get("apply_b_dec_to_input", True)) and place.target is None,
+        target=place.target,
+        d_out=W_dec.shape[1] if place.target is not None else None,
+        skip="skip" in config["architecture"],
+    )
+
+
+def _normalisation(place: Place, config: Mapping[str, Any]) -> Any:
+    name = config["normalize_activations"]
+    if name not in _NORMALISATIONS:
+        raise InputError(f"{place.path}: the normalisation '{name}' is not known")
+    found = _NORMALISATIONS[name]
+    assert place.hook is not None
+    return "centre" if found == "none" and _is_centred(config, place.hook) else found
+
+
+def _is_centred(config: Mapping[str, Any], hook: HookPoint) -> bool:
+    """Whether the activations had their mean over the width removed, as TransformerLens does unless told not to.
+
+    SAELens loaded models in that way while it wrote the oldest files, and without it ever since.
+    """
+    if hook.site in ("attn_in", "mlp_in"):
+        return False
+    asked = (config.get("model_from_pretrained_kwargs") or {}).get("center_writing_weights")
+    if asked is not None or not config["is_oldest"]:
+        return bool(asked)
+    return any(part in str(config.get("model_name")).lower() for part in _LAYER_NORM_MODELS)
+
+
+def _parameters(
+    architecture: str, config: "SaeConfig", tensors: "Tensors", said: Mapping[str, Any]
+) -> "dict[str, Tensor]":
+    d_in, d_sae, d_out = config.d_in, config.d_sae, config.d_out or config.d_in
+    found = {
+        "W_enc": tensors.take("W_enc", shape=(d_in, d_sae)),
+        "b_enc": tensors.take("b_gate" if architecture == "gated" else "b_enc", shape=(d_sae,)),
+        "W_dec": tensors.take("W_dec", shape=(d_sae, d_out)),
+        "b_dec": tensors.take("b_dec", shape=(d_out,)),
+    }
+    if architecture == "gated":
+        found |= {name: tensors.take(name, shape=(d_sae,)) for name in ("r_mag", "b_mag")}
+    if architecture == "jumprelu":
+        found["threshold"] = _threshold(tensors, found["W_dec"], said)
+    if config.skip:
+        found["W_skip"] = tensors.take("W_skip", shape=(d_out, d_in))
+    if "scaling_factor" in tensors:
+        factor = tensors.take("scaling_factor", shape=(d_sae,))
+        if not said.get("finetuning_scaling_factor") and bool(((factor - 1).abs() > 1e-5).any()):
+            raise InputError(f"{tensors.path} has a scaling_factor of which {CONFIG} says nothing")
+        found["W_dec"] = found["W_dec"] * factor[:, None]
+    return found
+
+
+def _threshold(tensors: "Tensors", W_dec: "Tensor", said: Mapping[str, Any]) -> "Tensor":
+    """One threshold for each feature; stored so, as its logarithm, or as the one of a BatchTopK."""
+    if "topk_threshold" in tensors:
+        norms = W_dec.norm(dim=1).clamp_min(1e-8)  # (d_sae,)
+        one = tensors.number("topk_threshold")
+        # It is one for pre-activations times these norms.
+        return one / norms if said.get("rescale_acts_by_decoder_norm") else 0 * norms + one
+    name = tensors.name_of("threshold", "log_threshold")
+    found = tensors.take(name, shape=(W_dec.shape[0],))
+    return found.exp() if name == "log_threshold" else found
+
+
+def _fold(sae: "SparseAutoencoder", place: Place, config: Mapping[str, Any]) -> list[str]:
+    """Fold decoder norms and what was done to the inputs into the weights; what to tell of it."""
+    from circuitcli.saes.exchange import folding
+
+    notes = []
+    rescales = bool(config.get("rescale_acts_by_decoder_norm"))
+    if rescales:
+        folding.fold_decoder_norms(sae)
+        notes.append("codes are multiplied by the norms of the decoder's rows, as in SAELens; the norms are folded")
+    name = config["normalize_activations"]
+    factor = place.changes.scale or _factor(place.path / SCALER)
+    if name == "expected_average_only_in" and factor is not None:
+        folding.scale_input(sae, factor)
+        if rescales:
+            folding.fold_decoder_norms(sae)
+        notes.append(f"inputs were multiplied by {factor:.4g} in training; the factor is folded into the weights")
+    elif name == "covariance_whitening" and (place.path / WHITENING).is_file():
+        _unwhiten(sae, place.path / WHITENING)
+        notes.append("inputs were whitened in training; that is folded into the weights")
+    elif name in ("expected_average_only_in", "covariance_whitening"):
+        notes.append(f"trained with normalize_activations={name}; taken to be in the weights already, as in SAELens")
+    return notes
+
+
+def _factor(path: Path) -> float | None:
+    """The factor by which a checkpoint's inputs were multiplied, if it was kept."""
+    found = read_object(path).get("scaling_factor") if path.is_file() else None
+    return float(found) if isinstance(found, int | float) else None
+
+
+def _unwhiten(sae: "SparseAutoencoder", path: Path) -> None:
+    from circuitcli.saes.exchange import folding
+    from circuitcli.saes.exchange.tensors import Tensors
+
+    kept, d_in = Tensors.safetensors(path), sae.d_in
+    folding.whiten_input(
+        sae,
+        mean=kept.take("mean", shape=(d_in,)),
+        matrix=kept.take("matrix", shape=(d_in, d_in)),
+        inverse=kept.take("inverse_matrix", shape=(d_in, d_in)),
+    )
+
+
+def _about(config: Mapping[str, Any], tensors: "Tensors", place: Place) -> About:
+    training = ("l1_coefficient", "lr", "training_tokens", "total_training_tokens", "training_architecture", "l0")
+    hook = config["hook_name"]
+    return About(
+        model=config.get("model_name"),
+        hook=hook,
+        target=config.get("hook_name_out"),
+        bos=config.get("prepend_bos", True if config["is_oldest"] else None),
+        context_length=config.get("context_size"),
+        dtype=tensors.dtype_of("W_dec"),
+        dataset=config.get("dataset_path"),
+        before_gain="hf_hook_name" not in config and hooks.from_transformer_lens(hook).before_gain,
+        training={name: config[name] for name in training if config.get(name) is not None},
+    )
+
+
+_WRITTEN = {"relu": "standard", "gated": "gated", "topk": "topk", "abstopk": "abstopk", "jumprelu": "jumprelu"}
+_WRITTEN_TRANSCODERS = {
+    ("relu", False): "transcoder",
+    ("relu", True): "skip_transcoder",
+    ("jumprelu", False): "jumprelu_transcoder",
+    ("jumprelu", True): "jumprelu_skip_transcoder",
+}
+
+
+def write(items: "Sequence[Foreign]", directory: Path) -> list[Path]:
+    """Write each SAE into a directory of its own, named by TransformerLens's hook point, in the files of 6.x.
+
+    Raises InputError for an SAE that SAELens has no architecture for.
+    """
+    from safetensors.torch import save_file
+
+    from circuitcli.saes.exchange import folding
+
+    made = []
+    for sae, about, _ in items:
+        if sae.is_transcoder:
+            sae = folding.with_decoder_bias_rule(sae, subtracts=False)
+        config = _written_config(sae, about)
+        tensors = {name: tensor.detach().contiguous() for name, tensor in sae.state_dict().items()}
+        if sae.architecture == "gated":
+            tensors["b_gate"] = tensors.pop("b_enc")
+        folder = directory / config["metadata"]["hook_name"]
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, folder / WEIGHTS)
+        (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+        made.append(folder)
+    return made
+
+
+def _written_config(sae: "SparseAutoencoder", about: About) -> dict[str, Any]:
+    kind = (sae.architecture, sae.config.skip)
+    architecture = _WRITTEN_TRANSCODERS.get(kind) if sae.is_transcoder else _WRITTEN.get(sae.architecture)
+    if architecture is None:
+        kind_of_sae = "transcoder" if sae.is_transcoder else "SAE"
+        raise InputError(
+            f"SAELens has no {sae.architecture} {kind_of_sae}, as at {sae.hook}", hint="choose another --to"
+        )
+    is_centred = sae.config.normalisation == "centre"
+    written = {ours: theirs for theirs, ours in reversed(_NORMALISATIONS.items())}
+    metadata = {
+        "model_name": about.model,
+        "hook_name": hooks.to_transformer_lens(sae.hook, before_gain=about.before_gain),
+        "context_size": about.context_length,
+        "prepend_bos": about.bos,
+        "dataset_path": about.dataset,
+        "model_from_pretrained_kwargs": {"center_writing_weights": True} if is_centred else {},
+        "sae_lens_version": VERSION,
+        "sae_lens_training_version": None,
+    }
+    config = {
+        "architecture": architecture,
+        "d_in": sae.d_in,
+        "d_sae": sae.d_sae,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": sae.config.subtract_decoder_bias,
+        "normalize_activations": "none" if is_centred else written[sae.config.normalisation],
+        "reshape_activations": "none",
+        "metadata": metadata,
+    }
+    if sae.architecture in ("topk", "abstopk"):
+        config |= {**sae.options, "rescale_acts_by_decoder_norm": False}
+    if sae.is_transcoder:
+        config["d_out"] = sae.d_out
+        metadata["hook_name_out"] = hooks.to_transformer_lens(sae.target)
+    return config

@@ -1,0 +1,112 @@
+"""The SAEs that a stage works with: which they are, told without torch, and loading them."""
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from circuitcli.errors import InputError
+from circuitcli.hookpoints import HookPoint
+from circuitcli.records import ActivationsRecord, SaeRecord
+from circuitcli.saes.exchange import native
+from circuitcli.saes.exchange.hooks import same_model
+from circuitcli.saes.exchange.naming import by_hook, named
+from circuitcli.saes.exchange.place import Place
+from circuitcli.saes.folder import CONFIG, WEIGHTS
+from circuitcli.stages.request import Request
+
+if TYPE_CHECKING:
+    from circuitcli.models.adapter import ModelAdapter
+    from circuitcli.saes.base import SparseAutoencoder
+    from circuitcli.saes.exchange.tensors import Foreign
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SaeSource:
+    """Where an SAE is, and the digest of its weights; ``is_own`` if it is one that the run trained."""
+
+    place: Place
+    digest: str
+    is_own: bool
+
+
+def sae_sources(request: Request, *, stage: str) -> dict[HookPoint, SaeSource]:
+    """The SAEs that the stage works with, by hook point: those of ``--sae``, else those of the records; torch-free.
+
+    Raises InputError if there is none, or if ``--sae`` names none or two at one hook point.
+    """
+    if request.settings.sae_path is not None:
+        collected = {HookPoint.parse(record.hook) for record in request.records.of(ActivationsRecord)}
+        places = by_hook(named(request.settings.sae_path, hooks=collected))
+        return {hook: SaeSource(place, place.digest, is_own=False) for hook, place in places.items()}
+    found = {}
+    for record in request.records.of(SaeRecord):
+        hook, directory = HookPoint.parse(record.hook), request.run.path / record.path
+        place = Place(native.NAME, directory, (directory / WEIGHTS, directory / CONFIG), hook)
+        found[hook] = SaeSource(place, record.digest, is_own=True)
+    if not found:
+        raise InputError(
+            f"{stage} read no 'sae' record", hint="run `circuit train` before it, or name SAEs with --sae PATH"
+        )
+    return {hook: found[hook] for hook in sorted(found)}
+
+
+def load_saes(
+    sources: Mapping[HookPoint, SaeSource],
+    hooks: Iterable[HookPoint],
+    *,
+    model: str,
+    adapter: "ModelAdapter",
+    takes_transcoders: bool = False,
+) -> "dict[HookPoint, Foreign]":
+    """The SAEs of these hook points, with a warning for those that were trained on another model than ``model``.
+
+    Raises InputError if the weights changed since they were recorded, or for a transcoder where none can be used.
+    """
+    loaded = {}
+    for hook in hooks:
+        found = loaded[hook] = load_sae(sources[hook])
+        if found.about.model is not None and not same_model(found.about.model, model):
+            logger.warning("the SAE at %s was trained on %s, not on %s", hook, found.about.model, model)
+        if found.sae.is_transcoder and not takes_transcoders:
+            raise InputError(
+                f"{sources[hook].place.path} holds a transcoder from {hook} to {found.sae.target}, not an autoencoder",
+                hint="circuits are made of autoencoders: choose hook points with --sites",
+            )
+        if found.about.before_gain:
+            fold_gain(found.sae, adapter)
+    return loaded
+
+
+def load_sae(source: SaeSource) -> "Foreign":
+    """One SAE. Raises InputError if it is missing or damaged, or not the one that the run recorded."""
+    from circuitcli.saes.exchange import formats
+
+    directory = source.place.path
+    if source.is_own and not (directory / WEIGHTS).is_file():
+        raise InputError(f"no SAE in {directory}", hint="run `circuit train` again")
+    if source.is_own and source.place.digest != source.digest:
+        raise InputError(
+            f"the weights in {directory} are not those that were recorded", hint="run `circuit train` again"
+        )
+    return formats.read(source.place)
+
+
+def fold_gain(sae: "SparseAutoencoder", adapter: "ModelAdapter") -> None:
+    """Let an SAE that was trained on a norm's output before its weight and bias read it after them, as models give it.
+
+    Raises InputError if that cannot be folded into the weights.
+    """
+    from circuitcli.saes.exchange import folding
+
+    adapter.check(sae.hook)
+    norm = adapter.module(sae.hook.layer, "attn_norm" if sae.hook.site == "attn_in" else "mlp_norm")
+    gain, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
+    if gain is None:
+        return
+    gain = gain.detach().float().cpu() + adapter.layout.norm_offset
+    if sae.config.normalisation != "none" or not bool((gain.abs() > 1e-6).all()):
+        raise InputError(f"the SAE at {sae.hook} was trained before the norm's weight, which cannot be folded into it")
+    folding.fold_affine_input(sae, gain, None if bias is None else bias.detach().float().cpu())
