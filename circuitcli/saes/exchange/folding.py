@@ -16,14 +16,14 @@ from circuitcli.saes.jumprelu import JumpReluSae
 
 
 @torch.no_grad()
-def scale_input(sae: SparseAutoencoder, factor: float) -> None:
-    """Take over an SAE that was trained on inputs and targets multiplied by ``factor``; its codes stay.
+def scale_input(sae: SparseAutoencoder, factor: float, *, output: float | None = None) -> None:
+    """Take over an SAE that was trained on inputs multiplied by ``factor``, targets by ``output``; its codes stay.
 
-    Not for an SAE that normalises its input, to which a factor makes no difference.
+    output: that of the input unless given. Not for an SAE that normalises its input, to which a factor is nothing.
     """
     sae.W_enc.mul_(factor)
-    sae.W_dec.div_(factor)
-    sae.b_dec.div_(factor)
+    sae.W_dec.div_(factor if output is None else output)
+    sae.b_dec.div_(factor if output is None else output)
 
 
 @torch.no_grad()

@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from circuitcli.errors import InputError
-from circuitcli.saes.exchange import native, sae_lens
+from circuitcli.saes.exchange import (
+    circuit_tracer,
+    dictionary_learning,
+    gemma_scope,
+    llama_scope,
+    native,
+    openai,
+    sae_lens,
+    sparsify,
+)
 from circuitcli.saes.exchange.place import Place
 
 if TYPE_CHECKING:
@@ -41,8 +50,11 @@ class WritableFormat(Format, Protocol):
         ...
 
 
-WRITABLE: dict[str, WritableFormat] = {made.NAME: made for made in (native, sae_lens)}
-FORMATS: dict[str, Format] = {**WRITABLE}
+WRITABLE: dict[str, WritableFormat] = {
+    made.NAME: made for made in (native, sae_lens, dictionary_learning, sparsify, circuit_tracer)
+}
+# In the order in which they are asked whether files are theirs.
+FORMATS: dict[str, Format] = {**WRITABLE, **{made.NAME: made for made in (gemma_scope, llama_scope, openai)}}
 
 
 def find(path: Path, name: str | None = None) -> list[Place]:

@@ -108,6 +108,11 @@ def from_module(path: str, *, model: str | None = None, takes_input: bool = Fals
     return HookPoint(int(found["layer"]), site)
 
 
+def names_module(path: str) -> bool:
+    """Whether a text looks like the path of a module in a block, or of an embedding."""
+    return _BLOCK.match(path) is not None or path.rpartition(".")[2] in _EMBEDDINGS
+
+
 def to_module(hook: HookPoint, layout: "Layout") -> str:
     """The path of the module whose output a hook point is. Raises InputError for one that is no module's output."""
     parts = {

@@ -19,8 +19,9 @@ class About:
     """What is known of an SAE besides its weights; None where its files do not say.
 
     hook and target: in the source's own words. bos: whether it was trained behind a BOS token. dtype: of the stored
-    weights. before_gain: it reads a norm's output before the norm's weight and bias. notes: conventions of the source
-    that reading had to undo, in words. training: other facts, named as in the source.
+    weights. before_gain: it reads a norm's output before the norm's weight and bias. module: the path of the Hugging
+    Face module whose output it reconstructs, where the model was at hand. notes: conventions of the source that
+    reading had to undo, in words. training: other facts, named as in the source.
     """
 
     model: str | None = None
@@ -31,6 +32,7 @@ class About:
     dtype: str | None = None
     dataset: str | None = None
     before_gain: bool = False
+    module: str | None = None
     notes: tuple[str, ...] = ()
     training: Mapping[str, Any] = field(default_factory=dict)
 
