@@ -138,6 +138,8 @@ def test_a_path_names_one_sae_or_several_and_a_run_its_own(tmp_path: Path):
     assert [str(place.hook) for place in named(str(tmp_path / "saes"))] == ["resid.1", "resid.2"]
     assert [str(place.hook) for place in named(str(tmp_path / "saes/resid.2"))] == ["resid.2"]
     native(tmp_path / "elsewhere", 2)
+    native(tmp_path / "saes/sweep/sae.k=16", 2)
+    assert [str(place.hook) for place in named(str(tmp_path / "saes/sweep/sae.k=16"))] == ["resid.2"]
     with pytest.raises(InputError, match=r"more than one SAE at resid\.2"):
         by_hook(named(str(tmp_path)))
     (tmp_path / "run.json").write_text("{}")

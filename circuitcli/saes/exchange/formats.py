@@ -57,16 +57,17 @@ WRITABLE: dict[str, WritableFormat] = {
 FORMATS: dict[str, Format] = {**WRITABLE, **{made.NAME: made for made in (gemma_scope, llama_scope, openai)}}
 
 
-def find(path: Path, name: str | None = None) -> list[Place]:
+def find(path: Path, name: str | None = None, *, depth: int = DEPTH) -> list[Place]:
     """The SAEs at a path, which is a file, the directory of one SAE, or one of several; by name of format or of any.
 
+    depth: how many directories below it are looked into, one in the other.
     Raises InputError if there is none.
     """
     chosen = list(FORMATS.values()) if name is None else [FORMATS[name]]
     if path.is_file():
         found = _claimed(path.parent, frozenset({path.name}), chosen)
     else:
-        found = _below(path, chosen, depth=DEPTH)
+        found = _below(path, chosen, depth=depth)
     if not found:
         what = f"no SAE in {path}" if path.exists() else f"there is no {path}"
         raise InputError(

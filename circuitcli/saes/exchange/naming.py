@@ -87,8 +87,8 @@ def _path(text: str) -> Path:
 
 
 def _at(path: Path) -> list[Place]:
-    """All SAEs of a path; of a run's directory those that it trained, not what else lies there."""
-    return find(path / RUN_SAES if (path / RUN_FILE).is_file() else path)
+    """All SAEs of a path; of a run's directory those that it trained as its own, no sweep and nothing else."""
+    return find(path / RUN_SAES, depth=1) if (path / RUN_FILE).is_file() else find(path)
 
 
 def _of_hub(format_: str, place: str) -> list[Place]:
