@@ -12,10 +12,10 @@ from circuitcli import __version__, progress
 from circuitcli.hookpoints import HookPoint
 from circuitcli.records import ActivationsRecord, EvaluationRecord, Record
 from circuitcli.runs import atomic
-from circuitcli.saes.folder import read_config
-from circuitcli.stages.inputs import SaeSource, activation_digests, load_saes, open_cache, sae_sources
+from circuitcli.stages.inputs import activation_digests, open_cache
 from circuitcli.stages.measure import HeldOut
 from circuitcli.stages.request import Request, fingerprint, needed, resumable
+from circuitcli.stages.saes import SaeSource, load_saes, sae_sources
 from circuitcli.training.plan import n_held_out
 
 NAME = "train --eval"
@@ -65,7 +65,7 @@ def held_out_rows(request: Request, sources: Mapping[HookPoint, SaeSource], *, n
     asked = n_held_out(request.settings, n_rows=n_rows)
     stages = request.run.manifest().get("stages", {}).values()
     kept = [int(stage["held_out"]) for stage in stages if "held_out" in stage]
-    if not kept or not any(_is_within(source.directory, request.run.path) for source in sources.values()):
+    if not kept or not any(_is_within(source.place.path, request.run.path) for source in sources.values()):
         return range(n_rows - asked, n_rows)
     if min(kept) < asked:
         logger.warning("training left %d tokens out: SAEs are measured on these, not on %d", min(kept), asked)
@@ -88,19 +88,20 @@ def _work(request: Request, sources: Mapping[HookPoint, SaeSource], rows: range)
 
 def _measured(request: Request, held_out: HeldOut, source: Mapping[HookPoint, SaeSource]) -> dict[str, Any]:
     """All that is known of one SAE, which is in memory no longer than this takes."""
-    ((hook, place),) = source.items()
+    ((hook, chosen),) = source.items()
     model = request.run.manifest().get("model", request.settings.model.name)
-    sae = load_saes(source, [hook], model=model, takes_transcoders=True)[hook].to(held_out.device)
-    config = read_config(place.directory)
+    adapter = None if held_out.listener is None else held_out.listener.adapter
+    found = load_saes(source, [hook], model=model, adapter=adapter, takes_transcoders=True)[hook]
+    sae = found.sae.to(held_out.device)
     return {
         "hook": str(hook),
         **({"target": str(sae.target)} if sae.is_transcoder else {}),
         "architecture": sae.architecture,
         "d_sae": sae.d_sae,
-        "path": _shown(place.directory, request.run.path),
-        "digest": place.digest,
+        "path": _shown(chosen.place.path, request.run.path),
+        "digest": chosen.digest,
         **held_out.facts(sae),
-        **{name: config[name] for name in _KEPT if name in config},
+        **{name: found.about.training[name] for name in _KEPT if name in found.about.training},
     }
 
 

@@ -12,6 +12,7 @@ from circuitcli.hookpoints import HookPoint
 from circuitcli.records import GraphRecord, Record
 from circuitcli.runs import Fingerprint, atomic, file_digest
 from circuitcli.settings.graph import GraphSettings
+from circuitcli.stages.fitting import warn_of_misfits
 from circuitcli.stages.inputs import activation_digests, open_cache, read_graphs
 from circuitcli.stages.request import Request, fingerprint
 from circuitcli.stages.saes import SaeSource, load_saes, sae_sources
@@ -120,6 +121,7 @@ def _prepared(task: Task, language_model: "LanguageModel", hooks: Sequence[HookP
     subject, target = subjects.build(
         language_model, saes, settings, prompt=settings.prompt or "", target=settings.target, foil=settings.foil
     )
+    warn_of_misfits(task.request, task.sources, loaded, language_model, clean=subject.clean, first=subject.prompt.first)
     baseline = take_baseline(task.request, task.baseline, subject, language_model, settings)
     return Prepared(language_model, subject, baseline, target)
 

@@ -10,6 +10,7 @@ from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint, NodeId
 from circuitcli.records import ActivationsRecord, FeatureRecord, Record, SaeRecord
 from circuitcli.runs import Fingerprint
+from circuitcli.stages.fitting import warn_of_misfits
 from circuitcli.stages.inputs import open_cache
 from circuitcli.stages.request import Request, fingerprint, needed, resumable
 from circuitcli.stages.saes import SaeSource, load_saes, sae_sources
@@ -84,6 +85,7 @@ def _describe(request: Request, sources: Sources, prints: Mapping[HookPoint, str
     loaded = load_saes(
         sources, prints, model=request.settings.model.name, adapter=model.adapter, takes_transcoders=True
     )
+    warn_of_misfits(request, sources, loaded, model)
     for hook, digest in prints.items():
         facts = {"path": f"{FOLDER}/{hook}.jsonl", "sae": sources[hook].digest, "interp": digest}
         lines = _lines(request, loaded[hook].sae, cache, model)

@@ -58,12 +58,13 @@ def load_saes(
     hooks: Iterable[HookPoint],
     *,
     model: str,
-    adapter: "ModelAdapter",
+    adapter: "ModelAdapter | None",
     takes_transcoders: bool = False,
 ) -> "dict[HookPoint, Foreign]":
     """The SAEs of these hook points, with a warning for those that were trained on another model than ``model``.
 
-    Raises InputError if the weights changed since they were recorded, or for a transcoder where none can be used.
+    adapter: of that model; needed for SAEs of a norm's output before its weight. Raises InputError if the weights
+    changed since they were recorded, or for a transcoder where none can be used.
     """
     loaded = {}
     for hook in hooks:
@@ -94,13 +95,18 @@ def load_sae(source: SaeSource) -> "Foreign":
     return formats.read(source.place)
 
 
-def fold_gain(sae: "SparseAutoencoder", adapter: "ModelAdapter") -> None:
+def fold_gain(sae: "SparseAutoencoder", adapter: "ModelAdapter | None") -> None:
     """Let an SAE that was trained on a norm's output before its weight and bias read it after them, as models give it.
 
     Raises InputError if that cannot be folded into the weights.
     """
     from circuitcli.saes.exchange import folding
 
+    if adapter is None:
+        raise InputError(
+            f"the SAE at {sae.hook} reads a norm before its weight, so the model is needed to use it",
+            hint="let the model be loaded, as with --set train.loss_tokens=4096",
+        )
     adapter.check(sae.hook)
     norm = adapter.module(sae.hook.layer, "attn_norm" if sae.hook.site == "attn_in" else "mlp_norm")
     gain, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)

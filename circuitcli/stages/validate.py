@@ -14,6 +14,7 @@ from circuitcli.records import Record, ScoreRecord, Stream
 from circuitcli.runs import Fingerprint, atomic, digest
 from circuitcli.settings.graph import GraphSettings
 from circuitcli.settings.settings import Settings
+from circuitcli.stages.fitting import warn_of_misfits
 from circuitcli.stages.graphing import take_baseline
 from circuitcli.stages.inputs import activation_digests, chosen_graph
 from circuitcli.stages.request import Request, fingerprint, resumable
@@ -228,6 +229,8 @@ def _work(plan: Plan) -> tuple[list[Record], dict[str, Any]]:
         # These baselines are the same for every prompt, and the mean takes a pass over the cache.
         shared = cases[0].baseline if cases and plan.baseline in ("zero", "mean") else None
         cases.append(_case(plan, language_model, spliced, example, shared=shared))
+    subject = cases[0].subject
+    warn_of_misfits(plan.request, plan.sources, loaded, language_model, clean=subject.clean, first=subject.prompt.first)
     scores = _scores(plan, cases)
     joint = _joint_ablation(plan, language_model, saes)
     report = f"reports/{plan.name}.json"

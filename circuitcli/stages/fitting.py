@@ -1,0 +1,80 @@
+"""Saying aloud that an SAE which someone else trained does not fit the activations at hand."""
+
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from circuitcli.hookpoints import HookPoint
+from circuitcli.records import ActivationsRecord
+from circuitcli.stages.request import Request
+from circuitcli.stages.saes import SaeSource
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from circuitcli.models.loading import LanguageModel
+    from circuitcli.models.partial import CleanPass
+    from circuitcli.saes.exchange.tensors import Foreign
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "activations"
+# A prompt with fewer tokens tells nothing of variances.
+_FEWEST_OF_PROMPT = 12
+RECORDED = "explained_variance"
+
+
+def warn_of_misfits(
+    request: Request,
+    sources: Mapping[HookPoint, SaeSource],
+    loaded: "Mapping[HookPoint, Foreign]",
+    model: "LanguageModel",
+    *,
+    clean: "CleanPass | None" = None,
+    first: int = 0,
+) -> None:
+    """Log a warning, with numbers and what may be the cause, for each SAE from elsewhere that explains too little.
+
+    Judged by the run's cached activations if it has them at the SAE's hook points, else by a prompt's clean run from
+    position ``first`` on, else not at all.
+    """
+    from circuitcli.validation.fit import fit, n_tokens
+
+    for hook, (sae, about, _) in loaded.items():
+        if sources[hook].is_own:
+            continue
+        ends = list(dict.fromkeys((sae.hook, sae.target)))
+        found = cached(request, ends, n_tokens=n_tokens(sae))
+        if found is None:
+            found = _of_prompt(clean, ends, first=first)
+        if found is None or found[sae.hook].shape[1] != sae.d_in:
+            continue
+        recorded = about.training.get(RECORDED)
+        made = fit(sae, found[sae.hook], target=found[sae.target] if sae.is_transcoder else None, recorded=recorded)
+        if made.is_bad:
+            logger.warning("the SAE at %s %s%s", hook, made.sentence(), _causes(about.bos, model, named=made.better))
+
+
+def _causes(bos: bool | None, model: "LanguageModel", *, named: Mapping[str, float]) -> str:
+    """What to look at, where no other convention explains it."""
+    if bos is not None and bos != (model.tokenizer.bos_id is not None):
+        return f"; it was trained {'with' if bos else 'without'} a BOS token in front, see --set model.bos"
+    return "" if named else "; is it of this model, checkpoint and hook point? `circuit inspect` tells what it expects"
+
+
+def cached(request: Request, hooks: list[HookPoint], *, n_tokens: int) -> "dict[HookPoint, Tensor] | None":
+    """The first rows of the run's cache at these hook points; None if one was not collected."""
+    from circuitcli.activations.cache import ActivationCache
+
+    collected = {record.hook for record in request.records.of(ActivationsRecord)}
+    if not {str(hook) for hook in hooks} <= collected:
+        return None
+    cache = ActivationCache(request.run.path / FOLDER, hooks)
+    return {hook: cache.rows(hook, 0, min(n_tokens, cache.n_tokens)) for hook in hooks}
+
+
+def _of_prompt(clean: "CleanPass | None", hooks: list[HookPoint], *, first: int) -> "dict[HookPoint, Tensor] | None":
+    if clean is None or not all(hook in clean.activations for hook in hooks):
+        return None
+    found = {hook: clean.activations[hook][0, first:].float() for hook in hooks}
+    return found if len(found[hooks[0]]) >= _FEWEST_OF_PROMPT else None

@@ -1,0 +1,120 @@
+"""Whether an SAE fits the activations that it is given, and under which other convention it would fit better."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import get_args
+
+from jaxtyping import Float
+from torch import Tensor
+
+from circuitcli.saes.base import Normalisation, SparseAutoencoder
+from circuitcli.training.quality import Reconstruction, reconstruction
+
+# Tokens to judge by: enough for a ratio of variances, and for wide SAEs so many that it takes seconds.
+MOST_TOKENS, FEWEST_TOKENS, PRODUCTS = 2048, 64, 4e10
+BATCH = 256
+# Published SAEs explain more; so much less than was recorded is no matter of other text.
+LEAST_EXPLAINED, MOST_BELOW_RECORDED = 0.35, 0.25
+# Another convention is named if it explains so much more.
+CLEARLY_BETTER = 0.15
+
+_WORDS: dict[str, str] = {
+    "none": "if its input were not normalised",
+    "centre": "if the mean over the width were removed from its input",
+    "layer-norm": "if its input were layer-normed",
+    "rms-norm": "if its input had unit root mean square",
+}
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Quality on real activations, and the explained variance under other conventions, by what they are, best first.
+
+    recorded: the explained variance that whoever trained it wrote down.
+    """
+
+    quality: Reconstruction
+    recorded: float | None = None
+    better: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether it explains so little that something is wrong."""
+        found = self.quality.explained_variance
+        return found is not None and found < _least(self.recorded)
+
+    def sentence(self) -> str:
+        """How much it explains, for people, and what would explain more."""
+        text = f"explains {_share(self.quality.explained_variance)} of the variance of {self.quality.n_tokens:,} tokens"
+        if self.recorded is not None:
+            text += f", where {self.recorded:.2f} was recorded"
+        if not self.better:
+            return text
+        name, value = next(iter(self.better.items()))
+        return f"{text}; {name}, it would be {value:.2f}"
+
+
+def _least(recorded: float | None) -> float:
+    return LEAST_EXPLAINED if recorded is None else min(LEAST_EXPLAINED, recorded - MOST_BELOW_RECORDED)
+
+
+def _share(value: float | None) -> str:
+    return "an unknown share" if value is None else f"{value:.2f}"
+
+
+def n_tokens(sae: SparseAutoencoder) -> int:
+    """How many tokens to judge an SAE by."""
+    return max(FEWEST_TOKENS, min(MOST_TOKENS, int(PRODUCTS / (2 * sae.d_in * sae.d_sae))))
+
+
+def fit(
+    sae: SparseAutoencoder,
+    x: Float[Tensor, "token d_in"],
+    *,
+    target: Float[Tensor, "token d_out"] | None = None,
+    elsewhere: Mapping[str, Float[Tensor, "token _"]] | None = None,
+    recorded: float | None = None,
+) -> Fit:
+    """How an SAE fits activations at its hook point; if badly, how it would otherwise.
+
+    target: what a transcoder is to predict. elsewhere: activations of the same tokens at other hook points, by name.
+    """
+    quality = _quality(sae, x, target)
+    found = Fit(quality, recorded)
+    if not found.is_bad:
+        return found
+    explained: dict[str, float | None] = {
+        words: _quality(other, x, target).explained_variance for words, other in _others(sae).items()
+    }
+    for name, activations in (elsewhere or {}).items():
+        if not sae.is_transcoder and activations.shape[1] == sae.d_in:
+            explained[f"at {name} instead"] = _quality(sae, activations, None).explained_variance
+    least = (quality.explained_variance or 0) + CLEARLY_BETTER
+    better = {name: value for name, value in explained.items() if value is not None and value > max(least, 0)}
+    return replace(found, better=dict(sorted(better.items(), key=lambda item: -item[1])))
+
+
+def _quality(sae: SparseAutoencoder, x: Tensor, target: Tensor | None) -> Reconstruction:
+    targets = None if target is None else target.split(BATCH)
+    return reconstruction(sae, x.split(BATCH), targets=targets)
+
+
+def _others(sae: SparseAutoencoder) -> dict[str, SparseAutoencoder]:
+    """The same weights under other conventions, by what they are."""
+    config = sae.config
+    found = {
+        _WORDS[name]: _with(sae, normalisation=name) for name in get_args(Normalisation) if name != config.normalisation
+    }
+    if not sae.is_transcoder:
+        words = "not subtracted" if config.subtract_decoder_bias else "subtracted"
+        rule = not config.subtract_decoder_bias
+        found[f"if its decoder bias were {words}"] = _with(sae, subtract_decoder_bias=rule)
+    return found
+
+
+def _with(sae: SparseAutoencoder, **changes: object) -> SparseAutoencoder:
+    """One that shares the weights."""
+    other = copy.copy(sae)
+    other.config = replace(sae.config, **changes)  # type: ignore[arg-type]
+    return other
