@@ -132,6 +132,7 @@ def test_ticks_are_round() -> None:
     assert Span(0, 1, is_log=False).ticks(most=6) == [0, 0.2, 0.4, 0.6, 0.8, 1]
     assert Span(-3, 17, is_log=False).ticks(most=5) == [0, 5, 10, 15]
     assert Span(0.9, 110, is_log=True).ticks(most=7) == [1, 2, 5, 10, 20, 50, 100]
+    assert Span(0.05, 12, is_log=True).ticks(most=5) == pytest.approx([0.1, 0.3, 1, 3, 10])
     assert Span(1e-6, 1e6, is_log=True).ticks(most=7) == pytest.approx([1e-6, 1e-4, 1e-2, 1, 1e2, 1e4, 1e6])
 
 
@@ -145,6 +146,7 @@ def test_tick_text_is_short(value: float, text: str) -> None:
 
 def test_ticks_of_one_axis_have_the_same_number_of_digits() -> None:
     assert tick_texts([0.0, 0.5, 0.75, 1.0]) == ["0", "0.50", "0.75", "1.00"]
+    assert tick_texts([0.1, 1.0, 10.0], is_log=True) == ["0.1", "1", "10"]
     assert tick_texts([500, 1000.0, 1500.0]) == ["500", "1k", "1.5k"]
 
 

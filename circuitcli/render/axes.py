@@ -57,7 +57,7 @@ class Span:
         if not self.is_log:
             return _multiples(self.low, self.high, most=most)
         first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
-        for factors, every in (((1, 2, 5), 1), ((1,), 1), ((1,), 2), ((1,), 3), ((1,), 6)):
+        for factors, every in (((1, 2, 5), 1), ((1, 3), 1), ((1,), 1), ((1,), 2), ((1,), 3), ((1,), 6)):
             found = [factor * 10.0**power for power in range(first, last + 1, every) for factor in factors]
             inside = [value for value in found if self.low <= value <= self.high]
             if len(inside) <= most:
@@ -65,10 +65,10 @@ class Span:
         return inside if len(inside) > 1 else _multiples(self.low, self.high, most=most)
 
 
-def tick_texts(values: Sequence[Number]) -> list[str]:
-    """The numbers of an axis's ticks; plain ones get the same number of digits after the point."""
+def tick_texts(values: Sequence[Number], *, is_log: bool = False) -> list[str]:
+    """The numbers of an axis's ticks; plain ones of a linear axis get the same number of digits after the point."""
     texts = [tick_text(value) for value in values]
-    if not all(set(text) <= set("-.0123456789") for text in texts):
+    if is_log or not all(set(text) <= set("-.0123456789") for text in texts):
         return texts
     digits = max((len(text.partition(".")[2]) for text in texts), default=0)
     return [f"{value:.{digits}f}" if value else "0" for value in values]

@@ -92,8 +92,8 @@ def _parts(curve: Curve) -> list[str]:
 
 
 def _span(curves: Sequence[Curve], name: str, axis: Axis) -> Span:
-    names = {name} if name != "loss" else {name, *(part for curve in curves for part in _parts(curve))}
-    return axis.span(line[key] for curve in curves for line in curve.lines for key in names if key in line)
+    own = {hook: [curve for curve in curves if curve.hook == hook] for hook in {curve.hook for curve in curves}}
+    return axis.span(point.y for group in own.values() for series in _series(group, name) for point in series.points)
 
 
 def _named(place: Path) -> tuple[str, str]:

@@ -20,7 +20,7 @@ MARKS = ("circle", "square", "up", "diamond", "down")
 FONT = 11
 # Width of a sans-serif letter, as a share of its height: text is never wider in the common fonts.
 LETTER = 0.6
-LEFT, RIGHT, ABOVE, BELOW = 62, 14, 24, 40
+LEFT, RIGHT, ABOVE, BELOW = 70, 14, 24, 40
 MARK = 3.5
 
 
@@ -147,12 +147,12 @@ def _frame(panel: Panel, frame: Box, x_span: Span, y_span: Span) -> Iterator[str
     """Title, grid, ticks with numbers, axis labels."""
     bottom, right = frame.y + frame.height, frame.x + frame.width
     x_ticks = x_span.ticks(most=max(2, int(frame.width // 45)))
-    for value, number in zip(x_ticks, tick_texts(x_ticks), strict=True):
+    for value, number in zip(x_ticks, tick_texts(x_ticks, is_log=x_span.is_log), strict=True):
         x = frame.x + (x_span.place(value) or 0.0) * frame.width
         yield f'<path d="M{x:.1f} {frame.y:.1f}V{bottom + 4:.1f}" stroke="#dddddd"/>'
         yield _text(x, bottom + FONT + 5, number, anchor="middle")
-    y_ticks = y_span.ticks(most=max(2, int(frame.height // 28)))
-    for value, number in zip(y_ticks, tick_texts(y_ticks), strict=True):
+    y_ticks = y_span.ticks(most=max(2, int(frame.height // 23)))
+    for value, number in zip(y_ticks, tick_texts(y_ticks, is_log=y_span.is_log), strict=True):
         y = bottom - (y_span.place(value) or 0.0) * frame.height
         yield f'<path d="M{frame.x - 4:.1f} {y:.1f}H{right:.1f}" stroke="#dddddd"/>'
         yield _text(frame.x - 7, y + 4, number, anchor="end")
@@ -160,7 +160,7 @@ def _frame(panel: Panel, frame: Box, x_span: Span, y_span: Span) -> Iterator[str
     yield _text(frame.x, frame.y - 7, panel.title, anchor="start", weight="bold")
     middle = frame.y + frame.height / 2
     yield _text(frame.x + frame.width / 2, bottom + 2 * FONT + 9, panel.x.label, anchor="middle")
-    yield _text(frame.x - 46, middle, panel.y.label, anchor="middle", turn=True)
+    yield _text(frame.x - 55, middle, panel.y.label, anchor="middle", turn=True)
 
 
 def _place(point: Point, frame: Box, x_span: Span, y_span: Span) -> tuple[Number, Number] | None:
