@@ -54,11 +54,9 @@ class Tokenizer:
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
-        """Ids that stand for no text: BOS, EOS, padding, chat markers. An unknown-text token stands for text."""
+        """Ids that the tokenizer itself calls special: BOS, EOS, padding, unknown text, chat markers."""
         added = self.hf.added_tokens_decoder
-        found = {*self.hf.all_special_ids, *(number for number, token in added.items() if token.special)}
-        named = {self.hf.bos_token_id, self.hf.eos_token_id, self.hf.pad_token_id}
-        return frozenset(found - ({self.hf.unk_token_id} - named))
+        return frozenset({*self.hf.all_special_ids, *(number for number, token in added.items() if token.special)})
 
     def separator_id(self) -> int:
         """The id that stands between two documents: EOS, else BOS. Raises InputError if there is neither."""
