@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_trackers import events
 from test_train_stage import OPTIONS
 
 from circuitcli.activations.cache import ActivationCache
@@ -22,6 +23,7 @@ from circuitcli.settings.sources import load
 from circuitcli.stages import collect, evaluate, train
 from circuitcli.stages.measure import HeldOut
 from circuitcli.stages.request import Request
+from circuitcli.training.log import read_metrics
 
 SITES = {"data.sites": "resid,mlp_in,mlp", "train.tokens": 2000}
 MLP_IN, MLP, RESID = HookPoint(1, "mlp_in"), HookPoint(1, "mlp"), HookPoint(1, "resid")
@@ -32,7 +34,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with SAEs; tests copy it."""
     path = tmp_path_factory.mktemp("trained") / "run"
     collect.run(request(path))
-    train.run(request(path))
+    train.run(request(path, train__log="tensorboard"))
     return path
 
 
@@ -56,6 +58,14 @@ def transcoder(directory: Path) -> ReluSae:
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
     files.save(made, directory)
     return made
+
+
+def test_training_with_a_tracker_leaves_its_files_in_the_run_and_is_finished_without_one(trained: Path) -> None:
+    shown = events(trained / "logs" / "tensorboard" / "resid.1")
+    lines = read_metrics(trained / "saes" / "resid.1" / "metrics.jsonl")
+    assert [step for step, _ in shown["fvu"]] == [line["step"] for line in lines] != []
+    records = train.run(request(trained))
+    assert {record.hook for record in records} == {"resid.1", "mlp_in.1", "mlp.1"}
 
 
 def test_measuring_again_gives_the_numbers_that_training_wrote(run_path: Path) -> None:

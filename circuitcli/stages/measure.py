@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 _LOSS_BATCH = 8
 # Number types and devices change activations by a few per cent at most, of their norm.
 LARGEST_MODEL_GAP = 0.1
-# Rows that are encoded at once, at most; a short cache is cut into parts enough for standard errors.
-_EVAL_ROWS, _EVAL_PARTS = 1024, 16
+# Codes that are held at once, and rows; few rows are cut into parts enough for standard errors.
+_EVAL_CODES, _EVAL_ROWS, _EVAL_PARTS = 2**25, 1024, 16
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,9 @@ class HeldOut:
         from circuitcli.training.quality import reconstruction
 
         self._check_collected(sae)
-        targets = self._batches(sae.target) if sae.is_transcoder else None
-        found = asdict(reconstruction(sae, self._batches(sae.hook), targets=targets))
+        n_rows = min(_EVAL_ROWS, max(1, _EVAL_CODES // sae.d_sae), -(-len(self.rows) // _EVAL_PARTS))
+        targets = self._batches(sae.target, n_rows) if sae.is_transcoder else None
+        found = asdict(reconstruction(sae, self._batches(sae.hook, n_rows), targets=targets))
         facts = {"n_eval_tokens": found.pop("n_tokens"), **found, **geometry_facts(sae)}
         if self.listener is None:
             return facts
@@ -73,8 +74,7 @@ class HeldOut:
         errors = facts["standard_errors"] | loss.pop("standard_errors")
         return {**facts, **loss, "loss_ablation": "mean", "standard_errors": errors}
 
-    def _batches(self, hook: HookPoint) -> "Iterator[Tensor]":
-        n_rows = min(_EVAL_ROWS, -(-len(self.rows) // _EVAL_PARTS))
+    def _batches(self, hook: HookPoint, n_rows: int) -> "Iterator[Tensor]":
         for start in self.rows[::n_rows]:
             yield self.cache.rows(hook, start, min(start + n_rows, self.rows.stop))
 

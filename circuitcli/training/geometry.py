@@ -11,7 +11,7 @@ from circuitcli.saes.base import SparseAutoencoder
 
 # Cosines that are held at once, and features that are compared with all others where comparing all takes too long.
 PIECE = 2**24
-MOST_COMPARED, SAMPLE = 2**15, 4096
+MOST_COMPARED, SAMPLE = 2**13, 4096
 
 
 @torch.no_grad()
