@@ -9,13 +9,13 @@ from typing import Annotated, Any
 
 import typer
 
-from circuitcli import __version__
+from circuitcli import __version__, group, processes
 from circuitcli.cli import demo, failures
 from circuitcli.cli.bars import show_progress
 from circuitcli.cli.commands import collect, graph_grad, graph_naive, interp, render, train, validate
 from circuitcli.cli.console import console, listen
 from circuitcli.cli.input import stdin_has_records
-from circuitcli.cli.jobs import Call, with_model_of
+from circuitcli.cli.jobs import Call, check_command, with_model_of
 from circuitcli.cli.options import Flag, parameters
 from circuitcli.errors import ExitStatus
 from circuitcli.runs import current
@@ -87,6 +87,7 @@ def run(words: Sequence[str]) -> int:
     console.configure(colorful="--no-color" not in words)
     try:
         status = _run(list(words) or ["--help"])
+        group.leave()
     except BaseException as error:
         command = f"circuit {words[0]}" if words and words[0] in COMMANDS else "circuit"
         status = failures.report(error, command=command, debug=debug)
@@ -105,7 +106,10 @@ def _run(words: list[str]) -> int:
 
 
 def _execute(name: str, body: Callable[[Call], None], flags: Sequence[Flag], given: dict[str, Any]) -> None:
-    console.configure(quiet=given["quiet"], colorful=not given["no_color"], json=given["json"])
+    check_command(name)
+    console.configure(
+        quiet=given["quiet"] or not processes.is_main(), colorful=not given["no_color"], json=given["json"]
+    )
     listen(debug=given["debug"])
     values = {flag.setting: given[flag.parameter] for flag in flags}
     loaded = load(

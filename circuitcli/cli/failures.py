@@ -5,6 +5,7 @@ import errno
 import traceback
 from dataclasses import dataclass
 
+from circuitcli import group, processes
 from circuitcli.cli.console import console
 from circuitcli.errors import CircuitError, ExitStatus
 from circuitcli.settings.sources import known_names
@@ -29,8 +30,22 @@ def report(error: BaseException, *, command: str = "circuit", debug: bool = Fals
     if debug:
         console.say("".join(traceback.format_exception(error)).rstrip())
     failure = explain(error, command)
+    if (status := _told_by_another(failure)) is not None:
+        return status
     console.error(failure.message, failure.hint)
     return failure.status
+
+
+def _told_by_another(failure: Failure) -> int | None:
+    """Tell the other processes of this command; the exit status of the one that failed first, if that is another."""
+    try:
+        if processes.count() == 1:
+            return None
+        group.tell_failure(failure.message, hint=failure.hint, status=failure.status)
+        first = group.failure_of_another()
+    except CircuitError:
+        return None
+    return None if first is None else first.exit_status
 
 
 def explain(error: BaseException, command: str = "circuit") -> Failure:

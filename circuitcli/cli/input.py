@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from circuitcli import records, runs
+from circuitcli import processes, records, runs
 from circuitcli.cli.console import console, stderr_is_terminal
 from circuitcli.errors import InputError
 from circuitcli.records import Record, RunRecord, Stream
@@ -58,7 +58,12 @@ def receive(file: str | None, *, run: str | None, run_is_explicit: bool, needs_r
 
 
 def stdin_has_records() -> bool:
-    """Whether stdin is a pipe, a socket or a file, rather than a terminal or nothing."""
+    """Whether stdin is a pipe, a socket or a file, rather than a terminal or nothing.
+
+    Several processes have one stdin, whatever it is: none of them reads it.
+    """
+    if processes.count() > 1:
+        return False
     try:
         mode = os.fstat(sys.stdin.fileno()).st_mode
     except (OSError, ValueError, AttributeError):

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from circuitcli import records, runs
+from circuitcli import processes, records, runs
 from circuitcli.cli import summaries
 from circuitcli.cli.console import Rows, console
 from circuitcli.cli.input import Received, receive, stdin_text
-from circuitcli.errors import InputError
+from circuitcli.errors import InputError, SettingsError
 from circuitcli.records import Record, RunRecord, Stream
 from circuitcli.runs import Run
 from circuitcli.settings.model import ModelSettings
@@ -18,6 +18,19 @@ from circuitcli.settings.sources import Loaded
 from circuitcli.stages.request import Request
 
 SPOOLED_TEXT = "input.txt"
+
+
+# What several processes can do together.
+SHARED = ("collect", "train")
+
+
+def check_command(name: str) -> None:
+    """Raise SettingsError where several processes were started for a command that works in one."""
+    if processes.count() > 1 and name not in SHARED:
+        raise SettingsError(
+            f"{processes.count()} processes were started for `circuit {name}`, which works in one",
+            hint=f"start it once; several share the work of {' and '.join(SHARED)}",
+        )
 
 
 @dataclass(frozen=True)
@@ -30,7 +43,12 @@ class Job:
     started: float = field(default_factory=time.perf_counter)
 
     def emit(self, made: Sequence[Record]) -> None:
-        """Pass on what was read and append what the stage made; people get a short table instead."""
+        """Pass on what was read and append what the stage made; people get a short table instead.
+
+        Of several processes the main one does so.
+        """
+        if not processes.is_main():
+            return
         run = self.request.run
         if run.exists:
             runs.remember(run)

@@ -40,6 +40,8 @@ class TrainSettings(Section):
     """Held-out tokens on which the finished SAEs are measured."""
     loss_tokens: int = Field(4096, ge=0)
     """How many of these the model reads, three times for each SAE, to measure its loss with the SAE; 0 for none."""
+    parallel: Literal["data", "hooks"] = "data"
+    """What several processes share out: the rows of each batch (data), or the SAEs (hooks)."""
     sweep: Texts = ()
     """NAME=VALUE,VALUE: train a variant for each value side by side on the same batches, and compare them; with several
     sweeps, for all combinations. The run's own SAEs stay; variants are named by --sae RUN/saes/sweep/NAME=VALUE."""

@@ -27,10 +27,11 @@ def new_learners(
     device: "torch.device",
     *,
     resumes: bool,
+    share: tuple[int, int] = (0, 1),
 ) -> "list[Learner]":
     """Untrained; where a checkpoint will be loaded over them, without reading a batch.
 
-    variants: settings by the name that they have among those of a sweep.
+    variants: settings by the name that they have among those of a sweep. share: (i, n) takes every n-th from the i-th.
     """
     import torch
 
@@ -40,10 +41,14 @@ def new_learners(
         first = next(batches.from_step(0))
     first = {hook: rows.to(device) for hook, rows in first.items()}
     moments = {hook: _moments(cache, hook) for hook in cache.hooks}
-    return [
-        _new_learner(name, settings, hooks, first, moments, plan(settings, n_rows=cache.n_tokens))
+    everything = [
+        (name, settings, hooks)
         for name, settings in variants.items()
         for hooks in lessons(settings.sae.architecture, cache.hooks)
+    ]
+    return [
+        _new_learner(name, settings, hooks, first, moments, plan(settings, n_rows=cache.n_tokens))
+        for name, settings, hooks in everything[share[0] :: share[1]]
     ]
 
 

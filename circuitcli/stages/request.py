@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from circuitcli import group, processes
 from circuitcli.errors import CircuitError, InputError
 from circuitcli.records import Record, Stream
 from circuitcli.runs import Fingerprint, Run
@@ -53,14 +54,20 @@ def resumable(
     and facts for the manifest. The run is locked while it works. ``partial`` is where unfinished work lies; where an
     error left none, or changed nothing, the manifest is as it was before, so that a mistyped setting needs no ``force``
     to be mended and costs nothing that was there.
+
+    Of several processes the main one decides, holds the lock and writes the manifest; all of them work.
     """
+    if not processes.is_main():
+        return _helping(work)
     with request.run.lock():
         if not request.force and (kept := request.run.finished(name, print_)) is not None:
             request.run.touch(name)
+            group.share({"works": False})
             return kept
         before = request.run.stage(name)
         resumes = request.run.begin(name, print_, force=request.force)
         start = time.perf_counter()
+        group.share({"works": True, "resumes": resumes})
         try:
             made, facts = work(resumes)
         except BaseException as error:
@@ -71,6 +78,14 @@ def resumable(
             raise
         request.run.finish(name, made, seconds=time.perf_counter() - start, **facts)
         return made
+
+
+def _helping(work: Callable[[bool], tuple[list[Record], dict[str, Any]]]) -> list[Record]:
+    """What a process does that is not the main one: the work, if the main one finds that it is needed."""
+    decision = group.share({"works": False})
+    if not decision["works"]:
+        return []
+    return work(decision["resumes"])[0]
 
 
 @contextmanager

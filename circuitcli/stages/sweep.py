@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from itertools import product
 from typing import TYPE_CHECKING
 
+from circuitcli import processes
 from circuitcli.errors import SettingsError
 from circuitcli.records import FigureRecord, Record, SweepRecord
 from circuitcli.render.axes import Axis
@@ -65,7 +66,9 @@ def _axis(text: str) -> tuple[str, list[str]]:
 
 def swept(training: "Training", finished: "Sequence[Finished]") -> list[Record]:
     """A record for each SAE of the sweep, and the plot that compares them."""
-    made = [SweepRecord(variant=one.variant, **one.fields()) for one in finished]
+    made = [SweepRecord(variant=one.variant, **one.fields) for one in finished]
+    if not processes.is_main():
+        return list(made)
     drawing = svg(pareto(made, title=f"sweep of {' and '.join(training.request.settings.train.sweep)}"))
     with atomic(training.request.run.path / FIGURE) as stream:
         stream.write(drawing)

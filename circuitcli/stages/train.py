@@ -10,7 +10,7 @@ from circuitcli.records import ActivationsRecord, Record, SaeRecord
 from circuitcli.settings.settings import Settings
 from circuitcli.stages.request import Request, fingerprint, needed, resumable
 from circuitcli.stages.sweep import swept, variants
-from circuitcli.stages.training import CHECKPOINT, FOLDER, Training, finished_saes
+from circuitcli.stages.training import CHECKPOINT, FOLDER, Training, check_processes, finished_saes
 from circuitcli.training.plan import lessons, sae_widths, width
 from circuitcli.training.plan import plan as planned
 from circuitcli.training.schedule import default_rate
@@ -20,7 +20,7 @@ SWEEP = "sweep"
 # Architectures whose codes are as many as the features while they learn.
 DENSE = ("relu", "gated", "jumprelu")
 # Settings that change no result.
-_NO_MATTER = ("train.checkpoint_tokens", "train.log")
+_NO_MATTER = ("train.checkpoint_tokens", "train.log", "train.parallel")
 
 
 def run(request: Request) -> list[Record]:
@@ -30,6 +30,7 @@ def run(request: Request) -> list[Record]:
     if k is more than the width, CircuitError if a loss stops being finite.
     """
     found = _activations(request)
+    check_processes(request.settings)
     chosen = variants(request.settings)
     for settings in chosen.values():
         _check(settings, found)
@@ -57,7 +58,7 @@ def _work(training: Training, resumes: bool) -> tuple[list[Record], dict[str, An
     facts = {"tokens": made.tokens, "held_out": made.held_out}
     if settings.train.sweep:
         return swept(training, finished), facts
-    return [SaeRecord(**one.fields()) for one in finished], facts
+    return [SaeRecord(**one.fields) for one in finished], facts
 
 
 def plan(request: Request) -> list[tuple[str, str]]:

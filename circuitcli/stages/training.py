@@ -1,11 +1,12 @@
 """What `circuit train` does for one SAE at each hook point as for all variants of a sweep: train, measure, save."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from circuitcli import progress, runs
+from circuitcli import group, processes, progress, runs
+from circuitcli.errors import SettingsError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.records import ActivationsRecord
 from circuitcli.settings.settings import Settings
@@ -49,31 +50,38 @@ class Training:
 
 @dataclass(frozen=True)
 class Finished:
-    """A trained SAE that was measured and saved, at ``path`` below the run."""
+    """A trained SAE that was measured and saved: its variant, and what records tell of it."""
 
     variant: str
-    sae: "SparseAutoencoder"
-    path: Path
-    digest: str
-    facts: Mapping[str, Any]
+    fields: Mapping[str, Any]
 
-    def fields(self) -> dict[str, Any]:
-        """What records tell of it."""
-        return {
-            "hook": str(self.sae.hook),
-            **({"target": str(self.sae.target)} if self.sae.is_transcoder else {}),
-            "architecture": self.sae.architecture,
-            "d_in": self.sae.d_in,
-            "d_sae": self.sae.d_sae,
-            **self.sae.options,
-            "path": self.path.as_posix(),
-            "digest": self.digest,
-            **{name: self.facts.get(name) for name in ("explained_variance", "l0", "loss_recovered", "dead")},
-        }
+    @classmethod
+    def of(
+        cls, variant: str, sae: "SparseAutoencoder", *, path: Path, digest: str, facts: Mapping[str, Any]
+    ) -> "Finished":
+        """The SAE at a path below the run."""
+        scores = {name: facts.get(name) for name in ("explained_variance", "l0", "loss_recovered", "dead")}
+        target = {"target": str(sae.target)} if sae.is_transcoder else {}
+        shape = {"architecture": sae.architecture, "d_in": sae.d_in, "d_sae": sae.d_sae, **sae.options}
+        place = {"path": path.as_posix(), "digest": digest}
+        return cls(variant, {"hook": str(sae.hook), **target, **shape, **place, **scores})
+
+
+def check_processes(settings: Settings) -> None:
+    """Raise SettingsError if the processes that run this command cannot share the work out."""
+    n = processes.count()
+    if settings.train.parallel == "data" and settings.train.batch_size % n:
+        raise SettingsError(
+            f"train.batch_size={settings.train.batch_size} cannot be shared out evenly to {n} processes",
+            hint=f"choose a multiple of {n}, or --set train.parallel=hooks",
+        )
 
 
 def finished_saes(training: Training, found: list[ActivationsRecord], *, resumes: bool) -> list[Finished]:
-    """Train, from a checkpoint if there is one, measure and save. Raises CircuitError if a loss stops being finite."""
+    """Train, from a checkpoint if there is one, measure and save. Raises CircuitError if a loss stops being finite.
+
+    Of several processes the main one gets what all have made, the others what they know of.
+    """
     from circuitcli.activations.cache import ActivationCache
     from circuitcli.models.loading import choose_device
     from circuitcli.training.checkpoint import Checkpoints
@@ -86,27 +94,54 @@ def finished_saes(training: Training, found: list[ActivationsRecord], *, resumes
         made = planned(request.settings, n_rows=cache.n_tokens)
         device = choose_device(request.settings.model.device)
         check_trackers(request.settings.train.log)
-    if not resumes:
+    group.start(device)
+    if not resumes and processes.is_main():
         checkpoints.remove()
+    group.barrier()
     learners = _trained(training, cache, made, checkpoints, device)
-    finished = list(_measured(training, cache, made, learners))
-    checkpoints.remove()
-    return finished
+    shares_rows = request.settings.train.parallel == "data"
+    mine = learners if processes.is_main() or not shares_rows else []
+    told = group.gather([vars(one) for one in _measured(training, cache, made, mine)])
+    if processes.is_main():
+        checkpoints.remove()
+    return _in_order(Finished(**one) for part in told for one in part)
+
+
+def _in_order(finished: Iterable[Finished]) -> list[Finished]:
+    """As one process would have made them: variant after variant, hook points in the order of the model."""
+    by_variant: dict[str, list[Finished]] = {}
+    for one in finished:
+        by_variant.setdefault(one.variant, []).append(one)
+    return [one for own in by_variant.values() for one in sorted(own, key=_order)]
+
+
+def _order(finished: Finished) -> tuple[int, int]:
+    return HookPoint.parse(finished.fields["hook"]).order
 
 
 def _trained(
     training: Training, cache: "ActivationCache", made: Plan, checkpoints: "Checkpoints", device: "torch.device"
 ) -> "list[Learner]":
     from circuitcli.training.log import METRICS, MetricsLog
+    from circuitcli.training.ranks import ALONE, AllRanks
     from circuitcli.training.trackers.tracker import trackers
     from circuitcli.training.trainer import Trainer
 
     train = training.request.settings.train
+    shares_rows = processes.count() > 1 and train.parallel == "data"
+    ranks = AllRanks() if processes.count() > 1 else ALONE
     resumes = checkpoints.step() > 0
-    batches = _batches(training, cache, made)
-    learners = new_learners(training.variants, cache, batches, device, resumes=resumes)
+    batches = _batches(training, cache, made, cache.hooks)
+    share = (0, 1) if shares_rows else (ranks.rank, ranks.n)
+    learners = new_learners(training.variants, cache, batches, device, resumes=resumes, share=share)
+    for learner in learners:
+        learner.student.ranks = ranks if shares_rows else ALONE
+    batches = _batches(training, cache, made, sorted({hook for one in learners for hook in one.student.hooks}))
     places = [learner.place(hook) for learner in learners for hook in learner.student.sae_hooks]
-    with trackers(train.log, _tracked(training, starts_over=not resumes)) as opened:
+    if shares_rows and not processes.is_main():
+        places = []
+    tracked = train.log if processes.is_main() else ()
+    with trackers(tracked, _tracked(training, starts_over=not resumes)) as opened:
         Trainer(
             learners,
             batches,
@@ -115,18 +150,20 @@ def _trained(
             checkpoint_steps=max(1, train.checkpoint_tokens // train.batch_size),
             logs={place: MetricsLog(training.path / place / METRICS) for place in places},
             trackers=opened,
+            ranks=ranks,
+            shares_rows=shares_rows,
         ).run()
     calibrate(learners, batches)
     return learners
 
 
-def _batches(training: Training, cache: "ActivationCache", made: Plan) -> "ShuffledBatches":
+def _batches(training: Training, cache: "ActivationCache", made: Plan, hooks: Sequence[HookPoint]) -> "ShuffledBatches":
     from circuitcli.activations.batches import ShuffledBatches
 
     settings = training.request.settings
     return ShuffledBatches(
         cache,
-        hooks=cache.hooks,
+        hooks=hooks,
         batch_size=settings.train.batch_size,
         n_tokens=made.tokens,
         seed=settings.seed,
@@ -154,6 +191,8 @@ def _measured(
     training: Training, cache: "ActivationCache", made: Plan, learners: "list[Learner]"
 ) -> Iterator[Finished]:
     """Measure each SAE and write its files."""
+    if not learners:
+        return
     held_out = HeldOut.of(training.request, cache, made.held_out_rows)
     for learner in progress.track(learners, "measure", unit="SAEs"):
         for sae in learner.finished().values():
@@ -177,4 +216,4 @@ def _saved(
         "seed": settings.seed,
     }
     digest = files.save(sae, request.run.path / path, **facts)
-    return Finished(learner.variant, sae, path, digest, facts)
+    return Finished.of(learner.variant, sae, path=path, digest=digest, facts=facts)
