@@ -31,8 +31,9 @@ def launched(launcher: str, run: Path, *words: str) -> subprocess.CompletedProce
         str(free_port()),
         "-m",
         "circuitcli",
-        *words,
+        words[0],
         *assignments,
+        *words[1:],
     ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CIRCUIT_RUN": str(run)}
     return subprocess.run(
