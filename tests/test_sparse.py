@@ -9,7 +9,7 @@ from torch import Tensor
 from circuitcli.hookpoints import HookPoint
 from circuitcli.saes import selection
 from circuitcli.saes.base import SaeConfig
-from circuitcli.saes.selection import BatchTopK, Selection, TopK
+from circuitcli.saes.selection import BatchTopK, Selection, TopK, largest_of_each
 from circuitcli.saes.sparse import Encoder, by_feature, decode, dense_encode, encode, sums_by_feature
 from circuitcli.saes.topk import TopKSae
 
@@ -127,6 +127,30 @@ def test_crowded_tokens_do_occur_in_the_test_above():
     W_enc, b_enc, _, _, _ = weights()
     kept = BatchTopK(2).mask(x @ W_enc + b_enc).sum(dim=1)
     assert kept.max() > selection.CANDIDATES * 2
+
+
+@given(st.integers(0, 10_000), st.sampled_from([16, 33, 40, 200, 517]), st.sampled_from([1, 2, 6]))
+@settings(max_examples=60, deadline=None)
+def test_the_largest_of_each_row_are_those_of_a_full_search(seed: int, width: int, k: int):
+    pre = torch.randn(5, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    values, indices = largest_of_each(pre, k)
+    assert torch.equal(values.sort(descending=True).values, pre.topk(k).values)
+    assert torch.equal(pre.gather(1, indices), values)
+
+
+def test_under_autocast_the_product_is_taken_in_bfloat16_and_all_else_in_float32():
+    W_enc, b_enc, b_in, W_dec, _ = weights(torch.float32, d_sae=500)
+    x = inputs(torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        codes, watched = encode(x, Encoder(W_enc, b_enc, b_in), TopK(K), watched=WATCHED)
+        decoded = decode(codes, W_dec)
+    assert codes.values.dtype == watched.dtype == decoded.dtype == torch.float32
+    pre = (x - b_in) @ W_enc + b_enc
+    rounded = ((x - b_in).bfloat16() @ W_enc.bfloat16() + b_enc.bfloat16()).float()
+    assert torch.allclose(codes.values, rounded[codes.tokens, codes.features].relu(), rtol=0.02)
+    assert not torch.equal(codes.values, pre[codes.tokens, codes.features].relu())
+    decoded.square().sum().backward()
+    assert W_enc.grad is not None and W_enc.grad.dtype == torch.float32
 
 
 def test_a_part_of_the_codes_is_that_part_of_their_matrix():

@@ -124,7 +124,7 @@ def test_straight_through_gradients_are_those_of_the_rectangle_kernel():
     for j in range(6):
         jumps = steps = 0.0
         for t in range(50):
-            is_near = abs(float(pre[t, j]) - float(threshold[j])) < bandwidth / 2
+            is_near = abs(pre[t, j].item() - threshold[j].item()) < bandwidth / 2
             jumps -= float(threshold[j]) / bandwidth * is_near * float(upstream[t, j])
             steps -= is_near / bandwidth * float(upstream[t, j])
             assert float(by_pre[t, j]) == (float(upstream[t, j]) if pre[t, j] > threshold[j] else 0.0)
@@ -240,3 +240,16 @@ def test_the_penalty_of_jumprelu_pulls_by_its_derivative():
     l0 = counts.sum(dim=1).mean()
     by_threshold = torch.autograd.grad(l0, made.sae.threshold)[0]
     assert torch.allclose(found, 2 * (float(l0.detach()) / 3 - 1) / 3 * by_threshold, rtol=1e-9)
+
+
+@pytest.mark.parametrize("architecture", ["topk", "batchtopk", "jumprelu", "gated"])
+def test_products_in_bfloat16_learn_nearly_as_much(architecture: str):
+    rows, _ = planted(10_000)
+    found = []
+    for autocast in (False, True):
+        made = recipe(200, architecture=architecture, autocast=autocast, **OPTIONS.get(architecture, {}))
+        student = taught(learner(HOOK, rows, made), {HOOK: rows})
+        assert all(tensor.dtype in (torch.float32, torch.int64) for tensor in student.state().values())
+        found.append(reconstruction(student.finished()[HOOK], planted(2_000)[0].split(1000)).explained_variance)
+    assert found[0] != found[1]
+    assert found[1] > found[0] - 0.02

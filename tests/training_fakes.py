@@ -63,7 +63,7 @@ class Recipe:
 
 
 def recipe(n_steps: int, *, d_sae: int = 48, peak: float = 0.01, clip: float = 1.0, **changes) -> Recipe:
-    lesson = {"auxk_weight": 1 / 32, "dead_tokens": 2000, "seed": 0}
+    lesson = {"auxk_weight": 1 / 32, "dead_tokens": 2000, "seed": 0, "autocast": False}
     lesson |= {name: changes.pop(name) for name in list(changes) if name in lesson}
     settings = SaeSettings(**({"k": ACTIVE} | changes))
     return Recipe(Lesson(settings, d_sae, **lesson), Pace(Schedule(peak, n_steps, 0.05, 0.3), clip))

@@ -10,6 +10,8 @@ from torch import Tensor
 
 # Pre-activations are made and searched for so many tokens at once, which bounds memory and costs no time.
 PIECE_ROWS = 1024
+# Features are first compared in groups of so many.
+GROUPED = 16
 # Of each token so many times k candidates are kept for the choice over the batch; a token with more is looked at again.
 CANDIDATES = 4
 
@@ -133,16 +135,40 @@ def _largest(
     k: int,
     watched: Int[Tensor, " n_watched"],
 ) -> tuple[Float[Tensor, "batch k"], Int[Tensor, "batch k"], Float[Tensor, "batch n_watched"]]:
-    """The k largest pre-activations of each token, their features, and the watched ones; in pieces of the batch."""
+    """The k largest pre-activations of each token, their features, and the watched ones; in pieces of the batch.
+
+    Under autocast the product is taken in its number type.
+    """
     (batch, _), d_sae = centred.shape, b_enc.shape[0]
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else centred.dtype
     values = centred.new_empty(batch, k)
     indices = torch.empty(batch, k, dtype=torch.int64)
     watched_pre = centred.new_empty(batch, watched.shape[0])
-    piece = centred.new_empty(min(PIECE_ROWS, batch), d_sae)
+    piece = centred.new_empty(min(PIECE_ROWS, batch), d_sae, dtype=dtype)
+    rows, weights, bias = centred.to(dtype), W_enc.to(dtype), b_enc.to(dtype)
     for start in range(0, batch, PIECE_ROWS):
         here = slice(start, min(start + PIECE_ROWS, batch))
-        pre = torch.addmm(b_enc, centred[here], W_enc, out=piece[: here.stop - start])  # (rows, d_sae)
-        torch.topk(pre, k, dim=1, sorted=False, out=(values[here], indices[here]))
+        pre = torch.addmm(bias, rows[here], weights, out=piece[: here.stop - start])  # (rows, d_sae)
+        values[here], indices[here] = largest_of_each(pre, k)
         if watched.numel():
-            watched_pre[here] = pre[:, watched]
+            watched_pre[here] = pre[:, watched].to(watched_pre.dtype)
     return values, indices, watched_pre
+
+
+def largest_of_each(pre: Float[Tensor, "rows d_sae"], k: int) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
+    """The k largest of each row and where they are, in any order; `torch.topk` for rows much longer than k.
+
+    They lie in the k groups whose largest members are largest, so the search is among these groups' members alone.
+    """
+    n_groups = pre.shape[1] // GROUPED
+    if n_groups <= 2 * k:
+        return pre.topk(k, dim=1, sorted=False)
+    # Feature j * n_groups + i belongs to group i: maxima over a middle axis are many times as fast as over the last.
+    grouped = pre[:, : GROUPED * n_groups].unflatten(1, (GROUPED, n_groups))
+    groups = grouped.amax(dim=1).topk(k, dim=1, sorted=False).indices
+    members = grouped.gather(2, groups[:, None, :].expand(-1, GROUPED, -1)).flatten(1)  # (rows, GROUPED * k)
+    rest = pre[:, GROUPED * n_groups :]
+    values, places = torch.cat([members, rest], dim=1).topk(k, dim=1, sorted=False)
+    inside = torch.div(places, k, rounding_mode="floor") * n_groups + groups.gather(1, places % k)
+    beyond = places + (n_groups - k) * GROUPED
+    return values, torch.where(places < GROUPED * k, inside, beyond)

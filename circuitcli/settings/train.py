@@ -40,6 +40,8 @@ class TrainSettings(Section):
     """Held-out tokens on which the finished SAEs are measured."""
     loss_tokens: int = Field(4096, ge=0)
     """How many of these the model reads, three times for each SAE, to measure its loss with the SAE; 0 for none."""
+    autocast: bool = False
+    """Multiply in bfloat16, which many processors do several times as fast; weights, sums and Adam stay in float32."""
     parallel: Literal["data", "hooks"] = "data"
     """What several processes share out: the rows of each batch (data), or the SAEs (hooks)."""
     sweep: Texts = ()

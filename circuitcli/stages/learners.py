@@ -65,7 +65,8 @@ def _new_learner(
     from circuitcli.training.learner import Learner, Pace
 
     d_sae = width(settings, d_in=first[hooks[0]].shape[1])
-    lesson = Lesson(settings.sae, d_sae, settings.train.auxk_weight, made.dead_tokens, settings.seed)
+    train = settings.train
+    lesson = Lesson(settings.sae, d_sae, train.auxk_weight, made.dead_tokens, settings.seed, train.autocast)
     pace = Pace(schedule(settings, made, d_sae=d_sae), settings.train.clip)
     return Learner(new_student(hooks, first, lesson, moments), pace, variant=variant)
 

@@ -29,6 +29,7 @@ class Lesson:
     auxk_weight: float
     dead_tokens: int
     seed: int = 0
+    autocast: bool = False
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,8 @@ class SingleStudent(Student):
         x = self.scaled(batch[self.sae.hook], self.scale)
         y = self.scaled(batch[self.sae.target], self.target_scale) if self.sae.is_transcoder else x
         dead = self.dead() if self.lesson.auxk_weight else self.dead()[:0]
-        made = self.attempt(x, y, dead, share=share)
+        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.lesson.autocast):
+            made = self.attempt(x, y, dead, share=share)
         fvu = missed_variance(y, made.reconstruction, variance=self.variance)
         losses = {"reconstruction": fvu, **made.losses}
         if len(dead):
