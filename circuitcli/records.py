@@ -92,6 +92,41 @@ class EvaluationRecord(Record):
     loss_recovered: float | None = None
 
 
+class InspectionRecord(Record):
+    """What an SAE is and expects, and what looks wrong; ``path`` is whole, in the format that is named."""
+
+    kind: str = "inspection"
+    hook: str
+    architecture: str
+    d_in: int
+    d_sae: int
+    format: str
+    path: str
+    digest: str
+    problems: tuple[str, ...]
+
+
+class ReleaseRecord(Record):
+    """One SAE of a release of the catalogue: ``NAME/ID`` names it."""
+
+    kind: str = "release"
+    name: str
+    id: str
+    hook: str
+    format: str
+    repository: str
+    path: str
+
+
+class ExportRecord(Record):
+    """An SAE that was written in the format of another library; ``path`` is whole."""
+
+    kind: str = "export"
+    hook: str
+    format: str
+    path: str
+
+
 class FeatureRecord(Record):
     """What one feature means; details are in the file."""
 
@@ -171,6 +206,9 @@ KINDS: dict[str, type[Record]] = {
     "sae": SaeRecord,
     "sweep": SweepRecord,
     "evaluation": EvaluationRecord,
+    "inspection": InspectionRecord,
+    "release": ReleaseRecord,
+    "export": ExportRecord,
     "feature": FeatureRecord,
     "graph": GraphRecord,
     "node": NodeRecord,

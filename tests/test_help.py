@@ -44,6 +44,8 @@ def probe(*words: str, cwd: Path) -> subprocess.CompletedProcess:
         ["train", "--print-settings"],
         ["trian"],
         ["train"],
+        ["inspect", "gpt2-small-res-jb"],
+        ["export", "--sae", "gpt2-small-res-jp", "--to", "sae_lens", "-o", "x"],
         ["train", "--k", "3"],
     ],
     ids=" ".join,

@@ -12,7 +12,19 @@ import typer
 from circuitcli import __version__, group, processes
 from circuitcli.cli import demo, failures
 from circuitcli.cli.bars import show_progress
-from circuitcli.cli.commands import collect, graph_grad, graph_naive, interp, render, train, validate
+from circuitcli.cli.commands import (
+    collect,
+    export,
+    graph_grad,
+    graph_naive,
+    interp,
+    render,
+    train,
+    validate,
+)
+from circuitcli.cli.commands import (
+    inspect as inspection,
+)
 from circuitcli.cli.console import console, listen
 from circuitcli.cli.input import stdin_has_records
 from circuitcli.cli.jobs import Call, check_command, with_model_of
@@ -51,6 +63,8 @@ register("graph-naive", graph_naive.graph_naive, graph_naive.FLAGS, graph_naive.
 register("graph-grad", graph_grad.graph_grad, graph_grad.FLAGS, graph_grad.EXTRAS)
 register("validate", validate.validate, validate.FLAGS, validate.EXTRAS)
 register("render", render.render, render.FLAGS, render.EXTRAS)
+register("inspect", inspection.inspect, inspection.FLAGS, inspection.EXTRAS)
+register("export", export.export, export.FLAGS, export.EXTRAS)
 register("demo", demo.demo, demo.FLAGS, demo.EXTRAS)
 
 COMMANDS = [command.name for command in app.registered_commands if command.name]

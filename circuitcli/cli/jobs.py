@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,27 @@ class Call:
         console.hello(f"{self.command} in {received.run.path}")
         settings = with_model_of(received.run, self.loaded).settings
         return Job(self.command, Request(settings, received.records, received.run, self.force), received)
+
+    def open_for_saes(self, named: str | None) -> Job:
+        """As `open`; but where SAEs are named, neither a pipe is read nor a run needed, unless one is asked for."""
+        if named is None or self.run_is_explicit or self.extras.get("file") is not None:
+            job = self.open()
+        else:
+            job = self._open_without_pipe()
+        settings = job.request.settings.model_copy(update={"sae_path": named})
+        return replace(job, request=replace(job.request, settings=settings))
+
+    def _open_without_pipe(self) -> Job:
+        """The run used last, unless another model is asked for; else a request that belongs to no run."""
+        run = runs.current(self.loaded.settings.run)
+        if run is None or not run.exists or "model.name" in self.loaded.origins:
+            received = Received((), Stream(), Run(Path()), "pipe")
+            return Job(
+                self.command, Request(self.loaded.settings, received.records, received.run, self.force), received
+            )
+        received = Received((), run.stream(), run, "pipe")
+        settings = with_model_of(run, self.loaded).settings
+        return Job(self.command, Request(settings, received.records, run, self.force), received)
 
     def start(self, *, keeps_text: bool = True) -> Job:
         """Make the request that begins a run; text from stdin is kept in the run. Raises InputError."""

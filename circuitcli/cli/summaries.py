@@ -8,6 +8,7 @@ from circuitcli.cli.console import Rows
 from circuitcli.records import (
     ActivationsRecord,
     EvaluationRecord,
+    ExportRecord,
     FeatureRecord,
     FigureRecord,
     GraphRecord,
@@ -93,6 +94,11 @@ def _evaluations(made: Sequence[Record]) -> Rows:
     return Rows(columns, rows, title)
 
 
+def _exports(made: Sequence[Record]) -> Rows:
+    found = [record for record in made if isinstance(record, ExportRecord)]
+    return Rows(("hook point", "format", "written to"), [(record.hook, record.format, record.path) for record in found])
+
+
 def _features(made: Sequence[Record]) -> Rows:
     found = [record for record in made if isinstance(record, FeatureRecord)]
     rows = [(record.id, _number(record.density), record.label) for record in found[:SHOWN]]
@@ -145,6 +151,7 @@ _TABLES: tuple[Callable[[Sequence[Record]], Rows], ...] = (
     _saes,
     _sweep,
     _evaluations,
+    _exports,
     _features,
     _graphs,
     _nodes,

@@ -4,6 +4,7 @@ from pydantic import Field
 
 from circuitcli.settings.data import DataSettings
 from circuitcli.settings.graph import GraphSettings
+from circuitcli.settings.inspect import InspectSettings
 from circuitcli.settings.interp import InterpSettings
 from circuitcli.settings.model import ModelSettings
 from circuitcli.settings.render import RenderSettings
@@ -32,6 +33,8 @@ class Settings(Section):
     """Shape of the sparse autoencoders."""
     train: TrainSettings = TrainSettings()
     """How sparse autoencoders are trained."""
+    inspect: InspectSettings = InspectSettings()
+    """How an SAE is looked at."""
     interp: InterpSettings = InterpSettings()
     """How features are described."""
     graph: GraphSettings = GraphSettings()

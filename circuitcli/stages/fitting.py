@@ -1,7 +1,7 @@
 """Saying aloud that an SAE which someone else trained does not fit the activations at hand."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from circuitcli.hookpoints import HookPoint
@@ -22,6 +22,8 @@ FOLDER = "activations"
 # A prompt with fewer tokens tells nothing of variances.
 _FEWEST_OF_PROMPT = 12
 RECORDED = "explained_variance"
+# Hook points at which a misfitting SAE is tried.
+_MOST_ELSEWHERE = 12
 
 
 def warn_of_misfits(
@@ -43,14 +45,15 @@ def warn_of_misfits(
     for hook, (sae, about, _) in loaded.items():
         if sources[hook].is_own:
             continue
-        ends = list(dict.fromkeys((sae.hook, sae.target)))
-        found = cached(request, ends, n_tokens=n_tokens(sae))
-        if found is None:
-            found = _of_prompt(clean, ends, first=first)
+        ends, count = list(dict.fromkeys((sae.hook, sae.target))), n_tokens(sae)
+        found = cached(request, ends, n_tokens=count) or _of_prompt(clean, ends, first=first)
         if found is None or found[sae.hook].shape[1] != sae.d_in:
             continue
+        target = found[sae.target] if sae.is_transcoder else None
         recorded = about.training.get(RECORDED)
-        made = fit(sae, found[sae.hook], target=found[sae.target] if sae.is_transcoder else None, recorded=recorded)
+        made = fit(sae, found[sae.hook], target=target, recorded=recorded)
+        if made.is_bad and (others := elsewhere(request, ends, n_tokens=count)):
+            made = fit(sae, found[sae.hook], target=target, recorded=recorded, elsewhere=others)
         if made.is_bad:
             logger.warning("the SAE at %s %s%s", hook, made.sentence(), _causes(about.bos, model, named=made.better))
 
@@ -62,7 +65,7 @@ def _causes(bos: bool | None, model: "LanguageModel", *, named: Mapping[str, flo
     return "" if named else "; is it of this model, checkpoint and hook point? `circuit inspect` tells what it expects"
 
 
-def cached(request: Request, hooks: list[HookPoint], *, n_tokens: int) -> "dict[HookPoint, Tensor] | None":
+def cached(request: Request, hooks: Sequence[HookPoint], *, n_tokens: int) -> "dict[HookPoint, Tensor] | None":
     """The first rows of the run's cache at these hook points; None if one was not collected."""
     from circuitcli.activations.cache import ActivationCache
 
@@ -71,6 +74,14 @@ def cached(request: Request, hooks: list[HookPoint], *, n_tokens: int) -> "dict[
         return None
     cache = ActivationCache(request.run.path / FOLDER, hooks)
     return {hook: cache.rows(hook, 0, min(n_tokens, cache.n_tokens)) for hook in hooks}
+
+
+def elsewhere(request: Request, hooks: Sequence[HookPoint], *, n_tokens: int) -> "dict[str, Tensor]":
+    """The same rows at other hook points of the run's cache, by name; none if these are not there themselves."""
+    collected = [HookPoint.parse(record.hook) for record in request.records.of(ActivationsRecord)]
+    others = [hook for hook in collected if hook not in hooks][:_MOST_ELSEWHERE]
+    found = cached(request, others, n_tokens=n_tokens) if others and set(hooks) <= set(collected) else None
+    return {str(hook): rows for hook, rows in (found or {}).items()}
 
 
 def _of_prompt(clean: "CleanPass | None", hooks: list[HookPoint], *, first: int) -> "dict[HookPoint, Tensor] | None":

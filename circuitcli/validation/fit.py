@@ -15,7 +15,7 @@ from circuitcli.training.quality import Reconstruction, reconstruction
 MOST_TOKENS, FEWEST_TOKENS, PRODUCTS = 2048, 64, 4e10
 BATCH = 256
 # Published SAEs explain more; so much less than was recorded is no matter of other text.
-LEAST_EXPLAINED, MOST_BELOW_RECORDED = 0.35, 0.25
+LEAST_EXPLAINED, MOST_BELOW_RECORDED = 0.35, 0.3
 # Another convention is named if it explains so much more.
 CLEARLY_BETTER = 0.15
 
@@ -31,10 +31,12 @@ _WORDS: dict[str, str] = {
 class Fit:
     """Quality on real activations, and the explained variance under other conventions, by what they are, best first.
 
-    recorded: the explained variance that whoever trained it wrote down.
+    radius: length of the longest input as the encoder sees it. recorded: the explained variance that whoever trained it
+    wrote down.
     """
 
     quality: Reconstruction
+    radius: float
     recorded: float | None = None
     better: Mapping[str, float] = field(default_factory=dict)
 
@@ -56,7 +58,7 @@ class Fit:
 
 
 def _least(recorded: float | None) -> float:
-    return LEAST_EXPLAINED if recorded is None else min(LEAST_EXPLAINED, recorded - MOST_BELOW_RECORDED)
+    return LEAST_EXPLAINED if recorded is None else recorded - MOST_BELOW_RECORDED
 
 
 def _share(value: float | None) -> str:
@@ -81,7 +83,7 @@ def fit(
     target: what a transcoder is to predict. elsewhere: activations of the same tokens at other hook points, by name.
     """
     quality = _quality(sae, x, target)
-    found = Fit(quality, recorded)
+    found = Fit(quality, _radius(sae, x), recorded)
     if not found.is_bad:
         return found
     explained: dict[str, float | None] = {
@@ -93,6 +95,11 @@ def fit(
     least = (quality.explained_variance or 0) + CLEARLY_BETTER
     better = {name: value for name, value in explained.items() if value is not None and value > max(least, 0)}
     return replace(found, better=dict(sorted(better.items(), key=lambda item: -item[1])))
+
+
+def _radius(sae: SparseAutoencoder, x: Tensor) -> float:
+    centred = x - x.mean(dim=1, keepdim=True) if sae.config.normalisation == "centre" else x
+    return float(centred.norm(dim=1).max())
 
 
 def _quality(sae: SparseAutoencoder, x: Tensor, target: Tensor | None) -> Reconstruction:

@@ -27,7 +27,13 @@ def named(text: str, *, hooks: Collection[HookPoint] = ()) -> list[Place]:
     nobody tells; ToolError for one that cannot be downloaded.
     """
     base, changes = _split(text)
-    found = [place.changed(_joined(place.changes, changes)) for place in _named(base, hooks)]
+    there = _named(base, hooks)
+    if changes.hook is not None and len(there) > 1:
+        raise InputError(
+            f"{base} names {len(there)} SAEs, and they cannot all belong at {changes.hook}",
+            hint="name one of them in front of the @",
+        )
+    found = [place.changed(_joined(place.changes, changes)) for place in there]
     for place in found:
         if place.hook is None:
             raise InputError(

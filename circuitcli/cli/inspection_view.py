@@ -1,0 +1,130 @@
+"""An SAE as people read about it in a terminal: what it is and expects, its health, what looks wrong."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from circuitcli.cli.console import console, printable
+from circuitcli.records import Record, ReleaseRecord, to_line
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+# What a fact is called, in the order in which they are shown.
+_IS = {
+    "architecture": "architecture",
+    "k": "active features (k)",
+    "hook": "reads",
+    "target": "predicts",
+    "source_hook": "in the source's words",
+    "source_target": "and",
+    "format": "format",
+    "path": "path",
+    "model": "model",
+    "dtype": "stored as",
+    "normalisation": "input normalisation",
+    "bos": "BOS in front",
+    "context_length": "context length",
+    "dataset": "trained on",
+}
+# Facts of the training that people are shown; records have all.
+_TRAINING = (
+    "explained_variance",
+    "l0",
+    "loss_recovered",
+    "dead",
+    "dict_class",
+    "training_architecture",
+    "trained_as",
+    "trained_tokens",
+    "training_tokens",
+    "total_training_tokens",
+    "steps",
+    "learning_rate",
+    "lr",
+    "l1_coefficient",
+)
+_FITS = {
+    "of": "on",
+    "n_tokens": "tokens",
+    "explained_variance": "explained variance",
+    "l0": "active per token",
+    "silent": "silent on these tokens",
+    "cosine": "cosine",
+    "relative_bias": "relative bias (1 is best)",
+}
+_RANGES = {"decoder_norm": "lengths of decoder rows", "encoder_norm": "of encoder columns", "threshold": "thresholds"}
+_WEIGHTS = {
+    "encoder_decoder_cosine_mean": "encoder-decoder cosine, mean",
+    "decoder_cosine_max": "nearest decoder rows, cosine",
+    "share_of_duplicates": "features that another repeats",
+    "cannot_fire": "features that cannot fire",
+}
+
+
+def show(made: Sequence[Record], *, before: Sequence[str] = ()) -> None:
+    """Print what was found for people, or behind the lines that were read as records."""
+    if console.prints_records:
+        return console.records([*before, *map(to_line, made)])
+    releases = [record for record in made if isinstance(record, ReleaseRecord)]
+    if releases:
+        return console.view(_release(releases))
+    for record in made:
+        console.view(_inspection(record.model_dump()))
+
+
+def _release(found: Sequence[ReleaseRecord]) -> "RenderableType":
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold", title=f"{found[0].name}: {found[0].repository}")
+    for column in ("name it", "hook point"):
+        table.add_column(column, overflow="fold")
+    for record in found:
+        table.add_row(f"{record.name}/{record.id}", record.hook)
+    return table
+
+
+def _inspection(record: Mapping[str, Any]) -> "RenderableType":
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in _rows(record):
+        table.add_row(name, Text(printable(value)))
+    problems = record["problems"]
+    lines = [Text("what looks wrong" if problems else "nothing looks wrong", style="bold")]
+    lines += [Text(f"  - {printable(problem)}") for problem in problems]
+    return Group(table, *lines, Text(""))
+
+
+def _rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    widths = f"{record['d_in']:,} to {record['d_sae']:,} features"
+    rows = [("widths", widths + (f" to {record['d_out']:,}" if record.get("d_out") else ""))]
+    shown = {name: record[name] for name in _IS if record.get(name) is not None}
+    if shown.get("source_hook") == shown["hook"]:
+        shown = {name: value for name, value in shown.items() if not name.startswith("source_")}
+    rows += [(_IS[name], _said(value)) for name, value in shown.items()]
+    rule = "subtracted before encoding" if record.get("subtract_decoder_bias") else "not subtracted before encoding"
+    rows.append(("decoder bias", rule))
+    rows += [("note", note) for note in record.get("notes") or ()]
+    training = record.get("training") or {}
+    rows += [(f"training: {name}", _said(training[name])) for name in _TRAINING if name in training]
+    weights = record.get("weights") or {}
+    rows += [(words, _range(weights[name])) for name, words in _RANGES.items() if name in weights]
+    rows += [(words, _said(weights[name])) for name, words in _WEIGHTS.items() if weights.get(name) is not None]
+    fits = record.get("activations") or {}
+    return rows + [(words, _said(fits[name])) for name, words in _FITS.items() if fits.get(name) is not None]
+
+
+def _range(values: Mapping[str, float | None]) -> str:
+    return " ".join(f"{name} {_said(value)}" for name, value in values.items())
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,83 @@
+"""``circuit export``: SAEs in the files of another library, or in our own."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from circuitcli.errors import InputError, SettingsError
+from circuitcli.hookpoints import HookPoint
+from circuitcli.records import ActivationsRecord, ExportRecord, Record
+from circuitcli.runs import write_error
+from circuitcli.saes.exchange import sparsify
+from circuitcli.saes.exchange.formats import WRITABLE
+from circuitcli.stages.request import Request
+from circuitcli.stages.saes import SaeSource, load_sae, sae_sources
+
+if TYPE_CHECKING:
+    from circuitcli.saes.exchange.tensors import Foreign
+
+NAME = "export"
+
+
+def run(request: Request, *, format_: str | None, output: str | None) -> list[Record]:
+    """One record for each SAE that was written: those of ``sae_path``, else the run's own.
+
+    Raises SettingsError without a format or a directory, InputError for SAEs that the format cannot hold, and for a
+    directory that holds something, unless ``force`` is set.
+    """
+    if format_ not in WRITABLE:
+        what = f"'{format_}' is no format that is written" if format_ else "no format is named"
+        raise SettingsError(f"export: {what}", hint=f"add --to {'|'.join(WRITABLE)}")
+    if output is None:
+        raise SettingsError("export: no directory is named", hint="add -o DIR")
+    directory = Path(output).expanduser()
+    if directory.exists() and not request.force and (not directory.is_dir() or any(directory.iterdir())):
+        raise InputError(f"{directory} is there already and not empty", hint="use --force to write into it")
+    sources = sae_sources(request, stage=NAME)
+    items = [_completed(request, load_sae(source), source) for source in sources.values()]
+    if format_ == sparsify.NAME:
+        items = _with_modules(request, items)
+    try:
+        paths = WRITABLE[format_].write(items, directory)
+    except OSError as error:
+        raise write_error(directory, error) from None
+    return [
+        ExportRecord(hook=str(hook), format=format_, path=str(path.absolute()))
+        for hook, path in zip(sources, paths, strict=True)
+    ]
+
+
+def _completed(request: Request, found: "Foreign", source: SaeSource) -> "Foreign":
+    """With what the run tells of its own SAEs: model, text, length of a context, BOS."""
+    if not source.is_own:
+        return found
+    settings = request.run.manifest().get("stages", {}).get("collect", {}).get("settings", {})
+    about = replace(
+        found.about,
+        model=found.about.model or request.settings.model.name,
+        context_length=found.about.context_length or settings.get("data.block_length"),
+        dataset=found.about.dataset or settings.get("data.text"),
+        bos=_bos(request, found.sae.hook) if found.about.bos is None else found.about.bos,
+    )
+    return found._replace(about=about)
+
+
+def _bos(request: Request, hook: HookPoint) -> bool | None:
+    """Whether the blocks of the run's cache begin with BOS; None where there is no cache."""
+    from circuitcli.activations.cache import ActivationCache
+    from circuitcli.stages.fitting import FOLDER
+
+    if str(hook) not in {record.hook for record in request.records.of(ActivationsRecord)}:
+        return None
+    cache = ActivationCache(request.run.path / FOLDER, [hook])
+    block = next(iter(cache.blocks(0, cache.n_tokens)), None)
+    return None if block is None else len(block.ids) > block.stop_row - block.start_row
+
+
+def _with_modules(request: Request, items: "list[Foreign]") -> "list[Foreign]":
+    """With the paths of the modules, which sparsify names folders for; they depend on the model."""
+    from circuitcli.models.loading import load_outline
+    from circuitcli.saes.exchange.hooks import to_module
+
+    layout = load_outline(request.settings.model).layout
+    return [item._replace(about=replace(item.about, module=to_module(item.sae.target, layout))) for item in items]

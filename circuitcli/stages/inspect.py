@@ -1,0 +1,194 @@
+"""``circuit inspect``: what an SAE is and expects, how healthy it is, and how it fits real activations."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from circuitcli.errors import InputError
+from circuitcli.hookpoints import HookPoint
+from circuitcli.records import ActivationsRecord, InspectionRecord, Record, ReleaseRecord
+from circuitcli.saes import catalogue
+from circuitcli.saes.exchange.hooks import same_model
+from circuitcli.saes.exchange.naming import named
+from circuitcli.stages.fitting import RECORDED, cached, elsewhere
+from circuitcli.stages.request import Request
+from circuitcli.stages.saes import SaeSource, fold_gain, load_sae, sae_sources
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from circuitcli.models.loading import LanguageModel
+    from circuitcli.saes.base import SparseAutoencoder
+    from circuitcli.saes.exchange.place import About
+    from circuitcli.saes.exchange.tensors import Foreign
+    from circuitcli.validation.fit import Fit
+
+NAME = "inspect"
+# What is told of the quality on real activations.
+_QUALITY = ("n_tokens", RECORDED, "l0", "silent", "cosine", "relative_bias", "l2_ratio", "mse")
+
+
+def listing(text: str) -> list[Record]:
+    """What a release of the catalogue holds, if the text is the name of a whole one; nothing is downloaded."""
+    release = catalogue.releases().get(text)
+    if release is None or len(release.entries) == 1:
+        return []
+    if not release.entries:
+        raise InputError(
+            f"{text} is a release whose contents are not in the catalogue",
+            hint=f"see https://huggingface.co/{release.repo} and name one as {text}/PATH",
+        )
+    common = {"name": text, "repository": release.repo, "format": release.format, "model": release.changes.model}
+    return [ReleaseRecord(**common, id=entry.id, hook=str(entry.hook), path=entry.path) for entry in release.entries]
+
+
+def run(request: Request, *, is_chosen: bool) -> list[Record]:
+    """One record for each SAE: those of ``sae_path``, else the run's own.
+
+    Real activations come from the run's cache, else from the model on some text; unless run or model ``is_chosen`` by
+    the user only for SAEs that say that they are of this model. Without them only the weights are looked at. Raises
+    InputError for SAEs that cannot be read.
+    """
+    path = request.settings.sae_path
+    if path is None:
+        sources = list(sae_sources(request, stage=NAME).values())
+    else:
+        sources = [SaeSource(place, place.digest, is_own=False) for place in named(path)]
+    bench = _Bench(request, is_chosen)
+    return [_inspected(source, bench) for source in sources]
+
+
+@dataclass
+class _Bench:
+    """Where real activations come from; the model is loaded when it is first needed."""
+
+    request: Request
+    is_chosen: bool
+    loaded: "list[LanguageModel]" = field(default_factory=list)
+
+    @property
+    def model(self) -> "LanguageModel":
+        if not self.loaded:
+            from circuitcli.models.loading import load_model
+
+            self.loaded.append(load_model(self.request.settings.model))
+        return self.loaded[0]
+
+    def is_for(self, about: "About") -> bool:
+        """Whether an SAE is to be held against this model."""
+        if self.is_chosen:
+            return True
+        has_cache = bool(self.request.records.of(ActivationsRecord))
+        return has_cache and about.model is not None and same_model(about.model, self.request.settings.model.name)
+
+    def activations(self, sae: "SparseAutoencoder") -> "tuple[str, dict[HookPoint, Tensor]] | None":
+        """Where they are from, and those at the SAE's hook points and, of the same tokens, at others."""
+        from circuitcli.validation.fit import n_tokens
+
+        count = min(n_tokens(sae), self.request.settings.inspect.tokens)
+        ends = list(dict.fromkeys((sae.hook, sae.target)))
+        if (found := cached(self.request, ends, n_tokens=count)) is not None:
+            return f"the cache of {self.request.run.path}", found
+        if not self.is_chosen:
+            return None
+        from circuitcli.stages.live import read_rows
+
+        text, rows = read_rows(self.request, self.model, ends, n_tokens=count)
+        return f"{self.model.name} on {text}", rows
+
+    def bos(self) -> bool | None:
+        """Whether the model gets a BOS token in front, if it is loaded."""
+        return self.loaded[0].tokenizer.bos_id is not None if self.loaded else None
+
+
+def _inspected(source: SaeSource, bench: _Bench) -> InspectionRecord:
+    from circuitcli.validation.health import problems, weight_facts
+
+    found = load_sae(source)
+    sae, about, frequency = found
+    wrong = _of_model(about, bench)
+    origin, fit = _fitted(found, bench, wrong)
+    radius = None if fit is None else fit.radius
+    weights = weight_facts(sae, radius=radius)
+    dead = about.training.get("dead") if frequency is None else float((frequency < 1e-8).double().mean())
+    wrong += problems(sae, weights, fit, dead=dead, recorded_l0=about.training.get("l0"))
+    if bench.bos() is not None and about.bos is not None and bench.bos() != about.bos and (fit is None or fit.is_bad):
+        wrong.append(f"it was trained {'with' if about.bos else 'without'} a BOS token in front; see --set model.bos")
+    return InspectionRecord(
+        **_what_it_is(source, sae, about),
+        weights=_finite(weights),
+        activations=None if fit is None else _finite(_quality(fit, origin)),
+        dead_in_training=dead,
+        problems=tuple(wrong),
+    )
+
+
+def _of_model(about: "About", bench: _Bench) -> list[str]:
+    model = bench.request.settings.model.name
+    if about.model is None or same_model(about.model, model) or not bench.is_chosen:
+        return []
+    return [f"it was trained on {about.model}, and is looked at with {model}"]
+
+
+def _fitted(found: "Foreign", bench: _Bench, wrong: list[str]) -> "tuple[str, Fit | None]":
+    """How it fits real activations, if there are some of its width."""
+    from circuitcli.validation.fit import fit
+
+    sae, about, _ = found
+    activations = bench.activations(sae) if bench.is_for(about) else None
+    if activations is None:
+        return "", None
+    origin, rows = activations
+    for hook, width in {sae.hook: sae.d_in, sae.target: sae.d_out}.items():
+        if rows[hook].shape[1] != width:
+            wrong.append(f"it is for width {width} at {hook}, where the model has {rows[hook].shape[1]}")
+            return "", None
+    if about.before_gain:
+        fold_gain(sae, bench.model.adapter)
+    others = {str(hook): found for hook, found in rows.items() if hook not in (sae.hook, sae.target)}
+    others |= elsewhere(bench.request, (sae.hook, sae.target), n_tokens=len(rows[sae.hook]))
+    target = rows[sae.target] if sae.is_transcoder else None
+    return origin, fit(sae, rows[sae.hook], target=target, elsewhere=others, recorded=about.training.get(RECORDED))
+
+
+def _what_it_is(source: SaeSource, sae: "SparseAutoencoder", about: "About") -> dict[str, Any]:
+    config = sae.config
+    return {
+        "hook": str(sae.hook),
+        "target": str(sae.target) if sae.is_transcoder else None,
+        "architecture": sae.architecture,
+        **sae.options,
+        "d_in": sae.d_in,
+        "d_sae": sae.d_sae,
+        "d_out": sae.d_out if sae.is_transcoder else None,
+        "format": source.place.format,
+        "path": str(source.place.path),
+        "digest": source.digest,
+        "normalisation": config.normalisation,
+        "subtract_decoder_bias": config.subtract_decoder_bias,
+        "skip": config.skip or None,
+        "source_hook": about.hook,
+        "source_target": about.target,
+        "before_gain": about.before_gain or None,
+        **{name: getattr(about, name) for name in ("model", "bos", "context_length", "dtype", "dataset")},
+        "notes": about.notes,
+        "training": _finite(_numbers(about.training)),
+    }
+
+
+def _numbers(training: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts of the training that are one word or number each."""
+    return {name: value for name, value in training.items() if isinstance(value, str | int | float)}
+
+
+def _quality(fit: "Fit", origin: str) -> dict[str, Any]:
+    made = asdict(fit.quality)
+    return {"of": origin, **{name: made[name] for name in _QUALITY}, "better": dict(fit.better)}
+
+
+def _finite(content: Any) -> Any:
+    """The same without numbers that JSON cannot hold."""
+    if isinstance(content, dict):
+        return {name: _finite(value) for name, value in content.items()}
+    return None if isinstance(content, float) and not math.isfinite(content) else content

@@ -1,0 +1,67 @@
+"""Activations straight from a model that reads some text, kept in memory."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from circuitcli.activations.text import BUILTIN
+from circuitcli.errors import InputError
+from circuitcli.hookpoints import HookPoint
+from circuitcli.models.hub import hub_answers
+from circuitcli.stages.collect import DEFAULT_TEXT
+from circuitcli.stages.request import Request
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from circuitcli.models.loading import LanguageModel
+
+
+def read_rows(
+    request: Request, model: "LanguageModel", hooks: Sequence[HookPoint], *, n_tokens: int
+) -> "tuple[str, dict[HookPoint, Tensor]]":
+    """The text's name, and for each hook point the rows (token, d_model) of its first tokens, in float32 on the CPU.
+
+    Those of neighbouring hook points come along, so that a misplaced SAE can be told. The text is ``data.text``, by
+    default that of `circuit collect`, or the standard library where the hub is out of reach. Raises InputError if it
+    has no token.
+    """
+    import torch
+
+    from circuitcli.activations.blocks import token_blocks
+    from circuitcli.activations.documents import documents
+    from circuitcli.models.taps import read
+
+    data = request.settings.data
+    source = data.text or _default(model.name)
+    vocabulary = model.tokenizer.vocabulary(n_ids=model.adapter.n_token_ids)
+    chosen = [*hooks, *(hook for hook in _neighbours(hooks[0], model) if hook not in hooks)]
+    rows: dict[HookPoint, list[Tensor]] = {hook: [] for hook in chosen}
+    blocks = token_blocks(
+        lambda start: documents(source, field=data.field, vocabulary=vocabulary, start=start),
+        model.tokenizer,
+        block_length=data.block_length,
+    )
+    left = n_tokens
+    for block in blocks:
+        ids = torch.tensor([block.ids], device=model.adapter.device)
+        with torch.no_grad():
+            found = read(model.adapter, ids, None, chosen)
+        for hook, activation in found.items():
+            rows[hook].append(activation[0, list(block.positions)[:left]].float().cpu())
+        left -= len(block.positions)
+        if left <= 0:
+            return source, {hook: torch.cat(parts) for hook, parts in rows.items()}
+    if left == n_tokens:
+        raise InputError(f"{source} has no usable text", hint="--text takes a file, a folder or hf:NAME")
+    return source, {hook: torch.cat(parts) for hook, parts in rows.items()}
+
+
+def _default(model: str) -> str:
+    return BUILTIN if model.startswith("builtin:") or not hub_answers() else DEFAULT_TEXT
+
+
+def _neighbours(hook: HookPoint, model: "LanguageModel") -> list[HookPoint]:
+    """The streams around the block of a hook point, and what its parts add."""
+    layer = hook.layer
+    found = [HookPoint(layer, site) for site in ("resid_pre", "attn", "mlp", "resid")]
+    return found + ([HookPoint(layer + 1, "resid")] if layer + 1 < model.adapter.n_layers else [])
