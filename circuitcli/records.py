@@ -43,25 +43,9 @@ class ActivationsRecord(Record):
     digest: str
 
 
-class SaeRecord(Record):
-    """One sparse autoencoder."""
+class TrainedRecord(Record):
+    """What is told of any sparse autoencoder of a run."""
 
-    kind: str = "sae"
-    hook: str
-    architecture: str
-    d_in: int
-    d_sae: int
-    path: str
-    digest: str
-    explained_variance: float | None = None
-    l0: float | None = None
-
-
-class SweepRecord(Record):
-    """One sparse autoencoder of a sweep; stages do not take it unless it is named with ``--sae``."""
-
-    kind: str = "sweep"
-    variant: str
     hook: str
     architecture: str
     d_in: int
@@ -72,6 +56,19 @@ class SweepRecord(Record):
     l0: float | None = None
     loss_recovered: float | None = None
     dead: float | None = None
+
+
+class SaeRecord(TrainedRecord):
+    """One sparse autoencoder."""
+
+    kind: str = "sae"
+
+
+class SweepRecord(TrainedRecord):
+    """One sparse autoencoder of a sweep; stages do not take it unless it is named with ``--sae``."""
+
+    kind: str = "sweep"
+    variant: str
 
 
 class EvaluationRecord(Record):
