@@ -25,9 +25,11 @@ def render(call: Call) -> None:
     circuit render --curves -o curves.svg
     """
     job = call.open(needs_run=False)
-    from circuitcli.stages import curves
-    from circuitcli.stages import render as stage
+    if call.extras["curves"]:
+        from circuitcli.stages import curves as stage
+    else:
+        from circuitcli.stages import render as stage  # type: ignore[no-redef]
 
-    made = (curves if call.extras["curves"] else stage).run(job.request, stdout=sys.stdout)
+    made = stage.run(job.request, stdout=sys.stdout)
     if "-" not in job.request.settings.render.output:
         job.emit(made)
