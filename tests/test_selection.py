@@ -50,7 +50,7 @@ def permuted(saes, *, seed=3):
     shuffled, where = {}, {}
     for number, (hook, sae) in enumerate(saes.items()):
         order = torch.randperm(D_SAE, generator=torch.Generator().manual_seed(seed + number))
-        other = type(sae)(sae.d_in, sae.d_sae, sae.k, hook).double().requires_grad_(False)
+        other = type(sae)(sae.config, k=sae.k).double().requires_grad_(False)
         other.W_enc.data, other.b_enc.data = sae.W_enc[:, order], sae.b_enc[order]
         other.W_dec.data, other.b_dec.data = sae.W_dec[order], sae.b_dec
         shuffled[hook] = other
