@@ -106,11 +106,14 @@ def test_what_cannot_be_swept_is_refused(sweep: tuple[str, ...], message: str):
         variants(settings(*sweep))
 
 
-def test_points_of_the_plot_are_named_by_what_differs():
+def test_points_of_the_plot_are_named_by_the_first_setting_and_joined_by_the_others():
     common = {"hook": "resid.1", "architecture": "topk", "d_in": 4, "d_sae": 8, "path": "x", "digest": "y"}
     made = [
-        SweepRecord(variant=f"sae.k={k}", l0=k, explained_variance=0.5, loss_recovered=None, **common) for k in (8, 2)
+        SweepRecord(variant=f"sae.k={k},sae.architecture={name}", l0=k, explained_variance=0.5, **common)
+        for k in (8, 2)
+        for name in ("topk", "relu")
     ]
     variance, recovered = pareto(made, title="t").panels
-    assert [(point.x, point.label) for point in variance.series[0].points] == [(2, "2"), (8, "8")]
-    assert not recovered.series[0].points
+    assert [series.label for series in variance.series] == ["sae.architecture=topk", "sae.architecture=relu"]
+    assert all([(p.x, p.label) for p in series.points] == [(2, "2"), (8, "8")] for series in variance.series)
+    assert not recovered.series

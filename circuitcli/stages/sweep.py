@@ -76,25 +76,26 @@ def swept(training: "Training", finished: "Sequence[Finished]") -> list[Record]:
 
 
 def pareto(made: Sequence[SweepRecord], *, title: str) -> Figure:
-    """L0 against explained variance, and against loss recovered where it was measured; a row for each hook point."""
-    common = _common_name(made)
+    """L0 against explained variance, and against loss recovered where it was measured; a row for each hook point.
+
+    Points are named by their value of the first setting that is swept, and joined where all others are the same.
+    """
     panels = []
     for hook in dict.fromkeys(record.hook for record in made):
+        own = [record for record in made if record.hook == hook]
         for name, label in _SCORES:
-            points = sorted(
-                (
-                    Point(record.l0, getattr(record, name), record.variant.removeprefix(common))
-                    for record in made
-                    if record.hook == hook and record.l0 is not None and getattr(record, name) is not None
-                ),
-                key=lambda point: (point.x, point.y),
-            )
-            panels.append(Panel([Series(points, is_joined=False)], _L0, Axis(label), title=hook))
+            panels.append(Panel(_lines(own, name), _L0, Axis(label), title=hook))
     return Figure(panels, n_columns=len(_SCORES), title=title)
 
 
-def _common_name(made: Sequence[SweepRecord]) -> str:
-    """``sae.k=`` if all variants are of that one setting."""
-    names = {record.variant.partition("=")[0] for record in made}
-    is_single = len(names) == 1 and all("," not in record.variant for record in made)
-    return f"{names.pop()}=" if is_single else ""
+def _lines(made: Sequence[SweepRecord], name: str) -> list[Series]:
+    lines: dict[str, list[Point]] = {}
+    for record in made:
+        first, _, others = record.variant.partition(",")
+        score = getattr(record, name)
+        if record.l0 is not None and score is not None:
+            lines.setdefault(others, []).append(Point(record.l0, score, first.partition("=")[2]))
+    return [
+        Series(sorted(points, key=lambda point: (point.x, point.y)), label=others, is_marked=True)
+        for others, points in lines.items()
+    ]
