@@ -125,7 +125,7 @@ def test_straight_through_gradients_are_those_of_the_rectangle_kernel():
         jumps = steps = 0.0
         for t in range(50):
             is_near = abs(pre[t, j].item() - threshold[j].item()) < bandwidth / 2
-            jumps -= float(threshold[j]) / bandwidth * is_near * float(upstream[t, j])
+            jumps -= threshold[j].item() / bandwidth * is_near * float(upstream[t, j])
             steps -= is_near / bandwidth * float(upstream[t, j])
             assert float(by_pre[t, j]) == (float(upstream[t, j]) if pre[t, j] > threshold[j] else 0.0)
         assert float(by_threshold[j]) == pytest.approx(jumps) and float(step[j]) == pytest.approx(steps)

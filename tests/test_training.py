@@ -60,7 +60,7 @@ def test_optimiser_is_adam_along_the_clipped_gradient_without_its_part_along_the
     decoder = twin.W_dec
     decoder.grad -= (decoder.grad * decoder).sum(dim=1, keepdim=True) * decoder.detach()
     torch.nn.utils.clip_grad_norm_(twin.parameters(), 0.01)
-    torch.optim.Adam(twin.parameters(), lr=made.pace.schedule.rate(3), eps=6.25e-10).step()
+    torch.optim.Adam(twin.parameters(), lr=made.pace.schedule.rate(3), betas=(0.5, 0.95), eps=6.25e-10).step()
     with torch.no_grad():
         decoder /= decoder.norm(dim=1, keepdim=True)
     for one, other in zip(student.student.sae.parameters(), twin.parameters(), strict=True):

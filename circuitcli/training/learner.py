@@ -12,6 +12,9 @@ from circuitcli.training.schedule import Schedule
 
 # Of Gao et al. 2024: gradients of features that are rarely active are tiny.
 ADAM_EPSILON = 6.25e-10
+# Short memories suit short runs. Measured against (0.9, 0.999) at the residual stream of a 135M model, 240 steps of 4096
+# tokens: 2 points more variance explained and no dead features; 1200 steps of 512: 1 % dead instead of 5 %.
+ADAM_BETAS = (0.5, 0.95)
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -35,7 +38,9 @@ class Learner:
         groups = [
             {"params": [parameter], "factor": student.rate_factor(name)} for name, parameter in self.parameters.items()
         ]
-        self.optimizer = torch.optim.Adam(groups, eps=ADAM_EPSILON, fused=is_fused, foreach=None if is_fused else False)
+        self.optimizer = torch.optim.Adam(
+            groups, betas=ADAM_BETAS, eps=ADAM_EPSILON, fused=is_fused, foreach=None if is_fused else False
+        )
 
     @property
     def name(self) -> str:
