@@ -28,9 +28,9 @@ def random_sae(architecture: str, *, seed: int = 0, hook: HookPoint = HOOK, **co
     return sae.eval().requires_grad_(False)
 
 
-def random_transcoder(architecture: str, **config) -> SparseAutoencoder:
-    chosen = {"subtract_decoder_bias": False, "target": MLP, "d_out": D_OUT, **config}
-    return random_sae(architecture, hook=MLP_IN, **chosen)
+def random_transcoder(architecture: str, *, layer: int = 2, **config) -> SparseAutoencoder:
+    chosen = {"subtract_decoder_bias": False, "target": HookPoint(layer, "mlp"), "d_out": D_OUT, **config}
+    return random_sae(architecture, hook=HookPoint(layer, "mlp_in"), **chosen)
 
 
 def inputs(n: int = 50, *, d_in: int = D_IN) -> Tensor:

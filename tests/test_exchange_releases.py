@@ -417,6 +417,14 @@ def test_our_transcoders_give_the_same_in_circuit_tracer(architecture: str, skip
     assert (again.sae.config, again.about.model) == (sae.config, "org/model")
 
 
+def test_a_set_without_all_layers_is_written_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    items = [Foreign(random_transcoder("relu", layer=layer), About()) for layer in (0, 1)]
+    formats.WRITABLE["circuit_tracer"].write(items, tmp_path / "whole")
+    assert not caplog.records
+    formats.WRITABLE["circuit_tracer"].write(items[1:], tmp_path / "part")
+    assert "for each layer; this one has [1]" in caplog.text
+
+
 def test_circuit_tracer_gets_one_set_of_one_kind(tmp_path: Path):
     write = formats.WRITABLE["circuit_tracer"].write
     layers = [random_transcoder("relu"), random_sae("relu")]

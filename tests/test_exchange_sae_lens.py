@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from exchange_support import (
@@ -29,8 +30,12 @@ from circuitcli.saes.exchange import formats
 
 sae_lens = pytest.importorskip("sae_lens")
 from sae_lens import SAE  # noqa: E402
+from sae_lens.loading import pretrained_sae_loaders as loaders  # noqa: E402
 from sae_lens.registry import get_sae_class, get_sae_training_class  # noqa: E402
 from sae_lens.training.activation_scaler import ActivationScaler  # noqa: E402
+
+# SAELens warns of SAEs of centred models.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 INFERENCE = ["standard", "gated", "topk", "abstopk", "jumprelu"]
 TRANSCODERS = ["transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder"]
@@ -287,6 +292,7 @@ def test_thresholds_may_be_stored_as_logarithms(tmp_path: Path):
     ("config", "message"),
     [
         ({"architecture": "temporal"}, "no architecture like SAELens's 'temporal'"),
+        ({"architecture": "matching_pursuit"}, "no architecture like SAELens's 'matching_pursuit'"),
         ({"hook_name": "blocks.2.attn.hook_z"}, "'blocks.2.attn.hook_z' is none that circuit knows"),
         ({"reshape_activations": "hook_z"}, "hook_z"),
         ({"hook_head_index": 3}, "single heads"),
@@ -364,6 +370,69 @@ def test_a_centred_sae_says_so_to_sae_lens_and_comes_back(tmp_path: Path):
 def test_transcoders_that_sae_lens_lacks_are_not_written(tmp_path: Path):
     with pytest.raises(InputError, match="no topk transcoder"):
         written(random_transcoder("topk"), "sae_lens", tmp_path)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A folder that SAELens's own readers of other formats take for the hub."""
+    monkeypatch.setattr(
+        loaders,
+        "hf_hub_download",
+        lambda repo_id, filename, subfolder="", force_download=False, revision=None: str(
+            tmp_path / repo_id / subfolder / filename
+        ),
+    )
+    return tmp_path
+
+
+def through_sae_lens(loader: str, repo: str, folder: str, *, scale: float | None = None) -> Any:
+    """The SAE as SAELens converts it."""
+    config, state, _ = loaders.NAMED_PRETRAINED_SAE_LOADERS[loader](repo, folder, "cpu", False, {"dtype": "float32"})
+    config = loaders.handle_config_defaulting(config | {"dtype": "float32"})
+    made, made_config = get_sae_class(config["architecture"])
+    sae = made(made_config.from_dict(config))
+    sae.load_state_dict(state)
+    if scale is not None:
+        sae.fold_activation_norm_scaling_factor(scale)
+    return sae.float()
+
+
+def test_gemma_scope_is_read_as_sae_lens_does(hub: Path):
+    repo, folder = "google/gemma-scope-2b-pt-res", "layer_2/width_16k/average_l0_82"
+    sae = random_sae("jumprelu")
+    arrays = {name: tensor.numpy() for name, tensor in sae.state_dict().items()}
+    (hub / repo / folder).mkdir(parents=True)
+    np.savez(hub / repo / folder / "params.npz", **arrays)
+    made, made_config = get_sae_class("jumprelu")
+    config, state, _ = loaders.gemma_2_sae_huggingface_loader(repo, folder)
+    config = loaders.handle_config_defaulting(config | {"d_in": D_IN, "d_sae": D_SAE})
+    theirs_read = made(made_config.from_dict(config))
+    theirs_read.load_state_dict(state)
+    found = only(hub)
+    assert_same(found.sae, *theirs(theirs_read), inputs())
+    assert found.sae.hook == HOOK and config["metadata"]["hook_name"] == "blocks.2.hook_resid_post"
+
+
+def test_llama_scope_is_read_as_sae_lens_does_where_decoder_rows_have_length_1(hub: Path):
+    repo, folder = "fnlp/Llama3_1-8B-Base-LXR-8x", "Llama3_1-8B-Base-L2R-8x"
+    sae = random_sae("relu")
+    W_dec = sae.W_dec / sae.W_dec.norm(dim=1, keepdim=True)
+    tensors = {"encoder.weight": sae.W_enc.T, "encoder.bias": sae.b_enc, "decoder.weight": W_dec.T}
+    (hub / repo / folder / "checkpoints").mkdir(parents=True)
+    kept = {name: tensor.contiguous() for name, tensor in {**tensors, "decoder.bias": sae.b_dec}.items()}
+    save_file(kept, hub / repo / folder / "checkpoints/final.safetensors")
+    content = {
+        "hook_point_in": "blocks.2.hook_resid_post",
+        "hook_point_out": "blocks.2.hook_resid_post",
+        "d_model": D_IN,
+        "d_sae": D_SAE,
+        "jump_relu_threshold": 0.6,
+        "dataset_average_activation_norm": {"in": 3.0, "out": 3.0},
+        "sparsity_include_decoder_norm": True,
+    }
+    (hub / repo / folder / "hyperparams.json").write_text(json.dumps(content))
+    read_there = through_sae_lens("llama_scope", repo, folder, scale=D_IN**0.5 / 3.0)
+    assert_same(only(hub).sae, *theirs(read_there), inputs())
 
 
 def test_all_saes_of_a_folder_are_found(tmp_path: Path):

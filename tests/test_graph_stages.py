@@ -16,9 +16,12 @@ from circuitcli.hookpoints import OUTPUT, HookPoint, NodeId
 from circuitcli.models.loading import load_model
 from circuitcli.records import EdgeRecord, GraphRecord, NodeRecord, ScoreRecord, Stream
 from circuitcli.runs import Run
+from circuitcli.saes import files
+from circuitcli.saes.base import SaeConfig
+from circuitcli.saes.relu import ReluSae
 from circuitcli.settings.settings import Settings
 from circuitcli.settings.sources import load
-from circuitcli.stages import collect, graph_grad, graph_naive, train, validate
+from circuitcli.stages import collect, export, graph_grad, graph_naive, train, validate
 from circuitcli.stages.render import scores_of
 from circuitcli.stages.request import Request
 
@@ -310,6 +313,23 @@ def test_saes_can_be_named_by_a_directory(ask, run, trained):
     assert set(one.head.saes) == {"resid.2"}
     whole = graph_of(graph_grad.run(ask(sae_path=str(trained), graph__name="whole")))
     assert set(whole.head.saes) == {"resid.1", "mlp.1", "resid.2", "mlp.2"}
+
+
+def test_saes_in_others_files_give_the_same_graph(ask, tmp_path):
+    own = graph_of(graph_grad.run(ask(graph__name="own")))
+    export.run(ask(), format_="sae_lens", output=str(tmp_path / "theirs"))
+    theirs = graph_of(graph_grad.run(ask(sae_path=str(tmp_path / "theirs"), graph__name="theirs")))
+    effects = {node.id: node.effect for node in own.nodes}
+    assert {node.id for node in theirs.nodes} == set(effects) and len(effects) > 10
+    for node in theirs.nodes:
+        assert node.effect == pytest.approx(effects[node.id], abs=1e-4)
+    assert theirs.head.saes != own.head.saes
+
+
+def test_saes_of_another_width_are_refused(ask, tmp_path):
+    files.save(ReluSae(SaeConfig(HookPoint(1, "resid"), 6, 17)), tmp_path / "narrow")
+    with pytest.raises(InputError, match=r"the SAE at resid\.1 is for activations of width 6, the model has 128"):
+        graph_grad.run(ask(sae_path=str(tmp_path / "narrow")))
 
 
 def test_edges_have_units(ask):

@@ -4,6 +4,7 @@ W_enc lies transposed there. Its JumpReLU lets negative pre-activations above a 
 not, so such thresholds are refused. Cross-layer transcoders are refused too.
 """
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from circuitcli.saes.exchange.place import About, Place
 if TYPE_CHECKING:
     from circuitcli.saes.base import SparseAutoencoder
     from circuitcli.saes.exchange.tensors import Foreign, Tensors
+
+logger = logging.getLogger(__name__)
 
 NAME = "circuit_tracer"
 CONFIG, LAYER = "config.yaml", re.compile(r"layer_(\d+)\.safetensors")
@@ -136,6 +139,9 @@ def write(items: "Sequence[Foreign]", directory: Path) -> list[Path]:
         _check_writable(item.sae)
     if len(ends) > 1 or len({item.sae.hook.layer for item in items}) < len(items):
         raise InputError("circuit-tracer holds one transcoder a layer, all of one kind", hint="choose them with --sae")
+    layers = sorted(item.sae.hook.layer for item in items)
+    if layers != list(range(len(layers))):
+        logger.warning("circuit-tracer loads a set only if it has a transcoder for each layer; this one has %s", layers)
     directory.mkdir(parents=True, exist_ok=True)
     made = []
     for sae, _, _ in items:
