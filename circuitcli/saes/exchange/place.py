@@ -108,3 +108,11 @@ def field_of(content: Mapping[str, Any], name: str, path: Path) -> Any:
     if content.get(name) is None:
         raise InputError(f"{path} lacks '{name}'", hint="copy the SAE again, with its own config")
     return content[name]
+
+
+def count_of(content: Mapping[str, Any], name: str, path: Path) -> int:
+    """A field that is a whole number above zero. Raises InputError, naming file and field, if it is none."""
+    value = field_of(content, name, path)
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or value < 1:
+        raise InputError(f"{path}: '{name}' is {value!r}, no whole number above zero", hint="copy the SAE again")
+    return int(value)

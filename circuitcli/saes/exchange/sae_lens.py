@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.saes.exchange import hooks
-from circuitcli.saes.exchange.place import About, Place, field_of, read_object
+from circuitcli.saes.exchange.place import About, Place, count_of, field_of, read_object
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -124,7 +124,7 @@ def _built(place: Place, config: Mapping[str, Any], tensors: "Tensors") -> "tupl
         )
     architecture = _ARCHITECTURES[name]
     sae_config = _sae_config(place, config, tensors)
-    options = {"k": int(field_of(config, "k", place.path / CONFIG))} if architecture in ("topk", "abstopk") else {}
+    options = {"k": count_of(config, "k", place.path / CONFIG)} if architecture in ("topk", "abstopk") else {}
     parameters = _parameters(architecture, sae_config, tensors, config)
     sae = build(architecture, sae_config, parameters, path=tensors.path, **options)
     notes = _fold(sae, place, config)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.saes.exchange import hooks
-from circuitcli.saes.exchange.place import About, Place, field_of, read_object
+from circuitcli.saes.exchange.place import About, Place, count_of, read_object
 
 if TYPE_CHECKING:
     from circuitcli.saes.base import SparseAutoencoder
@@ -82,7 +82,7 @@ def read(place: Place) -> "Foreign":
     )
     # Older versions could select by magnitude and keep the sign.
     architecture = "abstopk" if config.get("signed") else "topk"
-    k = int(field_of(config, "k", place.path / CONFIG))
+    k = count_of(config, "k", place.path / CONFIG)
     sae = build(architecture, sae_config, parameters, path=tensors.path, k=k)
     about = About(
         model=run.get("model"),

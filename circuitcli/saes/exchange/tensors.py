@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from circuitcli.errors import InputError, first_line
+from circuitcli.errors import InputError, SettingsError, first_line
 from circuitcli.saes.architectures import ARCHITECTURES
 from circuitcli.saes.base import SaeConfig, SparseAutoencoder
 from circuitcli.saes.exchange.place import About
@@ -111,7 +111,10 @@ def build(
     architecture: str, config: SaeConfig, parameters: Mapping[str, Tensor], *, path: Path, **options: Any
 ) -> SparseAutoencoder:
     """An SAE of these parameters, on the CPU, taking no gradients. Raises InputError if one does not fit the others."""
-    made = ARCHITECTURES[architecture](config, **options)
+    try:
+        made = ARCHITECTURES[architecture](config, **options)
+    except SettingsError as error:
+        raise InputError(f"{path}: {error.message}", hint=_AGAIN) from None
     for name, tensor in made.state_dict().items():
         if parameters[name].shape != tensor.shape:
             seen, wanted = tuple(parameters[name].shape), tuple(tensor.shape)
