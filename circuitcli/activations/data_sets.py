@@ -1,7 +1,7 @@
 """Data sets as the package ``datasets`` knows them: on the hub, streamed, or in a folder on this machine."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -92,10 +92,17 @@ def _rows(library: Any, wanted: DataSet, start: int) -> Any:
 
 
 def files_of(folder: Path) -> Iterator[Path]:
-    """All files of a data set's folder, hidden ones left out, in a fixed order."""
+    """All files of a data set's folder in a fixed order, without hidden ones and what `datasets` keeps for itself."""
     for place, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(place) / name for name in sorted(files) if not name.startswith("."))
+        yield from (Path(place) / name for name in sorted(files) if not name.startswith((".", "cache-")))
+
+
+def states(folder: Path, files: Iterable[Path]) -> Iterator[str]:
+    """Names below the folder, sizes and times of files."""
+    for path in files:
+        status = path.stat()
+        yield f"{path.relative_to(folder).as_posix()} {status.st_size} {status.st_mtime_ns}"
 
 
 def _offline(wanted: DataSet) -> ToolError:

@@ -5,11 +5,11 @@ Documents are numbered from 0 in a fixed order, so that a reader can go on at an
 
 import hashlib
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from circuitcli.activations import text
-from circuitcli.activations.data_sets import PREFIX, DataSet, files_of, is_saved, row_documents
+from circuitcli.activations.data_sets import PREFIX, DataSet, files_of, is_saved, row_documents, states
 from circuitcli.activations.token_files import is_shard, shard_documents, token_shards
 from circuitcli.activations.token_ids import Document
 from circuitcli.errors import InputError
@@ -58,11 +58,11 @@ def source_digest(source: str, *, field: str | None = None) -> str:
     if source == text.BUILTIN:
         return _sha256(f"{text.BUILTIN} {platform.python_version()} format {text.FORMAT_VERSION}")
     if (wanted := _data_set(source)) is not None:
-        state = [] if wanted.folder is None else _state(wanted.folder, files_of(wanted.folder))
+        state = () if wanted.folder is None else states(wanted.folder, files_of(wanted.folder))
         return _sha256(f"{source if source.startswith(PREFIX) else PREFIX} {name}", *state)
     path = text.existing(source)
     if path.is_dir():
-        return _sha256(name, *_state(path, token_shards(path) if _shards(source) else text.text_files(path)))
+        return _sha256(name, *states(path, token_shards(path) if _shards(source) else text.text_files(path)))
     try:
         with path.open("rb") as stream:
             content = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -84,12 +84,6 @@ def _shards(source: str) -> Path | None:
     path = Path(source).expanduser()
     is_shards = bool(token_shards(path)) if path.is_dir() else path.is_file() and is_shard(path)
     return path if source and is_shards else None
-
-
-def _state(folder: Path, files: Iterable[Path]) -> Iterator[str]:
-    for path in files:
-        status = path.stat()
-        yield f"{path.relative_to(folder).as_posix()} {status.st_size} {status.st_mtime_ns}"
 
 
 def _sha256(*lines: str) -> str:

@@ -15,19 +15,24 @@ Document = str | Ids
 HINT = "give integers with one axis, a stream of tokens, or with two, a row for each document"
 
 
+def check_ids(ids: Ids, n_ids: int, *, place: str, first: int = 0) -> None:
+    """Raise InputError, naming the position counted from ``first``, for an id that is not below ``n_ids``."""
+    wrong = np.flatnonzero((ids < 0) | (ids >= n_ids))
+    if len(wrong):
+        raise InputError(
+            f"{place} has token id {int(ids[wrong[0]])} at position {first + int(wrong[0])}, "
+            f"and this model knows 0 to {n_ids - 1}",
+            hint="these tokens were made for another tokenizer: give the --model that they belong to, or the text",
+        )
+
+
 def document_ids(ids: Ids, vocabulary: Vocabulary, *, place: str, first: int = 0) -> Ids:
     """The ids of one document without BOS and padding in front and without padding at the end.
 
     Blocks get their own BOS, which is never doubled so. Of several EOS at the end, with which some pad, one is kept.
-    Raises InputError, naming the position counted from ``first``, for an id that the model does not know.
+    Raises InputError as `check_ids` does.
     """
-    wrong = np.flatnonzero((ids < 0) | (ids >= vocabulary.n_ids))
-    if len(wrong):
-        raise InputError(
-            f"{place} has token id {int(ids[wrong[0]])} at position {first + int(wrong[0])}, "
-            f"and this model knows 0 to {vocabulary.n_ids - 1}",
-            hint="these tokens were made for another tokenizer: give the --model that they belong to, or the text",
-        )
+    check_ids(ids, vocabulary.n_ids, place=place, first=first)
     pad_id = None if vocabulary.pad_id in (vocabulary.bos_id, vocabulary.eos_id) else vocabulary.pad_id
     start, stop = _without(ids, pad_id, pad_id)
     ids = ids[start:stop]

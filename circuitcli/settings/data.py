@@ -15,6 +15,9 @@ class DataSettings(Section):
     folder; or token ids: .npy or .safetensors files, or a folder of them, with one axis (a stream, cut at EOS and BOS)
     or two (a row for each document). By default builtin:python for builtin models and hf:NeelNanda/pile-10k for
     others."""
+    activations: str | None = None
+    """Activations that another tool cached, to be taken over instead of running the model on a text: sae_lens:PATH, the
+    folder that SAELens's CacheActivationsRunner wrote. Text, hook point and block length are theirs."""
     field: str | None = None
     """Field of JSONL files, column of data sets or tensor of .safetensors files with the text or the token ids; by
     default text, else input_ids, else tokens."""

@@ -1,7 +1,7 @@
 """Activations of a model on text, into the run's cache."""
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from circuitcli.stages.request import Request, changing_nothing, fingerprint, re
 
 if TYPE_CHECKING:
     from circuitcli.activations.blocks import Documents
-    from circuitcli.activations.collection import Collection
+    from circuitcli.activations.collection import Collected, Collection
     from circuitcli.models.adapter import ModelAdapter
     from circuitcli.models.loading import LanguageModel
 
@@ -59,10 +59,15 @@ def plan(request: Request) -> list[tuple[str, str]]:
         ("text", str(settings.data.text)),
         ("tokens", f"{settings.data.tokens:,}"),
         ("hook points", f"{len(hooks)}: {' '.join(map(str, hooks))}"),
-        ("disk", f"{_size(needed)} of {_size(_free_bytes(request.run.path))} free in {request.run.path}"),
+        ("disk", disk_line(request, needed)),
         ("memory", f"about {_size(_memory_bytes(settings, adapter, n_hooks=len(hooks)))}"),
         ("arithmetic", f"about {_flops(settings, adapter, hooks):.1e} floating-point operations"),
     ]
+
+
+def disk_line(request: Request, n_bytes: int) -> str:
+    """So many bytes beside what is free, for people."""
+    return f"{_size(n_bytes)} of {_size(_free_bytes(request.run.path))} free in {request.run.path}"
 
 
 def disk_bytes(settings: Settings, *, n_hooks: int, d_model: int) -> int:
@@ -84,15 +89,19 @@ def _resolved(request: Request) -> Request:
 
 def _fingerprint(request: Request) -> Fingerprint:
     """A file of text or of weights counts by its content, not by the folder that it is in."""
-    data, model = request.settings.data, request.settings.model
+    data = request.settings.data
     source = str(data.text)
     inputs = {"content of the text": source_digest(source, field=data.field)}
-    if state := _local_state(Path(model.name).expanduser()):
-        inputs["files of the model"] = runs.digest(state)
     is_named = source == BUILTIN or source.startswith("hf:")
     named = data.model_copy(update={"text": source if is_named else Path(source).name})
-    request = replace(request, settings=request.settings.model_copy(update={"data": named}))
-    return fingerprint(request, ("model.", "data."), inputs, without=_NO_MATTER)
+    return fingerprint_with(replace(request, settings=request.settings.model_copy(update={"data": named})), inputs)
+
+
+def fingerprint_with(request: Request, inputs: Mapping[str, str]) -> Fingerprint:
+    """The fingerprint over the settings of model and data, the files of a local model, and these inputs."""
+    state = _local_state(Path(request.settings.model.name).expanduser())
+    of_model = {"files of the model": runs.digest(state)} if state else {}
+    return fingerprint(request, ("model.", "data."), {**inputs, **of_model}, without=_NO_MATTER)
 
 
 def _local_state(path: Path) -> list[tuple[str, int, int]]:
@@ -103,25 +112,32 @@ def _local_state(path: Path) -> list[tuple[str, int, int]]:
 
 
 def _work(request: Request, digest: str, resumes: bool) -> tuple[list[Record], dict[str, Any]]:
+    from circuitcli.activations.collection import collect
     from circuitcli.models.loading import load_model
 
     root = request.run.path / FOLDER
-    if root.exists() and not (resumes or request.force):
-        raise InputError(
-            f"{root} holds activations that the run's manifest does not know",
-            hint="use --force to replace them, or another --run",
-        )
     with changing_nothing():
+        check_origin(root, is_known=resumes or request.force)
         model = load_model(request.settings.model)
         hooks = _hooks(request.settings, model.adapter)
         _check_length(request.settings, model.adapter)
-        _check_disk(request, root, n_hooks=len(hooks), d_model=model.adapter.d_model)
+        check_disk(request, root, n_hooks=len(hooks), d_model=model.adapter.d_model)
         if not resumes:
             _check_text(request, model)
     if not resumes:
         shutil.rmtree(root, ignore_errors=True)
-    _describe(request, model)
-    return _collected(request, model, _collection(request, root, hooks, digest))
+    describe(request, model, layers=request.settings.data.layers)
+    collected = collect(model, _documents(request, model), collection_of(request, root, hooks, digest))
+    return records_of(request, collected, d_model=model.adapter.d_model), {"n_tokens": collected.n_tokens}
+
+
+def check_origin(root: Path, *, is_known: bool) -> None:
+    """Raise InputError if there are activations of which nobody knows where they are from."""
+    if root.exists() and not is_known:
+        raise InputError(
+            f"{root} holds activations that the run's manifest does not know",
+            hint="use --force to replace them, or another --run",
+        )
 
 
 def _check_text(request: Request, model: "LanguageModel") -> None:
@@ -149,28 +165,23 @@ def _documents(request: Request, model: "LanguageModel") -> "Documents":
     return lambda start: documents(str(data.text), field=data.field, vocabulary=vocabulary, start=start)
 
 
-def _collected(
-    request: Request, model: "LanguageModel", collection: "Collection"
-) -> tuple[list[Record], dict[str, Any]]:
-    from circuitcli.activations.collection import collect
-
-    data = request.settings.data
-    collected = collect(model, _documents(request, model), collection)
-    made: list[Record] = [
+def records_of(request: Request, collected: "Collected", *, d_model: int) -> list[Record]:
+    """The record of each hook point."""
+    return [
         ActivationsRecord(
             hook=str(hook),
             path=f"{FOLDER}/{hook}",
             n_tokens=collected.n_tokens,
-            d_model=model.adapter.d_model,
-            dtype=data.dtype,
+            d_model=d_model,
+            dtype=request.settings.data.dtype,
             digest=digest,
         )
         for hook, digest in collected.digests.items()
     ]
-    return made, {"n_tokens": collected.n_tokens}
 
 
-def _collection(request: Request, root: Path, hooks: Sequence[HookPoint], digest: str) -> "Collection":
+def collection_of(request: Request, root: Path, hooks: Sequence[HookPoint], digest: str) -> "Collection":
+    """What is to be stored, as the settings say."""
     from circuitcli.activations.collection import Collection
 
     data = request.settings.data
@@ -205,7 +216,7 @@ def _check_length(settings: Settings, adapter: "ModelAdapter") -> None:
         )
 
 
-def _check_disk(request: Request, root: Path, *, n_hooks: int, d_model: int) -> None:
+def check_disk(request: Request, root: Path, *, n_hooks: int, d_model: int) -> None:
     """Raise InputError if what is still missing cannot fit on the disk."""
     there = sum(file.stat().st_size for file in root.rglob("*.h5"))
     missing = disk_bytes(request.settings, n_hooks=n_hooks, d_model=d_model) - there
@@ -223,13 +234,13 @@ def _free_bytes(path: Path) -> int:
     return shutil.disk_usage(there).free
 
 
-def _describe(request: Request, model: "LanguageModel") -> None:
+def describe(request: Request, model: "LanguageModel", *, layers: str) -> None:
     """Write into the manifest which model the run belongs to."""
     settings = {name: value for name, value in flatten(request.settings).items() if name.startswith("model.")}
     request.run.update_manifest(
         model=model.name,
         revision=model.revision,
-        layers=request.settings.data.layers,
+        layers=layers,
         model_settings=settings,
         n_layers=model.adapter.n_layers,
         d_model=model.adapter.d_model,
