@@ -9,14 +9,10 @@ import transformers
 from transformers import PreTrainedTokenizerFast
 
 from circuitcli.activations.blocks import Cursor
-from circuitcli.activations.collection import Collection
-from circuitcli.activations.shards import (
-    DTYPES,
-    RowsWriter,
-    StoredRows,
-    hook_path,
-)
+from circuitcli.activations.plans import Collection
+from circuitcli.activations.shards import DTYPES, hook_path
 from circuitcli.activations.token_shards import TokenRows, TokenShard, tokens_path, write_tokens
+from circuitcli.activations.writing import RowsWriter, StoredRows
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.adapter import ModelAdapter
 from circuitcli.models.loading import LanguageModel
@@ -94,6 +90,13 @@ def collection(root: Path, **changes) -> Collection:
     return Collection(**(usual | changes))
 
 
+def complete(writer: RowsWriter) -> None:
+    """All that is done with a file whose rows are there."""
+    writer.finish()
+    writer.sync()
+    writer.publish()
+
+
 def write_cache(root: Path, sizes: list[int], widths: dict[HookPoint, int], *, dtype: str = "float32") -> None:
     """Shards of so many rows; row n of a hook point of width w is n times the vector 1/w, 2/w, ..., 1."""
     first = 0
@@ -101,11 +104,10 @@ def write_cache(root: Path, sizes: list[int], widths: dict[HookPoint, int], *, d
         numbers = torch.arange(first, first + n_rows)
         for hook, width in widths.items():
             path = hook_path(root, hook, index)
-            writer = RowsWriter(path, hook=hook, n_rows=n_rows, d_model=width, dtype=dtype)
+            writer = RowsWriter(path, hook=hook, pieces=[n_rows], d_model=width, dtype=dtype)
             rows = numbers[:, None] * (torch.arange(1, width + 1) / width)
-            writer.put(StoredRows.of(rows.to(DTYPES[dtype])), [(0, n_rows)])
-            writer.finish()
-            writer.publish()
+            writer.put(StoredRows.of(rows.to(DTYPES[dtype])), [0])
+            complete(writer)
         shard = TokenShard(
             n_rows=n_rows,
             first_row=first,

@@ -2,19 +2,21 @@
 
 import errno
 import logging
+from pathlib import Path
 
 import pytest
 import torch
 from support_collect import HOOKS, collection, language_model, source, stored_bytes, texts, tokenizer
 
 from circuitcli import progress
-from circuitcli.activations import shards
+from circuitcli.activations import disk
 from circuitcli.activations.blocks import token_blocks
 from circuitcli.activations.cache import ActivationCache
 from circuitcli.activations.collection import collect, finished_shards
 from circuitcli.activations.shards import DTYPES, hook_path
 from circuitcli.activations.token_shards import tokens_path
 from circuitcli.errors import InputError
+from circuitcli.hookpoints import HookPoint
 from circuitcli.models import taps
 
 DOCUMENTS = texts(40, 0, 7, 15, 16, 33, 1, 90, 0, 5)
@@ -79,6 +81,19 @@ def test_collection_is_deterministic_to_the_bit(tmp_path):
     assert stored_bytes(tmp_path / "a") == stored_bytes(tmp_path / "b")
 
 
+@pytest.mark.parametrize("hooks", [HOOKS, (*HOOKS, HookPoint(1, "resid_mid"))])
+def test_batches_that_run_at_once_make_the_same_files_as_one_after_the_other(tmp_path, hooks):
+    before = torch.get_num_threads()
+    try:
+        for n_lanes in (1, 3):
+            torch.set_num_threads(n_lanes)
+            collected(tmp_path / str(n_lanes), hooks=hooks)
+            assert torch.get_num_threads() == n_lanes
+    finally:
+        torch.set_num_threads(before)
+    assert stored_bytes(tmp_path / "1") == stored_bytes(tmp_path / "3")
+
+
 @pytest.mark.parametrize(("n_tokens", "stored"), [(1, 15), (15, 15), (16, 30), (47, 47), (48, 62), (207, 207)])
 def test_it_stops_at_the_first_block_boundary_at_or_above_the_number(tmp_path, n_tokens, stored):
     assert collected(tmp_path, n_tokens=n_tokens).n_tokens == stored
@@ -100,7 +115,7 @@ def test_shards_end_at_block_boundaries_and_only_cut_the_table(tmp_path, shard_t
 def test_a_text_that_ends_early_warns_and_counts_what_there_is(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         assert collected(tmp_path, n_tokens=1000).n_tokens == 207
-    assert "the text has 207 tokens, fewer than the 1000 asked for" in caplog.text
+    assert "there are 207 tokens, fewer than the 1000 asked for" in caplog.text
 
 
 @pytest.mark.parametrize("documents", [[], ["", ""]])
@@ -140,20 +155,19 @@ def test_shards_of_another_fingerprint_are_made_again(tmp_path):
 
 
 def test_a_failure_midway_leaves_whole_shards_and_nothing_partial(tmp_path, monkeypatch):
-    real, written = shards._write_all, []
+    real = disk._write_all
 
-    def full_after_a_while(file, content):
-        written.append(len(content))
-        if len(written) > 25:
+    def full_after_a_while(file, content, offset):
+        if "00002" in str(Path(f"/proc/self/fd/{file}").readlink()):
             raise OSError(errno.ENOSPC, "No space left on device")
-        real(file, content)
+        real(file, content, offset)
 
     with monkeypatch.context() as patch:
-        patch.setattr(shards, "_write_all", full_after_a_while)
+        patch.setattr(disk, "_write_all", full_after_a_while)
         with pytest.raises(InputError, match="No space left on device"):
             collected(tmp_path)
     assert not list(tmp_path.rglob("*.partial"))
-    assert len(finished_shards(collection(tmp_path))) == 1
+    assert len(finished_shards(collection(tmp_path))) == 2
     collected(tmp_path), collected(tmp_path.with_name("whole"))
     assert stored_bytes(tmp_path) == stored_bytes(tmp_path.with_name("whole"))
 

@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 from support_collect import BOS, EOS, PAD, save_model, stage_request, stored_bytes, texts, tokenizer
 
 from circuitcli import runs
+from circuitcli.activations import shards
 from circuitcli.activations.cache import ActivationCache
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.hookpoints import HookPoint
@@ -69,6 +70,10 @@ def test_a_finished_run_answers_again_even_where_it_was_moved_to(tmp_path, model
     again = collect.run(stage_request(tmp_path / "moved", model, text, batch_size=7))
     assert again[1:] == first[1:]
     assert again[0].path == str(tmp_path / "moved")
+
+
+def test_a_cache_of_another_format_is_another_cache():
+    assert collect.CACHE_FORMAT == shards.FORMAT_VERSION
 
 
 def test_a_finished_run_answers_without_torch(tmp_path, model, text):

@@ -25,30 +25,44 @@ def ahead(items: Iterator[T]) -> Generator[T, None, None]:
 
 
 class Worker:
-    """One thread that does jobs in the order given; ``submit`` waits while ``waiting`` jobs are unfinished.
+    """Threads that begin jobs in the order given; ``submit`` waits while ``waiting`` jobs are unfinished.
 
-    An error of a job is raised by the next ``submit`` or ``drain``. Leaving the context drops jobs that were not
-    begun and waits for the one under way.
+    An error of a job is raised by the next ``submit`` or ``drain``. Leaving the context waits for the jobs under way.
     """
 
-    def __init__(self, *, waiting: int = 2) -> None:
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="worker")
-        self._jobs: deque[Future[None]] = deque()
-        self._waiting = waiting
+    def __init__(
+        self, *, threads: int = 1, waiting: int = 2, begin: Callable[[], None] | None = None, keeps: bool = False
+    ) -> None:
+        """begin: what each thread does first; keeps: whether jobs that wait when an error ends the work are done."""
+        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="worker", initializer=begin)
+        self._jobs: deque[tuple[Future[Any], Callable[[Any], None] | None]] = deque()
+        self._waiting, self._keeps = waiting, keeps
 
     def __enter__(self) -> "Worker":
         return self
 
     def __exit__(self, *error: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self._executor.shutdown(wait=True, cancel_futures=True)
+        self._executor.shutdown(wait=True, cancel_futures=not self._keeps)
 
-    def submit(self, job: Callable[..., None], *arguments: Any) -> None:
-        """Hand over one job."""
+    def submit(self, job: Callable[..., T], *arguments: Any, then: Callable[[T], None] | None = None) -> None:
+        """Hand over one job. ``then`` gets its result in the caller's thread, once all jobs before it are done too."""
         while len(self._jobs) >= self._waiting:
-            self._jobs.popleft().result()
-        self._jobs.append(self._executor.submit(job, *arguments))
+            self._finish_oldest()
+        self._jobs.append((self._executor.submit(job, *arguments), then))
+
+    def then(self, call: Callable[[], None]) -> None:
+        """Call something in the caller's thread once all jobs so far are done, at a later ``submit`` or ``drain``."""
+        done: Future[None] = Future()
+        done.set_result(None)
+        self._jobs.append((done, lambda _: call()))
 
     def drain(self) -> None:
         """Wait until all jobs are done."""
         while self._jobs:
-            self._jobs.popleft().result()
+            self._finish_oldest()
+
+    def _finish_oldest(self) -> None:
+        future, then = self._jobs.popleft()
+        result = future.result()
+        if then is not None:
+            then(result)

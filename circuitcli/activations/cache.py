@@ -53,11 +53,16 @@ class ActivationCache:
     def _row_shards(self, hook: HookPoint) -> list[RowsShard]:
         shards = [RowsShard.open(hook_path(self.path, hook, index)) for index in range(len(self._tokens))]
         for shard, tokens in zip(shards, self._tokens, strict=True):
-            if (shard.d_model, shard.dtype) != (shards[0].d_model, shards[0].dtype):
+            if (shard.d_model, shard.header.dtype) != (shards[0].d_model, shards[0].header.dtype):
                 raise InputError(f"{shard.path} has another width or number type than the shards before", hint=_AGAIN)
             if shard.n_rows != tokens.n_rows:
                 raise InputError(f"{shard.path} has {shard.n_rows} rows and its tokens {tokens.n_rows}", hint=_AGAIN)
         return shards
+
+    @property
+    def n_shards(self) -> int:
+        """Number of shards."""
+        return len(self._tokens)
 
     @property
     def n_tokens(self) -> int:
@@ -70,7 +75,7 @@ class ActivationCache:
 
     def dtype(self, hook: HookPoint) -> torch.dtype:
         """Number type in which a hook point is stored."""
-        return DTYPES[self._rows[hook][0].dtype]
+        return DTYPES[self._rows[hook][0].header.dtype]
 
     def digests(self, hook: HookPoint) -> list[str]:
         """Digests of the stored rows, shard by shard."""

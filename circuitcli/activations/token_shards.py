@@ -8,6 +8,7 @@ import hashlib
 import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,11 @@ class TokenRows:
     def of(cls, blocks: Sequence[Block], places: Sequence[Sequence[int]]) -> "TokenRows":
         """Those at the places chosen in each block."""
         pairs = list(zip(blocks, places, strict=True))
-        token = [block.ids[place] for block, chosen in pairs for place in chosen]
-        index = [block.index for block, chosen in pairs for _ in chosen]
-        position = [place for chosen in places for place in chosen]
-        return cls(*(torch.tensor(column, dtype=torch.int64) for column in (token, index, position)))
+        n_rows = sum(map(len, places))
+        token = np.fromiter((block.ids[place] for block, chosen in pairs for place in chosen), np.int64, n_rows)
+        index = np.repeat([block.index for block in blocks], [len(chosen) for chosen in places])
+        position = np.fromiter(chain.from_iterable(places), np.int64, n_rows)
+        return cls(*(torch.from_numpy(column.astype(np.int64)) for column in (token, index, position)))
 
     @classmethod
     def joined(cls, parts: Sequence["TokenRows"]) -> "TokenRows":

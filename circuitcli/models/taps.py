@@ -1,5 +1,6 @@
 """The only place that registers hooks: reading and replacing activations at hook points while a model runs."""
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -53,13 +54,14 @@ def _register(adapter: ModelAdapter, hook: HookPoint, callback: Callback) -> lis
 def _register_middle(adapter: ModelAdapter, layer: int, callback: Callback) -> list[RemovableHandle]:
     """The stream between attention and MLP is no module's output: it is rebuilt as block input plus attention output,
     and a change of it travels on as a change of the attention output."""
-    entering: list[Tensor] = []
+    # Several threads may run the model at once.
+    entering = threading.local()
 
     def remember(residual: Tensor) -> None:
-        entering[:] = [residual]
+        entering.residual = residual
 
     def change(attention: Tensor) -> Tensor | None:
-        middle = entering[0] + attention
+        middle = entering.residual + attention
         changed = callback(middle)
         return None if changed is None else attention + (changed - middle)
 
@@ -122,23 +124,50 @@ def read(
 ) -> dict[HookPoint, Float[Tensor, "batch position d_model"]]:
     """Activations at the hook points, from one forward pass that ends after the deepest block that is needed."""
     found: dict[HookPoint, Tensor] = {}
+    with reading(adapter, hooks) as run:
+        run(input_ids, attention_mask, found.__setitem__)
+    return found
+
+
+See = Callable[[HookPoint, Tensor], None]
+
+
+@contextmanager
+def reading(
+    adapter: ModelAdapter, hooks: Iterable[HookPoint]
+) -> Iterator[Callable[[Tensor, Tensor | None, See], None]]:
+    """While this is open, ``run(input_ids, attention_mask, see)`` runs the model up to the deepest block that is needed
+    and gives each hook point and its activation to ``see`` as soon as it is there. Several threads may run at once."""
     chosen = list(hooks)
     deepest = max(hook.layer for hook in chosen)
+    under_way = threading.local()
 
     def stop(activation: Tensor) -> None:
         raise _Stop
 
-    callbacks: dict[HookPoint, Callback] = {hook: keep(found, hook) for hook in chosen}
-    with tapped(adapter, callbacks):
-        # Hooks run in the order they were added: this one comes last, when the block's output was already seen.
-        handle = adapter.blocks[deepest].register_forward_hook(_on_output(stop))
+    def run(input_ids: Tensor, attention_mask: Tensor | None, see: See) -> None:
+        under_way.see = see
         try:
             adapter.logits(input_ids, attention_mask)
         except _Stop:
             pass
         finally:
+            del under_way.see
+
+    with tapped(adapter, {hook: _shown(hook, under_way) for hook in chosen}):
+        # Hooks run in the order they were added: this one comes last, when the block's output was already seen.
+        handle = adapter.blocks[deepest].register_forward_hook(_on_output(stop))
+        try:
+            yield run
+        finally:
             handle.remove()
-    return found
+
+
+def _shown(hook: HookPoint, under_way: threading.local) -> Callback:
+    def callback(activation: Tensor) -> None:
+        under_way.see(hook, activation)
+
+    return callback
 
 
 def leaf(activation: Tensor) -> Tensor:

@@ -34,6 +34,11 @@ class Tokenizer:
         if bos == "always" and hf.bos_token_id is None:
             raise InputError("this tokenizer has no BOS token", hint="leave --set model.bos=always out")
         self.bos_id: int | None = None if bos == "never" else hf.bos_token_id
+        self._quick = getattr(hf, "backend_tokenizer", None)
+        if self._quick is not None:
+            # A tokenizer's file may ask for it.
+            self._quick.no_truncation()
+            self._quick.no_padding()
 
     @property
     def vocab_size(self) -> int:
@@ -67,6 +72,9 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, with no special token added."""
+        if self._quick is not None:
+            # Leaves out where in the text each token is, which takes a quarter of the time.
+            return list(self._quick.encode_batch_fast([text], add_special_tokens=False)[0].ids)
         return list(self.hf(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def with_bos(self, ids: Sequence[int]) -> list[int]:

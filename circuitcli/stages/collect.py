@@ -20,7 +20,8 @@ from circuitcli.stages.request import Request, changing_nothing, fingerprint, re
 
 if TYPE_CHECKING:
     from circuitcli.activations.blocks import Documents
-    from circuitcli.activations.collection import Collected, Collection
+    from circuitcli.activations.collection import Collected
+    from circuitcli.activations.plans import Collection
     from circuitcli.models.adapter import ModelAdapter
     from circuitcli.models.loading import LanguageModel
 
@@ -32,6 +33,8 @@ _NO_MATTER = ("model.device", "model.device_map", "data.batch_size")
 _BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 # Token, block and position of a row.
 _TOKEN_BYTES = 16
+# That of `activations.shards`, which imports torch.
+CACHE_FORMAT = 2
 
 
 def run(request: Request) -> list[Record]:
@@ -101,7 +104,8 @@ def fingerprint_with(request: Request, inputs: Mapping[str, str]) -> Fingerprint
     """The fingerprint over the settings of model and data, the files of a local model, and these inputs."""
     state = _local_state(Path(request.settings.model.name).expanduser())
     of_model = {"files of the model": runs.digest(state)} if state else {}
-    return fingerprint(request, ("model.", "data."), {**inputs, **of_model}, without=_NO_MATTER)
+    format_ = {"format of the cache": str(CACHE_FORMAT)}
+    return fingerprint(request, ("model.", "data."), {**inputs, **of_model, **format_}, without=_NO_MATTER)
 
 
 def _local_state(path: Path) -> list[tuple[str, int, int]]:
@@ -182,7 +186,7 @@ def records_of(request: Request, collected: "Collected", *, d_model: int) -> lis
 
 def collection_of(request: Request, root: Path, hooks: Sequence[HookPoint], digest: str) -> "Collection":
     """What is to be stored, as the settings say."""
-    from circuitcli.activations.collection import Collection
+    from circuitcli.activations.plans import Collection
 
     data = request.settings.data
     return Collection(

@@ -1,0 +1,85 @@
+"""Forward passes whose activations go from the hook points straight to the files of a shard."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from circuitcli.activations.blocks import Batch, padded
+from circuitcli.activations.disk import DiskQueue
+from circuitcli.activations.lanes import Scratch
+from circuitcli.activations.plans import Collection, PlannedBatch
+from circuitcli.activations.shard_files import ShardFiles
+from circuitcli.activations.shards import DTYPES
+from circuitcli.activations.writing import StoredRows
+from circuitcli.hookpoints import HookPoint
+from circuitcli.models import taps
+from circuitcli.models.loading import LanguageModel
+
+
+class Stopped(Exception):
+    """A forward pass was given up because the collection ends."""
+
+
+class Passes:
+    """Runs blocks through the model; several threads may do so at once."""
+
+    def __init__(self, model: LanguageModel, collection: Collection, disk: DiskQueue, run: Callable[..., None]) -> None:
+        self._model, self._disk, self._run = model, disk, run
+        self._dtype = DTYPES[collection.dtype]
+        self._scratch = Scratch()
+        self._is_over = threading.Event()
+
+    def stop(self) -> None:
+        """Make the passes under way end at their next hook point."""
+        self._is_over.set()
+
+    @torch.inference_mode()
+    def store(self, files: ShardFiles, planned: PlannedBatch) -> int:
+        """Store the rows of a batch of a shard. Returns how many."""
+        batch, device = padded(planned.blocks, pad_id=self._model.tokenizer.pad_id), self._model.adapter.device
+        on_device: dict[HookPoint, Tensor] = {}
+
+        def see(hook: HookPoint, activation: Tensor) -> None:
+            if self._is_over.is_set():
+                raise Stopped
+            if hook not in files.rows:
+                return
+            if activation.device.type == "cpu":
+                rows, memory = self._rows(batch, activation)
+                files.store(hook, rows, planned.pieces, memory=memory, disk=self._disk)
+            else:
+                on_device[hook] = batch.stored(activation, self._dtype)
+
+        mask = None if batch.attention_mask is None else batch.attention_mask.to(device)
+        self._run(batch.input_ids.to(device), mask, see)
+        # A copy waits for the device: the whole pass is under way before the first.
+        for hook, rows in on_device.items():
+            memory, place = self._memory(rows.shape)
+            files.store(hook, StoredRows.of(rows, place), planned.pieces, memory=memory, disk=self._disk)
+        return sum(block.n_rows for block in planned.blocks)
+
+    def _rows(self, batch: Batch, activation: Tensor) -> tuple[StoredRows, Tensor]:
+        """The rows to store, as `Batch.stored` gives them, and the memory of the disk's queue that they are in."""
+        behind = activation[:, batch.n_bos :]
+        if batch.rows is None:
+            memory, rows = self._memory(behind.shape)
+            return StoredRows.of(rows.copy_(behind).flatten(0, 1)), memory
+        scratch = self._scratch.take(behind.shape, self._dtype).copy_(behind).flatten(0, 1)
+        memory, rows = self._memory((len(batch.rows), scratch.shape[1]))
+        return StoredRows.of(torch.index_select(scratch, 0, batch.rows, out=rows)), memory
+
+    def _memory(self, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Memory of the disk's queue, and its beginning as numbers of this shape."""
+        n_bytes = torch.Size(shape).numel() * self._dtype.itemsize
+        memory = self._disk.take(n_bytes)
+        return memory, memory[:n_bytes].view(self._dtype).view(shape)
+
+
+@contextmanager
+def passes(model: LanguageModel, collection: Collection, disk: DiskQueue) -> Iterator[Passes]:
+    """While this is open, the model's hook points are read."""
+    with taps.reading(model.adapter, collection.hooks) as run:
+        yield Passes(model, collection, disk, run)
