@@ -14,23 +14,33 @@ from torch import Tensor
 
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.adapter import ModelAdapter
-from circuitcli.models.taps import Callback, block_arguments, keep, tapped
+from circuitcli.models.taps import Callback, block_arguments, keep, read, tapped
 
 
 @dataclass(frozen=True)
-class CleanPass:
-    """What an unchanged forward pass over one text leaves for later partial ones; all tensors are detached."""
+class BlockPass:
+    """What an unchanged pass through the blocks leaves for later partial ones; all tensors are detached.
 
-    input_ids: Int[Tensor, "1 position"]
+    With one text, later passes may have any number of edited copies of it; with several, as many rows as texts.
+    """
+
+    input_ids: Int[Tensor, "text position"]
+    attention_mask: Int[Tensor, "text position"] | None
     arguments: tuple[tuple[tuple[Any, ...], dict[str, Any]], ...]
-    residuals: tuple[Float[Tensor, "1 position d_model"], ...]
-    activations: Mapping[HookPoint, Float[Tensor, "1 position d_model"]]
-    logits: Float[Tensor, "1 position vocab"]
+    residuals: tuple[Float[Tensor, "text position d_model"], ...]
+    activations: Mapping[HookPoint, Float[Tensor, "text position d_model"]]
 
     @property
-    def final_residual(self) -> Float[Tensor, "1 position d_model"]:
+    def final_residual(self) -> Float[Tensor, "text position d_model"]:
         """Output of the last block."""
         return self.residuals[-1]
+
+
+@dataclass(frozen=True)
+class CleanPass(BlockPass):
+    """What an unchanged forward pass over one text leaves."""
+
+    logits: Float[Tensor, "1 position vocab"]
 
 
 def clean_pass(
@@ -38,19 +48,43 @@ def clean_pass(
 ) -> CleanPass:
     """One unchanged run over a text; keeps the residual before each block and the activations at ``hooks``."""
     seen: dict[HookPoint, Tensor] = {}
-    last = HookPoint(adapter.n_layers - 1, "resid")
-    before = [HookPoint(layer, "resid_pre") for layer in range(adapter.n_layers)]
-    wanted = {*hooks, last, *before}
+    before, last = _between_blocks(adapter)
     with torch.no_grad(), block_arguments(adapter) as arguments:
-        with tapped(adapter, {hook: keep(seen, hook) for hook in wanted}):
+        with tapped(adapter, {hook: keep(seen, hook) for hook in {*hooks, *before, last}}):
             logits = adapter.logits(input_ids)
     return CleanPass(
         input_ids=input_ids,
+        attention_mask=None,
         arguments=tuple(arguments),
         residuals=tuple(seen[hook] for hook in [*before, last]),
         activations={hook: seen[hook] for hook in hooks},
         logits=logits,
     )
+
+
+def block_pass(
+    adapter: ModelAdapter,
+    input_ids: Int[Tensor, "text position"],
+    attention_mask: Int[Tensor, "text position"] | None,
+    hooks: tuple[HookPoint, ...] = (),
+) -> BlockPass:
+    """`clean_pass` over several texts, without their logits, which take the most memory."""
+    before, last = _between_blocks(adapter)
+    with torch.no_grad(), block_arguments(adapter) as arguments:
+        seen = read(adapter, input_ids, attention_mask, {*hooks, *before, last})
+    return BlockPass(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        arguments=tuple(arguments),
+        residuals=tuple(seen[hook] for hook in [*before, last]),
+        activations={hook: seen[hook] for hook in hooks},
+    )
+
+
+def _between_blocks(adapter: ModelAdapter) -> tuple[list[HookPoint], HookPoint]:
+    """The input of each block, and the output of the last."""
+    before = [HookPoint(layer, "resid_pre") for layer in range(adapter.n_layers)]
+    return before, HookPoint(adapter.n_layers - 1, "resid")
 
 
 def first_block(hook: HookPoint) -> int:
@@ -62,7 +96,7 @@ def first_block(hook: HookPoint) -> int:
 
 def run_blocks(
     adapter: ModelAdapter,
-    clean: CleanPass,
+    clean: BlockPass,
     residual: Float[Tensor, "batch position d_model"],
     *,
     start: int,
@@ -83,14 +117,15 @@ def run_blocks(
 
 def rerun(
     adapter: ModelAdapter,
-    clean: CleanPass,
+    clean: BlockPass,
     callbacks: Mapping[HookPoint, Callback],
     *,
     rows: int,
     start: int,
     stop: int | None = None,
 ) -> Float[Tensor, "batch position d_model"]:
-    """The residual before block ``stop`` (by default: after the last) of ``rows`` copies of the text, with taps.
+    """The residual before block ``stop`` (by default: after the last) of ``rows`` copies of the text, with taps; of
+    each text if the clean pass had as many.
 
     Blocks before ``start`` are taken from the clean pass; -1 starts at the embedding. A tap at the output of block
     ``start - 1`` or at the input of block ``start`` is applied to the residual that the run starts from.
@@ -106,11 +141,12 @@ def rerun(
         return run_blocks(adapter, clean, residual, start=start, stop=stop)
 
 
-def _from_embedding(adapter: ModelAdapter, clean: CleanPass, rows: int) -> Tensor:
+def _from_embedding(adapter: ModelAdapter, clean: BlockPass, rows: int) -> Tensor:
     seen: dict[HookPoint, Tensor] = {}
     last = HookPoint(adapter.n_layers - 1, "resid")
     with tapped(adapter, {last: keep(seen, last)}):
-        adapter.logits(clean.input_ids.expand(rows, -1))
+        mask = clean.attention_mask
+        adapter.logits(clean.input_ids.expand(rows, -1), None if mask is None else mask.expand(rows, -1))
     return seen[last]
 
 

@@ -12,6 +12,18 @@ Tracker = Literal["tensorboard", "trackio", "wandb"]
 class TrainSettings(Section):
     """How sparse autoencoders are trained."""
 
+    objective: Literal["local", "end-to-end"] = "local"
+    """What an SAE is to keep: the activations (local), or what the model predicts when the SAE stands alone at its hook
+    point (end-to-end: KL divergence in nats, each SAE for itself, on the cached text; after Braun et al. 2024,
+    arXiv:2405.12241). An end-to-end step costs a pass of the model, and for each SAE one through the blocks
+    behind it, forward and back."""
+    local_share: float = Field(0.5, ge=0, lt=1)
+    """End-to-end: share of the run, at its start, that trains locally, on shuffled rows."""
+    local_weight: float = Field(25.0, ge=0)
+    """End-to-end: weight of the share of the variance that is missed at the SAE's own hook point. The paper's objective
+    is 0, with local_share=0; short runs need both: see the README."""
+    downstream_weight: float = Field(0.0, ge=0)
+    """End-to-end: weight of the share of the variance that later collected hook points miss, on average over them."""
     tokens: int | None = Field(None, ge=1)
     """Tokens to train on; by default one pass over the cache. More than the cache holds means several passes."""
     batch_size: int = Field(4096, ge=1)

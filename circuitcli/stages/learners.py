@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from circuitcli.hookpoints import HookPoint
 from circuitcli.settings.settings import Settings
-from circuitcli.training.plan import Plan, lessons, plan, schedule, width
+from circuitcli.training.plan import END_TO_END, Plan, lessons, plan, schedule, width
 
 if TYPE_CHECKING:
     import torch
@@ -61,14 +61,20 @@ def _new_learner(
     made: Plan,
 ) -> "Learner":
     from circuitcli.training.architectures.registry import new_student
-    from circuitcli.training.architectures.student import Lesson
+    from circuitcli.training.architectures.student import Lesson, SingleStudent
+    from circuitcli.training.end_to_end import EndToEnd
     from circuitcli.training.learner import Learner, Pace
 
     d_sae = width(settings, d_in=first[hooks[0]].shape[1])
     train = settings.train
     lesson = Lesson(settings.sae, d_sae, train.auxk_weight, made.dead_tokens, settings.seed, train.autocast)
     pace = Pace(schedule(settings, made, d_sae=d_sae), settings.train.clip)
-    return Learner(new_student(hooks, first, lesson, moments), pace, variant=variant)
+    student = new_student(hooks, first, lesson, moments)
+    if settings.train.objective == END_TO_END:
+        assert isinstance(student, SingleStudent)
+        variances = {hook: own.variance for hook, own in moments.items()}
+        student.objective = EndToEnd(variances, settings.train.downstream_weight, settings.train.local_weight)
+    return Learner(student, pace, variant=variant)
 
 
 def _moments(cache: "ActivationCache", hook: HookPoint) -> "Moments":

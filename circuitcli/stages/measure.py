@@ -48,8 +48,8 @@ class HeldOut:
         blocks = [block for block in cache.blocks(read.start, read.stop) if len(block.ids) > 1]
         if not blocks:
             return cls(cache, rows, choose_device(request.settings.model.device), None)
-        model = load_model(_model_settings(request))
-        _check_model(model, cache, blocks[0])
+        model = load_model(model_settings(request))
+        check_model(model, cache, blocks[0])
         device = model.adapter.device
         texts = Texts.of(blocks, pad_id=model.tokenizer.pad_id, batch_size=_LOSS_BATCH, device=device)
         return cls(cache, rows, device, Listener(model.adapter, texts))
@@ -93,7 +93,7 @@ class HeldOut:
                 )
 
 
-def _check_model(model: "LanguageModel", cache: "ActivationCache", block: "TokenBlock") -> None:
+def check_model(model: "LanguageModel", cache: "ActivationCache", block: "TokenBlock") -> None:
     """Raise InputError if the model no longer gives the cached activations of a block."""
     import torch
 
@@ -112,7 +112,7 @@ def _check_model(model: "LanguageModel", cache: "ActivationCache", block: "Token
             )
 
 
-def _model_settings(request: Request) -> ModelSettings:
+def model_settings(request: Request) -> ModelSettings:
     """The model that the activations came from, on the device that is asked for now."""
     model = request.settings.model
     kept = {

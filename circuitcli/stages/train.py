@@ -11,7 +11,7 @@ from circuitcli.settings.settings import Settings
 from circuitcli.stages.request import Request, fingerprint, needed, resumable
 from circuitcli.stages.sweep import swept, variants
 from circuitcli.stages.training import CHECKPOINT, FOLDER, Training, check_processes, finished_saes
-from circuitcli.training.plan import lessons, sae_widths, width
+from circuitcli.training.plan import check_objective, lessons, sae_widths, width
 from circuitcli.training.plan import plan as planned
 from circuitcli.training.schedule import default_rate
 
@@ -45,6 +45,7 @@ def run(request: Request) -> list[Record]:
 
 def _check(settings: Settings, found: list[ActivationsRecord]) -> None:
     """Raise SettingsError or InputError for settings that cannot be trained with."""
+    check_objective(settings)
     lessons(settings.sae.architecture, [HookPoint.parse(record.hook) for record in found])
     for record in found:
         width(settings, d_in=record.d_model)

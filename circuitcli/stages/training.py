@@ -14,7 +14,8 @@ from circuitcli.settings.sources import flatten
 from circuitcli.stages.learners import calibrate, new_learners
 from circuitcli.stages.measure import HeldOut
 from circuitcli.stages.request import Request, changing_nothing
-from circuitcli.training.plan import Plan
+from circuitcli.stages.text_batches import then_texts
+from circuitcli.training.plan import END_TO_END, Plan
 from circuitcli.training.plan import plan as planned
 
 if TYPE_CHECKING:
@@ -70,6 +71,11 @@ class Finished:
 def check_processes(settings: Settings) -> None:
     """Raise SettingsError if the processes that run this command cannot share the work out."""
     n = processes.count()
+    if n > 1 and settings.train.parallel == "data" and settings.train.objective == END_TO_END:
+        raise SettingsError(
+            "end-to-end training reads whole texts, which are not shared out to processes",
+            hint="use --set train.parallel=hooks, or one process",
+        )
     if settings.train.parallel == "data" and settings.train.batch_size % n:
         raise SettingsError(
             f"train.batch_size={settings.train.batch_size} cannot be shared out evenly to {n} processes",
@@ -127,7 +133,7 @@ def _trained(
     from circuitcli.training.trackers.tracker import trackers
     from circuitcli.training.trainer import Trainer
 
-    train = training.request.settings.train
+    request, train = training.request, training.request.settings.train
     shares_rows = processes.count() > 1 and train.parallel == "data"
     ranks = AllRanks() if processes.count() > 1 else ALONE
     resumes = checkpoints.step() > 0
@@ -144,7 +150,7 @@ def _trained(
     with trackers(tracked, _tracked(training, starts_over=not resumes)) as opened:
         Trainer(
             learners,
-            batches,
+            then_texts(request, cache, made, batches) if train.objective == END_TO_END else batches,
             batch_size=train.batch_size,
             checkpoints=checkpoints,
             checkpoint_steps=max(1, train.checkpoint_tokens // train.batch_size),

@@ -85,6 +85,9 @@ def schedule(settings: Settings, made: Plan, *, d_sae: int) -> Schedule:
 # What a transcoder reads in a block, and what it predicts there.
 TRANSCODED = ("mlp_in", "mlp")
 STAIRCASES = ("staircase", "staircase-detach")
+END_TO_END = "end-to-end"
+# Their losses are of several reconstructions, of which only one can stand in the model.
+NOT_END_TO_END = ("matryoshka", *STAIRCASES)
 
 
 def lessons(architecture: str, hooks: Sequence[HookPoint]) -> list[tuple[HookPoint, ...]]:
@@ -115,6 +118,20 @@ def sae_widths(settings: Settings, n_hooks: int, *, d_in: int) -> tuple[int, ...
     added = width(settings, d_in=d_in)
     n_steps = n_hooks if settings.sae.architecture in STAIRCASES else 1
     return tuple(added * (step + 1) for step in range(n_steps))
+
+
+def check_objective(settings: Settings) -> None:
+    """Raise SettingsError if SAEs of this architecture cannot learn end to end, or a setting has no effect."""
+    if settings.train.objective == END_TO_END:
+        if settings.sae.architecture in NOT_END_TO_END:
+            raise SettingsError(
+                f"sae.architecture={settings.sae.architecture} has no end-to-end objective",
+                hint="use --set train.objective=local, or another architecture",
+            )
+    elif settings.train.downstream_weight:
+        raise SettingsError(
+            "train.downstream_weight has no effect on local training", hint="use --set train.objective=end-to-end"
+        )
 
 
 def _staircases(architecture: str, hooks: Sequence[HookPoint]) -> list[tuple[HookPoint, ...]]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from circuitcli import group, progress
 from circuitcli.errors import CircuitError
 from circuitcli.hookpoints import HookPoint
-from circuitcli.training.architectures.student import Outcome
+from circuitcli.training.architectures.student import Batch, Outcome
 from circuitcli.training.checkpoint import Checkpoints
 from circuitcli.training.interrupt import postponed_signals
 from circuitcli.training.learner import Learner
@@ -32,7 +32,7 @@ class Batches(Protocol):
 
     n_steps: int
 
-    def from_step(self, step: int) -> Iterator[dict[HookPoint, Float[Tensor, "batch d_model"]]]:
+    def from_step(self, step: int) -> Iterator[Batch]:
         """The batches of this step and all later ones; the same rows for all hook points."""
         ...
 
@@ -105,7 +105,7 @@ class Trainer:
     def _is_due(self, every: int) -> bool:
         return self.done % every == 0 or self.done == self.batches.n_steps
 
-    def _step(self, batch: dict[HookPoint, Tensor]) -> dict[str, Outcome]:
+    def _step(self, batch: Batch) -> dict[str, Outcome]:
         """What each SAE made of the batch, by its place."""
         if self.shares_rows:
             batch = {hook: rows[self.ranks.rank :: self.ranks.n] for hook, rows in batch.items()}
@@ -129,6 +129,7 @@ class Trainer:
                 {name: self._mean(part) for name, part in step.losses.items()},
                 self._mean(step.fvu),
                 self._mean(step.l0),
+                {name: self._mean(value) for name, value in step.measures.items()},
             )
             for place, step in steps.items()
         }

@@ -63,6 +63,21 @@ class Attempt:
     measures: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
 
 
+class Objective(ABC):
+    """What an SAE is to keep if it is something else than the activations alone."""
+
+    @abstractmethod
+    def losses(
+        self,
+        batch: Batch,
+        place: HookPoint,
+        reconstruction: Float[Tensor, "row d_model"],
+        *,
+        fvu: Float[Tensor, ""],
+    ) -> dict[str, Float[Tensor, ""]]:
+        """What it costs that these raw rows, of this missed variance, take the place of the batch's own, by name."""
+
+
 class Student(nn.Module, ABC):
     """One module with one optimiser: an SAE, or several that share weights or a loss."""
 
@@ -113,6 +128,7 @@ class SingleStudent(Student):
 
     # Whether decoder rows stay on the unit sphere.
     has_unit_decoder: ClassVar[bool] = True
+    objective: Objective | None = None
 
     def __init__(self, sae: SparseAutoencoder, lesson: Lesson, moments: Mapping[HookPoint, Moments]) -> None:
         """moments: of the hook points that the SAE reads and predicts."""
@@ -153,7 +169,7 @@ class SingleStudent(Student):
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.lesson.autocast):
             made = self.attempt(x, y, dead, share=share)
         fvu = missed_variance(y, made.reconstruction, variance=self.variance)
-        losses = {"reconstruction": fvu, **made.losses}
+        losses = {**self._goal(batch, made.reconstruction, fvu), **made.losses}
         if len(dead):
             error = y - made.reconstruction.detach()
             k = max(1, self.sae.d_out // 2)
@@ -163,6 +179,12 @@ class SingleStudent(Student):
         self._listen(made.active, n_tokens=len(x))
         l0 = torch.tensor(len(made.active) / len(x))
         return {self.sae.hook: Outcome(losses, fvu.detach(), l0, made.measures)}
+
+    def _goal(self, batch: Batch, reconstruction: Tensor, fvu: Tensor) -> dict[str, Tensor]:
+        """What is to be made small beside the architecture's own costs."""
+        if self.objective is None:
+            return {"reconstruction": fvu}
+        return self.objective.losses(batch, self.sae.target, reconstruction / self.target_scale, fvu=fvu)
 
     def scaled(self, x: Float[Tensor, "batch d"], scale: float) -> Float[Tensor, "batch d"]:
         """Raw activations as the SAE sees them."""
