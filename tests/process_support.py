@@ -1,6 +1,5 @@
 """Several processes of one program on this machine, as a launcher starts them."""
 
-import os
 import socket
 import subprocess
 import sys
@@ -31,19 +30,3 @@ def together(program: str, *arguments: str, n: int, cwd: Path) -> list[Outcome]:
         for process in started:
             process.kill()
     return [Outcome(process.returncode, *texts) for process, texts in zip(started, told, strict=True)]
-
-
-def torchrun(*words: str, n: int, cwd: Path) -> Outcome:
-    """``torchrun --nproc-per-node n`` with a module or program and its words."""
-    launcher = Path(sys.executable).with_name("torchrun")
-    command = [str(launcher), "--nproc-per-node", str(n), "--master-port", str(free_port()), *words]
-    done = subprocess.run(
-        command,
-        cwd=cwd,
-        env=environment(OMP_NUM_THREADS="1") | {"PATH": os.environ.get("PATH", "")},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        encoding="utf-8",
-        timeout=TIMEOUT_S,
-    )
-    return Outcome(done.returncode, done.stdout, done.stderr)

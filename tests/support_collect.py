@@ -104,7 +104,7 @@ def write_cache(root: Path, sizes: list[int], widths: dict[HookPoint, int], *, d
         numbers = torch.arange(first, first + n_rows)
         for hook, width in widths.items():
             path = hook_path(root, hook, index)
-            writer = RowsWriter(path, hook=hook, pieces=[n_rows], d_model=width, dtype=dtype)
+            writer = RowsWriter(path, hook=hook, pieces=[n_rows], d_model=width, dtype=dtype, first_row=first)
             rows = numbers[:, None] * (torch.arange(1, width + 1) / width)
             writer.put(StoredRows.of(rows.to(DTYPES[dtype])), [0])
             complete(writer)

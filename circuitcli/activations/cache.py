@@ -10,12 +10,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from circuitcli.activations.shards import DTYPES, RowsShard, hook_path
+from circuitcli.activations.shards import DTYPES, VERIFY, RowsShard, hook_path
 from circuitcli.activations.token_shards import TokenRows, TokenShard, read_left_out, read_tokens, tokens_path
 from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
-
-_AGAIN = "run `circuit collect` again with --force"
 
 
 @dataclass(frozen=True)
@@ -54,9 +52,9 @@ class ActivationCache:
         shards = [RowsShard.open(hook_path(self.path, hook, index)) for index in range(len(self._tokens))]
         for shard, tokens in zip(shards, self._tokens, strict=True):
             if (shard.d_model, shard.header.dtype) != (shards[0].d_model, shards[0].header.dtype):
-                raise InputError(f"{shard.path} has another width or number type than the shards before", hint=_AGAIN)
-            if shard.n_rows != tokens.n_rows:
-                raise InputError(f"{shard.path} has {shard.n_rows} rows and its tokens {tokens.n_rows}", hint=_AGAIN)
+                raise InputError(f"{shard.path} has another width or number type than the shards before", hint=VERIFY)
+            if (shard.header.first_row, shard.n_rows) != (tokens.first_row, tokens.n_rows):
+                raise InputError(f"{shard.path} holds other rows than its tokens say", hint=VERIFY)
         return shards
 
     @property
@@ -156,7 +154,7 @@ def _token_shards(path: Path) -> list[TokenShard]:
         file = tokens_path(path, len(shards))
         shards.append(TokenShard.open(file))
         if shards[-1].first_row != n_rows:
-            raise InputError(f"{file} does not follow the shard before it", hint=_AGAIN)
+            raise InputError(f"{file} does not follow the shard before it", hint=VERIFY)
         n_rows += shards[-1].n_rows
     return shards
 

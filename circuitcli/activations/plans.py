@@ -124,19 +124,22 @@ def survey(collection: Collection) -> dict[int, Found]:
             continue
         if tokens.fingerprint == collection.fingerprint:
             index = int(path.stem)
-            found[index] = Found(tokens, missing_rows(collection, index, tokens.n_rows))
+            found[index] = Found(
+                tokens, missing_rows(collection, index, first_row=tokens.first_row, n_rows=tokens.n_rows)
+            )
     return found
 
 
-def missing_rows(collection: Collection, index: int, n_rows: int) -> tuple[HookPoint, ...]:
-    """The hook points that lack a file of this collection with so many rows."""
+def missing_rows(collection: Collection, index: int, *, first_row: int, n_rows: int) -> tuple[HookPoint, ...]:
+    """The hook points that lack a file of this collection with these rows."""
 
     def is_there(hook: HookPoint) -> bool:
         try:
             header = RowsShard.open(hook_path(collection.root, hook, index)).header
         except InputError:
             return False
-        return (header.fingerprint, header.n_rows) == (collection.fingerprint, n_rows)
+        expected = (collection.fingerprint, first_row, n_rows)
+        return (header.fingerprint, header.first_row, header.n_rows) == expected
 
     return tuple(hook for hook in collection.hooks if not is_there(hook))
 
@@ -167,7 +170,8 @@ def plans(blocks_from: BlocksFrom, collection: Collection, found: Mapping[int, F
             cursor = blocks[-1].after
             lacks = there is None or (there.tokens.first_row, there.tokens.n_rows) != (first_row, n_rows)
             if is_mine:
-                yield Plan(index, first_row, blocks, is_last, missing_rows(collection, index, n_rows), lacks)
+                missing = missing_rows(collection, index, first_row=first_row, n_rows=n_rows)
+                yield Plan(index, first_row, blocks, is_last, missing, lacks)
         index, first_row = index + 1, first_row + n_rows
 
 

@@ -31,6 +31,7 @@ class ShardFiles:
                     pieces=self.layout.pieces,
                     d_model=d_model,
                     dtype=collection.dtype,
+                    first_row=plan.first_row,
                     fingerprint=collection.fingerprint,
                 )
         except BaseException:

@@ -45,12 +45,14 @@ def digest(content: bytes | memoryview) -> UInt8[np.ndarray, " 16"]:
 
 @dataclass(frozen=True)
 class Header:
-    """The attributes of a shard's file; ``fingerprint`` belongs to the settings that made it."""
+    """The attributes of a shard's file; ``fingerprint`` belongs to the settings that made it, ``first_row`` is its
+    first row's number in the whole cache."""
 
     hook: str
     dtype: str
     n_rows: int
     d_model: int
+    first_row: int = 0
     fingerprint: str = ""
     format: int = FORMAT_VERSION
 
@@ -187,14 +189,14 @@ def _content(stored: Any) -> np.ndarray:
 
 
 _AGAIN = "run `circuit collect` again with --force"
-_VERIFY = "`circuit collect --verify` finds all that is damaged, and `circuit collect` then makes only that again"
+VERIFY = "`circuit collect --verify` finds all that is damaged, and `circuit collect` then makes only that again"
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[h5py.File]:
     """An HDF5 file to read. Raises InputError, naming it, if it is missing, or for what is wrong with it inside."""
     if not path.is_file():
-        raise InputError(f"no shard {path}", hint=_VERIFY)
+        raise InputError(f"no shard {path}", hint=VERIFY)
     try:
         with h5py.File(path, "r") as file:
             yield file
@@ -204,4 +206,4 @@ def opened(path: Path) -> Iterator[h5py.File]:
 
 def damaged(path: Path, reason: str) -> InputError:
     """What is said of a file that cannot be read."""
-    return InputError(f"{path} is damaged: {reason}", hint=_VERIFY)
+    return InputError(f"{path} is damaged: {reason}", hint=VERIFY)

@@ -4,9 +4,9 @@ ROOT/tokens/00017.h5    token int32, block int64, position int32, each (rows); a
                         tokens of its blocks have no row, left_out_token, left_out_block, left_out_position
 """
 
-import hashlib
 import io
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from circuitcli import runs
 from circuitcli.activations.blocks import Block, Cursor
-from circuitcli.activations.shards import opened
+from circuitcli.activations.shards import damaged, digest, opened
 
 _FOLDER = "tokens"
 _COLUMNS = {"token": "<i4", "block": "<i8", "position": "<i4"}
@@ -95,9 +95,9 @@ def write_tokens(path: Path, rows: TokenRows, shard: TokenShard, *, left_out: To
     if left_out is not None and len(left_out.token):
         columns |= {_LEFT_OUT + name: column for name, column in _columns(left_out).items()}
         shard = replace(shard, n_left_out=len(left_out.token))
-    digest = hashlib.sha256(b"".join(column.tobytes() for column in columns.values())).hexdigest()
-    facts: dict[str, Any] = asdict(shard) | asdict(shard.cursor) | {"digest": "sha256:" + digest}
+    facts: dict[str, Any] = asdict(shard) | asdict(shard.cursor)
     facts.pop("cursor")
+    facts["digest"] = _digest(facts, columns)
     image = io.BytesIO()
     with h5py.File(image, "w") as file:
         file.attrs.update(facts)
@@ -105,6 +105,26 @@ def write_tokens(path: Path, rows: TokenRows, shard: TokenShard, *, left_out: To
             file.create_dataset(name, data=column)
     with runs.atomic(path, "wb") as stream:
         stream.write(image.getbuffer())
+
+
+def verify_tokens(path: Path) -> TokenShard:
+    """What is known of a shard, all of which was read. Raises InputError, naming it, if it is not what was written."""
+    shard = TokenShard.open(path)
+    with opened(path) as file:
+        facts = {name: value.item() if hasattr(value, "item") else value for name, value in file.attrs.items()}
+        columns = {name: file[name][...] for name in _COLUMNS}
+        if shard.n_left_out:
+            columns |= {_LEFT_OUT + name: file[_LEFT_OUT + name][...] for name in _COLUMNS}
+        if len(columns["token"]) != shard.n_rows or _digest(facts, columns) != shard.digest:
+            raise damaged(path, "its tokens are not what was written")
+    return shard
+
+
+def _digest(facts: Mapping[str, Any], columns: Mapping[str, np.ndarray]) -> str:
+    """Over all but the fingerprint: the same tokens are the same whatever settings made them."""
+    told = {name: value for name, value in sorted(facts.items()) if name not in ("digest", "fingerprint")}
+    content = b"".join([json.dumps(told).encode(), *(column.tobytes() for column in columns.values())])
+    return "xxh3:" + digest(content).tobytes().hex()
 
 
 def _columns(rows: TokenRows) -> dict[str, Any]:

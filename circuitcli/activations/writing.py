@@ -80,12 +80,20 @@ class RowsWriter:
     """
 
     def __init__(
-        self, path: Path, *, hook: HookPoint, pieces: Sequence[int], d_model: int, dtype: str, fingerprint: str = ""
+        self,
+        path: Path,
+        *,
+        hook: HookPoint,
+        pieces: Sequence[int],
+        d_model: int,
+        dtype: str,
+        first_row: int = 0,
+        fingerprint: str = "",
     ) -> None:
         """pieces: number of rows of each. Raises InputError if the file cannot be made."""
         self.path, self.partial = path, path.with_name(path.name + ".partial")
         self._hook = hook
-        self._header = Header(str(hook), dtype, sum(pieces), d_model, fingerprint)
+        self._header = Header(str(hook), dtype, sum(pieces), d_model, first_row, fingerprint)
         row_bytes = d_model * DTYPES[dtype].itemsize
         # First byte of each piece among the rows, and where they end.
         self._edges = [0, *(n_rows * row_bytes for n_rows in accumulate(pieces))]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from circuitcli import processes, records, runs
+from circuitcli import group, processes, records, runs
 from circuitcli.cli import summaries
 from circuitcli.cli.console import Rows, console
 from circuitcli.cli.input import Received, receive, stdin_text
@@ -110,13 +110,23 @@ class Call:
         settings = with_model_of(run, self.loaded).settings
         return Job(self.command, Request(settings, received.records, run, self.force), received)
 
+    def revisit(self) -> Job:
+        """Ask about the run that the same settings would begin or, if they name none, that was used last."""
+        settings = self.loaded.settings
+        named = settings.run or "model.name" in self.loaded.origins
+        run = None if named else runs.current(None)
+        run = run or Run(Path(settings.run or f"runs/{runs.model_slug(settings.model.name)}"))
+        return Job(self.command, Request(settings, Stream(), run), Received((), Stream(), run, "pipe"))
+
     def start(self, *, keeps_text: bool = True) -> Job:
         """Make the request that begins a run; text from stdin is kept in the run. Raises InputError."""
         settings = self.loaded.settings
         run = Run(Path(settings.run or f"runs/{runs.model_slug(settings.model.name)}"))
         console.hello(f"{self.command} {settings.model.name} in {run.path}")
         if settings.data.text == "-" and keeps_text:
-            path = spool(stdin_text(), run, force=self.force)
+            # Several processes have one stdin.
+            path = spool(stdin_text(), run, force=self.force) if processes.is_main() else run.path / SPOOLED_TEXT
+            group.barrier()
             settings = settings.model_copy(update={"data": settings.data.model_copy(update={"text": str(path)})})
         received = Received((), Stream(), run, "pipe")
         return Job(self.command, Request(settings, received.records, run, self.force), received)

@@ -1,6 +1,5 @@
 """``circuit collect --from``: activations that another tool cached, into the run's cache."""
 
-import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -104,8 +103,7 @@ def _work(request: Request, folder: Path, digest: str, resumes: bool) -> tuple[l
         collect.check_disk(request, root, n_hooks=1, d_model=contexts.d_in)
         source = _source(request, contexts, model, hook)
         _check_model(model, source)
-    if not resumes:
-        shutil.rmtree(root, ignore_errors=True)
+    collect.prepare(request, root, resumes=resumes)
     collect.describe(request, model, layers=str(hook.layer))
     collection = collect.collection_of(request, root, [hook], digest)
     collected = adopt(source, collection)

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from circuitcli import runs
+from circuitcli import processes, runs
 from circuitcli.activations.documents import documents, source_digest
 from circuitcli.activations.text import BUILTIN
 from circuitcli.errors import InputError, SettingsError
@@ -128,11 +128,21 @@ def _work(request: Request, digest: str, resumes: bool) -> tuple[list[Record], d
         check_disk(request, root, n_hooks=len(hooks), d_model=model.adapter.d_model)
         if not resumes:
             _check_text(request, model)
-    if not resumes:
-        shutil.rmtree(root, ignore_errors=True)
+    prepare(request, root, resumes=resumes)
     describe(request, model, layers=request.settings.data.layers)
     collected = collect(model, _documents(request, model), collection_of(request, root, hooks, digest))
     return records_of(request, collected, d_model=model.adapter.d_model), {"n_tokens": collected.n_tokens}
+
+
+def prepare(request: Request, root: Path, *, resumes: bool) -> None:
+    """Remove what is not to be gone on with: everything, or what ``collect --verify`` found to be damaged."""
+    if not processes.is_main():
+        return
+    if not resumes:
+        shutil.rmtree(root, ignore_errors=True)
+    for name in request.run.stage(NAME).get("damaged", ()):
+        (root / name).unlink(missing_ok=True)
+    request.run.update_stage(NAME, damaged=[])
 
 
 def check_origin(root: Path, *, is_known: bool) -> None:
@@ -240,6 +250,8 @@ def _free_bytes(path: Path) -> int:
 
 def describe(request: Request, model: "LanguageModel", *, layers: str) -> None:
     """Write into the manifest which model the run belongs to."""
+    if not processes.is_main():
+        return
     settings = {name: value for name, value in flatten(request.settings).items() if name.startswith("model.")}
     request.run.update_manifest(
         model=model.name,

@@ -1,7 +1,7 @@
 """``circuit collect``."""
 
 from circuitcli.cli.jobs import Call, show_plan, with_run_record
-from circuitcli.cli.options import DRY_RUN, MODEL, RUN, SEED, Flag
+from circuitcli.cli.options import DRY_RUN, MODEL, RUN, SEED, Flag, switch
 
 FLAGS = (
     *MODEL,
@@ -14,7 +14,8 @@ FLAGS = (
     *RUN,
     *SEED,
 )
-EXTRAS = (DRY_RUN,)
+VERIFY = switch("verify", "--verify", help="Read all activations of the run and name what is damaged or missing.")
+EXTRAS = (DRY_RUN, VERIFY)
 
 
 def collect(call: Call) -> None:
@@ -24,7 +25,10 @@ def collect(call: Call) -> None:
     circuit collect --model gpt2 --layers 8:11 --tokens 2000000
     cat notes.txt | circuit collect --model gpt2 --text - | circuit train
     circuit collect --model gpt2 --from sae_lens:activations/pile/gpt2/blocks.8.hook_resid_pre
+    circuit collect --verify
     """
+    if call.extras["verify"]:
+        return _verify(call)
     plans = call.extras["dry_run"]
     job = call.start(keeps_text=not plans)
     from circuitcli.stages import adopt
@@ -34,3 +38,10 @@ def collect(call: Call) -> None:
     if plans:
         return show_plan(stage.plan(job.request))
     job.emit(with_run_record(stage.run(job.request), job.request.run))
+
+
+def _verify(call: Call) -> None:
+    job = call.revisit()
+    from circuitcli.stages import verify
+
+    job.emit(verify.run(job.request.run))
