@@ -4,6 +4,7 @@ import logging
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,9 +19,10 @@ from circuitcli.errors import InputError, SettingsError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.records import Stream
 from circuitcli.runs import Run
+from circuitcli.saes.exchange import formats
 from circuitcli.settings.sae import SaeSettings
 from circuitcli.settings.train import TrainSettings
-from circuitcli.stages import adopt, collect, interp, train
+from circuitcli.stages import adopt, collect, export, interp, train
 from circuitcli.stages.request import Request
 
 IDS = contexts(35)
@@ -90,8 +92,11 @@ def test_it_is_the_cache_that_the_model_itself_would_fill(tmp_path, model, cache
         assert one == two
 
 
-def test_train_and_interp_work_on_it(tmp_path, model, cached):
-    request = request_of(tmp_path / "run", model, cached, special_tokens="drop")
+@pytest.mark.parametrize("bos", ["auto", "never"])
+def test_train_interp_and_export_work_on_it(tmp_path, model, bos):
+    ids = IDS if bos == "auto" else IDS[:, 1:]
+    cached = save(tmp_path / "cached", ids, activations_of(ids))
+    request = request_of(tmp_path / "run", model, cached, special_tokens="drop", bos=bos)
     settings = request.settings.model_copy(
         update={"sae": SaeSettings(d_sae=40, k=4), "train": TrainSettings(batch_size=16, eval_tokens=64)}
     )
@@ -100,7 +105,11 @@ def test_train_and_interp_work_on_it(tmp_path, model, cached):
     assert [record.hook for record in trained] == ["resid.1"]
     # The model read the text again for it.
     assert '"ce_clean"' in (tmp_path / "run" / trained[0].path / "config.json").read_text()
-    assert interp.run(Request(settings, Stream([*made, *trained]), request.run))
+    later = Request(settings, Stream([*made, *trained]), request.run)
+    assert interp.run(later)
+    (exported,) = export.run(later, format_="sae_lens", output=str(tmp_path / "out"))
+    about = formats.read(formats.find(Path(exported.path), "sae_lens")[0]).about
+    assert (about.bos, about.context_length) == (bos == "auto", ids.shape[1])
 
 
 def test_a_broken_import_goes_on_to_the_same_bytes(tmp_path, model, cached, monkeypatch):

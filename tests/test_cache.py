@@ -79,7 +79,7 @@ def test_blocks_give_the_models_input_back_and_the_rows_it_has(tmp_path, bos, wa
     for block in token_blocks(source(DOCUMENTS), tokenizer(bos), block_length=16, **way):
         expected.append((list(block.ids), row, row + block.n_rows, list(block.positions)))
         row += block.n_rows
-    assert cache.n_tokens == row
+    assert cache.n_tokens == row and cache.bos_id == tokenizer(bos).bos_id
     for start, stop in [(0, row), (1, row), (0, row - 1), (15, 16), (20, 70), (70, 70)]:
         inside = [block for block in expected if start <= block[1] and block[2] <= stop]
         found = [(block.ids, block.start_row, block.stop_row, block.positions) for block in cache.blocks(start, stop)]

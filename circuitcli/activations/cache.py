@@ -63,6 +63,11 @@ class ActivationCache:
         return len(self._tokens)
 
     @property
+    def bos_id(self) -> int | None:
+        """What every block begins with, which has no row; None for nothing."""
+        return None if self._tokens[0].bos_id < 0 else self._tokens[0].bos_id
+
+    @property
     def n_tokens(self) -> int:
         """Number of rows."""
         return self._edges[-1]

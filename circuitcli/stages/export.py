@@ -1,8 +1,9 @@
 """``circuit export``: SAEs in the files of another library, or in our own."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.hookpoints import HookPoint
@@ -14,6 +15,7 @@ from circuitcli.stages.request import Request
 from circuitcli.stages.saes import SaeSource, load_sae, sae_sources
 
 if TYPE_CHECKING:
+    from circuitcli.activations.cache import ActivationCache
     from circuitcli.saes.exchange.tensors import Foreign
 
 NAME = "export"
@@ -52,26 +54,31 @@ def _completed(request: Request, found: "Foreign", source: SaeSource) -> "Foreig
     if not source.is_own:
         return found
     settings = request.run.manifest().get("stages", {}).get("collect", {}).get("settings", {})
+    cache = _cache(request, found.sae.hook)
     about = replace(
         found.about,
         model=found.about.model or request.settings.model.name,
-        context_length=found.about.context_length or settings.get("data.block_length"),
+        context_length=found.about.context_length or _context_length(settings, cache),
         dataset=found.about.dataset or settings.get("data.text"),
-        bos=_bos(request, found.sae.hook) if found.about.bos is None else found.about.bos,
+        bos=cache.bos_id is not None if found.about.bos is None and cache is not None else found.about.bos,
     )
     return found._replace(about=about)
 
 
-def _bos(request: Request, hook: HookPoint) -> bool | None:
-    """Whether the blocks of the run's cache begin with BOS; None where there is no cache."""
+def _cache(request: Request, hook: HookPoint) -> "ActivationCache | None":
+    """The run's cache at a hook point; None where there is none."""
     from circuitcli.activations.cache import ActivationCache
     from circuitcli.stages.fitting import FOLDER
 
-    if str(hook) not in {record.hook for record in request.records.of(ActivationsRecord)}:
-        return None
-    cache = ActivationCache(request.run.path / FOLDER, [hook])
-    block = next(iter(cache.blocks(0, cache.n_tokens)), None)
-    return None if block is None else len(block.ids) > block.stop_row - block.start_row
+    is_there = str(hook) in {record.hook for record in request.records.of(ActivationsRecord)}
+    return ActivationCache(request.run.path / FOLDER, [hook]) if is_there else None
+
+
+def _context_length(settings: Mapping[str, Any], cache: "ActivationCache | None") -> int | None:
+    """What was collected in blocks of a length; contexts that another tool cached have a length of their own."""
+    if settings.get("data.activations") is None or cache is None:
+        return settings.get("data.block_length")
+    return len(next(cache.blocks(0, cache.n_tokens)).ids)
 
 
 def _with_modules(request: Request, items: "list[Foreign]") -> "list[Foreign]":
