@@ -17,6 +17,8 @@ Architecture = Literal[
     "skip-transcoder",
     "staircase",
     "staircase-detach",
+    "jacobian",
+    "jacobian-block",
 ]
 
 
@@ -25,10 +27,11 @@ class SaeSettings(Section):
 
     architecture: Architecture = "topk"
     """relu, gated, topk, batchtopk, matryoshka, jumprelu; transcoder and skip-transcoder predict mlp from mlp_in;
-    staircase and staircase-detach share features between the layers of a site."""
+    staircase and staircase-detach share features between the layers of a site; jacobian trains topk pairs at mlp_in and
+    mlp whose features depend on each other sparsely, jacobian-block at resid_mid and resid."""
     k: int = Field(32, ge=1)
-    """Features active per token: exactly (topk, transcoders, staircases), on average (batchtopk, matryoshka), or as the
-    goal of the penalty (jumprelu)."""
+    """Features active per token: on average (batchtopk, matryoshka), as the goal of the penalty (jumprelu), or exactly
+    (all others but relu and gated)."""
     expansion: float = Field(8.0, gt=0)
     """Features per model dimension, where d_sae is not given."""
     d_sae: int | None = Field(None, ge=1)
@@ -39,5 +42,9 @@ class SaeSettings(Section):
     """Weight of jumprelu's penalty (L0 / k - 1)^2."""
     bandwidth: float = Field(0.3, gt=0)
     """How near its threshold a pre-activation must be to move it, for jumprelu; inputs have a mean square of one."""
+    jacobian_weight: float = Field(0.1, ge=0)
+    """Weight of jacobian's penalty: the mean over tokens of 1/k^2 times the sum of the sizes of all derivatives of
+    active features at the second hook point by active ones at the first, in units of scaled activations. Where a paper
+    sums over tokens, its weight times the tokens of its batch is meant."""
     prefixes: Shares = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
     """Shares of the features that reconstruct on their own, for matryoshka; all together always do."""

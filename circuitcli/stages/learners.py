@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from circuitcli.activations.batches import ShuffledBatches
     from circuitcli.activations.cache import ActivationCache
+    from circuitcli.models.mlp import Mlp
     from circuitcli.training.architectures.student import Moments
     from circuitcli.training.learner import Learner
 
@@ -28,10 +29,12 @@ def new_learners(
     *,
     resumes: bool,
     share: tuple[int, int] = (0, 1),
+    mlps: "Mapping[tuple[HookPoint, ...], Mlp] | None" = None,
 ) -> "list[Learner]":
     """Untrained; where a checkpoint will be loaded over them, without reading a batch.
 
     variants: settings by the name that they have among those of a sweep. share: (i, n) takes every n-th from the i-th.
+    mlps: what lies between the ends of Jacobian pairs.
     """
     import torch
 
@@ -47,7 +50,9 @@ def new_learners(
         for hooks in lessons(settings.sae.architecture, cache.hooks)
     ]
     return [
-        _new_learner(name, settings, hooks, first, moments, plan(settings, n_rows=cache.n_tokens))
+        _new_learner(
+            name, settings, hooks, first, moments, plan(settings, n_rows=cache.n_tokens), (mlps or {}).get(hooks)
+        )
         for name, settings, hooks in everything[share[0] :: share[1]]
     ]
 
@@ -59,6 +64,7 @@ def _new_learner(
     first: "Mapping[HookPoint, torch.Tensor]",
     moments: "Mapping[HookPoint, Moments]",
     made: Plan,
+    mlp: "Mlp | None",
 ) -> "Learner":
     from circuitcli.training.architectures.registry import new_student
     from circuitcli.training.architectures.student import Lesson, SingleStudent
@@ -69,7 +75,7 @@ def _new_learner(
     train = settings.train
     lesson = Lesson(settings.sae, d_sae, train.auxk_weight, made.dead_tokens, settings.seed, train.autocast)
     pace = Pace(schedule(settings, made, d_sae=d_sae), settings.train.clip)
-    student = new_student(hooks, first, lesson, moments)
+    student = new_student(hooks, first, lesson, moments, mlp=mlp)
     if settings.train.objective == END_TO_END:
         assert isinstance(student, SingleStudent)
         variances = {hook: own.variance for hook, own in moments.items()}

@@ -13,6 +13,7 @@ from circuitcli.settings.settings import Settings
 from circuitcli.settings.sources import flatten
 from circuitcli.stages.learners import calibrate, new_learners
 from circuitcli.stages.measure import HeldOut
+from circuitcli.stages.mlps import mlps_between
 from circuitcli.stages.request import Request, changing_nothing
 from circuitcli.stages.text_batches import then_texts
 from circuitcli.training.plan import END_TO_END, Plan
@@ -139,7 +140,8 @@ def _trained(
     resumes = checkpoints.step() > 0
     batches = _batches(training, cache, made, cache.hooks)
     share = (0, 1) if shares_rows else (ranks.rank, ranks.n)
-    learners = new_learners(training.variants, cache, batches, device, resumes=resumes, share=share)
+    mlps = mlps_between(request, cache, training.variants.values(), device)
+    learners = new_learners(training.variants, cache, batches, device, resumes=resumes, share=share, mlps=mlps)
     for learner in learners:
         learner.student.ranks = ranks if shares_rows else ALONE
     batches = _batches(training, cache, made, sorted({hook for one in learners for hook in one.student.hooks}))

@@ -82,42 +82,49 @@ def schedule(settings: Settings, made: Plan, *, d_sae: int) -> Schedule:
     return Schedule(peak, made.n_steps, train.warmup, train.decay)
 
 
-# What a transcoder reads in a block, and what it predicts there.
-TRANSCODED = ("mlp_in", "mlp")
+# Architectures on two hook points of a block.
+PAIRS = {
+    "transcoder": ("mlp_in", "mlp"),
+    "skip-transcoder": ("mlp_in", "mlp"),
+    "jacobian": ("mlp_in", "mlp"),
+    "jacobian-block": ("resid_mid", "resid"),
+}
+JACOBIANS = ("jacobian", "jacobian-block")
 STAIRCASES = ("staircase", "staircase-detach")
 END_TO_END = "end-to-end"
 # Their losses are of several reconstructions, of which only one can stand in the model.
-NOT_END_TO_END = ("matryoshka", *STAIRCASES)
+NOT_END_TO_END = ("matryoshka", *STAIRCASES, *JACOBIANS)
 
 
 def lessons(architecture: str, hooks: Sequence[HookPoint]) -> list[tuple[HookPoint, ...]]:
     """What is trained on these hook points: for each SAE what it reads, and what it predicts if that is another; for
-    each staircase the layers of its site.
+    each staircase the layers of its site; both ends of each pair.
 
     Raises SettingsError if there is nothing that the architecture could be trained on.
     """
     if architecture in STAIRCASES:
         return _staircases(architecture, hooks)
-    if not architecture.endswith("transcoder"):
+    if architecture not in PAIRS:
         return [(hook,) for hook in hooks]
-    reads, predicts = TRANSCODED
+    first, second = PAIRS[architecture]
     pairs: list[tuple[HookPoint, ...]] = [
-        (HookPoint(layer, reads), HookPoint(layer, predicts)) for layer in sorted({hook.layer for hook in hooks})
+        (HookPoint(layer, first), HookPoint(layer, second)) for layer in sorted({hook.layer for hook in hooks})
     ]
     found = [pair for pair in pairs if set(pair) <= set(hooks)]
     if not found:
         raise SettingsError(
-            f"sae.architecture={architecture} predicts {predicts} from {reads}; the run has no layer with both",
-            hint=f"collect them: `circuit collect --sites {reads},{predicts}`",
+            f"sae.architecture={architecture} is trained on {first} and {second}; the run has no layer with both",
+            hint=f"collect them: `circuit collect --sites {first},{second}`",
         )
     return found
 
 
 def sae_widths(settings: Settings, n_hooks: int, *, d_in: int) -> tuple[int, ...]:
     """Features of each SAE of a lesson on so many hook points."""
-    added = width(settings, d_in=d_in)
-    n_steps = n_hooks if settings.sae.architecture in STAIRCASES else 1
-    return tuple(added * (step + 1) for step in range(n_steps))
+    one, architecture = width(settings, d_in=d_in), settings.sae.architecture
+    if architecture in STAIRCASES:
+        return tuple(one * (step + 1) for step in range(n_hooks))
+    return (one, one) if architecture in JACOBIANS else (one,)
 
 
 def check_objective(settings: Settings) -> None:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from transformers import PreTrainedModel
 
-from circuitcli.models.layout import Layout
+from circuitcli.models.layout import GATED_MLP, Layout
 
 FIRST = frozenset({"gemma"})
 LATER = frozenset({"gemma2", "gemma3_text"})
@@ -24,6 +24,7 @@ def layout(model: PreTrainedModel) -> Layout | None:
         mlp_norm="post_attention_layernorm",
         mlp_out="mlp",
         norm_offset=1.0,
+        mlp=GATED_MLP,
     )
     if model.config.model_type in FIRST:
         return first
@@ -32,4 +33,5 @@ def layout(model: PreTrainedModel) -> Layout | None:
         attn_out="post_attention_layernorm",
         mlp_norm="pre_feedforward_layernorm",
         mlp_out="post_feedforward_layernorm",
+        mlp=replace(GATED_MLP, norm="post_feedforward_layernorm"),
     )

@@ -2,7 +2,7 @@
 
 from transformers import PreTrainedModel
 
-from circuitcli.models.layout import Layout
+from circuitcli.models.layout import Layout, MlpLayout
 
 
 def layout(model: PreTrainedModel) -> Layout | None:
@@ -18,4 +18,5 @@ def layout(model: PreTrainedModel) -> Layout | None:
         attn_out="attn",
         mlp_norm="ln_2",
         mlp_out="mlp",
+        mlp=MlpLayout("mlp.c_fc", "mlp.c_proj", "mlp.act"),
     )

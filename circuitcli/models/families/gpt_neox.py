@@ -2,7 +2,7 @@
 
 from transformers import PreTrainedModel
 
-from circuitcli.models.layout import Layout
+from circuitcli.models.layout import Layout, MlpLayout
 
 
 def layout(model: PreTrainedModel) -> Layout | None:
@@ -18,5 +18,6 @@ def layout(model: PreTrainedModel) -> Layout | None:
         attn_out="attention",
         mlp_norm="post_attention_layernorm",
         mlp_out="mlp",
+        mlp=MlpLayout("mlp.dense_h_to_4h", "mlp.dense_4h_to_h", "mlp.act"),
         is_parallel=bool(model.config.use_parallel_residual),
     )

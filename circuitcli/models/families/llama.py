@@ -2,7 +2,7 @@
 
 from transformers import PreTrainedModel
 
-from circuitcli.models.layout import Layout
+from circuitcli.models.layout import GATED_MLP, Layout
 
 MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 
@@ -20,4 +20,5 @@ def layout(model: PreTrainedModel) -> Layout | None:
         attn_out="self_attn",
         mlp_norm="post_attention_layernorm",
         mlp_out="mlp",
+        mlp=GATED_MLP,
     )

@@ -1,12 +1,13 @@
 """Students by the name of their architecture."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from jaxtyping import Float
 from torch import Tensor
 
 from circuitcli.hookpoints import HookPoint
+from circuitcli.models.mlp import Mlp
 from circuitcli.saes.architectures import ARCHITECTURES
 from circuitcli.saes.base import SaeConfig, SparseAutoencoder
 from circuitcli.saes.gated import GatedSae
@@ -15,6 +16,7 @@ from circuitcli.saes.relu import ReluSae
 from circuitcli.saes.topk import TopKSae
 from circuitcli.training.architectures.batchtopk import BatchTopKStudent
 from circuitcli.training.architectures.gated import GatedStudent
+from circuitcli.training.architectures.jacobian import EndStudent, JacobianStudent
 from circuitcli.training.architectures.jumprelu import JumpReluStudent
 from circuitcli.training.architectures.matryoshka import MatryoshkaStudent
 from circuitcli.training.architectures.relu import ReluStudent
@@ -22,7 +24,7 @@ from circuitcli.training.architectures.staircase import new_staircase
 from circuitcli.training.architectures.student import Lesson, Moments, SingleStudent, Student
 from circuitcli.training.architectures.topk import TopKStudent
 from circuitcli.training.initial import generator_of, start_autoencoder, start_transcoder
-from circuitcli.training.plan import STAIRCASES
+from circuitcli.training.plan import JACOBIANS, STAIRCASES
 
 # The student of an architecture, and the SAE that it trains.
 SINGLE: dict[str, tuple[type[SingleStudent], type[SparseAutoencoder]]] = {
@@ -35,6 +37,7 @@ SINGLE: dict[str, tuple[type[SingleStudent], type[SparseAutoencoder]]] = {
     "transcoder": (TopKStudent, TopKSae),
     "skip-transcoder": (TopKStudent, TopKSae),
 }
+OneStudent = TypeVar("OneStudent", bound=SingleStudent)
 # Decoder rows begin short where all positive pre-activations are codes: they would add up to many times the activation.
 SHORT_ROWS = 0.1
 
@@ -44,14 +47,32 @@ def new_student(
     first: Mapping[HookPoint, Float[Tensor, "batch _"]],
     lesson: Lesson,
     moments: Mapping[HookPoint, Moments],
+    *,
+    mlp: Mlp | None = None,
 ) -> Student:
     """An untrained student of these hook points, on the device of ``first``, raw activations from which biases start.
 
-    hooks: one, or what a transcoder reads and what it predicts, or the layers of a staircase.
+    hooks: one, or what a transcoder reads and what it predicts, or the layers of a staircase, or both ends of a pair.
+    mlp: what lies between the ends of a pair.
     """
     if lesson.sae.architecture in STAIRCASES:
         return new_staircase(hooks, first, lesson, moments)
+    if lesson.sae.architecture in JACOBIANS:
+        assert mlp is not None
+        one, other = (_single(EndStudent, TopKSae, (hook,), first, lesson, moments) for hook in hooks)
+        return JacobianStudent(one, other, mlp)
     made, kind = SINGLE[lesson.sae.architecture]
+    return _single(made, kind, hooks, first, lesson, moments)
+
+
+def _single(
+    made: type[OneStudent],
+    kind: type[SparseAutoencoder],
+    hooks: tuple[HookPoint, ...],
+    first: Mapping[HookPoint, Float[Tensor, "batch _"]],
+    lesson: Lesson,
+    moments: Mapping[HookPoint, Moments],
+) -> OneStudent:
     hook, target = hooks[0], hooks[-1]
     config = _config(hook, target, first, lesson)
     sae = kind(config, **_options(kind, lesson))

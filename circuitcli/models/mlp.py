@@ -1,0 +1,159 @@
+"""The MLP of one block as a function whose derivative is known in closed form: its weights, and norms around it.
+
+    y = down(act(up(n)))   or   down(act(gate(n)) * up(n))
+
+with n the input or its norm, the output normed again where the model does that, and the input added to it where the
+whole second half of a block is meant.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from circuitcli.errors import SettingsError
+from circuitcli.hookpoints import HookPoint
+from circuitcli.models.adapter import ModelAdapter
+
+
+class Normed(NamedTuple):
+    """An activation that was centred, if the norm centres, and scaled, and what it was multiplied by for that."""
+
+    x: Float[Tensor, "batch d_model"]
+    scale: Float[Tensor, "batch 1"]
+
+
+@dataclass(frozen=True)
+class Norm:
+    """LayerNorm, which centres, or RMSNorm: ``gain * normed(x) + bias``."""
+
+    gain: Float[Tensor, " d_model"]
+    bias: Float[Tensor, " d_model"]
+    epsilon: float
+    centres: bool
+
+    def normed(self, x: Float[Tensor, "batch d_model"]) -> Normed:
+        """Without gain and bias."""
+        if self.centres:
+            x = x - x.mean(dim=1, keepdim=True)
+        scale = (x.square().mean(dim=1, keepdim=True) + self.epsilon).rsqrt()
+        return Normed(x * scale, scale)
+
+    def __call__(self, x: Float[Tensor, "batch d_model"]) -> Float[Tensor, "batch d_model"]:
+        """The norm itself."""
+        return self.gain * self.normed(x).x + self.bias
+
+
+@dataclass(frozen=True)
+class Projection:
+    """``x @ weight.T + bias``."""
+
+    weight: Float[Tensor, "d_out d_in"]
+    bias: Float[Tensor, " d_out"]
+
+    def __call__(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_out"]:
+        """The projection itself."""
+        return x @ self.weight.T + self.bias
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """What leads from one hook point of a block to a later one."""
+
+    up: Projection
+    down: Projection
+    activation: Callable[[Tensor], Tensor]
+    gate: Projection | None = None
+    before: Norm | None = None
+    after: Norm | None = None
+    skips: bool = False
+
+    @property
+    def branches(self) -> tuple[Projection, ...]:
+        """The projections that read the input."""
+        return (self.up,) if self.gate is None else (self.gate, self.up)
+
+    def __call__(self, x: Float[Tensor, "batch d_model"]) -> Float[Tensor, "batch d_model"]:
+        """The function itself."""
+        y = self.inner(x if self.before is None else self.before(x))
+        y = y if self.after is None else self.after(y)
+        return x + y if self.skips else y
+
+    def inner(self, n: Float[Tensor, "batch d_model"]) -> Float[Tensor, "batch d_model"]:
+        """The MLP without norms and skip."""
+        if self.gate is None:
+            return self.down(self.activation(self.up(n)))
+        return self.down(self.activation(self.gate(n)) * self.up(n))
+
+    def slopes(self, n: Float[Tensor, "batch d_model"]) -> tuple[Float[Tensor, "batch d_mlp"], ...]:
+        """For each branch the derivative of what ``down`` reads by the branch's output, elementwise."""
+        if self.gate is None:
+            return (self._activation_slope(self.up(n)),)
+        gate = self.gate(n)
+        return self._activation_slope(gate) * self.up(n), self.activation(gate)
+
+    def _activation_slope(self, h: Tensor) -> Tensor:
+        with torch.enable_grad():
+            h = h.detach().requires_grad_()
+            return torch.autograd.grad(self.activation(h).sum(), h)[0]
+
+
+def mlp_between(
+    adapter: ModelAdapter, reads: HookPoint, writes: HookPoint, *, device: torch.device, dtype: torch.dtype
+) -> Mlp:
+    """What leads from ``mlp_in`` to ``mlp``, or from ``resid_mid`` to ``resid``, of one block, on a device.
+
+    Raises SettingsError if the model has no such hook point, or if the parts of its MLP are not known.
+    """
+    adapter.check(reads)
+    found = adapter.layout.mlp
+    if found is None:
+        raise SettingsError(
+            f"the parts of the MLP are not known for model type '{adapter.model.config.model_type}'",
+            hint="Jacobian pairs can be trained on GPT-2, GPT-NeoX, Llama, Mistral, Qwen and Gemma models",
+        )
+    block = adapter.blocks[reads.layer]
+    is_block = (reads.site, writes.site) == ("resid_mid", "resid")
+    place = _Place(device, dtype, adapter.layout.norm_offset)
+    return Mlp(
+        up=place.projection(block.get_submodule(found.up)),
+        down=place.projection(block.get_submodule(found.down)),
+        activation=block.get_submodule(found.activation),
+        gate=None if found.gate is None else place.projection(block.get_submodule(found.gate)),
+        before=place.norm(adapter.module(reads.layer, "mlp_norm"), adapter.d_model) if is_block else None,
+        after=None if found.norm is None else place.norm(block.get_submodule(found.norm), adapter.d_model),
+        skips=is_block,
+    )
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where weights are taken to, and what norms add to theirs."""
+
+    device: torch.device
+    dtype: torch.dtype
+    norm_offset: float
+
+    @torch.no_grad()
+    def projection(self, module: nn.Module) -> Projection:
+        weight = module.get_parameter("weight").to(self.device, self.dtype)
+        # GPT-2's own kind of linear map holds its weight the other way round.
+        weight = weight if isinstance(module, nn.Linear) else weight.T
+        return Projection(weight, self._vector(getattr(module, "bias", None), weight.shape[0]))
+
+    @torch.no_grad()
+    def norm(self, module: nn.Module, width: int) -> Norm:
+        weight = getattr(module, "weight", None)
+        gain = self._vector(None, width) + 1 if weight is None else self._vector(weight, width) + self.norm_offset
+        # Llama's kind has another name for it.
+        epsilon = float(getattr(module, "variance_epsilon", getattr(module, "eps", 0.0)))
+        bias = self._vector(getattr(module, "bias", None), width)
+        return Norm(gain, bias, epsilon, isinstance(module, nn.LayerNorm))
+
+    def _vector(self, values: Tensor | None, width: int) -> Tensor:
+        if values is None:
+            return torch.zeros(width, device=self.device, dtype=self.dtype)
+        return values.to(self.device, self.dtype)

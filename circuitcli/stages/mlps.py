@@ -1,0 +1,57 @@
+"""What lies between the ends of Jacobian pairs, taken from the model that the activations came from."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from circuitcli.errors import InputError
+from circuitcli.hookpoints import HookPoint
+from circuitcli.settings.settings import Settings
+from circuitcli.stages.measure import LARGEST_MODEL_GAP, model_settings
+from circuitcli.stages.request import Request
+from circuitcli.training.plan import JACOBIANS, lessons
+
+if TYPE_CHECKING:
+    import torch
+
+    from circuitcli.activations.cache import ActivationCache
+    from circuitcli.models.mlp import Mlp
+
+# Rows on which the MLP is held against the cache.
+CHECKED_ROWS = 256
+
+
+def mlps_between(
+    request: Request, cache: "ActivationCache", variants: Iterable[Settings], device: "torch.device"
+) -> "dict[tuple[HookPoint, ...], Mlp]":
+    """The MLP of each pair that is trained, by its hook points; no model is loaded if there is none.
+
+    Raises SettingsError for a model whose MLP is not known, InputError if it does not give the cached activations.
+    """
+    architectures = {settings.sae.architecture for settings in variants} & set(JACOBIANS)
+    pairs = [pair for architecture in sorted(architectures) for pair in lessons(architecture, cache.hooks)]
+    if not pairs:
+        return {}
+    import torch
+
+    from circuitcli.models.loading import load_model
+    from circuitcli.models.mlp import mlp_between
+
+    adapter = load_model(model_settings(request)).adapter
+    found: dict[tuple[HookPoint, ...], Mlp] = {}
+    for pair in pairs:
+        reads, writes = pair
+        mlp = mlp_between(adapter, reads, writes, device=device, dtype=torch.float32)
+        _check(mlp, cache, reads, writes, device)
+        found[pair] = mlp
+    return found
+
+
+def _check(mlp: "Mlp", cache: "ActivationCache", reads: HookPoint, writes: HookPoint, device: "torch.device") -> None:
+    """Raise InputError if the second hook point's activations do not follow from the first one's."""
+    x, y = (cache.rows(hook, 0, min(CHECKED_ROWS, cache.n_tokens)).to(device) for hook in (reads, writes))
+    gap = float((mlp(x) - y).norm() / y.norm())
+    if gap > LARGEST_MODEL_GAP:
+        raise InputError(
+            f"{writes} does not follow from {reads} by the MLP's weights: {gap:.0%} of it differs",
+            hint="the model has changed since `circuit collect`, or its blocks do more than is known of them",
+        )
