@@ -9,6 +9,9 @@ import torch
 from support import FAMILIES, adapter_of
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Models of a few thousand weights take several times as long on two threads as on one, here and in what tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
 # Started in the background of a script, processes ignore Ctrl-C; tests send it to themselves and to what they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
