@@ -54,26 +54,23 @@ def test_what_needs_no_model_loads_nothing_heavy(words: list[str], tmp_path: Pat
     assert probe(*words, cwd=tmp_path).stderr.rstrip().endswith("LOADED")
 
 
-def test_help_takes_less_than_half_a_second_of_computing(tmp_path: Path):
-    times = []
+def test_help_computes_little_more_than_importing_the_libraries_behind_it(tmp_path: Path):
+    libraries = [sys.executable, "-c", "import pydantic, typer.rich_utils, rich.table"]
+    shown, floor = [], []
     for _ in range(3):
-        before = children_s()
-        subprocess.run(
-            [sys.executable, "-m", "circuitcli", "--help"],
-            cwd=tmp_path,
-            # As installed: the first call compiles, those after it do not.
-            env=environment() | {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(tmp_path / "compiled")},
-            check=True,
-            capture_output=True,
-        )
-        times.append(children_s() - before)
-    assert min(times) < 0.5
+        shown.append(computing_s([sys.executable, "-m", "circuitcli", "--help"], tmp_path))
+        floor.append(computing_s(libraries, tmp_path))
+    # About 2 on a quiet machine; importing torch as well makes it 10.
+    assert min(shown) < 4 * min(floor)
 
 
-def children_s() -> float:
-    """Processor time of finished child processes."""
-    spent = os.times()
-    return spent.children_user + spent.children_system
+def computing_s(command: list[str], folder: Path) -> float:
+    """Processor time of a command; its modules are compiled by the first call, as by an installation."""
+    compiled = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(folder / "compiled")}
+    before = os.times()
+    subprocess.run(command, cwd=folder, env=environment() | compiled, check=True, capture_output=True)
+    after = os.times()
+    return after.children_user + after.children_system - before.children_user - before.children_system
 
 
 def test_python_dash_m_is_the_command(tmp_path: Path):

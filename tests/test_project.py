@@ -25,7 +25,7 @@ TOP_LEVEL = {
     "CHANGELOG.md",
     "LICENSE",
 }
-TEST_COMMAND = 'pip install -e ".[test]" && pytest'
+TEST_COMMAND = 'pip install -e ".[test]" && pytest -n logical'
 CHECKS = [["ruff", "check"], ["ruff", "format", "--check"], ["mypy"], ["lint-imports"]]
 
 

@@ -78,7 +78,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     """collect, train, interp, both graphs, validate, render, one after the other in one directory."""
     folder = tmp_path_factory.mktemp("real")
     collect = ["--layers", "14:16", "--sites", "resid,mlp", "--text", "builtin:python", "--tokens", str(N_TOKENS)]
-    train = ["--tokens", str(4 * N_TOKENS), "--set", "train.batch_size=512", "--set", "train.eval_tokens=1024"]
+    train = ["--tokens", str(4 * N_TOKENS), "--set", "train.batch_size=512", "--set", "train.eval_tokens=256"]
     sae = ["--set", f"sae.d_sae={D_SAE}", "--set", f"sae.k={K}"]
     chosen = ["--set", "graph.baseline_tokens=2048"]
     commands = {
