@@ -17,7 +17,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -55,8 +55,12 @@ def atomic(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
             stream.flush()
             os.fsync(stream.fileno())
         partial.replace(path)
-    except OSError as error:
-        raise write_error(path, error) from None
+    except BaseException as error:
+        with suppress(OSError):
+            partial.unlink()
+        if isinstance(error, OSError):
+            raise write_error(path, error) from None
+        raise
 
 
 def write_error(path: Path, error: OSError) -> CircuitError:
@@ -250,7 +254,7 @@ class Run:
         path = self.path / "lock"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            stream = path.open("a+", encoding="utf-8")
+            stream = path.open("a+b", buffering=0)
         except OSError as error:
             raise write_error(path, error) from None
         with stream:
@@ -259,12 +263,13 @@ class Run:
             except BlockingIOError:
                 stream.seek(0)
                 raise InputError(
-                    f"{self.path} is in use by {stream.read().strip() or 'another process'}",
+                    f"{self.path} is in use by {stream.read().decode().strip() or 'another process'}",
                     hint="wait for it, or choose another --run",
                 ) from None
             stream.truncate(0)
-            stream.write(f"process {os.getpid()}: {shlex.join(['circuit', *sys.argv[1:]])}\n")
-            stream.flush()
+            # On a full disk the holder stays nameless.
+            with suppress(OSError):
+                stream.write(f"process {os.getpid()}: {shlex.join(['circuit', *sys.argv[1:]])}\n".encode())
             try:
                 yield
             finally:

@@ -182,6 +182,7 @@ def test_the_plan_tells_disk_memory_and_arithmetic_and_makes_nothing(tmp_path, m
     # Three blocks of 12 * 24**2 weights and 13 * 24 biases and norms; attention reads at most 16 places.
     flops = 10**6 * (2 * 3 * (12 * 24**2 + 13 * 24) + 4 * 3 * 16 * 24)
     assert float(rows["arithmetic"].split()[1]) == pytest.approx(flops, rel=0.05)
+    assert rows["time"].startswith("at least ")
     assert not (tmp_path / "run").exists()
 
 

@@ -16,8 +16,9 @@ from circuitcli.records import SaeRecord, Stream
 from circuitcli.runs import Run, file_digest
 from circuitcli.saes import files
 from circuitcli.settings.sources import load
-from circuitcli.stages import collect, train
+from circuitcli.stages import collect, estimates, train
 from circuitcli.stages.request import Request
+from circuitcli.training.readers import unread
 
 HOOKS = ("attn.1", "resid.1")
 OPTIONS = {
@@ -95,6 +96,7 @@ import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from circuitcli.stages import train
 from circuitcli.stages.request import Request
+from circuitcli.training.readers import unread
 from circuitcli.settings.sources import load
 from circuitcli.runs import Run
 run = Run({str(run_path)!r} and __import__("pathlib").Path({str(run_path)!r}))
@@ -137,6 +139,33 @@ def test_other_settings_are_refused_unless_forced(run_path: Path):
     assert forced[0].digest != first[0].digest and forced[0].k == 9
 
 
+@pytest.mark.parametrize("architecture", ["relu", "gated", "topk", "batchtopk", "matryoshka", "jumprelu"])
+def test_settings_that_an_architecture_does_not_read_change_nothing(run_path: Path, architecture: str):
+    few = {"sae__architecture": architecture, "train__tokens": 640, "sae__d_sae": 64, "train__eval_tokens": 64}
+    others = {
+        "sae.k": 9,
+        "sae.expansion": 3,
+        "sae.l1_weight": 6,
+        "sae.l0_weight": 2,
+        "sae.bandwidth": 0.2,
+        "sae.jacobian_weight": 0.2,
+        "sae.prefixes": "0.5,1",
+        "train.local_share": 0.3,
+        "train.local_weight": 2,
+    }
+    asked = request(run_path, **few)
+    names = unread([asked.settings])
+    changes = {name.replace(".", "__"): value for name, value in others.items() if name in names}
+    assert len(changes) >= 6
+    first = train.run(asked)
+    assert train.run(request(run_path, **few, **changes)) == first
+    again = train.run(request(run_path, force=True, **few, **changes))
+    assert [record.digest for record in again] == [record.digest for record in first]
+    for name in set(others) - names:
+        with pytest.raises(InputError, match=name):
+            train.run(request(run_path, **few | {name.replace(".", "__"): others[name]}))
+
+
 def test_seed_changes_the_weights(run_path: Path, tmp_path: Path):
     other = Path(shutil.copytree(run_path, tmp_path / "other"))
     assert train.run(request(run_path))[0].digest != train.run(request(other, seed=1))[0].digest
@@ -175,8 +204,11 @@ def test_model_that_changed_since_collecting_is_noticed(run_path: Path, monkeypa
     assert "collect --force" in caught.value.hint
 
 
-def test_plan_tells_tokens_bytes_and_work_without_torch_or_files(run_path: Path):
+def test_plan_tells_tokens_bytes_work_and_time_without_files(run_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(estimates, "multiplying_rate", lambda **_: 1e6)
     facts = dict(train.plan(request(run_path)))
+    work = float(facts["arithmetic"].split()[1])
+    assert facts["time"].startswith(f"at least {estimates.duration(work / 1e6)}, at 0 GFLOP/s")
     assert facts["autoencoders"] == "2: attn.1 resid.1"
     assert "4,992 in 39 steps" in facts["tokens"] and "300 held out" in facts["tokens"]
     assert not (run_path / "saes").exists()

@@ -50,8 +50,11 @@ class StoredRows:
     ) -> "StoredRows":
         """Sum up rows, already in the dtype to store, on the device where they are; ``memory`` is where to put them."""
         sums, norms = [], []
-        for piece in values.split(max(1, _SUMMED_NUMBERS // values.shape[1])):
-            rows = piece.float()
+        at_once = max(1, _SUMMED_NUMBERS // values.shape[1])
+        # One piece of memory for all: fresh memory costs more than the sums.
+        scratch = values.new_empty((min(at_once, len(values)), values.shape[1]), dtype=torch.float32)
+        for piece in values.split(at_once):
+            rows = scratch[: len(piece)].copy_(piece)
             sums.append(rows.sum(dim=0))
             norms.append(torch.linalg.vector_norm(rows, dim=-1))
         norm, total = torch.cat(norms).cpu().double(), torch.stack(sums).cpu().double().sum(dim=0)
@@ -101,8 +104,12 @@ class RowsWriter:
         self._sums: dict[int, StoredRows] = {}
         with _disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._offsets = self._create()
-            self._file = PlacedFile(self.partial)
+            try:
+                self._offsets = self._create()
+                self._file = PlacedFile(self.partial)
+            except OSError:
+                self.partial.unlink(missing_ok=True)
+                raise
 
     def _create(self) -> dict[str, int]:
         """Lay out the file. Returns where each data set is to be written."""

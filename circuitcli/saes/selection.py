@@ -70,7 +70,7 @@ class TopK(Selection):
     def choose(self, centred: Tensor, W_enc: Tensor, b_enc: Tensor, watched: Tensor) -> Chosen:
         """See `Selection`."""
         values, features, pre = _largest(centred, W_enc, b_enc, k=self.k, watched=watched)
-        tokens = torch.arange(len(centred)).repeat_interleave(self.k)
+        tokens = torch.arange(len(centred), device=centred.device).repeat_interleave(self.k)
         return Chosen(values.flatten(), features.flatten(), tokens, pre)
 
 
@@ -100,7 +100,7 @@ class BatchTopK(Selection):
         n_candidates = min(CANDIDATES * self.k, d_sae)
         values, features, pre = _largest(centred, W_enc, b_enc, k=n_candidates, watched=watched)
         kept = self._largest_of(values.flatten(), n=self.k * n_tokens).view_as(values)
-        crowded = kept.all(dim=1).nonzero()[:, 0] if n_candidates < d_sae else torch.empty(0, dtype=torch.int64)
+        crowded = kept[: n_tokens if n_candidates < d_sae else 0].all(dim=1).nonzero()[:, 0]
         # All processes look again if one must, because they look together.
         n_crowded = len(crowded) if self.together is None else int(self.together.sum(torch.tensor(len(crowded))))
         if not n_crowded:
@@ -118,9 +118,10 @@ class BatchTopK(Selection):
     ) -> Chosen:
         """Choose among the candidates of most tokens and all pre-activations of the crowded ones."""
         n_tokens, d_sae = len(values), whole.shape[1]
-        others = torch.ones(n_tokens, dtype=torch.bool).index_fill_(0, crowded, False).nonzero()[:, 0]
+        device = values.device
+        others = torch.ones(n_tokens, dtype=torch.bool, device=device).index_fill_(0, crowded, False).nonzero()[:, 0]
         all_values = torch.cat([values[others].flatten(), whole.flatten()])
-        all_features = torch.cat([features[others].flatten(), torch.arange(d_sae).repeat(len(crowded))])
+        all_features = torch.cat([features[others].flatten(), torch.arange(d_sae, device=device).repeat(len(crowded))])
         all_tokens = torch.cat([others.repeat_interleave(values.shape[1]), crowded.repeat_interleave(d_sae)])
         kept = self._largest_of(all_values, n=self.k * n_tokens)
         tokens, order = all_tokens[kept].sort(stable=True)
@@ -140,9 +141,10 @@ def _largest(
     Under autocast the product is taken in its number type.
     """
     (batch, _), d_sae = centred.shape, b_enc.shape[0]
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else centred.dtype
+    kind = centred.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else centred.dtype
     values = centred.new_empty(batch, k)
-    indices = torch.empty(batch, k, dtype=torch.int64)
+    indices = centred.new_empty(batch, k, dtype=torch.int64)
     watched_pre = centred.new_empty(batch, watched.shape[0])
     piece = centred.new_empty(min(PIECE_ROWS, batch), d_sae, dtype=dtype)
     rows, weights, bias = centred.to(dtype), W_enc.to(dtype), b_enc.to(dtype)

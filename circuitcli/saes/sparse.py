@@ -1,12 +1,15 @@
 """Sparse codes as lists of entries, with gradients that cost what the codes hold.
 
 Of ``batch * d_sae`` codes only a few are not zero, so after the encoder product everything is a sum over entries:
-decoding sums decoder rows by token, and both weight gradients sum token rows by feature. ``embedding_bag`` does either.
-Besides, ``x - b_dec`` sends the bias one gradient, the sum over the batch, so the full gradient by x is never formed.
-The numbers are those of the dense definition, up to the order of summation. Devices other than the CPU, which multiply
-dense matrices faster than they gather, use that definition.
+decoding sums decoder rows by token, and both weight gradients sum token rows by feature. On the CPU ``embedding_bag``
+does either, on GPUs `saes.kernels` if Triton is there. Besides, ``x - b_dec`` sends the bias one gradient, the sum over
+the batch, so the full gradient by x is never formed. The numbers are those of the dense definition, up to the order of
+summation; other devices use that definition.
 """
 
+import os
+from functools import cache
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -77,7 +80,7 @@ def encode(
     """
     if watched is None:
         watched = torch.empty(0, dtype=torch.int64, device=x.device)
-    if x.device.type != "cpu":
+    if _is_dense(x.device):
         return dense_encode(x, encoder, selection, watched=watched)
     values, features, starts, tokens, pre = _Encode.apply(x, *encoder, watched, selection)
     return Encoded(Codes(values, features, starts, tokens, encoder.b_enc.shape[0]), pre)
@@ -99,8 +102,10 @@ def decode(
     codes: Codes, W_dec: Float[Tensor, "d_sae d_out"], b_dec: Float[Tensor, " d_out"] | None = None
 ) -> Float[Tensor, "batch d_out"]:
     """Sum of the decoder's rows, each times its code, and the bias if there is one."""
-    if codes.values.device.type != "cpu":
+    if _is_dense(codes.values.device):
         decoded = codes.dense() @ W_dec
+    elif _kernels(codes.values.device) is not None:
+        decoded = _Decode.apply(codes.values, W_dec, codes.features, codes.starts, codes.tokens)
     else:
         decoded = F.embedding_bag(
             codes.features, W_dec.detach(), codes.starts, mode="sum", per_sample_weights=codes.values
@@ -109,13 +114,38 @@ def decode(
     return decoded if b_dec is None else decoded + b_dec
 
 
-def _starts(tokens: Int[Tensor, " entries"], n_tokens: int) -> Int[Tensor, " batch"]:
-    counts = torch.bincount(tokens, minlength=n_tokens)
-    return counts.cumsum(0) - counts
+def _is_dense(device: torch.device) -> bool:
+    """Whether the dense definition is all there is for a device."""
+    return device.type != "cpu" and _kernels(device) is None
+
+
+def _kernels(device: torch.device) -> ModuleType | None:
+    """The kernels for this device, if there are some."""
+    if device.type == "cpu" and "TRITON_INTERPRET" not in os.environ:
+        return None
+    kernels = _compiled()
+    return kernels if kernels is not None and kernels.runs_on(device) else None
+
+
+@cache
+def _compiled() -> ModuleType | None:
+    try:
+        from circuitcli.saes import kernels
+    except ImportError:
+        return None
+    return kernels
+
+
+def _starts(sorted_numbers: Int[Tensor, " entries"], n: int) -> Int[Tensor, " n"]:
+    """Where each of the numbers 0 to n begins."""
+    return torch.searchsorted(sorted_numbers, torch.arange(n, device=sorted_numbers.device))
 
 
 def by_feature(features: Int[Tensor, " entries"], tokens: Int[Tensor, " entries"], *, d_sae: int) -> ByFeature:
-    """Sort the entries by feature, those of one feature by token. On the CPU."""
+    """Sort the entries by feature, those of one feature by token."""
+    if features.device.type != "cpu":
+        in_order, places = features.sort(stable=True)
+        return ByFeature(places, tokens[places], _starts(in_order, d_sae))
     numbers = features.numpy()
     # NumPy sorts 16-bit integers by radix, hundreds of times as fast as torch.sort sorts 64-bit ones.
     order = np.argsort(numbers.astype(np.uint16), kind="stable")
@@ -127,12 +157,23 @@ def by_feature(features: Int[Tensor, " entries"], tokens: Int[Tensor, " entries"
     return ByFeature(torch.from_numpy(order), tokens[torch.from_numpy(order)], torch.from_numpy(starts))
 
 
+def segment_sums(
+    rows: Float[Tensor, "row d"],
+    weights: Float[Tensor, " entries"],
+    indices: Int[Tensor, " entries"],
+    starts: Int[Tensor, " segments"],
+) -> Float[Tensor, "segments d"]:
+    """For each segment of entries the sum of ``weights * rows[indices]``; a segment ends where the next one starts."""
+    if (kernels := _kernels(rows.device)) is not None:
+        return kernels.segment_sums(rows, weights, indices, starts)
+    return F.embedding_bag(indices, rows, starts, mode="sum", per_sample_weights=weights)
+
+
 def sums_by_feature(
     rows: Float[Tensor, "batch d"], values: Float[Tensor, " entries"], entries: ByFeature
 ) -> Float[Tensor, "d_sae d"]:
     """For each feature the sum of the tokens' rows, each times the feature's value there: ``codes.T @ rows``."""
-    weights = values[entries.order]
-    return F.embedding_bag(entries.tokens, rows, entries.starts, mode="sum", per_sample_weights=weights)
+    return segment_sums(rows, values[entries.order], entries.tokens, entries.starts)
 
 
 class _Encode(torch.autograd.Function):
@@ -170,7 +211,7 @@ class _Encode(torch.autograd.Function):
             bias[watched] += by_watched.sum(dim=0)
         by_x = None
         if ctx.needs_input_grad[0]:
-            by_x = F.embedding_bag(features, W_enc.T.contiguous(), starts, mode="sum", per_sample_weights=by_pre)
+            by_x = segment_sums(W_enc.T.contiguous(), by_pre, features, starts)
             by_x = by_x + by_watched @ W_enc[:, watched].T
         return by_x, encoder.T, bias, -(W_enc @ bias) if ctx.subtracts else None, None, None
 
@@ -190,3 +231,22 @@ class _WithDecoderGradient(torch.autograd.Function):
         values, features, tokens = ctx.saved_tensors
         entries = by_feature(features, tokens, d_sae=ctx.d_sae)
         return by_decoded, sums_by_feature(by_decoded.contiguous(), values, entries), None, None, None
+
+
+class _Decode(torch.autograd.Function):
+    """(values, W_dec) -> sums of the decoder's rows, by the kernels of a GPU."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, W_dec: Tensor, features: Tensor, starts: Tensor, tokens: Tensor) -> Tensor:
+        ctx.save_for_backward(values, W_dec, features, tokens)
+        return segment_sums(W_dec, values, features, starts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_decoded: Tensor) -> tuple[Any, ...]:
+        values, W_dec, features, tokens = ctx.saved_tensors
+        kernels = _kernels(by_decoded.device)
+        assert kernels is not None
+        by_values = kernels.products(by_decoded, tokens, W_dec, features)
+        entries = by_feature(features, tokens, d_sae=W_dec.shape[0])
+        return by_values, sums_by_feature(by_decoded, values, entries), None, None, None

@@ -16,6 +16,7 @@ from circuitcli.records import ActivationsRecord, Record
 from circuitcli.runs import Fingerprint
 from circuitcli.settings.settings import Settings
 from circuitcli.settings.sources import flatten
+from circuitcli.stages.estimates import arithmetic
 from circuitcli.stages.request import Request, changing_nothing, fingerprint, resumable
 
 if TYPE_CHECKING:
@@ -64,7 +65,12 @@ def plan(request: Request) -> list[tuple[str, str]]:
         ("hook points", f"{len(hooks)}: {' '.join(map(str, hooks))}"),
         ("disk", disk_line(request, needed)),
         ("memory", f"about {_size(_memory_bytes(settings, adapter, n_hooks=len(hooks)))}"),
-        ("arithmetic", f"about {_flops(settings, adapter, hooks):.1e} floating-point operations"),
+        *arithmetic(
+            _flops(settings, adapter, hooks),
+            width=adapter.d_model,
+            device=settings.model.device,
+            dtype=settings.model.dtype,
+        ),
     ]
 
 

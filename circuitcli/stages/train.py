@@ -8,11 +8,13 @@ from typing import Any
 from circuitcli.hookpoints import HookPoint
 from circuitcli.records import ActivationsRecord, Record, SaeRecord
 from circuitcli.settings.settings import Settings
+from circuitcli.stages.estimates import arithmetic
 from circuitcli.stages.request import Request, fingerprint, needed, resumable
 from circuitcli.stages.sweep import swept, variants
 from circuitcli.stages.training import CHECKPOINT, FOLDER, Training, check_processes, finished_saes
 from circuitcli.training.plan import check_objective, lessons, sae_widths, width
 from circuitcli.training.plan import plan as planned
+from circuitcli.training.readers import unread
 from circuitcli.training.schedule import default_rate
 
 NAME = "train"
@@ -35,7 +37,8 @@ def run(request: Request) -> list[Record]:
     for settings in chosen.values():
         _check(settings, found)
     inputs = {f"activations {record.hook}": record.digest for record in found}
-    print_ = fingerprint(request, ("sae.", "train.", "seed"), inputs, without=_NO_MATTER)
+    without = {*_NO_MATTER, *unread(chosen.values())}
+    print_ = fingerprint(request, ("sae.", "train.", "seed"), inputs, without=without)
     is_sweep = bool(request.settings.train.sweep)
     folder = Path(FOLDER) / SWEEP if is_sweep else Path(FOLDER)
     training = Training(request, chosen, folder, print_.digest)
@@ -83,7 +86,12 @@ def plan(request: Request) -> list[tuple[str, str]]:
         ("learning rate", " ".join(f"{rate:.2g}" for rate in rates)),
         ("disk", f"{_gigabytes(4 * parameters)} GB, and {_gigabytes(12 * parameters)} GB while training"),
         ("memory", f"about {_gigabytes(16 * parameters + 4 * pool)} GB"),
-        ("arithmetic", f"about {sum(cost.flops for cost in costs) * made.tokens:.1e} floating-point operations"),
+        *arithmetic(
+            float(sum(cost.flops for cost in costs) * made.tokens),
+            width=max(d_models.values()),
+            device=request.settings.model.device,
+            dtype="bfloat16" if request.settings.train.autocast else "float32",
+        ),
     ]
 
 

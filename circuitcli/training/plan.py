@@ -67,7 +67,7 @@ def default_dead_tokens(tokens: int) -> int:
 def width(settings: Settings, *, d_in: int) -> int:
     """Features of an SAE for activations of this width. Raises SettingsError if ``sae.k`` is more."""
     d_sae = settings.sae.d_sae or max(1, round(settings.sae.expansion * d_in))
-    if settings.sae.k > d_sae:
+    if settings.sae.k > d_sae and settings.sae.architecture not in WITHOUT_K:
         raise SettingsError(
             f"sae.k={settings.sae.k} is more than the {d_sae} features that sae.d_sae or sae.expansion asks for",
             hint=f"lower sae.k to at most {d_sae}, or raise sae.d_sae or sae.expansion",
@@ -82,6 +82,8 @@ def schedule(settings: Settings, made: Plan, *, d_sae: int) -> Schedule:
     return Schedule(peak, made.n_steps, train.warmup, train.decay)
 
 
+# Architectures whose penalty is on all positive pre-activations: they choose no k of them.
+WITHOUT_K = ("relu", "gated")
 # Architectures on two hook points of a block.
 PAIRS = {
     "transcoder": ("mlp_in", "mlp"),

@@ -21,6 +21,7 @@ from circuitcli.training.log import Line, MetricsLog
 from circuitcli.training.memory import peak_memory_mib
 from circuitcli.training.ranks import ALONE, Ranks
 from circuitcli.training.trackers.tracker import Tracker
+from circuitcli.training.transfer import on_device
 
 # Lines in metrics.jsonl of a long run.
 N_LINES = 250
@@ -77,7 +78,7 @@ class Trainer:
         is_whole = True
         logged, since = self.done, time.perf_counter()
         try:
-            for batch in self.batches.from_step(self.done):
+            for batch in on_device(self.batches.from_step(self.done), self.learners[0].device):
                 is_whole = False
                 steps = self._step(batch)
                 self.done += 1

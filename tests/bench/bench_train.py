@@ -27,11 +27,16 @@ HOOK = HookPoint(0, "resid")
 ARCHITECTURES = ("batchtopk", "matryoshka", "jumprelu", "relu", "gated")
 
 
-def sparse_step(x: Tensor, architecture: str = "topk") -> Callable[[], object]:
-    """A step as `circuit train` takes it."""
+def learner_of(x: Tensor, architecture: str = "topk") -> Learner:
+    """As `circuit train` makes it."""
     lesson = Lesson(SaeSettings(architecture=architecture, k=K), D_SAE, auxk_weight=1 / 32, dead_tokens=10**9)
     student = new_student((HOOK,), {HOOK: x}, lesson, {HOOK: Moments(D_IN, D_IN)})
-    learner = Learner(student, Pace(Schedule(1e-3, 1000, 0.05, 0.3), clip=1.0))
+    return Learner(student, Pace(Schedule(1e-3, 1000, 0.05, 0.3), clip=1.0))
+
+
+def sparse_step(x: Tensor, architecture: str = "topk") -> Callable[[], object]:
+    """A step as `circuit train` takes it."""
+    learner = learner_of(x, architecture)
     return lambda: learner.step({HOOK: x}, index=100)
 
 

@@ -1,0 +1,111 @@
+"""Real file systems that run full, or may not be written: one clear error, nothing lost, nothing half."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from test_train_stage import request
+
+from circuitcli.errors import ExitStatus, InputError
+from circuitcli.records import Stream
+from circuitcli.stages import collect, train
+
+MEGABYTES = 24
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A small file system of its own, in memory."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={MEGABYTES}m", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("this user may not mount file systems")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+class Filler:
+    """What others keep on the disk."""
+
+    def __init__(self, disk: Path) -> None:
+        self._path = disk / "others"
+
+    def leave(self, n_bytes: int) -> None:
+        """Take all space but so much."""
+        free = os.statvfs(self._path.parent)
+        with self._path.open("wb") as stream:
+            stream.write(bytes(max(0, free.f_bavail * free.f_frsize - n_bytes)))
+
+    def go(self) -> None:
+        """Make space."""
+        self._path.unlink()
+
+
+def written(run: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("*.h5")}
+
+
+@pytest.mark.parametrize("left", [0, 100_000, 1_000_000])
+def test_collect_goes_on_when_there_is_space_again(disk: Path, tmp_path: Path, left: int, monkeypatch):
+    filler, run = Filler(disk), disk / "run"
+    checked = collect.check_disk
+
+    def then_others_fill_it(*arguments: object, **facts: object) -> None:
+        checked(*arguments, **facts)
+        filler.leave(left)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(collect, "check_disk", then_others_fill_it)
+        with pytest.raises(InputError, match=r"No space left on device") as raised:
+            collect.run(request(run, Stream()))
+    assert raised.value.exit_status == ExitStatus.INPUT and "make space" in str(raised.value.hint)
+    assert not list(run.rglob("*.partial"))
+    kept = {path: path.stat().st_mtime_ns for path in run.rglob("*.h5")}
+    assert bool(kept) == (left >= 1_000_000)
+    # Still full: refused, and nothing is lost by it.
+    with pytest.raises(InputError, match=r"No space left on device|has .* free"):
+        collect.run(request(run, Stream()))
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*.h5")} == kept
+    filler.go()
+    collect.run(request(run, Stream()))
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    collect.run(request(tmp_path / "unbroken", Stream()))
+    assert written(run) == written(tmp_path / "unbroken")
+
+
+@pytest.mark.parametrize("left", [0, 20_000, 500_000, 1_200_000])
+def test_train_goes_on_when_there_is_space_again(disk: Path, tmp_path: Path, left: int):
+    filler, run, unbroken = Filler(disk), disk / "run", tmp_path / "unbroken"
+    collect.run(request(run, Stream()))
+    collect.run(request(unbroken, Stream()))
+    filler.leave(left)
+    with pytest.raises(InputError, match=r"No space left on device") as raised:
+        train.run(request(run))
+    assert raised.value.exit_status == ExitStatus.INPUT and "make space" in str(raised.value.hint)
+    assert not list(run.rglob("*.partial"))
+    filler.go()
+    digests = [record.digest for record in train.run(request(run))]
+    assert digests == [record.digest for record in train.run(request(unbroken))]
+
+
+def test_a_finished_training_is_told_again_on_a_full_disk(disk: Path):
+    filler, run = Filler(disk), disk / "run"
+    collect.run(request(run, Stream()))
+    made = train.run(request(run))
+    filler.leave(0)
+    assert train.run(request(run)) == made
+
+
+def test_a_run_that_may_not_be_written_is_one_clear_error(disk: Path):
+    run = disk / "run"
+    collect.run(request(run, Stream()))
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    for stage, records in ((collect, Stream()), (train, None)):
+        with pytest.raises(InputError, match=r"cannot write .*: Read-only file system") as raised:
+            stage.run(request(run, records, force=True))
+        assert "writable directory" in raised.value.hint

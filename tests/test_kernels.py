@@ -1,0 +1,73 @@
+"""The GPU's kernels, in Triton's interpreter, and on a GPU where there is one."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from circuitcli.saes import sparse
+
+CHILD = Path(__file__).with_name("kernels_child.py")
+
+
+@pytest.mark.parametrize("way", ["interpreted", "cuda"])
+def test_the_kernels_sum_what_they_should(way: str):
+    pytest.importorskip("triton")
+    if way == "cuda" and not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", str(CHILD)],
+        env=os.environ | {"TRITON_INTERPRET": "1" if way == "interpreted" else "0"},
+        cwd=CHILD.parent.parent,
+        capture_output=True,
+        encoding="utf-8",
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed and int(passed[1]) > 50 and "skipped" not in done.stdout
+
+
+def test_without_the_interpreter_the_cpu_does_not_use_them(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert sparse._kernels(torch.device("cpu")) is None
+
+
+COMPILING = """
+import sys
+from triton import compile
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from circuitcli.saes import kernels
+
+numbers = dict.fromkeys(("rows", "weights", "out", "left", "right"), sys.argv[2])
+kinds = numbers | dict.fromkeys(("indices", "starts", "stops", "left_indices", "right_indices"), "*i64")
+shapes = {"ENTRIES": 8, "COLUMNS": 256}
+for kernel, more in [
+    (kernels._sums_kernel, {"IS_WEIGHTED": True}),
+    (kernels._sums_kernel, {"IS_WEIGHTED": False}),
+    (kernels._products_kernel, {}),
+]:
+    fixed = shapes | more
+    signature = {name: "constexpr" if name in fixed else kinds.get(name, "i32") for name in kernel.arg_names}
+    made = compile(ASTSource(kernel, signature, constexprs=fixed), target=GPUTarget("cuda", int(sys.argv[1]), 32))
+    assert len(made.asm["cubin"]) > 1000
+"""
+
+
+@pytest.mark.parametrize("capability", ["80", "90"])
+@pytest.mark.parametrize("numbers", ["*fp32", "*fp64"])
+def test_the_kernels_compile_for_gpus(tmp_path: Path, capability: str, numbers: str):
+    pytest.importorskip("triton")
+    child = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILING, capability, numbers],
+        env=child | {"TRITON_CACHE_DIR": str(tmp_path)},
+        cwd=CHILD.parent.parent,
+        capture_output=True,
+        encoding="utf-8",
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
