@@ -80,6 +80,29 @@ def test_seeds_and_epochs_differ_in_order(cache):
     assert two[:N_ROWS] == order() != two[N_ROWS:]
 
 
+def test_rows_are_mixed_as_well_as_drawing_from_a_pool_can(tmp_path):
+    n_rows, half, batch_size, chunk = 20_480, 4096, 512, 256
+    write_cache(tmp_path, [n_rows], {FIRST: 1}, dtype="float32")
+    stream = batches(
+        ActivationCache(tmp_path, [FIRST]),
+        n_tokens=n_rows,
+        stop_row=n_rows,
+        pool_tokens=2 * half,
+        batch_size=batch_size,
+    )
+    drawn = [torch.tensor(numbers(batch)) for batch in stream.from_step(0)]
+    neighbours = torch.stack([(rows[:, None] // chunk == rows // chunk).sum() - batch_size for rows in drawn]).sum()
+    # Each of a row's neighbours in its chunk is in its batch with the chance of any row of the pool.
+    expected = n_rows * (chunk - 1) * (batch_size - 1) / (half - 1)
+    assert float(neighbours) == pytest.approx(expected, rel=0.05)
+    # Pools are dealt from everywhere: the chunks of each lie as far apart as if they were drawn one by one.
+    for pool in torch.cat(drawn).view(-1, half):
+        chunks = (pool // chunk).unique().double()
+        assert len(chunks) == half // chunk
+        distance = (chunks[:, None] - chunks).abs().sum() / (len(chunks) * (len(chunks) - 1))
+        assert float(distance) == pytest.approx((n_rows / chunk + 1) / 3, rel=0.25)
+
+
 def test_a_batch_mixes_distant_rows(cache):
     spread = [max(rows) - min(rows) for rows in map(numbers, batches(cache, batch_size=30).from_step(0))]
     assert min(spread) > N_ROWS / 4

@@ -93,6 +93,43 @@ def test_finished_measurement_is_not_made_again(run_path: Path, monkeypatch: pyt
     assert evaluate.run(request(run_path)) == first
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, InputError("no space")])
+def test_a_broken_measurement_goes_on(run_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error) -> None:
+    whole = Path(shutil.copytree(run_path, tmp_path / "whole"))
+    evaluate.run(request(whole))
+    measured, real = [], evaluate._measured
+
+    def breaks(asked: Request, held_out: HeldOut, source: dict) -> dict:
+        measured.extend(source)
+        if len(measured) == 2:
+            raise error
+        return real(asked, held_out, source)
+
+    monkeypatch.setattr(evaluate, "_measured", breaks)
+    with pytest.raises(error if isinstance(error, type) else type(error)):
+        evaluate.run(request(run_path))
+    made = evaluate.run(request(run_path))
+    assert len(made) == 3 and len(measured) == 4 and measured[1] == measured[2]
+    assert (run_path / "reports/evaluate.json").read_text() == (whole / "reports/evaluate.json").read_text()
+    assert [path.name for path in (run_path / "reports").iterdir()] == ["evaluate.json"]
+
+
+def test_what_a_broken_measurement_of_other_settings_left_is_not_taken(run_path: Path, monkeypatch) -> None:
+    real = evaluate._measured
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        calls = iter([None, KeyboardInterrupt])
+
+        def breaks(*arguments) -> dict:
+            if error := next(calls):
+                raise error
+            return real(*arguments)
+
+        patch.setattr(evaluate, "_measured", breaks)
+        evaluate.run(request(run_path))
+    made = evaluate.run(request(run_path, train__loss_tokens=0))
+    assert all(record.loss_recovered is None for record in made)
+
+
 def test_other_settings_need_no_force_and_replace_the_report(run_path: Path) -> None:
     evaluate.run(request(run_path))
     made = evaluate.run(request(run_path, train__loss_tokens=0))

@@ -12,7 +12,7 @@ from test_train_stage import OPTIONS, collected, request  # noqa: F401
 from test_training_ranks import free_port
 
 from circuitcli.runs import Run
-from circuitcli.stages import train
+from circuitcli.stages import evaluate, train
 
 LAUNCHERS = {
     "torchrun": "torch.distributed.run --nproc-per-node 2 --master-addr 127.0.0.1 --master-port",
@@ -69,6 +69,15 @@ def test_sharing_rows_gives_nearly_the_same_sae(collected: Path, alone: Path, tm
         assert float((one * two).sum(dim=1).mean()) > 0.99
     again = launched("torchrun", path, "train", "--json")
     assert again.returncode == 0 and again.stdout == done.stdout
+
+
+def test_processes_share_out_the_measuring(alone: Path, tmp_path: Path):
+    path = Path(shutil.copytree(alone, tmp_path / "run"))
+    done = launched("torchrun", path, "train", "--eval", "--json")
+    assert done.returncode == 0, done.stderr
+    evaluate.run(request(alone))
+    one, two = ((where / "reports" / "evaluate.json").read_text() for where in (alone, path))
+    assert one == two and one.count('"hook"') == 2
 
 
 def test_a_failure_is_one_error_line_of_all_processes(collected: Path):  # noqa: F811

@@ -163,7 +163,7 @@ def test_default_rate_falls_with_the_width_and_the_length_of_the_run():
     assert default_rate(2**14, n_steps=10**6) == default_rate(2**14, n_steps=24_000) == pytest.approx(2e-4)
     assert default_rate(2**16, n_steps=10**6) == pytest.approx(1e-4)
     assert default_rate(2**14, n_steps=6_000) == pytest.approx(4e-4)
-    assert default_rate(2**14, n_steps=1) == pytest.approx(1e-3)
+    assert default_rate(2**14, n_steps=1) == pytest.approx(1.6e-3)
 
 
 def test_silence_counts_tokens_since_a_feature_was_active():

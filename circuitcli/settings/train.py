@@ -30,7 +30,7 @@ class TrainSettings(Section):
     """Tokens in one optimiser step."""
     learning_rate: float | None = Field(None, gt=0)
     """Adam's step size; by default 2e-4 / sqrt(d_sae / 16384), after Gao et al. 2024, arXiv:2406.04093, times
-    sqrt(24000 / steps), at least 1 and at most 5, as short runs need."""
+    sqrt(24000 / steps), at least 1 and at most 8, as short runs need."""
     warmup: float = Field(0.05, ge=0, lt=1)
     """Share of the run in which the learning rate rises to its full value."""
     decay: float = Field(0.3, ge=0, le=1)

@@ -3,12 +3,13 @@
 import json
 import logging
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from circuitcli import __version__, progress
+from circuitcli import __version__, group, processes, progress
 from circuitcli.hookpoints import HookPoint
 from circuitcli.records import ActivationsRecord, EvaluationRecord, Record
 from circuitcli.runs import atomic
@@ -39,10 +40,14 @@ def run(request: Request) -> list[Record]:
     print_ = fingerprint(request, ("train.eval_tokens", "train.loss_tokens", "sae_path"), inputs)
     name = _named(request, STAGE)
     # Measuring again takes nothing away, so other settings need no --force.
-    is_new = request.run.finished(name, print_) is None
+    is_other = request.run.stage(name).get("fingerprint") != print_.digest
     rows = held_out_rows(request, sources, n_rows=found[0].n_tokens)
     return resumable(
-        replace(request, force=request.force or is_new), name, print_, lambda resumes: _work(request, sources, rows)
+        replace(request, force=request.force or is_other),
+        name,
+        print_,
+        lambda resumes: _work(request, sources, rows, resumes=resumes),
+        partial=_partial(request),
     )
 
 
@@ -72,18 +77,46 @@ def held_out_rows(request: Request, sources: Mapping[HookPoint, SaeSource], *, n
     return range(n_rows - min(asked, *kept), n_rows)
 
 
-def _work(request: Request, sources: Mapping[HookPoint, SaeSource], rows: range) -> tuple[list[Record], dict[str, Any]]:
-    hooks = [HookPoint.parse(record.hook) for record in request.records.of(ActivationsRecord)]
-    held_out = HeldOut.of(request, open_cache(request, hooks, purpose=NAME), rows)
-    measured = []
-    for hook in progress.track(list(sources), "measure", unit="SAEs"):
-        measured.append(_measured(request, held_out, {hook: sources[hook]}))
+def _work(
+    request: Request, sources: Mapping[HookPoint, SaeSource], rows: range, *, resumes: bool
+) -> tuple[list[Record], dict[str, Any]]:
+    """Several processes share the SAEs out; what was measured before a kill is not measured again."""
+    partial = _partial(request)
+    if not resumes and processes.is_main():
+        shutil.rmtree(partial, ignore_errors=True)
+    group.barrier()
+    missing = [hook for hook in sources if not _entry(partial, hook).exists()]
+    group.barrier()
+    if mine := missing[processes.rank() :: processes.count()]:
+        hooks = [HookPoint.parse(record.hook) for record in request.records.of(ActivationsRecord)]
+        held_out = HeldOut.of(request, open_cache(request, hooks, purpose=NAME), rows)
+        for hook in progress.track(mine, "measure", unit="SAEs"):
+            group.check()
+            _write(_entry(partial, hook), _measured(request, held_out, {hook: sources[hook]}))
+    group.barrier()
+    measured = [json.loads(_entry(partial, hook).read_text(encoding="utf-8")) for hook in sources]
     report = _report(request)
-    content = {"format": FORMAT, "version": __version__, "rows": [rows.start, rows.stop], "saes": measured}
-    with atomic(request.run.path / report) as stream:
+    group.barrier()
+    if processes.is_main():
+        content = {"format": FORMAT, "version": __version__, "rows": [rows.start, rows.stop], "saes": measured}
+        _write(request.run.path / report, content)
+        shutil.rmtree(partial)
+    return [_record(entry, report) for entry in measured], {"report": report.as_posix()}
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    with atomic(path) as stream:
         json.dump(content, stream, indent=1, allow_nan=False)
         stream.write("\n")
-    return [_record(entry, report) for entry in measured], {"report": report.as_posix()}
+
+
+def _partial(request: Request) -> Path:
+    """Where what was measured lies until all is."""
+    return request.run.path / _report(request).with_suffix(".partial")
+
+
+def _entry(partial: Path, hook: HookPoint) -> Path:
+    return partial / f"{hook}.json"
 
 
 def _measured(request: Request, held_out: HeldOut, source: Mapping[HookPoint, SaeSource]) -> dict[str, Any]:

@@ -107,7 +107,8 @@ def finished_saes(training: Training, found: list[ActivationsRecord], *, resumes
     group.barrier()
     learners = _trained(training, cache, made, checkpoints, device)
     shares_rows = request.settings.train.parallel == "data"
-    mine = learners if processes.is_main() or not shares_rows else []
+    # Processes that shared rows all have all SAEs.
+    mine = learners[processes.rank() :: processes.count()] if shares_rows else learners
     told = group.gather([vars(one) for one in _measured(training, cache, made, mine)])
     if processes.is_main():
         checkpoints.remove()

@@ -25,6 +25,8 @@ from circuitcli.training.transfer import on_device
 
 # Lines in metrics.jsonl of a long run.
 N_LINES = 250
+# Seconds between two looks at the loss, for people.
+NOTE_S = 0.5
 
 
 @runtime_checkable
@@ -77,8 +79,9 @@ class Trainer:
     def _loop(self, advance: progress.Advance, is_stopped: Callable[[], bool]) -> None:
         is_whole = True
         logged, since = self.done, time.perf_counter()
+        note, told = "", 0.0
         try:
-            for batch in on_device(self.batches.from_step(self.done), self.learners[0].device):
+            for batch in on_device(self.batches.from_step(self.done), self._device):
                 is_whole = False
                 steps = self._step(batch)
                 self.done += 1
@@ -89,7 +92,10 @@ class Trainer:
                     logged, since = self.done, time.perf_counter()
                 if self._is_due(self.checkpoint_steps) or stops:
                     self._save(steps)
-                advance(self.batch_size, note=f"loss {_mean_loss(steps):.4f}")
+                # To know the loss is to wait for the device.
+                if (now := time.perf_counter()) - told > NOTE_S:
+                    note, told = f"loss {_mean_loss(steps):.4f}", now
+                advance(self.batch_size, note=note)
                 if stops:
                     return
         except (KeyboardInterrupt, SystemExit):
@@ -97,6 +103,11 @@ class Trainer:
             if is_whole and self.done and self.ranks.n == 1:
                 self.checkpoints.save(self.done, self.learners)
             raise
+
+    @property
+    def _device(self) -> torch.device:
+        # Of more processes than SAEs some have none.
+        return self.learners[0].device if self.learners else torch.device("cpu")
 
     @property
     def line_steps(self) -> int:

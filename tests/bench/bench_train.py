@@ -1,13 +1,16 @@
 """Tokens per second of one training step, beside the plain dense one and the encoder product alone.
 
-    python tests/bench/bench_train.py [--threads 2] [--rounds 5]
+    python -m tests.bench.bench_train [--threads 2] [--rounds 5]
+    python -m tests.bench.bench_train --device cuda --d-in 768 --d-sae 24576 --batch 8192
 
-The three take turns, and the best round of each counts, so that a busy machine slows all alike.
+They take turns, and the best round of each counts, so that a busy machine slows all alike. ``autocast`` multiplies in
+bfloat16.
 """
 
 import argparse
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -27,26 +30,36 @@ HOOK = HookPoint(0, "resid")
 ARCHITECTURES = ("batchtopk", "matryoshka", "jumprelu", "relu", "gated")
 
 
-def learner_of(x: Tensor, architecture: str = "topk") -> Learner:
+@dataclass(frozen=True)
+class Size:
+    """Of the SAE."""
+
+    d_in: int = D_IN
+    d_sae: int = D_SAE
+
+
+def learner_of(x: Tensor, size: Size = Size(), architecture: str = "topk", *, autocast: bool = False) -> Learner:
     """As `circuit train` makes it."""
-    lesson = Lesson(SaeSettings(architecture=architecture, k=K), D_SAE, auxk_weight=1 / 32, dead_tokens=10**9)
-    student = new_student((HOOK,), {HOOK: x}, lesson, {HOOK: Moments(D_IN, D_IN)})
+    sae = SaeSettings(architecture=architecture, k=K)
+    lesson = Lesson(sae, size.d_sae, auxk_weight=1 / 32, dead_tokens=10**9, autocast=autocast)
+    student = new_student((HOOK,), {HOOK: x}, lesson, {HOOK: Moments(size.d_in, size.d_in)})
     return Learner(student, Pace(Schedule(1e-3, 1000, 0.05, 0.3), clip=1.0))
 
 
-def sparse_step(x: Tensor, architecture: str = "topk") -> Callable[[], object]:
+def sparse_step(x: Tensor, size: Size, architecture: str = "topk", *, autocast: bool = False) -> Callable[[], object]:
     """A step as `circuit train` takes it."""
-    learner = learner_of(x, architecture)
+    learner = learner_of(x, size, architecture, autocast=autocast)
     return lambda: learner.step({HOOK: x}, index=100)
 
 
-def dense_step(x: Tensor) -> Callable[[], object]:
+def dense_step(x: Tensor, size: Size) -> Callable[[], object]:
     """The definition, with plain autograd and Adam as they come."""
-    sae = TopKSae(SaeConfig(HOOK, D_IN, D_SAE), k=K)
+    sae = TopKSae(SaeConfig(HOOK, size.d_in, size.d_sae), k=K)
     with torch.no_grad():
         torch.nn.init.normal_(sae.W_dec)
         sae.W_dec /= sae.W_dec.norm(dim=1, keepdim=True)
         sae.W_enc.copy_(sae.W_dec.T)
+    sae.to(x.device)
     optimizer = torch.optim.Adam(sae.parameters(), lr=1e-3)
 
     def step() -> None:
@@ -64,15 +77,17 @@ def dense_step(x: Tensor) -> Callable[[], object]:
     return step
 
 
-def encoder_product(x: Tensor) -> Callable[[], object]:
+def encoder_product(x: Tensor, size: Size) -> Callable[[], object]:
     """What no exact TopK step can avoid."""
-    W_enc = torch.randn(D_IN, D_SAE)
+    W_enc = torch.randn(size.d_in, size.d_sae, device=x.device)
     return lambda: x @ W_enc
 
 
 def seconds(step: Callable[[], object]) -> float:
     start = time.perf_counter()
     step()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
@@ -80,24 +95,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--d-in", type=int, default=D_IN)
+    parser.add_argument("--d-sae", type=int, default=D_SAE)
+    parser.add_argument("--batch", type=int, default=BATCH)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    x = torch.randn(BATCH, D_IN, generator=torch.Generator().manual_seed(0))
+    size, batch = Size(options.d_in, options.d_sae), options.batch
+    x = torch.randn(batch, size.d_in, generator=torch.Generator().manual_seed(0)).to(options.device)
     makers = {
         "circuit train": sparse_step,
+        "with autocast": partial(sparse_step, autocast=True),
         **{name: partial(sparse_step, architecture=name) for name in ARCHITECTURES},
         "dense autograd": dense_step,
         "encoder product": encoder_product,
     }
-    steps = {name: make(x) for name, make in makers.items()}
+    steps = {name: make(x, size) for name, make in makers.items()}
     for step in steps.values():
         step()
     best = {name: min(times) for name, times in rounds(steps, options.rounds).items()}
-    print(f"d_in {D_IN}, d_sae {D_SAE}, k {K}, batch {BATCH}, {options.threads} threads, float32")
+    place = options.device if x.device.type != "cpu" else f"{options.threads} threads"
+    print(f"d_in {size.d_in}, d_sae {size.d_sae}, k {K}, batch {batch}, {place}, float32")
     print(f"{'':16}{'ms a batch':>12}{'tokens/s':>12}{'of the dense step':>20}{'of the product':>17}")
     for name, took in best.items():
         ratios = f"{took / best['dense autograd']:>19.2f}x{took / best['encoder product']:>16.2f}x"
-        print(f"{name:16}{took * 1e3:>12.0f}{BATCH / took:>12.0f}{ratios}")
+        print(f"{name:16}{took * 1e3:>12.0f}{batch / took:>12.0f}{ratios}")
 
 
 def rounds(steps: dict[str, Callable[[], object]], n: int) -> dict[str, list[float]]:

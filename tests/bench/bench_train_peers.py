@@ -1,6 +1,7 @@
 """Training TopK SAEs beside sae-lens, dictionary-learning and eai-sparsify: tokens per second, and what was learned.
 
     python -m tests.bench.bench_train_peers [--tokens 524288] [--threads 2] [--data planted|RUN] [--only NAME ...]
+    python -m tests.bench.bench_train_peers --device cuda --width 24576 --batch 8192
 
 Each library trains through its own trainer, from its own defaults, on the same batches: the libraries take their steps
 in turn, so that a busy machine slows all alike, and a step's first, which sets things up, is not timed. Then the same
@@ -23,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.bench.peers import DictionaryLearning, Ours, Peer, SaeLens, Shape, Sparsify
+from tests.bench.peers import DictionaryLearning, Ours, Peer, SaeLens, Shape, Sparsify, Weights
 
 N_PLANTED, N_ACTIVE, D_PLANTED = 3072, 32, 576
 HELD_OUT_TOKENS = 32_768
@@ -69,9 +70,10 @@ def planted(n_tokens: int, *, seed: int) -> Data:
         return mean + F.embedding_bag(features, directions, mode="sum", per_sample_weights=strengths)
 
     def many(n: int) -> Tensor:
-        return torch.cat([tokens(min(PIECE, n - start)) for start in range(0, n, PIECE)])
+        # As a cache stores them: millions of tokens in float32 take tens of gigabytes.
+        return torch.cat([tokens(min(PIECE, n - start)).half() for start in range(0, n, PIECE)])
 
-    return Data(many(n_tokens), many(HELD_OUT_TOKENS))
+    return Data(many(n_tokens), many(HELD_OUT_TOKENS).float())
 
 
 def collected(run: Path, n_tokens: int, *, seed: int) -> Data:
@@ -92,10 +94,13 @@ def collected(run: Path, n_tokens: int, *, seed: int) -> Data:
 def raced(peers: dict[str, Peer], data: Data, *, batch: int) -> dict[str, Row]:
     """Train all on the same batches, a step each in turn, and measure them."""
     rows = {name: Row() for name in peers}
-    for index, x in enumerate(data.train.split(batch)):
+    for index, rows_of_batch in enumerate(data.train.split(batch)):
         for name, peer in peers.items():
+            x = rows_of_batch.float().to(peer.shape.device)
             start = time.perf_counter()
-            peer.step(x.float(), index)
+            peer.step(x, index)
+            if x.is_cuda:
+                torch.cuda.synchronize()
             if index:
                 rows[name].seconds += time.perf_counter() - start
                 rows[name].timed_tokens += len(x)
@@ -107,7 +112,7 @@ def raced(peers: dict[str, Peer], data: Data, *, batch: int) -> dict[str, Row]:
 @torch.no_grad()
 def measured(peer: Peer, held_out: Tensor) -> tuple[float, float]:
     """Explained variance with one mean and one ratio over all tokens, and the share of features that stay silent."""
-    sae = peer.finished()
+    sae = Weights(*(part.cpu() for part in peer.finished()))
     is_active = torch.zeros(len(sae.b_enc), dtype=torch.bool)
     missed = total = 0.0
     mean = held_out.double().mean(dim=0)
@@ -128,18 +133,20 @@ def main() -> None:
     parser.add_argument("--data", default="planted")
     parser.add_argument("--only", nargs="+", choices=PEERS, default=list(PEERS))
     parser.add_argument("--width", type=int, default=4608)
+    parser.add_argument("--batch", type=int, default=4096)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     os.environ.setdefault("TQDM_DISABLE", "1")
     torch.set_num_threads(options.threads)
-    n_steps = options.tokens // 4096
+    n_steps, batch = options.tokens // options.batch, options.batch
     is_planted = options.data == "planted"
     data = (
-        planted(n_steps * 4096, seed=options.seed)
+        planted(n_steps * batch, seed=options.seed)
         if is_planted
-        else collected(Path(options.data), n_steps * 4096, seed=options.seed)
+        else collected(Path(options.data), n_steps * batch, seed=options.seed)
     )
-    shape = Shape(data.train.shape[1], options.width, 32, 4096, n_steps, options.seed)
+    shape = Shape(data.train.shape[1], options.width, 32, batch, n_steps, options.seed, options.device)
     peers: dict[str, Peer] = {}
     for name in options.only:
         try:

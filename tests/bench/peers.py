@@ -33,6 +33,7 @@ class Shape:
     batch: int
     n_steps: int
     seed: int
+    device: str = "cpu"
 
 
 class Weights(NamedTuple):
@@ -67,7 +68,8 @@ class Ours:
         lesson = Lesson(sae, shape.d_sae, settings.train.auxk_weight, default_dead_tokens(tokens), shape.seed)
         peak = default_rate(shape.d_sae, n_steps=shape.n_steps)
         schedule = Schedule(peak, shape.n_steps, settings.train.warmup, settings.train.decay)
-        student = new_student((HOOK,), {HOOK: train[: shape.batch].float()}, lesson, {HOOK: moments(train)})
+        first = {HOOK: train[: shape.batch].float().to(shape.device)}
+        student = new_student((HOOK,), first, lesson, {HOOK: moments(train)})
         self.learner = Learner(student, Pace(schedule, settings.train.clip))
 
     def step(self, x: Tensor, index: int) -> None:
@@ -107,12 +109,15 @@ class SaeLens:
             use_sparse_activations=is_sparse,
             rescale_acts_by_decoder_norm=not is_sparse,
             normalize_activations=normalisation,
+            device=shape.device,
         )
         pace = SAETrainerConfig(
-            total_training_samples=shape.n_steps * shape.batch, train_batch_size_samples=shape.batch
+            total_training_samples=shape.n_steps * shape.batch,
+            train_batch_size_samples=shape.batch,
+            device=shape.device,
         )
         pace.lr_end = pace.lr / 10  # as its runner's settings say
-        batches = (piece.float() for piece in train.split(shape.batch))
+        batches = (piece.float().to(shape.device) for piece in train.split(shape.batch))
         self.trainer = SAETrainer(cfg=pace, sae=TopKTrainingSAE(config), data_provider=batches)
         if is_normalised:
             scaler = self.trainer.activation_scaler
@@ -150,7 +155,7 @@ class DictionaryLearning:
             lm_name="none",
             warmup_steps=min(1000, shape.n_steps // 20),
             seed=shape.seed,
-            device="cpu",
+            device=shape.device,
         )
 
     def step(self, x: Tensor, index: int) -> None:
@@ -164,14 +169,14 @@ class DictionaryLearning:
 class _Feed(nn.Module):
     """A language model for sparsify's trainer, whose only layer gives out the batches that it is handed."""
 
-    def __init__(self, d_in: int) -> None:
+    def __init__(self, d_in: int, device: str) -> None:
         super().__init__()
         self.layer = nn.Identity()
-        self.device = torch.device("cpu")
+        self.device = torch.device(device)
         self.dummy_inputs = {"input_ids": torch.zeros(1, 1, dtype=torch.int64)}
         self.batches: Queue[Tensor] = Queue()
         self.idle: Queue[None] = Queue()
-        self.batches.put(torch.zeros(1, d_in))
+        self.batches.put(torch.zeros(1, d_in, device=device))
 
     @property
     def base_model(self) -> "_Feed":
@@ -188,7 +193,7 @@ class Sparsify:
     def __init__(self, shape: Shape, train: Tensor) -> None:
         from sparsify import SaeConfig, TrainConfig, Trainer
 
-        self.shape, self.model = shape, _Feed(shape.d_in)
+        self.shape, self.model = shape, _Feed(shape.d_in, shape.device)
         self.folder = tempfile.TemporaryDirectory()
         config = TrainConfig(
             SaeConfig(num_latents=shape.d_sae, k=shape.k),
