@@ -9,7 +9,11 @@ import pytest
 from test_train_stage import request
 
 from circuitcli.errors import ExitStatus, InputError
+from circuitcli.hookpoints import HookPoint
 from circuitcli.records import Stream
+from circuitcli.saes import files
+from circuitcli.saes.base import SaeConfig
+from circuitcli.saes.relu import ReluSae
 from circuitcli.stages import collect, train
 
 MEGABYTES = 24
@@ -99,6 +103,14 @@ def test_a_finished_training_is_told_again_on_a_full_disk(disk: Path):
     made = train.run(request(run))
     filler.leave(0)
     assert train.run(request(run)) == made
+
+
+def test_weights_that_find_no_space_are_one_clear_error(disk: Path):
+    sae = ReluSae(SaeConfig(HookPoint(0, "resid"), 128, 2048))
+    Filler(disk).leave(100_000)
+    with pytest.raises(InputError, match=r"cannot write .*No space left on device"):
+        files.save(sae, disk / "sae")
+    assert not list(disk.rglob("*.partial"))
 
 
 def test_a_run_that_may_not_be_written_is_one_clear_error(disk: Path):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from support import D_MODEL, FAMILIES, adapter_of, random_ids
-from test_train_stage import request
+from test_train_stage import change_the_model, request
 from torch import Tensor
 from training_fakes import recipe
 
@@ -164,13 +164,13 @@ def test_a_pair_pays_for_what_its_scaled_codes_do_to_each_other(family: str, kin
     generator = torch.Generator().manual_seed(3)
     for parameter in student.parameters():
         parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-    for end in student.ends:
+    for end in student.students:
         # The method's own rounds to float32.
         end.scaled = lambda rows, scale: rows * scale
     found = student.learn(rows, share=0.5)
     assert set(found) == set(hooks) and set(found[hooks[0]].losses) == {"reconstruction"}
-    one, other = (end.sae for end in student.ends)
-    scales = [end.scale for end in student.ends]
+    one, other = (end.sae for end in student.students)
+    scales = [end.scale for end in student.students]
     codes = one.encode(x * scales[0])
     error = x * scales[0] - one.decode(codes)
     sizes = []
@@ -255,16 +255,7 @@ def test_training_with_the_penalty_leaves_two_topk_saes_that_depend_less_on_each
 
 
 def test_activations_that_do_not_follow_by_the_mlp_are_noticed(collected: Path, tmp_path: Path, monkeypatch):
-    from circuitcli.models import loading
-
-    load_unchanged = loading.load_model
-
-    def changed(settings):
-        model = load_unchanged(settings)
-        model.adapter.blocks[1].mlp.c_proj.weight.data *= 2
-        return model
-
-    monkeypatch.setattr(loading, "load_model", changed)
+    change_the_model(monkeypatch, block=1)
     path = Path(shutil.copytree(collected, tmp_path / "run"))
     with pytest.raises(InputError, match=r"mlp\.1 does not follow from mlp_in\.1"):
         train.run(request(path, **DATA, sae__architecture="jacobian"))

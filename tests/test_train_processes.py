@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from process_support import free_port
 from safetensors.torch import load_file
 from test_train_stage import OPTIONS, collected, request  # noqa: F401
-from test_training_ranks import free_port
 
 from circuitcli.runs import Run
 from circuitcli.stages import evaluate, train

@@ -188,17 +188,22 @@ def test_too_few_rows_for_one_batch_are_refused(run_path: Path):
         train.run(request(run_path, train__batch_size=4096))
 
 
-def test_model_that_changed_since_collecting_is_noticed(run_path: Path, monkeypatch: pytest.MonkeyPatch):
+def change_the_model(monkeypatch: pytest.MonkeyPatch, *, block: int) -> None:
+    """Models that are loaded from now on have an MLP of twice the size in this block."""
     from circuitcli.models import loading
 
-    load_model = loading.load_model
+    load_unchanged = loading.load_model
 
     def changed(settings):
-        model = load_model(settings)
-        model.adapter.blocks[0].mlp.c_proj.weight.data *= 2
+        model = load_unchanged(settings)
+        model.adapter.blocks[block].mlp.c_proj.weight.data *= 2
         return model
 
     monkeypatch.setattr(loading, "load_model", changed)
+
+
+def test_model_that_changed_since_collecting_is_noticed(run_path: Path, monkeypatch: pytest.MonkeyPatch):
+    change_the_model(monkeypatch, block=0)
     with pytest.raises(InputError, match=r"other activations at (attn|resid)\.1") as caught:
         train.run(request(run_path))
     assert "collect --force" in caught.value.hint

@@ -2,23 +2,17 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from process_support import free_port
 from ranks_child import HOOKS, make
 from safetensors.torch import load_file
 
 FILES = [f"{hook}.safetensors" for hook in HOOKS]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def run_two(directory: Path, architecture: str, mode: str) -> None:

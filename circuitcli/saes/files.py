@@ -5,23 +5,24 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from circuitcli.errors import InputError
 from circuitcli.runs import atomic, file_digest, write_error
 from circuitcli.saes.architectures import ARCHITECTURES
 from circuitcli.saes.base import SaeConfig, SparseAutoencoder
 from circuitcli.saes.folder import CONFIG, FORMAT, WEIGHTS, read_config
+from circuitcli.saes.tensor_files import save_tensors
 
 
 def save(sae: SparseAutoencoder, directory: Path, **facts: Any) -> str:
     """Write the SAE, config last, and return its digest. ``facts`` (scores, training) join config.json."""
-    weights = {name: tensor.detach().float().cpu().contiguous() for name, tensor in sae.state_dict().items()}
+    weights = {name: tensor.float() for name, tensor in sae.state_dict().items()}
     path = directory / WEIGHTS
     partial = path.with_name(path.name + ".partial")
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        save_file(weights, partial)
+        save_tensors(weights, partial)
         partial.replace(path)
     except OSError as error:
         raise write_error(path, error) from None

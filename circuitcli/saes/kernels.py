@@ -5,7 +5,6 @@ Both kernels read each row that an entry names once and write each result once, 
 atomically would not give.
 """
 
-import os
 from typing import no_type_check
 
 import torch
@@ -19,11 +18,6 @@ from torch import Tensor
 _SHARE = 64
 _ENTRIES_AT_ONCE = 8
 _MOST_COLUMNS = 256
-
-
-def runs_on(device: torch.device) -> bool:
-    """Whether tensors there can be summed by these kernels; on the CPU in Triton's interpreter only, for tests."""
-    return device.type == "cuda" or (device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1")
 
 
 def segment_sums(

@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from circuitcli import group, processes
 from circuitcli.errors import InputError
 from circuitcli.runs import write_error
+from circuitcli.saes.tensor_files import save_tensors
 from circuitcli.training.learner import Learner
 
 _NAME = re.compile(r"step-\d{8,}")
@@ -46,17 +47,16 @@ class Checkpoints:
                 partial.mkdir(parents=True)
             group.barrier()
             for learner in learners:
-                tensors = {name: tensor.cpu().contiguous() for name, tensor in learner.state().items()}
                 path = partial / f"{learner.name}.safetensors"
                 path.parent.mkdir(exist_ok=True)
-                save_file(tensors, path)
+                save_tensors(learner.state(), path)
             group.barrier()
             if processes.is_main():
                 self._publish(partial, whole, step)
             group.barrier()
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
-            raise write_error(whole, error if isinstance(error, OSError) else OSError(str(error))) from None
+            raise write_error(whole, error) from None
 
     def _publish(self, partial: Path, whole: Path, step: int) -> None:
         """Bring all to the disk, give it its name, and remove what was there before."""

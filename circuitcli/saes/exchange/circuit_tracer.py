@@ -130,9 +130,8 @@ def _activation(tensors: "Tensors", config: Mapping[str, Any]) -> tuple[str, dic
 
 def write(items: "Sequence[Foreign]", directory: Path) -> list[Path]:
     """Write transcoders of one kind as one set. Raises InputError for what circuit-tracer does not load."""
-    from safetensors.torch import save_file
-
     from circuitcli.saes.exchange import folding
+    from circuitcli.saes.tensor_files import save_tensors
 
     ends = {(item.sae.hook.site, item.sae.target.site) for item in items}
     for item in items:
@@ -152,7 +151,7 @@ def write(items: "Sequence[Foreign]", directory: Path) -> list[Path]:
         if sae.config.skip:
             tensors["W_skip"] = ours["W_skip"]
         path = directory / f"layer_{sae.hook.layer}.safetensors"
-        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
+        save_tensors(tensors, path)
         made.append(path)
     (directory / CONFIG).write_text(yaml.safe_dump(_written_config(items[0]), sort_keys=False), encoding="utf-8")
     return made

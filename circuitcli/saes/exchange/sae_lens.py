@@ -288,21 +288,20 @@ def write(items: "Sequence[Foreign]", directory: Path) -> list[Path]:
 
     Raises InputError for an SAE that SAELens has no architecture for.
     """
-    from safetensors.torch import save_file
-
     from circuitcli.saes.exchange import folding
+    from circuitcli.saes.tensor_files import save_tensors
 
     made = []
     for sae, about, _ in items:
         if sae.is_transcoder:
             sae = folding.with_decoder_bias_rule(sae, subtracts=False)
         config = _written_config(sae, about)
-        tensors = {name: tensor.detach().contiguous() for name, tensor in sae.state_dict().items()}
+        tensors = dict(sae.state_dict())
         if sae.architecture == "gated":
             tensors["b_gate"] = tensors.pop("b_enc")
         folder = directory / config["metadata"]["hook_name"]
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, folder / WEIGHTS)
+        save_tensors(tensors, folder / WEIGHTS)
         (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
         made.append(folder)
     return made

@@ -110,9 +110,8 @@ def _refuse(place: Place, config: Mapping[str, Any], *, transcodes: bool, skips:
 
 def write(items: "Sequence[Foreign]", directory: Path) -> list[Path]:
     """Write each SAE into a folder with its module's path in the base model. Raises InputError for all but TopK."""
-    from safetensors.torch import save_file
-
     from circuitcli.saes.exchange import folding
+    from circuitcli.saes.tensor_files import save_tensors
 
     made = []
     for sae, about, _ in items:
@@ -129,7 +128,7 @@ def write(items: "Sequence[Foreign]", directory: Path) -> list[Path]:
             tensors["W_skip"] = ours["W_skip"]
         folder = directory / module_name(sae.target, about.module)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS)
+        save_tensors(tensors, folder / WEIGHTS)
         (folder / CONFIG).write_text(json.dumps(_written_config(sae), indent=1) + "\n", encoding="utf-8")
         made.append(folder)
     run = {"model": items[0].about.model, "dataset": items[0].about.dataset, "ctx_len": items[0].about.context_length}

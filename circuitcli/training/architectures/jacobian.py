@@ -4,16 +4,13 @@ Farnik et al. 2025, arXiv:2502.18147: beside both reconstructions the loss holds
 SAE's codes by the first one's. Its unit is that of scaled activations, so that a weight means the same in every model.
 """
 
-from collections.abc import Mapping
-
 from jaxtyping import Float
 from torch import Tensor
 
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.mlp import Mlp
-from circuitcli.saes.base import SparseAutoencoder
 from circuitcli.saes.sparse import Codes
-from circuitcli.training.architectures.student import Attempt, Batch, Outcome, Student
+from circuitcli.training.architectures.student import Attempt, Batch, JointStudent, Outcome
 from circuitcli.training.architectures.topk import TopKStudent
 from circuitcli.training.jacobian import Active, jacobian_size
 
@@ -30,7 +27,7 @@ class EndStudent(TopKStudent):
         return super().decoded(codes, y)
 
 
-class JacobianStudent(Student):
+class JacobianStudent(JointStudent):
     """Two SAEs and what lies between them, which does not learn."""
 
     def __init__(self, first: EndStudent, second: EndStudent, mlp: Mlp) -> None:
@@ -38,24 +35,14 @@ class JacobianStudent(Student):
         self.first, self.second, self.mlp = first, second, mlp
 
     @property
-    def ends(self) -> tuple[EndStudent, EndStudent]:
-        """Both students."""
+    def students(self) -> tuple[EndStudent, EndStudent]:
+        """See `JointStudent`: both ends."""
         return self.first, self.second
-
-    @property
-    def hooks(self) -> tuple[HookPoint, ...]:
-        """See `Student`."""
-        return tuple(end.sae.hook for end in self.ends)
-
-    @property
-    def sae_hooks(self) -> tuple[HookPoint, ...]:
-        """See `Student`."""
-        return self.hooks
 
     def learn(self, batch: Batch, *, share: float) -> dict[HookPoint, Outcome]:
         """See `Student`. The Jacobian is a part of the second SAE's loss."""
         outcomes: dict[HookPoint, Outcome] = {}
-        for end in self.ends:
+        for end in self.students:
             end.ranks = self.ranks
             outcomes |= end.learn(batch, share=share)
         weight, second = self.first.lesson.sae.jacobian_weight, self.second.sae.hook
@@ -82,19 +69,10 @@ class JacobianStudent(Student):
 
     def turn_gradients(self) -> None:
         """See `Student`."""
-        for end in self.ends:
+        for end in self.students:
             end.turn_gradients()
 
     def settle(self) -> None:
         """See `Student`."""
-        for end in self.ends:
+        for end in self.students:
             end.settle()
-
-    def finished(self) -> dict[HookPoint, SparseAutoencoder]:
-        """See `Student`: two ordinary TopK SAEs."""
-        return {**self.first.finished(), **self.second.finished()}
-
-    def dead_share(self, hook: HookPoint) -> float:
-        """See `Student`."""
-        by_hook: Mapping[HookPoint, EndStudent] = {end.sae.hook: end for end in self.ends}
-        return by_hook[hook].dead_share(hook)

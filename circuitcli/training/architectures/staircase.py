@@ -22,10 +22,10 @@ from circuitcli.saes.topk import TopKSae
 from circuitcli.training.architectures.student import (
     Attempt,
     Batch,
+    JointStudent,
     Lesson,
     Moments,
     Outcome,
-    Student,
     along_rows_removed,
     rows_made_unit,
 )
@@ -74,7 +74,7 @@ class StepStudent(TopKStudent):
         return made
 
 
-class StaircaseStudent(Student):
+class StaircaseStudent(JointStudent):
     """The SAEs of one site, the deepest last, each a `StepStudent` with the first rows of the shared weights."""
 
     def __init__(
@@ -93,18 +93,8 @@ class StaircaseStudent(Student):
 
     @property
     def students(self) -> list[StepStudent]:
-        """One for each layer."""
+        """See `JointStudent`: one for each layer. Inherited features that a layer has no use for count as dead too."""
         return [cast(StepStudent, step) for step in self.steps]
-
-    @property
-    def hooks(self) -> tuple[HookPoint, ...]:
-        """See `Student`."""
-        return tuple(step.sae.hook for step in self.students)
-
-    @property
-    def sae_hooks(self) -> tuple[HookPoint, ...]:
-        """See `Student`."""
-        return self.hooks
 
     def learn(self, batch: Batch, *, share: float) -> dict[HookPoint, Outcome]:
         """See `Student`."""
@@ -147,14 +137,7 @@ class StaircaseStudent(Student):
     def finished(self) -> dict[HookPoint, SparseAutoencoder]:
         """See `Student`: an ordinary TopK SAE for each layer."""
         self._lend()
-        made: dict[HookPoint, SparseAutoencoder] = {}
-        for step in self.students:
-            made |= step.finished()
-        return made
-
-    def dead_share(self, hook: HookPoint) -> float:
-        """See `Student`. Inherited features that this layer has no use for count too."""
-        return next(step.dead_share(hook) for step in self.students if step.sae.hook == hook)
+        return super().finished()
 
 
 @torch.no_grad()

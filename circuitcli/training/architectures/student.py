@@ -1,7 +1,7 @@
 """An SAE while it learns: what it does with a batch, what its loss is made of, and what it becomes in the end."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import ClassVar, NamedTuple
@@ -226,6 +226,33 @@ class SingleStudent(Student):
         """See `Student`."""
         made = folded(self.inference(), scale=self.scale, target_scale=self.target_scale)
         return {self.sae.hook: made.cpu()}
+
+
+class JointStudent(Student):
+    """Several SAEs that learn from one batch, each by a student of its own."""
+
+    @property
+    @abstractmethod
+    def students(self) -> Sequence[SingleStudent]:
+        """One for each SAE, in the order of the model."""
+
+    @property
+    def hooks(self) -> tuple[HookPoint, ...]:
+        """See `Student`."""
+        return self.sae_hooks
+
+    @property
+    def sae_hooks(self) -> tuple[HookPoint, ...]:
+        """See `Student`."""
+        return tuple(student.sae.hook for student in self.students)
+
+    def finished(self) -> dict[HookPoint, SparseAutoencoder]:
+        """See `Student`."""
+        return {hook: sae for student in self.students for hook, sae in student.finished().items()}
+
+    def dead_share(self, hook: HookPoint) -> float:
+        """See `Student`."""
+        return next(student.dead_share(hook) for student in self.students if student.sae.hook == hook)
 
 
 @torch.no_grad()
