@@ -6,11 +6,14 @@ import signal
 import sys
 from types import FrameType
 
+from circuitcli.allocator import keep_freed_memory
+
 
 def main() -> int:
     """Run the command that was typed; returns the exit status."""
     signal.signal(signal.SIGTERM, _terminate)
     _speak_utf8()
+    keep_freed_memory()
     try:
         from circuitcli.cli.app import run
 

@@ -60,6 +60,41 @@ def test_a_block_holds_one_document_and_at_most_block_length_tokens_with_bos(bos
     assert max(len(block.ids) for block in blocks) == 16
 
 
+def test_text_in_front_of_a_bad_document_comes_before_its_error():
+    def broken(start):
+        yield from DOCUMENTS[start:]
+        raise InputError("no text")
+
+    blocks = token_blocks(broken, tokenizer(), block_length=16)
+    for expected in blocks_of(DOCUMENTS):
+        assert next(blocks) == expected
+    with pytest.raises(InputError, match="no text"):
+        next(blocks)
+
+
+def test_who_wants_one_block_reads_one_document():
+    read = []
+
+    def documents(start):
+        for number in range(start, 1000):
+            read.append(number)
+            yield "abc" * 100
+
+    first = next(token_blocks(documents, tokenizer(), block_length=16))
+    assert first.index == 0 and read == [0]
+
+
+def test_all_documents_together_have_the_tokens_that_each_has_alone():
+    class Slow:
+        """A tokenizer without a backend in Rust."""
+
+        def __call__(self, text, **_):
+            return {"input_ids": tokenizer().encode(text)}
+
+    for together in (tokenizer(), Tokenizer(Slow(), bos="never")):
+        assert [list(ids) for ids in together.encode_all(DOCUMENTS)] == [*map(tokenizer().encode, DOCUMENTS)]
+
+
 def test_every_block_begins_with_bos_unless_the_policy_is_never():
     assert all(block.ids[0] == BOS and block.n_bos == 1 for block in blocks_of(DOCUMENTS))
     assert all(BOS not in block.ids and block.n_bos == 0 for block in blocks_of(DOCUMENTS, bos="never"))

@@ -6,16 +6,22 @@ front and separators between are no text: they are never stored. A special token
 token of the text; it is stored unless it is to be dropped, and the model sees it in any case.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
-from jaxtyping import Int, Shaped
+from jaxtyping import Int, Int64, Shaped
 from torch import Tensor
 
 from circuitcli.activations.token_ids import Document
 from circuitcli.models.tokenizer import Tokenizer
+
+# Documents are tokenized together, in several threads, until they have so many characters. The first goes alone: who
+# wants a few tokens only shall not wait for many.
+_MOST_CHARACTERS = 2**20
 
 # The documents of a source from a number on, as `activations.documents` gives them.
 Documents = Callable[[int], Iterator[Document]]
@@ -39,7 +45,7 @@ class Block:
     of the text; ``after`` is where the next block is found.
     """
 
-    ids: tuple[int, ...]
+    ids: "array[int]"
     n_bos: int
     index: int
     after: Cursor
@@ -51,17 +57,17 @@ class Block:
         return len(self.ids) - self.n_bos - len(self.left_out)
 
     @property
-    def positions(self) -> Sequence[int]:
+    def positions(self) -> Int64[np.ndarray, " row"]:
         """The places in ``ids`` that are stored."""
-        behind = range(self.n_bos, len(self.ids))
-        return [place for place in behind if place not in self.left_out] if self.left_out else behind
+        behind = np.arange(self.n_bos, len(self.ids))
+        return np.delete(behind, np.subtract(self.left_out, self.n_bos)) if self.left_out else behind
 
 
 @dataclass(frozen=True)
 class _Piece:
     """Tokens of one block behind BOS, the places of separators among them, and where the next piece begins."""
 
-    ids: tuple[int, ...]
+    ids: "array[int]"
     separators: tuple[int, ...]
     document: int
     offset: int
@@ -83,7 +89,7 @@ def token_blocks(
     Raises InputError if documents are to be packed and the tokenizer has no separator.
     """
     cursor = start or Cursor()
-    prefix = tuple(tokenizer.with_bos(()))
+    prefix = array("i", tokenizer.with_bos(()))
     length, index = block_length - len(prefix), cursor.index
     special = tokenizer.special_ids
     dropped = special if special_tokens == "drop" else frozenset[int]()
@@ -94,25 +100,48 @@ def token_blocks(
     for piece in pieces:
         if special.issuperset(piece.ids):
             continue
-        left_out = [at for at, token in enumerate(piece.ids) if at in piece.separators or token in dropped]
+        left_out: Sequence[int] = piece.separators
+        if not dropped.isdisjoint(piece.ids):
+            left_out = [at for at, token in enumerate(piece.ids) if at in piece.separators or token in dropped]
         index += 1
         after = Cursor(piece.document, piece.offset, index)
         places = tuple(at + len(prefix) for at in left_out)
         yield Block(prefix + piece.ids, len(prefix), index - 1, after, places)
 
 
-def _ids(document: Document, tokenizer: Tokenizer) -> list[int]:
-    """The tokens of a document; a blank text has none."""
-    if not isinstance(document, str):
-        return list(document.tolist())
-    return tokenizer.encode(document) if document.strip() else []
+def _token_ids(documents: Iterable[Document], tokenizer: Tokenizer) -> Iterator["array[int]"]:
+    """The tokens of each document; a blank text has none."""
+    for group in _groups(documents):
+        texts = [document for document in group if isinstance(document, str) and document.strip()]
+        encoded = iter(tokenizer.encode_all(texts))
+        for document in group:
+            if not isinstance(document, str):
+                yield array("i", document.astype(np.intc).tobytes())
+            else:
+                yield next(encoded) if document.strip() else array("i")
+
+
+def _groups(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """The documents in groups that grow. Those in front of a bad document come before its error."""
+    group: list[Document] = []
+    n_characters, enough = 0, 1
+    try:
+        for document in documents:
+            group.append(document)
+            n_characters += len(document)
+            if n_characters >= enough:
+                yield group
+                group, n_characters, enough = [], 0, min(_MOST_CHARACTERS, enough + 2 * n_characters)
+    except Exception:
+        yield group
+        raise
+    yield group
 
 
 def _apart(documents: Documents, tokenizer: Tokenizer, *, length: int, start: Cursor) -> Iterator[_Piece]:
     """Pieces of at most ``length`` tokens of one document each."""
     offset = start.offset
-    for number, document in enumerate(documents(start.document), start.document):
-        ids = tuple(_ids(document, tokenizer))
+    for number, ids in enumerate(_token_ids(documents(start.document), tokenizer), start.document):
         while offset < len(ids):
             piece = ids[offset : offset + length]
             offset += length
@@ -123,11 +152,10 @@ def _apart(documents: Documents, tokenizer: Tokenizer, *, length: int, start: Cu
 def _packed(documents: Documents, tokenizer: Tokenizer, *, length: int, start: Cursor) -> Iterator[_Piece]:
     """Pieces of ``length`` tokens, the last one perhaps shorter, with a separator where a document follows another."""
     separator = tokenizer.separator_id()
-    filled: list[int] = []
+    filled = array("i")
     separators: list[int] = []
     offset, number = start.offset, start.document
-    for number, document in enumerate(documents(start.document), start.document):
-        ids = _ids(document, tokenizer)
+    for number, ids in enumerate(_token_ids(documents(start.document), tokenizer), start.document):
         # At the beginning of a block there is nothing to separate from.
         if filled and ids:
             separators.append(len(filled))
@@ -137,14 +165,14 @@ def _packed(documents: Documents, tokenizer: Tokenizer, *, length: int, start: C
             filled += taken
             offset += len(taken)
             if len(filled) == length:
-                yield _piece(tuple(filled), tuple(separators), number, offset, n_ids=len(ids))
-                filled, separators = [], []
+                yield _piece(filled, tuple(separators), number, offset, n_ids=len(ids))
+                filled, separators = array("i"), []
         offset = 0
     if filled:
-        yield _Piece(tuple(filled), tuple(separators), number + 1, 0)
+        yield _Piece(filled, tuple(separators), number + 1, 0)
 
 
-def _piece(ids: tuple[int, ...], separators: tuple[int, ...], number: int, offset: int, *, n_ids: int) -> _Piece:
+def _piece(ids: "array[int]", separators: tuple[int, ...], number: int, offset: int, *, n_ids: int) -> _Piece:
     """A piece that ends at an offset of a document; the next one begins with another document if that is its end."""
     is_end = offset >= n_ids
     return _Piece(ids, separators, number + is_end, 0 if is_end else offset)
@@ -171,16 +199,18 @@ class Batch:
 
 def padded(blocks: Sequence[Block], *, pad_id: int) -> Batch:
     """One batch of the blocks; its rows are in the order of the blocks."""
-    lengths = torch.tensor([len(block.ids) for block in blocks])
+    lengths = np.array([len(block.ids) for block in blocks])
     n_bos, longest = blocks[0].n_bos, int(lengths.max())
-    input_ids = torch.tensor([[*block.ids, *[pad_id] * (longest - len(block.ids))] for block in blocks])
-    is_token = torch.arange(longest) < lengths[:, None]  # (batch, position)
-    is_stored = is_token[:, n_bos:].clone()
+    input_ids = np.full((len(blocks), longest), pad_id, np.int64)
+    is_token = np.arange(longest) < lengths[:, None]  # (batch, position)
+    is_stored = is_token.copy()
     for row, block in enumerate(blocks):
-        is_stored[row, [place - n_bos for place in block.left_out]] = False
+        input_ids[row, : len(block.ids)] = block.ids
+        is_stored[row, [*block.left_out]] = False
+    rows = is_stored[:, n_bos:].reshape(-1)
     return Batch(
-        input_ids,
+        torch.from_numpy(input_ids),
         n_bos,
-        None if bool(is_token.all()) else is_token.long(),
-        None if bool(is_stored.all()) else is_stored.flatten().nonzero()[:, 0],
+        None if is_token.all() else torch.from_numpy(is_token).long(),
+        None if rows.all() else torch.from_numpy(np.flatnonzero(rows)),
     )

@@ -11,6 +11,8 @@ from itertools import chain, pairwise
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from circuitcli import processes
 from circuitcli.activations.blocks import Block, Cursor
 from circuitcli.activations.shards import RowsShard, hook_path
@@ -72,7 +74,7 @@ class Plan:
 
     def left_out(self) -> TokenRows:
         """Those behind BOS that have none."""
-        return TokenRows.of(self.blocks, [block.left_out for block in self.blocks])
+        return TokenRows.of(self.blocks, [np.array(block.left_out, np.int64) for block in self.blocks])
 
     def layout(self, batch_size: int) -> "Layout":
         """How the blocks are run: those of like length together, so that little is padded."""

@@ -5,11 +5,13 @@ row for each context, with a column ``token_ids`` (position) and a column (posit
 named after the hook point, in TransformerLens's words or as the path of a Hugging Face module.
 """
 
+from array import array
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -103,7 +105,7 @@ class CachedSource:
             check_ids(ids, self.n_ids, place=place)
             if self.bos_id is not None and ids[0] != self.bos_id:
                 raise _no_bos(place, int(ids[0]))
-            tokens = tuple(ids.tolist())
+            tokens = array("i", ids.astype(np.intc).tobytes())
             places = tuple(at for at, token in enumerate(tokens) if at >= n_bos and token in self.left_out)
             if len(places) + n_bos < len(tokens):
                 yield Block(tokens, n_bos, index, Cursor(number + 1, 0, index + 1), places)

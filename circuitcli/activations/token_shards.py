@@ -8,7 +8,6 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +40,14 @@ class TokenRows:
     position: Int[Tensor, " row"]
 
     @classmethod
-    def of(cls, blocks: Sequence[Block], places: Sequence[Sequence[int]]) -> "TokenRows":
+    def of(cls, blocks: Sequence[Block], places: Sequence[np.ndarray]) -> "TokenRows":
         """Those at the places chosen in each block."""
-        pairs = list(zip(blocks, places, strict=True))
-        n_rows = sum(map(len, places))
-        token = np.fromiter((block.ids[place] for block, chosen in pairs for place in chosen), np.int64, n_rows)
-        index = np.repeat([block.index for block in blocks], [len(chosen) for chosen in places])
-        position = np.fromiter(chain.from_iterable(places), np.int64, n_rows)
-        return cls(*(torch.from_numpy(column.astype(np.int64)) for column in (token, index, position)))
+        none = np.empty(0, np.int64)
+        chosen = (np.frombuffer(block.ids, np.intc)[here] for block, here in zip(blocks, places, strict=True))
+        token = np.concatenate([none, *chosen])
+        index = np.repeat([block.index for block in blocks], [len(here) for here in places])
+        columns = (token, index, np.concatenate([none, *places]))
+        return cls(*(torch.from_numpy(column.astype(np.int64)) for column in columns))
 
     @classmethod
     def joined(cls, parts: Sequence["TokenRows"]) -> "TokenRows":

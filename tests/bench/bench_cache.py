@@ -24,6 +24,7 @@ from circuitcli.activations.cache import ActivationCache
 from circuitcli.activations.shards import hook_path
 from circuitcli.activations.token_shards import TokenRows, TokenShard, tokens_path, write_tokens
 from circuitcli.activations.writing import RowsWriter, StoredRows
+from circuitcli.allocator import keep_freed_memory
 from circuitcli.hookpoints import HookPoint
 from circuitcli.settings.train import TrainSettings
 from tests.bench.bench_train import BATCH, D_IN, D_SAE, K, learner_of
@@ -98,6 +99,7 @@ def pairs(batches: Iterator[Tensor], n_batches: int) -> float:
 
 
 def main() -> None:
+    keep_freed_memory()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=400_000)
     parser.add_argument("--steps", type=int, default=24)

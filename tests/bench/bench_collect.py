@@ -28,6 +28,7 @@ from circuitcli.activations.blocks import Block, padded, token_blocks
 from circuitcli.activations.cache import ActivationCache
 from circuitcli.activations.collection import collect
 from circuitcli.activations.plans import Collection
+from circuitcli.allocator import keep_freed_memory
 from circuitcli.hookpoints import HookPoint, hook_points
 from circuitcli.models import taps
 from circuitcli.models.loading import LanguageModel, load_model
@@ -164,6 +165,7 @@ def peak(n_tokens: int) -> None:
 
 
 def main() -> None:
+    keep_freed_memory()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=8.0, help="of a bare pass over the text")
     parser.add_argument("--rounds", type=int, default=3)

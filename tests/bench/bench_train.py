@@ -16,6 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from circuitcli.allocator import keep_freed_memory
 from circuitcli.hookpoints import HookPoint
 from circuitcli.saes.base import SaeConfig
 from circuitcli.saes.topk import TopKSae
@@ -92,6 +93,7 @@ def seconds(step: Callable[[], object]) -> float:
 
 
 def main() -> None:
+    keep_freed_memory()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=5)
