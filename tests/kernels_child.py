@@ -12,7 +12,7 @@ from torch import Tensor
 
 from circuitcli.saes import kernels
 from circuitcli.saes.selection import Selection
-from circuitcli.saes.sparse import dense_encode, encode
+from circuitcli.saes.sparse import dense_pre_activations, pre_activations
 
 DEVICE = torch.device("cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda")
 
@@ -76,10 +76,10 @@ def test_gradients_by_the_kernels_equal_those_of_the_dense_definition(rule: Sele
         for name in ("segment_sums", "products"):
             real = getattr(kernels, name)
             patch.setattr(kernels, name, lambda *given, real=real, name=name: calls.append(name) or real(*given))
-        found = gradients(encode, x, parts, rule)
+        found = gradients(pre_activations, x, parts, rule)
     # Decoding, the encoder's gradient and its bias's, the input's, and the decoder's.
     assert calls.count("segment_sums") == 5 and calls.count("products") == 1
-    for sparse_one, dense_one in zip(found, gradients(dense_encode, x, parts, rule), strict=True):
+    for sparse_one, dense_one in zip(found, gradients(dense_pre_activations, x, parts, rule), strict=True):
         assert torch.allclose(sparse_one, dense_one, rtol=1e-11, atol=1e-11)
 
 

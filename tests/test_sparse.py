@@ -9,13 +9,25 @@ from torch import Tensor
 from circuitcli.hookpoints import HookPoint
 from circuitcli.saes import selection
 from circuitcli.saes.base import SaeConfig
-from circuitcli.saes.selection import BatchTopK, Selection, TopK, largest_of_each
-from circuitcli.saes.sparse import Encoder, by_feature, decode, dense_encode, encode, sums_by_feature
+from circuitcli.saes.selection import Above, BatchTopK, Crowded, Selection, TopK, largest_of_each
+from circuitcli.saes.sparse import (
+    Encoder,
+    by_feature,
+    decode,
+    dense_pre_activations,
+    encode,
+    pre_activations,
+    sums_by_feature,
+)
 from circuitcli.saes.topk import TopKSae
 
 BATCH, D_IN, D_OUT, D_SAE, K = 13, 7, 6, 29, 5
 WATCHED = torch.tensor([3, 28, 11])
-SELECTIONS = [TopK(1), TopK(K), TopK(D_SAE), BatchTopK(1), BatchTopK(K), BatchTopK(D_SAE)]
+FLOORS = torch.linspace(-1, 1, D_SAE, dtype=torch.float64)
+SELECTIONS = [
+    *(TopK(1), TopK(K), TopK(D_SAE), BatchTopK(1), BatchTopK(K), BatchTopK(D_SAE)),
+    *(Above(torch.tensor(0.0), 1.0), Above(torch.tensor(1e9), 1.0), Above(FLOORS, 1.0)),
+]
 
 
 def weights(dtype: torch.dtype = torch.float64, *, seed: int = 0, d_sae: int = D_SAE) -> tuple[Tensor, ...]:
@@ -32,11 +44,13 @@ def inputs(dtype: torch.dtype = torch.float64, *, n: int = BATCH) -> Tensor:
 def gradients(encoding, x: Tensor, parts: tuple[Tensor, ...], rule: Selection) -> tuple[Tensor, ...]:
     W_enc, b_enc, b_in, W_dec, b_out = parts
     codes, watched = encoding(x, Encoder(W_enc, b_enc, b_in), rule, watched=WATCHED)
-    if encoding is encode:
+    raw = codes.dense()
+    codes = codes.positive()
+    if encoding is pre_activations:
         decoded = decode(codes, W_dec, b_out)
     else:
         decoded = codes.dense() @ W_dec + b_out
-    loss = decoded.square().sum() + (watched**3).sum() + codes.dense().cos().sum()
+    loss = decoded.square().sum() + (watched**3).sum() + codes.dense().cos().sum() + raw.sin().sum()
     return torch.autograd.grad(loss, [*parts, x])
 
 
@@ -55,7 +69,8 @@ def test_reconstruction_and_codes_are_those_of_the_topk_sae():
 @pytest.mark.parametrize("rule", SELECTIONS, ids=str)
 def test_gradients_equal_those_of_the_dense_definition(rule: Selection):
     parts, x = weights(), inputs()
-    for sparse, dense in zip(gradients(encode, x, parts, rule), gradients(dense_encode, x, parts, rule), strict=True):
+    found, expected = (gradients(way, x, parts, rule) for way in (pre_activations, dense_pre_activations))
+    for sparse, dense in zip(found, expected, strict=True):
         assert torch.allclose(sparse, dense, rtol=1e-11, atol=1e-11)
 
 
@@ -68,6 +83,16 @@ def test_gradients_equal_finite_differences(rule: Selection):
         return decode(codes, W_dec, b_out), codes.values, watched
 
     assert torch.autograd.gradcheck(outputs, (x, *parts), eps=1e-7, atol=1e-5)
+
+
+def test_more_entries_than_are_worth_it_are_refused():
+    (W_enc, b_enc, b_dec, _, _), x = weights(), inputs()
+    encoder = Encoder(W_enc, b_enc, b_dec)
+    n_above = int(((x - b_dec) @ W_enc + b_enc > FLOORS).sum())
+    enough, too_few = (Above(FLOORS, (n_above + more) / (BATCH * D_SAE)) for more in (0.5, -0.5))
+    assert len(pre_activations(x, encoder, enough, watched=WATCHED).codes.values) == n_above
+    with pytest.raises(Crowded):
+        pre_activations(x, encoder, too_few, watched=WATCHED)
 
 
 def test_an_encoder_may_subtract_nothing():

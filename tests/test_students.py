@@ -4,12 +4,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from training_fakes import ACTIVE, D_IN, learner, planted, recipe, taught
+from training_fakes import ACTIVE, D_IN, MemoryBatches, learner, planted, recipe, taught
 
 from circuitcli.hookpoints import HookPoint
 from circuitcli.saes.jumprelu import JumpReluSae
+from circuitcli.training.architectures import thresholded
 from circuitcli.training.architectures.jumprelu import Jump, JumpReluStudent, Step
 from circuitcli.training.architectures.registry import SINGLE
+from circuitcli.training.architectures.thresholded import ThresholdedStudent
 from circuitcli.training.initial import folded, with_unit_decoder
 from circuitcli.training.plan import lessons
 from circuitcli.training.quality import reconstruction
@@ -83,10 +85,34 @@ def plain_loss(architecture: str, made, x: Tensor) -> dict[str, Tensor]:
     return {"reconstruction": sum(part.square().sum(dim=1).mean() for part in missed) / variance / len(edges)}
 
 
+@pytest.fixture(params=["matrices", "entries"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How thresholded architectures work, however many codes there are."""
+    monkeypatch.setattr(thresholded, "SPARSE_SHARE", -1.0 if request.param == "matrices" else 1.0)
+    return str(request.param)
+
+
+def ways_taken(monkeypatch: pytest.MonkeyPatch, made) -> list[str]:
+    """Names of the ways that are taken from now on."""
+    taken = []
+    for name in ("dense", "sparse"):
+        usual = getattr(made, f"attempt_{name}")
+        monkeypatch.setattr(
+            made, f"attempt_{name}", lambda *a, usual=usual, name=name, **b: taken.append(name) or usual(*a, **b)
+        )
+    return taken
+
+
 @pytest.mark.parametrize("architecture", [name for name in AUTOENCODERS if name != "jumprelu"])
-def test_losses_and_gradients_are_those_of_the_plain_definition(architecture: str):
+def test_losses_and_gradients_are_those_of_the_plain_definition(
+    architecture: str, way: str, monkeypatch: pytest.MonkeyPatch
+):
     rows, _ = planted(40)
     made = student_of(architecture, rows, k=3)
+    if isinstance(made, ThresholdedStudent):
+        taken = ways_taken(monkeypatch, made)
+        outcome(made, rows)
+        assert taken == ["dense" if way == "matrices" else "sparse"]
     found = made.learn({HOOK: rows.double()}, share=1.0)[HOOK]
     # `learn` rounds its input to float32; the definition gets the same numbers.
     expected = plain_loss(architecture, made, made.scaled(rows.double(), made.scale).double())
@@ -150,8 +176,59 @@ def test_jumprelu_starts_at_the_l0_asked_for_and_its_thresholds_learn_in_float32
     assert made.student.sae.threshold.dtype == torch.float32 and not torch.equal(made.student.sae.threshold, before)
 
 
+def test_both_ways_of_jumprelu_have_one_loss_and_gradient(monkeypatch: pytest.MonkeyPatch):
+    rows, _ = planted(60)
+    made = student_of("jumprelu", rows, k=3, bandwidth=0.8)
+    # Some thresholds are nearer to zero than half the bandwidth: pre-activations below zero have a part in it.
+    made.sae.threshold.data[::3] = 0.1
+    taken, found = ways_taken(monkeypatch, made), []
+    for most in (-1.0, 1.0):
+        monkeypatch.setattr(thresholded, "SPARSE_SHARE", most)
+        attempt = outcome(made, rows)
+        total = sum({"reconstruction": _missed(made, scaled(made, rows), attempt), **attempt.losses}.values())
+        watched = made.attempt(scaled(made, rows), scaled(made, rows), torch.tensor([5, 2]), share=1.0).watched
+        found.append((attempt, watched, torch.autograd.grad(total, list(made.parameters()))))
+    assert taken == ["dense", "dense", "sparse", "sparse"]
+    (one, one_watched, one_gradients), (other, other_watched, other_gradients) = found
+    assert torch.equal(one.active.sort().values, other.active.sort().values)
+    assert torch.allclose(one.reconstruction, other.reconstruction, rtol=1e-12, atol=1e-12)
+    assert torch.allclose(one_watched, other_watched, rtol=1e-12) and one_watched.shape == (60, 2)
+    names = [name for name, _ in made.named_parameters()]
+    for name, mine, its in zip(names, one_gradients, other_gradients, strict=True):
+        assert mine.abs().max() > 0 and torch.allclose(mine, its, rtol=1e-9, atol=1e-12), name
+
+
+def test_entries_are_worked_on_as_soon_as_they_are_few_and_matrices_once_they_are_many(monkeypatch: pytest.MonkeyPatch):
+    rows, _ = planted(60)
+    made = student_of("relu", rows)
+    taken = ways_taken(monkeypatch, made)
+    few, many = -1e3, 1e3
+    for bias in (many, few, few, many, many, few, few):
+        made.sae.b_enc.data.fill_(bias).put_(torch.tensor([3]), torch.tensor(1e4, dtype=torch.float64))
+        outcome(made, rows)
+    # What is many comes to light after the product, which is then made again.
+    assert taken == ["dense", "dense", "sparse", "dense", "dense", "dense", "sparse"]
+    assert float(made.share_above) == pytest.approx(1 / 48)
+    assert float(student_of("relu", rows).share_above) == 1.0
+
+
+def test_a_resumed_training_works_in_the_way_that_it_would_have():
+    rows, _ = planted(2_000)
+    batches = list(MemoryBatches({HOOK: rows}, 64, 12).from_step(0))
+    whole, before, after = (learner(HOOK, rows, recipe(12, architecture="jumprelu", k=1)) for _ in range(3))
+    for index, batch in enumerate(batches):
+        whole.step(batch, index=index)
+        if index < 5:
+            before.step(batch, index=index)
+    after.load_state({name: tensor.clone() for name, tensor in before.state().items()})
+    assert float(after.student.share_above) < thresholded.SPARSE_SHARE
+    for index, batch in enumerate(batches[5:], 5):
+        after.step(batch, index=index)
+    assert all(torch.equal(tensor, after.state()[name]) for name, tensor in whole.state().items())
+
+
 @pytest.mark.parametrize("architecture", AUTOENCODERS)
-def test_planted_features_are_recovered(architecture: str):
+def test_planted_features_are_recovered(architecture: str, way: str):
     rows, features = planted(20_000)
     made = recipe(500, architecture=architecture, **OPTIONS.get(architecture, {}))
     sae = taught(learner(HOOK, rows, made), {HOOK: rows}).finished()[HOOK]

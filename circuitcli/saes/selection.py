@@ -1,9 +1,12 @@
-"""Which pre-activations become codes while an SAE learns: the largest of each token, or of the whole batch."""
+"""Which pre-activations become codes while an SAE learns: the largest of each token, or of the whole batch, or those
+above a floor."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -128,6 +131,67 @@ class BatchTopK(Selection):
         return Chosen(all_values[kept][order], all_features[kept][order], tokens, watched)
 
 
+class Crowded(Exception):
+    """More pre-activations were selected than sparse sums are for."""
+
+
+@dataclass(frozen=True)
+class Above(Selection):
+    """Those above a floor, of one number or of one for each feature, (d_sae,).
+
+    most: how large a share of all they may be; `choose` raises Crowded if there are more.
+    """
+
+    floor: Tensor
+    most: float
+
+    def mask(self, pre: Float[Tensor, "batch d_sae"]) -> Bool[Tensor, "batch d_sae"]:
+        """See `Selection`."""
+        return pre > self.floor
+
+    def choose(self, centred: Tensor, W_enc: Tensor, b_enc: Tensor, watched: Tensor) -> Chosen:
+        """See `Selection`. Raises Crowded."""
+        batch, d_sae = len(centred), b_enc.shape[0]
+        watched_pre = centred.new_empty(batch, watched.shape[0])
+        values, places, n_chosen = [], [], 0
+        for start, pre in _pre_activations(centred, W_enc, b_enc):
+            chosen = flat_places(self.mask(pre))
+            n_chosen += len(chosen)
+            if n_chosen > self.most * batch * d_sae:
+                raise Crowded
+            values.append(pre.view(-1).index_select(0, chosen).to(centred.dtype))
+            places.append(chosen + start * d_sae)
+            watched_pre[start : start + len(pre)] = pre[:, watched].to(watched_pre.dtype)
+        flat = torch.cat(places)
+        tokens = torch.div(flat, d_sae, rounding_mode="floor")
+        return Chosen(torch.cat(values), flat - tokens * d_sae, tokens, watched_pre)
+
+
+def flat_places(mask: Bool[Tensor, "rows columns"]) -> Int[Tensor, " entries"]:
+    """Where it is true, counted row after row."""
+    if mask.device.type != "cpu":
+        return mask.flatten().nonzero()[:, 0]
+    # NumPy passes over what is false ten times as fast as torch does.
+    return torch.from_numpy(np.flatnonzero(mask.numpy()))
+
+
+def _pre_activations(
+    centred: Float[Tensor, "batch d_in"], W_enc: Float[Tensor, "d_in d_sae"], b_enc: Float[Tensor, " d_sae"]
+) -> Iterator[tuple[int, Float[Tensor, "rows d_sae"]]]:
+    """Pre-activations of a piece of the batch after the other, and its first row; a piece holds until the next.
+
+    Under autocast the product is taken in its number type.
+    """
+    (batch, _), d_sae = centred.shape, b_enc.shape[0]
+    kind = centred.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else centred.dtype
+    piece = centred.new_empty(min(PIECE_ROWS, batch), d_sae, dtype=dtype)
+    rows, weights, bias = centred.to(dtype), W_enc.to(dtype), b_enc.to(dtype)
+    for start in range(0, batch, PIECE_ROWS):
+        here = slice(start, min(start + PIECE_ROWS, batch))
+        yield start, torch.addmm(bias, rows[here], weights, out=piece[: here.stop - start])
+
+
 def _largest(
     centred: Float[Tensor, "batch d_in"],
     W_enc: Float[Tensor, "d_in d_sae"],
@@ -136,21 +200,13 @@ def _largest(
     k: int,
     watched: Int[Tensor, " n_watched"],
 ) -> tuple[Float[Tensor, "batch k"], Int[Tensor, "batch k"], Float[Tensor, "batch n_watched"]]:
-    """The k largest pre-activations of each token, their features, and the watched ones; in pieces of the batch.
-
-    Under autocast the product is taken in its number type.
-    """
-    (batch, _), d_sae = centred.shape, b_enc.shape[0]
-    kind = centred.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else centred.dtype
+    """The k largest pre-activations of each token, their features, and the watched ones; in pieces of the batch."""
+    batch = len(centred)
     values = centred.new_empty(batch, k)
     indices = centred.new_empty(batch, k, dtype=torch.int64)
     watched_pre = centred.new_empty(batch, watched.shape[0])
-    piece = centred.new_empty(min(PIECE_ROWS, batch), d_sae, dtype=dtype)
-    rows, weights, bias = centred.to(dtype), W_enc.to(dtype), b_enc.to(dtype)
-    for start in range(0, batch, PIECE_ROWS):
-        here = slice(start, min(start + PIECE_ROWS, batch))
-        pre = torch.addmm(bias, rows[here], weights, out=piece[: here.stop - start])  # (rows, d_sae)
+    for start, pre in _pre_activations(centred, W_enc, b_enc):
+        here = slice(start, start + len(pre))
         values[here], indices[here] = largest_of_each(pre, k)
         if watched.numel():
             watched_pre[here] = pre[:, watched].to(watched_pre.dtype)

@@ -52,6 +52,18 @@ class Codes(NamedTuple):
         codes = self.values.new_zeros(len(self.starts), self.d_sae)
         return codes.index_put((self.tokens, self.features), self.values)
 
+    def positive(self) -> "Codes":
+        """The same with the positive parts of the values."""
+        return self._replace(values=self.values.relu())
+
+    def active(self) -> Int[Tensor, " active"]:
+        """The features of the values that are above zero."""
+        return self.features[self.values.detach() > 0]
+
+    def total(self, weights: Float[Tensor, " d_sae"]) -> Float[Tensor, ""]:
+        """The sum of all values, each times its feature's weight."""
+        return (self.values * weights.index_select(0, self.features)).sum()
+
     def part(self, first: int, stop: int) -> "Codes":
         """The codes of features ``first`` to ``stop`` alone, counted from ``first``."""
         inside = (self.features >= first) & (self.features < stop)
@@ -80,20 +92,28 @@ def encode(
     """
     if watched is None:
         watched = torch.empty(0, dtype=torch.int64, device=x.device)
+    made = pre_activations(x, encoder, selection, watched=watched)
+    return made._replace(codes=made.codes.positive())
+
+
+def pre_activations(
+    x: Float[Tensor, "batch d_in"], encoder: Encoder, selection: Selection, *, watched: Int[Tensor, " n_watched"]
+) -> Encoded:
+    """As `encode`, with the pre-activations as they are in place of their positive parts."""
     if _is_dense(x.device):
-        return dense_encode(x, encoder, selection, watched=watched)
+        return dense_pre_activations(x, encoder, selection, watched=watched)
     values, features, starts, tokens, pre = _Encode.apply(x, *encoder, watched, selection)
     return Encoded(Codes(values, features, starts, tokens, encoder.b_enc.shape[0]), pre)
 
 
-def dense_encode(
+def dense_pre_activations(
     x: Float[Tensor, "batch d_in"], encoder: Encoder, selection: Selection, *, watched: Int[Tensor, " n_watched"]
 ) -> Encoded:
     """The same by a dense product and plain autograd: the definition."""
     centred = x if encoder.b_dec is None else x - encoder.b_dec
     pre = centred @ encoder.W_enc + encoder.b_enc  # (batch, d_sae)
     tokens, features = selection.mask(pre.detach()).nonzero(as_tuple=True)
-    values = pre[tokens, features].relu()
+    values = pre[tokens, features]
     codes = Codes(values, features, _starts(tokens, x.shape[0]), tokens, pre.shape[1])
     return Encoded(codes, pre[:, watched])
 
@@ -143,7 +163,7 @@ def by_feature(features: Int[Tensor, " entries"], tokens: Int[Tensor, " entries"
     """Sort the entries by feature, those of one feature by token."""
     if features.device.type != "cpu":
         in_order, places = features.sort(stable=True)
-        return ByFeature(places, tokens[places], _starts(in_order, d_sae))
+        return ByFeature(places, tokens.index_select(0, places), _starts(in_order, d_sae))
     numbers = features.numpy()
     # NumPy sorts 16-bit integers by radix, hundreds of times as fast as torch.sort sorts 64-bit ones.
     order = np.argsort(numbers.astype(np.uint16), kind="stable")
@@ -152,7 +172,8 @@ def by_feature(features: Int[Tensor, " entries"], tokens: Int[Tensor, " entries"
         order = order[np.argsort(high[order], kind="stable")]
     counts = np.bincount(numbers, minlength=d_sae)
     starts = np.cumsum(counts) - counts
-    return ByFeature(torch.from_numpy(order), tokens[torch.from_numpy(order)], torch.from_numpy(starts))
+    places = torch.from_numpy(order)
+    return ByFeature(places, tokens.index_select(0, places), torch.from_numpy(starts))
 
 
 def segment_sums(
@@ -171,11 +192,11 @@ def sums_by_feature(
     rows: Float[Tensor, "batch d"], values: Float[Tensor, " entries"], entries: ByFeature
 ) -> Float[Tensor, "d_sae d"]:
     """For each feature the sum of the tokens' rows, each times the feature's value there: ``codes.T @ rows``."""
-    return segment_sums(rows, values[entries.order], entries.tokens, entries.starts)
+    return segment_sums(rows, values.index_select(0, entries.order), entries.tokens, entries.starts)
 
 
 class _Encode(torch.autograd.Function):
-    """(x, W_enc, b_enc, b_dec) -> positive parts of the selected pre-activations, where they are, watched ones."""
+    """(x, W_enc, b_enc, b_dec) -> the selected pre-activations, where they are, watched ones."""
 
     @staticmethod
     def forward(
@@ -189,19 +210,17 @@ class _Encode(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         centred = x if b_dec is None else x - b_dec
         chosen: Chosen = selection.choose(centred, W_enc, b_enc, watched)
-        values = chosen.values.relu_()
         starts = _starts(chosen.tokens, x.shape[0])
-        ctx.save_for_backward(centred, W_enc, values, chosen.features, starts, chosen.tokens, watched)
+        ctx.save_for_backward(centred, W_enc, chosen.features, starts, chosen.tokens, watched)
         ctx.subtracts = b_dec is not None
         ctx.mark_non_differentiable(chosen.features, starts, chosen.tokens)
-        return values, chosen.features, starts, chosen.tokens, chosen.watched
+        return chosen.values, chosen.features, starts, chosen.tokens, chosen.watched
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, by_values: Tensor, _: Any, __: Any, ___: Any, by_watched: Tensor) -> tuple[Any, ...]:
-        centred, W_enc, values, features, starts, tokens, watched = ctx.saved_tensors
+    def backward(ctx: Any, by_pre: Tensor, _: Any, __: Any, ___: Any, by_watched: Tensor) -> tuple[Any, ...]:
+        centred, W_enc, features, starts, tokens, watched = ctx.saved_tensors
         entries = by_feature(features, tokens, d_sae=W_enc.shape[1])
-        by_pre = by_values * (values > 0)  # (entries,)
         encoder = sums_by_feature(centred, by_pre, entries)  # (d_sae, d_in)
         bias = sums_by_feature(torch.ones_like(centred[:, :1]), by_pre, entries)[:, 0]
         if watched.numel():
@@ -227,6 +246,8 @@ class _WithDecoderGradient(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, by_decoded: Tensor) -> tuple[Any, ...]:
         values, features, tokens = ctx.saved_tensors
+        if not ctx.needs_input_grad[1]:
+            return by_decoded, None, None, None, None
         entries = by_feature(features, tokens, d_sae=ctx.d_sae)
         return by_decoded, sums_by_feature(by_decoded.contiguous(), values, entries), None, None, None
 

@@ -2,6 +2,7 @@
 
     python -m tests.bench.bench_train_peers [--tokens 524288] [--threads 2] [--data planted|RUN] [--only NAME ...]
     python -m tests.bench.bench_train_peers --device cuda --width 24576 --batch 8192
+    python -m tests.bench.bench_train_peers --shrink 4 --tokens 50331648
 
 Each library trains through its own trainer, from its own defaults, on the same batches: the libraries take their steps
 in turn, so that a busy machine slows all alike, and a step's first, which sets things up, is not timed. Then the same
@@ -10,7 +11,8 @@ have not. Libraries that are not installed are named and skipped.
 
 ``planted``: tokens are sparse sums of 3,072 random unit directions in 576 dimensions, 32 drawn with equal chances,
 with strengths from an exponential distribution, about a mean that is not zero. A RUN directory: the
-activations that `circuit collect` kept there, shuffled.
+activations that `circuit collect` kept there, shuffled. ``--shrink 4`` divides dimensions, directions, those drawn, the
+width and k by 4, for runs of many tokens.
 """
 
 import argparse
@@ -59,21 +61,25 @@ class Row:
     silent: float = float("nan")
 
 
-def planted(n_tokens: int, *, seed: int) -> Data:
+def planted(n_tokens: int, *, seed: int, shrink: int = 1) -> Data:
     """See the top of the file."""
+    n_planted, n_active, d_planted = N_PLANTED // shrink, N_ACTIVE // shrink, D_PLANTED // shrink
     generator = torch.Generator().manual_seed(seed)
-    directions = torch.randn(N_PLANTED, D_PLANTED, generator=generator)
+    directions = torch.randn(n_planted, d_planted, generator=generator)
     directions /= directions.norm(dim=1, keepdim=True)
-    mean = torch.randn(D_PLANTED, generator=generator) / 2
+    mean = torch.randn(d_planted, generator=generator) / 2
 
     def tokens(n: int) -> Tensor:
-        features = torch.randint(N_PLANTED, (n, N_ACTIVE), generator=generator)
-        strengths = torch.empty(n, N_ACTIVE).exponential_(generator=generator)
+        features = torch.randint(n_planted, (n, n_active), generator=generator)
+        strengths = torch.empty(n, n_active).exponential_(generator=generator)
         return mean + F.embedding_bag(features, directions, mode="sum", per_sample_weights=strengths)
 
     def many(n: int) -> Tensor:
         # As a cache stores them: millions of tokens in float32 take tens of gigabytes.
-        return torch.cat([tokens(min(PIECE, n - start)).half() for start in range(0, n, PIECE)])
+        rows = torch.empty(n, d_planted, dtype=torch.float16)
+        for piece in rows.split(PIECE):
+            piece.copy_(tokens(len(piece)))
+        return rows
 
     return Data(many(n_tokens), many(HELD_OUT_TOKENS).float())
 
@@ -139,17 +145,26 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4096)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--shrink", type=int, default=1)
     options = parser.parse_args()
     os.environ.setdefault("TQDM_DISABLE", "1")
     torch.set_num_threads(options.threads)
     n_steps, batch = options.tokens // options.batch, options.batch
     is_planted = options.data == "planted"
     data = (
-        planted(n_steps * batch, seed=options.seed)
+        planted(n_steps * batch, seed=options.seed, shrink=options.shrink)
         if is_planted
         else collected(Path(options.data), n_steps * batch, seed=options.seed)
     )
-    shape = Shape(data.train.shape[1], options.width, 32, batch, n_steps, options.seed, options.device)
+    shape = Shape(
+        data.train.shape[1],
+        options.width // options.shrink,
+        N_ACTIVE // options.shrink,
+        batch,
+        n_steps,
+        options.seed,
+        options.device,
+    )
     peers: dict[str, Peer] = {}
     for name in options.only:
         try:

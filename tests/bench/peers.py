@@ -205,7 +205,7 @@ class Sparsify:
             save_every=2 * shape.n_steps,
             run_name="run",
         )
-        sequences = [{"input_ids": torch.zeros(shape.batch, dtype=torch.int64)} for _ in range(shape.n_steps)]
+        sequences = [{"input_ids": torch.zeros(shape.batch, dtype=torch.int64)}] * shape.n_steps
         with contextlib.redirect_stdout(io.StringIO()):
             trainer: Any = Trainer(config, sequences, self.model)
         self.model.idle.get()

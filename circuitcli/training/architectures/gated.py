@@ -6,29 +6,44 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitcli.saes.gated import GatedSae
+from circuitcli.saes.sparse import Codes, decode
 from circuitcli.training.architectures.relu import ReluStudent
 from circuitcli.training.architectures.student import Attempt
+from circuitcli.training.architectures.thresholded import active_features
 from circuitcli.training.loss import missed_variance
 
 
 class GatedStudent(ReluStudent):
     """Beside the penalty, the open gates alone must reconstruct, through a decoder that does not learn from it."""
 
-    def attempt(
+    def attempt_dense(
+        self, pre: Float[Tensor, "batch d_sae"], y: Float[Tensor, "batch d_out"], *, share: float
+    ) -> Attempt:
+        """See `ThresholdedStudent`."""
+        sae = self.sae
+        codes, gates = sae.sparsify(pre), pre.relu()
+        by_gates = gates @ sae.W_dec.detach() + sae.b_dec.detach()
+        l1 = (gates @ sae.W_dec.norm(dim=1)).mean()
+        return self._made(sae.decode(codes), active_features(codes), by_gates, l1, y, share=share)
+
+    def attempt_sparse(self, above: Codes, y: Float[Tensor, "batch d_out"], *, share: float) -> Attempt:
+        """See `ThresholdedStudent`."""
+        sae = cast(GatedSae, self.sae)
+        bias, slope, offset = (part.index_select(0, above.features) for part in (sae.b_enc, sae.r_mag, sae.b_mag))
+        codes = above._replace(values=((above.values - bias) * slope.exp() + offset).relu())
+        by_gates = decode(above, sae.W_dec.detach(), sae.b_dec.detach())
+        l1 = above.total(sae.W_dec.norm(dim=1)) / len(y)
+        return self._made(decode(codes, sae.W_dec, sae.b_dec), codes.active(), by_gates, l1, y, share=share)
+
+    def _made(
         self,
-        x: Float[Tensor, "batch d_in"],
+        reconstruction: Float[Tensor, "batch d_out"],
+        active: Int[Tensor, " entries"],
+        by_gates: Float[Tensor, "batch d_out"],
+        l1: Float[Tensor, ""],
         y: Float[Tensor, "batch d_out"],
-        watched: Int[Tensor, " n_watched"],
         *,
         share: float,
     ) -> Attempt:
-        """See `SingleStudent`."""
-        sae = cast(GatedSae, self.sae)
-        pre = sae.pre_activations(x)
-        codes, gates = sae.sparsify(pre), pre.relu()
-        by_gates = gates @ sae.W_dec.detach() + sae.b_dec.detach()
-        losses = {
-            "l1": self.penalty((gates @ sae.W_dec.norm(dim=1)).mean(), share),
-            "gate": missed_variance(y, by_gates, variance=self.variance),
-        }
-        return Attempt(sae.decode(codes), codes.detach().nonzero()[:, 1], pre[:, watched], losses)
+        gate = missed_variance(y, by_gates, variance=self.variance)
+        return Attempt(reconstruction, active, losses={"l1": self.penalty(l1, share), "gate": gate})

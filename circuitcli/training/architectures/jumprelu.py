@@ -8,38 +8,49 @@ a larger learning rate than the weights, and starts where the first batch has th
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from circuitcli.saes.jumprelu import JumpReluSae
-from circuitcli.training.architectures.student import Attempt, Batch, SingleStudent
+from circuitcli.saes.sparse import Codes, decode
+from circuitcli.training.architectures.student import Attempt, Batch
+from circuitcli.training.architectures.thresholded import ThresholdedStudent, active_features
 
 THRESHOLD = "sae.threshold"
 THRESHOLD_RATE = 10.0
 
 
-class JumpReluStudent(SingleStudent):
+class JumpReluStudent(ThresholdedStudent):
     """Loss: what is missed, plus ``sae.l0_weight`` times the squared relative distance from the L0 asked for."""
 
-    def attempt(
-        self,
-        x: Float[Tensor, "batch d_in"],
-        y: Float[Tensor, "batch d_out"],
-        watched: Int[Tensor, " n_watched"],
-        *,
-        share: float,
+    def floor(self) -> Tensor:
+        """See `ThresholdedStudent`: below the threshold by half the bandwidth."""
+        return cast(JumpReluSae, self.sae).threshold - self.lesson.sae.bandwidth / 2
+
+    def attempt_dense(
+        self, pre: Float[Tensor, "batch d_sae"], y: Float[Tensor, "batch d_out"], *, share: float
     ) -> Attempt:
-        """See `SingleStudent`."""
-        sae, settings = cast(JumpReluSae, self.sae), self.lesson.sae
-        pre = sae.pre_activations(x)
-        codes = Jump.apply(pre, sae.threshold, settings.bandwidth)
-        l0 = Step.apply(pre, sae.threshold, settings.bandwidth).sum(dim=1).mean()
+        """See `ThresholdedStudent`."""
+        threshold, bandwidth = cast(JumpReluSae, self.sae).threshold, self.lesson.sae.bandwidth
+        codes = Jump.apply(pre, threshold, bandwidth)
+        l0 = Step.apply(pre, threshold, bandwidth).sum() / len(y)
+        return Attempt(self.sae.decode(codes), active_features(codes), losses={"l0": self.penalty(l0)})
+
+    def attempt_sparse(self, above: Codes, y: Float[Tensor, "batch d_out"], *, share: float) -> Attempt:
+        """See `ThresholdedStudent`."""
+        sae, bandwidth = cast(JumpReluSae, self.sae), self.lesson.sae.bandwidth
+        threshold = sae.threshold.index_select(0, above.features)
+        codes = above._replace(values=Jump.apply(above.values, threshold, bandwidth))
+        l0 = Step.apply(above.values, threshold, bandwidth).sum() / len(y)
+        return Attempt(decode(codes, sae.W_dec, sae.b_dec), codes.active(), losses={"l0": self.penalty(l0)})
+
+    def penalty(self, l0: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        """The weighted penalty for the L0 of this process's part of the batch."""
+        settings = self.lesson.sae
         # The value is that of the batch of all processes, the gradient this one's part of it.
         l0 = l0 + (self.ranks.sum(l0) / self.ranks.n - l0.detach())
-        losses = {"l0": settings.l0_weight * (l0 / settings.k - 1.0).square()}
-        active = codes.detach().nonzero()[:, 1]
-        return Attempt(sae.decode(codes), active, pre[:, watched], losses)
+        return settings.l0_weight * (l0 / settings.k - 1.0).square()
 
     def rate_factor(self, name: str) -> float:
         """See `Student`."""
@@ -81,8 +92,8 @@ class Jump(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         pre, threshold = ctx.saved_tensors
         by_pre = gradient * (pre > threshold)
-        by_threshold = -(threshold / ctx.bandwidth) * (gradient * _near(pre, threshold, ctx.bandwidth)).sum(dim=0)
-        return by_pre, by_threshold, None
+        near = (gradient * _near(pre, threshold, ctx.bandwidth)).sum_to_size(threshold.shape)
+        return by_pre, -(threshold / ctx.bandwidth) * near, None
 
 
 class Step(torch.autograd.Function):
@@ -98,5 +109,5 @@ class Step(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         pre, threshold = ctx.saved_tensors
-        near = (gradient * _near(pre, threshold, ctx.bandwidth)).sum(dim=0)
+        near = (gradient * _near(pre, threshold, ctx.bandwidth)).sum_to_size(threshold.shape)
         return None, -near / ctx.bandwidth, None

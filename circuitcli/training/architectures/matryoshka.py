@@ -30,5 +30,4 @@ class MatryoshkaStudent(BatchTopKStudent):
         for first, stop in pairwise(self.edges()):
             reconstruction = reconstruction + decode(codes.part(first, stop), self.sae.W_dec[first:stop])
             missed.append(missed_variance(y, reconstruction, variance=self.variance))
-        active = codes.features[codes.values.detach() > 0]
-        return Attempt(reconstruction, active, y[:, :0], {"reconstruction": torch.stack(missed).mean()})
+        return Attempt(reconstruction, codes.active(), losses={"reconstruction": torch.stack(missed).mean()})

@@ -58,7 +58,7 @@ class Attempt:
 
     reconstruction: Float[Tensor, "batch d_out"]
     active: Int[Tensor, " entries"]
-    watched: Float[Tensor, "batch n_watched"]
+    watched: Float[Tensor, "batch n_watched"] | None = None
     losses: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
     measures: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
 
@@ -173,6 +173,7 @@ class SingleStudent(Student):
         if len(dead):
             error = y - made.reconstruction.detach()
             k = max(1, self.sae.d_out // 2)
+            assert made.watched is not None
             losses["auxk"] = self.lesson.auxk_weight * auxk(
                 error, made.watched, self.sae.W_dec[dead], k=k, ranks=self.ranks
             )

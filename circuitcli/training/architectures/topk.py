@@ -41,4 +41,4 @@ class TopKStudent(SingleStudent):
     def decoded(self, codes: Codes, y: Float[Tensor, "batch d_out"]) -> Attempt:
         """The reconstruction from codes, and what it costs."""
         reconstruction = decode(codes, self.sae.W_dec, self.sae.b_dec)
-        return Attempt(reconstruction, codes.features[codes.values.detach() > 0], y[:, :0])
+        return Attempt(reconstruction, codes.active())

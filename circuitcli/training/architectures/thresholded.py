@@ -1,0 +1,81 @@
+"""What architectures have in common that choose no number of codes: any pre-activation above a floor may be one.
+
+Before they have learned that is half of all, which are best worked on as matrices. Later it is one of a hundred, for
+which sums over the few cost a fraction. Both ways give the same numbers, up to the order of summation.
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuitcli.hookpoints import HookPoint
+from circuitcli.saes.base import SparseAutoencoder
+from circuitcli.saes.selection import Above, Crowded, flat_places
+from circuitcli.saes.sparse import Codes, Encoder, pre_activations
+from circuitcli.training.architectures.student import Attempt, Lesson, Moments, SingleStudent
+
+# Measured where both ways take equally long: 576 dimensions, 4,608 features.
+SPARSE_SHARE = 1 / 24
+
+
+class ThresholdedStudent(SingleStudent):
+    """Works on entries where few pre-activations are above the floor, on matrices where many are."""
+
+    def __init__(self, sae: SparseAutoencoder, lesson: Lesson, moments: Mapping[HookPoint, Moments]) -> None:
+        super().__init__(sae, lesson, moments)
+        # Kept in checkpoints: a resumed training goes on in the same way, to the last bit.
+        self.register_buffer("share_above", torch.ones(()))
+        self.share_above: Tensor
+
+    def floor(self) -> Tensor:
+        """What a pre-activation must be above to have any part in the loss, (d_sae,) or one number."""
+        return self.sae.b_enc.new_zeros(())
+
+    @abstractmethod
+    def attempt_dense(
+        self, pre: Float[Tensor, "batch d_sae"], y: Float[Tensor, "batch d_out"], *, share: float
+    ) -> Attempt:
+        """The definition, from all pre-activations."""
+
+    @abstractmethod
+    def attempt_sparse(self, above: Codes, y: Float[Tensor, "batch d_out"], *, share: float) -> Attempt:
+        """The same from those that are above the floor."""
+
+    def attempt(
+        self,
+        x: Float[Tensor, "batch d_in"],
+        y: Float[Tensor, "batch d_out"],
+        watched: Int[Tensor, " n_watched"],
+        *,
+        share: float,
+    ) -> Attempt:
+        """See `SingleStudent`."""
+        rule = Above(self.floor().detach(), SPARSE_SHARE)
+        # On GPUs sums of what features have in common would come in another order each time.
+        if x.device.type == "cpu" and float(self.share_above) <= SPARSE_SHARE:
+            sae = self.sae
+            encoder = Encoder(sae.W_enc, sae.b_enc, sae.b_dec if sae.config.subtract_decoder_bias else None)
+            try:
+                above, pre_watched = pre_activations(x, encoder, rule, watched=watched)
+            except Crowded:
+                pass
+            else:
+                self._note(len(above.values) / (len(x) * sae.d_sae))
+                return replace(self.attempt_sparse(above, y, share=share), watched=pre_watched)
+        pre = self.sae.pre_activations(x)
+        self._note(float(rule.mask(pre.detach()).float().mean()))
+        return replace(self.attempt_dense(pre, y, share=share), watched=pre[:, watched])
+
+    def _note(self, share: float) -> None:
+        """Keep what share of pre-activations was above the floor, in the batch of all processes."""
+        shares = torch.full_like(self.share_above, share)
+        self.share_above.copy_(self.ranks.sum(shares) / self.ranks.n)
+
+
+def active_features(codes: Float[Tensor, "batch d_sae"]) -> Int[Tensor, " active"]:
+    """The feature of each code that is above zero."""
+    return flat_places(codes.detach() > 0) % codes.shape[1]
