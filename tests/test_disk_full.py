@@ -14,7 +14,8 @@ from circuitcli.records import Stream
 from circuitcli.saes import files
 from circuitcli.saes.base import SaeConfig
 from circuitcli.saes.relu import ReluSae
-from circuitcli.stages import collect, train
+from circuitcli.saes.topk import TopKSae
+from circuitcli.stages import collect, export, train
 
 MEGABYTES = 24
 
@@ -111,6 +112,23 @@ def test_weights_that_find_no_space_are_one_clear_error(disk: Path):
     with pytest.raises(InputError, match=r"cannot write .*No space left on device"):
         files.save(sae, disk / "sae")
     assert not list(disk.rglob("*.partial"))
+
+
+@pytest.mark.parametrize("format_", ["circuit", "sae_lens", "dictionary_learning", "sparsify", "circuit_tracer"])
+def test_exports_that_find_no_space_are_one_clear_error(disk: Path, tmp_path: Path, format_: str):
+    places = {"subtract_decoder_bias": False, "target": HookPoint(0, "mlp")} if format_ == "circuit_tracer" else {}
+    hook = HookPoint(0, "mlp_in" if places else "resid")
+    source, output = tmp_path / "sae", disk / "exported"
+    config = SaeConfig(hook, 128, 2048, **places)
+    files.save(ReluSae(config) if places else TopKSae(config, k=4), source)
+    asked = request(tmp_path / "run", Stream(), sae_path=str(source))
+    filler = Filler(disk)
+    filler.leave(100_000)
+    with pytest.raises(InputError, match=r"cannot write .*No space left on device"):
+        export.run(asked, format_=format_, output=str(output))
+    assert not [path for path in output.rglob("*") if path.is_file()]
+    filler.go()
+    assert export.run(asked, format_=format_, output=str(output))
 
 
 def test_a_run_that_may_not_be_written_is_one_clear_error(disk: Path):

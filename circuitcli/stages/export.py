@@ -1,6 +1,7 @@
 """``circuit export``: SAEs in the files of another library, or in our own."""
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,13 +41,32 @@ def run(request: Request, *, format_: str | None, output: str | None) -> list[Re
     if format_ == sparsify.NAME:
         items = _with_modules(request, items)
     try:
-        paths = WRITABLE[format_].write(items, directory)
+        paths = _written(items, WRITABLE[format_].write, directory)
     except OSError as error:
         raise write_error(directory, error) from None
     return [
         ExportRecord(hook=str(hook), format=format_, path=str(path.absolute()))
         for hook, path in zip(sources, paths, strict=True)
     ]
+
+
+def _written(
+    items: "Sequence[Foreign]", write: "Callable[[Sequence[Foreign], Path], list[Path]]", directory: Path
+) -> list[Path]:
+    """Write all or nothing; what is there under the same names is replaced. Raises OSError."""
+    partial = directory / ".partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        made = write(items, partial)
+        for entry in partial.iterdir():
+            target = directory / entry.name
+            if target.is_dir():
+                shutil.rmtree(target)
+            entry.replace(target)
+        return [directory / path.relative_to(partial) for path in made]
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _completed(request: Request, found: "Foreign", source: SaeSource) -> "Foreign":

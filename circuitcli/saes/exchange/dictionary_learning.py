@@ -226,7 +226,7 @@ def _unit_norm(sae: "SparseAutoencoder") -> list[str]:
 
 def write(items: "Sequence[Foreign]", directory: Path) -> list[Path]:
     """Write each SAE into a folder SITE_layer_L/trainer_0. Raises InputError for what the library has no class for."""
-    import torch
+    from circuitcli.saes.tensor_files import save_pickled
 
     made = []
     for sae, about, _ in items:
@@ -244,7 +244,7 @@ def write(items: "Sequence[Foreign]", directory: Path) -> list[Path]:
         buffer = {"d_submodule": sae.d_in, "io": "out", "ctx_len": about.context_length}
         folder = directory / _submodule(sae.hook) / "trainer_0"
         folder.mkdir(parents=True, exist_ok=True)
-        torch.save(tensors, folder / WEIGHTS)
+        save_pickled(tensors, folder / WEIGHTS)
         content = json.dumps({"trainer": trainer, "buffer": buffer}, indent=1)
         (folder / CONFIG).write_text(content + "\n", encoding="utf-8")
         made.append(folder)
