@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from circuitcli.hookpoints import HookPoint
 from circuitcli.saes.base import SparseAutoencoder
+from circuitcli.saes.sparse import Encoder
 from circuitcli.settings.sae import SaeSettings
 from circuitcli.training.initial import folded, input_scale
 from circuitcli.training.loss import auxk, missed_variance
@@ -149,6 +150,12 @@ class SingleStudent(Student):
     def sae_hooks(self) -> tuple[HookPoint, ...]:
         """See `Student`."""
         return (self.sae.hook,)
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder in the form of sparse products."""
+        sae = self.sae
+        return Encoder(sae.W_enc, sae.b_enc, sae.b_dec if sae.config.subtract_decoder_bias else None)
 
     @abstractmethod
     def attempt(

@@ -15,7 +15,7 @@ from torch import Tensor
 from circuitcli.hookpoints import HookPoint
 from circuitcli.saes.base import SparseAutoencoder
 from circuitcli.saes.selection import Above, Crowded, flat_places
-from circuitcli.saes.sparse import Codes, Encoder, pre_activations
+from circuitcli.saes.sparse import Codes, pre_activations
 from circuitcli.training.architectures.student import Attempt, Lesson, Moments, SingleStudent
 
 # Measured where both ways take equally long: 576 dimensions, 4,608 features.
@@ -55,19 +55,19 @@ class ThresholdedStudent(SingleStudent):
     ) -> Attempt:
         """See `SingleStudent`."""
         rule = Above(self.floor().detach(), SPARSE_SHARE)
-        # On GPUs sums of what features have in common would come in another order each time.
-        if x.device.type == "cpu" and float(self.share_above) <= SPARSE_SHARE:
-            sae = self.sae
-            encoder = Encoder(sae.W_enc, sae.b_enc, sae.b_dec if sae.config.subtract_decoder_bias else None)
+        # On GPUs the sums over the tokens of a feature's bias or threshold would come in another order each time.
+        is_cpu = x.device.type == "cpu"
+        if is_cpu and float(self.share_above) <= SPARSE_SHARE:
             try:
-                above, pre_watched = pre_activations(x, encoder, rule, watched=watched)
+                above, pre_watched = pre_activations(x, self.encoder, rule, watched=watched)
             except Crowded:
                 pass
             else:
-                self._note(len(above.values) / (len(x) * sae.d_sae))
+                self._note(len(above.values) / (len(x) * self.sae.d_sae))
                 return replace(self.attempt_sparse(above, y, share=share), watched=pre_watched)
         pre = self.sae.pre_activations(x)
-        self._note(float(rule.mask(pre.detach()).float().mean()))
+        if is_cpu:
+            self._note(int(rule.mask(pre.detach()).count_nonzero()) / pre.numel())
         return replace(self.attempt_dense(pre, y, share=share), watched=pre[:, watched])
 
     def _note(self, share: float) -> None:

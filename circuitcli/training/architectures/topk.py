@@ -6,7 +6,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitcli.saes.selection import Selection, TopK
-from circuitcli.saes.sparse import Codes, Encoder, decode, encode
+from circuitcli.saes.sparse import Codes, decode, encode
 from circuitcli.training.architectures.student import Attempt, SingleStudent
 
 
@@ -16,12 +16,6 @@ class TopKStudent(SingleStudent):
     def selection(self) -> Selection:
         """Which pre-activations become codes."""
         return TopK(self.lesson.sae.k)
-
-    @property
-    def encoder(self) -> Encoder:
-        """The encoder in the form of the kernels."""
-        sae = self.sae
-        return Encoder(sae.W_enc, sae.b_enc, sae.b_dec if sae.config.subtract_decoder_bias else None)
 
     def attempt(
         self,
