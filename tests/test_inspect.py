@@ -359,6 +359,43 @@ def test_an_export_does_not_mix_with_what_is_there(ask, tmp_path: Path):
     assert (tmp_path / "out/mine").read_text() == "precious"
 
 
+@pytest.mark.parametrize("format_", sorted(set(formats.WRITABLE) - {"circuit_tracer", "sparsify"}))
+def test_a_forced_export_replaces_its_own_files_alone(ask, format_: str, tmp_path: Path):
+    out = tmp_path / "out"
+    (record,) = export.run(ask(), format_=format_, output=str(out))
+    made = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    other = Path(record.path) / "metrics.jsonl"
+    other.write_text("mine")
+    for path in made:
+        path.write_text("old")
+    (out / ".circuit-export-left").mkdir()
+    export.run(ask(force=True), format_=format_, output=str(out))
+    assert {path: path.read_bytes() for path in made} == made and other.read_text() == "mine"
+
+
+def test_an_export_that_finds_a_folder_in_its_way_changes_nothing(ask, tmp_path: Path):
+    out = tmp_path / "out"
+    (record,) = export.run(ask(), format_="circuit", output=str(out))
+    config, weights = Path(record.path) / "config.json", Path(record.path) / "weights.safetensors"
+    config.unlink()
+    (config / "mine").mkdir(parents=True)
+    weights.write_text("old")
+    with pytest.raises(InputError, match="Is a directory"):
+        export.run(ask(force=True), format_="circuit", output=str(out))
+    assert weights.read_text() == "old" and not list(tmp_path.glob("**/.circuit-export-*"))
+
+
+def test_a_refused_export_leaves_nothing_and_what_a_killed_one_left_does_not_matter(ask, tmp_path: Path):
+    out = tmp_path / "deep/out"
+    with pytest.raises(InputError, match="circuit-tracer cannot hold"):
+        export.run(ask(), format_="circuit_tracer", output=str(out))
+    assert not (tmp_path / "deep").exists()
+    (out / ".circuit-export-x").mkdir(parents=True)
+    assert export.run(ask(), format_="circuit", output=str(out))
+    with pytest.raises(InputError, match="is a file"):
+        export.run(ask(), format_="circuit", output=str(out / "resid.1/config.json"))
+
+
 def test_a_release_is_listed_without_torch_or_network(tmp_path: Path):
     outcome = circuit("inspect", "gpt2-small-res-jb", cwd=tmp_path, HF_HUB_OFFLINE="1")
     assert outcome.status == 0 and set(outcome.kinds) == {"release"} and len(outcome.records) == 13

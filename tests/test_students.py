@@ -198,6 +198,15 @@ def test_both_ways_of_jumprelu_have_one_loss_and_gradient(monkeypatch: pytest.Mo
         assert mine.abs().max() > 0 and torch.allclose(mine, its, rtol=1e-9, atol=1e-12), name
 
 
+@pytest.mark.parametrize("architecture", ["relu", "gated", "jumprelu"])
+def test_a_weight_that_is_no_number_makes_the_loss_none(architecture: str, way: str):
+    rows, _ = planted(60)
+    made = student_of(architecture, rows, k=3)
+    made.sae.W_enc.data[0, 3] = torch.nan
+    attempt = outcome(made, rows)
+    assert not _missed(made, scaled(made, rows), attempt).isfinite()
+
+
 def test_entries_are_worked_on_as_soon_as_they_are_few_and_matrices_once_they_are_many(monkeypatch: pytest.MonkeyPatch):
     rows, _ = planted(60)
     made = student_of("relu", rows)

@@ -146,8 +146,8 @@ class Above(Selection):
     most: float
 
     def mask(self, pre: Float[Tensor, "batch d_sae"]) -> Bool[Tensor, "batch d_sae"]:
-        """See `Selection`."""
-        return pre > self.floor
+        """See `Selection`. NaN is selected, for the loss to tell of it."""
+        return (pre <= self.floor).logical_not_()
 
     def choose(self, centred: Tensor, W_enc: Tensor, b_enc: Tensor, watched: Tensor) -> Chosen:
         """See `Selection`. Raises Crowded."""

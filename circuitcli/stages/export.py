@@ -1,6 +1,9 @@
 """``circuit export``: SAEs in the files of another library, or in our own."""
 
+import errno
+import os
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
     from circuitcli.saes.exchange.tensors import Foreign
 
 NAME = "export"
+# Beginning of the names of folders in which files are written before they take their places.
+_ASIDE = ".circuit-export-"
 
 
 def run(request: Request, *, format_: str | None, output: str | None) -> list[Record]:
@@ -34,7 +39,9 @@ def run(request: Request, *, format_: str | None, output: str | None) -> list[Re
     if output is None:
         raise SettingsError("export: no directory is named", hint="add -o DIR")
     directory = Path(output).expanduser()
-    if directory.exists() and not request.force and (not directory.is_dir() or any(directory.iterdir())):
+    if directory.exists() and not directory.is_dir():
+        raise InputError(f"{directory} is a file", hint="name a directory with -o")
+    if directory.is_dir() and not request.force and not _is_empty(directory):
         raise InputError(f"{directory} is there already and not empty", hint="use --force to write into it")
     sources = sae_sources(request, stage=NAME)
     items = [_completed(request, load_sae(source), source) for source in sources.values()]
@@ -53,20 +60,29 @@ def run(request: Request, *, format_: str | None, output: str | None) -> list[Re
 def _written(
     items: "Sequence[Foreign]", write: "Callable[[Sequence[Foreign], Path], list[Path]]", directory: Path
 ) -> list[Path]:
-    """Write all or nothing; what is there under the same names is replaced. Raises OSError."""
-    partial = directory / ".partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    """Write all files elsewhere on the disk before the first takes its place; other files there stay.
+
+    Raises OSError, also for a folder where a file is to be, or a file where a folder is.
+    """
+    there = next(place for place in (directory, *directory.absolute().parents) if place.is_dir())
+    aside = Path(tempfile.mkdtemp(prefix=_ASIDE, dir=there))
     try:
-        made = write(items, partial)
-        for entry in partial.iterdir():
-            target = directory / entry.name
+        made = write(items, aside)
+        moves = [(file, directory / file.relative_to(aside)) for file in aside.rglob("*") if file.is_file()]
+        for _, target in moves:
             if target.is_dir():
-                shutil.rmtree(target)
-            entry.replace(target)
-        return [directory / path.relative_to(partial) for path in made]
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
+            target.parent.mkdir(parents=True, exist_ok=True)
+        for file, target in moves:
+            file.replace(target)
+        return [directory / path.relative_to(aside) for path in made]
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _is_empty(directory: Path) -> bool:
+    """Whether there is nothing but what a killed export left."""
+    return all(entry.name.startswith(_ASIDE) for entry in directory.iterdir())
 
 
 def _completed(request: Request, found: "Foreign", source: SaeSource) -> "Foreign":

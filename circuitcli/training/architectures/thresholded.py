@@ -1,7 +1,8 @@
 """What architectures have in common that choose no number of codes: any pre-activation above a floor may be one.
 
 Before they have learned that is half of all, which are best worked on as matrices. Later it is one of a hundred, for
-which sums over the few cost a fraction. Both ways give the same numbers, up to the order of summation.
+which sums over the few cost a fraction. Both ways give the same numbers, up to the order of summation; under autocast
+the sums are float32 where the matrices' products are bfloat16.
 """
 
 from abc import abstractmethod
