@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from circuitcli.activations.blocks import Batch, padded
-from circuitcli.activations.disk import DiskQueue
+from circuitcli.activations.disk import ALIGNMENT, DiskQueue
 from circuitcli.activations.lanes import Scratch
 from circuitcli.activations.plans import Collection, PlannedBatch
 from circuitcli.activations.shard_files import ShardFiles
@@ -48,7 +48,7 @@ class Passes:
             if hook not in files.rows:
                 return
             if activation.device.type == "cpu":
-                rows, memory = self._rows(batch, activation)
+                rows, memory = self._rows(batch, activation, place=files.rows[hook].place(planned.pieces[0]))
                 files.store(hook, rows, planned.pieces, memory=memory, disk=self._disk)
             else:
                 on_device[hook] = batch.stored(activation, self._dtype)
@@ -57,25 +57,28 @@ class Passes:
         self._run(batch.input_ids.to(device), mask, see)
         # A copy waits for the device: the whole pass is under way before the first.
         for hook, rows in on_device.items():
-            memory, place = self._memory(rows.shape)
-            files.store(hook, StoredRows.of(rows, place), planned.pieces, memory=memory, disk=self._disk)
+            memory, numbers = self._memory(rows.shape, place=files.rows[hook].place(planned.pieces[0]))
+            files.store(hook, StoredRows.of(rows, numbers), planned.pieces, memory=memory, disk=self._disk)
         return sum(block.n_rows for block in planned.blocks)
 
-    def _rows(self, batch: Batch, activation: Tensor) -> tuple[StoredRows, Tensor]:
+    def _rows(self, batch: Batch, activation: Tensor, *, place: int) -> tuple[StoredRows, Tensor]:
         """The rows to store, as `Batch.stored` gives them, and the memory of the disk's queue that they are in."""
         behind = activation[:, batch.n_bos :]
         if batch.rows is None:
-            memory, rows = self._memory(behind.shape)
+            memory, rows = self._memory(behind.shape, place=place)
             return StoredRows.of(rows.copy_(behind).flatten(0, 1)), memory
         scratch = self._scratch.take(behind.shape, self._dtype).copy_(behind).flatten(0, 1)
-        memory, rows = self._memory((len(batch.rows), scratch.shape[1]))
+        memory, rows = self._memory((len(batch.rows), scratch.shape[1]), place=place)
         return StoredRows.of(torch.index_select(scratch, 0, batch.rows, out=rows)), memory
 
-    def _memory(self, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Memory of the disk's queue, and its beginning as numbers of this shape."""
+    def _memory(self, shape: Sequence[int], *, place: int) -> tuple[Tensor, Tensor]:
+        """Memory of the disk's queue, and a part of it as numbers of this shape, which lies as in the file."""
         n_bytes = torch.Size(shape).numel() * self._dtype.itemsize
-        memory = self._disk.take(n_bytes)
-        return memory, memory[:n_bytes].view(self._dtype).view(shape)
+        memory = self._disk.take(n_bytes + ALIGNMENT)
+        first = (place - memory.data_ptr()) % ALIGNMENT
+        if first % self._dtype.itemsize:
+            first = 0
+        return memory, memory[first : first + n_bytes].view(self._dtype).view(shape)
 
 
 @contextmanager

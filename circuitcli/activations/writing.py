@@ -133,6 +133,10 @@ class RowsWriter:
         """
         self.write(rows.values, self.accept(rows, pieces))
 
+    def place(self, piece: int) -> int:
+        """Where in the file a piece begins."""
+        return self._offsets[ROWS] + self._edges[piece]
+
     def accept(self, rows: StoredRows, pieces: Sequence[int]) -> list[Span]:
         """Take pieces into sums and digests. Returns what of the rows' bytes is to be written where.
 
@@ -145,7 +149,7 @@ class RowsWriter:
         for piece in pieces:
             stop = start + self._edges[piece + 1] - self._edges[piece]
             self._summary.piece_digests[piece] = digest(words[start:stop])
-            spans.append(Span(start, stop, self._offsets[ROWS] + self._edges[piece]))
+            spans.append(Span(start, stop, self.place(piece)))
             start = stop
         return spans
 
