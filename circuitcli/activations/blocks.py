@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Int, Int64, Shaped
 from torch import Tensor
 
-from circuitcli.activations.token_ids import Document
+from circuitcli.activations.token_ids import Document, as_array
 from circuitcli.models.tokenizer import Tokenizer
 
 # Documents are tokenized together, in several threads, until they have so many characters. The first goes alone: who
@@ -112,13 +112,10 @@ def token_blocks(
 def _token_ids(documents: Iterable[Document], tokenizer: Tokenizer) -> Iterator["array[int]"]:
     """The tokens of each document; a blank text has none."""
     for group in _groups(documents):
-        texts = [document for document in group if isinstance(document, str) and document.strip()]
-        encoded = iter(tokenizer.encode_all(texts))
-        for document in group:
-            if not isinstance(document, str):
-                yield array("i", document.astype(np.intc).tobytes())
-            else:
-                yield next(encoded) if document.strip() else array("i")
+        texts = {at: document for at, document in enumerate(group) if isinstance(document, str) and document.strip()}
+        encoded = dict(zip(texts, tokenizer.encode_all([*texts.values()]), strict=True))
+        for at, document in enumerate(group):
+            yield encoded.get(at, array("i")) if isinstance(document, str) else as_array(document)
 
 
 def _groups(documents: Iterable[Document]) -> Iterator[list[Document]]:

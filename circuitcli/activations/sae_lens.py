@@ -5,20 +5,18 @@ row for each context, with a column ``token_ids`` (position) and a column (posit
 named after the hook point, in TransformerLens's words or as the path of a Hugging Face module.
 """
 
-from array import array
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from circuitcli.activations.blocks import Block, Cursor, padded
 from circuitcli.activations.data_sets import is_saved, load_library
-from circuitcli.activations.token_ids import Ids, check_ids
+from circuitcli.activations.token_ids import Ids, as_array, check_ids
 from circuitcli.activations.writing import StoredRows
 from circuitcli.errors import InputError, first_line
 from circuitcli.hookpoints import HookPoint
@@ -105,7 +103,7 @@ class CachedSource:
             check_ids(ids, self.n_ids, place=place)
             if self.bos_id is not None and ids[0] != self.bos_id:
                 raise _no_bos(place, int(ids[0]))
-            tokens = array("i", ids.astype(np.intc).tobytes())
+            tokens = as_array(ids)
             places = tuple(at for at, token in enumerate(tokens) if at >= n_bos and token in self.left_out)
             if len(places) + n_bos < len(tokens):
                 yield Block(tokens, n_bos, index, Cursor(number + 1, 0, index + 1), places)

@@ -1,5 +1,6 @@
 """Documents that come as token ids, made by somebody else's tokenizer pass."""
 
+from array import array
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,11 @@ Ids = npt.NDArray[Any]
 Document = str | Ids
 
 HINT = "give integers with one axis, a stream of tokens, or with two, a row for each document"
+
+
+def as_array(ids: Ids) -> "array[int]":
+    """Ids of any integer type as C integers, as blocks hold them."""
+    return array("i", ids.astype(np.intc).tobytes())
 
 
 def check_ids(ids: Ids, n_ids: int, *, place: str, first: int = 0) -> None:
