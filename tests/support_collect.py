@@ -11,8 +11,9 @@ from transformers import PreTrainedTokenizerFast
 from circuitcli.activations.blocks import Cursor
 from circuitcli.activations.plans import Collection
 from circuitcli.activations.shards import DTYPES, hook_path
+from circuitcli.activations.stored_rows import StoredRows
 from circuitcli.activations.token_shards import TokenRows, TokenShard, tokens_path, write_tokens
-from circuitcli.activations.writing import RowsWriter, StoredRows
+from circuitcli.activations.writing import RowsWriter
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.adapter import ModelAdapter
 from circuitcli.models.loading import LanguageModel

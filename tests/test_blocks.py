@@ -1,5 +1,6 @@
 """Documents become blocks: no token lost, none shared, BOS where the policy says so, and reading goes on anywhere."""
 
+from array import array
 from itertools import chain, pairwise
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support_collect import BOS, EOS, PAD, UNK, hf_tokenizer, source, texts, tokenizer
 
-from circuitcli.activations.blocks import Cursor, padded, token_blocks
+from circuitcli.activations.blocks import Block, Cursor, padded, token_blocks
 from circuitcli.errors import InputError
 from circuitcli.models.tokenizer import Tokenizer
 
@@ -203,3 +204,20 @@ def test_a_batch_without_padding_has_no_mask_and_stores_all_but_bos(bos):
     batch = padded(blocks, pad_id=0)
     assert batch.attention_mask is None
     assert batch.stored(batch.input_ids, torch.int64).tolist() == flat(map(stored, blocks))
+
+
+@pytest.mark.parametrize("n_positions", [1, 15, 40, 1000])
+@pytest.mark.parametrize("chosen", [slice(0, 2), slice(-3, None), slice(None)])
+def test_parts_of_a_batch_have_its_rows_one_after_the_other(n_positions, chosen):
+    batch = padded(blocks_of(DOCUMENTS, pack=True)[chosen], pad_id=99)
+    whole = batch.stored(batch.input_ids, torch.int64)
+    again = torch.full_like(whole, -1)
+    for part in batch.parts(n_positions):
+        places = batch.input_ids[part.blocks, batch.n_bos :].flatten()
+        again[part.rows] = places if part.places is None else places[part.places]
+    assert torch.equal(again, whole)
+
+
+def test_a_part_that_stores_nothing_is_left_out():
+    blocks = [Block(array("i", [1, 2]), 1, 0, Cursor()), Block(array("i", [1, 2]), 1, 1, Cursor(), left_out=(1,))]
+    assert [part.rows for part in padded(blocks, pad_id=0).parts(1)] == [slice(0, 1)]

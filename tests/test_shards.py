@@ -14,8 +14,9 @@ from support_collect import HOOKS, complete, write_cache
 
 from circuitcli.activations import disk
 from circuitcli.activations.shards import DTYPES, RowsShard, hook_path
+from circuitcli.activations.stored_rows import StoredRows
 from circuitcli.activations.token_shards import read_tokens, tokens_path
-from circuitcli.activations.writing import RowsWriter, StoredRows
+from circuitcli.activations.writing import RowsWriter
 from circuitcli.errors import InputError
 
 HOOK = HOOKS[0]

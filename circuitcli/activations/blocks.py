@@ -9,7 +9,7 @@ token of the text; it is stored unless it is to be dropped, and the model sees i
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -188,10 +188,38 @@ class Batch:
     attention_mask: Int[Tensor, "batch position"] | None
     rows: Int[Tensor, " row"] | None
 
+    def parts(self, n_positions: int) -> "list[Part]":
+        """The batch cut between blocks into parts of about so many positions, and those that store nothing left out."""
+        n_blocks, length = len(self.input_ids), self.input_ids.shape[1] - self.n_bos
+        parts, first_row = [], 0
+        at_once = max(1, n_positions // max(1, length))
+        for start in range(0, n_blocks, at_once):
+            stop = min(start + at_once, n_blocks)
+            last_row = stop * length
+            places = None
+            if self.rows is not None:
+                last_row = int(torch.searchsorted(self.rows, stop * length))
+                places = self.rows[first_row:last_row] - start * length
+            if last_row > first_row:
+                parts.append(Part(slice(start, stop), slice(first_row, last_row), places))
+            first_row = last_row
+        return parts
+
     def stored(self, activation: Shaped[Tensor, "batch position ..."], dtype: torch.dtype) -> Shaped[Tensor, "row ..."]:
         """The rows of an activation to store, block after block, rounded to the dtype, on the activation's device."""
         behind = activation[:, self.n_bos :].to(dtype).flatten(0, 1)
         return behind if self.rows is None else behind.index_select(0, self.rows.to(behind.device))
+
+
+class Part(NamedTuple):
+    """Some neighbouring blocks of a batch, and their rows among those of the batch.
+
+    ``places`` are the stored ones among the part's own flattened positions behind BOS, None for all of them.
+    """
+
+    blocks: slice
+    rows: slice
+    places: Int[Tensor, " row"] | None
 
 
 def padded(blocks: Sequence[Block], *, pad_id: int) -> Batch:

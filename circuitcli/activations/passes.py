@@ -7,13 +7,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from circuitcli.activations.blocks import Batch, padded
+from circuitcli.activations.blocks import Part, padded
 from circuitcli.activations.disk import ALIGNMENT, DiskQueue
 from circuitcli.activations.lanes import Scratch
 from circuitcli.activations.plans import Collection, PlannedBatch
 from circuitcli.activations.shard_files import ShardFiles
 from circuitcli.activations.shards import DTYPES
-from circuitcli.activations.writing import StoredRows
+from circuitcli.activations.stored_rows import CACHED_NUMBERS, RowSums, StoredRows
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models import taps
 from circuitcli.models.loading import LanguageModel
@@ -40,6 +40,7 @@ class Passes:
     def store(self, files: ShardFiles, planned: PlannedBatch) -> int:
         """Store the rows of a batch of a shard. Returns how many."""
         batch, device = padded(planned.blocks, pad_id=self._model.tokenizer.pad_id), self._model.adapter.device
+        parts = batch.parts(max(1, CACHED_NUMBERS // self._model.adapter.d_model))
         on_device: dict[HookPoint, Tensor] = {}
 
         def see(hook: HookPoint, activation: Tensor) -> None:
@@ -48,7 +49,8 @@ class Passes:
             if hook not in files.rows:
                 return
             if activation.device.type == "cpu":
-                rows, memory = self._rows(batch, activation, place=files.rows[hook].place(planned.pieces[0]))
+                place = files.rows[hook].place(planned.pieces[0])
+                rows, memory = self._rows(activation, parts, n_bos=batch.n_bos, place=place)
                 files.store(hook, rows, planned.pieces, memory=memory, disk=self._disk)
             else:
                 on_device[hook] = batch.stored(activation, self._dtype)
@@ -61,15 +63,24 @@ class Passes:
             files.store(hook, StoredRows.of(rows, numbers), planned.pieces, memory=memory, disk=self._disk)
         return sum(block.n_rows for block in planned.blocks)
 
-    def _rows(self, batch: Batch, activation: Tensor, *, place: int) -> tuple[StoredRows, Tensor]:
-        """The rows to store, as `Batch.stored` gives them, and the memory of the disk's queue that they are in."""
-        behind = activation[:, batch.n_bos :]
-        if batch.rows is None:
-            memory, rows = self._memory(behind.shape, place=place)
-            return StoredRows.of(rows.copy_(behind).flatten(0, 1)), memory
-        scratch = self._scratch.take(behind.shape, self._dtype).copy_(behind).flatten(0, 1)
-        memory, rows = self._memory((len(batch.rows), scratch.shape[1]), place=place)
-        return StoredRows.of(torch.index_select(scratch, 0, batch.rows, out=rows)), memory
+    def _rows(self, activation: Tensor, parts: Sequence[Part], *, n_bos: int, place: int) -> tuple[StoredRows, Tensor]:
+        """The rows to store, as `Batch.stored` gives them, and the memory of the disk's queue that they are in.
+
+        Each part is rounded and summed up while it is in the processor's cache: reading everything again for every step
+        would cost twice the time.
+        """
+        behind = activation[:, n_bos:]
+        memory, rows = self._memory((parts[-1].rows.stop, activation.shape[-1]), place=place)
+        sums = RowSums()
+        for part in parts:
+            own, stored = behind[part.blocks], rows[part.rows]
+            if part.places is None:
+                stored.view(own.shape).copy_(own)
+            else:
+                rounded = self._scratch.take(own.shape, self._dtype).copy_(own).flatten(0, 1)
+                torch.index_select(rounded, 0, part.places, out=stored)
+            sums.add(stored)
+        return sums.over(rows), memory
 
     def _memory(self, shape: Sequence[int], *, place: int) -> tuple[Tensor, Tensor]:
         """Memory of the disk's queue, and a part of it as numbers of this shape, which lies as in the file."""

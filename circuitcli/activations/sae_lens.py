@@ -16,8 +16,8 @@ from torch import Tensor
 
 from circuitcli.activations.blocks import Block, Cursor, padded
 from circuitcli.activations.data_sets import is_saved, load_library
+from circuitcli.activations.stored_rows import StoredRows
 from circuitcli.activations.token_ids import Ids, as_array, check_ids
-from circuitcli.activations.writing import StoredRows
 from circuitcli.errors import InputError, first_line
 from circuitcli.hookpoints import HookPoint
 

@@ -4,11 +4,10 @@ HDF5 lays the file out; its content is then written by plain file operations, be
 when it runs out of disk space.
 """
 
-import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,55 +15,17 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from circuitcli import runs
 from circuitcli.activations.disk import PlacedFile
 from circuitcli.activations.shards import DIGEST_BYTES, DTYPES, FILE_DTYPES, ROWS, Header, Summary, digest
+from circuitcli.activations.stored_rows import StoredRows
 from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
 
 # Larger than what HDF5 writes beside the data sets.
 _LAYOUT_BYTES = 16_384
-# So many float32 numbers stay in the processor's cache while they are summed up.
-_SUMMED_NUMBERS = 262_144
-
-
-@dataclass(frozen=True)
-class StoredRows:
-    """Rows as they are stored, on the CPU, with the float64 sums over them: rows, their norms, their squared norms.
-
-    The sums are of the rounded rows, taken in float32 over a few hundred rows and in float64 over those: exact to about
-    1e-6.
-    """
-
-    values: Float[Tensor, "row d_model"]
-    sum: Float[Tensor, " d_model"]
-    sum_norm: float
-    sum_square_norm: float
-
-    @classmethod
-    def of(
-        cls, values: Float[Tensor, "row d_model"], memory: Float[Tensor, "row d_model"] | None = None
-    ) -> "StoredRows":
-        """Sum up rows, already in the dtype to store, on the device where they are; ``memory`` is where to put them."""
-        sums, norms = [], []
-        at_once = max(1, _SUMMED_NUMBERS // values.shape[1])
-        # One piece of memory for all: fresh memory costs more than the sums.
-        scratch = values.new_empty((min(at_once, len(values)), values.shape[1]), dtype=torch.float32)
-        for piece in values.split(at_once):
-            rows = scratch[: len(piece)].copy_(piece)
-            sums.append(rows.sum(dim=0))
-            norms.append(torch.linalg.vector_norm(rows, dim=-1))
-        norm, total = torch.cat(norms).cpu().double(), torch.stack(sums).cpu().double().sum(dim=0)
-        stored = values.contiguous().cpu() if memory is None else memory.copy_(values)
-        return cls(stored, total, float(norm.sum()), float(norm.square().sum()))
-
-    @property
-    def is_finite(self) -> bool:
-        """Whether no value is NaN or infinite."""
-        return math.isfinite(self.sum_square_norm)
 
 
 class Span(NamedTuple):

@@ -22,8 +22,9 @@ from circuitcli.activations.batches import ShuffledBatches
 from circuitcli.activations.blocks import Cursor
 from circuitcli.activations.cache import ActivationCache
 from circuitcli.activations.shards import hook_path
+from circuitcli.activations.stored_rows import StoredRows
 from circuitcli.activations.token_shards import TokenRows, TokenShard, tokens_path, write_tokens
-from circuitcli.activations.writing import RowsWriter, StoredRows
+from circuitcli.activations.writing import RowsWriter
 from circuitcli.allocator import keep_freed_memory
 from circuitcli.hookpoints import HookPoint
 from circuitcli.settings.train import TrainSettings

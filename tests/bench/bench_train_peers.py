@@ -18,7 +18,7 @@ width and k by 4, for runs of many tokens.
 import argparse
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from circuitcli.allocator import keep_freed_memory
-from tests.bench.peers import DictionaryLearning, Ours, Peer, SaeLens, Shape, Sparsify, Weights
+from tests.bench.peers import DictionaryLearning, Ours, Peer, Rows, SaeLens, Shape, Sparsify, Weights
 
 N_PLANTED, N_ACTIVE, D_PLANTED = 3072, 32, 576
 HELD_OUT_TOKENS = 32_768
@@ -47,7 +47,7 @@ PEERS: dict[str, Callable[[Shape, Tensor], Peer]] = {
 class Data(NamedTuple):
     """Activations to train on, in this order, and others to measure on."""
 
-    train: Tensor
+    train: Rows
     held_out: Tensor
 
 
@@ -61,27 +61,42 @@ class Row:
     silent: float = float("nan")
 
 
+class Planted:
+    """Tokens as the top of the file says, drawn anew at every reading: fifty million would not fit into memory."""
+
+    def __init__(self, n_tokens: int, *, seed: int, shrink: int = 1) -> None:
+        self._n_tokens, self._n_active = n_tokens, N_ACTIVE // shrink
+        generator = torch.Generator().manual_seed(seed)
+        self._directions = torch.randn(N_PLANTED // shrink, D_PLANTED // shrink, generator=generator)
+        self._directions /= self._directions.norm(dim=1, keepdim=True)
+        self._mean = torch.randn(D_PLANTED // shrink, generator=generator) / 2
+        self._state = generator.get_state()
+
+    def __len__(self) -> int:
+        return self._n_tokens
+
+    def split(self, n: int) -> Iterator[Tensor]:
+        generator = torch.Generator()
+        generator.set_state(self._state)
+        for start in range(0, self._n_tokens, n):
+            yield self._tokens(min(n, self._n_tokens - start), generator)
+
+    def others(self, n: int, *, seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        pieces = [self._tokens(min(PIECE, n - start), generator) for start in range(0, n, PIECE)]
+        return torch.cat(pieces)
+
+    def _tokens(self, n: int, generator: torch.Generator) -> Tensor:
+        features = torch.randint(len(self._directions), (n, self._n_active), generator=generator)
+        strengths = torch.empty(n, self._n_active).exponential_(generator=generator)
+        rows = self._mean + F.embedding_bag(features, self._directions, mode="sum", per_sample_weights=strengths)
+        # Rounded as a cache stores them.
+        return rows.half().float()
+
+
 def planted(n_tokens: int, *, seed: int, shrink: int = 1) -> Data:
-    """See the top of the file."""
-    n_planted, n_active, d_planted = N_PLANTED // shrink, N_ACTIVE // shrink, D_PLANTED // shrink
-    generator = torch.Generator().manual_seed(seed)
-    directions = torch.randn(n_planted, d_planted, generator=generator)
-    directions /= directions.norm(dim=1, keepdim=True)
-    mean = torch.randn(d_planted, generator=generator) / 2
-
-    def tokens(n: int) -> Tensor:
-        features = torch.randint(n_planted, (n, n_active), generator=generator)
-        strengths = torch.empty(n, n_active).exponential_(generator=generator)
-        return mean + F.embedding_bag(features, directions, mode="sum", per_sample_weights=strengths)
-
-    def many(n: int) -> Tensor:
-        # As a cache stores them: millions of tokens in float32 take tens of gigabytes.
-        rows = torch.empty(n, d_planted, dtype=torch.float16)
-        for piece in rows.split(PIECE):
-            piece.copy_(tokens(len(piece)))
-        return rows
-
-    return Data(many(n_tokens), many(HELD_OUT_TOKENS).float())
+    train = Planted(n_tokens, seed=seed, shrink=shrink)
+    return Data(train, train.others(HELD_OUT_TOKENS, seed=seed + 1))
 
 
 def collected(run: Path, n_tokens: int, *, seed: int) -> Data:
@@ -104,7 +119,7 @@ def raced(peers: dict[str, Peer], data: Data, *, batch: int) -> dict[str, Row]:
     rows = {name: Row() for name in peers}
     for index, rows_of_batch in enumerate(data.train.split(batch)):
         for name, peer in peers.items():
-            x = rows_of_batch.float().to(peer.shape.device)
+            x = rows_of_batch.to(peer.shape.device, torch.float32, copy=True)
             start = time.perf_counter()
             peer.step(x, index)
             if x.is_cuda:
@@ -157,7 +172,7 @@ def main() -> None:
         else collected(Path(options.data), n_steps * batch, seed=options.seed)
     )
     shape = Shape(
-        data.train.shape[1],
+        data.held_out.shape[1],
         options.width // options.shrink,
         N_ACTIVE // options.shrink,
         batch,

@@ -4,7 +4,9 @@ import contextlib
 import io
 import tempfile
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from queue import Queue
 from typing import Any, NamedTuple, Protocol
@@ -36,6 +38,15 @@ class Shape:
     device: str = "cpu"
 
 
+class Rows(Protocol):
+    """Activations that are read as often as a library likes, always the same; a tensor is one."""
+
+    def __len__(self) -> int: ...
+
+    def split(self, n: int) -> Iterable[Tensor]:
+        """So many at a time, any floating dtype."""
+
+
 class Weights(NamedTuple):
     """TopK of ``(x - b_dec) @ W_enc + b_enc``, of which the positive part is decoded by unit rows or any others."""
 
@@ -60,7 +71,7 @@ class Peer(Protocol):
 class Ours:
     """`circuit train`, from the settings as they come."""
 
-    def __init__(self, shape: Shape, train: Tensor) -> None:
+    def __init__(self, shape: Shape, train: Rows) -> None:
         self.shape = shape
         settings = Settings()
         tokens = shape.n_steps * shape.batch
@@ -68,7 +79,7 @@ class Ours:
         lesson = Lesson(sae, shape.d_sae, settings.train.auxk_weight, default_dead_tokens(tokens), shape.seed)
         peak = default_rate(shape.d_sae, n_steps=shape.n_steps)
         schedule = Schedule(peak, shape.n_steps, settings.train.warmup, settings.train.decay)
-        first = {HOOK: train[: shape.batch].float().to(shape.device)}
+        first = {HOOK: next(iter(train.split(shape.batch))).float().to(shape.device)}
         student = new_student((HOOK,), first, lesson, {HOOK: moments(train)})
         self.learner = Learner(student, Pace(schedule, settings.train.clip))
 
@@ -80,11 +91,16 @@ class Ours:
         return Weights(sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec)
 
 
-def moments(x: Tensor) -> Moments:
-    """Of all rows, as the cache of a run knows them."""
-    squares = sum(float(piece.double().square().sum()) for piece in x.split(4096)) / len(x)
-    mean = sum(piece.double().sum(dim=0) for piece in x.split(4096)) / len(x)
-    return Moments(squares, squares - float(mean.square().sum()))
+def moments(train: Rows) -> Moments:
+    """Of the first million rows, as the cache of a run knows those of all."""
+    n, squares, total = 0, 0.0, torch.zeros(())
+    for piece in islice(train.split(4096), 256):
+        n, squares, total = (
+            n + len(piece),
+            squares + float(piece.double().square().sum()),
+            total + piece.double().sum(0),
+        )
+    return Moments(squares / n, squares / n - float((total / n).square().sum()))
 
 
 class SaeLens:
@@ -94,7 +110,7 @@ class SaeLens:
     them on the CPU. is_normalised: inputs scaled to a mean norm of sqrt(d_in), as its guide does.
     """
 
-    def __init__(self, shape: Shape, train: Tensor, *, is_sparse: bool = False, is_normalised: bool = False) -> None:
+    def __init__(self, shape: Shape, train: Rows, *, is_sparse: bool = False, is_normalised: bool = False) -> None:
         from sae_lens.config import SAETrainerConfig
         from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
         from sae_lens.training.sae_trainer import SAETrainer
@@ -142,7 +158,7 @@ class SaeLens:
 class DictionaryLearning:
     """dictionary-learning's `TopKTrainer`. Its warm-up of 1,000 steps is cut to a twentieth of a shorter run."""
 
-    def __init__(self, shape: Shape, train: Tensor) -> None:
+    def __init__(self, shape: Shape, train: Rows) -> None:
         from dictionary_learning.trainers.top_k import TopKTrainer
 
         self.shape = shape
@@ -190,7 +206,7 @@ class _Feed(nn.Module):
 class Sparsify:
     """sparsify's `Trainer`, whose `fit` runs in a thread of its own and waits there for each batch."""
 
-    def __init__(self, shape: Shape, train: Tensor) -> None:
+    def __init__(self, shape: Shape, train: Rows) -> None:
         from sparsify import SaeConfig, TrainConfig, Trainer
 
         self.shape, self.model = shape, _Feed(shape.d_in, shape.device)
