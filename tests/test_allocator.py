@@ -7,7 +7,7 @@ import sys
 import pytest
 
 # The command sets the process up; then tensors of 40 MB come and go, and one that stays lies above the first of them.
-CHILD = """
+STEPS_CHILD = """
 import resource, sys
 from circuitcli.__main__ import main
 sys.argv = ["circuit", "--version"]
@@ -32,12 +32,38 @@ print("faults", faults() - before)
 """
 
 
-def page_faults(**environment: str) -> int:
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "THP_"))}
+# A tensor of 40 MB is freed while one that stays lies above it.
+GAP_CHILD = """
+import sys
+from circuitcli.__main__ import main
+sys.argv = ["circuit", "--version"]
+main()
+import torch
+from circuitcli.allocator import give_back_freed_memory
+
+def held():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+below, above = torch.ones(10_000_000), torch.ones(10_000_000)
+del below
+before = held()
+give_back_freed_memory()
+print("bytes", before - held(), float(above[-1]))
+"""
+
+
+def last_line(child: str, **environment: str) -> list[str]:
+    of_memory = ("MALLOC_", "GLIBC_TUNABLES", "THP_")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(of_memory)}
     done = subprocess.run(
-        [sys.executable, "-c", CHILD], env=inherited | environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", child], env=inherited | environment, capture_output=True, text=True, check=True
     )
-    return int(done.stdout.split()[-1])
+    return done.stdout.splitlines()[-1].split()
+
+
+def page_faults(**environment: str) -> int:
+    return int(last_line(STEPS_CHILD, **environment)[-1])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems' allocators are left as they are")
@@ -46,3 +72,9 @@ def test_tensors_of_a_step_take_the_memory_of_the_step_before_unless_the_user_ha
     as_the_system_does = page_faults(MALLOC_TOP_PAD_="0")
     assert as_the_system_does > 1000
     assert page_faults() < as_the_system_does / 100
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems' allocators are left as they are")
+def test_gaps_that_one_kind_of_work_leaves_are_given_back_before_another():
+    _, n_bytes, above = last_line(GAP_CHILD)
+    assert int(n_bytes) > 30_000_000 and float(above) == 1

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuitcli import group, processes, progress, runs
+from circuitcli.allocator import give_back_freed_memory
 from circuitcli.errors import SettingsError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.records import ActivationsRecord
@@ -106,6 +107,8 @@ def finished_saes(training: Training, found: list[ActivationsRecord], *, resumes
         checkpoints.remove()
     group.barrier()
     learners = _trained(training, cache, made, checkpoints, device)
+    # Measuring runs the model, whose tensors have other sizes.
+    give_back_freed_memory()
     shares_rows = request.settings.train.parallel == "data"
     # Processes that shared rows all have all SAEs.
     mine = learners[processes.rank() :: processes.count()] if shares_rows else learners
