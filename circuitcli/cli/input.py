@@ -73,8 +73,9 @@ def stdin_has_records() -> bool:
 
 def stdin_text() -> str:
     """All of stdin. Raises InputError if it is empty or no text."""
-    if not stderr_is_terminal() and not select.select([sys.stdin], [], [], WAIT_S)[0]:
-        console.say("waiting for stdin; to work on a run instead, name it with --run, or close stdin with < /dev/null")
+    tell_what_is_waited_for(
+        "waiting for stdin; to work on a run instead, name it with --run, or close stdin with < /dev/null"
+    )
     try:
         text = sys.stdin.buffer.read().decode("utf-8")
     except UnicodeDecodeError as error:
@@ -85,6 +86,12 @@ def stdin_text() -> str:
             hint="see its error above; without a pipe, name a run with --run",
         )
     return text
+
+
+def tell_what_is_waited_for(message: str) -> None:
+    """Tell a log of a stdin that stays silent; on a terminal the user sees that nothing goes on."""
+    if not stderr_is_terminal() and not select.select([sys.stdin], [], [], WAIT_S)[0]:
+        console.say(message)
 
 
 def _file_text(path: Path) -> str:

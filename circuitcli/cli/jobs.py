@@ -9,16 +9,14 @@ from typing import Any
 from circuitcli import group, processes, records, runs
 from circuitcli.cli import summaries
 from circuitcli.cli.console import Rows, console
-from circuitcli.cli.input import Received, receive, stdin_text
+from circuitcli.cli.input import Received, receive
+from circuitcli.cli.spool import SPOOLED_TEXT, spool
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.records import Record, RunRecord, Stream
 from circuitcli.runs import Run
 from circuitcli.settings.model import ModelSettings
 from circuitcli.settings.sources import Loaded
 from circuitcli.stages.request import Request
-
-SPOOLED_TEXT = "input.txt"
-
 
 # What several processes can do together.
 SHARED = ("collect", "train")
@@ -125,7 +123,7 @@ class Call:
         console.hello(f"{self.command} {settings.model.name} in {run.path}")
         if settings.data.text == "-" and keeps_text:
             # Several processes have one stdin.
-            path = spool(stdin_text(), run, force=self.force) if processes.is_main() else run.path / SPOOLED_TEXT
+            path = spool(run, force=self.force) if processes.is_main() else run.path / SPOOLED_TEXT
             group.barrier()
             settings = settings.model_copy(update={"data": settings.data.model_copy(update={"text": str(path)})})
         received = Received((), Stream(), run, "pipe")
@@ -160,24 +158,6 @@ def with_model_of(run: Run, loaded: Loaded) -> Loaded:
     model = ModelSettings.model_validate({**loaded.settings.model.model_dump(), **fields})
     origins = {**loaded.origins, **dict.fromkeys(inherited, "run")}
     return Loaded(loaded.settings.model_copy(update={"model": model}), origins)
-
-
-def spool(text: str, run: Run, *, force: bool) -> Path:
-    """Keep a text that came from stdin in the run, so that the same command can go on after it was killed.
-
-    Raises InputError if the run holds another text, unless ``force`` is set.
-    """
-    path, content = run.path / SPOOLED_TEXT, text.encode()
-    with run.lock():
-        if path.is_file() and path.read_bytes() == content:
-            return path
-        if path.exists() and not force:
-            raise InputError(
-                f"{path} holds another text than stdin", hint="use --force to replace it, or another --run"
-            )
-        with runs.atomic(path, "wb") as stream:
-            stream.write(content)
-    return path
 
 
 def show_plan(rows: Sequence[tuple[str, str]]) -> None:
