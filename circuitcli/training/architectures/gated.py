@@ -1,4 +1,8 @@
-"""Gated (Rajamanoharan et al. 2024, arXiv:2404.16014): the penalty weighs on the gate, not on the magnitudes."""
+"""Gated (Rajamanoharan et al. 2024, arXiv:2404.16014): the penalty weighs on the gate, not on the magnitudes.
+
+Decoder rows have length one, as in the paper. If the penalty weighed free rows by their norms, it would shorten them at
+no cost: magnitudes grow in turn, and nothing penalises these.
+"""
 
 from typing import cast
 
@@ -16,6 +20,8 @@ from circuitcli.training.loss import missed_variance
 class GatedStudent(ReluStudent):
     """Beside the penalty, the open gates alone must reconstruct, through a decoder that does not learn from it."""
 
+    has_unit_decoder = True
+
     def attempt_dense(
         self, pre: Float[Tensor, "batch d_sae"], y: Float[Tensor, "batch d_out"], *, share: float
     ) -> Attempt:
@@ -23,7 +29,7 @@ class GatedStudent(ReluStudent):
         sae = self.sae
         codes, gates = sae.sparsify(pre), pre.relu()
         by_gates = gates @ sae.W_dec.detach() + sae.b_dec.detach()
-        l1 = (gates @ sae.W_dec.norm(dim=1)).mean()
+        l1 = gates.sum() / len(y)
         return self._made(sae.decode(codes), active_features(codes), by_gates, l1, y, share=share)
 
     def attempt_sparse(self, above: Codes, y: Float[Tensor, "batch d_out"], *, share: float) -> Attempt:
@@ -32,7 +38,7 @@ class GatedStudent(ReluStudent):
         bias, slope, offset = (part.index_select(0, above.features) for part in (sae.b_enc, sae.r_mag, sae.b_mag))
         codes = above._replace(values=((above.values - bias) * slope.exp() + offset).relu())
         by_gates = decode(above, sae.W_dec.detach(), sae.b_dec.detach())
-        l1 = above.total(sae.W_dec.norm(dim=1)) / len(y)
+        l1 = above.values.sum() / len(y)
         return self._made(decode(codes, sae.W_dec, sae.b_dec), codes.active(), by_gates, l1, y, share=share)
 
     def _made(
