@@ -11,6 +11,7 @@ from circuitcli.saes.jumprelu import JumpReluSae
 from circuitcli.training.architectures import thresholded
 from circuitcli.training.architectures.jumprelu import Jump, JumpReluStudent, Step
 from circuitcli.training.architectures.registry import SINGLE
+from circuitcli.training.architectures.relu import default_l1_weight
 from circuitcli.training.architectures.thresholded import ThresholdedStudent
 from circuitcli.training.initial import folded, with_unit_decoder
 from circuitcli.training.plan import lessons
@@ -108,7 +109,7 @@ def test_losses_and_gradients_are_those_of_the_plain_definition(
     architecture: str, way: str, monkeypatch: pytest.MonkeyPatch
 ):
     rows, _ = planted(40)
-    made = student_of(architecture, rows, k=3)
+    made = student_of(architecture, rows, k=3, l1_weight=5.0)
     if isinstance(made, ThresholdedStudent):
         taken = ways_taken(monkeypatch, made)
         outcome(made, rows)
@@ -339,3 +340,21 @@ def test_products_in_bfloat16_learn_nearly_as_much(architecture: str):
         found.append(reconstruction(student.finished()[HOOK], planted(2_000)[0].split(1000)).explained_variance)
     assert found[0] != found[1]
     assert found[1] > found[0] - 0.02
+
+
+def test_the_default_penalty_is_as_hard_on_narrow_models_as_on_wide_ones():
+    assert default_l1_weight(4096) == default_l1_weight(10_000) == 5.0
+    # A code of the same share of a row's norm is worth the same share of its penalty.
+    assert default_l1_weight(64) / 64**0.5 == pytest.approx(default_l1_weight(4096) / 4096**0.5)
+
+
+@pytest.mark.parametrize("architecture", ["relu", "gated"])
+def test_the_penalty_has_the_weight_that_was_asked_for_or_that_of_its_width(architecture: str):
+    rows, _ = planted(60)
+
+    def penalty(weight: float | None) -> Tensor:
+        made = student_of(architecture, rows, l1_weight=weight)
+        return outcome(made, rows).losses["l1"].detach()
+
+    assert torch.allclose(penalty(None), penalty(default_l1_weight(rows.shape[1])))
+    assert torch.allclose(penalty(3.0), 3.0 * penalty(1.0)) and float(penalty(0.0)) == 0.0

@@ -36,8 +36,9 @@ class SaeSettings(Section):
     """Features per model dimension, where d_sae is not given."""
     d_sae: int | None = Field(None, ge=1)
     """Number of features; of a staircase, those that each of its layers adds to the ones before."""
-    l1_weight: float = Field(5.0, ge=0)
-    """Weight of the sparsity penalty of relu and gated, for inputs whose mean squared norm is their width."""
+    l1_weight: float | None = Field(None, ge=0)
+    """Weight of the sparsity penalty of relu and gated, for inputs whose mean squared norm is their width; by default 5
+    in models that are 4,096 wide or wider, and less by the root of the width in others."""
     l0_weight: float = Field(1.0, ge=0)
     """Weight of jumprelu's penalty (L0 / k - 1)^2."""
     bandwidth: float = Field(0.3, gt=0)

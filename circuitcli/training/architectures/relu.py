@@ -12,8 +12,21 @@ from circuitcli.training.architectures.student import Attempt
 from circuitcli.training.architectures.thresholded import ThresholdedStudent, active_features
 from circuitcli.training.initial import with_unit_decoder
 
-# The penalty rises to its full weight in this share of the run, or features die before they mean anything.
-PENALTY_WARMUP = 0.05
+# The weight in models as wide as those that it was found for.
+WIDE_WEIGHT, WIDE = 5.0, 4096
+# The penalty rises to its full weight in this share of the run, or features die before they mean anything: with relu in
+# the run that `default_l1_weight` tells of, 21 % in the end if it rises in a twentieth, 0.5 % if it rises in half.
+PENALTY_WARMUP = 0.5
+
+
+def default_l1_weight(width: int) -> float:
+    """5 (Anthropic's April 2024 update), times sqrt(width / 4096) in narrower models.
+
+    Inputs have a mean squared norm of their width: k equal codes that make one up are sqrt(width / k) long each, and a
+    code is worth its penalty only if it is longer than the weight. Measured at the residual stream of a 135M model, 576
+    wide, 4,608 features, a million tokens: with 5 half of the features are dead, and a token has 13 codes.
+    """
+    return WIDE_WEIGHT * min(1.0, (width / WIDE) ** 0.5)
 
 
 class ReluStudent(ThresholdedStudent):
@@ -37,8 +50,10 @@ class ReluStudent(ThresholdedStudent):
 
     def penalty(self, l1: Float[Tensor, ""], share: float) -> Float[Tensor, ""]:
         """The weighted penalty at this share of the run."""
-        weight = self.lesson.sae.l1_weight * min(1.0, share / PENALTY_WARMUP)
-        return weight * l1 / self.variance
+        weight = self.lesson.sae.l1_weight
+        if weight is None:
+            weight = default_l1_weight(self.sae.d_in)
+        return weight * min(1.0, share / PENALTY_WARMUP) * l1 / self.variance
 
     def inference(self) -> SparseAutoencoder:
         """See `SingleStudent`."""
