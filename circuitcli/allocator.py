@@ -2,8 +2,8 @@
 
 A tensor of a few megabytes is fresh memory by glibc's defaults: it is given back when it is freed, and the next one is
 cleared page by page by the system, which can take as long as the work done on it. Models and SAEs make the same tensors
-in every step, so freed memory is kept here and used again. The peak is lower where several threads run a model, and up
-to two fifths higher where SAEs are trained and then measured with a model, whose tensors of other sizes leave gaps.
+in every step, so freed memory is kept here and used again. The peak is lower where several threads run a model. Where
+SAEs are trained and then measured with a model, whose tensors have other sizes, what is free is given back in between.
 """
 
 import ctypes
