@@ -9,6 +9,7 @@ SAEs are trained and then measured with a model, whose tensors have other sizes,
 import ctypes
 import os
 import sys
+from collections.abc import Callable
 
 # From malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
@@ -23,7 +24,7 @@ def keep_freed_memory() -> None:
         return
     # Torch then asks for pages of 2 MB for large tensors, which are cleared, and found by the processor, faster.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    set_option = _of_glibc("mallopt")
     if set_option is None:
         return
     # All threads take from one heap, also large pieces. Of heaps for each thread, all would have to grow.
@@ -38,6 +39,11 @@ def keep_freed_memory() -> None:
 
 def give_back_freed_memory() -> None:
     """Call it between two kinds of work, of which the second makes no use of the gaps that the first leaves."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    trim = _of_glibc("malloc_trim")
     if trim is not None:
         trim(0)
+
+
+def _of_glibc(name: str) -> Callable[..., int] | None:
+    """A function of the allocator, where this system's has it."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
