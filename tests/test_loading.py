@@ -96,8 +96,9 @@ def test_devices_are_chosen_and_missing_ones_refused():
     assert choose_device("auto").type in {"cpu", "cuda", "mps"}
     with pytest.raises(SettingsError, match="is no device"):
         choose_device("gpu-please")
-    with pytest.raises(ToolError, match="is not available here"):
-        choose_device(f"cuda:{torch.cuda.device_count()}")
+    for missing in (f"cuda:{torch.cuda.device_count()}", "cpu:1", "vulkan"):
+        with pytest.raises(ToolError, match="is not available here"):
+            choose_device(missing)
 
 
 def test_bos_follows_the_policy():

@@ -64,6 +64,7 @@ def test_one_process_exchanges_with_itself_without_torch(launched):
 
 def test_each_process_of_a_machine_takes_its_own_gpu(launched, monkeypatch):
     launched(RANK=5, LOCAL_RANK=1, WORLD_SIZE=8)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert [str(choose_device(name)) for name in ("auto", "cuda", "cuda:3", "cpu")] == [

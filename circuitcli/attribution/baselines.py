@@ -52,8 +52,8 @@ def _mean(sae: SparseAutoencoder, cache: ActivationCache, hook: HookPoint, start
     with torch.no_grad():
         for begin in range(start, stop, ROWS):
             coded = sae.code(cache.rows(hook, begin, min(stop, begin + ROWS)).to(sae.W_enc))
-            codes += coded.codes.sum(dim=0).double().cpu()
-            error += coded.error.sum(dim=0).double().cpu()
+            codes += coded.codes.sum(dim=0).cpu().double()
+            error += coded.error.sum(dim=0).cpu().double()
     count = stop - start
     return Absent((codes / count).to(sae.W_enc)[None, None], (error / count).to(sae.W_enc)[None, None])
 

@@ -93,22 +93,31 @@ def load_tokenizer(settings: ModelSettings) -> Tokenizer:
 
 
 def choose_device(name: str) -> torch.device:
-    """The torch device of a name; ``auto`` takes CUDA, then MPS, then the CPU. Raises ToolError if it is not there.
+    """The torch device of a name, ToolError if it is missing; ``auto`` takes the GPU that PyTorch finds, else the CPU.
 
     Of several processes on one machine each takes its own CUDA device.
     """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        name = "cpu" if accelerator is None else accelerator.type
     if name == "cuda" and processes.count() > 1:
         name = f"cuda:{processes.local_rank()}"
     try:
         device = torch.device(name)
     except RuntimeError:
         raise SettingsError(f"'{name}' is no device", hint="use cpu, cuda, cuda:1 or mps") from None
-    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    if (device.index or 0) >= counts.get(device.type, 0):
+    if (device.index or 0) >= _n_devices(device.type):
         raise ToolError(f"device {name} is not available here", hint="use --device cpu, or a PyTorch built for it")
     return device
+
+
+def _n_devices(kind: str) -> int:
+    """How many devices of a kind are here."""
+    try:
+        module = torch.get_device_module(kind)
+    except RuntimeError:
+        return 0
+    return module.device_count() if module.is_available() else 0
 
 
 def _source(settings: ModelSettings) -> _Source:

@@ -15,7 +15,7 @@ class ModelSettings(Section):
     dtype: Literal["float32", "float16", "bfloat16", "float64"] = "float32"
     """Number type of weights and activations."""
     device: str = "auto"
-    """cpu, cuda, cuda:1, mps; auto takes CUDA, then MPS, then the CPU."""
+    """cpu, cuda, cuda:1, mps, or what else PyTorch calls a GPU; auto takes the one that is there, else the CPU."""
     device_map: str | None = None
     """Spread a model over devices as accelerate does, for example auto; needs no --device."""
     trust_remote_code: bool = False

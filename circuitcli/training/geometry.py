@@ -27,14 +27,14 @@ def geometry_facts(sae: SparseAutoencoder) -> dict[str, Any]:
     if not sae.is_transcoder:
         cosines = torch.linalg.vecdot(F.normalize(sae.W_enc.T.float(), dim=1), decoder)
         facts |= {
-            "encoder_decoder_cosine_mean": float(cosines.double().mean()),
+            "encoder_decoder_cosine_mean": float(cosines.cpu().double().mean()),
             "encoder_decoder_cosine_max": float(cosines.max()),
         }
     nearest = nearest_cosines(decoder)
     if not len(nearest):
         return facts
     return facts | {
-        "decoder_cosine_mean": float(nearest.double().mean()),
+        "decoder_cosine_mean": float(nearest.cpu().double().mean()),
         "decoder_cosine_max": float(nearest.max()),
         "n_compared": len(nearest),
     }

@@ -183,9 +183,14 @@ def losses(
     asked = target != MISSED_TARGET
     log_p, log_q = (log_softmax(logits[asked]) for logits in (clean, edited.to(clean.device)))
     chosen = target[asked][:, None]
-    ce_clean, ce_edited = (-found.gather(1, chosen).double().sum() for found in (log_p, log_q))
-    kl = (log_p.exp() * (log_p - log_q)).sum(dim=1).double().sum()
-    return torch.stack([asked.sum().double(), ce_clean, ce_edited, kl]).cpu()
+    of_each = [
+        -log_p.gather(1, chosen)[:, 0],
+        -log_q.gather(1, chosen)[:, 0],
+        (log_p.exp() * (log_p - log_q)).sum(dim=1),
+    ]
+    # Apple's GPUs have no float64.
+    sums = torch.stack(of_each).cpu().double().sum(dim=1)
+    return torch.cat([sums.new_tensor([len(chosen)]), sums])
 
 
 def log_softmax(logits: Float[Tensor, "position vocab"]) -> Float[Tensor, "position vocab"]:

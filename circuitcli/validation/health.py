@@ -45,13 +45,13 @@ def weight_facts(sae: SparseAutoencoder, *, radius: float | None = None) -> dict
     if not facts["not_finite"]:
         facts |= geometry_facts(sae)
         nearest = nearest_cosines(torch.nn.functional.normalize(sae.W_dec.float(), dim=1))
-        facts["share_of_duplicates"] = float((nearest > SAME_COSINE).double().mean()) if len(nearest) else 0.0
+        facts["share_of_duplicates"] = int((nearest > SAME_COSINE).sum()) / max(1, len(nearest))
     return facts
 
 
 def _range(values: Tensor) -> dict[str, float | None]:
     """Smallest, middle and largest of the finite ones."""
-    finite = values[values.isfinite()].double()
+    finite = values[values.isfinite()].cpu().double()
     if not len(finite):
         return {"min": None, "median": None, "max": None}
     return {"min": float(finite.min()), "median": float(finite.median()), "max": float(finite.max())}

@@ -95,7 +95,7 @@ def minimality(cases: Sequence[Case], runs: Runs, *, policy: str, batch_size: in
             kept_nodes(case.subject, [other for other in case.nodes if other != node]).with_errors(policy)
             for node in nodes
         ]
-        without += circuit_metric(case.subject, case.baseline, circuits, batch_size=batch_size).double().cpu()
+        without += circuit_metric(case.subject, case.baseline, circuits, batch_size=batch_size).cpu().double()
     changes = (runs.circuit.mean() - without / len(cases)).abs() / (runs.clean - runs.empty).mean().abs()
     least = int(changes.argmin())
     return float(changes[least]), str(nodes[least])
@@ -109,7 +109,7 @@ def random_faithfulness(
     totals = torch.zeros(samples, dtype=torch.float64)
     for case in cases:
         circuits = [random_circuit(case, generator, policy=policy).with_errors(policy) for _ in range(samples)]
-        totals += circuit_metric(case.subject, case.baseline, circuits, batch_size=batch_size).double().cpu()
+        totals += circuit_metric(case.subject, case.baseline, circuits, batch_size=batch_size).cpu().double()
     span = (runs.clean - runs.empty).mean()
     return (totals / len(cases) - runs.empty.mean()) / span
 

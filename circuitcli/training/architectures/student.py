@@ -204,7 +204,7 @@ class SingleStudent(Student):
 
     def dead_share(self, hook: HookPoint) -> float:
         """See `Student`."""
-        return float((self.silent_tokens >= self.lesson.dead_tokens).double().mean())
+        return int((self.silent_tokens >= self.lesson.dead_tokens).sum()) / len(self.silent_tokens)
 
     @torch.no_grad()
     def _listen(self, active: Int[Tensor, " entries"], *, n_tokens: int) -> None:

@@ -1,0 +1,93 @@
+"""Training on a device that is not the CPU, beside the CPU. `test_other_device` runs this in a process of its own, with
+and without the kernels of a GPU (OTHER_DEVICE_KERNELS=1), because the back end stays for as long as the process."""
+
+import os
+
+import other_device
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from training_fakes import D_IN, moments, planted, recipe, taught
+
+from circuitcli.hookpoints import HookPoint
+from circuitcli.models.mlp import Mlp, Projection
+from circuitcli.training.architectures.registry import SINGLE, new_student
+from circuitcli.training.learner import Learner
+from circuitcli.training.plan import JACOBIANS, STAIRCASES
+
+other_device.register()
+OTHER = torch.device(other_device.NAME)
+# Few: Triton's interpreter takes a millisecond for a row or a feature.
+N_STEPS, D_SAE, BATCH = 2, 16, 16
+OPTIONS = {"relu": {"l1_weight": 1.0}, "gated": {"l1_weight": 2.0}, "matryoshka": {"prefixes": (0.5, 1.0)}}
+HOOKS = {
+    "transcoder": (HookPoint(1, "mlp_in"), HookPoint(1, "mlp")),
+    "skip-transcoder": (HookPoint(1, "mlp_in"), HookPoint(1, "mlp")),
+    "staircase": (HookPoint(1, "resid"), HookPoint(2, "resid")),
+    "staircase-detach": (HookPoint(1, "resid"), HookPoint(2, "resid")),
+    "jacobian": (HookPoint(1, "mlp_in"), HookPoint(1, "mlp")),
+}
+
+
+@pytest.fixture(autouse=True)
+def _kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    if os.environ.get("OTHER_DEVICE_KERNELS") == "1":
+        other_device.run_kernels(monkeypatch.setattr)
+
+
+def mlp(device: torch.device) -> Mlp:
+    generator = torch.Generator().manual_seed(2)
+
+    def projection(d_in: int, d_out: int) -> Projection:
+        weight = torch.randn(d_out, d_in, generator=generator) / d_in**0.5
+        return Projection(weight.to(device), torch.zeros(d_out, device=device))
+
+    return Mlp(projection(D_IN, 24), projection(24, D_IN), F.gelu)
+
+
+def first_step(architecture: str, device: torch.device) -> dict[str, Tensor]:
+    """Losses and gradients of a student's first step, with a dead feature, on the CPU; it then learns to the end."""
+    hooks = HOOKS.get(architecture, (HookPoint(1, "resid"),))
+    rows = {hook: planted(256, seed=seed)[0] for seed, hook in enumerate(hooks)}
+    options = OPTIONS.get(architecture, {})
+    made = recipe(N_STEPS, architecture=architecture, d_sae=D_SAE, **options)
+    first = {hook: own.to(device) for hook, own in rows.items()}
+    about = {hook: moments(own) for hook, own in rows.items()}
+    lies_between = mlp(device) if architecture in JACOBIANS else None
+    learner = Learner(new_student(hooks, first, made.lesson, about, mlp=lies_between), made.pace)
+    for name, silent in learner.student.named_buffers():
+        if name.endswith("silent_tokens"):
+            silent[3] = made.lesson.dead_tokens
+    outcomes = learner.step({hook: own[:BATCH] for hook, own in rows.items()}, index=0)
+    found = {f"{hook} {name}": part for hook, outcome in outcomes.items() for name, part in outcome.losses.items()}
+    found |= {name: parameter.grad for name, parameter in learner.parameters.items() if parameter.grad is not None}
+    assert {number.device.type for number in found.values()} == {device.type}
+    found = {name: number.detach().cpu().clone() for name, number in found.items()}
+    finished = taught(learner, rows, batch_size=BATCH).student.finished()
+    assert {value.device.type for sae in finished.values() for value in sae.state_dict().values()} == {"cpu"}
+    return found
+
+
+@pytest.mark.parametrize("architecture", [*SINGLE, *STAIRCASES, "jacobian"])
+def test_a_student_learns_as_on_the_cpu(architecture: str):
+    here, there = (first_step(architecture, device) for device in (torch.device("cpu"), OTHER))
+    assert here.keys() == there.keys() and any("auxk" in name for name in here)
+    for name, value in here.items():
+        assert torch.allclose(there[name], value, rtol=1e-4, atol=1e-6), name
+
+
+def test_a_mix_of_devices_is_refused():
+    far, near = torch.ones(3, device=OTHER), torch.ones(3)
+    assert (far + far).tolist() == [2, 2, 2] and (far * torch.tensor(2.0)).tolist() == [2, 2, 2]
+    for mixed in (
+        lambda: far + near,
+        lambda: near * far.sum(),
+        lambda: torch.cat([far, near]),
+        lambda: torch.stack([far.sum(), near.sum()]),
+        lambda: near[far.long()],
+        lambda: far.index_select(0, near.long()),
+        lambda: far.numpy(),
+    ):
+        with pytest.raises(RuntimeError):
+            mixed()

@@ -1,0 +1,145 @@
+"""Every command on a device that is not the CPU: the same numbers, and no tensor left behind on the wrong one."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from cli_support import ROOT, TESTS, TIMEOUT_S, environment
+
+from circuitcli.activations.cache import ActivationCache
+from circuitcli.hookpoints import HookPoint
+
+PROMPT = "    def __init__(self, name): self.name ="
+SETTINGS = ["--set", "sae.d_sae=128", "--set", "sae.k=8", "--set", "train.tokens=8192", "--set", "train.batch_size=512"]
+MAKING = [
+    ["collect", "--layers", "2:4", "--sites", "resid,mlp_in,mlp", "--tokens", "9000"],
+    ["train", *SETTINGS],
+]
+# Of the run that the CPU made, so that SAEs differ in nothing.
+READING = [
+    ["train", "--eval"],
+    ["interp"],
+    ["graph-grad", "--prompt", PROMPT, "--down", "6", "--up", "3"],
+    ["graph-grad", "--prompt", PROMPT, "--down", "6", "--up", "3", "--method", "atp", "--name", "atp"],
+    ["graph-naive", "--prompt", PROMPT, "--thin", "0.5", "--name", "naive"],
+    ["validate", "--graph", "circuit"],
+    ["inspect", "saes/resid.2"],
+]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Runs made and read on the CPU, made on the other device, and made on the CPU but read on the other device."""
+    folder = tmp_path_factory.mktemp("devices")
+    _circuit(MAKING, device="cpu", run=folder / "cpu")
+    shutil.copytree(folder / "cpu", folder / "read")
+    _circuit(MAKING, device="other", run=folder / "other")
+    _circuit(READING, device="cpu", run=folder / "cpu")
+    _circuit(READING, device="other", run=folder / "read")
+    return {name: folder / name for name in ("cpu", "other", "read")}
+
+
+def _circuit(commands: list[list[str]], *, device: str, run: Path) -> None:
+    """Run commands one after the other in one process; the other device has no float64, as Apple's GPUs."""
+    run.mkdir(exist_ok=True)
+    words = [word for command in commands for word in (*command, "--device", device, "--run", ".", "+")]
+    done = subprocess.run(
+        [sys.executable, str(TESTS / "other_device.py"), *words[:-1]],
+        cwd=run,
+        env=environment(OTHER_DEVICE_FLOAT64="0"),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=TIMEOUT_S,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def records(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_the_cache_is_the_same(runs: dict[str, Path]):
+    hooks = [HookPoint(layer, site) for layer in (2, 3) for site in ("resid", "mlp_in", "mlp")]
+    here, there = (ActivationCache(runs[name] / "activations", hooks) for name in ("cpu", "other"))
+    assert here.n_tokens == there.n_tokens > 8000
+    for hook in hooks:
+        assert torch.equal(*(cache.rows(hook, 0, here.n_tokens) for cache in (here, there)))
+        assert here.mean_square_norm(hook) == pytest.approx(there.mean_square_norm(hook), rel=1e-6)
+
+
+def test_training_comes_to_the_same_quality(runs: dict[str, Path]):
+    here, there = (records(runs[name] / "records/train.jsonl") for name in ("cpu", "other"))
+    assert len(here) == len(there) == 6
+    for one, other in zip(here, there, strict=True):
+        assert one["hook"] == other["hook"]
+        assert one["explained_variance"] == pytest.approx(other["explained_variance"], abs=0.01)
+
+
+def test_measures_of_the_same_saes_agree(runs: dict[str, Path]):
+    here, there = (json.loads((runs[name] / "reports/evaluate.json").read_text()) for name in ("cpu", "read"))
+    for one, other in zip(here["saes"], there["saes"], strict=True):
+        for name in ("l0", "mse", "explained_variance", "cosine", "ce_spliced", "ce_mean", "kl_spliced"):
+            assert one[name] == pytest.approx(other[name], rel=1e-4, abs=1e-6), name
+
+
+def test_features_agree(runs: dict[str, Path]):
+    for file in sorted((runs["cpu"] / "features").glob("*.jsonl")):
+        for one, other in zip(records(file), records(runs["read"] / "features" / file.name), strict=True):
+            assert one["id"] == other["id"] and one["max"] == pytest.approx(other["max"], rel=1e-3)
+            assert one["density"] == pytest.approx(other["density"], abs=2e-3)
+
+
+@pytest.mark.parametrize("name", ["circuit", "atp", "naive"])
+def test_circuits_agree(runs: dict[str, Path], name: str):
+    here, there = (records(runs[folder] / f"graphs/{name}.jsonl") for folder in ("cpu", "read"))
+    for kind, number in (("node", "effect"), ("edge", "weight")):
+        ones, others = (
+            {key(part): part[number] for part in parts if part["kind"] == kind and part.get(number) is not None}
+            for parts in (here, there)
+        )
+        assert len(ones.keys() & others.keys()) >= 0.95 * len(ones) > 5
+        largest = max(map(abs, ones.values()))
+        for place in ones.keys() & others.keys():
+            assert ones[place] == pytest.approx(others[place], rel=1e-2, abs=1e-3 * largest), place
+
+
+def key(part: dict) -> tuple:
+    return (part["id"],) if part["kind"] == "node" else (part["source"], part["target"])
+
+
+def test_a_circuit_is_as_faithful(runs: dict[str, Path]):
+    here, there = (
+        {
+            score["name"]: score["value"]
+            for score in json.loads((runs[name] / "reports/circuit.json").read_text())["scores"]
+        }
+        for name in ("cpu", "read")
+    )
+    assert {"faithfulness", "completeness"} <= here.keys()
+    for name, value in here.items():
+        assert value == pytest.approx(there[name], abs=2e-3), name
+
+
+@pytest.mark.parametrize("way", ["dense", "kernels"])
+def test_all_architectures_learn_there(way: str):
+    if way == "kernels":
+        pytest.importorskip("triton")
+    variables = {"OTHER_DEVICE_KERNELS": "1", "TRITON_INTERPRET": "1"} if way == "kernels" else {}
+    child = TESTS / "other_device_child.py"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", str(child)],
+        env=environment(**variables),
+        cwd=ROOT,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=TIMEOUT_S,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed and int(passed[1]) >= 12 and "skipped" not in done.stdout
