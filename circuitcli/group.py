@@ -86,7 +86,7 @@ def check() -> None:
 
 
 def start(device: "torch.device") -> None:
-    """Make torch's process group, once, for collectives on tensors of the device: nccl for CUDA, gloo else.
+    """Make torch's process group, once, for collectives on tensors of the device and of the CPU.
 
     Does nothing in one process. Raises ToolError if the processes do not find each other.
     """
@@ -94,14 +94,15 @@ def start(device: "torch.device") -> None:
 
     if processes.count() == 1 or dist.is_initialized():
         return
-    is_cuda = device.type == "cuda"
+    own = dist.get_default_backend_for_device(device)
     try:
         dist.init_process_group(
-            "nccl" if is_cuda else "gloo",
+            # What of a step is known on the CPU is sent from there, which the back ends of GPUs refuse.
+            own if own == "gloo" else f"cpu:gloo,{device.type}:{own}",
             store=dist.PrefixStore("tensors", _store()),
             rank=processes.rank(),
             world_size=processes.count(),
-            device_id=device if is_cuda else None,
+            device_id=None if own == "gloo" else device,
         )
     except (RuntimeError, ValueError) as error:
         raise _lost(error) from error

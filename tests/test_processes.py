@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import torch.distributed as dist
 from process_support import together
 
 from circuitcli import group, processes
@@ -138,3 +139,17 @@ def test_the_first_failure_ends_the_waiting_of_the_others(tmp_path):
     assert (main.status, failed.status, other.status) == (0, 0, 0), failed.stderr
     assert main.stdout == other.stdout == "process 1: the disk is full; make space; 3\n"
     assert failed.stdout == "None\n"
+
+
+@pytest.mark.parametrize(
+    ("device", "backend"),
+    [("cpu", "gloo"), ("mps", "gloo"), ("cuda:1", "cpu:gloo,cuda:nccl"), ("xpu:0", "cpu:gloo,xpu:xccl")],
+)
+def test_tensors_of_the_cpu_can_be_added_up_beside_those_of_a_gpu(launched, monkeypatch, device: str, backend: str):
+    launched(RANK=0, LOCAL_RANK=0, WORLD_SIZE=2)
+    asked = {}
+    monkeypatch.setattr(group, "_store", dist.HashStore)
+    monkeypatch.setattr(dist, "init_process_group", lambda name, **others: asked.update(others, name=name))
+    group.start(torch.device(device))
+    assert asked["name"] == backend
+    assert asked["device_id"] == (None if backend == "gloo" else torch.device(device))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from training_fakes import planted, trainer
 from circuitcli import progress
 from circuitcli.errors import CircuitError, InputError
 from circuitcli.hookpoints import HookPoint
+from circuitcli.training import trainer as trainer_module
 from circuitcli.training.checkpoint import Checkpoints
 from circuitcli.training.log import MetricsLog
 from circuitcli.training.trainer import Trainer
@@ -149,6 +151,29 @@ def test_keyboard_interrupt_between_steps_leaves_a_checkpoint(tmp_path: Path):
     with pytest.raises(KeyboardInterrupt):
         made.run()
     assert made.checkpoints.step() == 11
+
+
+def test_a_slow_training_saves_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    made = make(tmp_path / "slow")
+    made.checkpoint_steps = N_STEPS
+    saved = []
+    save = made.checkpoints.save
+    clock = iter(range(0, 10_000_000, 130))
+
+    class Watched(Checkpoints):
+        def save(self, step, learners):
+            saved.append(step)
+            save(step, learners)
+
+    made.checkpoints = Watched(made.checkpoints.directory, "test")
+    # Two minutes pass between two looks at the clock, of which there are two or three in a step.
+    monkeypatch.setattr(trainer_module.time, "perf_counter", lambda: float(next(clock)))
+    made.run()
+    monkeypatch.undo()
+    assert saved[-1] == N_STEPS and len(saved) > 3
+    assert all(0 < later - earlier <= 20 for earlier, later in pairwise([0, *saved]))
+    make(tmp_path / "unbroken").run()
+    assert_same(tmp_path / "slow", tmp_path / "unbroken")
 
 
 def test_metrics_after_the_checkpoint_are_forgotten_with_a_half_written_line(tmp_path: Path):

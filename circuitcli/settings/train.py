@@ -44,7 +44,8 @@ class TrainSettings(Section):
     pool_tokens: int = Field(262_144, ge=1)
     """Rows held in memory and shuffled together; bounds the memory of shuffling."""
     checkpoint_tokens: int = Field(1_000_000, ge=1)
-    """Tokens between two checkpoints; a killed run goes on from the last one."""
+    """Tokens between two checkpoints, which are written every five minutes at least; a killed run goes on from the last
+    one."""
     log: Annotated[tuple[Tracker, ...], Split] = ()
     """Where metrics go besides metrics.jsonl; several with commas. Each needs its package: pip install
     'circuitcli[wandb]'."""

@@ -25,6 +25,8 @@ from circuitcli.training.transfer import on_device
 
 # Lines in metrics.jsonl of a long run.
 N_LINES = 250
+# Seconds between two checkpoints at most, and their share of the time where they take long.
+SAVE_S, LARGEST_SAVING_SHARE = 300.0, 0.05
 # Seconds between two looks at the loss, for people.
 NOTE_S = 0.5
 
@@ -80,18 +82,19 @@ class Trainer:
         is_whole = True
         logged, since = self.done, time.perf_counter()
         note, told = "", 0.0
+        saves_at = since + SAVE_S
         try:
             for batch in on_device(self.batches.from_step(self.done), self._device):
                 is_whole = False
                 steps = self._step(batch)
                 self.done += 1
                 is_whole = True
-                stops = self._any_stops(is_stopped())
+                stops, is_late = self._agreed(is_stopped(), time.perf_counter() > saves_at)
                 if self._is_due(self.line_steps):
                     self._log(steps, (self.done - logged) * self.batch_size / (time.perf_counter() - since))
                     logged, since = self.done, time.perf_counter()
-                if self._is_due(self.checkpoint_steps) or stops:
-                    self._save(steps)
+                if self._is_due(self.checkpoint_steps) or is_late or stops:
+                    saves_at = self._save(steps)
                 # To know the loss is to wait for the device.
                 if (now := time.perf_counter()) - told > NOTE_S:
                     note, told = f"loss {_mean_loss(steps):.4f}", now
@@ -127,10 +130,14 @@ class Trainer:
             for hook, outcome in learner.step(batch, index=self.done).items()
         }
 
-    def _save(self, steps: Mapping[str, Outcome]) -> None:
+    def _save(self, steps: Mapping[str, Outcome]) -> float:
+        """Write a checkpoint. Returns when the next one is to be written at the latest."""
         self._check(self._averaged(steps))
         is_written_elsewhere = self.shares_rows and self.ranks.rank > 0
+        begun = time.perf_counter()
         self.checkpoints.save(self.done, [] if is_written_elsewhere else self.learners)
+        now = time.perf_counter()
+        return now + max(SAVE_S, (now - begun) / LARGEST_SAVING_SHARE)
 
     def _averaged(self, steps: Mapping[str, Outcome]) -> Mapping[str, Outcome]:
         """What all processes made of their parts of the batch."""
@@ -149,9 +156,12 @@ class Trainer:
     def _mean(self, value: Float[Tensor, ""]) -> Float[Tensor, ""]:
         return self.ranks.sum(value.float()) / self.ranks.n
 
-    def _any_stops(self, stops: bool) -> bool:
-        """Whether any process is to stop: all do so after the same step."""
-        return stops if self.ranks.n == 1 else bool(self.ranks.sum(torch.tensor(float(stops))) > 0)
+    def _agreed(self, stops: bool, is_late: bool) -> tuple[bool, bool]:
+        """Whether any process is to stop or to save: all do so after the same step."""
+        if self.ranks.n == 1:
+            return stops, is_late
+        any_stops, any_is_late = (self.ranks.sum(torch.tensor([float(stops), float(is_late)])) > 0).tolist()
+        return any_stops, any_is_late
 
     def _check(self, steps: Mapping[str, Outcome]) -> None:
         for place, step in steps.items():
