@@ -9,6 +9,7 @@ CircuitError            1  fault
 An interrupted command exits with 130 and a terminated one with 143, as shells do.
 """
 
+import sys
 from enum import IntEnum
 
 
@@ -65,3 +66,9 @@ class ThresholdError(CircuitError):
 def first_line(error: BaseException) -> str:
     """What a library's error says, without its later paragraphs; its type if it says nothing."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def how_to_go_on() -> str:
+    """What to tell someone whose command broke off: with ``--force`` it would begin anew."""
+    again = "the same command without --force" if "--force" in sys.argv else "the same command"
+    return f"finished work is kept; {again} goes on from there"

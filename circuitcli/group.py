@@ -12,7 +12,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from circuitcli import processes
-from circuitcli.errors import CircuitError, ExitStatus, ToolError, first_line
+from circuitcli.errors import CircuitError, ExitStatus, ToolError, first_line, how_to_go_on
 
 if TYPE_CHECKING:
     import torch
@@ -143,5 +143,5 @@ def _asked(question: Any) -> Any:
 def _lost(error: Exception) -> ToolError:
     return ToolError(
         f"the processes of this command have lost each other: {first_line(error)}",
-        hint="see the messages of the launcher; the same command goes on from what is finished",
+        hint=f"see the messages of the launcher; {how_to_go_on()}",
     )

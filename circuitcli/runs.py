@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from circuitcli import __version__, records
-from circuitcli.errors import CircuitError, InputError
+from circuitcli.errors import CircuitError, InputError, how_to_go_on
 from circuitcli.records import Record, RunRecord, Stream
 
 FORMAT_VERSION = 1
@@ -67,7 +67,7 @@ def write_error(path: Path, error: OSError) -> CircuitError:
     """The error for a file that could not be written."""
     return InputError(
         f"cannot write {path}: {error.strerror or error}",
-        hint="make space or choose a writable directory with --run; finished work is kept and the same command goes on",
+        hint=f"make space or choose a writable directory with --run; {how_to_go_on()}",
     )
 
 

@@ -175,6 +175,14 @@ def test_failures_are_one_error_line_and_one_hint_line(
     assert len(others) <= 1 and all(other.startswith("hint: ") for other in others)
 
 
+def test_an_interrupted_command_with_force_says_how_to_go_on_without_it(collected: Commands):
+    collected.replace("train", run=raising(KeyboardInterrupt()))
+    assert collected("train").errors[1] == "hint: finished work is kept; the same command goes on from there"
+    collected.monkeypatch.setattr(sys, "argv", ["circuit", "train", "--force"])
+    hint = "hint: finished work is kept; the same command without --force goes on from there"
+    assert collected("train", "--force").errors[1] == hint
+
+
 def test_out_of_memory_on_a_device_names_the_batch_sizes(collected: Commands):
     collected.replace("train", run=raising(type("OutOfMemoryError", (RuntimeError,), {})("CUDA")))
     assert "batch_size" in collected("train").errors[1]

@@ -49,6 +49,21 @@ def request(path: Path, **changes) -> Request:
     return Request(load(flags).settings, run.stream() if run.exists else Stream(), run)
 
 
+def test_what_a_sweep_left_out_does_not_matter_to_the_runs_own_saes(run_path: Path, caplog: pytest.LogCaptureFixture):
+    train.run(request(run_path, train__sweep="sae.k=4,8", train__eval_tokens=100))
+    with caplog.at_level(logging.WARNING, logger="circuitcli"):
+        evaluate.run(request(run_path))
+    report = json.loads((run_path / "reports/evaluate.json").read_text())
+    assert min(sae["n_eval_tokens"] for sae in report["saes"]) > 100 and not caplog.records
+    evaluate.run(request(run_path, sae_path=str(run_path / "saes/sweep/sae.k=4")))
+    assert "training left 100 tokens out" in caplog.text
+
+
+def test_a_measurement_trains_no_variants(run_path: Path, capsys: pytest.CaptureFixture):
+    assert app.run(["train", "--run", str(run_path), "--eval", "--sweep", "sae.k=4,8"]) == 2
+    assert "error: --eval measures finished SAEs and trains no variants" in capsys.readouterr().err
+
+
 def transcoder(directory: Path) -> ReluSae:
     """A random transcoder at mlp_in.1, saved there."""
     config = SaeConfig(MLP_IN, 128, 60, subtract_decoder_bias=False, target=MLP, d_out=128)

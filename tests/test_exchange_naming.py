@@ -168,6 +168,8 @@ def test_an_at_says_where_an_sae_belongs(tmp_path: Path):
     ("text", "message", "hint"),
     [
         ("gpt2-small-res-jp", "no SAE in gpt2-small-res-jp", "did you mean gpt2-small-res-jb"),
+        ("gpt2-small-hook-z-kk", "before the output projection", "attn, mlp or a residual stream"),
+        ("gemma-scope-2b-pt-att/layer_3", "before the output projection", "attn, mlp or a residual stream"),
         ("gpt2-small-res-jb/resid_pre.88", "has no SAE 'resid_pre.88'", "did you mean gpt2-small-res-jb/resid_pre.8"),
         ("gpt2-small-res-jb", "a release of 13 SAEs", "gpt2-small-res-jb/resid_pre.6"),
         ("sae-pythia-70m-32k", "a release of many SAEs", "sae-pythia-70m-32k/PATH"),
@@ -184,7 +186,10 @@ def test_what_names_nothing_is_refused_with_the_nearest_name(text: str, message:
 
 def test_the_catalogue_is_whole():
     known = catalogue.releases()
-    assert len(known) > 100
+    assert len(known) > 100 and not known.keys() & catalogue.refused().keys()
+    qwen = known["qwen-scope-3-8b-base-w64k-l100"].entry("resid.35")
+    assert (qwen.path, qwen.changes.model) == ("layer35.sae.pt", "Qwen/Qwen3-8B-Base")
+    assert known["goodfire-llama-3.3-70b-instruct"].entry("resid.50").path == "Llama-3.3-70B-Instruct-SAE-l50.pt"
     for release in known.values():
         assert release.format in formats.FORMATS and release.repo.count("/") == 1
         assert len({entry.path for entry in release.entries}) == len(release.entries)

@@ -257,6 +257,75 @@ def test_openai_files_that_do_not_fit_are_refused_by_name(changes: dict, message
         only(tmp_path)
 
 
+QWEN = "SAE-Res-Qwen3-1.7B-Base-W32K-L0_4"
+
+
+def qwen_file(path: Path, **changes: Any) -> dict[str, Any]:
+    shapes = {"W_enc": (D_SAE, D_IN), "b_enc": (D_SAE,), "W_dec": (D_IN, D_SAE), "b_dec": (D_IN,)}
+    state = random_tensors(shapes) | changes
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(state, path)
+    return state
+
+
+def test_qwen_scope_keeps_the_k_largest_of_the_plain_input(tmp_path: Path):
+    state = qwen_file(tmp_path / f"models--Qwen--{QWEN}/snapshots/0/layer7.sae.pt")
+    qwen_file(tmp_path / f"models--Qwen--{QWEN}/snapshots/0/layer10.sae.pt")
+    assert [str(place.hook) for place in formats.find(tmp_path)] == ["resid.7", "resid.10"]
+    found = only(tmp_path / f"models--Qwen--{QWEN}/snapshots/0/layer7.sae.pt")
+    pre = inputs() @ state["W_enc"].T + state["b_enc"]
+    kept = pre.topk(4, dim=1)
+    codes = torch.zeros_like(pre).scatter(1, kept.indices, kept.values.relu())
+    assert_same(found.sae, codes, codes @ state["W_dec"].T + state["b_dec"], inputs())
+    assert (str(found.sae.hook), found.about.model) == ("resid.7", "Qwen/Qwen3-1.7B-Base")
+
+
+def test_qwen_scope_needs_the_name_of_the_repository(tmp_path: Path):
+    qwen_file(tmp_path / "layer7.sae.pt")
+    with pytest.raises(InputError, match=r"how many features .* are active") as caught:
+        only(tmp_path)
+    assert "W32K-L0_50" in caught.value.hint
+    qwen_file(tmp_path / QWEN / "layer7.sae.pt", b_enc=torch.zeros(3))
+    with pytest.raises(InputError, match=rf"b_enc has shape .3,., expected .{D_SAE}."):
+        only(tmp_path / QWEN)
+
+
+@pytest.mark.parametrize(
+    ("name", "hook", "model"),
+    [
+        ("Llama-3.1-8B-Instruct-SAE-l19.pth", "resid.19", "meta-llama/Llama-3.1-8B-Instruct"),
+        ("Llama-3.3-70B-Instruct-SAE-l50.pt", "resid.50", "meta-llama/Llama-3.3-70B-Instruct"),
+    ],
+)
+def test_goodfire_saes_are_two_linear_layers(name: str, hook: str, model: str, tmp_path: Path):
+    encoder, decoder = torch.nn.Linear(D_IN, D_SAE), torch.nn.Linear(D_SAE, D_IN)
+    parts = {"encoder_linear": encoder, "decoder_linear": decoder}
+    torch.save(
+        {f"{part}.{name}": value for part, of in parts.items() for name, value in of.state_dict().items()},
+        tmp_path / name,
+    )
+    found = only(tmp_path)
+    with torch.no_grad():
+        codes = encoder(inputs()).relu()
+        assert_same(found.sae, codes, decoder(codes), inputs())
+    assert (str(found.sae.hook), found.about.model, found.about.dtype) == (hook, model, "float32")
+
+
+@pytest.mark.parametrize(
+    ("format_", "config"),
+    [("sae_lens", "cfg.json"), ("dictionary_learning", "config.json"), ("circuit", "config.json")],
+)
+def test_a_config_without_weights_says_which_file_is_missing(format_: str, config: str, tmp_path: Path):
+    path = written(random_sae("relu"), format_, tmp_path / "whole")
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part" / config).write_bytes((path / config).read_bytes())
+    weights = next(file.name for file in path.iterdir() if file.name != config)
+    with pytest.raises(InputError, match=f"it has {config}, and no weights of it: {format_} calls them {weights}"):
+        formats.find(tmp_path / "part", format_)
+    with pytest.raises(InputError, match=f"it has {config}, and no weights"):
+        formats.find(tmp_path / "part")
+
+
 MEAN_NORM = 3.0
 
 
@@ -415,6 +484,16 @@ def test_our_transcoders_give_the_same_in_circuit_tracer(architecture: str, skip
     assert_same(sae, *tracer_forward(load_file(path), inputs()), inputs())
     again = only(path)
     assert (again.sae.config, again.about.model) == (sae.config, "org/model")
+
+
+def test_negative_thresholds_give_no_negative_codes_in_circuit_tracer(tmp_path: Path):
+    sae = random_transcoder("jumprelu")
+    sae.threshold[:5] = -0.7
+    path = written(sae, "circuit_tracer", tmp_path)
+    pre = inputs() @ sae.W_enc + sae.b_enc
+    assert bool(((pre > sae.threshold) & (pre < 0)).any())
+    assert_same(sae, *tracer_forward(load_file(path), inputs()), inputs())
+    assert_same(only(path).sae, *tracer_forward(load_file(path), inputs()), inputs())
 
 
 def test_a_set_without_all_layers_is_written_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture):

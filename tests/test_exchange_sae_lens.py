@@ -280,6 +280,27 @@ def test_a_finetuned_scale_of_features_is_folded_or_refused(uses: bool, tmp_path
         assert_same(only(tmp_path).sae, codes, (codes * factor) @ sae.W_dec + sae.b_dec, inputs())
 
 
+def test_a_finetuned_scale_of_ones_says_nothing(tmp_path: Path):
+    sae = inference_sae("standard")
+    flat(sae, tmp_path, finetuning_scaling_factor=False)
+    ones = {**load_file(tmp_path / "sae_weights.safetensors"), "scaling_factor": torch.ones(D_SAE)}
+    save_file(ones, path := tmp_path / "new")
+    path.rename(tmp_path / "sae_weights.safetensors")
+    assert_same(only(tmp_path).sae, *theirs(sae), inputs())
+
+
+def test_version_5_said_true_for_a_factor_of_the_mean_norm(tmp_path: Path):
+    sae = inference_sae("standard")
+    flat(sae, tmp_path, normalize_activations=True)
+    (tmp_path / "activation_scaler.json").write_text(json.dumps({"scaling_factor": 0.37}))
+    found = only(tmp_path)
+    x = 0.37 * inputs()
+    with torch.no_grad():
+        assert torch.allclose(found.sae.encode(inputs()), sae.encode(x), rtol=1e-4, atol=1e-4)
+        assert torch.allclose(found.sae.reconstruct(inputs()) * 0.37, sae(x), rtol=1e-4, atol=1e-4)
+    assert any("multiplied by 0.37" in note for note in found.about.notes)
+
+
 def test_thresholds_may_be_stored_as_logarithms(tmp_path: Path):
     sae = inference_sae("jumprelu")
     sae.save_model(tmp_path)

@@ -26,7 +26,7 @@ from circuitcli.saes.architectures import ARCHITECTURES
 from circuitcli.saes.base import SaeConfig, SparseAutoencoder
 from circuitcli.saes.exchange import formats
 from circuitcli.settings.settings import Settings
-from circuitcli.stages import collect, export, inspect, interp
+from circuitcli.stages import collect, evaluate, export, inspect, interp
 from circuitcli.stages.request import Request
 from circuitcli.stages.saes import fold_gain
 from circuitcli.validation.fit import Fit, fit, n_tokens
@@ -278,6 +278,24 @@ def test_an_sae_of_another_width_is_told_and_not_measured(ask, tmp_path: Path):
     (found,) = inspect.run(ask(str(path)), is_chosen=True)
     assert found.activations is None
     assert "it is for width 6 at resid.1, where the model has 24" in found.problems
+
+
+def test_an_sae_of_a_layer_that_the_model_lacks_is_told_and_not_measured(ask, tmp_path: Path):
+    path = written(random_sae("relu", hook=HookPoint(9, "resid")), "circuit", tmp_path)
+    (found,) = inspect.run(ask(str(path)), is_chosen=True)
+    assert found.activations is None and found.weights["decoder_norm"] is not None
+    assert found.problems[0].startswith("the model is not its own: resid.9 is past the last of")
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_stages_refuse_weights_that_are_no_numbers(ask, number: float, tmp_path: Path):
+    sae = random_sae("relu", hook=HOOK)
+    with torch.no_grad():
+        sae.W_enc[2, 3] = number
+    path = written(sae, "circuit", tmp_path)
+    for stage in (interp, evaluate):
+        with pytest.raises(InputError, match="holds numbers that are not finite, in W_enc"):
+            stage.run(ask(str(path), force=True))
 
 
 def test_a_run_that_nobody_named_is_used_for_its_own_model_only(ask, run_path: Path, tmp_path: Path):

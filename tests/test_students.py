@@ -129,8 +129,57 @@ def test_losses_and_gradients_are_those_of_the_plain_definition(
         assert torch.allclose(one, other, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("architecture", ["transcoder", "skip-transcoder"])
+def test_transcoders_have_the_loss_and_gradient_of_the_plain_definition(architecture: str):
+    rows, others = planted(40)[0], planted(40, seed=1)[0]
+    made = learner(READS, rows, recipe(10, architecture=architecture, k=3), target=(PREDICTS, others)).student.double()
+    generator = torch.Generator().manual_seed(3)
+    for parameter in made.parameters():
+        parameter.data = 0.5 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    sae, x, y = made.sae, rows.double() * made.scale, others.double() * made.target_scale
+    pre = x @ sae.W_enc + sae.b_enc
+    kept = pre.detach().topk(3, dim=1).indices
+    codes = torch.zeros_like(pre).scatter(1, kept, pre.gather(1, kept).relu())
+    predicted = codes @ sae.W_dec + sae.b_dec
+    if architecture == "skip-transcoder":
+        predicted = predicted + x @ sae.W_skip.T
+    attempt = made.attempt(x, y, made.dead(), share=1.0)
+    assert torch.allclose(attempt.reconstruction, predicted, rtol=1e-12, atol=1e-12)
+    parameters = list(made.parameters())
+    assert len(parameters) == (5 if architecture == "skip-transcoder" else 4)
+    for mine, its in zip(
+        torch.autograd.grad(_missed(made, y, attempt), parameters),
+        torch.autograd.grad((predicted - y).square().sum(dim=1).mean() / made.variance, parameters),
+        strict=True,
+    ):
+        assert mine.abs().max() > 0 and torch.allclose(mine, its, rtol=1e-9, atol=1e-12)
+
+
 def _missed(made, x: Tensor, attempt) -> Tensor:
     return (attempt.reconstruction - x).square().sum(dim=1).mean() / made.variance
+
+
+@pytest.mark.parametrize("architecture", AUTOENCODERS)
+def test_auxk_is_that_of_the_plain_definition_and_reaches_the_encoder(architecture: str, way: str):
+    rows, _ = planted(40)
+    made = student_of(architecture, rows, k=3)
+    dead = torch.tensor([2, 5, 11])
+    made.silent_tokens[dead] = made.lesson.dead_tokens
+    loss = made.learn({HOOK: rows.double()}, share=1.0)[HOOK].losses["auxk"]
+    sae, x = made.sae, made.scaled(rows.double(), made.scale).double()
+    error = (x - made.attempt(x, x, dead, share=1.0).reconstruction).detach()
+    # Of gated SAEs the gate's: it decides whether a feature lives.
+    pre = (x - sae.b_dec) @ sae.W_enc[:, dead] + sae.b_enc[dead]
+    spread = (error - error.mean(dim=0)).square().sum()
+    expected = made.lesson.auxk_weight * (pre.relu() @ sae.W_dec[dead] - error).square().sum() / spread
+    assert torch.allclose(loss.double(), expected, rtol=1e-5)
+    for name, parameter in made.named_parameters():
+        mine, its = (
+            torch.autograd.grad(part, parameter, retain_graph=True, allow_unused=True)[0] for part in (loss, expected)
+        )
+        assert (mine is None or not mine.any()) == (its is None), name
+        if its is not None:
+            assert torch.allclose(mine, its.to(mine.dtype), rtol=1e-4, atol=1e-6), name
 
 
 def test_the_penalty_of_relu_rises_over_the_first_half_of_the_run():
@@ -172,9 +221,31 @@ def test_jumprelu_starts_at_the_l0_asked_for_and_its_thresholds_learn_in_float32
     made = learner(HOOK, rows, recipe(10, architecture="jumprelu", k=3))
     codes = made.student.sae.encode(made.student.scaled(rows[:256], made.student.scale))
     assert (codes > 0).sum(dim=1).double().mean() == pytest.approx(3, abs=0.02)
-    before = made.student.sae.threshold.detach().clone()
+    before = {name: value.detach().clone() for name, value in made.parameters.items()}
     made.step({HOOK: rows}, index=5)
-    assert made.student.sae.threshold.dtype == torch.float32 and not torch.equal(made.student.sae.threshold, before)
+    moved = {name: float((value.detach() - before[name]).abs().max()) for name, value in made.parameters.items()}
+    assert made.student.sae.threshold.dtype == torch.float32
+    # Adam's first step is its rate in each number; thresholds are small beside the weights, and need more.
+    assert moved["sae.threshold"] == pytest.approx(10 * moved["sae.b_enc"], rel=1e-3)
+
+
+def test_thresholds_of_jumprelu_never_become_negative():
+    rows, _ = planted(100)
+    made = learner(HOOK, rows, recipe(10, architecture="jumprelu")).student
+    made.sae.threshold.data[::2] = -0.3
+    made.settle()
+    assert made.sae.threshold.min() == 0 and made.sae.threshold.max() > 0
+
+
+@pytest.mark.parametrize("k", [1, 4, 8])
+def test_jumprelu_is_driven_to_the_l0_asked_for(k: int):
+    rows, _ = planted(4_000)
+    made = learner(HOOK, rows, recipe(600, architecture="jumprelu", k=k))
+    # Not from there, but from thresholds that are right for twice as many or half as many.
+    other = learner(HOOK, rows, recipe(600, architecture="jumprelu", k=max(2, k // 2)))
+    made.student.sae.threshold.data.copy_(other.student.sae.threshold.data)
+    sae = taught(made, {HOOK: rows}).student.finished()[HOOK]
+    assert 0.85 * k < float((sae.encode(rows) > 0).sum(dim=1).double().mean()) < 1.2 * k
 
 
 def test_both_ways_of_jumprelu_have_one_loss_and_gradient(monkeypatch: pytest.MonkeyPatch):
@@ -273,6 +344,7 @@ def test_transcoders_predict_a_sparse_map(architecture: str, least: float):
     student = learner(READS, x, made, target=(PREDICTS, y))
     sae = taught(student, rows).finished()[READS]
     assert (sae.hook, sae.target, sae.d_out, sae.config.skip) == (READS, PREDICTS, 9, architecture[0] == "s")
+    assert ACTIVE < float((sae.encode(x) > 0).sum(dim=1).double().mean()) <= 4
     error = (sae.reconstruct(x) - y).square().sum()
     assert 1 - float(error / (y - y.mean(dim=0)).square().sum()) > least
 

@@ -184,8 +184,11 @@ def test_without_activations_the_hint_is_to_collect(tmp_path: Path):
 
 
 def test_too_few_rows_for_one_batch_are_refused(run_path: Path):
-    with pytest.raises(InputError, match=r"make no batch of 4,096"):
+    with pytest.raises(InputError, match=r"make no batch of 4,096") as caught:
         train.run(request(run_path, train__batch_size=4096))
+    advised = int(caught.value.hint.rpartition("=")[2])
+    assert 100 < advised < 4096
+    train.run(request(run_path, train__batch_size=advised))
 
 
 def change_the_model(monkeypatch: pytest.MonkeyPatch, *, block: int) -> None:

@@ -76,6 +76,8 @@ def documents(
 
 def existing(source: str) -> Path:
     """The file or folder of that name. Raises InputError if there is none."""
+    if source == "-":
+        raise InputError("only `circuit collect` reads text from a pipe", hint="give a file: --text FILE")
     path = Path(source).expanduser()
     if not source or not path.exists():
         hint = f"give a file, a folder, hf:NAME, or {BUILTIN} for the standard library of this Python"

@@ -201,6 +201,6 @@ def _not_finite(values: Tensor, *, hook: HookPoint, dtype: str) -> InputError:
     if dtype == "float16":
         return InputError(
             f"{hook} has activations above 65504, the largest float16",
-            hint="store them with --set data.dtype=bfloat16 (or float32)",
+            hint="store them with --set data.dtype=bfloat16 --force (or float32)",
         )
     return InputError(f"{hook} has infinite activations", hint="run the model with --set model.dtype=float32")

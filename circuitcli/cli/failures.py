@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from circuitcli import group, processes
 from circuitcli.cli.console import console
-from circuitcli.errors import CircuitError, ExitStatus
+from circuitcli.errors import CircuitError, ExitStatus, how_to_go_on
 from circuitcli.settings.sources import known_names
 
 
@@ -18,9 +18,6 @@ class Failure:
     message: str
     status: int
     hint: str = ""
-
-
-GO_ON = "finished work is kept; the same command goes on from there"
 
 
 def report(error: BaseException, *, command: str = "circuit", debug: bool = False) -> int:
@@ -53,9 +50,9 @@ def explain(error: BaseException, command: str = "circuit") -> Failure:
     if isinstance(error, CircuitError):
         return Failure(error.message, error.exit_status, error.hint)
     if isinstance(error, KeyboardInterrupt):
-        return Failure("interrupted", ExitStatus.INTERRUPTED, GO_ON)
+        return Failure("interrupted", ExitStatus.INTERRUPTED, how_to_go_on())
     if isinstance(error, SystemExit):
-        return Failure("terminated", ExitStatus.TERMINATED, GO_ON)
+        return Failure("terminated", ExitStatus.TERMINATED, how_to_go_on())
     # Typer's usage errors have no public name that all its versions share; their texts do.
     if hasattr(error, "format_message"):
         return _usage(error, error.format_message(), command)
@@ -86,7 +83,9 @@ def _usage(error: BaseException, text: str, command: str) -> Failure:
     key = option.lstrip("-").replace("-", "_")
     settings = [name for name in known_names() if name.rpartition(".")[2] == key]
     near = sorted(error.possibilities or (), key=lambda name: -difflib.SequenceMatcher(None, name, option).ratio())
-    if settings:
+    if key == "dtype" and command.endswith(" train"):
+        hint = "SAEs are trained in float32; --set train.autocast=true multiplies in bfloat16"
+    elif settings:
         hint = "write " + " or ".join(f"--set {name}=VALUE" for name in settings)
     elif near:
         hint = f"did you mean {near[0]}?"
@@ -97,7 +96,7 @@ def _system(error: OSError) -> Failure | None:
     # h5py reports a full disk in its text only.
     if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
         place = f": {error.filename}" if error.filename else ""
-        return Failure(f"no space left on the disk{place}", ExitStatus.INPUT, f"make space; {GO_ON}")
+        return Failure(f"no space left on the disk{place}", ExitStatus.INPUT, f"make space; {how_to_go_on()}")
     if error.filename is None or error.strerror is None:
         return None
     return Failure(f"{error.strerror.lower()}: {error.filename}", ExitStatus.INPUT)

@@ -72,8 +72,17 @@ class Release:
 @cache
 def releases() -> dict[str, Release]:
     """All releases by name."""
-    content = tomllib.loads(DATA.read_text(encoding="utf-8"))
-    return {name: _release(name, table) for name, table in content.items()}
+    return {name: _release(name, table) for name, table in _content().items() if "refused" not in table}
+
+
+def refused() -> dict[str, str]:
+    """Why some releases cannot be used, by name."""
+    return {name: table["refused"] for name, table in _content().items() if "refused" in table}
+
+
+@cache
+def _content() -> dict[str, Any]:
+    return tomllib.loads(DATA.read_text(encoding="utf-8"))
 
 
 def nearest(name: str) -> list[str]:

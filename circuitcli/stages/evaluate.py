@@ -17,6 +17,9 @@ from circuitcli.stages.inputs import activation_digests, open_cache
 from circuitcli.stages.measure import HeldOut
 from circuitcli.stages.request import Request, fingerprint, needed, resumable
 from circuitcli.stages.saes import SaeSource, load_saes, sae_sources
+from circuitcli.stages.train import NAME as TRAIN
+from circuitcli.stages.train import SWEEP
+from circuitcli.stages.training import FOLDER
 from circuitcli.training.plan import n_held_out
 
 NAME = "train --eval"
@@ -68,13 +71,13 @@ def plan(request: Request) -> list[tuple[str, str]]:
 def held_out_rows(request: Request, sources: Mapping[HookPoint, SaeSource], *, n_rows: int) -> range:
     """The last rows of the cache: as many as are asked for, and of SAEs of this run those that none was trained on."""
     asked = n_held_out(request.settings, n_rows=n_rows)
-    stages = request.run.manifest().get("stages", {}).values()
-    kept = [int(stage["held_out"]) for stage in stages if "held_out" in stage]
-    if not kept or not any(_is_within(source.place.path, request.run.path) for source in sources.values()):
-        return range(n_rows - asked, n_rows)
-    if min(kept) < asked:
-        logger.warning("training left %d tokens out: SAEs are measured on these, not on %d", min(kept), asked)
-    return range(n_rows - min(asked, *kept), n_rows)
+    saes = request.run.path / FOLDER
+    own = [source.place.path for source in sources.values() if _is_within(source.place.path, saes)]
+    stages = {SWEEP if _is_within(path, saes / SWEEP) else TRAIN for path in own}
+    kept = min((int(request.run.stage(stage).get("held_out", asked)) for stage in stages), default=asked)
+    if kept < asked:
+        logger.warning("training left %d tokens out: SAEs are measured on these, not on %d", kept, asked)
+    return range(n_rows - min(asked, kept), n_rows)
 
 
 def _work(

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from circuitcli.errors import InputError
+from circuitcli.errors import InputError, SettingsError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.records import ActivationsRecord, InspectionRecord, Record, ReleaseRecord
 from circuitcli.saes import catalogue
@@ -82,8 +82,11 @@ class _Bench:
         has_cache = bool(self.request.records.of(ActivationsRecord))
         return has_cache and about.model is not None and same_model(about.model, self.request.settings.model.name)
 
-    def activations(self, sae: "SparseAutoencoder") -> "tuple[str, dict[HookPoint, Tensor]] | None":
-        """Where they are from, and those at the SAE's hook points and, of the same tokens, at others."""
+    def activations(self, sae: "SparseAutoencoder", wrong: list[str]) -> "tuple[str, dict[HookPoint, Tensor]] | None":
+        """Where they are from, and those at the SAE's hook points and, of the same tokens, at others.
+
+        None if there are none; to ``wrong`` is added what the model lacks.
+        """
         from circuitcli.validation.fit import n_tokens
 
         count = min(n_tokens(sae), self.request.settings.inspect.tokens)
@@ -91,6 +94,12 @@ class _Bench:
         if (found := cached(self.request, ends, n_tokens=count)) is not None:
             return f"the cache of {self.request.run.path}", found
         if not self.is_chosen:
+            return None
+        try:
+            for hook in ends:
+                self.model.adapter.check(hook)
+        except SettingsError as error:
+            wrong.append(f"the model is not its own: {error.message}")
             return None
         from circuitcli.stages.live import read_rows
 
@@ -136,7 +145,7 @@ def _fitted(found: "Foreign", bench: _Bench, wrong: list[str]) -> "tuple[str, Fi
     from circuitcli.validation.fit import fit
 
     sae, about, _ = found
-    activations = bench.activations(sae) if bench.is_for(about) else None
+    activations = bench.activations(sae, wrong) if bench.is_for(about) else None
     if activations is None:
         return "", None
     origin, rows = activations

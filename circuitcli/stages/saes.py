@@ -69,6 +69,11 @@ def load_saes(
     loaded = {}
     for hook in hooks:
         found = loaded[hook] = load_sae(sources[hook])
+        if broken := [name for name, value in found.sae.named_parameters() if not bool(value.isfinite().all())]:
+            raise InputError(
+                f"{sources[hook].place.path} holds numbers that are not finite, in {' '.join(broken)}",
+                hint="copy or train the SAE again; `circuit inspect` tells more",
+            )
         if found.about.model is not None and not same_model(found.about.model, model):
             logger.warning("the SAE at %s was trained on %s, not on %s", hook, found.about.model, model)
         if found.sae.is_transcoder and not takes_transcoders:

@@ -12,6 +12,7 @@ from circuitcli.render.plot import Figure, Panel, Point, Series, svg
 from circuitcli.runs import atomic
 from circuitcli.settings.settings import Settings
 from circuitcli.settings.sources import changed
+from circuitcli.training.readers import unread
 
 if TYPE_CHECKING:
     from circuitcli.stages.training import Finished, Training
@@ -39,11 +40,18 @@ def variants(settings: Settings) -> dict[str, Settings]:
     axes = [_axis(text) for text in settings.train.sweep]
     names = [name for name, _ in axes]
     if len(set(names)) < len(names):
-        raise SettingsError(f"--sweep names {names[0]} twice", hint="give all its values at once: NAME=VALUE,VALUE")
+        twice = next(name for name in names if names.count(name) > 1)
+        raise SettingsError(f"--sweep names {twice} twice", hint="give all its values at once: NAME=VALUE,VALUE")
     made = {}
     for values in product(*(values for _, values in axes)):
         chosen = dict(zip(names, values, strict=True))
         made[",".join(f"{name}={value}" for name, value in chosen.items())] = changed(settings, chosen)
+    ignored = unread(made.values())
+    if pointless := [name for name in names if name in ignored]:
+        raise SettingsError(
+            f"--sweep {pointless[0]} makes no difference: {settings.sae.architecture} does not read it",
+            hint="choose another setting or another architecture",
+        )
     return made
 
 

@@ -47,7 +47,8 @@ def plan(settings: Settings, *, n_rows: int) -> Plan:
     if stop_row < train.batch_size:
         raise InputError(
             f"{n_rows:,} cached tokens, {held_out:,} of them held out, make no batch of {train.batch_size:,}",
-            hint="collect more, for example `circuit collect --force --tokens 100000`, or --set train.batch_size=256",
+            hint="collect more, for example `circuit collect --force --tokens 100000`"
+            + (f", or --set train.batch_size={stop_row}" if stop_row else ""),
         )
     n_steps = max(1, (train.tokens or stop_row) // train.batch_size)
     dead_tokens = train.dead_tokens or default_dead_tokens(n_steps * train.batch_size)

@@ -168,7 +168,7 @@ class Trainer:
             if not math.isfinite(loss := total(step)):
                 raise CircuitError(
                     f"the loss at {place} is {loss} after {self.done} steps",
-                    hint="lower the learning rate: --set train.learning_rate=1e-4",
+                    hint="lower the learning rate, and begin again: --set train.learning_rate=1e-4 --force",
                 )
 
     def _log(self, steps: Mapping[str, Outcome], tokens_per_s: float) -> None:

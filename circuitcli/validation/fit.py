@@ -1,6 +1,7 @@
 """Whether an SAE fits the activations that it is given, and under which other convention it would fit better."""
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import get_args
@@ -44,7 +45,7 @@ class Fit:
     def is_bad(self) -> bool:
         """Whether it explains so little that something is wrong."""
         found = self.quality.explained_variance
-        return found is not None and found < _least(self.recorded)
+        return found is not None and not found >= _least(self.recorded)
 
     def sentence(self) -> str:
         """How much it explains, for people, and what would explain more."""
@@ -62,7 +63,7 @@ def _least(recorded: float | None) -> float:
 
 
 def _share(value: float | None) -> str:
-    return "an unknown share" if value is None else f"{value:.2f}"
+    return "an unknown share" if value is None or math.isnan(value) else f"{value:.2f}"
 
 
 def n_tokens(sae: SparseAutoencoder) -> int:

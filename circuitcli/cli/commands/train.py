@@ -32,6 +32,11 @@ def train(call: Call) -> None:
     """
     if call.loaded.origins.get("sae_path") == "flag" and not call.extras["eval"]:
         raise SettingsError("--sae names trained SAEs", hint="add --eval to measure them")
+    if call.loaded.origins.get("train.sweep") == "flag" and call.extras["eval"]:
+        raise SettingsError(
+            "--eval measures finished SAEs and trains no variants",
+            hint="train them with --sweep alone, then name one: --eval --sae RUN/saes/sweep/sae.k=16",
+        )
     job = call.open()
     if call.extras["eval"]:
         from circuitcli.stages import evaluate as stage

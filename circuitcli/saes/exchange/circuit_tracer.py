@@ -147,7 +147,8 @@ def write(items: "Sequence[Foreign]", directory: Path) -> list[Path]:
         ours = folding.with_decoder_bias_rule(sae, subtracts=False).state_dict()
         tensors = {"W_enc": ours["W_enc"].T, **{name: ours[name] for name in ("W_dec", "b_enc", "b_dec")}}
         if sae.architecture == "jumprelu":
-            tensors[THRESHOLD] = ours["threshold"]
+            # Codes are positive here; there a pre-activation above a negative threshold would be a negative one.
+            tensors[THRESHOLD] = ours["threshold"].clamp_min(0)
         if sae.config.skip:
             tensors["W_skip"] = ours["W_skip"]
         path = directory / f"layer_{sae.hook.layer}.safetensors"

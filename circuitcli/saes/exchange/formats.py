@@ -11,9 +11,11 @@ from circuitcli.saes.exchange import (
     circuit_tracer,
     dictionary_learning,
     gemma_scope,
+    goodfire,
     llama_scope,
     native,
     openai,
+    qwen_scope,
     sae_lens,
     sparsify,
 )
@@ -54,7 +56,10 @@ WRITABLE: dict[str, WritableFormat] = {
     made.NAME: made for made in (native, sae_lens, dictionary_learning, sparsify, circuit_tracer)
 }
 # In the order in which they are asked whether files are theirs.
-FORMATS: dict[str, Format] = {**WRITABLE, **{made.NAME: made for made in (gemma_scope, llama_scope, openai)}}
+FORMATS: dict[str, Format] = {
+    **WRITABLE,
+    **{made.NAME: made for made in (gemma_scope, llama_scope, goodfire, qwen_scope, openai)},
+}
 
 
 def find(path: Path, name: str | None = None, *, depth: int = DEPTH) -> list[Place]:
@@ -69,12 +74,25 @@ def find(path: Path, name: str | None = None, *, depth: int = DEPTH) -> list[Pla
     else:
         found = _below(path, chosen, depth=depth)
     if not found:
+        if path.is_dir():
+            _check_whole(path, chosen)
         what = f"no SAE in {path}" if path.exists() else f"there is no {path}"
         raise InputError(
             what if name is None or not path.exists() else f"{what} in the format of {name}",
             hint=f"formats are {' '.join(FORMATS)}; to say which, write FORMAT:PATH",
         )
     return found
+
+
+def _check_whole(directory: Path, formats: Sequence[Format]) -> None:
+    """Raises InputError for a directory that has a config of a format and lacks the weights."""
+    for made in formats:
+        config, weights = getattr(made, "CONFIG", None), getattr(made, "WEIGHTS", None)
+        if config is not None and weights is not None and (directory / config).is_file():
+            raise InputError(
+                f"no SAE in {directory}: it has {config}, and no weights of it: {made.NAME} calls them {weights}",
+                hint="copy the SAE again, with its weights",
+            )
 
 
 def _below(directory: Path, formats: Sequence[Format], *, depth: int) -> list[Place]:

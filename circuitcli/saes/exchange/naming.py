@@ -83,6 +83,8 @@ def _named(text: str, hooks: Collection[HookPoint]) -> list[Place]:
     release, _, wanted = text.partition("/")
     if release in catalogue.releases():
         return _of_release(catalogue.releases()[release], wanted, hooks)
+    if why := catalogue.refused().get(release):
+        raise InputError(f"{release} cannot be used: {why}", hint="choose SAEs of attn, mlp or a residual stream")
     near = catalogue.nearest(release)
     hint = f"did you mean {' or '.join(near)}?" if near else "--sae takes a path, FORMAT:PATH or the name of a release"
     raise InputError(f"no SAE in {text}: there is no such path, and no release of that name", hint=hint)

@@ -1,0 +1,55 @@
+"""Qwen Scope: TopK SAEs of the residual stream, a .pt file a layer; the repository's name holds model, width and k."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from circuitcli.errors import InputError
+from circuitcli.hookpoints import HookPoint
+from circuitcli.saes.exchange.place import About, Place
+
+if TYPE_CHECKING:
+    from circuitcli.saes.exchange.tensors import Foreign
+
+NAME = "qwen_scope"
+_FILE = re.compile(r"layer(\d+)\.sae\.pt")
+_REPOSITORY = re.compile(r"SAE-Res-(?P<model>[^/]+)-W\d+K-L0_(?P<k>\d+)")
+
+
+def places(directory: Path, names: frozenset[str]) -> list[Place]:
+    """The SAEs whose files lie in the directory, by layer."""
+    layers = sorted(int(found[1]) for name in names if (found := _FILE.fullmatch(name)))
+    repository = _REPOSITORY.search(str(directory))
+    model = f"Qwen/{repository['model']}" if repository else None
+    return [
+        Place(NAME, path, (path,), HookPoint(layer, "resid"), model=model)
+        for layer in layers
+        for path in [directory / f"layer{layer}.sae.pt"]
+    ]
+
+
+def read(place: Place) -> "Foreign":
+    """The SAE. Raises InputError if no folder above it has the repository's name, and for bad files."""
+    from circuitcli.saes.base import SaeConfig
+    from circuitcli.saes.exchange.tensors import Foreign, Tensors, build
+
+    repository = _REPOSITORY.search(str(place.path))
+    if repository is None:
+        raise InputError(
+            f"nothing tells how many features of {place.path} are active",
+            hint="keep it in a folder with the name of its repository, such as SAE-Res-Qwen3-1.7B-Base-W32K-L0_50",
+        )
+    tensors = Tensors.pickled(place.files[0])
+    encoder = tensors.take("W_enc", shape=(None, None))
+    d_sae, d_in = encoder.shape
+    parameters = {
+        "W_enc": encoder.T,
+        "b_enc": tensors.take("b_enc", shape=(d_sae,)),
+        "W_dec": tensors.take("W_dec", shape=(d_in, d_sae)).T,
+        "b_dec": tensors.take("b_dec", shape=(d_in,)),
+    }
+    assert place.hook is not None
+    config = SaeConfig(place.hook, d_in, d_sae, subtract_decoder_bias=False)
+    k = int(repository["k"])
+    about = About(model=place.model, dtype=tensors.dtype_of("W_enc"), training={"k": k})
+    return Foreign(build("topk", config, parameters, path=tensors.path, k=k), about)
