@@ -153,6 +153,33 @@ def test_keyboard_interrupt_between_steps_leaves_a_checkpoint(tmp_path: Path):
     assert made.checkpoints.step() == 11
 
 
+@pytest.mark.parametrize("tf32", [True, False])
+def test_gpus_multiply_in_tf32_while_training_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tf32: bool):
+    made, seen = make(tmp_path, n_steps=2), []
+    learn = made.learners[0].step
+
+    def step(batch, *, index):
+        seen.append(torch.backends.cuda.matmul.allow_tf32)
+        return learn(batch, index=index)
+
+    made.learners[0].step, made.tf32 = step, tf32
+    monkeypatch.setattr(Trainer, "_device", torch.device("cuda"))
+    monkeypatch.setattr(trainer_module, "on_device", lambda batches, device: batches)
+    monkeypatch.setattr(trainer_module, "peak_memory_mib", lambda device: 0.0)
+    before = torch.backends.cuda.matmul.allow_tf32
+    made.run()
+    assert seen == [tf32, tf32] and torch.backends.cuda.matmul.allow_tf32 == before
+
+
+def test_the_cpu_multiplies_as_always(tmp_path: Path):
+    made = make(tmp_path, n_steps=1)
+    learn = made.learners[0].step
+    made.learners[0].step = lambda batch, *, index: (
+        pytest.fail("changed") if torch.backends.cuda.matmul.allow_tf32 else learn(batch, index=index)
+    )
+    made.run()
+
+
 def test_a_slow_training_saves_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     made = make(tmp_path / "slow")
     made.checkpoint_steps = N_STEPS

@@ -36,7 +36,7 @@ class TrainSettings(Section):
     decay: float = Field(0.3, ge=0, le=1)
     """Share of the run, at its end, in which the learning rate falls to zero."""
     clip: float = Field(1.0, gt=0)
-    """Largest norm of one SAE's gradient."""
+    """Largest norm of one SAE's gradient; 1 as Anthropic trained (Conerly et al., April 2024)."""
     auxk_weight: float = Field(1 / 32, ge=0)
     """Weight of the loss that revives dead features (AuxK, Gao et al. 2024, arXiv:2406.04093)."""
     dead_tokens: int | None = Field(None, ge=1)
@@ -55,6 +55,8 @@ class TrainSettings(Section):
     """How many of these the model reads, three times for each SAE, to measure its loss with the SAE; 0 for none."""
     autocast: bool = False
     """Multiply in bfloat16, which many processors do several times as fast; weights, sums and Adam stay in float32."""
+    tf32: bool = True
+    """On NVIDIA GPUs multiply in TF32 while training, which keeps 10 bits of each factor; measures stay in float32."""
     parallel: Literal["data", "hooks"] = "data"
     """What several processes share out: the rows of each batch (data), or the SAEs (hooks)."""
     sweep: Texts = ()

@@ -21,8 +21,8 @@ NAME = "train"
 SWEEP = "sweep"
 # Architectures whose codes are as many as the features while they learn.
 DENSE = ("relu", "gated", "jumprelu")
-# Settings that change no result.
-_NO_MATTER = ("train.checkpoint_tokens", "train.log", "train.parallel")
+# Settings that change no result, or no more than another device does.
+_NO_MATTER = ("train.checkpoint_tokens", "train.log", "train.parallel", "train.tf32")
 
 
 def run(request: Request) -> list[Record]:

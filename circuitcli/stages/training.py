@@ -164,6 +164,7 @@ def _trained(
             trackers=opened,
             ranks=ranks,
             shares_rows=shares_rows,
+            tf32=train.tf32,
         ).run()
     calibrate(learners, batches)
     return learners

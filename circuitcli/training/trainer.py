@@ -19,6 +19,7 @@ from circuitcli.training.interrupt import postponed_signals
 from circuitcli.training.learner import Learner
 from circuitcli.training.log import Line, MetricsLog
 from circuitcli.training.memory import peak_memory_mib
+from circuitcli.training.products import tensor_cores
 from circuitcli.training.ranks import ALONE, Ranks
 from circuitcli.training.trackers.tracker import Tracker
 from circuitcli.training.transfer import on_device
@@ -59,6 +60,8 @@ class Trainer:
     # The processes that train together: each a part of every batch's rows, or each some of the learners.
     ranks: Ranks = ALONE
     shares_rows: bool = False
+    # Whether NVIDIA's GPUs may multiply with fewer bits.
+    tf32: bool = True
     done: int = 0
     # The last step that an earlier, killed process logged: it is not logged again to trackers, which cannot go back.
     logged: int = 0
@@ -75,7 +78,7 @@ class Trainer:
             return
         total, done = self.batches.n_steps * self.batch_size, self.done * self.batch_size
         with progress.task("train", total=total, unit="tokens", done=done) as advance:
-            with postponed_signals() as postponed:
+            with postponed_signals() as postponed, tensor_cores(self._device, enabled=self.tf32):
                 self._loop(advance, lambda: postponed.number is not None)
 
     def _loop(self, advance: progress.Advance, is_stopped: Callable[[], bool]) -> None:
