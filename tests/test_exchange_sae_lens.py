@@ -213,6 +213,32 @@ def test_topk_of_version_5_is_named_by_its_activation_function(tmp_path: Path):
     assert_same(found, *theirs(SAE.load_from_disk(tmp_path)), inputs())
 
 
+# Fields of SAEConfig in sae-lens 5.11 that have no default there, not even when it reads a file.
+NEEDED_BY_VERSION_5 = {
+    *("architecture", "d_in", "d_sae", "dtype"),
+    *("context_size", "model_name", "hook_name", "hook_layer", "hook_head_index", "dataset_path"),
+}
+
+
+@pytest.mark.parametrize("bos", [True, False, None])
+@pytest.mark.parametrize("architecture", ["relu", "gated", "topk", "jumprelu"])
+def test_what_we_write_is_a_file_of_version_5_too(architecture: str, bos: bool | None, tmp_path: Path):
+    ours = random_sae(architecture, normalisation="layer-norm", subtract_decoder_bias=False)
+    path = written(ours, "sae_lens", tmp_path, model="gpt2", bos=bos, context_length=64, dataset="text")
+    content = json.loads((path / "cfg.json").read_text())
+    # Without what 5.x does not know, the reader of such files takes it for one.
+    assert content.pop("metadata")["hook_name"] == content["hook_name"] == "blocks.2.hook_resid_post"
+    assert content.keys() >= NEEDED_BY_VERSION_5
+    assert content.get("prepend_bos") == bos and ("prepend_bos" in content) == (bos is not None)
+    for name in ("k", "rescale_acts_by_decoder_norm", "reshape_activations"):
+        content.pop(name, None)
+    if architecture == "topk":
+        content["architecture"] = "standard"
+    (path / "cfg.json").write_text(json.dumps(content))
+    assert_same(only(path).sae, ours.encode(inputs()), ours.reconstruct(inputs()), inputs())
+    assert_same(ours, *theirs(SAE.load_from_disk(path)), inputs())
+
+
 def oldest(directory: Path, **config: Any) -> Any:
     """The files of 2024: ``hook_point``, and nothing of architecture, normalisation or BOS."""
     sae = inference_sae("standard")

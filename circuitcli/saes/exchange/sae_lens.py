@@ -274,6 +274,7 @@ def _about(config: Mapping[str, Any], tensors: "Tensors", place: Place) -> About
     )
 
 
+_OF_VERSION_5 = ("relu", "gated", "topk", "jumprelu")
 _WRITTEN = {"relu": "standard", "gated": "gated", "topk": "topk", "abstopk": "abstopk", "jumprelu": "jumprelu"}
 _WRITTEN_TRANSCODERS = {
     ("relu", False): "transcoder",
@@ -285,6 +286,8 @@ _WRITTEN_TRANSCODERS = {
 
 def write(items: "Sequence[Foreign]", directory: Path) -> list[Path]:
     """Write each SAE into a directory of its own, named by TransformerLens's hook point, in the files of 6.x.
+
+    Those of SAEs that 5.x has too are read by it as well.
 
     Raises InputError for an SAE that SAELens has no architecture for.
     """
@@ -343,4 +346,22 @@ def _written_config(sae: "SparseAutoencoder", about: About) -> dict[str, Any]:
     if sae.is_transcoder:
         config["d_out"] = sae.d_out
         metadata["hook_name_out"] = hooks.to_transformer_lens(sae.target)
+    elif sae.architecture in _OF_VERSION_5:
+        config |= _fields_of_version_5(sae, metadata)
     return config
+
+
+def _fields_of_version_5(sae: "SparseAutoencoder", metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What 5.x reads beside the fields that it shares with 6.x, which passes over them."""
+    k = sae.options.get("k")
+    fields = {
+        **{name: metadata[name] for name in ("model_name", "hook_name", "context_size", "dataset_path")},
+        "model_from_pretrained_kwargs": metadata["model_from_pretrained_kwargs"],
+        "hook_layer": sae.hook.layer,
+        "hook_head_index": None,
+        "activation_fn_str": "relu" if k is None else "topk",
+        "activation_fn_kwargs": {} if k is None else {"k": k},
+        "finetuning_scaling_factor": False,
+    }
+    # It takes a missing field for true, and an empty one for false.
+    return fields if metadata["prepend_bos"] is None else fields | {"prepend_bos": metadata["prepend_bos"]}
