@@ -250,8 +250,12 @@ class Run:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run alone. Raises InputError at once, naming the holder, if another process works on it."""
+        """Hold the run alone. Raises InputError at once, naming the holder, if another process works on it.
+
+        Of a run that began here and came to nothing no folder stays.
+        """
         path = self.path / "lock"
+        begins = not self.path.exists()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             stream = path.open("a+b", buffering=0)
@@ -274,6 +278,9 @@ class Run:
                 yield
             finally:
                 stream.truncate(0)
+                if begins and list(self.path.iterdir()) == [path]:
+                    path.unlink()
+                    self.path.rmdir()
 
 
 def _versions() -> dict[str, str]:

@@ -204,6 +204,20 @@ def test_a_second_process_is_refused_at_once_and_told_who_the_first_is(run: Run)
     assert (run.path / "lock").read_text() == ""
 
 
+def test_a_run_that_began_and_came_to_nothing_leaves_no_folder(tmp_path: Path):
+    run = Run(tmp_path / "runs/new")
+    with pytest.raises(InputError, match="no text"), run.lock():
+        raise InputError("no text")
+    assert not run.path.exists() and (tmp_path / "runs").exists()
+    with run.lock():
+        (run.path / "kept").touch()
+    assert sorted(path.name for path in run.path.iterdir()) == ["kept", "lock"]
+    (run.path / "kept").unlink()
+    with run.lock():
+        pass
+    assert (run.path / "lock").exists()
+
+
 def test_the_run_used_last_in_a_directory_is_the_current_one(run: Run, tmp_path: Path):
     (other := tmp_path / "other").mkdir()
     assert runs.current(None, other) is None
