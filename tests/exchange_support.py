@@ -25,6 +25,11 @@ def random_sae(architecture: str, *, seed: int = 0, hook: HookPoint = HOOK, **co
         parameter.data = torch.randn(parameter.shape, generator=generator)
         if name == "threshold":
             parameter.data = parameter.data.abs()
+    if architecture == "matching_pursuit":
+        sae.W_dec.data = torch.nn.functional.normalize(sae.W_dec.data, dim=1)
+        sae.W_enc.data = sae.W_dec.data.T.clone()
+        sae.b_enc.data.zero_()
+        sae.b_dec.data *= sae.config.subtract_decoder_bias
     return sae.eval().requires_grad_(False)
 
 

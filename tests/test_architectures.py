@@ -9,15 +9,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from circuitcli.errors import InputError
+from circuitcli.errors import InputError, SettingsError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.saes import files
 from circuitcli.saes.architectures import ARCHITECTURES
 from circuitcli.saes.base import SaeConfig, SparseAutoencoder
+from circuitcli.saes.matching_pursuit import MatchingPursuitSae
 
 D_IN, D_OUT, D_SAE, K = 6, 5, 17, 4
 HOOK = HookPoint(2, "mlp_in")
-OPTIONS = {"topk": {"k": K}, "abstopk": {"k": K}}
+PURSUIT = {"max_iterations": 3, "residual_threshold": 2.0, "stop_on_duplicate_support": False}
+OPTIONS = {"topk": {"k": K}, "abstopk": {"k": K}, "matching_pursuit": PURSUIT}
+# Matching pursuit takes features off what it reads.
+TRANSCODING = [name for name in ARCHITECTURES if name != "matching_pursuit"]
 
 
 def random_sae(architecture: str, *, seed: int = 0, **config) -> SparseAutoencoder:
@@ -37,6 +41,8 @@ def slow_codes(sae: SparseAutoencoder, x: list[float]) -> list[float]:
     """Codes of one (already standardised) activation, number by number."""
     if sae.config.subtract_decoder_bias:
         x = [value - float(bias) for value, bias in zip(x, sae.b_dec, strict=True)]
+    if sae.architecture == "matching_pursuit":
+        return slow_pursuit(sae, x)
     products = [sum(x[i] * float(sae.W_enc[i, j]) for i in range(D_IN)) for j in range(D_SAE)]
     pre = [product + float(bias) for product, bias in zip(products, sae.b_enc, strict=True)]
     order = sorted(range(D_SAE), key=lambda j: -pre[j])
@@ -51,6 +57,47 @@ def slow_codes(sae: SparseAutoencoder, x: list[float]) -> list[float]:
         ),
     }
     return [rules[sae.architecture](j) for j in range(D_SAE)]
+
+
+def slow_pursuit(sae: SparseAutoencoder, left: list[float]) -> list[float]:
+    """Codes of one (already centred) activation, round by round."""
+    codes, left = [0.0] * D_SAE, list(left)
+    for _ in range(sae.max_iterations or D_IN):
+        pre = [sum(left[i] * float(sae.W_enc[i, j]) for i in range(D_IN)) + float(sae.b_enc[j]) for j in range(D_SAE)]
+        best = max(range(D_SAE), key=lambda j: pre[j])
+        value, was_there = max(pre[best], 0.0), codes[best] != 0
+        codes[best] += value
+        left = [left[i] - value * float(sae.W_dec[best, i]) for i in range(D_IN)]
+        if math.sqrt(sum(part**2 for part in left)) < sae.residual_threshold:
+            break
+        if sae.stop_on_duplicate_support and (was_there or value == 0):
+            break
+    return codes
+
+
+@pytest.mark.parametrize("stops", [True, False])
+@pytest.mark.parametrize("threshold", [0.0, 0.5])
+def test_matching_pursuit_of_a_tied_dictionary_goes_round_by_round(stops: bool, threshold: float):
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.nn.functional.normalize(torch.randn(D_SAE, D_IN, generator=generator, dtype=torch.float64), dim=1)
+    sae = MatchingPursuitSae(SaeConfig(HOOK, D_IN, D_SAE), 20, threshold, stops).double().requires_grad_(False)
+    sae.W_dec.copy_(rows), sae.W_enc.copy_(rows.T), sae.b_dec.fill_(0.3)
+    x = inputs(40)
+    codes = sae.encode(x)
+    expected = [slow_codes(sae, row) for row in as_lists(x)]
+    assert torch.allclose(codes, torch.tensor(expected, dtype=torch.float64), rtol=1e-10, atol=1e-10)
+    missed = (sae.reconstruct(x) - x).norm(dim=1)
+    assert bool((missed < (x - sae.b_dec).norm(dim=1)).all()) and len(set((codes > 0).sum(dim=1).tolist())) > 1
+    if threshold:
+        # It stops as soon as it may.
+        assert bool((missed < threshold).any()) and missed.min() > threshold / 4
+
+
+def test_the_gradient_of_matching_pursuit_is_that_of_its_rounds():
+    sae = random_sae("matching_pursuit")
+    sae.W_dec.mul_(0.2), sae.W_enc.mul_(0.2)
+    x = inputs(3).requires_grad_()
+    assert torch.autograd.gradcheck(sae.encode, (x,), eps=1e-6, atol=1e-6)
 
 
 def slow_reconstruction(sae: SparseAutoencoder, codes: list[float]) -> list[float]:
@@ -102,7 +149,7 @@ def test_what_normalising_takes_off_comes_back(architecture: str, normalisation:
 
 
 @pytest.mark.parametrize("skip", [False, True])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", TRANSCODING)
 def test_a_transcoder_predicts_its_target(architecture: str, skip: bool):
     target = HookPoint(2, "mlp")
     sae = random_sae(architecture, subtract_decoder_bias=False, target=target, d_out=D_OUT, skip=skip)
@@ -118,7 +165,7 @@ def test_a_transcoder_predicts_its_target(architecture: str, skip: bool):
         sae.code(x)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", TRANSCODING)
 def test_a_transcoder_gets_no_frame_of_its_input_on_its_output(architecture: str):
     options = {"subtract_decoder_bias": False, "target": HookPoint(2, "mlp"), "d_out": D_OUT}
     sae = random_sae(architecture, normalisation="layer-norm", **options)
@@ -136,6 +183,10 @@ CONFIGS = [
 @pytest.mark.parametrize("config", CONFIGS, ids=["plain", "layer-norm", "skip-transcoder"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_files_keep_an_sae(architecture: str, config: dict, tmp_path: Path):
+    if "target" in config and architecture not in TRANSCODING:
+        with pytest.raises(SettingsError, match="makes no transcoder"):
+            random_sae(architecture, **config)
+        return
     sae = random_sae(architecture, **config).float()
     digest = files.save(sae, tmp_path, explained_variance=0.5)
     loaded = files.load(tmp_path)

@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 
 from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
-from circuitcli.saes.exchange import formats
+from circuitcli.saes.exchange import folding, formats
 
 sae_lens = pytest.importorskip("sae_lens")
 from sae_lens import SAE  # noqa: E402
@@ -37,7 +37,7 @@ from sae_lens.training.activation_scaler import ActivationScaler  # noqa: E402
 # SAELens warns of SAEs of centred models.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
-INFERENCE = ["standard", "gated", "topk", "abstopk", "jumprelu"]
+INFERENCE = ["standard", "gated", "topk", "abstopk", "jumprelu", "matching_pursuit"]
 TRANSCODERS = ["transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder"]
 TRAINING = ["standard", "gated", "topk", "abstopk", "jumprelu", "batchtopk", "matryoshka_batchtopk"]
 METADATA = {"model_name": "gpt2-small", "hook_name": "blocks.2.hook_resid_post", "context_size": 128}
@@ -59,6 +59,8 @@ def filled(sae: Any, seed: int = 0) -> Any:
         parameter.data = torch.randn(parameter.shape, generator=generator)
         if "threshold" in name:
             parameter.data = parameter.data.abs()
+        if "pursuit" in sae.cfg.architecture() and name == "W_dec":
+            parameter.data = torch.nn.functional.normalize(parameter.data, dim=1)
     if hasattr(sae, "topk_threshold"):
         sae.topk_threshold = torch.tensor(0.9, dtype=torch.double)
     return sae.eval()
@@ -118,13 +120,13 @@ def test_topk_that_selects_by_decoder_norm_becomes_an_equal_plain_topk(
     assert bool(found.about.notes) == rescales
 
 
-@pytest.mark.parametrize("architecture", TRAINING)
+@pytest.mark.parametrize("architecture", [*TRAINING, "matching_pursuit"])
 def test_finished_trainings_give_the_same_here(architecture: str, tmp_path: Path):
     training_sae(architecture).save_inference_model(tmp_path)
     assert_same(only(tmp_path).sae, *theirs(SAE.load_from_disk(tmp_path)), inputs())
 
 
-@pytest.mark.parametrize("architecture", TRAINING)
+@pytest.mark.parametrize("architecture", [*TRAINING, "matching_pursuit"])
 def test_checkpoints_give_what_the_finished_training_would(architecture: str, tmp_path: Path):
     sae = training_sae(architecture)
     sae.save_model(tmp_path / "checkpoint")
@@ -339,7 +341,7 @@ def test_thresholds_may_be_stored_as_logarithms(tmp_path: Path):
     ("config", "message"),
     [
         ({"architecture": "temporal"}, "no architecture like SAELens's 'temporal'"),
-        ({"architecture": "matching_pursuit"}, "no architecture like SAELens's 'matching_pursuit'"),
+        ({"architecture": "temporal"}, "no architecture like SAELens's 'temporal'"),
         ({"hook_name": "blocks.2.attn.hook_z"}, "'blocks.2.attn.hook_z' is none that circuit knows"),
         ({"reshape_activations": "hook_z"}, "hook_z"),
         ({"hook_head_index": 3}, "single heads"),
@@ -378,7 +380,7 @@ def test_cut_and_missing_weights_are_refused_by_name(tmp_path: Path):
 
 @pytest.mark.parametrize("subtract", [True, False])
 @pytest.mark.parametrize("normalisation", ["none", "layer-norm", "rms-norm"])
-@pytest.mark.parametrize("architecture", ["relu", "gated", "topk", "abstopk", "jumprelu"])
+@pytest.mark.parametrize("architecture", ["relu", "gated", "topk", "abstopk", "jumprelu", "matching_pursuit"])
 def test_ours_give_the_same_in_sae_lens(architecture: str, normalisation: str, subtract: bool, tmp_path: Path):
     sae = random_sae(architecture, normalisation=normalisation, subtract_decoder_bias=subtract)
     path = written(sae, "sae_lens", tmp_path, model="gpt2", bos=True, context_length=64)
@@ -412,6 +414,33 @@ def test_a_centred_sae_says_so_to_sae_lens_and_comes_back(tmp_path: Path):
     with torch.no_grad():
         assert torch.allclose(loaded.encode(centred), sae.encode(inputs()), atol=1e-5)
     assert only(path).sae.config.normalisation == "centre"
+
+
+@pytest.mark.parametrize(
+    "rule", [{}, {"residual_threshold": 1.5}, {"max_iterations": 2}, {"stop_on_duplicate_support": False}]
+)
+def test_matching_pursuit_stops_by_its_own_rules(rule: dict, tmp_path: Path):
+    theirs_ = inference_sae("matching_pursuit", **rule)
+    theirs_.save_model(tmp_path / "theirs")
+    found = only(tmp_path / "theirs").sae
+    assert_same(found, *theirs(theirs_), inputs())
+    again = SAE.load_from_disk(written(found, "sae_lens", tmp_path / "ours"))
+    assert_same(found, *theirs(again), inputs())
+
+
+def test_the_scale_of_a_pursuits_inputs_is_applied_and_then_it_is_not_tied(tmp_path: Path):
+    sae = inference_sae("matching_pursuit", normalize_activations="expected_average_only_in", residual_threshold=0.5)
+    sae.save_model(tmp_path)
+    (tmp_path / "activation_scaler.json").write_text(json.dumps({"scaling_factor": 0.37}))
+    found = only(tmp_path).sae
+    with torch.no_grad():
+        assert torch.allclose(found.encode(inputs()), sae.encode(0.37 * inputs()), rtol=1e-4, atol=1e-5)
+        assert torch.allclose(0.37 * found.reconstruct(inputs()), sae(0.37 * inputs()), rtol=1e-4, atol=1e-4)
+    with pytest.raises(InputError, match="SAELens ties encoder and decoder"):
+        written(found, "sae_lens", tmp_path / "again")
+    for fold in (folding.fold_decoder_norms, lambda it: folding.with_decoder_bias_rule(it, subtracts=False)):
+        with pytest.raises(InputError, match="stops by the length of what is left"):
+            fold(found)
 
 
 def test_transcoders_that_sae_lens_lacks_are_not_written(tmp_path: Path):

@@ -4,9 +4,10 @@ from circuitcli.saes.abstopk import AbsTopKSae
 from circuitcli.saes.base import SparseAutoencoder
 from circuitcli.saes.gated import GatedSae
 from circuitcli.saes.jumprelu import JumpReluSae
+from circuitcli.saes.matching_pursuit import MatchingPursuitSae
 from circuitcli.saes.relu import ReluSae
 from circuitcli.saes.topk import TopKSae
 
 ARCHITECTURES: dict[str, type[SparseAutoencoder]] = {
-    made.architecture: made for made in (ReluSae, GatedSae, TopKSae, AbsTopKSae, JumpReluSae)
+    made.architecture: made for made in (ReluSae, GatedSae, TopKSae, AbsTopKSae, JumpReluSae, MatchingPursuitSae)
 }

@@ -141,13 +141,15 @@ class SparseAutoencoder(nn.Module, ABC):
 
     def pre_activations(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """Encoder output before it is made sparse."""
+        return self.centred(x) @ self.W_enc + self.b_enc
+
+    def centred(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
+        """The activation as the encoder sees it: normalised, and without the decoder's bias if that is the rule."""
         frame = self.frame(x)
         if frame is not None:
             divisor = frame.scale + EPSILON if self.config.normalisation == "layer-norm" else frame.scale
             x = (x - frame.mean) / divisor
-        if self.config.subtract_decoder_bias:
-            x = x - self.b_dec
-        return x @ self.W_enc + self.b_enc
+        return x - self.b_dec if self.config.subtract_decoder_bias else x
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """Codes of activations."""

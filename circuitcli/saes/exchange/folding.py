@@ -10,9 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitcli.errors import InputError
 from circuitcli.saes.base import SparseAutoencoder
 from circuitcli.saes.gated import GatedSae
 from circuitcli.saes.jumprelu import JumpReluSae
+from circuitcli.saes.matching_pursuit import MatchingPursuitSae
 
 
 @torch.no_grad()
@@ -22,6 +24,8 @@ def scale_input(sae: SparseAutoencoder, factor: float, *, output: float | None =
     output: that of the input unless given. Not for an SAE that normalises its input, to which a factor is nothing.
     """
     sae.W_enc.mul_(factor)
+    if isinstance(sae, MatchingPursuitSae):
+        sae.residual_threshold /= factor
     sae.W_dec.div_(factor if output is None else output)
     sae.b_dec.div_(factor if output is None else output)
 
@@ -35,6 +39,7 @@ def whiten_input(
     inverse: Float[Tensor, "d_in d_in"],
 ) -> None:
     """Take over an SAE that was trained on ``(x - mean) @ matrix``; its codes stay."""
+    _check_plain(sae)
     # Whitening matrices have entries of very different sizes.
     W_enc = matrix.double() @ sae.W_enc.double()
     sae.W_enc.copy_(W_enc)
@@ -50,6 +55,7 @@ def fold_decoder_norms(sae: SparseAutoencoder) -> None:
 
     For a TopK this selects by ``pre * |W_dec|``, and a JumpReLU's threshold is multiplied too.
     """
+    _check_plain(sae)
     norms = sae.W_dec.norm(dim=1).clamp_min(1e-8)  # (d_sae,)
     sae.W_dec.div_(norms[:, None])
     sae.W_enc.mul_(norms)
@@ -64,6 +70,7 @@ def with_decoder_bias_rule(sae: SparseAutoencoder, *, subtracts: bool) -> Sparse
     """One that subtracts the decoder bias before encoding or does not, its encoder's bias moved: the codes stay."""
     if sae.config.subtract_decoder_bias == subtracts:
         return sae
+    _check_plain(sae)
     changed = deepcopy(sae)
     with torch.no_grad():
         _shift(changed, sae.b_dec if subtracts else -sae.b_dec)
@@ -81,6 +88,7 @@ def fold_affine_input(
     """
     if sae.config.normalisation != "none":
         raise ValueError("a gain cannot be folded into an SAE that normalises its input")
+    _check_plain(sae)
     if sae.config.subtract_decoder_bias:
         _shift(sae, -sae.b_dec)
         sae.config = replace(sae.config, subtract_decoder_bias=False)
@@ -96,6 +104,15 @@ def fold_affine_input(
             sae.b_dec.sub_(sae.W_skip @ bias)
         if not sae.is_transcoder:
             sae.b_dec.add_(bias)
+
+
+def _check_plain(sae: SparseAutoencoder) -> None:
+    """Raises InputError for codes that follow from more than pre-activations."""
+    if isinstance(sae, MatchingPursuitSae):
+        raise InputError(
+            f"the SAE at {sae.hook} stops by the length of what is left, which this would change",
+            hint="keep it in the format that it has",
+        )
 
 
 def _shift(sae: SparseAutoencoder, by: Float[Tensor, " d_in"]) -> None:

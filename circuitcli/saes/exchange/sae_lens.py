@@ -44,7 +44,9 @@ _ARCHITECTURES = {
     "skip_transcoder": "relu",
     "jumprelu_transcoder": "jumprelu",
     "jumprelu_skip_transcoder": "jumprelu",
+    "matching_pursuit": "matching_pursuit",
 }
+_PURSUIT = "matching_pursuit"
 _NORMALISATIONS = {
     "none": "none",
     "layer_norm": "layer-norm",
@@ -123,14 +125,32 @@ def _built(place: Place, config: Mapping[str, Any], tensors: "Tensors") -> "tupl
             hint=f"it reads {' '.join(_ARCHITECTURES)}",
         )
     architecture = _ARCHITECTURES[name]
+    if architecture == _PURSUIT:
+        _complete(tensors, subtracts=config.get("apply_b_dec_to_input", True))
     sae_config = _sae_config(place, config, tensors)
-    options = {"k": count_of(config, "k", place.path / CONFIG)} if architecture in ("topk", "abstopk") else {}
+    options = _options(architecture, config, place)
     parameters = _parameters(architecture, sae_config, tensors, config)
     sae = build(architecture, sae_config, parameters, path=tensors.path, **options)
     notes = _fold(sae, place, config)
     if sae_config.normalisation == "centre":
         notes.append("activations of TransformerLens with centred writing weights: the mean over the width is removed")
     return sae, notes
+
+
+def _options(architecture: str, config: Mapping[str, Any], place: Place) -> dict[str, Any]:
+    """What the architecture takes beside its parameters."""
+    if architecture in ("topk", "abstopk"):
+        return {"k": count_of(config, "k", place.path / CONFIG)}
+    names = ("max_iterations", "residual_threshold", "stop_on_duplicate_support") if architecture == _PURSUIT else ()
+    return {name: config[name] for name in names if name in config}
+
+
+def _complete(tensors: "Tensors", *, subtracts: bool) -> None:
+    """Add what matching pursuit does without: its encoder is the decoder; a bias that it does not subtract is none."""
+    W_dec = tensors.take("W_dec", shape=(None, None))
+    tensors.content |= {"W_enc": W_dec.T, "b_enc": W_dec.new_zeros(len(W_dec))}
+    if not subtracts:
+        tensors.content["b_dec"] = W_dec.new_zeros(W_dec.shape[1])
 
 
 def _sae_config(place: Place, config: Mapping[str, Any], tensors: "Tensors") -> "SaeConfig":
@@ -275,7 +295,14 @@ def _about(config: Mapping[str, Any], tensors: "Tensors", place: Place) -> About
 
 
 _OF_VERSION_5 = ("relu", "gated", "topk", "jumprelu")
-_WRITTEN = {"relu": "standard", "gated": "gated", "topk": "topk", "abstopk": "abstopk", "jumprelu": "jumprelu"}
+_WRITTEN = {
+    "relu": "standard",
+    "gated": "gated",
+    "topk": "topk",
+    "abstopk": "abstopk",
+    "jumprelu": "jumprelu",
+    _PURSUIT: _PURSUIT,
+}
 _WRITTEN_TRANSCODERS = {
     ("relu", False): "transcoder",
     ("relu", True): "skip_transcoder",
@@ -300,6 +327,8 @@ def write(items: "Sequence[Foreign]", directory: Path) -> list[Path]:
             sae = folding.with_decoder_bias_rule(sae, subtracts=False)
         config = _written_config(sae, about)
         tensors = dict(sae.state_dict())
+        if sae.architecture == _PURSUIT:
+            tensors = _tied(sae)
         if sae.architecture == "gated":
             tensors["b_gate"] = tensors.pop("b_enc")
         folder = directory / config["metadata"]["hook_name"]
@@ -308,6 +337,13 @@ def write(items: "Sequence[Foreign]", directory: Path) -> list[Path]:
         (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
         made.append(folder)
     return made
+
+
+def _tied(sae: "SparseAutoencoder") -> "dict[str, Tensor]":
+    """The tensors of matching pursuit. Raises InputError if its encoder is not the decoder."""
+    if not bool((sae.W_dec == sae.W_enc.T).all()) or bool(sae.b_enc.any()):
+        raise InputError(f"SAELens ties encoder and decoder of matching pursuit, unlike the SAE at {sae.hook}")
+    return {name: tensor for name, tensor in sae.state_dict().items() if name in ("W_dec", "b_dec")}
 
 
 def _written_config(sae: "SparseAutoencoder", about: About) -> dict[str, Any]:
@@ -341,8 +377,9 @@ def _written_config(sae: "SparseAutoencoder", about: About) -> dict[str, Any]:
         "reshape_activations": "none",
         "metadata": metadata,
     }
+    config |= sae.options
     if sae.architecture in ("topk", "abstopk"):
-        config |= {**sae.options, "rescale_acts_by_decoder_norm": False}
+        config["rescale_acts_by_decoder_norm"] = False
     if sae.is_transcoder:
         config["d_out"] = sae.d_out
         metadata["hook_name_out"] = hooks.to_transformer_lens(sae.target)
