@@ -1,7 +1,11 @@
 """The sparse kernels against the dense definition."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
+from cli_support import environment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -206,3 +210,37 @@ def test_sums_by_feature_are_the_product_with_the_transposed_codes(seed: int, d_
 def test_entries_of_one_feature_stay_in_the_order_of_tokens():
     entries = by_feature(torch.tensor([2, 0, 2, 1, 0, 2]), torch.tensor([0, 0, 1, 1, 2, 2]), d_sae=4)
     assert entries.tokens.tolist() == [0, 2, 1, 0, 1, 2]
+
+
+GROWTH = """
+import resource, torch
+from circuitcli.saes.selection import TopK
+from circuitcli.saes.sparse import Encoder, decode, encode
+
+n, d, d_sae, k = 16_384, 768, 2_048, 32
+x, W_enc, W_dec = torch.randn(n, d), torch.randn(d, d_sae).requires_grad_(), torch.randn(d_sae, d).requires_grad_()
+
+def step(x):
+    codes, _ = encode(x, Encoder(W_enc, torch.zeros(d_sae), None), TopK(k), watched=torch.arange(0))
+    decode(codes, W_dec).square().mean().backward()
+    assert W_enc.grad.any() and W_dec.grad.any()
+
+step(x[:2_048])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+step(x)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024, n * k * d * 4)
+"""
+
+
+def test_no_decoder_row_is_copied_for_each_code():
+    """As the backward pass of sparsify does, which takes gigabytes for them."""
+    made = subprocess.run(
+        [sys.executable, "-c", GROWTH],
+        env=environment(OMP_NUM_THREADS="2"),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert made.returncode == 0, made.stderr
+    grown, rows_of_all_codes = map(int, made.stdout.split())
+    assert grown < rows_of_all_codes / 4
