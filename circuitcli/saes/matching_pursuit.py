@@ -44,20 +44,19 @@ class MatchingPursuitSae(SparseAutoencoder):
         """Codes of activations. Which features are taken is a constant to gradients."""
         left = self.centred(x).flatten(0, -2)  # (token, d_in)
         codes = left.new_zeros(len(left), self.d_sae)
+        # Tokens that are not done; what is left is of these alone.
         live = torch.arange(len(left), device=left.device)
         for _ in range(self.max_iterations or self.d_in):
-            here = left.index_select(0, live)
             with torch.no_grad():
-                chosen = (here @ self.W_enc + self.b_enc).argmax(dim=1)
-            values = ((here * self.W_enc.T[chosen]).sum(dim=1) + self.b_enc[chosen]).relu()
+                chosen = (left @ self.W_enc + self.b_enc).argmax(dim=1)
+            values = ((left * self.W_enc.T[chosen]).sum(dim=1) + self.b_enc[chosen]).relu()
             brings_none = (codes.detach()[live, chosen] != 0) | (values.detach() == 0)
             codes = codes.index_put((live, chosen), values, accumulate=True)
-            here = here - values[:, None] * self.W_dec[chosen]
-            left = left.index_copy(0, live, here)
-            is_done = here.detach().norm(dim=1) < self.residual_threshold
+            left = left - values[:, None] * self.W_dec[chosen]
+            is_done = left.detach().norm(dim=1) < self.residual_threshold
             if self.stop_on_duplicate_support:
                 is_done |= brings_none
-            live = live[~is_done]
+            left, live = left[~is_done], live[~is_done]
             if not len(live):
                 break
         return codes.unflatten(0, x.shape[:-1])

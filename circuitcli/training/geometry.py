@@ -15,12 +15,12 @@ MOST_COMPARED, SAMPLE = 2**13, 4096
 
 
 @torch.no_grad()
-def geometry_facts(sae: SparseAutoencoder) -> dict[str, Any]:
+def geometry_facts(sae: SparseAutoencoder, nearest: Float[Tensor, " compared"] | None = None) -> dict[str, Any]:
     """Cosines between weights; the nearest other decoder row is looked for among all features.
 
     encoder_decoder_cosine: of a feature's encoder column and decoder row, mean and largest over features; a transcoder,
     whose two sides are different spaces, has none. decoder_cosine: of each decoder row and its nearest other, mean and
-    largest over ``n_compared`` features, all or an even sample.
+    largest over ``n_compared`` features, all or an even sample. nearest: these, if they are known already.
     """
     decoder = F.normalize(sae.W_dec.float(), dim=1)
     facts: dict[str, Any] = {}
@@ -30,7 +30,8 @@ def geometry_facts(sae: SparseAutoencoder) -> dict[str, Any]:
             "encoder_decoder_cosine_mean": float(cosines.cpu().double().mean()),
             "encoder_decoder_cosine_max": float(cosines.max()),
         }
-    nearest = nearest_cosines(decoder)
+    if nearest is None:
+        nearest = nearest_cosines(decoder)
     if not len(nearest):
         return facts
     return facts | {

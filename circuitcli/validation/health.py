@@ -43,8 +43,8 @@ def weight_facts(sae: SparseAutoencoder, *, radius: float | None = None) -> dict
     if (silent := _cannot_fire(sae, radius)) is not None:
         facts["cannot_fire"] = silent
     if not facts["not_finite"]:
-        facts |= geometry_facts(sae)
         nearest = nearest_cosines(torch.nn.functional.normalize(sae.W_dec.float(), dim=1))
+        facts |= geometry_facts(sae, nearest)
         facts["share_of_duplicates"] = int((nearest > SAME_COSINE).sum()) / max(1, len(nearest))
     return facts
 

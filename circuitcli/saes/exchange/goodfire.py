@@ -36,14 +36,10 @@ def read(place: Place) -> "Foreign":
     from circuitcli.saes.exchange.tensors import Foreign, Tensors, build
 
     tensors = Tensors.pickled(place.files[0])
-    encoder = tensors.take("encoder_linear.weight", shape=(None, None))
-    d_sae, d_in = encoder.shape
-    parameters = {
-        "W_enc": encoder.T,
-        "b_enc": tensors.take("encoder_linear.bias", shape=(d_sae,)),
-        "W_dec": tensors.take("decoder_linear.weight", shape=(d_in, d_sae)).T,
-        "b_dec": tensors.take("decoder_linear.bias", shape=(d_in,)),
-    }
+    parameters = tensors.linear_layers(
+        "encoder_linear.weight", "encoder_linear.bias", "decoder_linear.weight", "decoder_linear.bias"
+    )
+    d_in, d_sae = parameters["W_enc"].shape
     assert place.hook is not None
     config = SaeConfig(place.hook, d_in, d_sae, subtract_decoder_bias=False)
     about = About(model=place.model, dtype=tensors.dtype_of("encoder_linear.weight"), dataset=_DATASET)

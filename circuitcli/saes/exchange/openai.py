@@ -49,14 +49,8 @@ def read(place: Place) -> "Foreign":
 
     tensors = Tensors.pickled(place.files[0])
     architecture, options = _activation(tensors)
-    encoder = tensors.take("encoder.weight", shape=(None, None))
-    d_sae, d_in = encoder.shape
-    parameters = {
-        "W_enc": encoder.T,
-        "b_enc": tensors.take("latent_bias", shape=(d_sae,)),
-        "W_dec": tensors.take("decoder.weight", shape=(d_in, d_sae)).T,
-        "b_dec": tensors.take("pre_bias", shape=(d_in,)),
-    }
+    parameters = tensors.linear_layers("encoder.weight", "latent_bias", "decoder.weight", "pre_bias")
+    d_in, d_sae = parameters["W_enc"].shape
     assert place.hook is not None
     normalisation: Any = "layer-norm" if architecture == "topk" else "none"
     config = SaeConfig(place.hook, d_in, d_sae, normalisation=normalisation)

@@ -21,11 +21,8 @@ def places(directory: Path, names: frozenset[str]) -> list[Place]:
     layers = sorted(int(found[1]) for name in names if (found := _FILE.fullmatch(name)))
     repository = _REPOSITORY.search(str(directory))
     model = f"Qwen/{repository['model']}" if repository else None
-    return [
-        Place(NAME, path, (path,), HookPoint(layer, "resid"), model=model)
-        for layer in layers
-        for path in [directory / f"layer{layer}.sae.pt"]
-    ]
+    paths = {layer: directory / f"layer{layer}.sae.pt" for layer in layers}
+    return [Place(NAME, path, (path,), HookPoint(layer, "resid"), model=model) for layer, path in paths.items()]
 
 
 def read(place: Place) -> "Foreign":
@@ -40,14 +37,8 @@ def read(place: Place) -> "Foreign":
             hint="keep it in a folder with the name of its repository, such as SAE-Res-Qwen3-1.7B-Base-W32K-L0_50",
         )
     tensors = Tensors.pickled(place.files[0])
-    encoder = tensors.take("W_enc", shape=(None, None))
-    d_sae, d_in = encoder.shape
-    parameters = {
-        "W_enc": encoder.T,
-        "b_enc": tensors.take("b_enc", shape=(d_sae,)),
-        "W_dec": tensors.take("W_dec", shape=(d_in, d_sae)).T,
-        "b_dec": tensors.take("b_dec", shape=(d_in,)),
-    }
+    parameters = tensors.linear_layers("W_enc", "b_enc", "W_dec", "b_dec")
+    d_in, d_sae = parameters["W_enc"].shape
     assert place.hook is not None
     config = SaeConfig(place.hook, d_in, d_sae, subtract_decoder_bias=False)
     k = int(repository["k"])

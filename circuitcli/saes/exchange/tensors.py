@@ -94,6 +94,20 @@ class Tensors:
             raise InputError(f"{self.path}: {name} has shape {seen}, expected ({wanted})", hint=_AGAIN)
         return found.float()
 
+    def linear_layers(self, encoder: str, b_enc: str, decoder: str, b_dec: str) -> dict[str, Tensor]:
+        """Our parameters, of tensors of these names whose weights are stored as `nn.Linear` does, outputs first.
+
+        Raises InputError as `take`.
+        """
+        W_enc = self.take(encoder, shape=(None, None))
+        d_sae, d_in = W_enc.shape
+        return {
+            "W_enc": W_enc.T,
+            "b_enc": self.take(b_enc, shape=(d_sae,)),
+            "W_dec": self.take(decoder, shape=(d_in, d_sae)).T,
+            "b_dec": self.take(b_dec, shape=(d_in,)),
+        }
+
     def number(self, *names: str) -> float:
         """A single number, stored as such or as a tensor. Raises InputError if there is none."""
         name = self.name_of(*names)
