@@ -9,15 +9,17 @@ import torch
 from support_collect import HOOKS, collection, language_model, source, stored_bytes, texts, tokenizer
 
 from circuitcli import progress
-from circuitcli.activations import disk
+from circuitcli.activations import disk, lanes
 from circuitcli.activations.blocks import token_blocks
 from circuitcli.activations.cache import ActivationCache
 from circuitcli.activations.collection import collect, finished_shards
+from circuitcli.activations.lanes import blocks_at_once
 from circuitcli.activations.shards import DTYPES, hook_path
 from circuitcli.activations.token_shards import tokens_path
 from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models import taps
+from circuitcli.models.adapter import ModelAdapter
 
 DOCUMENTS = texts(40, 0, 7, 15, 16, 33, 1, 90, 0, 5)
 
@@ -65,6 +67,34 @@ def test_batch_size_changes_rounding_only(tmp_path, batch_size):
     assert {name for name in stored_bytes(tmp_path / "a")} == {name for name in stored_bytes(tmp_path / "b")}
     for hook in HOOKS:
         assert torch.allclose(one.rows(hook, 0, 207), other.rows(hook, 0, 207), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("asked", "length", "device", "found"),
+    [
+        (32, 128, "cpu", 16),
+        (8, 128, "cpu", 8),
+        (32, 1024, "cpu", 2),
+        (32, 4096, "cpu", 1),
+        (32, 128, "cuda", 32),
+        (1, 128, "cpu", 1),
+    ],
+)
+def test_a_core_takes_as_many_blocks_as_suit_its_cache(asked, length, device, found):
+    assert blocks_at_once(asked, block_length=length, device=device) == found
+
+
+def test_a_batch_goes_through_the_model_in_parts_that_suit_a_core(tmp_path, monkeypatch):
+    whole = collected(tmp_path / "whole")
+    seen, logits = [], ModelAdapter.logits
+    monkeypatch.setattr(
+        ModelAdapter, "logits", lambda self, ids, mask: seen.append(len(ids)) or logits(self, ids, mask)
+    )
+    monkeypatch.setattr(lanes, "_CPU_TOKENS", 2 * 16 + 1)
+    parts = collected(tmp_path / "parts")
+    assert set(seen) == {1, 2}
+    for hook in HOOKS:
+        assert torch.allclose(parts.rows(hook, 0, 207), whole.rows(hook, 0, 207), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -11,8 +11,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
-from support_collect import BOS, EOS, PAD, save_model, stage_request, stored_bytes, texts, tokenizer
+from support_collect import BOS, EOS, PAD, language_model, save_model, stage_request, stored_bytes, texts, tokenizer
 
 from circuitcli import runs
 from circuitcli.activations import shards
@@ -21,7 +22,7 @@ from circuitcli.errors import InputError, SettingsError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.records import ActivationsRecord, RunRecord
 from circuitcli.runs import Run
-from circuitcli.stages import collect
+from circuitcli.stages import collect, estimates
 
 HOOKS = ("mlp.1", "resid.1", "mlp.2", "resid.2")
 
@@ -84,7 +85,7 @@ def test_a_finished_run_answers_without_torch(tmp_path, model, text):
         from circuitcli.records import Stream
         from circuitcli.runs import Run
         from circuitcli.settings.sources import load
-        from circuitcli.stages import collect
+        from circuitcli.stages import collect, estimates
         from circuitcli.stages.request import Request
         flags = {{"model.name": {str(model)!r}, "model.device": "cpu", "data.text": {str(text)!r}, "data.layers": "1:",
                  "data.sites": "resid,mlp", "data.tokens": 300, "data.block_length": 16, "data.shard_tokens": 60}}
@@ -186,6 +187,23 @@ def test_the_plan_tells_disk_memory_and_arithmetic_and_makes_nothing(tmp_path, m
     assert not (tmp_path / "run").exists()
 
 
+def test_the_plan_tells_memory_by_what_is_under_way_and_not_by_the_tokens(tmp_path, model, text, monkeypatch):
+    monkeypatch.setattr(estimates, "size", lambda n_bytes: f"{n_bytes:.0f}")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+
+    def told(**data) -> int:
+        request = stage_request(tmp_path / "run", model, text, **data)
+        return int(dict(collect.plan(request))["memory"].split()[1]) - estimates._LIBRARIES_BYTES
+
+    # Three batches in a block of the model, ten pieces of memory on their way to the disk.
+    weights, row = sum(p.numel() for p in language_model().adapter.model.parameters()), 24
+    assert told() == 4 * weights + 4 * 16 * row * (3 * 16 * 4 + 10 * 2)
+    assert told(tokens=10**9) == told()
+    assert told(dtype="float32") == 4 * weights + 4 * 16 * row * (3 * 16 * 4 + 10 * 4)
+    # A core takes no more than 2,048 tokens at once.
+    assert told(batch_size=500) == told(batch_size=128) == 4 * weights + 2048 * row * (3 * 16 * 4 + 10 * 2)
+
+
 def test_planned_bytes_are_those_on_disk(tmp_path, model, text):
     request = stage_request(tmp_path / "run", model, text, shard_tokens=10**6)
     collect.run(request)
@@ -209,7 +227,7 @@ _NURSERY = """if True:
     import circuitcli.activations.collection
     from support_collect import stage_request
     from transformers import GPT2LMHeadModel
-    from circuitcli.stages import collect
+    from circuitcli.stages import collect, estimates
 
     def finished(run):
         return len(list((run / "activations" / "tokens").glob("*.h5")))

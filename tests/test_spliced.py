@@ -13,6 +13,7 @@ from circuitcli.models.adapter import ModelAdapter
 from circuitcli.models.taps import read, tapped
 from circuitcli.saes.base import SaeConfig, SparseAutoencoder
 from circuitcli.saes.relu import ReluSae
+from circuitcli.training import spliced
 from circuitcli.training.spliced import Listener, ModelLoss, Texts
 
 LENGTHS = (7, 5, 9, 1)
@@ -38,7 +39,7 @@ def texts(blocks: list[Rows] | None = None) -> Texts:
 def loss(
     adapter: ModelAdapter, sae: SparseAutoencoder, mean: torch.Tensor, blocks: list[Rows] | None = None
 ) -> ModelLoss:
-    return Listener(adapter, texts(blocks)).loss(sae, mean=mean)
+    return Listener(adapter, texts(blocks), {sae.hook, sae.target}).loss(sae, mean=mean)
 
 
 def mean_at(adapter: ModelAdapter, hook: HookPoint = HOOK) -> torch.Tensor:
@@ -156,16 +157,56 @@ def test_an_sae_stands_only_where_activations_are_stored():
     assert untouched.ce_spliced == pytest.approx(untouched.ce_clean)
 
 
-def test_constants_are_run_once_for_each_hook_point(monkeypatch: pytest.MonkeyPatch):
+def test_each_run_starts_at_its_hook_point_and_constants_are_run_once_for_each(monkeypatch: pytest.MonkeyPatch):
     adapter = adapter_of("gpt2")
-    listener = Listener(adapter, texts())
-    n_batches, runs, logits = len(texts().inputs), [], ModelAdapter.logits
-    monkeypatch.setattr(ModelAdapter, "logits", lambda self, *args: runs.append(1) or logits(self, *args))
+    block_1, block_2 = (Counted(adapter.blocks[layer]) for layer in (1, 2))
+    later = HookPoint(2, "attn")
+    listener = Listener(adapter, texts(), [HOOK, later])
+    n_batches = len(texts().inputs)
+    assert (block_1.calls(), block_2.calls()) == (n_batches, n_batches)
     mean = torch.ones(D_MODEL, dtype=torch.float64)
     first = listener.loss(random_sae(HOOK), mean=mean)
-    assert len(runs) == 3 * n_batches
+    assert (block_1.calls(), block_2.calls()) == (0, 3 * n_batches)
     second = listener.loss(random_sae(HOOK, seed=1), mean=mean)
-    assert len(runs) == 4 * n_batches
+    assert (block_1.calls(), block_2.calls()) == (0, n_batches)
     assert first.ce_mean == second.ce_mean and first.ce_spliced != second.ce_spliced
-    listener.loss(random_sae(HookPoint(2, "attn")), mean=mean)
-    assert len(runs) == 7 * n_batches
+    listener.loss(random_sae(later), mean=mean)
+    assert (block_1.calls(), block_2.calls()) == (0, 3 * n_batches)
+
+
+def test_hook_points_may_come_in_any_order():
+    """Each start is reached from another one: forwards, from the first again, and from the embedding."""
+    adapter, mean = adapter_of("gpt2"), torch.ones(D_MODEL, dtype=torch.float64)
+    saes = [
+        random_sae(HookPoint(*place)) for place in ((0, "attn"), (2, "mlp"), (1, "resid"), (0, "embed"), (2, "resid"))
+    ]
+    for order in (saes, saes[::-1]):
+        listener = Listener(adapter, texts(), [sae.hook for sae in saes])
+        for sae in order:
+            assert listener.loss(sae, mean=mean) == loss(adapter, sae, mean), sae.hook
+
+
+class Counted:
+    """How often a block is run."""
+
+    def __init__(self, block: torch.nn.Module) -> None:
+        self._n = 0
+        block.register_forward_hook(self._count)
+
+    def _count(self, *_) -> None:
+        self._n += 1
+
+    def calls(self) -> int:
+        """Since the last time."""
+        n, self._n = self._n, 0
+        return n
+
+
+@pytest.mark.parametrize("n_rows", [1, 4, 100])
+def test_losses_do_not_depend_on_how_many_logits_are_held_at_once(monkeypatch: pytest.MonkeyPatch, n_rows: int):
+    adapter, sae, mean = adapter_of("gpt2"), random_sae(HOOK), torch.ones(D_MODEL, dtype=torch.float64)
+    expected = loss(adapter, sae, mean)
+    monkeypatch.setattr(spliced, "_LOGITS_AT_ONCE", n_rows * adapter.n_token_ids)
+    found = loss(adapter, sae, mean)
+    assert found.ce_spliced == pytest.approx(expected.ce_spliced, rel=1e-12)
+    assert found.kl_zero == pytest.approx(expected.kl_zero, rel=1e-12)

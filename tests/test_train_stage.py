@@ -12,6 +12,7 @@ import torch
 from circuitcli.activations.cache import ActivationCache
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.hookpoints import HookPoint
+from circuitcli.models.loading import load_model
 from circuitcli.records import SaeRecord, Stream
 from circuitcli.runs import Run, file_digest
 from circuitcli.saes import files
@@ -220,3 +221,19 @@ def test_plan_tells_tokens_bytes_work_and_time_without_files(run_path: Path, mon
     assert facts["autoencoders"] == "2: attn.1 resid.1"
     assert "4,992 in 39 steps" in facts["tokens"] and "300 held out" in facts["tokens"]
     assert not (run_path / "saes").exists()
+
+
+def test_plan_tells_memory_by_widths_architecture_pool_and_model(run_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(estimates, "size", lambda n_bytes: f"{n_bytes:.0f}")
+
+    def told(**assignments) -> int:
+        return int(dict(train.plan(request(run_path, **assignments)))["memory"].split()[1])
+
+    model = told() - told(train__loss_tokens=0)
+    adapter = load_model(request(run_path).settings.model).adapter
+    assert model == 4 * sum(parameter.numel() for parameter in adapter.model.parameters())
+    # Each of two SAEs has four numbers for each weight, and one at a time two for each feature and row of a batch.
+    assert told(sae__expansion=4) - told() == 4 * (2 * 4 * 2 * 128 * 256 + 2 * 128 * 256)
+    assert told(sae__architecture="relu") - told() == 4 * 4 * 128 * 256
+    n_rows = ActivationCache(run_path / "activations", [*map(HookPoint.parse, HOOKS)]).n_tokens - 300
+    assert told() - told(train__pool_tokens=100) == 2 * 2 * 128 * (n_rows - 100)

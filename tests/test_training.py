@@ -18,7 +18,7 @@ from circuitcli.settings.settings import Settings
 from circuitcli.settings.train import TrainSettings
 from circuitcli.training.initial import geometric_median, input_scale
 from circuitcli.training.loss import auxk, missed_variance
-from circuitcli.training.plan import plan, width
+from circuitcli.training.plan import plan, pool_tokens, width
 from circuitcli.training.quality import reconstruction
 from circuitcli.training.schedule import Schedule, default_rate
 from circuitcli.training.trainer import total
@@ -191,3 +191,18 @@ def test_k_above_the_width_is_refused_naming_both():
     with pytest.raises(SettingsError, match=r"sae.k=32 .* 16 features") as caught:
         width(Settings(sae=SaeSettings(d_sae=16)), d_in=128)
     assert caught.value.exit_status == 2 and "16" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("row_bytes", "train", "expected"),
+    [
+        (2 * 576, {}, 262_144),
+        (2 * 576 * 90, {}, 20_712),
+        (2 * 4096 * 99, {}, 8192),
+        (2 * 4096 * 99, {"batch_size": 10}, 2647),
+        (2 * 4096 * 99, {"pool_tokens": 9}, 9),
+    ],
+)
+def test_a_pool_takes_no_more_memory_for_more_hook_points(row_bytes: int, train: dict, expected: int):
+    found = pool_tokens(Settings(train=TrainSettings(**train)), row_bytes=row_bytes)
+    assert found == expected

@@ -7,7 +7,7 @@ bits as one that was not, on the same device with the same batch size and number
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from circuitcli import group, processes, progress, runs
@@ -15,7 +15,7 @@ from circuitcli.activations.background import Worker, ahead
 from circuitcli.activations.blocks import Block, Cursor, Documents, token_blocks
 from circuitcli.activations.cache import ActivationCache
 from circuitcli.activations.disk import DiskQueue, n_buffers
-from circuitcli.activations.lanes import lanes, n_lanes
+from circuitcli.activations.lanes import blocks_at_once, lanes, n_lanes
 from circuitcli.activations.passes import passes
 from circuitcli.activations.plans import BlocksFrom, Collection, Found, complete, plans, survey
 from circuitcli.activations.shard_files import ShardFiles
@@ -102,6 +102,8 @@ def _continue(
     model: LanguageModel, blocks_from: BlocksFrom, collection: Collection, found: Mapping[int, Found]
 ) -> None:
     adapter, bos_id = model.adapter, model.tokenizer.bos_id
+    at_once = blocks_at_once(collection.batch_size, block_length=collection.block_length, device=adapter.device.type)
+    collection = replace(collection, batch_size=at_once)
     begun: list[ShardFiles] = []
     reporting = progress.task("collect", total=collection.n_tokens, unit="tokens", done=done_rows(found))
     with ExitStack() as stack:

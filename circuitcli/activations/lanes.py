@@ -17,13 +17,25 @@ from circuitcli.models.adapter import ModelAdapter
 # Each has activations of a batch in memory.
 MOST_LANES = 8
 _GPU_LANES = 2
+# More tokens at once find less of themselves in a core's cache, fewer cost more calls.
+_CPU_TOKENS = 2048
 
 
 def n_lanes(adapter: ModelAdapter) -> int:
     """How many batches are under way at once; one for a model whose parts are moved between devices as it runs."""
     if getattr(adapter.model, "hf_device_map", None):
         return 1
-    return min(MOST_LANES, torch.get_num_threads()) if adapter.device.type == "cpu" else _GPU_LANES
+    return lanes_on(adapter.device.type)
+
+
+def lanes_on(device: str) -> int:
+    """How many batches are under way at once on a device of this type."""
+    return min(MOST_LANES, torch.get_num_threads()) if device == "cpu" else _GPU_LANES
+
+
+def blocks_at_once(batch_size: int, *, block_length: int, device: str) -> int:
+    """How many blocks of a batch go through the model together, on a device of this type."""
+    return min(batch_size, max(1, _CPU_TOKENS // block_length)) if device == "cpu" else batch_size
 
 
 @contextmanager

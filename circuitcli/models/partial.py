@@ -4,8 +4,8 @@ What a block needs beside the residual (mask, rotary embeddings, positions) is c
 execution needs no knowledge of the family.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,18 +22,19 @@ class BlockPass:
     """What an unchanged pass through the blocks leaves for later partial ones; all tensors are detached.
 
     With one text, later passes may have any number of edited copies of it; with several, as many rows as texts.
+    residuals: by the block that each enters; the last is the output of the last block.
     """
 
     input_ids: Int[Tensor, "text position"]
     attention_mask: Int[Tensor, "text position"] | None
     arguments: tuple[tuple[tuple[Any, ...], dict[str, Any]], ...]
-    residuals: tuple[Float[Tensor, "text position d_model"], ...]
+    residuals: Mapping[int, Float[Tensor, "text position d_model"]]
     activations: Mapping[HookPoint, Float[Tensor, "text position d_model"]]
 
     @property
     def final_residual(self) -> Float[Tensor, "text position d_model"]:
         """Output of the last block."""
-        return self.residuals[-1]
+        return self.residuals[len(self.arguments)]
 
 
 @dataclass(frozen=True)
@@ -48,15 +49,15 @@ def clean_pass(
 ) -> CleanPass:
     """One unchanged run over a text; keeps the residual before each block and the activations at ``hooks``."""
     seen: dict[HookPoint, Tensor] = {}
-    before, last = _between_blocks(adapter)
+    between = _between_blocks(adapter)
     with torch.no_grad(), block_arguments(adapter) as arguments:
-        with tapped(adapter, {hook: keep(seen, hook) for hook in {*hooks, *before, last}}):
+        with tapped(adapter, {hook: keep(seen, hook) for hook in {*hooks, *between.values()}}):
             logits = adapter.logits(input_ids)
     return CleanPass(
         input_ids=input_ids,
         attention_mask=None,
         arguments=tuple(arguments),
-        residuals=tuple(seen[hook] for hook in [*before, last]),
+        residuals={block: seen[hook] for block, hook in between.items()},
         activations={hook: seen[hook] for hook in hooks},
         logits=logits,
     )
@@ -67,24 +68,40 @@ def block_pass(
     input_ids: Int[Tensor, "text position"],
     attention_mask: Int[Tensor, "text position"] | None,
     hooks: tuple[HookPoint, ...] = (),
+    *,
+    starts: Iterable[int],
 ) -> BlockPass:
-    """`clean_pass` over several texts, without their logits, which take the most memory."""
-    before, last = _between_blocks(adapter)
+    """`clean_pass` over several texts, without what takes the most memory: their logits, and the residuals before other
+    blocks than ``starts``, those that later passes are to start from."""
+    between = _between_blocks(adapter)
+    between = {block: between[block] for block in sorted({*starts, adapter.n_layers}) if block >= 0}
     with torch.no_grad(), block_arguments(adapter) as arguments:
-        seen = read(adapter, input_ids, attention_mask, {*hooks, *before, last})
+        seen = read(adapter, input_ids, attention_mask, {*hooks, *between.values()})
     return BlockPass(
         input_ids=input_ids,
         attention_mask=attention_mask,
         arguments=tuple(arguments),
-        residuals=tuple(seen[hook] for hook in [*before, last]),
+        residuals={block: seen[hook] for block, hook in between.items()},
         activations={hook: seen[hook] for hook in hooks},
     )
 
 
-def _between_blocks(adapter: ModelAdapter) -> tuple[list[HookPoint], HookPoint]:
-    """The input of each block, and the output of the last."""
-    before = [HookPoint(layer, "resid_pre") for layer in range(adapter.n_layers)]
-    return before, HookPoint(adapter.n_layers - 1, "resid")
+def _between_blocks(adapter: ModelAdapter) -> dict[int, HookPoint]:
+    """The input of each block by its number, and the output of the last."""
+    before = {layer: HookPoint(layer, "resid_pre") for layer in range(adapter.n_layers)}
+    return before | {adapter.n_layers: HookPoint(adapter.n_layers - 1, "resid")}
+
+
+def started_at(adapter: ModelAdapter, clean: BlockPass, start: int) -> BlockPass:
+    """The pass with the residual before block ``start``, run on from the nearest that it has; of the others the first
+    and the last are kept. -1 needs none."""
+    if start in clean.residuals or start < 0:
+        return clean
+    nearest = max(block for block in clean.residuals if block < start)
+    with torch.no_grad():
+        residual = run_blocks(adapter, clean, clean.residuals[nearest], start=nearest, stop=start)
+    kept = {block: clean.residuals[block] for block in (min(clean.residuals), adapter.n_layers)}
+    return replace(clean, residuals=kept | {start: residual})
 
 
 def first_block(hook: HookPoint) -> int:
@@ -142,12 +159,9 @@ def rerun(
 
 
 def _from_embedding(adapter: ModelAdapter, clean: BlockPass, rows: int) -> Tensor:
-    seen: dict[HookPoint, Tensor] = {}
-    last = HookPoint(adapter.n_layers - 1, "resid")
-    with tapped(adapter, {last: keep(seen, last)}):
-        mask = clean.attention_mask
-        adapter.logits(clean.input_ids.expand(rows, -1), None if mask is None else mask.expand(rows, -1))
-    return seen[last]
+    last, mask = HookPoint(adapter.n_layers - 1, "resid"), clean.attention_mask
+    ids = clean.input_ids.expand(rows, -1)
+    return read(adapter, ids, None if mask is None else mask.expand(rows, -1), [last])[last]
 
 
 def _expanded(value: Any, rows: int) -> Any:

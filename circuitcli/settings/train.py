@@ -43,8 +43,9 @@ class TrainSettings(Section):
     """Weight of the loss that revives dead features (AuxK, Gao et al. 2024, arXiv:2406.04093)."""
     dead_tokens: int | None = Field(None, ge=1)
     """A feature that was silent for so many tokens is dead; by default a tenth of the run, at most 10 million."""
-    pool_tokens: int = Field(262_144, ge=1)
-    """Rows held in memory and shuffled together; bounds the memory of shuffling."""
+    pool_tokens: int | None = Field(None, ge=1)
+    """Rows held in memory and shuffled together; by default 262,144, or as many as fill 2 GiB with the activations of
+    all hook points, but two batches at least."""
     checkpoint_tokens: int = Field(1_000_000, ge=1)
     """Tokens between two checkpoints, which are written every five minutes at least; a killed run goes on from the last
     one."""
@@ -54,7 +55,7 @@ class TrainSettings(Section):
     eval_tokens: int = Field(16_384, ge=1)
     """Held-out tokens on which the finished SAEs are measured."""
     loss_tokens: int = Field(4096, ge=0)
-    """How many of these the model reads, three times for each SAE, to measure its loss with the SAE; 0 for none."""
+    """How many of these the model reads, to measure its loss with each SAE; 0 for none."""
     autocast: bool = False
     """Multiply in bfloat16, which many processors do several times as fast; weights, sums and Adam stay in float32."""
     tf32: bool = True

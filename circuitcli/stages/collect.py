@@ -16,7 +16,7 @@ from circuitcli.records import ActivationsRecord, Record
 from circuitcli.runs import Fingerprint
 from circuitcli.settings.settings import Settings
 from circuitcli.settings.sources import flatten
-from circuitcli.stages.estimates import arithmetic
+from circuitcli.stages.estimates import arithmetic, memory, size
 from circuitcli.stages.request import Request, changing_nothing, fingerprint, resumable
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ FOLDER = "activations"
 DEFAULT_TEXT = "hf:NeelNanda/pile-10k"
 # Where the model runs and how many blocks at once changes rounding only.
 _NO_MATTER = ("model.device", "model.device_map", "data.batch_size")
+# Numbers for each of d_model that a block has at once: its input, norms, queries, keys and values, the hidden layer.
+_WIDTHS_OF_A_BLOCK = 16
 _BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 # Token, block and position of a row.
 _TOKEN_BYTES = 16
@@ -64,7 +66,7 @@ def plan(request: Request) -> list[tuple[str, str]]:
         ("tokens", f"{settings.data.tokens:,}"),
         ("hook points", f"{len(hooks)}: {' '.join(map(str, hooks))}"),
         ("disk", disk_line(request, needed)),
-        ("memory", f"about {_size(_memory_bytes(settings, adapter, n_hooks=len(hooks)))}"),
+        *_memory(settings, adapter, n_hooks=len(hooks)),
         *arithmetic(
             _flops(settings, adapter, hooks),
             width=adapter.d_model,
@@ -76,7 +78,7 @@ def plan(request: Request) -> list[tuple[str, str]]:
 
 def disk_line(request: Request, n_bytes: int) -> str:
     """So many bytes beside what is free, for people."""
-    return f"{_size(n_bytes)} of {_size(_free_bytes(request.run.path))} free in {request.run.path}"
+    return f"{size(n_bytes)} of {size(_free_bytes(request.run.path))} free in {request.run.path}"
 
 
 def disk_bytes(settings: Settings, *, n_hooks: int, d_model: int) -> int:
@@ -243,7 +245,7 @@ def check_disk(request: Request, root: Path, *, n_hooks: int, d_model: int) -> N
     free = _free_bytes(request.run.path)
     if missing > free:
         raise InputError(
-            f"the activations need {_size(missing)} more and {request.run.path} has {_size(free)} free",
+            f"the activations need {size(missing)} more and {request.run.path} has {size(free)} free",
             hint="collect fewer --tokens, --layers or --sites, or choose another disk with --run",
         )
 
@@ -273,12 +275,21 @@ def _n_parameters(adapter: "ModelAdapter") -> int:
     return sum(parameter.numel() for parameter in adapter.model.parameters())
 
 
-def _memory_bytes(settings: Settings, adapter: "ModelAdapter", *, n_hooks: int) -> int:
-    """The weights, one batch as it comes from the model, and four as they are stored, on their way to the disk."""
-    data = settings.data
-    number = _BYTES[settings.model.dtype]
-    batch = data.batch_size * data.block_length * adapter.d_model * n_hooks
-    return _n_parameters(adapter) * number + batch * (number + 4 * _BYTES[data.dtype])
+def _memory(settings: Settings, adapter: "ModelAdapter", *, n_hooks: int) -> list[tuple[str, str]]:
+    """The weights, what a block makes of each batch under way, on a GPU the rows of all hook points, and those of some
+    on their way to the disk."""
+    from circuitcli.activations.disk import n_buffers
+    from circuitcli.activations.lanes import blocks_at_once, lanes_on
+    from circuitcli.models.loading import choose_device
+
+    data, device = settings.data, choose_device(settings.model.device).type
+    n_lanes = lanes_on(device)
+    n_blocks = blocks_at_once(data.batch_size, block_length=data.block_length, device=device)
+    batch = n_blocks * data.block_length * adapter.d_model
+    rows = batch * _BYTES[data.dtype]
+    on_device = (_n_parameters(adapter) + n_lanes * _WIDTHS_OF_A_BLOCK * batch) * _BYTES[settings.model.dtype]
+    kept = 0 if device == "cpu" else n_lanes * n_hooks * rows
+    return memory(n_buffers(n_lanes) * rows, on_device + kept, device=settings.model.device)
 
 
 def _flops(settings: Settings, adapter: "ModelAdapter", hooks: Iterable[HookPoint]) -> float:
@@ -288,12 +299,3 @@ def _flops(settings: Settings, adapter: "ModelAdapter", hooks: Iterable[HookPoin
     weights = sum(parameter.numel() for block in blocks for parameter in block.parameters())
     attention = 4 * n_blocks * settings.data.block_length * adapter.d_model
     return float(settings.data.tokens) * (2 * weights + attention)
-
-
-def _size(n_bytes: int) -> str:
-    size = float(n_bytes)
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:,.1f} TB"

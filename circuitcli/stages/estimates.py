@@ -1,15 +1,40 @@
-"""How long arithmetic takes on this machine, for a dry run."""
+"""How much memory and time a stage takes on this machine, for a dry run. All texts are for people."""
 
 import time
 
 # A product of this many rows keeps every core or GPU at work; measured for so long, the best of them counts.
 _ROWS = 2048
 _MEASURED_S = 0.3
+# What PyTorch, transformers, a tokenizer and text under way take, whatever the model.
+_LIBRARIES_BYTES = 600_000_000
+
+
+def memory(on_host: int, on_device: int, *, device: str) -> list[tuple[str, str]]:
+    """Bytes beside the libraries, of which some are on the GPU if there is one.
+
+    Raises SettingsError or ToolError for a device that is not there.
+    """
+    from circuitcli.models.loading import choose_device
+
+    on_host += _LIBRARIES_BYTES
+    if choose_device(device).type == "cpu":
+        return [("memory", f"about {size(on_host + on_device)}")]
+    return [("memory", f"about {size(on_host)}"), ("GPU memory", f"about {size(on_device)}")]
+
+
+def size(n_bytes: int) -> str:
+    """Bytes in the largest unit that keeps them above one."""
+    number = float(n_bytes)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:,.1f} TB"
 
 
 def arithmetic(flops: float, *, width: int, device: str, dtype: str) -> list[tuple[str, str]]:
     """Floating-point operations and the time that they take if done as fast as matrices of this width are multiplied
-    here and now: the least that the stage can take, without loading, reading and writing. For people.
+    here and now: the least that the stage can take, without loading, reading and writing.
 
     Raises SettingsError or ToolError for a device that is not there.
     """
@@ -42,7 +67,7 @@ def multiplying_rate(*, width: int, device: str, dtype: str) -> float:
 
 
 def duration(seconds: float) -> str:
-    """For people, in two units at most."""
+    """In two units at most."""
     if seconds < 60:
         return f"{max(1, round(seconds))} s"
     minutes = round(seconds / 60)

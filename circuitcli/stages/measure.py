@@ -52,7 +52,7 @@ class HeldOut:
         check_model(model, cache, blocks[0])
         device = model.adapter.device
         texts = Texts.of(blocks, pad_id=model.tokenizer.pad_id, batch_size=_LOSS_BATCH, device=device)
-        return cls(cache, rows, device, Listener(model.adapter, texts))
+        return cls(cache, rows, device, Listener(model.adapter, texts, cache.hooks))
 
     def facts(self, sae: "SparseAutoencoder") -> dict[str, Any]:
         """All that was measured of an SAE or transcoder, by name; it must be on ``device``.

@@ -8,11 +8,11 @@ from typing import Any
 from circuitcli.hookpoints import HookPoint
 from circuitcli.records import ActivationsRecord, Record, SaeRecord
 from circuitcli.settings.settings import Settings
-from circuitcli.stages.estimates import arithmetic
+from circuitcli.stages.estimates import arithmetic, memory, size
 from circuitcli.stages.request import Request, fingerprint, needed, resumable
 from circuitcli.stages.sweep import swept, variants
 from circuitcli.stages.training import CHECKPOINT, FOLDER, Training, check_processes, finished_saes
-from circuitcli.training.plan import check_objective, lessons, sae_widths, width
+from circuitcli.training.plan import Plan, check_objective, lessons, pool_tokens, sae_widths, width
 from circuitcli.training.plan import plan as planned
 from circuitcli.training.readers import unread
 from circuitcli.training.schedule import default_rate
@@ -21,6 +21,9 @@ NAME = "train"
 SWEEP = "sweep"
 # Architectures whose codes are as many as the features while they learn.
 DENSE = ("relu", "gated", "jumprelu")
+# Numbers for each feature and row of a batch that are held at once.
+_DENSE_COPIES, _SPARSE_COPIES = 6, 2
+_STORED_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 # Settings that change no result, or no more than another device does.
 _NO_MATTER = ("train.checkpoint_tokens", "train.log", "train.parallel", "train.tf32")
 
@@ -76,7 +79,6 @@ def plan(request: Request) -> list[tuple[str, str]]:
         for hooks in lessons(settings.sae.architecture, list(d_models))
     ]
     parameters = sum(cost.parameters for cost in costs)
-    pool = min(request.settings.train.pool_tokens, made.stop_row) * sum(d_models.values())
     d_saes = sorted({d_sae for cost in costs for d_sae in cost.d_saes})
     rates = sorted({cost.rate(made.n_steps) for cost in costs})
     return [
@@ -84,8 +86,8 @@ def plan(request: Request) -> list[tuple[str, str]]:
         ("features", " ".join(f"{d_sae:,}" for d_sae in d_saes)),
         ("tokens", f"{made.tokens:,} in {made.n_steps:,} steps; {made.held_out:,} held out"),
         ("learning rate", " ".join(f"{rate:.2g}" for rate in rates)),
-        ("disk", f"{_gigabytes(4 * parameters)} GB, and {_gigabytes(12 * parameters)} GB while training"),
-        ("memory", f"about {_gigabytes(16 * parameters + 4 * pool)} GB"),
+        ("disk", f"{size(4 * parameters)}, and {size(12 * parameters)} while training"),
+        *_memory(request, found, made, costs),
         *arithmetic(
             float(sum(cost.flops for cost in costs) * made.tokens),
             width=max(d_models.values()),
@@ -113,12 +115,34 @@ class _Cost:
         flops = 5 * both * sum(d_saes) if settings.sae.architecture in DENSE else sparse
         return cls(settings, d_saes, both * sum(d_saes), flops)
 
+    @property
+    def is_dense(self) -> bool:
+        """Whether codes are as many as the features while it learns."""
+        return self.settings.sae.architecture in DENSE
+
     def rate(self, n_steps: int) -> float:
         return self.settings.train.learning_rate or default_rate(self.d_saes[0], n_steps=n_steps)
 
 
-def _gigabytes(n_bytes: int) -> str:
-    return f"{n_bytes / 1e9:,.2f}"
+def _memory(request: Request, found: list[ActivationsRecord], made: Plan, costs: list[_Cost]) -> list[tuple[str, str]]:
+    """Rows of the cache and a batch of them; weights, their gradients and the optimiser's two moments, what one SAE
+    makes of a batch, and the model that is put through the SAEs at the end."""
+    from circuitcli.models.loading import load_outline
+    from circuitcli.stages.measure import model_settings
+
+    train = request.settings.train
+    row_bytes = sum(one.d_model * _STORED_BYTES[one.dtype] for one in found)
+    pool = row_bytes * min(pool_tokens(request.settings, row_bytes=row_bytes), made.stop_row)
+    rows = 4 * train.batch_size * sum(one.d_model for one in found)
+    codes = train.batch_size * max(
+        sum(cost.d_saes) * (_DENSE_COPIES if cost.is_dense else _SPARSE_COPIES) for cost in costs
+    )
+    model = 0
+    if train.loss_tokens:
+        outline = load_outline(model_settings(request)).model
+        model = sum(parameter.numel() * parameter.element_size() for parameter in outline.parameters())
+    weights = sum(cost.parameters for cost in costs)
+    return memory(pool + rows, 4 * (4 * weights + codes) + model, device=request.settings.model.device)
 
 
 def _activations(request: Request) -> list[ActivationsRecord]:

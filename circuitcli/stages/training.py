@@ -17,7 +17,7 @@ from circuitcli.stages.measure import HeldOut
 from circuitcli.stages.mlps import mlps_between
 from circuitcli.stages.request import Request, changing_nothing
 from circuitcli.stages.text_batches import then_texts
-from circuitcli.training.plan import END_TO_END, Plan
+from circuitcli.training.plan import END_TO_END, Plan, pool_tokens
 from circuitcli.training.plan import plan as planned
 
 if TYPE_CHECKING:
@@ -174,13 +174,14 @@ def _batches(training: Training, cache: "ActivationCache", made: Plan, hooks: Se
     from circuitcli.activations.batches import ShuffledBatches
 
     settings = training.request.settings
+    row_bytes = sum(cache.d_model(hook) * cache.dtype(hook).itemsize for hook in hooks)
     return ShuffledBatches(
         cache,
         hooks=hooks,
         batch_size=settings.train.batch_size,
         n_tokens=made.tokens,
         seed=settings.seed,
-        pool_tokens=settings.train.pool_tokens,
+        pool_tokens=pool_tokens(settings, row_bytes=row_bytes),
         stop_row=made.stop_row,
     )
 

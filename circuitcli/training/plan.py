@@ -11,6 +11,8 @@ from circuitcli.training.schedule import Schedule, default_rate
 # A cache that is small beside train.eval_tokens gives at most this share of its rows away.
 LARGEST_HELD_OUT_SHARE = 0.1
 DEAD_TOKENS = 10_000_000
+# What is shuffled together mixes well enough, and takes no more memory whatever the number of hook points.
+POOL_TOKENS, POOL_BYTES = 262_144, 2 * 2**30
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,12 @@ def n_held_out(settings: Settings, *, n_rows: int) -> int:
 def default_dead_tokens(tokens: int) -> int:
     """A tenth of the run, at most the 10 million of Gao et al. 2024: a window longer than the run finds nothing."""
     return max(1, min(DEAD_TOKENS, tokens // 10))
+
+
+def pool_tokens(settings: Settings, *, row_bytes: int) -> int:
+    """Rows that are held in memory; one takes ``row_bytes`` over all hook points."""
+    train = settings.train
+    return train.pool_tokens or max(2 * train.batch_size, min(POOL_TOKENS, POOL_BYTES // row_bytes))
 
 
 def width(settings: Settings, *, d_in: int) -> int:

@@ -43,7 +43,8 @@ class Reading(Mapping[HookPoint, Float[Tensor, "row d_model"]]):
         """Read the blocks, of at least two tokens each, and keep the activations at the hook points."""
         ((ids, mask, target, stored),) = Texts.of(blocks, pad_id=pad_id, batch_size=len(blocks), device=adapter.device)
         # Without a mask attention takes its fastest way.
-        clean = block_pass(adapter, ids, None if bool(mask.all()) else mask, hooks)
+        starts = map(first_block, hooks)
+        clean = block_pass(adapter, ids, None if bool(mask.all()) else mask, hooks, starts=starts)
         return cls(adapter, clean, stored, target != MISSED_TARGET)
 
     def __getitem__(self, hook: HookPoint) -> Float[Tensor, "row d_model"]:

@@ -12,12 +12,14 @@ from torch import Tensor
 
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.adapter import ModelAdapter
-from circuitcli.models.taps import Callback, keep, tapped
+from circuitcli.models.partial import block_pass, first_block, rerun, started_at
+from circuitcli.models.taps import Callback
 from circuitcli.saes.base import SparseAutoencoder
 from circuitcli.saes.splice import replaced
 from circuitcli.training.jackknife import standard_errors
 
 MISSED_TARGET = -100
+_LOGITS_AT_ONCE = 2**23
 # Mean-ablation that does less harm than this, in nats, leaves nothing to recover.
 LEAST_HARM = 1e-6
 
@@ -133,20 +135,19 @@ class Texts:
 class Listener:
     """The model on some text: what it predicts untouched, and with constants, is worked out once for all SAEs.
 
-    Untouched runs are kept as the output of the last block, from which the logits of a batch follow cheaply.
+    Of untouched runs the output of the last block is kept, from which logits follow cheaply, and the residual where the
+    runs for the latest hook point start: SAEs are best taken in the order of the model.
     """
 
-    @torch.no_grad()
-    def __init__(self, adapter: ModelAdapter, texts: Texts) -> None:
+    def __init__(self, adapter: ModelAdapter, texts: Texts, hooks: Iterable[HookPoint]) -> None:
+        """hooks: where SAEs read and write."""
         self.adapter, self.texts = adapter, texts
-        last = HookPoint(adapter.n_layers - 1, "resid")
-        self._clean: list[Tensor] = []
-        for ids, mask, _, _ in texts:
-            seen: dict[HookPoint, Tensor] = {}
-            with tapped(adapter, {last: keep(seen, last)}):
-                adapter.logits(ids, mask)
-            self._clean.append(seen[last])
-        self._of_constants: dict[HookPoint, Float[Tensor, "text 8"]] = {}
+        first = max(0, min(first_block(hook) for hook in hooks))
+        # Without a mask attention takes its fastest way.
+        self._clean = [
+            block_pass(adapter, ids, None if bool(mask.all()) else mask, starts=[first]) for ids, mask, _, _ in texts
+        ]
+        self._of_constants: dict[HookPoint, Float[Tensor, "text 4"]] = {}
 
     @torch.no_grad()
     def loss(self, sae: SparseAutoencoder, *, mean: Float[Tensor, " d_out"]) -> ModelLoss:
@@ -155,42 +156,57 @@ class Listener:
         mean: of the raw activations that it reconstructs: at its hook point, for a transcoder at its target.
         """
         place = sae.target
+        edits = [replaced(sae, first=0)]
         if place not in self._of_constants:
-            by_mean = self._sums({place: constant(mean)})
-            by_zero = self._sums({place: constant(torch.zeros_like(mean))})
-            self._of_constants[place] = torch.cat([by_mean, by_zero], dim=1)
-        n, clean, spliced, kl = self._sums(replaced(sae, first=0)).unbind(dim=1)
-        _, _, ce_mean, kl_mean, _, _, ce_zero, kl_zero = self._of_constants[place].unbind(dim=1)
+            edits += [{place: constant(mean)}, {place: constant(torch.zeros_like(mean))}]
+        sums = self._sums(edits)
+        if place not in self._of_constants:
+            self._of_constants[place] = sums[:, 4:]
+        n, clean, spliced, kl = sums[:, :4].unbind(dim=1)
+        ce_mean, kl_mean, ce_zero, kl_zero = self._of_constants[place].unbind(dim=1)
         return ModelLoss.of(torch.stack([n, clean, spliced, ce_mean, ce_zero, kl, kl_mean, kl_zero], dim=1))
 
-    def _sums(self, callbacks: Mapping[HookPoint, Callback]) -> Float[Tensor, "text 4"]:
-        """For each text, over its predictions: their number, clean cross-entropy, that of the edited run, and KL."""
+    def _sums(self, edits: Sequence[Mapping[HookPoint, Callback]]) -> Float[Tensor, "text sums"]:
+        """For each text, over its predictions: their number and clean cross-entropy, and of each edited run the
+        cross-entropy and the divergence from the clean run; float64."""
+        start = min(first_block(hook) for edit in edits for hook in edit)
+        self._clean = [started_at(self.adapter, clean, start) for clean in self._clean]
         found = []
-        for (ids, mask, target, stored), residual in zip(self.texts, self._clean, strict=True):
-            with tapped(self.adapter, {hook: only_at(stored, callback) for hook, callback in callbacks.items()}):
-                edited = self.adapter.logits(ids, mask)
-            # The logits of one text at a time: a batch of them in several forms would be most of the memory.
-            for row in range(len(ids)):
-                clean = self.adapter.head(residual[row : row + 1])[0]
-                found.append(losses(clean, edited[row], target[row].to(clean.device)))
-        return torch.stack(found)
+        for clean, target, stored in zip(self._clean, self.texts.targets, self.texts.stored, strict=True):
+            runs = [clean.final_residual]
+            for edit in edits:
+                callbacks = {hook: only_at(stored, callback) for hook, callback in edit.items()}
+                runs.append(rerun(self.adapter, clean, callbacks, rows=len(target), start=start))
+            asked = target != MISSED_TARGET
+            of_each = prediction_losses(self.adapter, [run[asked.to(run.device)] for run in runs], target[asked])
+            text = asked.nonzero()[:, 0].cpu()
+            # Apple's GPUs have no float64.
+            of_each = of_each.cpu().double()
+            found.append(of_each.new_zeros(len(target), of_each.shape[1]).index_add_(0, text, of_each))
+        return torch.cat(found)
 
 
-def losses(
-    clean: Float[Tensor, "position vocab"], edited: Float[Tensor, "position vocab"], target: Int[Tensor, " position"]
-) -> Float[Tensor, " 4"]:
-    """Sums over the positions with a target: their number, cross-entropy of both runs, KL(clean || edited); float64."""
-    asked = target != MISSED_TARGET
-    log_p, log_q = (log_softmax(logits[asked]) for logits in (clean, edited.to(clean.device)))
-    chosen = target[asked][:, None]
-    of_each = [
-        -log_p.gather(1, chosen)[:, 0],
-        -log_q.gather(1, chosen)[:, 0],
-        (log_p.exp() * (log_p - log_q)).sum(dim=1),
-    ]
-    # Apple's GPUs have no float64.
-    sums = torch.stack(of_each).cpu().double().sum(dim=1)
-    return torch.cat([sums.new_tensor([len(chosen)]), sums])
+def prediction_losses(
+    adapter: ModelAdapter,
+    runs: Sequence[Float[Tensor, "prediction d_model"]],
+    target: Int[Tensor, " prediction"],
+) -> Float[Tensor, "prediction losses"]:
+    """Of each prediction from the last residual: 1, its cross-entropy in the first run, which is the clean one, and for
+    each other run cross-entropy and KL(clean || run)."""
+    pieces = []
+    # The logits of all predictions would be most of the memory.
+    n_rows = max(1, _LOGITS_AT_ONCE // adapter.n_token_ids)
+    for (clean, *edited), asked in zip(
+        zip(*(run.split(n_rows) for run in runs), strict=True), target.split(n_rows), strict=True
+    ):
+        log_p = log_softmax(adapter.head(clean[None])[0])
+        p, chosen = log_p.exp(), asked.to(log_p.device)[:, None]
+        losses = [torch.ones_like(log_p[:, 0]), -log_p.gather(1, chosen)[:, 0]]
+        for rows in edited:
+            log_q = log_softmax(adapter.head(rows[None])[0])
+            losses += [-log_q.gather(1, chosen)[:, 0], (p * (log_p - log_q)).sum(dim=1)]
+        pieces.append(torch.stack(losses, dim=1))
+    return torch.cat(pieces)
 
 
 def log_softmax(logits: Float[Tensor, "position vocab"]) -> Float[Tensor, "position vocab"]:

@@ -27,7 +27,7 @@ from circuitcli.activations.token_shards import TokenRows, TokenShard, tokens_pa
 from circuitcli.activations.writing import RowsWriter
 from circuitcli.allocator import keep_freed_memory
 from circuitcli.hookpoints import HookPoint
-from circuitcli.settings.train import TrainSettings
+from circuitcli.training.plan import POOL_TOKENS
 from tests.bench.bench_train import BATCH, D_IN, D_SAE, K, learner_of
 
 HOOK = HookPoint(0, "resid")
@@ -67,7 +67,7 @@ def from_cache(cache: ActivationCache, seed: int) -> Iterator[Tensor]:
         batch_size=BATCH,
         n_tokens=10**9,
         seed=seed,
-        pool_tokens=TrainSettings().pool_tokens,
+        pool_tokens=POOL_TOKENS,
         stop_row=cache.n_tokens,
     )
     return (batch[HOOK] for batch in stream.from_step(0))
