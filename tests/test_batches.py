@@ -131,6 +131,20 @@ def test_no_more_rows_are_in_memory_than_the_pool_has(cache, monkeypatch):
         assert sum(read) - given_out <= 100
 
 
+def test_all_pools_are_read_into_the_memory_of_two(cache, monkeypatch):
+    """Freed memory would be found in pieces, and taken anew."""
+    memories = []
+    real = ActivationCache.read_into
+
+    def kept(self, rows, hook, start):
+        memories.append(rows.untyped_storage())
+        real(self, rows, hook, start)
+
+    monkeypatch.setattr(ActivationCache, "read_into", kept)
+    list(batches(cache, hooks=[FIRST, SECOND], pool_tokens=100, n_tokens=3 * N_ROWS).from_step(0))
+    assert len({memory.data_ptr() for memory in memories}) == 2 * 2 and len(memories) > 20
+
+
 def test_going_on_late_reads_no_more_than_the_pool(cache, monkeypatch):
     read = []
     real = ActivationCache.read_into

@@ -8,7 +8,7 @@ than the pool that the step is in.
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
+from itertools import cycle, islice
 
 import numpy as np
 import torch
@@ -26,11 +26,15 @@ _CHUNKS_IN_POOL = 16
 
 # Widths may differ from hook point to hook point.
 RowBatch = dict[HookPoint, Float[Tensor, "batch _"]]
+_Memory = dict[HookPoint, Tensor]
 
 
 @dataclass(frozen=True)
 class _Pool:
-    """Rows in memory, in their stored dtype, and the order in which they are given out."""
+    """Rows in memory, in their stored dtype, and the order in which they are given out.
+
+    Their memory is used again for the pool after the next.
+    """
 
     rows: dict[HookPoint, Tensor]
     order: Int[Tensor, " row"]
@@ -96,6 +100,8 @@ class ShuffledBatches:
 
     def _pools(self, position: int, end: int) -> Iterator[_Pool]:
         """Pools that hold positions ``position`` to ``end`` of the stream of all epochs."""
+        # One is read while the one before is given out. Fresh memory for each would find the old in pieces.
+        memories = cycle([_Memory(), _Memory()])
         while position < end:
             epoch, skipped = divmod(position, self._n_rows)
             for number, chunks in enumerate(self._dealt(epoch)):
@@ -105,7 +111,7 @@ class ShuffledBatches:
                 if skipped >= size:
                     skipped -= size
                     continue
-                yield self._read(chunks, seed=[self._seed, epoch, number], skipped=skipped)
+                yield self._read(chunks, next(memories), seed=[self._seed, epoch, number], skipped=skipped)
                 position += size - skipped
                 skipped = 0
 
@@ -123,20 +129,22 @@ class ShuffledBatches:
     def _size(self, chunks: list[int]) -> int:
         return sum(self._length(chunk) for chunk in chunks)
 
-    def _read(self, chunks: list[int], *, seed: list[int], skipped: int) -> _Pool:
+    def _read(self, chunks: list[int], memory: _Memory, *, seed: list[int], skipped: int) -> _Pool:
         size = self._size(chunks)
         order = torch.from_numpy(np.random.default_rng(seed).permutation(size))
-        rows = {hook: self._filled(hook, chunks, size) for hook in self._hooks}
-        return _Pool(rows, order[skipped:])
+        for hook in self._hooks:
+            if hook not in memory:
+                n_rows = min(self._n_rows, self._pool_chunks * self._chunk_rows)
+                memory[hook] = torch.empty(n_rows, self._cache.d_model(hook), dtype=self._cache.dtype(hook))
+            self._fill(memory[hook], hook, chunks)
+        return _Pool({hook: rows[:size] for hook, rows in memory.items()}, order[skipped:])
 
-    def _filled(self, hook: HookPoint, chunks: list[int], size: int) -> Tensor:
-        rows = torch.empty(size, self._cache.d_model(hook), dtype=self._cache.dtype(hook))
+    def _fill(self, rows: Float[Tensor, "row d_model"], hook: HookPoint, chunks: list[int]) -> None:
         done = 0
         for chunk in chunks:
             length = self._length(chunk)
             self._cache.read_into(rows[done : done + length], hook, chunk * self._chunk_rows)
             done += length
-        return rows  # (size, d_model)
 
 
 def _joined(parts: list[dict[HookPoint, Tensor]]) -> RowBatch:

@@ -133,7 +133,8 @@ def _memory(request: Request, found: list[ActivationsRecord], made: Plan, costs:
     train = request.settings.train
     row_bytes = sum(one.d_model * _STORED_BYTES[one.dtype] for one in found)
     pool = row_bytes * min(pool_tokens(request.settings, row_bytes=row_bytes), made.stop_row)
-    rows = 4 * train.batch_size * sum(one.d_model for one in found)
+    # A batch as it is drawn, put together, and scaled.
+    rows = 3 * 4 * train.batch_size * sum(one.d_model for one in found)
     codes = train.batch_size * max(
         sum(cost.d_saes) * (_DENSE_COPIES if cost.is_dense else _SPARSE_COPIES) for cost in costs
     )
