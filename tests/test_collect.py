@@ -70,18 +70,21 @@ def test_batch_size_changes_rounding_only(tmp_path, batch_size):
 
 
 @pytest.mark.parametrize(
-    ("asked", "length", "device", "found"),
+    ("asked", "length", "width", "device", "found"),
     [
-        (32, 128, "cpu", 16),
-        (8, 128, "cpu", 8),
-        (32, 1024, "cpu", 2),
-        (32, 4096, "cpu", 1),
-        (32, 128, "cuda", 32),
-        (1, 128, "cpu", 1),
+        (32, 128, 576, "cpu", 16),
+        (32, 128, 4096, "cpu", 16),
+        (32, 128, 128, "cpu", 32),
+        (99, 128, 128, "cpu", 64),
+        (8, 128, 576, "cpu", 8),
+        (32, 1024, 576, "cpu", 2),
+        (32, 4096, 576, "cpu", 1),
+        (32, 128, 576, "cuda", 32),
+        (1, 128, 576, "cpu", 1),
     ],
 )
-def test_a_core_takes_as_many_blocks_as_suit_its_cache(asked, length, device, found):
-    assert blocks_at_once(asked, block_length=length, device=device) == found
+def test_a_core_takes_as_many_blocks_as_suit_its_cache(asked, length, width, device, found):
+    assert blocks_at_once(asked, block_length=length, d_model=width, device=device) == found
 
 
 def test_a_batch_goes_through_the_model_in_parts_that_suit_a_core(tmp_path, monkeypatch):
@@ -91,6 +94,7 @@ def test_a_batch_goes_through_the_model_in_parts_that_suit_a_core(tmp_path, monk
         ModelAdapter, "logits", lambda self, ids, mask: seen.append(len(ids)) or logits(self, ids, mask)
     )
     monkeypatch.setattr(lanes, "_CPU_TOKENS", 2 * 16 + 1)
+    monkeypatch.setattr(lanes, "_CPU_NUMBERS", 1)
     parts = collected(tmp_path / "parts")
     assert set(seen) == {1, 2}
     for hook in HOOKS:

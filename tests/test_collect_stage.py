@@ -200,8 +200,9 @@ def test_the_plan_tells_memory_by_what_is_under_way_and_not_by_the_tokens(tmp_pa
     assert told() == 4 * weights + 4 * 16 * row * (3 * 16 * 4 + 10 * 2)
     assert told(tokens=10**9) == told()
     assert told(dtype="float32") == 4 * weights + 4 * 16 * row * (3 * 16 * 4 + 10 * 4)
-    # A core takes no more than 2,048 tokens at once.
-    assert told(batch_size=500) == told(batch_size=128) == 4 * weights + 2048 * row * (3 * 16 * 4 + 10 * 2)
+    # A core takes no more at once than suits its cache.
+    blocks = 2**20 // 24 // 16
+    assert told(batch_size=5000) == told(batch_size=blocks) == 4 * weights + blocks * 16 * row * (3 * 16 * 4 + 10 * 2)
 
 
 def test_planned_bytes_are_those_on_disk(tmp_path, model, text):

@@ -102,7 +102,9 @@ def _continue(
     model: LanguageModel, blocks_from: BlocksFrom, collection: Collection, found: Mapping[int, Found]
 ) -> None:
     adapter, bos_id = model.adapter, model.tokenizer.bos_id
-    at_once = blocks_at_once(collection.batch_size, block_length=collection.block_length, device=adapter.device.type)
+    at_once = blocks_at_once(
+        collection.batch_size, block_length=collection.block_length, d_model=adapter.d_model, device=adapter.device.type
+    )
     collection = replace(collection, batch_size=at_once)
     begun: list[ShardFiles] = []
     reporting = progress.task("collect", total=collection.n_tokens, unit="tokens", done=done_rows(found))

@@ -17,8 +17,8 @@ from circuitcli.models.adapter import ModelAdapter
 # Each has activations of a batch in memory.
 MOST_LANES = 8
 _GPU_LANES = 2
-# More tokens at once find less of themselves in a core's cache, fewer cost more calls.
-_CPU_TOKENS = 2048
+# More at once finds less of itself in a core's cache, less costs more calls: tokens, or numbers of a narrow model.
+_CPU_TOKENS, _CPU_NUMBERS = 2048, 2**20
 
 
 def n_lanes(adapter: ModelAdapter) -> int:
@@ -33,9 +33,11 @@ def lanes_on(device: str) -> int:
     return min(MOST_LANES, torch.get_num_threads()) if device == "cpu" else _GPU_LANES
 
 
-def blocks_at_once(batch_size: int, *, block_length: int, device: str) -> int:
+def blocks_at_once(batch_size: int, *, block_length: int, d_model: int, device: str) -> int:
     """How many blocks of a batch go through the model together, on a device of this type."""
-    return min(batch_size, max(1, _CPU_TOKENS // block_length)) if device == "cpu" else batch_size
+    if device != "cpu":
+        return batch_size
+    return min(batch_size, max(1, max(_CPU_TOKENS, _CPU_NUMBERS // d_model) // block_length))
 
 
 @contextmanager

@@ -284,7 +284,7 @@ def _memory(settings: Settings, adapter: "ModelAdapter", *, n_hooks: int) -> lis
 
     data, device = settings.data, choose_device(settings.model.device).type
     n_lanes = lanes_on(device)
-    n_blocks = blocks_at_once(data.batch_size, block_length=data.block_length, device=device)
+    n_blocks = blocks_at_once(data.batch_size, block_length=data.block_length, d_model=adapter.d_model, device=device)
     batch = n_blocks * data.block_length * adapter.d_model
     rows = batch * _BYTES[data.dtype]
     on_device = (_n_parameters(adapter) + n_lanes * _WIDTHS_OF_A_BLOCK * batch) * _BYTES[settings.model.dtype]
