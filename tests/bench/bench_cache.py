@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=Path.cwd()) as folder:
         write(Path(folder), options.tokens)
         cache = ActivationCache(Path(folder), [HOOK])
         rows = torch.empty(cache.n_tokens, D_IN, dtype=torch.float16)

@@ -90,7 +90,7 @@ def measure(model: LanguageModel, hooks: Sequence[HookPoint], *, seconds_wanted:
     alike = sorted(blocks, key=lambda block: -len(block.ids))
     times: dict[str, list[float]] = {"bare": [], "collecting": [], "reading": []}
     for _ in range(rounds):
-        with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
+        with tempfile.TemporaryDirectory(prefix="bench-", dir=Path.cwd()) as folder:
             root = Path(folder)
             times["bare"].append(seconds(lambda: bare(model, alike, hooks)))
             times["collecting"].append(seconds(lambda root=root: collect_into(root, model, hooks, n_tokens)))
@@ -158,7 +158,7 @@ def grow() -> None:
 def peak(n_tokens: int) -> None:
     """Collect in this process and print its peak memory."""
     model = load_model(ModelSettings(name="builtin:tiny"))
-    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=Path.cwd()) as folder:
         collect_into(Path(folder), model, hook_points([3], DATA.sites), n_tokens)
     megabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     print(f"{n_tokens:9,} tokens of builtin:tiny, 3 hook points: {megabytes:.0f} MB at most", flush=True)
