@@ -36,7 +36,7 @@ class DataSettings(Section):
     """Whether special tokens that the text contains (EOS, padding, chat markers) are stored; the model sees them in any
     case. BOS in front of a block is never stored."""
     batch_size: int = Field(32, ge=1)
-    """Blocks in one forward pass; changes speed and memory only."""
+    """Most blocks in one forward pass; a CPU takes fewer at once. Changes speed and memory only."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float16"
     """Number type of stored activations."""
     shard_tokens: int = Field(65_536, ge=1)
