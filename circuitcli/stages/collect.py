@@ -16,7 +16,7 @@ from circuitcli.records import ActivationsRecord, Record
 from circuitcli.runs import Fingerprint
 from circuitcli.settings.settings import Settings
 from circuitcli.settings.sources import flatten
-from circuitcli.stages.estimates import arithmetic, memory, size
+from circuitcli.stages.estimates import BYTES, arithmetic, memory, size, weight_bytes
 from circuitcli.stages.request import Request, changing_nothing, fingerprint, resumable
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ DEFAULT_TEXT = "hf:NeelNanda/pile-10k"
 _NO_MATTER = ("model.device", "model.device_map", "data.batch_size")
 # Numbers for each of d_model that a block has at once: its input, norms, queries, keys and values, the hidden layer.
 _WIDTHS_OF_A_BLOCK = 16
-_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 # Token, block and position of a row.
 _TOKEN_BYTES = 16
 # That of `activations.shards`, which imports torch.
@@ -83,7 +82,7 @@ def disk_line(request: Request, n_bytes: int) -> str:
 
 def disk_bytes(settings: Settings, *, n_hooks: int, d_model: int) -> int:
     """Bytes that the cache takes on disk."""
-    return settings.data.tokens * (n_hooks * d_model * _BYTES[settings.data.dtype] + _TOKEN_BYTES)
+    return settings.data.tokens * (n_hooks * d_model * BYTES[settings.data.dtype] + _TOKEN_BYTES)
 
 
 def _resolved(request: Request) -> Request:
@@ -271,10 +270,6 @@ def describe(request: Request, model: "LanguageModel", *, layers: str) -> None:
     )
 
 
-def _n_parameters(adapter: "ModelAdapter") -> int:
-    return sum(parameter.numel() for parameter in adapter.model.parameters())
-
-
 def _memory(settings: Settings, adapter: "ModelAdapter", *, n_hooks: int) -> list[tuple[str, str]]:
     """The weights, what a block makes of each batch under way, on a GPU the rows of all hook points, and those of some
     on their way to the disk."""
@@ -286,8 +281,8 @@ def _memory(settings: Settings, adapter: "ModelAdapter", *, n_hooks: int) -> lis
     n_lanes = lanes_on(device)
     n_blocks = blocks_at_once(data.batch_size, block_length=data.block_length, d_model=adapter.d_model, device=device)
     batch = n_blocks * data.block_length * adapter.d_model
-    rows = batch * _BYTES[data.dtype]
-    on_device = (_n_parameters(adapter) + n_lanes * _WIDTHS_OF_A_BLOCK * batch) * _BYTES[settings.model.dtype]
+    rows = batch * BYTES[data.dtype]
+    on_device = weight_bytes(adapter) + n_lanes * _WIDTHS_OF_A_BLOCK * batch * BYTES[settings.model.dtype]
     kept = 0 if device == "cpu" else n_lanes * n_hooks * rows
     return memory(n_buffers(n_lanes) * rows, on_device + kept, device=settings.model.device)
 

@@ -1,12 +1,18 @@
 """How much memory and time a stage takes on this machine, for a dry run. All texts are for people."""
 
 import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from circuitcli.models.adapter import ModelAdapter
 
 # A product of this many rows keeps every core or GPU at work; measured for so long, the best of them counts.
 _ROWS = 2048
 _MEASURED_S = 0.3
 # What PyTorch, transformers, a tokenizer and text under way take, whatever the model.
 _LIBRARIES_BYTES = 600_000_000
+# Of a number of each type.
+BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
 
 def memory(on_host: int, on_device: int, *, device: str) -> list[tuple[str, str]]:
@@ -20,6 +26,11 @@ def memory(on_host: int, on_device: int, *, device: str) -> list[tuple[str, str]
     if choose_device(device).type == "cpu":
         return [("memory", f"about {size(on_host + on_device)}")]
     return [("memory", f"about {size(on_host)}"), ("GPU memory", f"about {size(on_device)}")]
+
+
+def weight_bytes(adapter: "ModelAdapter") -> int:
+    """Bytes of a model's weights."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in adapter.model.parameters())
 
 
 def size(n_bytes: int) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from circuitcli.hookpoints import HookPoint
 from circuitcli.records import ActivationsRecord, Record, SaeRecord
 from circuitcli.settings.settings import Settings
-from circuitcli.stages.estimates import arithmetic, memory, size
+from circuitcli.stages.estimates import BYTES, arithmetic, memory, size, weight_bytes
 from circuitcli.stages.request import Request, fingerprint, needed, resumable
 from circuitcli.stages.sweep import swept, variants
 from circuitcli.stages.training import CHECKPOINT, FOLDER, Training, check_processes, finished_saes
@@ -23,7 +23,6 @@ SWEEP = "sweep"
 DENSE = ("relu", "gated", "jumprelu")
 # Numbers for each feature and row of a batch that are held at once.
 _DENSE_COPIES, _SPARSE_COPIES = 6, 2
-_STORED_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 # Settings that change no result, or no more than another device does.
 _NO_MATTER = ("train.checkpoint_tokens", "train.log", "train.parallel", "train.tf32")
 
@@ -131,17 +130,14 @@ def _memory(request: Request, found: list[ActivationsRecord], made: Plan, costs:
     from circuitcli.stages.measure import model_settings
 
     train = request.settings.train
-    row_bytes = sum(one.d_model * _STORED_BYTES[one.dtype] for one in found)
+    row_bytes = sum(one.d_model * BYTES[one.dtype] for one in found)
     pool = row_bytes * min(pool_tokens(request.settings, row_bytes=row_bytes), made.stop_row)
     # A batch as it is drawn, put together, and scaled.
     rows = 3 * 4 * train.batch_size * sum(one.d_model for one in found)
     codes = train.batch_size * max(
         sum(cost.d_saes) * (_DENSE_COPIES if cost.is_dense else _SPARSE_COPIES) for cost in costs
     )
-    model = 0
-    if train.loss_tokens:
-        outline = load_outline(model_settings(request)).model
-        model = sum(parameter.numel() * parameter.element_size() for parameter in outline.parameters())
+    model = weight_bytes(load_outline(model_settings(request))) if train.loss_tokens else 0
     weights = sum(cost.parameters for cost in costs)
     return memory(pool + rows, 4 * (4 * weights + codes) + model, device=request.settings.model.device)
 

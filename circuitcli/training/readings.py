@@ -42,9 +42,7 @@ class Reading(Mapping[HookPoint, Float[Tensor, "row d_model"]]):
     ) -> "Reading":
         """Read the blocks, of at least two tokens each, and keep the activations at the hook points."""
         ((ids, mask, target, stored),) = Texts.of(blocks, pad_id=pad_id, batch_size=len(blocks), device=adapter.device)
-        # Without a mask attention takes its fastest way.
-        starts = map(first_block, hooks)
-        clean = block_pass(adapter, ids, None if bool(mask.all()) else mask, hooks, starts=starts)
+        clean = block_pass(adapter, ids, mask, hooks, starts=map(first_block, hooks))
         return cls(adapter, clean, stored, target != MISSED_TARGET)
 
     def __getitem__(self, hook: HookPoint) -> Float[Tensor, "row d_model"]:

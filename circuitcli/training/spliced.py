@@ -99,7 +99,7 @@ class Texts:
     which positions an SAE stands at: those whose activations are stored."""
 
     inputs: Sequence[Int[Tensor, "_ _"]]
-    masks: Sequence[Int[Tensor, "_ _"]]
+    masks: Sequence[Int[Tensor, "_ _"] | None]
     targets: Sequence[Int[Tensor, "_ _"]]
     stored: Sequence[Bool[Tensor, "_ _"]]
 
@@ -118,7 +118,8 @@ class Texts:
                 is_stored[row, block.positions] = True
             target = F.pad(ids.masked_fill(mask == 0, MISSED_TARGET)[:, 1:], (0, 1), value=MISSED_TARGET)
             inputs.append(ids.to(device))
-            masks.append(mask.to(device))
+            # Without a mask attention takes its fastest way.
+            masks.append(None if bool(mask.all()) else mask.to(device))
             targets.append(target.to(device))
             stored.append(is_stored.to(device))
         return cls(inputs, masks, targets, stored)
@@ -128,7 +129,7 @@ class Texts:
         """Positions with a token to predict."""
         return sum(int((target != MISSED_TARGET).sum()) for target in self.targets)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None, Tensor, Tensor]]:
         return zip(self.inputs, self.masks, self.targets, self.stored, strict=True)
 
 
@@ -143,10 +144,7 @@ class Listener:
         """hooks: where SAEs read and write."""
         self.adapter, self.texts = adapter, texts
         first = max(0, min(first_block(hook) for hook in hooks))
-        # Without a mask attention takes its fastest way.
-        self._clean = [
-            block_pass(adapter, ids, None if bool(mask.all()) else mask, starts=[first]) for ids, mask, _, _ in texts
-        ]
+        self._clean = [block_pass(adapter, ids, mask, starts=[first]) for ids, mask, _, _ in texts]
         self._of_constants: dict[HookPoint, Float[Tensor, "text 4"]] = {}
 
     @torch.no_grad()

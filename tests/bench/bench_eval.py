@@ -10,7 +10,6 @@ divergences from the untouched run too.
 
 import argparse
 import os
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import islice
@@ -30,14 +29,9 @@ from circuitcli.saes.splice import replaced
 from circuitcli.saes.topk import TopKSae
 from circuitcli.settings.model import ModelSettings
 from circuitcli.training.spliced import MISSED_TARGET, Listener, Texts, constant
+from tests.bench.bench_collect import seconds
 
 BATCH, LENGTH, K = 8, 128, 32
-
-
-def seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 @torch.no_grad()
@@ -49,7 +43,7 @@ def plain(adapter: ModelAdapter, texts: Texts, sae: TopKSae, mean: torch.Tensor)
         total = 0.0
         for ids, mask, target, _ in texts:
             with tapped(adapter, edit):
-                logits = adapter.logits(ids, None if bool(mask.all()) else mask)
+                logits = adapter.logits(ids, mask)
             total += float(
                 F.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=MISSED_TARGET, reduction="sum")
             )
