@@ -63,7 +63,7 @@ def test_sharing_the_rows_of_batches_gives_the_sae_of_one_process(architecture: 
     make(tmp_path / "one", architecture, "data").run()
     run_two(tmp_path / "two", architecture, "data")
     for one, two in zip(states(tmp_path / "one"), states(tmp_path / "two"), strict=True):
-        assert one.keys() == two.keys()
+        assert one.keys() == two.keys() and one["best_step"] == two["best_step"] > 0
         for name, tensor in one.items():
             # Sums in another order, followed through Adam, which divides small differences by small numbers.
             scale = max(1e-6, float(tensor.double().abs().max()))

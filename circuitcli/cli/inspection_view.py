@@ -36,6 +36,7 @@ _TRAINING = (
     "training_architecture",
     "trained_as",
     "trained_tokens",
+    "kept_tokens",
     "training_tokens",
     "total_training_tokens",
     "steps",

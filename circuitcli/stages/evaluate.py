@@ -27,7 +27,7 @@ STAGE = "evaluate"
 REPORTS = Path("reports")
 FORMAT = 1
 # What training alone can tell of an SAE.
-_KEPT = ("dead", "dead_tokens", "trained_tokens")
+_KEPT = ("dead", "dead_tokens", "trained_tokens", "kept_tokens")
 
 logger = logging.getLogger(__name__)
 

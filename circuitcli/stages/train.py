@@ -12,7 +12,7 @@ from circuitcli.stages.estimates import BYTES, arithmetic, memory, size, weight_
 from circuitcli.stages.request import Request, fingerprint, needed, resumable
 from circuitcli.stages.sweep import swept, variants
 from circuitcli.stages.training import CHECKPOINT, FOLDER, Training, check_processes, finished_saes
-from circuitcli.training.plan import Plan, check_objective, lessons, pool_tokens, sae_widths, width
+from circuitcli.training.plan import N_LOOKS, Plan, check_objective, lessons, pool_tokens, sae_widths, width
 from circuitcli.training.plan import plan as planned
 from circuitcli.training.readers import unread
 from circuitcli.training.schedule import default_rate
@@ -78,6 +78,8 @@ def plan(request: Request) -> list[tuple[str, str]]:
         for hooks in lessons(settings.sae.architecture, list(d_models))
     ]
     parameters = sum(cost.parameters for cost in costs)
+    # A step goes forward and back, which is three times as much as a look.
+    looked_at = N_LOOKS * made.held_out / 3 if request.settings.train.keep == "best" else 0
     d_saes = sorted({d_sae for cost in costs for d_sae in cost.d_saes})
     rates = sorted({cost.rate(made.n_steps) for cost in costs})
     return [
@@ -85,10 +87,10 @@ def plan(request: Request) -> list[tuple[str, str]]:
         ("features", " ".join(f"{d_sae:,}" for d_sae in d_saes)),
         ("tokens", f"{made.tokens:,} in {made.n_steps:,} steps; {made.held_out:,} held out"),
         ("learning rate", " ".join(f"{rate:.2g}" for rate in rates)),
-        ("disk", f"{size(4 * parameters)}, and {size(12 * parameters)} while training"),
+        ("disk", f"{size(4 * parameters)}, and {size(_state_bytes(request.settings, parameters))} while training"),
         *_memory(request, found, made, costs),
         *arithmetic(
-            float(sum(cost.flops for cost in costs) * made.tokens),
+            float(sum(cost.flops for cost in costs) * (made.tokens + looked_at)),
             width=max(d_models.values()),
             device=request.settings.model.device,
             dtype="bfloat16" if request.settings.train.autocast else "float32",
@@ -123,6 +125,11 @@ class _Cost:
         return self.settings.train.learning_rate or default_rate(self.d_saes[0], n_steps=n_steps)
 
 
+def _state_bytes(settings: Settings, parameters: int) -> int:
+    """What a checkpoint takes: weights, the optimiser's two moments, and the best weights so far."""
+    return 4 * parameters * (4 if settings.train.keep == "best" else 3)
+
+
 def _memory(request: Request, found: list[ActivationsRecord], made: Plan, costs: list[_Cost]) -> list[tuple[str, str]]:
     """Rows of the cache and a batch of them; weights, their gradients and the optimiser's two moments, what one SAE
     makes of a batch, and the model that is put through the SAEs at the end."""
@@ -139,7 +146,8 @@ def _memory(request: Request, found: list[ActivationsRecord], made: Plan, costs:
     )
     model = weight_bytes(load_outline(model_settings(request))) if train.loss_tokens else 0
     weights = sum(cost.parameters for cost in costs)
-    return memory(pool + rows, 4 * (4 * weights + codes) + model, device=request.settings.model.device)
+    kept = 4 * weights if train.keep == "best" else 0
+    return memory(pool + rows + kept, 4 * (4 * weights + codes) + model, device=request.settings.model.device)
 
 
 def _activations(request: Request) -> list[ActivationsRecord]:

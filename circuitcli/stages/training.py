@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from circuitcli.activations.batches import ShuffledBatches
     from circuitcli.activations.cache import ActivationCache
     from circuitcli.saes.base import SparseAutoencoder
+    from circuitcli.training.architectures.student import Batch
     from circuitcli.training.checkpoint import Checkpoints
     from circuitcli.training.learner import Learner
     from circuitcli.training.trackers.tracker import TrackedRun
@@ -148,7 +150,8 @@ def _trained(
     learners = new_learners(training.variants, cache, batches, device, resumes=resumes, share=share, mlps=mlps)
     for learner in learners:
         learner.student.ranks = ranks if shares_rows else ALONE
-    batches = _batches(training, cache, made, sorted({hook for one in learners for hook in one.student.hooks}))
+    hooks = sorted({hook for one in learners for hook in one.student.hooks})
+    batches = _batches(training, cache, made, hooks)
     places = [learner.place(hook) for learner in learners for hook in learner.student.sae_hooks]
     if shares_rows and not processes.is_main():
         places = []
@@ -164,10 +167,21 @@ def _trained(
             trackers=opened,
             ranks=ranks,
             shares_rows=shares_rows,
+            held_out=partial(_held_out, cache, made, hooks) if train.keep == "best" else None,
             tf32=train.tf32,
         ).run()
+    for learner in learners if train.keep == "best" else ():
+        learner.take_best()
     calibrate(learners, batches)
     return learners
+
+
+def _held_out(cache: "ActivationCache", made: Plan, hooks: Sequence[HookPoint]) -> "Iterator[Batch]":
+    """All rows that training does not see, in order."""
+    rows = made.held_out_rows
+    for start in rows[:: made.batch_size]:
+        stop = min(start + made.batch_size, rows.stop)
+        yield {hook: cache.rows(hook, start, stop) for hook in hooks}
 
 
 def _batches(training: Training, cache: "ActivationCache", made: Plan, hooks: Sequence[HookPoint]) -> "ShuffledBatches":
@@ -225,6 +239,7 @@ def _saved(
         "dead": learner.student.dead_share(sae.hook),
         "dead_tokens": planned(settings, n_rows=made.n_rows).dead_tokens,
         "trained_tokens": made.tokens,
+        "kept_tokens": (learner.best.step or made.n_steps) * made.batch_size,
         "learning_rate": learner.pace.schedule.peak,
         "model": request.run.manifest().get("model", request.settings.model.name),
         "seed": settings.seed,

@@ -1,6 +1,8 @@
 """A student with its optimiser, one step at a time."""
 
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -8,6 +10,7 @@ from torch import Tensor
 from circuitcli.hookpoints import HookPoint
 from circuitcli.saes.base import SparseAutoencoder
 from circuitcli.training.architectures.student import Batch, Outcome, Student
+from circuitcli.training.ranks import ALONE
 from circuitcli.training.schedule import Schedule
 
 # Of Gao et al. 2024: gradients of features that are rarely active are tiny.
@@ -17,6 +20,8 @@ ADAM_EPSILON = 6.25e-10
 # of the features dead instead of 5 % (one seed each, without tokens of more than 5 times the median norm).
 ADAM_BETAS = (0.5, 0.95)
 MOMENTS = ("exp_avg", "exp_avg_sq")
+# Keys of a state that belong to the best weights so far.
+_BEST, _BEST_LOSS, _BEST_STEP = "best.", "best_loss", "best_step"
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,15 @@ class Pace:
     clip: float
 
 
+@dataclass
+class Best:
+    """Weights that had the smallest loss on held-out tokens so far, on the CPU, and after how many steps."""
+
+    loss: float = math.inf
+    step: int = 0
+    weights: dict[str, Tensor] = field(default_factory=dict)
+
+
 class Learner:
     """One student and what it needs to move. ``variant`` names it among those of a sweep."""
 
@@ -34,6 +48,7 @@ class Learner:
         self.student, self.pace, self.variant = student, pace, variant
         self.parameters = dict(student.named_parameters())
         self.device = next(iter(self.parameters.values())).device
+        self.best = Best()
         # Fused reads and writes each number once; the other forms take tens of times as long on the CPU.
         is_fused = self.device.type in ("cpu", "cuda")
         groups = [
@@ -75,6 +90,42 @@ class Learner:
         self.optimizer.step()
         self.student.settle()
 
+    @torch.no_grad()
+    def held_out_loss(self, batches: Iterable[Batch]) -> float:
+        """What the end of the run would minimise, on average over raw activations; changes nothing.
+
+        Penalties have their full weight, so that losses of different steps can be compared. AuxK is left out: it is
+        there for features that are dead now. Processes that share rows each look at all of these.
+        """
+        student = self.student
+        buffers = {name: buffer.clone() for name, buffer in student.named_buffers()}
+        ranks, student.ranks = student.ranks, ALONE
+        total, n_rows = 0.0, 0
+        for batch in batches:
+            outcomes = student.learn(batch, share=1.0).values()
+            losses = [float(part) for one in outcomes for name, part in one.losses.items() if name != "auxk"]
+            n = len(batch[student.hooks[0]])
+            total, n_rows = total + n * sum(losses), n_rows + n
+        student.ranks = ranks
+        for name, buffer in student.named_buffers():
+            buffer.copy_(buffers[name])
+        return total / n_rows
+
+    def consider(self, loss: float, *, step: int) -> None:
+        """Keep the weights if no loss on held-out tokens was smaller so far."""
+        if loss < self.best.loss:
+            weights = {name: tensor.cpu().clone() for name, tensor in self.student.state_dict().items()}
+            self.best = Best(loss, step, weights)
+
+    def take_best(self) -> None:
+        """Go back to the best weights, of all SAEs of the student at once: they may share weights."""
+        self._put(self.best.weights)
+
+    @torch.no_grad()
+    def _put(self, weights: dict[str, Tensor]) -> None:
+        for name, tensor in self.student.state_dict().items():
+            tensor.copy_(weights[name])
+
     def finished(self) -> dict[HookPoint, SparseAutoencoder]:
         """The SAEs for raw activations, on the CPU."""
         return self.student.finished()
@@ -85,13 +136,18 @@ class Learner:
         for name, parameter in self.parameters.items():
             moments = self.optimizer.state.get(parameter, {})
             state |= {f"{name}.{moment}": moments[moment] for moment in (*MOMENTS, "step") if moment in moments}
+        if self.best.weights:
+            state |= {_BEST + name: tensor for name, tensor in self.best.weights.items()}
+            state[_BEST_LOSS] = torch.tensor(self.best.loss, dtype=torch.float64)
+            state[_BEST_STEP] = torch.tensor(self.best.step)
         return state
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Go on where `state` was taken. Raises KeyError or RuntimeError if it does not fit."""
-        with torch.no_grad():
-            for name, tensor in self.student.state_dict().items():
-                tensor.copy_(state[name])
+        self._put(state)
+        if _BEST_STEP in state:
+            weights = {name: state[_BEST + name] for name in self.student.state_dict()}
+            self.best = Best(float(state[_BEST_LOSS]), int(state[_BEST_STEP]), weights)
         for name, parameter in self.parameters.items():
             if f"{name}.step" in state:
                 moments = {key: torch.empty_like(parameter).copy_(state[f"{name}.{key}"]) for key in MOMENTS}

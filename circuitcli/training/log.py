@@ -22,7 +22,8 @@ class Line:
     loss: what is minimised; parts: what it is the sum of, where that is more than one thing. fvu: share of the variance
     that the batch's reconstruction misses. l0: active features per token. dead: share of dead features. tokens_per_s:
     through all hook points together. memory_mib: peak of the process, of the GPU on CUDA. measures: what only some
-    architectures measure, by name.
+    architectures measure, by name. held_out: the loss of all SAEs that learn together on held-out tokens, at the steps
+    at which these are looked at.
     """
 
     step: int
@@ -36,11 +37,15 @@ class Line:
     memory_mib: float
     parts: Mapping[str, float] = field(default_factory=dict)
     measures: Mapping[str, float] = field(default_factory=dict)
+    held_out: float | None = None
 
     def numbers(self) -> Numbers:
-        """All numbers by name; the parts of the loss are called ``loss_NAME``, measures have their own names."""
+        """All numbers by name; the parts of the loss are called ``loss_NAME``, as is that on held-out tokens, measures
+        have their own names."""
         numbers = asdict(self)
-        parts, measures = numbers.pop("parts"), numbers.pop("measures")
+        parts, measures, held_out = (numbers.pop(name) for name in ("parts", "measures", "held_out"))
+        if held_out is not None:
+            parts = {**parts, "held_out": held_out}
         return numbers | {PART + name: value for name, value in parts.items()} | measures
 
 

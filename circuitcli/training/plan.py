@@ -11,6 +11,8 @@ from circuitcli.training.schedule import Schedule, default_rate
 # A cache that is small beside train.eval_tokens gives at most this share of its rows away.
 LARGEST_HELD_OUT_SHARE = 0.1
 DEAD_TOKENS = 10_000_000
+# Looks at held-out tokens, if the best weights are to be kept.
+N_LOOKS = 20
 # What is shuffled together mixes well enough, and takes no more memory whatever the number of hook points.
 POOL_TOKENS, POOL_BYTES = 262_144, 2 * 2**30
 
@@ -145,6 +147,11 @@ def check_objective(settings: Settings) -> None:
             raise SettingsError(
                 f"sae.architecture={settings.sae.architecture} has no end-to-end objective",
                 hint="use --set train.objective=local, or another architecture",
+            )
+        if settings.train.keep == "best":
+            raise SettingsError(
+                "train.keep=best compares losses at the hook point, which are not what end-to-end training lowers",
+                hint="use --set train.keep=last, or --set train.objective=local",
             )
     elif settings.train.downstream_weight:
         raise SettingsError(

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -19,6 +19,7 @@ from circuitcli.training.interrupt import postponed_signals
 from circuitcli.training.learner import Learner
 from circuitcli.training.log import Line, MetricsLog
 from circuitcli.training.memory import peak_memory_mib
+from circuitcli.training.plan import N_LOOKS
 from circuitcli.training.products import tensor_cores
 from circuitcli.training.ranks import ALONE, Ranks
 from circuitcli.training.trackers.tracker import Tracker
@@ -60,6 +61,8 @@ class Trainer:
     # The processes that train together: each a part of every batch's rows, or each some of the learners.
     ranks: Ranks = ALONE
     shares_rows: bool = False
+    # What training does not see, again with each call: the weights that do best on it are remembered.
+    held_out: Callable[[], Iterable[Batch]] | None = None
     # Whether NVIDIA's GPUs may multiply with fewer bits.
     tf32: bool = True
     done: int = 0
@@ -92,9 +95,10 @@ class Trainer:
                 steps = self._step(batch)
                 self.done += 1
                 is_whole = True
+                looks = self._look() if self.held_out is not None and self._is_due(self.look_steps) else {}
                 stops, is_late = self._agreed(is_stopped(), time.perf_counter() > saves_at)
                 if self._is_due(self.line_steps):
-                    self._log(steps, (self.done - logged) * self.batch_size / (time.perf_counter() - since))
+                    self._log(steps, looks, (self.done - logged) * self.batch_size / (time.perf_counter() - since))
                     logged, since = self.done, time.perf_counter()
                 if self._is_due(self.checkpoint_steps) or is_late or stops:
                     saves_at = self._save(steps)
@@ -120,6 +124,11 @@ class Trainer:
         """Steps between two lines of metrics."""
         return max(1, self.batches.n_steps // N_LINES)
 
+    @property
+    def look_steps(self) -> int:
+        """Steps between two looks at held-out tokens; after each there is a line of metrics."""
+        return self.line_steps * max(1, self.batches.n_steps // self.line_steps // N_LOOKS)
+
     def _is_due(self, every: int) -> bool:
         return self.done % every == 0 or self.done == self.batches.n_steps
 
@@ -132,6 +141,14 @@ class Trainer:
             for learner in self.learners
             for hook, outcome in learner.step(batch, index=self.done).items()
         }
+
+    def _look(self) -> dict[str, float]:
+        """Remember the weights that do best on held-out tokens; each learner's loss there, by its name."""
+        assert self.held_out is not None
+        losses = {learner.name: learner.held_out_loss(self.held_out()) for learner in self.learners}
+        for learner in self.learners:
+            learner.consider(losses[learner.name], step=self.done)
+        return losses
 
     def _save(self, steps: Mapping[str, Outcome]) -> float:
         """Write a checkpoint. Returns when the next one is to be written at the latest."""
@@ -174,14 +191,14 @@ class Trainer:
                     hint="lower the learning rate, and begin again: --set train.learning_rate=1e-4 --force",
                 )
 
-    def _log(self, steps: Mapping[str, Outcome], tokens_per_s: float) -> None:
+    def _log(self, steps: Mapping[str, Outcome], looks: Mapping[str, float], tokens_per_s: float) -> None:
         steps = self._averaged(steps)
         self._check(steps)
         numbers: dict[str, Any] = {}
         for learner in self.learners:
             for hook in learner.student.sae_hooks:
                 place = learner.place(hook)
-                line = self._line(learner, hook, steps[place], tokens_per_s).numbers()
+                line = self._line(learner, hook, steps[place], tokens_per_s, looks.get(learner.name)).numbers()
                 if place in self.logs:
                     self.logs[place].append(line)
                 numbers[place] = {name: value for name, value in line.items() if name != "step"}
@@ -191,7 +208,7 @@ class Trainer:
             for tracker in self.trackers:
                 tracker.log(self.done, numbers)
 
-    def _line(self, learner: Learner, hook: HookPoint, step: Outcome, tokens_per_s: float) -> Line:
+    def _line(self, learner: Learner, hook: HookPoint, step: Outcome, tokens_per_s: float, look: float | None) -> Line:
         return Line(
             step=self.done,
             tokens=self.done * self.batch_size,
@@ -204,6 +221,7 @@ class Trainer:
             memory_mib=peak_memory_mib(learner.device),
             parts={name: float(part.detach()) for name, part in step.losses.items()} if len(step.losses) > 1 else {},
             measures={name: float(value) for name, value in step.measures.items()},
+            held_out=look,
         )
 
 

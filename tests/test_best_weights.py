@@ -1,0 +1,245 @@
+"""Keeping the weights that do best on held-out tokens: looks change nothing, and the kept weights are those of the
+smallest of them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_staircase import layers, staircase
+from test_students import HOOK, PREDICTS, READS
+from test_train_stage import collected, request, run_path  # noqa: F401
+from torch import Tensor
+from training_fakes import MemoryBatches, learner, planted, recipe
+
+from circuitcli.activations.cache import ActivationCache
+from circuitcli.errors import SettingsError
+from circuitcli.hookpoints import HookPoint
+from circuitcli.saes import files
+from circuitcli.stages import train
+from circuitcli.training.architectures.registry import SINGLE
+from circuitcli.training.checkpoint import Checkpoints
+from circuitcli.training.learner import Learner
+from circuitcli.training.log import MetricsLog
+from circuitcli.training.quality import reconstruction
+from circuitcli.training.trainer import Trainer
+
+N_STEPS = 60
+Rows = dict[HookPoint, Tensor]
+
+
+def held_out(hooks: tuple[HookPoint, ...]) -> list[Rows]:
+    """Two batches of unequal size."""
+    rows = {hook: planted(300, seed=50 + index)[0] for index, hook in enumerate(hooks)}
+    return [{hook: own[:200] for hook, own in rows.items()}, {hook: own[200:] for hook, own in rows.items()}]
+
+
+def student(architecture: str, **changes) -> tuple[Learner, Rows]:
+    """A learner of any architecture, and its rows."""
+    made = recipe(N_STEPS, architecture=architecture, k=3, dead_tokens=300, **changes)
+    if architecture.startswith("staircase"):
+        rows = layers(2_000)
+        return staircase(rows, made), rows
+    if architecture.endswith("transcoder"):
+        rows = {hook: planted(2_000, seed=seed)[0] for seed, hook in enumerate((READS, PREDICTS))}
+        return learner(READS, rows[READS], made, target=(PREDICTS, rows[PREDICTS])), rows
+    rows = {HOOK: planted(2_000)[0]}
+    return learner(HOOK, rows[HOOK], made), rows
+
+
+def trainer(directory: Path, architecture: str = "topk", *, looks: bool = True, **changes) -> Trainer:
+    made, rows = student(architecture, **changes)
+    return Trainer(
+        [made],
+        MemoryBatches(rows, 64, N_STEPS),
+        batch_size=64,
+        checkpoints=Checkpoints(directory / "checkpoint", "test"),
+        checkpoint_steps=7,
+        logs={str(hook): MetricsLog(directory / str(hook) / "metrics.jsonl") for hook in made.student.sae_hooks},
+        held_out=(lambda: iter(held_out(made.student.hooks))) if looks else None,
+    )
+
+
+def lines(made: Trainer) -> list[dict[str, float]]:
+    return [json.loads(line) for log in made.logs.values() for line in log.path.read_text().splitlines()]
+
+
+def spoil(made: Trainer, monkeypatch: pytest.MonkeyPatch, *, at: int) -> None:
+    """From a step on the learning rate is far too high."""
+    schedule = made.learners[0].pace.schedule
+    usual = type(schedule).rate
+    monkeypatch.setattr(type(schedule), "rate", lambda self, step: 3.0 if step >= at else usual(self, step))
+
+
+ALL = [*SINGLE, "staircase", "staircase-detach"]
+
+
+@pytest.mark.parametrize("architecture", ALL)
+def test_looking_changes_no_bit_of_the_training(architecture: str, tmp_path: Path):
+    looking, blind = trainer(tmp_path / "a", architecture), trainer(tmp_path / "b", architecture, looks=False)
+    looking.run()
+    blind.run()
+    one, other = (made.learners[0].state() for made in (looking, blind))
+    assert one.keys() > other.keys() and all(torch.equal(one[name], tensor) for name, tensor in other.items())
+    assert 0 < looking.learners[0].best.step <= N_STEPS and not blind.learners[0].best.weights
+
+
+@pytest.mark.parametrize("architecture", ALL)
+def test_kept_are_the_weights_of_the_smallest_look(architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    made = trainer(tmp_path, architecture, clip=1e9)
+    spoil(made, monkeypatch, at=40)
+    made.run()
+    told = lines(made)
+    looks = {line["step"]: line["loss_held_out"] for line in told if "loss_held_out" in line}
+    assert list(looks) == list(range(3, N_STEPS + 1, 3))
+    (learner,) = made.learners
+    best = min(looks, key=lambda step: looks[step])
+    assert learner.best.step == best <= 42 and learner.best.loss == looks[best]
+    assert looks[N_STEPS] > 1.5 * looks[best]
+    batches = list(held_out(learner.student.hooks))
+    assert learner.held_out_loss(iter(batches)) == pytest.approx(looks[N_STEPS], rel=1e-5)
+    learner.take_best()
+    assert learner.held_out_loss(iter(batches)) == pytest.approx(looks[best], rel=1e-5)
+    # The same as a training that ends there, of all SAEs that learn together.
+    other = trainer(tmp_path / "other", architecture, clip=1e9, looks=False)
+    spoil(other, monkeypatch, at=40)
+    for index, batch in zip(range(best), other.batches.from_step(0), strict=False):
+        other.learners[0].step(batch, index=index)
+    expected = other.learners[0].student.state_dict()
+    found = learner.student.state_dict()
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+
+
+def test_the_loss_is_the_definition_over_all_held_out_rows():
+    made, _ = student("topk")
+    batches = held_out((HOOK,))
+    x = torch.cat([batch[HOOK] for batch in batches]).double()
+    sae = made.finished()[HOOK].double()
+    with torch.no_grad():
+        missed = (sae.reconstruct(x) - x).square().sum() / len(x)
+    variance = made.student.variance / made.student.scale**2
+    assert made.held_out_loss(iter(batches)) == pytest.approx(float(missed) / variance, rel=1e-5)
+
+
+def test_penalties_count_in_full_and_auxk_does_not():
+    made, rows = student("relu", l1_weight=2.0)
+    made.step({HOOK: rows[HOOK][:64]}, index=0)
+    made.student.silent_tokens.fill_(10_000)
+    batches = held_out((HOOK,))
+    buffers = {name: buffer.clone() for name, buffer in made.student.named_buffers()}
+    x = torch.cat([batch[HOOK] for batch in batches]) * made.student.scale
+    sae = made.student.sae
+    with torch.no_grad():
+        codes = sae.encode(x)
+        missed = (sae.decode(codes) - x).square().sum() / len(x)
+        l1 = 2.0 * (codes @ sae.W_dec.norm(dim=1)).mean()
+    expected = float(missed + l1) / made.student.variance
+    assert made.held_out_loss(iter(batches)) == pytest.approx(expected, rel=1e-5)
+    for name, buffer in made.student.named_buffers():
+        assert torch.equal(buffer, buffers[name]), name
+
+
+def test_a_look_that_is_no_number_is_never_the_best():
+    made, _ = student("topk")
+    made.consider(float("nan"), step=1)
+    assert not made.best.weights
+    made.consider(2.0, step=2)
+    made.consider(float("nan"), step=3)
+    made.consider(2.0, step=4)
+    assert (made.best.loss, made.best.step) == (2.0, 2)
+
+
+def test_a_killed_training_remembers_its_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+        broken = tmp_path / "broken"
+        command = [sys.executable, __file__, str(broken)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        whole, resumed = trainer(tmp_path / "whole", clip=1e9), trainer(broken, clip=1e9)
+        assert resumed.checkpoints.step() == 49
+        spoil(whole, monkeypatch, at=40)
+        whole.run()
+        resumed.run()
+    finally:
+        torch.set_num_threads(before)
+    one, other = whole.learners[0], resumed.learners[0]
+    # It was found before the kill: nothing behind it is as good.
+    assert one.best.step == other.best.step < 49 and one.best.loss == other.best.loss
+    states = one.state(), other.state()
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+
+
+def test_the_stage_keeps_the_best_and_says_from_when(run_path: Path, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
+    from circuitcli.training.schedule import Schedule
+
+    usual = Schedule.rate
+    monkeypatch.setattr(Schedule, "rate", lambda self, step: 3.0 if step >= 25 else usual(self, step))
+    kept = {}
+    for keep in ("last", "best"):
+        (record, _) = train.run(request(run_path, force=True, train__keep=keep, train__clip=1e9))
+        config = json.loads((run_path / record.path / "config.json").read_text())
+        kept[keep] = (record.explained_variance, config["kept_tokens"], config["trained_tokens"])
+    assert kept["last"][1:] == (39 * 128, 39 * 128)
+    tokens = kept["best"][1]
+    assert 0 < tokens <= 26 * 128 and kept["best"][2] == 39 * 128
+    assert kept["best"][0] > kept["last"][0] + 0.05
+    metrics = (run_path / record.path / "metrics.jsonl").read_text().splitlines()
+    looks = {line["tokens"]: line["loss_held_out"] for line in map(json.loads, metrics) if "loss_held_out" in line}
+    assert min(looks, key=lambda at: looks[at]) == tokens
+    # The look saw all rows that are held out: the loss of TopK is the share of the variance that is missed there.
+    cache = ActivationCache(run_path / "activations", [HookPoint.parse(record.hook)])
+    hook = cache.hooks[0]
+    rows = cache.rows(hook, cache.n_tokens - 300, cache.n_tokens)
+    sae = files.load(run_path / record.path)
+    found = reconstruction(sae, [rows])
+    spread = cache.mean_square_norm(hook) - float(cache.mean(hook).square().sum())
+    assert found.mse * sae.d_in / spread == pytest.approx(looks[tokens], rel=1e-4)
+
+
+def test_batchtopk_gets_the_threshold_of_the_weights_that_are_kept(
+    run_path: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+):
+    from circuitcli.training.schedule import Schedule
+
+    usual = Schedule.rate
+    monkeypatch.setattr(Schedule, "rate", lambda self, step: 3.0 if step >= 25 else usual(self, step))
+    records = train.run(request(run_path, sae__architecture="batchtopk", train__keep="best", train__clip=1e9))
+    assert all(record.l0 == pytest.approx(8, rel=0.25) for record in records)
+
+
+def test_end_to_end_training_refuses_to_choose_by_another_loss(run_path: Path):  # noqa: F811
+    with pytest.raises(SettingsError, match=r"train\.keep=best") as caught:
+        train.run(request(run_path, train__keep="best", train__objective="end-to-end"))
+    assert "train.keep=last" in caught.value.hint
+
+
+def test_the_plan_counts_the_copy(run_path: Path):  # noqa: F811
+    told = [
+        dict(train.plan(request(run_path, train__keep=keep, sae__expansion=64)))["disk"] for keep in ("last", "best")
+    ]
+    assert told[0] != told[1]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    patch = pytest.MonkeyPatch()
+    made = trainer(Path(sys.argv[1]), clip=1e9)
+    spoil(made, patch, at=40)
+    learn = made.learners[0].step
+
+    def step(batch, *, index):
+        if index == 51:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return learn(batch, index=index)
+
+    made.learners[0].step = step
+    made.run()
