@@ -78,3 +78,18 @@ def test_tensors_of_a_step_take_the_memory_of_the_step_before_unless_the_user_ha
 def test_gaps_that_one_kind_of_work_leaves_are_given_back_before_another():
     _, n_bytes, above = last_line(GAP_CHILD)
     assert int(n_bytes) > 30_000_000 and float(above) == 1
+
+
+PEAK_OF = "import torch; from circuitcli.training.memory import peak_memory_mib as p; print(p(torch.device('cpu')))"
+LARGE_PARENT = f"""
+import subprocess, sys
+held = bytearray(b"1") * 1_000_000_000
+print(subprocess.check_output([sys.executable, "-c", {PEAK_OF!r}], text=True))
+"""
+
+
+def test_a_peak_is_that_of_the_process_and_not_of_the_one_that_started_it():
+    alone, started = (
+        float(subprocess.check_output([sys.executable, "-c", code], text=True)) for code in (PEAK_OF, LARGE_PARENT)
+    )
+    assert alone > 50 and started < alone + 200

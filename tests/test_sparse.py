@@ -213,9 +213,10 @@ def test_entries_of_one_feature_stay_in_the_order_of_tokens():
 
 
 GROWTH = """
-import resource, torch
+import torch
 from circuitcli.saes.selection import TopK
 from circuitcli.saes.sparse import Encoder, decode, encode
+from circuitcli.training.memory import peak_process_bytes
 
 n, d, d_sae, k = 16_384, 768, 2_048, 32
 x, W_enc, W_dec = torch.randn(n, d), torch.randn(d, d_sae).requires_grad_(), torch.randn(d_sae, d).requires_grad_()
@@ -226,9 +227,9 @@ def step(x):
     assert W_enc.grad.any() and W_dec.grad.any()
 
 step(x[:2_048])
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_process_bytes()
 step(x)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024, n * k * d * 4)
+print(peak_process_bytes() - before, n * k * d * 4)
 """
 
 

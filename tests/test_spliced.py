@@ -206,7 +206,7 @@ class Counted:
 def test_losses_do_not_depend_on_how_many_logits_are_held_at_once(monkeypatch: pytest.MonkeyPatch, n_rows: int):
     adapter, sae, mean = adapter_of("gpt2"), random_sae(HOOK), torch.ones(D_MODEL, dtype=torch.float64)
     expected = loss(adapter, sae, mean)
-    monkeypatch.setattr(spliced, "_LOGITS_AT_ONCE", n_rows * adapter.n_token_ids)
+    monkeypatch.setattr(spliced, "LOGITS_AT_ONCE", n_rows * adapter.n_token_ids)
     found = loss(adapter, sae, mean)
     assert found.ce_spliced == pytest.approx(expected.ce_spliced, rel=1e-12)
     assert found.kl_zero == pytest.approx(expected.kl_zero, rel=1e-12)

@@ -20,10 +20,7 @@ from circuitcli.models.taps import Callback, keep
 from circuitcli.training.architectures.student import Batch, Objective
 from circuitcli.training.loss import missed_variance
 from circuitcli.training.readings import Reading
-from circuitcli.training.spliced import log_softmax
-
-# Predictions whose logits are in memory at once.
-PIECE_ROWS = 512
+from circuitcli.training.spliced import log_softmax, rows_at_once
 
 
 @dataclass(frozen=True)
@@ -73,12 +70,13 @@ def head_kl(
 
 
 class _HeadKl(torch.autograd.Function):
-    """The gradient is taken at once, piece by piece: all logits of a batch would be most of the memory."""
+    """The gradient is taken at once, piece by piece."""
 
     @staticmethod
     def forward(ctx: Any, edited: Tensor, clean: Tensor, adapter: ModelAdapter) -> Tensor:
         gradients, total = [], edited.new_zeros((), dtype=torch.promote_types(edited.dtype, torch.float32))
-        for p_rows, q_rows in zip(clean.split(PIECE_ROWS), edited.split(PIECE_ROWS), strict=True):
+        n_rows = rows_at_once(adapter)
+        for p_rows, q_rows in zip(clean.split(n_rows), edited.split(n_rows), strict=True):
             log_p = log_softmax(adapter.head(p_rows[None])[0])
             with torch.enable_grad():
                 leaf = q_rows.detach().requires_grad_()

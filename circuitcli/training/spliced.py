@@ -19,7 +19,7 @@ from circuitcli.saes.splice import replaced
 from circuitcli.training.jackknife import standard_errors
 
 MISSED_TARGET = -100
-_LOGITS_AT_ONCE = 2**23
+LOGITS_AT_ONCE = 2**23
 # Mean-ablation that does less harm than this, in nats, leaves nothing to recover.
 LEAST_HARM = 1e-6
 
@@ -192,8 +192,7 @@ def prediction_losses(
     """Of each prediction from the last residual: 1, its cross-entropy in the first run, which is the clean one, and for
     each other run cross-entropy and KL(clean || run)."""
     pieces = []
-    # The logits of all predictions would be most of the memory.
-    n_rows = max(1, _LOGITS_AT_ONCE // adapter.n_token_ids)
+    n_rows = rows_at_once(adapter)
     for (clean, *edited), asked in zip(
         zip(*(run.split(n_rows) for run in runs), strict=True), target.split(n_rows), strict=True
     ):
@@ -205,6 +204,11 @@ def prediction_losses(
             losses += [-log_q.gather(1, chosen)[:, 0], (p * (log_p - log_q)).sum(dim=1)]
         pieces.append(torch.stack(losses, dim=1))
     return torch.cat(pieces)
+
+
+def rows_at_once(adapter: ModelAdapter) -> int:
+    """Predictions whose logits are in memory at once; those of a whole batch would be most of the memory."""
+    return max(1, LOGITS_AT_ONCE // adapter.n_token_ids)
 
 
 def log_softmax(logits: Float[Tensor, "position vocab"]) -> Float[Tensor, "position vocab"]:

@@ -10,7 +10,6 @@ builtin:tiny instead, each in a process of its own.
 
 import argparse
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -34,6 +33,7 @@ from circuitcli.models import taps
 from circuitcli.models.loading import LanguageModel, load_model
 from circuitcli.settings.data import DataSettings
 from circuitcli.settings.model import ModelSettings
+from circuitcli.training.memory import peak_process_bytes
 
 DATA = DataSettings()
 GROWTH_TOKENS = (100_000, 1_000_000)
@@ -160,7 +160,7 @@ def peak(n_tokens: int) -> None:
     model = load_model(ModelSettings(name="builtin:tiny"))
     with tempfile.TemporaryDirectory(prefix="bench-", dir=Path.cwd()) as folder:
         collect_into(Path(folder), model, hook_points([3], DATA.sites), n_tokens)
-    megabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    megabytes = peak_process_bytes() / 1e6
     print(f"{n_tokens:9,} tokens of builtin:tiny, 3 hook points: {megabytes:.0f} MB at most", flush=True)
 
 
