@@ -6,7 +6,8 @@ from transformers import PreTrainedModel
 
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.adapter import ModelAdapter
-from circuitcli.saes.base import SaeConfig
+from circuitcli.saes.base import SaeConfig, SparseAutoencoder
+from circuitcli.saes.temporal import TemporalSae
 from circuitcli.saes.topk import TopKSae
 
 N_LAYERS, D_MODEL, VOCAB, D_SAE, K = 3, 24, 89, 40, 5
@@ -83,16 +84,20 @@ def random_ids(n: int = 7, *, seed: int = 1) -> torch.Tensor:
 
 def random_sae(
     hook: HookPoint, *, normalisation: str = "none", dtype: torch.dtype = torch.float64, seed: int = 0
-) -> TopKSae:
-    """A random TopK SAE in double precision."""
+) -> SparseAutoencoder:
+    """A random TopK SAE in double precision; "context" is one that takes off what earlier tokens predict."""
     generator = torch.Generator().manual_seed(1000 * seed + 10 * hook.layer + len(hook.site))
-    sae = TopKSae(SaeConfig(hook, D_MODEL, D_SAE, normalisation), k=K)
+    sae: SparseAutoencoder
+    if normalisation == "context":
+        sae = TemporalSae(SaeConfig(hook, D_MODEL, D_SAE), K, n_heads=2, n_attention_layers=2, bottleneck_factor=5)
+    else:
+        sae = TopKSae(SaeConfig(hook, D_MODEL, D_SAE, normalisation), k=K)
     with torch.no_grad():
         for parameter in sae.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
     return sae.to(dtype).eval().requires_grad_(False)
 
 
-def random_saes(hooks, **options) -> dict[HookPoint, TopKSae]:
+def random_saes(hooks, **options) -> dict[HookPoint, SparseAutoencoder]:
     """One random SAE for each hook point."""
     return {hook: random_sae(hook, **options) for hook in hooks}

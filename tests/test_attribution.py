@@ -16,6 +16,8 @@ from circuitcli.models.taps import tapped
 
 # float64 all through: finite differences mean something here. Llama-like norms compute in float32.
 EXACT = ("gpt2", "neox-parallel", "neox-sequential")
+# What these SAEs take off an activation before encoding is a constant to derivatives.
+CONSTANTS = ("layer-norm", "context")
 SPLICES = {
     "full": ("attn", "mlp", "resid"),
     "resid": ("resid",),
@@ -31,7 +33,7 @@ def plain_forward(subject, replaced):
         return subject.adapter.logits(subject.prompt.ids)
 
 
-@pytest.mark.parametrize("normalisation", ["none", "centre", "layer-norm"])
+@pytest.mark.parametrize("normalisation", ["none", "centre", "layer-norm", "context"])
 def test_splicing_with_errors_returns_the_same_logits(family, normalisation):
     subject = random_subject(family, normalisation=normalisation)
     parts = {}
@@ -139,11 +141,12 @@ def test_integrated_gradients_are_exact_for_a_linear_metric_with_one_step():
     assert abs(one.gap) < 1e-10
 
 
+@pytest.mark.parametrize("normalisation", CONSTANTS)
 @pytest.mark.parametrize("splice", sorted(SPLICES))
 @pytest.mark.parametrize("family", ["gpt2", "neox-parallel", "llama", "gemma2", "qwen3"])
-def test_outgoing_edges_sum_to_the_node_effect(family, splice):
+def test_outgoing_edges_sum_to_the_node_effect(family, splice, normalisation):
     """The identity of attribution-patching gradients: all paths to the metric pass through the edges, each once."""
-    subject = random_subject(family, sites=SPLICES[splice], normalisation="layer-norm", n=5, first=1)
+    subject = random_subject(family, sites=SPLICES[splice], normalisation=normalisation, n=5, first=1)
     baseline = random_baseline(subject)
     effects = attribution_patching(subject, baseline)
     sums = {hook: [torch.zeros_like(e.features), torch.zeros_like(e.error)] for hook, e in effects.items()}
@@ -176,23 +179,24 @@ def direct_value(subject, hook, target, effects, held, source, moved):
     sae, first = subject.saes[hook], subject.prompt.first
     coded_clean = subject.coded[hook]
     x = seen["x"][:, first:]
-    # Mean and scale of a normalising SAE are constants, those of the clean run.
+    # Mean and scale of a normalising SAE, and what the context predicts, are constants, those of the clean run.
     frame = coded_clean.frame
-    z = (x - frame.mean) / (frame.scale + 1e-5) if frame is not None else x
+    z = (x - frame.mean) / (frame.scale + 1e-5 if sae.config.normalisation == "layer-norm" else frame.scale)
     codes = sae.sparsify((z - sae.b_dec) @ sae.W_enc + sae.b_enc)
     if target.index is None:
         error = x - sae.decode(codes, frame)
         return float((effects.gradient[target.position] * error[0, target.position]).sum())
     g = effects.gradient[target.position] @ sae.W_dec[target.index]
-    g = g * (frame.scale[0, target.position, 0] if frame is not None else 1.0)
+    g = g * frame.scale[0, target.position, 0]
     return float(g * codes[0, target.position, target.index])
 
 
+@pytest.mark.parametrize("normalisation", CONSTANTS)
 @pytest.mark.parametrize("splice", sorted(SPLICES))
 @pytest.mark.parametrize("family", EXACT)
-def test_every_edge_is_the_derivative_along_the_direct_path(family, splice):
+def test_every_edge_is_the_derivative_along_the_direct_path(family, splice, normalisation):
     """Finite differences through full forward passes, for each pair of hook points, features and errors."""
-    subject = random_subject(family, sites=SPLICES[splice], layers=(0, 1), normalisation="layer-norm", n=5, first=1)
+    subject = random_subject(family, sites=SPLICES[splice], layers=(0, 1), normalisation=normalisation, n=5, first=1)
     baseline = random_baseline(subject)
     effects = attribution_patching(subject, baseline)
     held, h, compared = subject.clean.activations, 1e-5, 0
@@ -205,7 +209,7 @@ def test_every_edge_is_the_derivative_along_the_direct_path(family, splice):
             at, feature = subject.coded[source].codes[0].nonzero()[1].tolist()
             direction = torch.zeros_like(held[source])
             frame = subject.coded[source].frame
-            direction[0, at + 1] = subject.saes[source].W_dec[feature] * (frame.scale[0, at] if frame else 1.0)
+            direction[0, at + 1] = subject.saes[source].W_dec[feature] * frame.scale[0, at]
             amount = float(subject.coded[source].codes[0, at, feature] - baseline[source].codes[0, 0, feature])
             towards = torch.zeros_like(held[source])
             towards[0, at + 1] = (subject.coded[source].error - baseline[source].error)[0, at]
@@ -281,10 +285,11 @@ def test_parallel_blocks_have_no_edge_from_attention_to_mlp():
     assert HookPoint(1, "attn") not in found and HookPoint(0, "resid") in found
 
 
+@pytest.mark.parametrize("normalisation", CONSTANTS)
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 @pytest.mark.parametrize("family", ["gpt2", "neox-parallel", "llama"])
-def test_naive_effects_equal_one_separate_forward_pass_each(family, batch_size):
-    subject = random_subject(family, normalisation="layer-norm", n=5, first=1)
+def test_naive_effects_equal_one_separate_forward_pass_each(family, batch_size, normalisation):
+    subject = random_subject(family, normalisation=normalisation, n=5, first=1)
     baseline = random_baseline(subject)
     tolerance = 1e-9 if family in EXACT else 2e-3
     for hook in (HookPoint(0, "attn"), HookPoint(0, "resid"), HookPoint(1, "mlp")):

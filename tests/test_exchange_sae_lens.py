@@ -340,7 +340,7 @@ def test_thresholds_may_be_stored_as_logarithms(tmp_path: Path):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"architecture": "temporal"}, "no architecture like SAELens's 'temporal'"),
+        ({"architecture": "crosscoder"}, "no architecture like SAELens's 'crosscoder'"),
         ({"hook_name": "blocks.2.attn.hook_z"}, "'blocks.2.attn.hook_z' is none that circuit knows"),
         ({"reshape_activations": "hook_z"}, "hook_z"),
         ({"hook_head_index": 3}, "single heads"),

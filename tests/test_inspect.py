@@ -248,13 +248,13 @@ def test_the_runs_own_saes_are_held_against_its_cache(ask, run_path: Path):
 
 
 def test_an_sae_at_another_hook_point_is_told_where_it_fits(ask, run_path: Path, tmp_path: Path):
-    cache = inspect.cached(ask(), [HookPoint(1, "mlp"), HOOK], n_tokens=100)
-    direction = torch.linalg.svd(cache[HookPoint(1, "mlp")] - cache[HookPoint(1, "mlp")].mean(dim=0)).Vh[:3].T
+    rows = inspect.cached(ask(), [HookPoint(1, "mlp"), HOOK], n_tokens=100).rows[HookPoint(1, "mlp")]
+    direction = torch.linalg.svd(rows - rows.mean(dim=0)).Vh[:3].T
     sae = ARCHITECTURES["relu"](SaeConfig(HOOK, 24, 6))
     with torch.no_grad():
         sae.W_enc.copy_(torch.cat([direction, -direction], dim=1))
         sae.W_dec.copy_(sae.W_enc.T)
-        sae.b_dec.copy_(cache[HookPoint(1, "mlp")].mean(dim=0))
+        sae.b_dec.copy_(rows.mean(dim=0))
     path = written(sae, "sae_lens", tmp_path, model="gpt2")
     (found,) = inspect.run(ask(str(path)), is_chosen=True)
     told = " ".join(found.problems)

@@ -123,6 +123,26 @@ class ActivationCache:
                 if first <= block.start_row and block.stop_row <= last:
                     yield replace(block, start_row=edge + block.start_row, stop_row=edge + block.stop_row)
 
+    def block_lengths(self, start: int, stop: int) -> list[int]:
+        """How many of rows start to stop each block has; the first and the last one may have more outside."""
+        block = self.tokens(start, stop).block
+        edges = (block.diff() != 0).nonzero()[:, 0] + 1
+        return [last - first for first, last in pairwise([0, *edges.tolist(), len(block)])]
+
+    def pieces(self, start: int, stop: int, *, size: int, by_text: bool = False) -> Iterator[tuple[int, int]]:
+        """Rows start to stop in pieces of at most ``size``.
+
+        by_text: a piece for each block from its first row on, however long, for SAEs that read context; what lies in
+        front of the first such row is left out, unless there is no other.
+        """
+        if not by_text:
+            yield from ((first, min(first + size, stop)) for first in range(start, stop, size))
+            return
+        edges = [*accumulate(self.block_lengths(start, stop), initial=start)]
+        if start > 0 and len(edges) > 2 and len(self.block_lengths(start - 1, start + 1)) == 1:
+            edges = edges[1:]
+        yield from pairwise(edges)
+
     def mean(self, hook: HookPoint) -> Float[Tensor, " d_model"]:
         """Mean of all rows, float64."""
         total = torch.zeros(self.d_model(hook), dtype=torch.float64)

@@ -49,12 +49,13 @@ def mean(
 def _mean(sae: SparseAutoencoder, cache: ActivationCache, hook: HookPoint, start: int, stop: int) -> Absent:
     codes = torch.zeros(sae.d_sae, dtype=torch.float64)
     error = torch.zeros(sae.d_in, dtype=torch.float64)
+    count = 0
     with torch.no_grad():
-        for begin in range(start, stop, ROWS):
-            coded = sae.code(cache.rows(hook, begin, min(stop, begin + ROWS)).to(sae.W_enc))
+        for first, last in cache.pieces(start, stop, size=ROWS, by_text=sae.reads_context):
+            coded = sae.code(cache.rows(hook, first, last).to(sae.W_enc))
             codes += coded.codes.sum(dim=0).cpu().double()
             error += coded.error.sum(dim=0).cpu().double()
-    count = stop - start
+            count += last - first
     return Absent((codes / count).to(sae.W_enc)[None, None], (error / count).to(sae.W_enc)[None, None])
 
 

@@ -80,7 +80,9 @@ def _last_edge(block: Int[Tensor, " row"]) -> int:
 
 def _coded(cache: ActivationCache, sae: SparseAutoencoder, start: int, stop: int) -> CodedBlocks:
     """The text of the rows, with no code where a token has no row."""
-    codes = sae.encode(cache.rows(sae.hook, start, stop).to(sae.W_enc.device, sae.W_enc.dtype))
+    pieces = cache.pieces(start, stop, size=stop - start, by_text=sae.reads_context)
+    rows = (cache.rows(sae.hook, *piece).to(sae.W_enc.device, sae.W_enc.dtype) for piece in pieces)
+    codes = torch.cat([sae.encode(piece) for piece in rows])
     text = cache.text(start, stop)
     tokens = text.tokens
     if not bool(text.has_row.all()):

@@ -22,7 +22,7 @@ class Frame(NamedTuple):
     Both are constants in every derivative and are never ablated.
     """
 
-    mean: Float[Tensor, "*batch 1"]
+    mean: Float[Tensor, "*batch 1"] | Float[Tensor, "*batch d_in"]
     scale: Float[Tensor, "*batch 1"]
 
 
@@ -71,6 +71,8 @@ class SparseAutoencoder(nn.Module, ABC):
     """
 
     architecture: ClassVar[str]
+    # Whether codes depend on earlier positions too: activations are then (..., position, d_in), of one text each.
+    reads_context: ClassVar[bool] = False
     # What the constructor takes beside the config, and config.json holds.
     option_names: ClassVar[tuple[str, ...]] = ()
 
@@ -124,7 +126,11 @@ class SparseAutoencoder(nn.Module, ABC):
         """Codes from pre-activations."""
 
     def frame(self, x: Float[Tensor, "*batch d_in"]) -> Frame | None:
-        """What is taken off this activation before encoding, as constants; None if nothing is.
+        """What is taken off this activation before encoding, as constants; None if nothing is."""
+        return self.normal_frame(x)
+
+    def normal_frame(self, x: Float[Tensor, "*batch d_in"]) -> Frame | None:
+        """What normalisation takes off.
 
         layer-norm: mean and the unbiased standard deviation, plus 1e-5 where it divides, as in OpenAI's v5 SAEs.
         rms-norm: the root of the mean square. centre: the mean alone.
@@ -145,7 +151,7 @@ class SparseAutoencoder(nn.Module, ABC):
 
     def centred(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
         """The activation as the encoder sees it: normalised, and without the decoder's bias if that is the rule."""
-        frame = self.frame(x)
+        frame = self.normal_frame(x)
         if frame is not None:
             divisor = frame.scale + EPSILON if self.config.normalisation == "layer-norm" else frame.scale
             x = (x - frame.mean) / divisor

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from circuitcli.hookpoints import HookPoint
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from circuitcli.models.loading import LanguageModel
     from circuitcli.models.partial import CleanPass
     from circuitcli.saes.exchange.tensors import Foreign
+    from circuitcli.validation.fit import Sample
 
 logger = logging.getLogger(__name__)
 
@@ -47,13 +49,20 @@ def warn_of_misfits(
             continue
         ends, count = list(dict.fromkeys((sae.hook, sae.target))), n_tokens(sae)
         found = cached(request, ends, n_tokens=count) or _of_prompt(clean, ends, first=first)
-        if found is None or found[sae.hook].shape[1] != sae.d_in:
+        if found is None or found.rows[sae.hook].shape[1] != sae.d_in:
             continue
-        target = found[sae.target] if sae.is_transcoder else None
-        recorded = about.training.get(RECORDED)
-        made = fit(sae, found[sae.hook], target=target, recorded=recorded)
+        target = found.rows[sae.target] if sae.is_transcoder else None
+        tried = partial(
+            fit,
+            sae,
+            found.rows[sae.hook],
+            target=target,
+            lengths=found.lengths,
+            recorded=about.training.get(RECORDED),
+        )
+        made = tried()
         if made.is_bad and (others := elsewhere(request, ends, n_tokens=count)):
-            made = fit(sae, found[sae.hook], target=target, recorded=recorded, elsewhere=others)
+            made = tried(elsewhere=others)
         if made.is_bad:
             logger.warning("the SAE at %s %s%s", hook, made.sentence(), _causes(about.bos, model, named=made.better))
 
@@ -65,15 +74,17 @@ def _causes(bos: bool | None, model: "LanguageModel", *, named: Mapping[str, flo
     return "" if named else "; is it of this model, checkpoint and hook point? `circuit inspect` tells what it expects"
 
 
-def cached(request: Request, hooks: Sequence[HookPoint], *, n_tokens: int) -> "dict[HookPoint, Tensor] | None":
+def cached(request: Request, hooks: Sequence[HookPoint], *, n_tokens: int) -> "Sample | None":
     """The first rows of the run's cache at these hook points; None if one was not collected."""
     from circuitcli.activations.cache import ActivationCache
+    from circuitcli.validation.fit import Sample
 
     collected = {record.hook for record in request.records.of(ActivationsRecord)}
     if not {str(hook) for hook in hooks} <= collected:
         return None
     cache = ActivationCache(request.run.path / FOLDER, hooks)
-    return {hook: cache.rows(hook, 0, min(n_tokens, cache.n_tokens)) for hook in hooks}
+    stop = min(n_tokens, cache.n_tokens)
+    return Sample({hook: cache.rows(hook, 0, stop) for hook in hooks}, cache.block_lengths(0, stop))
 
 
 def elsewhere(request: Request, hooks: Sequence[HookPoint], *, n_tokens: int) -> "dict[str, Tensor]":
@@ -81,11 +92,14 @@ def elsewhere(request: Request, hooks: Sequence[HookPoint], *, n_tokens: int) ->
     collected = [HookPoint.parse(record.hook) for record in request.records.of(ActivationsRecord)]
     others = [hook for hook in collected if hook not in hooks][:_MOST_ELSEWHERE]
     found = cached(request, others, n_tokens=n_tokens) if others and set(hooks) <= set(collected) else None
-    return {str(hook): rows for hook, rows in (found or {}).items()}
+    return {} if found is None else {str(hook): rows for hook, rows in found.rows.items()}
 
 
-def _of_prompt(clean: "CleanPass | None", hooks: list[HookPoint], *, first: int) -> "dict[HookPoint, Tensor] | None":
+def _of_prompt(clean: "CleanPass | None", hooks: list[HookPoint], *, first: int) -> "Sample | None":
+    from circuitcli.validation.fit import Sample
+
     if clean is None or not all(hook in clean.activations for hook in hooks):
         return None
-    found = {hook: clean.activations[hook][0, first:].float() for hook in hooks}
-    return found if len(found[hooks[0]]) >= _FEWEST_OF_PROMPT else None
+    rows = {hook: clean.activations[hook][0, first:].float() for hook in hooks}
+    n_tokens = len(rows[hooks[0]])
+    return Sample(rows, [n_tokens]) if n_tokens >= _FEWEST_OF_PROMPT else None

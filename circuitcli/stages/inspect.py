@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from circuitcli.errors import InputError, SettingsError
-from circuitcli.hookpoints import HookPoint
 from circuitcli.records import ActivationsRecord, InspectionRecord, Record, ReleaseRecord
 from circuitcli.saes import catalogue
 from circuitcli.saes.exchange.hooks import same_model
@@ -16,13 +15,11 @@ from circuitcli.stages.request import Request
 from circuitcli.stages.saes import SaeSource, fold_gain, load_sae, sae_sources
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from circuitcli.models.loading import LanguageModel
     from circuitcli.saes.base import SparseAutoencoder
     from circuitcli.saes.exchange.place import About
     from circuitcli.saes.exchange.tensors import Foreign
-    from circuitcli.validation.fit import Fit
+    from circuitcli.validation.fit import Fit, Sample
 
 NAME = "inspect"
 # What is told of the quality on real activations.
@@ -82,7 +79,7 @@ class _Bench:
         has_cache = bool(self.request.records.of(ActivationsRecord))
         return has_cache and about.model is not None and same_model(about.model, self.request.settings.model.name)
 
-    def activations(self, sae: "SparseAutoencoder", wrong: list[str]) -> "tuple[str, dict[HookPoint, Tensor]] | None":
+    def activations(self, sae: "SparseAutoencoder", wrong: list[str]) -> "tuple[str, Sample] | None":
         """Where they are from, and those at the SAE's hook points and, of the same tokens, at others.
 
         None if there are none; to ``wrong`` is added what the model lacks.
@@ -148,7 +145,7 @@ def _fitted(found: "Foreign", bench: _Bench, wrong: list[str]) -> "tuple[str, Fi
     activations = bench.activations(sae, wrong) if bench.is_for(about) else None
     if activations is None:
         return "", None
-    origin, rows = activations
+    origin, (rows, lengths) = activations
     for hook, width in {sae.hook: sae.d_in, sae.target: sae.d_out}.items():
         if rows[hook].shape[1] != width:
             wrong.append(f"it is for width {width} at {hook}, where the model has {rows[hook].shape[1]}")
@@ -158,7 +155,8 @@ def _fitted(found: "Foreign", bench: _Bench, wrong: list[str]) -> "tuple[str, Fi
     others = {str(hook): found for hook, found in rows.items() if hook not in (sae.hook, sae.target)}
     others |= elsewhere(bench.request, (sae.hook, sae.target), n_tokens=len(rows[sae.hook]))
     target = rows[sae.target] if sae.is_transcoder else None
-    return origin, fit(sae, rows[sae.hook], target=target, elsewhere=others, recorded=about.training.get(RECORDED))
+    recorded = about.training.get(RECORDED)
+    return origin, fit(sae, rows[sae.hook], target=target, elsewhere=others, lengths=lengths, recorded=recorded)
 
 
 def _what_it_is(source: SaeSource, sae: "SparseAutoencoder", about: "About") -> dict[str, Any]:

@@ -14,12 +14,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from circuitcli.models.loading import LanguageModel
+    from circuitcli.validation.fit import Sample
 
 
 def read_rows(
     request: Request, model: "LanguageModel", hooks: Sequence[HookPoint], *, n_tokens: int
-) -> "tuple[str, dict[HookPoint, Tensor]]":
-    """The text's name, and for each hook point the rows (token, d_model) of its first tokens, in float32 on the CPU.
+) -> "tuple[str, Sample]":
+    """The text's name, and the rows of its first tokens, in float32 on the CPU.
 
     Those of neighbouring hook points come along, so that a misplaced SAE can be told. The text is ``data.text``, by
     default that of `circuit collect`, or the standard library where the hub is out of reach. Raises InputError if it
@@ -30,6 +31,7 @@ def read_rows(
     from circuitcli.activations.blocks import token_blocks
     from circuitcli.activations.documents import documents
     from circuitcli.models.taps import read
+    from circuitcli.validation.fit import Sample
 
     data = request.settings.data
     source = data.text or _default(model.name)
@@ -41,19 +43,20 @@ def read_rows(
         model.tokenizer,
         block_length=data.block_length,
     )
-    left = n_tokens
+    lengths: list[int] = []
     for block in blocks:
         ids = torch.tensor([block.ids], device=model.adapter.device)
         with torch.no_grad():
             found = read(model.adapter, ids, None, chosen)
+        positions = list(block.positions)[: n_tokens - sum(lengths)]
+        lengths.append(len(positions))
         for hook, activation in found.items():
-            rows[hook].append(activation[0, list(block.positions)[:left]].float().cpu())
-        left -= len(block.positions)
-        if left <= 0:
-            return source, {hook: torch.cat(parts) for hook, parts in rows.items()}
-    if left == n_tokens:
+            rows[hook].append(activation[0, positions].float().cpu())
+        if sum(lengths) == n_tokens:
+            break
+    if not lengths:
         raise InputError(f"{source} has no usable text", hint="--text takes a file, a folder or hf:NAME")
-    return source, {hook: torch.cat(parts) for hook, parts in rows.items()}
+    return source, Sample({hook: torch.cat(parts) for hook, parts in rows.items()}, lengths)
 
 
 def _default(model: str) -> str:

@@ -1,17 +1,14 @@
 """Measuring finished SAEs on what training did not see: held-out rows of the cache, and the model on their text."""
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from circuitcli.errors import InputError
-from circuitcli.hookpoints import HookPoint
 from circuitcli.settings.model import ModelSettings
 from circuitcli.stages.request import Request
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
 
     from circuitcli.activations.cache import ActivationCache, TokenBlock
     from circuitcli.models.loading import LanguageModel
@@ -52,7 +49,8 @@ class HeldOut:
         check_model(model, cache, blocks[0])
         device = model.adapter.device
         texts = Texts.of(blocks, pad_id=model.tokenizer.pad_id, batch_size=_LOSS_BATCH, device=device)
-        return cls(cache, rows, device, Listener(model.adapter, texts, cache.hooks))
+        first = int(cache.bos_id is not None)
+        return cls(cache, rows, device, Listener(model.adapter, texts, cache.hooks, first=first))
 
     def facts(self, sae: "SparseAutoencoder") -> dict[str, Any]:
         """All that was measured of an SAE or transcoder, by name; it must be on ``device``.
@@ -64,8 +62,10 @@ class HeldOut:
 
         self._check_collected(sae)
         n_rows = min(_EVAL_ROWS, max(1, _EVAL_CODES // sae.d_sae), -(-len(self.rows) // _EVAL_PARTS))
-        targets = self._batches(sae.target, n_rows) if sae.is_transcoder else None
-        found = asdict(reconstruction(sae, self._batches(sae.hook, n_rows), targets=targets))
+        pieces = [*self.cache.pieces(self.rows.start, self.rows.stop, size=n_rows, by_text=sae.reads_context)]
+        x = (self.cache.rows(sae.hook, *piece) for piece in pieces)
+        targets = (self.cache.rows(sae.target, *piece) for piece in pieces) if sae.is_transcoder else None
+        found = asdict(reconstruction(sae, x, targets=targets))
         facts = {"n_eval_tokens": found.pop("n_tokens"), **found, **geometry_facts(sae)}
         if self.listener is None:
             return facts
@@ -73,10 +73,6 @@ class HeldOut:
         loss = asdict(self.listener.loss(sae, mean=mean))
         errors = facts["standard_errors"] | loss.pop("standard_errors")
         return {**facts, **loss, "loss_ablation": "mean", "standard_errors": errors}
-
-    def _batches(self, hook: HookPoint, n_rows: int) -> "Iterator[Tensor]":
-        for start in self.rows[::n_rows]:
-            yield self.cache.rows(hook, start, min(start + n_rows, self.rows.stop))
 
     def _check_collected(self, sae: "SparseAutoencoder") -> None:
         missing = [str(hook) for hook in dict.fromkeys((sae.hook, sae.target)) if hook not in self.cache.hooks]

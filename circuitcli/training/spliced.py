@@ -140,11 +140,11 @@ class Listener:
     runs for the latest hook point start: SAEs are best taken in the order of the model.
     """
 
-    def __init__(self, adapter: ModelAdapter, texts: Texts, hooks: Iterable[HookPoint]) -> None:
-        """hooks: where SAEs read and write."""
-        self.adapter, self.texts = adapter, texts
-        first = max(0, min(first_block(hook) for hook in hooks))
-        self._clean = [block_pass(adapter, ids, mask, starts=[first]) for ids, mask, _, _ in texts]
+    def __init__(self, adapter: ModelAdapter, texts: Texts, hooks: Iterable[HookPoint], *, first: int = 0) -> None:
+        """hooks: where SAEs read and write. first: the first position that they see; 1 behind a BOS token."""
+        self.adapter, self.texts, self._first = adapter, texts, first
+        start = max(0, min(first_block(hook) for hook in hooks))
+        self._clean = [block_pass(adapter, ids, mask, starts=[start]) for ids, mask, _, _ in texts]
         self._of_constants: dict[HookPoint, Float[Tensor, "text 4"]] = {}
 
     @torch.no_grad()
@@ -154,7 +154,7 @@ class Listener:
         mean: of the raw activations that it reconstructs: at its hook point, for a transcoder at its target.
         """
         place = sae.target
-        edits = [replaced(sae, first=0)]
+        edits = [replaced(sae, first=self._first)]
         if place not in self._of_constants:
             edits += [{place: constant(mean)}, {place: constant(torch.zeros_like(mean))}]
         sums = self._sums(edits)

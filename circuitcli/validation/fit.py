@@ -2,13 +2,14 @@
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import get_args
+from typing import NamedTuple, get_args
 
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitcli.hookpoints import HookPoint
 from circuitcli.saes.base import Normalisation, SparseAutoencoder
 from circuitcli.training.quality import Reconstruction, reconstruction
 
@@ -26,6 +27,13 @@ _WORDS: dict[str, str] = {
     "layer-norm": "if its input were layer-normed",
     "rms-norm": "if its input had unit root mean square",
 }
+
+
+class Sample(NamedTuple):
+    """Activations of some tokens, (token, width) at each hook point, and how many of the tokens each text has."""
+
+    rows: Mapping[HookPoint, Float[Tensor, "token _"]]
+    lengths: Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -77,22 +85,25 @@ def fit(
     *,
     target: Float[Tensor, "token d_out"] | None = None,
     elsewhere: Mapping[str, Float[Tensor, "token _"]] | None = None,
+    lengths: Sequence[int] | None = None,
     recorded: float | None = None,
 ) -> Fit:
     """How an SAE fits activations at its hook point; if badly, how it would otherwise.
 
     target: what a transcoder is to predict. elsewhere: activations of the same tokens at other hook points, by name.
+    lengths: tokens of each text, all of one if not given, for an SAE that reads context.
     """
-    quality = _quality(sae, x, target)
+    sizes = list(lengths or [len(x)]) if sae.reads_context else BATCH
+    quality = _quality(sae, x, target, sizes)
     found = Fit(quality, _radius(sae, x), recorded)
     if not found.is_bad:
         return found
     explained: dict[str, float | None] = {
-        words: _quality(other, x, target).explained_variance for words, other in _others(sae).items()
+        words: _quality(other, x, target, sizes).explained_variance for words, other in _others(sae).items()
     }
     for name, activations in (elsewhere or {}).items():
         if not sae.is_transcoder and activations.shape[1] == sae.d_in:
-            explained[f"at {name} instead"] = _quality(sae, activations, None).explained_variance
+            explained[f"at {name} instead"] = _quality(sae, activations, None, sizes).explained_variance
     least = (quality.explained_variance or 0) + CLEARLY_BETTER
     better = {name: value for name, value in explained.items() if value is not None and value > max(least, 0)}
     return replace(found, better=dict(sorted(better.items(), key=lambda item: -item[1])))
@@ -103,9 +114,10 @@ def _radius(sae: SparseAutoencoder, x: Tensor) -> float:
     return float(centred.norm(dim=1).max())
 
 
-def _quality(sae: SparseAutoencoder, x: Tensor, target: Tensor | None) -> Reconstruction:
-    targets = None if target is None else target.split(BATCH)
-    return reconstruction(sae, x.split(BATCH), targets=targets)
+def _quality(sae: SparseAutoencoder, x: Tensor, target: Tensor | None, sizes: int | list[int]) -> Reconstruction:
+    """sizes: of the pieces in which the tokens are taken."""
+    targets = None if target is None else target.split(sizes)
+    return reconstruction(sae, x.split(sizes), targets=targets)
 
 
 def _others(sae: SparseAutoencoder) -> dict[str, SparseAutoencoder]:

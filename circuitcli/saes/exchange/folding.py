@@ -15,6 +15,7 @@ from circuitcli.saes.base import SparseAutoencoder
 from circuitcli.saes.gated import GatedSae
 from circuitcli.saes.jumprelu import JumpReluSae
 from circuitcli.saes.matching_pursuit import MatchingPursuitSae
+from circuitcli.saes.temporal import TemporalSae
 
 
 @torch.no_grad()
@@ -111,6 +112,11 @@ def _check_plain(sae: SparseAutoencoder) -> None:
     if isinstance(sae, MatchingPursuitSae):
         raise InputError(
             f"the SAE at {sae.hook} stops by the length of what is left, which this would change",
+            hint="keep it in the format that it has",
+        )
+    if isinstance(sae, TemporalSae):
+        raise InputError(
+            f"the SAE at {sae.hook} takes its prediction off what the encoder sees, which this would change",
             hint="keep it in the format that it has",
         )
 

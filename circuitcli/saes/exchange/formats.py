@@ -18,6 +18,7 @@ from circuitcli.saes.exchange import (
     qwen_scope,
     sae_lens,
     sparsify,
+    temporal,
 )
 from circuitcli.saes.exchange.place import Place
 
@@ -58,7 +59,7 @@ WRITABLE: dict[str, WritableFormat] = {
 # In the order in which they are asked whether files are theirs.
 FORMATS: dict[str, Format] = {
     **WRITABLE,
-    **{made.NAME: made for made in (gemma_scope, llama_scope, goodfire, qwen_scope, openai)},
+    **{made.NAME: made for made in (gemma_scope, llama_scope, goodfire, qwen_scope, temporal, openai)},
 }
 
 

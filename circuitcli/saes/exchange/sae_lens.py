@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
-from circuitcli.saes.exchange import hooks
+from circuitcli.saes.exchange import hooks, temporal
 from circuitcli.saes.exchange.place import About, Place, count_of, field_of, read_object
 
 if TYPE_CHECKING:
@@ -45,8 +45,9 @@ _ARCHITECTURES = {
     "jumprelu_transcoder": "jumprelu",
     "jumprelu_skip_transcoder": "jumprelu",
     "matching_pursuit": "matching_pursuit",
+    "temporal": "temporal",
 }
-_PURSUIT = "matching_pursuit"
+_PURSUIT, _TEMPORAL = "matching_pursuit", "temporal"
 _NORMALISATIONS = {
     "none": "none",
     "layer_norm": "layer-norm",
@@ -54,6 +55,8 @@ _NORMALISATIONS = {
     # Folded into the weights when training ends; before that the factor lies in a file of its own.
     "expected_average_only_in": "none",
     "covariance_whitening": "none",
+    # Of temporal SAEs alone, whose config has the factor.
+    "constant_scalar_rescale": "none",
 }
 # Names of models whose norms are LayerNorms: TransformerLens centred what these write, unless told not to.
 _LAYER_NORM_MODELS = ("gpt2", "gpt-neo", "pythia", "opt-", "attn-only", "gelu-", "solu-")
@@ -127,9 +130,13 @@ def _built(place: Place, config: Mapping[str, Any], tensors: "Tensors") -> "tupl
     architecture = _ARCHITECTURES[name]
     if architecture == _PURSUIT:
         _complete(tensors, subtracts=config.get("apply_b_dec_to_input", True))
+    if architecture == _TEMPORAL:
+        temporal.complete(tensors, config)
     sae_config = _sae_config(place, config, tensors)
     options = _options(architecture, config, place)
     parameters = _parameters(architecture, sae_config, tensors, config)
+    if architecture == _TEMPORAL:
+        parameters |= temporal.attention(tensors, n_layers=options["n_attention_layers"])
     sae = build(architecture, sae_config, parameters, path=tensors.path, **options)
     notes = _fold(sae, place, config)
     if sae_config.normalisation == "centre":
@@ -141,6 +148,8 @@ def _options(architecture: str, config: Mapping[str, Any], place: Place) -> dict
     """What the architecture takes beside its parameters."""
     if architecture in ("topk", "abstopk"):
         return {"k": count_of(config, "k", place.path / CONFIG)}
+    if architecture == _TEMPORAL:
+        return temporal.options(config, place.path / CONFIG)
     names = ("max_iterations", "residual_threshold", "stop_on_duplicate_support") if architecture == _PURSUIT else ()
     return {name: config[name] for name in names if name in config}
 
@@ -239,8 +248,11 @@ def _fold(sae: "SparseAutoencoder", place: Place, config: Mapping[str, Any]) -> 
     """Fold decoder norms and what was done to the inputs into the weights; what to tell of it."""
     from circuitcli.saes.exchange import folding
 
-    notes = []
+    notes = [temporal.NOTE] if config["architecture"] == _TEMPORAL else []
     rescales = bool(config.get("rescale_acts_by_decoder_norm"))
+    if config["architecture"] == _TEMPORAL and (scale := float(config.get(temporal.FACTOR, 1))) != 1:
+        folding.scale_input(sae, scale)
+        notes.append(f"inputs were multiplied by {scale:.4g} in training; the factor is folded into the weights")
     if rescales:
         folding.fold_decoder_norms(sae)
         notes.append("codes are multiplied by the norms of the decoder's rows, as in SAELens; the norms are folded")
@@ -302,6 +314,7 @@ _WRITTEN = {
     "abstopk": "abstopk",
     "jumprelu": "jumprelu",
     _PURSUIT: _PURSUIT,
+    _TEMPORAL: _TEMPORAL,
 }
 _WRITTEN_TRANSCODERS = {
     ("relu", False): "transcoder",
@@ -329,6 +342,8 @@ def write(items: "Sequence[Foreign]", directory: Path) -> list[Path]:
         tensors = dict(sae.state_dict())
         if sae.architecture == _PURSUIT:
             tensors = _tied(sae)
+        if sae.architecture == _TEMPORAL:
+            tensors = temporal.tensors_of(sae)
         if sae.architecture == "gated":
             tensors["b_gate"] = tensors.pop("b_enc")
         folder = directory / config["metadata"]["hook_name"]
@@ -377,7 +392,7 @@ def _written_config(sae: "SparseAutoencoder", about: About) -> dict[str, Any]:
         "reshape_activations": "none",
         "metadata": metadata,
     }
-    config |= sae.options
+    config |= temporal.config_of(sae) if sae.architecture == _TEMPORAL else sae.options
     if sae.architecture in ("topk", "abstopk"):
         config["rescale_acts_by_decoder_norm"] = False
     if sae.is_transcoder:
