@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from circuitcli.activations.cache import ActivationCache
 from circuitcli.errors import InputError, SettingsError
@@ -17,7 +18,8 @@ from circuitcli.records import SaeRecord, Stream
 from circuitcli.runs import Run, file_digest
 from circuitcli.saes import files
 from circuitcli.settings.sources import load
-from circuitcli.stages import collect, estimates, train
+from circuitcli.stages import collect, estimates, train, training
+from circuitcli.stages.measure import HeldOut
 from circuitcli.stages.request import Request
 from circuitcli.training.readers import unread
 
@@ -237,3 +239,33 @@ def test_plan_tells_memory_by_widths_architecture_pool_and_model(run_path: Path,
     assert told(sae__architecture="relu") - told() == 4 * 4 * 128 * 256
     n_rows = ActivationCache(run_path / "activations", [*map(HookPoint.parse, HOOKS)]).n_tokens - 300
     assert told() - told(train__pool_tokens=100) == 2 * 2 * 128 * (n_rows - 100)
+
+
+def test_plan_tells_the_arithmetic_of_measuring(run_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(estimates, "multiplying_rate", lambda **_: 1e6)
+    asked = dict(train__tokens=128, train__loss_tokens=300)
+    one, two = (
+        float(dict(train.plan(request(run_path, **asked | {"train__tokens": n})))["arithmetic"].split()[1])
+        for n in (128, 256)
+    )
+    counted = []
+
+    class Counted(HeldOut):
+        @classmethod
+        def of(cls, *given):
+            with FlopCounterMode(display=False) as counter:
+                made = super().of(*given)
+            counted.append(counter.get_total_flops())
+            return made
+
+        def facts(self, sae):
+            with FlopCounterMode(display=False) as counter:
+                found = super().facts(sae)
+            counted.append(counter.get_total_flops())
+            return found
+
+    monkeypatch.setattr(training, "HeldOut", Counted)
+    train.run(request(run_path, **asked))
+    assert len(counted) == 3
+    # Without its one step.
+    assert 0.8 < (2 * one - two) / sum(counted) < 1.25

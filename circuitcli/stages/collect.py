@@ -16,7 +16,7 @@ from circuitcli.records import ActivationsRecord, Record
 from circuitcli.runs import Fingerprint
 from circuitcli.settings.settings import Settings
 from circuitcli.settings.sources import flatten
-from circuitcli.stages.estimates import BYTES, arithmetic, memory, size, weight_bytes
+from circuitcli.stages.estimates import BYTES, arithmetic, memory, pass_flops, size, weight_bytes
 from circuitcli.stages.request import Request, changing_nothing, fingerprint, resumable
 
 if TYPE_CHECKING:
@@ -288,9 +288,7 @@ def _memory(settings: Settings, adapter: "ModelAdapter", *, n_hooks: int) -> lis
 
 
 def _flops(settings: Settings, adapter: "ModelAdapter", hooks: Iterable[HookPoint]) -> float:
-    """Two for each weight of the blocks up to the deepest hook point and token, and attention's own products."""
+    """Of all tokens through the blocks up to the deepest hook point."""
     n_blocks = 1 + max(hook.layer for hook in hooks)
-    blocks = list(adapter.blocks)[:n_blocks]
-    weights = sum(parameter.numel() for block in blocks for parameter in block.parameters())
-    attention = 4 * n_blocks * settings.data.block_length * adapter.d_model
-    return float(settings.data.tokens) * (2 * weights + attention)
+    each = pass_flops(adapter, range(n_blocks), block_length=settings.data.block_length)
+    return float(settings.data.tokens * each)

@@ -33,6 +33,12 @@ def weight_bytes(adapter: "ModelAdapter") -> int:
     return sum(parameter.numel() * parameter.element_size() for parameter in adapter.model.parameters())
 
 
+def pass_flops(adapter: "ModelAdapter", blocks: range, *, block_length: int) -> int:
+    """Floating-point operations of a token through some blocks: two for each weight, and attention's own products."""
+    weights = sum(parameter.numel() for index in blocks for parameter in adapter.blocks[index].parameters())
+    return 2 * weights + 4 * len(blocks) * block_length * adapter.d_model
+
+
 def size(n_bytes: int) -> str:
     """Bytes in the largest unit that keeps them above one."""
     number = float(n_bytes)

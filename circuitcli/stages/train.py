@@ -1,5 +1,6 @@
 """``circuit train``: sparse autoencoders for all collected hook points, in one pass over the cache."""
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 from circuitcli.hookpoints import HookPoint
 from circuitcli.records import ActivationsRecord, Record, SaeRecord
 from circuitcli.settings.settings import Settings
-from circuitcli.stages.estimates import BYTES, arithmetic, memory, size, weight_bytes
+from circuitcli.stages.estimates import BYTES, arithmetic, memory, pass_flops, size, weight_bytes
 from circuitcli.stages.request import Request, fingerprint, needed, resumable
 from circuitcli.stages.sweep import swept, variants
 from circuitcli.stages.training import CHECKPOINT, FOLDER, Training, check_processes, finished_saes
@@ -73,7 +74,7 @@ def plan(request: Request) -> list[tuple[str, str]]:
     made = planned(request.settings, n_rows=found[0].n_tokens)
     d_models = {HookPoint.parse(record.hook): record.d_model for record in found}
     costs = [
-        _Cost.of(settings, [d_models[hook] for hook in hooks])
+        _Cost.of(settings, hooks, [d_models[hook] for hook in hooks])
         for settings in variants(request.settings).values()
         for hooks in lessons(settings.sae.architecture, list(d_models))
     ]
@@ -90,7 +91,7 @@ def plan(request: Request) -> list[tuple[str, str]]:
         ("disk", f"{size(4 * parameters)}, and {size(_state_bytes(request.settings, parameters))} while training"),
         *_memory(request, found, made, costs),
         *arithmetic(
-            float(sum(cost.flops for cost in costs) * (made.tokens + looked_at)),
+            sum(cost.flops for cost in costs) * (made.tokens + looked_at) + _measuring_flops(request, made, costs),
             width=max(d_models.values()),
             device=request.settings.model.device,
             dtype="bfloat16" if request.settings.train.autocast else "float32",
@@ -100,21 +101,25 @@ def plan(request: Request) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class _Cost:
-    """What the SAEs of a lesson take: numbers in their weights, and floating-point operations for each token."""
+    """What the SAEs of a lesson take: numbers in their weights, and floating-point operations for each token.
+
+    places: what each of them reconstructs.
+    """
 
     settings: Settings
+    places: tuple[HookPoint, ...]
     d_saes: tuple[int, ...]
     parameters: int
     flops: int
 
     @classmethod
-    def of(cls, settings: Settings, widths: list[int]) -> "_Cost":
-        """widths: of what is read and, if that is another hook point, predicted."""
+    def of(cls, settings: Settings, hooks: tuple[HookPoint, ...], widths: list[int]) -> "_Cost":
+        """hooks: of the lesson. widths: of what is read and, if that is another hook point, predicted."""
         d_saes, both = sae_widths(settings, len(widths), d_in=widths[0]), widths[0] + widths[-1]
         # Sparse codes cost what they hold; dense ones three products forward and back on either side.
         sparse = 2 * widths[0] * sum(d_saes) + 8 * widths[-1] * settings.sae.k * len(d_saes)
         flops = 5 * both * sum(d_saes) if settings.sae.architecture in DENSE else sparse
-        return cls(settings, d_saes, both * sum(d_saes), flops)
+        return cls(settings, hooks[-len(d_saes) :], d_saes, both * sum(d_saes), flops)
 
     @property
     def is_dense(self) -> bool:
@@ -123,6 +128,27 @@ class _Cost:
 
     def rate(self, n_steps: int) -> float:
         return self.settings.train.learning_rate or default_rate(self.d_saes[0], n_steps=n_steps)
+
+
+def _measuring_flops(request: Request, made: Plan, costs: list[_Cost]) -> float:
+    """Of all SAEs on held-out tokens, and of the model on some of these: once as it is, and from its hook point on with
+    each SAE and, where that was not done, with two constants. Logits follow of each run, and each time of the clean
+    one."""
+    from circuitcli.models.loading import load_outline
+    from circuitcli.models.partial import first_block
+    from circuitcli.stages.measure import model_settings
+
+    reconstructing = 2.0 * made.held_out * sum(cost.parameters for cost in costs)
+    if not (n_tokens := min(request.settings.train.loss_tokens, made.held_out)):
+        return reconstructing
+    adapter = load_outline(model_settings(request))
+    head = 2 * adapter.unembedding.get_parameter("weight").numel()
+    through = partial(pass_flops, adapter, block_length=request.settings.data.block_length)
+    of_model = through(range(adapter.n_layers))
+    for place, n_saes in Counter(place for cost in costs for place in cost.places).items():
+        behind = through(range(max(0, first_block(place)), adapter.n_layers))
+        of_model += (n_saes + 2) * behind + (2 * n_saes + 2) * head
+    return reconstructing + float(n_tokens * of_model)
 
 
 def _state_bytes(settings: Settings, parameters: int) -> int:
