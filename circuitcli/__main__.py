@@ -7,6 +7,7 @@ import sys
 from types import FrameType
 
 from circuitcli.allocator import keep_freed_memory
+from circuitcli.processes import share_cores
 
 
 def main() -> int:
@@ -14,6 +15,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _terminate)
     _speak_utf8()
     keep_freed_memory()
+    share_cores()
     try:
         from circuitcli.cli.app import run
 

@@ -30,6 +30,16 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def share_cores() -> None:
+    """Let the tokenizers of several processes on this machine take their part of its cores; call it before the first.
+
+    A number that the user chose stays. PyTorch's threads are shared out by the launchers.
+    """
+    here = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    if here.isdecimal() and int(here) > 1:
+        os.environ.setdefault("RAYON_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(here))))
+
+
 def _read() -> dict[str, int]:
     # Some schedulers set WORLD_SIZE for jobs in which nobody has numbered the processes.
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:

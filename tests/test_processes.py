@@ -1,6 +1,7 @@
 """Several processes of one command agree, and hear of each other's failures."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -55,6 +56,24 @@ def test_numbers_that_cannot_be_are_a_settings_error(launched, numbers):
     launched(**numbers)
     with pytest.raises(SettingsError, match=f"RANK={numbers['RANK']}"):
         processes.rank()
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, None),
+        ({"LOCAL_WORLD_SIZE": "1"}, None),
+        ({"LOCAL_WORLD_SIZE": "none"}, None),
+        ({"LOCAL_WORLD_SIZE": "3"}, "4"),
+        ({"LOCAL_WORLD_SIZE": "100"}, "1"),
+        ({"LOCAL_WORLD_SIZE": "3", "RAYON_NUM_THREADS": "7"}, "7"),
+    ],
+)
+def test_tokenizers_of_several_processes_share_the_cores(monkeypatch, given, expected):
+    monkeypatch.setattr(os, "cpu_count", lambda: 12)
+    monkeypatch.setattr(os, "environ", dict(given))
+    processes.share_cores()
+    assert os.environ.get("RAYON_NUM_THREADS") == expected
 
 
 def test_one_process_exchanges_with_itself_without_torch(launched):
