@@ -102,6 +102,8 @@ def test_codes_and_reconstruction_are_those_of_the_formula(normalisation: str, s
             recon = (expected @ sae.W_dec + sae.b_dec + predicted) * scale[position] + mean[position]
             assert torch.allclose(whole[text, position], recon, rtol=1e-9, atol=1e-9)
     coded = sae.code(x)
+    assert torch.equal(coded.codes, codes)
+    assert all(torch.equal(one, other) for one, other in zip(coded.frame, sae.frame(x), strict=True))
     assert torch.allclose(sae.decode(coded.codes, coded.frame) + coded.error, x, rtol=1e-12)
 
 

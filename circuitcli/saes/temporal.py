@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from circuitcli.errors import SettingsError
-from circuitcli.saes.base import Frame, SaeConfig, SparseAutoencoder
+from circuitcli.saes.base import Coded, Frame, SaeConfig, SparseAutoencoder
 
 # Keeps a prediction of length zero from being divided by.
 LEAST_LENGTH = 1e-6
@@ -72,8 +72,17 @@ class TemporalSae(SparseAutoencoder):
 
     def frame(self, x: Float[Tensor, "*text position d_in"]) -> Frame:
         """What is taken off: the normalisation's mean, and in its scale what the context predicts."""
+        return self._frame(x, self.predicted(super().centred(x)))
+
+    def code(self, x: Float[Tensor, "*text position d_in"]) -> Coded:
+        """See `SparseAutoencoder`. Predicts once for codes and frame."""
+        seen = super().centred(x)
+        predicted = self.predicted(seen)
+        codes, frame = self.sparsify((seen - predicted) @ self.W_enc + self.b_enc), self._frame(x, predicted)
+        return Coded(codes, x - self.decode(codes, frame), frame)
+
+    def _frame(self, x: Tensor, predicted: Tensor) -> Frame:
         normal = self.normal_frame(x)
-        predicted = self.predicted(super().centred(x))
         if normal is None:
             return Frame(predicted, torch.ones_like(predicted[..., :1]))
         return Frame(normal.mean + predicted * normal.scale, normal.scale)

@@ -118,8 +118,10 @@ class Learner:
             self.best = Best(loss, step, weights)
 
     def take_best(self) -> None:
-        """Go back to the best weights, of all SAEs of the student at once: they may share weights."""
-        self._put(self.best.weights)
+        """Go back to the best weights, if any look was a number, of all SAEs of the student at once: they may share
+        weights."""
+        if self.best.weights:
+            self._put(self.best.weights)
 
     @torch.no_grad()
     def _put(self, weights: dict[str, Tensor]) -> None:
