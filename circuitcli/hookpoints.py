@@ -58,6 +58,15 @@ class HookPoint:
         return cls(int(layer), site)
 
 
+def is_hook(text: str) -> bool:
+    """Whether a text names a hook point."""
+    try:
+        HookPoint.parse(text)
+    except SettingsError:
+        return False
+    return True
+
+
 _NODE = re.compile(r"^(?P<hook>[a-z_]+(?:\.\d+)?)/(?P<name>\d+|error)(?:@(?P<position>\d+))?$")
 
 

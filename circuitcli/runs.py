@@ -29,6 +29,8 @@ from circuitcli.records import Record, RunRecord, Stream
 
 FORMAT_VERSION = 1
 POINTER = ".circuit-run"
+# Settings that are named, at most, where a stage was run with others.
+_NAMED_DIFFERENCES = 4
 LIBRARIES = ("torch", "transformers", "tokenizers", "h5py", "numpy")
 
 
@@ -91,13 +93,21 @@ class Fingerprint:
         return digest({"settings": self.settings, "inputs": self.inputs, "format": FORMAT_VERSION})
 
     def first_difference(self, other: "Mapping[str, Any]") -> str:
-        """The first setting or input in which a stage's manifest entry differs, for people."""
+        """The first setting or input in which a stage's manifest entry differs, and the names of more, for people."""
+        first, more = "", []
         for part, now in (("settings", self.settings), ("inputs", self.inputs)):
             before = other.get(part, {})
             for name in [*now, *(name for name in before if name not in now)]:
-                if json.dumps(before.get(name), default=str) != json.dumps(now.get(name), default=str):
-                    return f"{name} was {before.get(name)!r} and is now {now.get(name)!r}"
-        return "it was made by another version of the format"
+                if json.dumps(before.get(name), default=str) == json.dumps(now.get(name), default=str):
+                    continue
+                if first:
+                    more.append(name)
+                else:
+                    first = f"{name} was {before.get(name)!r} and is now {now.get(name)!r}"
+        if len(more) > _NAMED_DIFFERENCES:
+            more[_NAMED_DIFFERENCES - 1 :] = ["others"]
+        differs = f"; {' '.join(more)} too" if more else ""
+        return first + differs if first else "it was made by another version of the format"
 
 
 class Run:
@@ -211,6 +221,12 @@ class Run:
             self.update_manifest(stages=stages)
         else:
             self.manifest_path.unlink(missing_ok=True)
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Take stages out of the manifest: what they emitted holds no longer."""
+        stages, gone = self.manifest().get("stages", {}), set(names)
+        if gone & stages.keys():
+            self.update_manifest(stages={name: entry for name, entry in stages.items() if name not in gone})
 
     def _records_path(self, name: str) -> Path:
         return self.path / "records" / f"{name.replace(':', '-')}.jsonl"

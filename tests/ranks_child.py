@@ -46,7 +46,7 @@ def make(directory: Path, architecture: str, mode: str) -> Trainer:
         logs={place: MetricsLog(directory / place / "metrics.jsonl") for place in places},
         ranks=ranks,
         shares_rows=several and mode == "data",
-        held_out=lambda: iter([{hook: planted(200, seed=50)[0] for hook in HOOKS}]),
+        held_out=lambda: [{hook: planted(200, seed=50)[0] for hook in HOOKS}],
     )
 
 

@@ -171,3 +171,17 @@ def test_more_rows_than_there_are_is_an_input_error(cache):
     for stop_row in (0, N_ROWS + 1):
         with pytest.raises(InputError, match="cannot draw batches"):
             batches(cache, stop_row=stop_row)
+
+
+@pytest.mark.parametrize(("pool_tokens", "n_epochs_read"), [(2 * N_ROWS + 32, 1), (100, 3)])
+def test_rows_that_fit_in_half_a_pool_are_read_once(cache, monkeypatch, pool_tokens, n_epochs_read):
+    n_read = []
+    read = ActivationCache.read_into
+    monkeypatch.setattr(
+        ActivationCache, "read_into", lambda self, rows, *given: n_read.append(len(rows)) or read(self, rows, *given)
+    )
+    stream = batches(cache, n_tokens=3 * N_ROWS, pool_tokens=pool_tokens).from_step(0)
+    seen = [number for batch in stream for number in numbers(batch)]
+    assert sum(n_read) == n_epochs_read * N_ROWS
+    assert all(sorted(seen[first : first + N_ROWS]) == list(range(N_ROWS)) for first in range(0, 3 * N_ROWS, N_ROWS))
+    assert seen[:N_ROWS] != seen[N_ROWS : 2 * N_ROWS]

@@ -25,11 +25,19 @@ from circuitcli.training.architectures.registry import SINGLE
 from circuitcli.training.checkpoint import Checkpoints
 from circuitcli.training.learner import Learner
 from circuitcli.training.log import MetricsLog
+from circuitcli.training.plan import line_steps, look_steps
 from circuitcli.training.quality import reconstruction
 from circuitcli.training.trainer import Trainer
 
 N_STEPS = 60
 Rows = dict[HookPoint, Tensor]
+
+
+def loss_of(learner: Learner, batches: list[Rows]) -> float:
+    """Over all rows."""
+    lengths = [len(next(iter(batch.values()))) for batch in batches]
+    losses = [learner.full_loss(batch) for batch in batches]
+    return sum(n * loss for n, loss in zip(lengths, losses, strict=True)) / sum(lengths)
 
 
 def held_out(hooks: tuple[HookPoint, ...]) -> list[Rows]:
@@ -60,7 +68,7 @@ def trainer(directory: Path, architecture: str = "topk", *, looks: bool = True, 
         checkpoints=Checkpoints(directory / "checkpoint", "test"),
         checkpoint_steps=7,
         logs={str(hook): MetricsLog(directory / str(hook) / "metrics.jsonl") for hook in made.student.sae_hooks},
-        held_out=(lambda: iter(held_out(made.student.hooks))) if looks else None,
+        held_out=(lambda: held_out(made.student.hooks)) if looks else None,
     )
 
 
@@ -101,9 +109,9 @@ def test_kept_are_the_weights_of_the_smallest_look(architecture: str, tmp_path: 
     assert learner.best.step == best <= 42 and learner.best.loss == looks[best]
     assert looks[N_STEPS] > 1.5 * looks[best]
     batches = list(held_out(learner.student.hooks))
-    assert learner.held_out_loss(iter(batches)) == pytest.approx(looks[N_STEPS], rel=1e-5)
+    assert loss_of(learner, batches) == pytest.approx(looks[N_STEPS], rel=1e-5)
     learner.take_best()
-    assert learner.held_out_loss(iter(batches)) == pytest.approx(looks[best], rel=1e-5)
+    assert loss_of(learner, batches) == pytest.approx(looks[best], rel=1e-5)
     # The same as a training that ends there, of all SAEs that learn together.
     other = trainer(tmp_path / "other", architecture, clip=1e9, looks=False)
     spoil(other, monkeypatch, at=40)
@@ -122,7 +130,7 @@ def test_the_loss_is_the_definition_over_all_held_out_rows():
     with torch.no_grad():
         missed = (sae.reconstruct(x) - x).square().sum() / len(x)
     variance = made.student.variance / made.student.scale**2
-    assert made.held_out_loss(iter(batches)) == pytest.approx(float(missed) / variance, rel=1e-5)
+    assert loss_of(made, batches) == pytest.approx(float(missed) / variance, rel=1e-5)
 
 
 def test_penalties_count_in_full_and_auxk_does_not():
@@ -138,7 +146,7 @@ def test_penalties_count_in_full_and_auxk_does_not():
         missed = (sae.decode(codes) - x).square().sum() / len(x)
         l1 = 2.0 * (codes @ sae.W_dec.norm(dim=1)).mean()
     expected = float(missed + l1) / made.student.variance
-    assert made.held_out_loss(iter(batches)) == pytest.approx(expected, rel=1e-5)
+    assert loss_of(made, batches) == pytest.approx(expected, rel=1e-5)
     for name, buffer in made.student.named_buffers():
         assert torch.equal(buffer, buffers[name]), name
 
@@ -176,6 +184,74 @@ def test_a_killed_training_remembers_its_best(tmp_path: Path, monkeypatch: pytes
     states = one.state(), other.state()
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+
+
+@pytest.mark.parametrize("architecture", ["topk", "jumprelu", "batchtopk", "staircase"])
+def test_two_interrupts_in_a_look_leave_nothing_of_it(architecture: str, tmp_path: Path):
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        broken = trainer(tmp_path / "broken", architecture)
+        (learner,) = broken.learners
+        look, hooks = learner.full_loss, learner.student.hooks
+
+        def interrupted(batch: Rows) -> float:
+            if broken.done == 30 and len(batch[hooks[0]]) == 100:
+                learner.student.learn = lambda *_, learn=learner.student.learn, **__: [
+                    learn(batch, share=1.0),
+                    os.kill(os.getpid(), signal.SIGINT),
+                    os.kill(os.getpid(), signal.SIGINT),
+                ]
+            return look(batch)
+
+        learner.full_loss = interrupted
+        with pytest.raises(KeyboardInterrupt):
+            broken.run()
+        assert 0 < broken.checkpoints.step() < 30
+        resumed, whole = trainer(tmp_path / "broken", architecture), trainer(tmp_path / "whole", architecture)
+        resumed.run()
+        whole.run()
+    finally:
+        torch.set_num_threads(before)
+    one, other = resumed.learners[0].state(), whole.learners[0].state()
+    assert one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    assert [line["step"] for line in lines(resumed)] == [line["step"] for line in lines(whole)]
+    # Also what is left in memory has nothing of it.
+    assert learner.student.ranks is whole.learners[0].student.ranks
+
+
+def test_a_look_reads_the_held_out_rows_once_for_all(tmp_path: Path):
+    read = []
+    hooks = tuple(HookPoint(layer, "resid") for layer in range(3))
+    rows = {hook: planted(2_000, seed=hook.layer)[0] for hook in hooks}
+    learners = [learner(hook, own, recipe(6)) for hook, own in rows.items()]
+
+    def batches():
+        for batch in held_out(hooks):
+            read.append(len(batch[hooks[0]]))
+            yield batch
+
+    made = Trainer(
+        learners,
+        MemoryBatches(rows, 64, 6),
+        batch_size=64,
+        checkpoints=Checkpoints(tmp_path / "checkpoint", "test"),
+        checkpoint_steps=6,
+        logs={},
+        held_out=batches,
+    )
+    made.run()
+    assert read == 6 * [200, 100]
+    for one in learners:
+        one.take_best()
+        assert one.best.loss == pytest.approx(loss_of(one, held_out(hooks)), rel=1e-5)
+
+
+@pytest.mark.parametrize("n_steps", [1, 5, 20, 21, 39, 60, 249, 250, 1000, 12_345])
+def test_about_twenty_looks_are_taken_each_with_a_line(n_steps: int):
+    every = look_steps(n_steps)
+    looks = {step for step in range(1, n_steps + 1) if step % every == 0 or step == n_steps}
+    assert min(n_steps, 10) <= len(looks) <= 21 and every % line_steps(n_steps) == 0
 
 
 def test_the_stage_keeps_the_best_and_says_from_when(run_path: Path, monkeypatch: pytest.MonkeyPatch):  # noqa: F811

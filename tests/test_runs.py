@@ -99,6 +99,18 @@ def test_a_setting_that_is_gone_or_new_is_a_difference_too():
     assert "version" in Fingerprint({"a": 1, "b": 2}, {}).first_difference(before)
 
 
+def test_further_differences_are_named_too():
+    before = {"settings": dict.fromkeys("abcdefgh", 1), "inputs": {}}
+    told = [
+        Fingerprint(dict.fromkeys("abcdefgh", 1) | dict.fromkeys(names, 2), {}) for names in ("cd", "cdefg", "cdefgh")
+    ]
+    assert [print_.first_difference(before) for print_ in told] == [
+        "c was 1 and is now 2; d too",
+        "c was 1 and is now 2; d e f g too",
+        "c was 1 and is now 2; d e f others too",
+    ]
+
+
 def test_finished_work_is_kept_and_returned_without_working(run: Run):
     request = Request(Settings(), Stream(), run)
     calls: list[bool] = []

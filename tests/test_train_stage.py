@@ -6,21 +6,25 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from circuitcli.activations.cache import ActivationCache
+from circuitcli.activations.shards import ROWS
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.loading import load_model
-from circuitcli.records import SaeRecord, Stream
+from circuitcli.records import EvaluationRecord, SaeRecord, Stream
 from circuitcli.runs import Run, file_digest
 from circuitcli.saes import files
 from circuitcli.settings.sources import load
-from circuitcli.stages import collect, estimates, train, training
+from circuitcli.stages import collect, estimates, evaluate, train, training, verify
 from circuitcli.stages.measure import HeldOut
 from circuitcli.stages.request import Request
+from circuitcli.training import plan as plan_module
+from circuitcli.training.plan import plan as planned
 from circuitcli.training.readers import unread
 
 HOOKS = ("attn.1", "resid.1")
@@ -233,7 +237,8 @@ def test_plan_tells_memory_by_widths_architecture_pool_and_model(run_path: Path,
 
     model = told() - told(train__loss_tokens=0)
     adapter = load_model(request(run_path).settings.model).adapter
-    assert model == 4 * sum(parameter.numel() for parameter in adapter.model.parameters())
+    logits = 5 * 300 * adapter.n_token_ids
+    assert model == 4 * (sum(parameter.numel() for parameter in adapter.model.parameters()) + logits)
     # Each of two SAEs has four numbers for each weight, and one at a time two for each feature and row of a batch.
     assert told(sae__expansion=4) - told() == 4 * (2 * 4 * 2 * 128 * 256 + 2 * 128 * 256)
     assert told(sae__architecture="relu") - told() == 4 * 4 * 128 * 256
@@ -269,3 +274,72 @@ def test_plan_tells_the_arithmetic_of_measuring(run_path: Path, monkeypatch: pyt
     assert len(counted) == 3
     # Without its one step.
     assert 0.8 < (2 * one - two) / sum(counted) < 1.25
+
+
+def shares(path: Path, **changes) -> tuple[list[list[torch.Tensor]], int]:
+    """The first rows of resid.1 in the batches of a process that trains all SAEs, and of one that trains this alone."""
+    asked = request(path, **changes)
+    cache = ActivationCache(path / "activations", [*map(HookPoint.parse, HOOKS)])
+    made = planned(asked.settings, n_rows=cache.n_tokens)
+    one = training.Training(asked, {"": asked.settings}, Path("saes"), "")
+    pool = training._pool_tokens(one, cache)
+    found = []
+    for hooks in (cache.hooks, cache.hooks[1:]):
+        batches = training._batches(one, cache, made, hooks, pool=pool)
+        found.append([batch[cache.hooks[1]][:3] for batch in batches.from_step(0)])
+    return found, pool
+
+
+def test_the_order_of_rows_is_the_same_for_a_process_that_trains_some_of_the_saes(
+    run_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # A row of both hook points takes 512 bytes.
+    monkeypatch.setattr(plan_module, "POOL_BYTES", 512 * 1024)
+    (everything, own), pool = shares(run_path)
+    assert pool == 1024 and all(torch.equal(a, b) for a, b in zip(everything, own, strict=True))
+    monkeypatch.setattr(plan_module, "POOL_BYTES", 2**31)
+    (other, _), _ = shares(run_path)
+    assert not all(torch.equal(a, b) for a, b in zip(everything, other, strict=True)), "pools must matter here"
+
+
+def test_another_training_leaves_no_sae_of_the_one_before(run_path: Path):
+    train.run(request(run_path))
+    evaluate.run(request(run_path))
+    train.run(request(run_path, train__sweep="sae.k=4,6"))
+    (run_path / "saes" / "notes").mkdir()
+    assert [record.hook for record in request(run_path).records.of(EvaluationRecord)] == list(HOOKS)
+    records = request(run_path).records
+    fewer = Stream([record for record in records if getattr(record, "hook", "resid.1") == "resid.1"])
+    train.run(request(run_path, fewer, force=True, sae__k=7))
+    assert sorted(path.name for path in (run_path / "saes").iterdir()) == ["notes", "resid.1", "sweep"]
+    assert not request(run_path).records.of(EvaluationRecord)
+    assert len(list((run_path / "saes" / "sweep").glob("*/*/weights.safetensors"))) == 4
+    train.run(request(run_path, force=True, train__sweep="sae.k=6,9"))
+    assert sorted(path.name for path in (run_path / "saes" / "sweep").iterdir()) == ["sae.k=6", "sae.k=9"]
+    assert (run_path / "saes" / "resid.1" / "weights.safetensors").is_file()
+
+
+@pytest.mark.parametrize("keep", ["last", "best"])
+def test_held_out_activations_that_are_no_numbers_are_an_error(run_path: Path, keep: str):
+    file = sorted((run_path / "activations" / "resid.1").glob("*.h5"))[-1]
+    with h5py.File(file, "r+") as stored:
+        stored[ROWS][-1] = float("nan")
+    with pytest.raises(InputError, match=r"activations at resid.1 hold numbers that are not finite") as caught:
+        train.run(request(run_path, train__keep=keep))
+    assert "--verify" in caught.value.hint
+
+
+def test_damaged_activations_are_to_be_collected_again(run_path: Path):
+    file = sorted((run_path / "activations" / "resid.1").glob("*.h5"))[0]
+    file.unlink()
+    with pytest.raises(InputError):
+        verify.run(Run(run_path))
+    with pytest.raises(InputError, match="are damaged") as caught:
+        train.run(request(run_path))
+    assert "run the same `circuit collect` again" in caught.value.hint
+
+
+def test_settings_are_numbers():
+    for name in ("train.learning_rate", "train.clip"):
+        with pytest.raises(SettingsError, match=name):
+            load({name: "inf"})

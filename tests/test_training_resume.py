@@ -120,6 +120,47 @@ def test_signal_takes_effect_after_the_step_with_a_checkpoint_of_it(tmp_path: Pa
     assert_same(tmp_path / "broken", tmp_path / "unbroken")
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_ignored_signal_stays_ignored(tmp_path: Path, number: signal.Signals):
+    """Shells without job control start what is to run in the background so, as to SIGINT."""
+    made = make(tmp_path)
+    learn = made.learners[0].step
+
+    def step(batch, *, index):
+        if index == 9:
+            os.kill(os.getpid(), number)
+        return learn(batch, index=index)
+
+    made.learners[0].step = step
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        made.run()
+        assert signal.getsignal(number) is signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+    assert made.done == N_STEPS
+
+
+def test_a_training_that_is_stopped_never_looks_finished(tmp_path: Path):
+    """Of several processes one may have got the signal; here the handler lets it pass."""
+    made = make(tmp_path)
+    learn = made.learners[0].step
+
+    def step(batch, *, index):
+        if index == 9:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return learn(batch, index=index)
+
+    made.learners[0].step = step
+    before = signal.signal(signal.SIGTERM, lambda number, frame: None)
+    try:
+        with pytest.raises(SystemExit) as caught:
+            made.run()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert caught.value.code == 143 and made.checkpoints.step() == 10
+
+
 def test_second_interrupt_takes_effect_at_once(tmp_path: Path):
     made = make(tmp_path)
 

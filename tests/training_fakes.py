@@ -102,5 +102,6 @@ def taught(student: Learner, rows: dict[HookPoint, Tensor], *, batch_size: int =
     batches = MemoryBatches(rows, batch_size, student.pace.schedule.n_steps)
     for index, batch in enumerate(batches.from_step(0)):
         student.step(batch, index=index)
-    student.student.calibrate(islice(batches.from_step(0), 8))
+    for batch in islice(batches.from_step(0), 8):
+        student.student.calibrate(batch, n_tokens=8 * batch_size)
     return student

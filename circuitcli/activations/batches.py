@@ -48,7 +48,8 @@ class ShuffledBatches:
     """Batches of ``batch_size`` rows, float32 on the CPU, the same rows for all hook points, over as many epochs as
     ``n_tokens`` takes; a batch may end one epoch and begin the next.
 
-    ``pool_tokens`` bounds the rows in memory: half of them are given out while a thread reads the other half.
+    ``pool_tokens`` bounds the rows in memory: half of them are given out while a thread reads the other half. Rows that
+    are no more than half are read once.
     """
 
     def __init__(
@@ -101,7 +102,7 @@ class ShuffledBatches:
     def _pools(self, position: int, end: int) -> Iterator[_Pool]:
         """Pools that hold positions ``position`` to ``end`` of the stream of all epochs."""
         # One is read while the one before is given out. Fresh memory for each would find the old in pieces.
-        memories = cycle([_Memory(), _Memory()])
+        memories = cycle([_Memory()] if self._is_one_pool else [_Memory(), _Memory()])
         while position < end:
             epoch, skipped = divmod(position, self._n_rows)
             for number, chunks in enumerate(self._dealt(epoch)):
@@ -114,6 +115,11 @@ class ShuffledBatches:
                 yield self._read(chunks, next(memories), seed=[self._seed, epoch, number], skipped=skipped)
                 position += size - skipped
                 skipped = 0
+
+    @property
+    def _is_one_pool(self) -> bool:
+        """Whether all rows fit in one: every epoch gives out the same memory in another order."""
+        return self._n_rows <= self._pool_chunks * self._chunk_rows
 
     def _dealt(self, epoch: int) -> Iterator[list[int]]:
         """The chunks of each pool of an epoch."""
@@ -133,10 +139,12 @@ class ShuffledBatches:
         size = self._size(chunks)
         order = torch.from_numpy(np.random.default_rng(seed).permutation(size))
         for hook in self._hooks:
-            if hook not in memory:
+            is_there = hook in memory
+            if not is_there:
                 n_rows = min(self._n_rows, self._pool_chunks * self._chunk_rows)
                 memory[hook] = torch.empty(n_rows, self._cache.d_model(hook), dtype=self._cache.dtype(hook))
-            self._fill(memory[hook], hook, chunks)
+            if not (is_there and self._is_one_pool):
+                self._fill(memory[hook], hook, chunks)
         return _Pool({hook: rows[:size] for hook, rows in memory.items()}, order[skipped:])
 
     def _fill(self, rows: Float[Tensor, "row d_model"], hook: HookPoint, chunks: list[int]) -> None:

@@ -90,6 +90,13 @@ class ActivationCache:
         self.read_into(stored, hook, start)
         return stored.float()
 
+    def finite_rows(self, hook: HookPoint, start: int, stop: int) -> Float[Tensor, "row d_model"]:
+        """As `rows`. Raises InputError for NaN and infinity, which are never collected."""
+        rows = self.rows(hook, start, stop)
+        if not bool(rows.isfinite().all()):
+            raise InputError(f"the cached activations at {hook} hold numbers that are not finite", hint=VERIFY)
+        return rows
+
     def read_into(self, rows: Float[Tensor, "row d_model"], hook: HookPoint, start: int) -> None:
         """Fill a contiguous tensor of the stored dtype with consecutive rows. Raises InputError for a damaged shard."""
         done = 0

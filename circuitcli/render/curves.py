@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from circuitcli.errors import SettingsError
-from circuitcli.hookpoints import HookPoint
+from circuitcli.hookpoints import HookPoint, is_hook
 from circuitcli.render.axes import Axis, Span
 from circuitcli.render.plot import Figure, Panel, Point, Series
 from circuitcli.training.log import METRICS, PART, Numbers, read_metrics
@@ -100,20 +99,12 @@ def _named(place: Path) -> tuple[str, str]:
     """Hook point and label of a folder below RUN/saes: the first part that names a hook point, and all others."""
     parts = list(place.parts)
     for part in parts:
-        if _is_hook(part):
+        if is_hook(part):
             return part, " ".join(other for other in parts if other not in (part, SWEEP))
     return place.as_posix(), ""
 
 
-def _is_hook(text: str) -> bool:
-    try:
-        HookPoint.parse(text)
-    except SettingsError:
-        return False
-    return True
-
-
 def _order(hook: str) -> tuple[int, int, str]:
-    if _is_hook(hook):
+    if is_hook(hook):
         return *HookPoint.parse(hook).order, hook
     return 10**9, 0, hook

@@ -50,8 +50,9 @@ class TrainSettings(Section):
     """Tokens between two checkpoints, which are written every five minutes at least; a killed run goes on from the last
     one."""
     keep: Literal["last", "best"] = "last"
-    """Which weights are kept in the end: the last, or those with the smallest loss on the held-out tokens, at which 20
-    looks are taken over the run. SAEs that share weights or a loss are kept from one step."""
+    """Which weights are kept in the end: the last, or those with the smallest loss on the held-out tokens, at which
+    some 20 looks are taken over the run. Finished SAEs are measured on these tokens too. SAEs that share weights or a
+    loss are kept from one step."""
     log: Annotated[tuple[Tracker, ...], Split] = ()
     """Where metrics go besides metrics.jsonl; several with commas. Each needs its package: pip install
     'circuitcli[wandb]'."""

@@ -13,17 +13,16 @@ from circuitcli import __version__, group, processes, progress
 from circuitcli.hookpoints import HookPoint
 from circuitcli.records import ActivationsRecord, EvaluationRecord, Record
 from circuitcli.runs import atomic
-from circuitcli.stages.inputs import activation_digests, open_cache
+from circuitcli.stages.inputs import activation_digests, activation_records, open_cache
 from circuitcli.stages.measure import HeldOut
-from circuitcli.stages.request import Request, fingerprint, needed, resumable
+from circuitcli.stages.request import Request, fingerprint, resumable
 from circuitcli.stages.saes import SaeSource, load_saes, sae_sources
 from circuitcli.stages.train import NAME as TRAIN
-from circuitcli.stages.train import SWEEP
-from circuitcli.stages.training import FOLDER
+from circuitcli.stages.training import EVALUATION as STAGE
+from circuitcli.stages.training import FOLDER, SWEEP
 from circuitcli.training.plan import n_held_out
 
 NAME = "train --eval"
-STAGE = "evaluate"
 REPORTS = Path("reports")
 FORMAT = 1
 # What training alone can tell of an SAE.
@@ -37,7 +36,7 @@ def run(request: Request) -> list[Record]:
 
     Raises InputError without SAEs or without cached activations of their hook points.
     """
-    found = needed(request, ActivationsRecord, stage=NAME, hint="run `circuit collect` before it")
+    found = activation_records(request, stage=NAME)
     sources = sae_sources(request, stage=NAME)
     inputs = {f"SAE at {hook}": source.digest for hook, source in sources.items()} | activation_digests(request)
     print_ = fingerprint(request, ("train.eval_tokens", "train.loss_tokens", "sae_path"), inputs)
@@ -56,7 +55,7 @@ def run(request: Request) -> list[Record]:
 
 def plan(request: Request) -> list[tuple[str, str]]:
     """What `run` would do, as (name, value) for people."""
-    found = needed(request, ActivationsRecord, stage=NAME, hint="run `circuit collect` before it")
+    found = activation_records(request, stage=NAME)
     sources = sae_sources(request, stage=NAME)
     rows = held_out_rows(request, sources, n_rows=found[0].n_tokens)
     read = min(len(rows), request.settings.train.loss_tokens)

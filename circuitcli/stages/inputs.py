@@ -9,7 +9,7 @@ from circuitcli.errors import InputError
 from circuitcli.graphs import CircuitGraph
 from circuitcli.hookpoints import HookPoint
 from circuitcli.records import ActivationsRecord
-from circuitcli.stages.request import Request
+from circuitcli.stages.request import Request, needed
 
 if TYPE_CHECKING:
     from circuitcli.activations.cache import ActivationCache
@@ -28,6 +28,16 @@ def open_cache(request: Request, hooks: Iterable[HookPoint], *, purpose: str) ->
             hint="run `circuit collect` for them, or use --baseline zero",
         )
     return ActivationCache(request.run.path / "activations", chosen)
+
+
+def activation_records(request: Request, *, stage: str) -> list[ActivationsRecord]:
+    """What was collected. Raises InputError if that is nothing, or was found to be damaged."""
+    if not request.records.of(ActivationsRecord) and request.run.stage("collect").get("state") == "damaged":
+        raise InputError(
+            f"the activations of {request.run.path} are damaged, as `circuit collect --verify` found",
+            hint="run the same `circuit collect` again: it makes the damaged files again, and only these",
+        )
+    return needed(request, ActivationsRecord, stage=stage, hint="run `circuit collect` before it")
 
 
 def activation_digests(request: Request) -> dict[str, str]:

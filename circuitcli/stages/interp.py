@@ -11,8 +11,8 @@ from circuitcli.hookpoints import HookPoint, NodeId
 from circuitcli.records import ActivationsRecord, FeatureRecord, Record, SaeRecord
 from circuitcli.runs import Fingerprint
 from circuitcli.stages.fitting import warn_of_misfits
-from circuitcli.stages.inputs import open_cache
-from circuitcli.stages.request import Request, fingerprint, needed, resumable
+from circuitcli.stages.inputs import activation_records, open_cache
+from circuitcli.stages.request import Request, fingerprint, resumable
 from circuitcli.stages.saes import SaeSource, load_saes, sae_sources
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def describe(request: Request, ids: Sequence[str]) -> list[dict[str, Any]]:
 
 def _sources(request: Request) -> Sources:
     """The SAEs of the hook points of which there are activations."""
-    collected = needed(request, ActivationsRecord, stage=NAME, hint="run `circuit collect` before it")
+    collected = activation_records(request, stage=NAME)
     hooks = {record.hook for record in collected}
     sources = sae_sources(request, stage=NAME)
     chosen = {hook: source for hook, source in sources.items() if str(hook) in hooks}

@@ -1,7 +1,6 @@
 """What `circuit train` trains: a learner for each SAE, made from settings and the cache."""
 
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from typing import TYPE_CHECKING
 
 from circuitcli.hookpoints import HookPoint
@@ -91,7 +90,7 @@ def _moments(cache: "ActivationCache", hook: HookPoint) -> "Moments":
 
 
 def calibrate(learners: "Sequence[Learner]", batches: "ShuffledBatches") -> None:
-    """Set what is set after training, from some of the rows that were trained on."""
-    n_batches = max(1, CALIBRATION_TOKENS // batches.batch_size)
-    for learner in learners:
-        learner.student.calibrate(islice(batches.from_step(0), n_batches))
+    """Set what is set after training, from rows that were trained on."""
+    for batch in batches.from_step(0):
+        for learner in learners:
+            learner.student.calibrate(batch, n_tokens=batches.n_steps * batches.batch_size)

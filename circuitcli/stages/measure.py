@@ -55,7 +55,8 @@ class HeldOut:
     def facts(self, sae: "SparseAutoencoder") -> dict[str, Any]:
         """All that was measured of an SAE or transcoder, by name; it must be on ``device``.
 
-        ``density`` and ``standard_errors`` hold further names. Raises InputError if its activations were not collected.
+        ``density`` and ``standard_errors`` hold further names. Raises InputError if its activations were not collected,
+        or are no numbers.
         """
         from circuitcli.training.geometry import geometry_facts
         from circuitcli.training.quality import reconstruction
@@ -63,8 +64,8 @@ class HeldOut:
         self._check_collected(sae)
         n_rows = min(_EVAL_ROWS, max(1, _EVAL_CODES // sae.d_sae), -(-len(self.rows) // _EVAL_PARTS))
         pieces = [*self.cache.pieces(self.rows.start, self.rows.stop, size=n_rows, by_text=sae.reads_context)]
-        x = (self.cache.rows(sae.hook, *piece) for piece in pieces)
-        targets = (self.cache.rows(sae.target, *piece) for piece in pieces) if sae.is_transcoder else None
+        x = (self.cache.finite_rows(sae.hook, *piece) for piece in pieces)
+        targets = (self.cache.finite_rows(sae.target, *piece) for piece in pieces) if sae.is_transcoder else None
         found = asdict(reconstruction(sae, x, targets=targets))
         facts = {"n_eval_tokens": found.pop("n_tokens"), **found, **geometry_facts(sae)}
         if self.listener is None:

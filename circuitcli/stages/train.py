@@ -10,20 +10,30 @@ from circuitcli.hookpoints import HookPoint
 from circuitcli.records import ActivationsRecord, Record, SaeRecord
 from circuitcli.settings.settings import Settings
 from circuitcli.stages.estimates import BYTES, arithmetic, memory, pass_flops, size, weight_bytes
-from circuitcli.stages.request import Request, fingerprint, needed, resumable
+from circuitcli.stages.inputs import activation_records
+from circuitcli.stages.request import Request, fingerprint, resumable
 from circuitcli.stages.sweep import swept, variants
-from circuitcli.stages.training import CHECKPOINT, FOLDER, Training, check_processes, finished_saes
-from circuitcli.training.plan import N_LOOKS, Plan, check_objective, lessons, pool_tokens, sae_widths, width
+from circuitcli.stages.training import CHECKPOINT, FOLDER, SWEEP, Training, check_processes, finished_saes
+from circuitcli.training.plan import (
+    Plan,
+    check_objective,
+    lessons,
+    look_steps,
+    pool_tokens,
+    read_hooks,
+    sae_widths,
+    width,
+)
 from circuitcli.training.plan import plan as planned
 from circuitcli.training.readers import unread
 from circuitcli.training.schedule import default_rate
 
 NAME = "train"
-SWEEP = "sweep"
 # Architectures whose codes are as many as the features while they learn.
 DENSE = ("relu", "gated", "jumprelu")
 # Numbers for each feature and row of a batch that are held at once.
 _DENSE_COPIES, _SPARSE_COPIES = 6, 2
+_LOGITS_COPIES = 5
 # Settings that change no result, or no more than another device does.
 _NO_MATTER = ("train.checkpoint_tokens", "train.log", "train.parallel", "train.tf32")
 
@@ -34,7 +44,7 @@ def run(request: Request) -> list[Record]:
     A sweep leaves the run's own SAEs as they are. Raises InputError without activations or with too few, SettingsError
     if k is more than the width, CircuitError if a loss stops being finite.
     """
-    found = _activations(request)
+    found = activation_records(request, stage=NAME)
     check_processes(request.settings)
     chosen = variants(request.settings)
     for settings in chosen.values():
@@ -59,7 +69,7 @@ def _check(settings: Settings, found: list[ActivationsRecord]) -> None:
 
 
 def _work(training: Training, resumes: bool) -> tuple[list[Record], dict[str, Any]]:
-    settings, found = training.request.settings, _activations(training.request)
+    settings, found = training.request.settings, activation_records(training.request, stage=NAME)
     finished = finished_saes(training, found, resumes=resumes)
     made = planned(settings, n_rows=found[0].n_tokens)
     facts = {"tokens": made.tokens, "held_out": made.held_out}
@@ -70,7 +80,7 @@ def _work(training: Training, resumes: bool) -> tuple[list[Record], dict[str, An
 
 def plan(request: Request) -> list[tuple[str, str]]:
     """What `run` would do, as (name, value) for people."""
-    found = _activations(request)
+    found = activation_records(request, stage=NAME)
     made = planned(request.settings, n_rows=found[0].n_tokens)
     d_models = {HookPoint.parse(record.hook): record.d_model for record in found}
     costs = [
@@ -79,8 +89,7 @@ def plan(request: Request) -> list[tuple[str, str]]:
         for hooks in lessons(settings.sae.architecture, list(d_models))
     ]
     parameters = sum(cost.parameters for cost in costs)
-    # A step goes forward and back, which is three times as much as a look.
-    looked_at = N_LOOKS * made.held_out / 3 if request.settings.train.keep == "best" else 0
+    looks = -(-made.n_steps // look_steps(made.n_steps)) if request.settings.train.keep == "best" else 0
     d_saes = sorted({d_sae for cost in costs for d_sae in cost.d_saes})
     rates = sorted({cost.rate(made.n_steps) for cost in costs})
     return [
@@ -91,7 +100,8 @@ def plan(request: Request) -> list[tuple[str, str]]:
         ("disk", f"{size(4 * parameters)}, and {size(_state_bytes(request.settings, parameters))} while training"),
         *_memory(request, found, made, costs),
         *arithmetic(
-            sum(cost.flops for cost in costs) * (made.tokens + looked_at) + _measuring_flops(request, made, costs),
+            sum(cost.flops * made.tokens + cost.look_flops * looks * made.held_out for cost in costs)
+            + _measuring_flops(request, made, costs),
             width=max(d_models.values()),
             device=request.settings.model.device,
             dtype="bfloat16" if request.settings.train.autocast else "float32",
@@ -120,6 +130,11 @@ class _Cost:
         sparse = 2 * widths[0] * sum(d_saes) + 8 * widths[-1] * settings.sae.k * len(d_saes)
         flops = 5 * both * sum(d_saes) if settings.sae.architecture in DENSE else sparse
         return cls(settings, hooks[-len(d_saes) :], d_saes, both * sum(d_saes), flops)
+
+    @property
+    def look_flops(self) -> int:
+        """Of a token at which one looks: forward alone, which for dense codes is two products of five."""
+        return self.flops * 2 // 5 if self.is_dense else self.flops
 
     @property
     def is_dense(self) -> bool:
@@ -161,20 +176,32 @@ def _memory(request: Request, found: list[ActivationsRecord], made: Plan, costs:
     makes of a batch, and the model that is put through the SAEs at the end."""
     from circuitcli.models.loading import load_outline
     from circuitcli.stages.measure import model_settings
+    from circuitcli.training.spliced import LOGITS_AT_ONCE
 
     train = request.settings.train
-    row_bytes = sum(one.d_model * BYTES[one.dtype] for one in found)
-    pool = row_bytes * min(pool_tokens(request.settings, row_bytes=row_bytes), made.stop_row)
+    read = _read(request, found)
+    row_bytes = sum(one.d_model * BYTES[one.dtype] for one in read)
+    half = max(1, pool_tokens(request.settings, row_bytes=row_bytes) // 2)
+    # One pool is read while another is given out, unless there is only one.
+    pool = row_bytes * min(half, made.stop_row) * (2 if half < min(made.stop_row, made.tokens) else 1)
     # A batch as it is drawn, put together, and scaled.
-    rows = 3 * 4 * train.batch_size * sum(one.d_model for one in found)
+    rows = 3 * 4 * train.batch_size * sum(one.d_model for one in read)
     codes = train.batch_size * max(
         sum(cost.d_saes) * (_DENSE_COPIES if cost.is_dense else _SPARSE_COPIES) for cost in costs
     )
-    model = weight_bytes(load_outline(model_settings(request))) if train.loss_tokens else 0
+    model = 0
+    if train.loss_tokens:
+        outline = load_outline(model_settings(request))
+        # What follows from logits, of the clean run and of an edited one.
+        n_logits = min(LOGITS_AT_ONCE, min(train.loss_tokens, made.held_out) * outline.n_token_ids)
+        model = weight_bytes(outline) + _LOGITS_COPIES * 4 * n_logits
     weights = sum(cost.parameters for cost in costs)
     kept = 4 * weights if train.keep == "best" else 0
     return memory(pool + rows + kept, 4 * (4 * weights + codes) + model, device=request.settings.model.device)
 
 
-def _activations(request: Request) -> list[ActivationsRecord]:
-    return needed(request, ActivationsRecord, stage=NAME, hint="run `circuit collect` before it")
+def _read(request: Request, found: list[ActivationsRecord]) -> list[ActivationsRecord]:
+    """The hook points that are trained on."""
+    architectures = {settings.sae.architecture for settings in variants(request.settings).values()}
+    hooks = read_hooks(architectures, [HookPoint.parse(record.hook) for record in found])
+    return [record for record in found if HookPoint.parse(record.hook) in hooks]

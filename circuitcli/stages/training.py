@@ -1,5 +1,6 @@
 """What `circuit train` does for one SAE at each hook point as for all variants of a sweep: train, measure, save."""
 
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -9,16 +10,18 @@ from typing import TYPE_CHECKING, Any
 from circuitcli import group, processes, progress, runs
 from circuitcli.allocator import give_back_freed_memory
 from circuitcli.errors import SettingsError
-from circuitcli.hookpoints import HookPoint
-from circuitcli.records import ActivationsRecord
+from circuitcli.hookpoints import HookPoint, is_hook
+from circuitcli.records import ActivationsRecord, EvaluationRecord, Record
+from circuitcli.runs import file_digest
+from circuitcli.saes.folder import WEIGHTS
 from circuitcli.settings.settings import Settings
 from circuitcli.settings.sources import flatten
-from circuitcli.stages.learners import calibrate, new_learners
+from circuitcli.stages.learners import CALIBRATION_TOKENS, calibrate, new_learners
 from circuitcli.stages.measure import HeldOut
 from circuitcli.stages.mlps import mlps_between
 from circuitcli.stages.request import Request, changing_nothing
 from circuitcli.stages.text_batches import then_texts
-from circuitcli.training.plan import END_TO_END, Plan, pool_tokens
+from circuitcli.training.plan import END_TO_END, Plan, pool_tokens, read_hooks
 from circuitcli.training.plan import plan as planned
 
 if TYPE_CHECKING:
@@ -32,7 +35,8 @@ if TYPE_CHECKING:
     from circuitcli.training.learner import Learner
     from circuitcli.training.trackers.tracker import TrackedRun
 
-FOLDER = "saes"
+FOLDER, SWEEP = "saes", "sweep"
+EVALUATION = "evaluate"
 ACTIVATIONS = "activations"
 CHECKPOINT = "checkpoint"
 LOGS = "logs"
@@ -115,9 +119,32 @@ def finished_saes(training: Training, found: list[ActivationsRecord], *, resumes
     # Processes that shared rows all have all SAEs.
     mine = learners[processes.rank() :: processes.count()] if shares_rows else learners
     told = group.gather([vars(one) for one in _measured(training, cache, made, mine)])
+    finished = _in_order(Finished(**one) for part in told for one in part)
     if processes.is_main():
         checkpoints.remove()
-    return _in_order(Finished(**one) for part in told for one in part)
+        _remove_others(training, finished)
+    return finished
+
+
+def _remove_others(training: Training, finished: Sequence[Finished]) -> None:
+    """Remove what an earlier training left: SAEs of other hook points or variants, and what was measured of them."""
+    run, kept = training.request.run, {str(one.fields["path"]) for one in finished}
+    pattern = "*/*" if training.folder.name == SWEEP else "*"
+    for folder in training.path.glob(pattern):
+        if folder.is_dir() and is_hook(folder.name) and folder.relative_to(run.path).as_posix() not in kept:
+            shutil.rmtree(folder)
+            if training.folder.name == SWEEP and not any(folder.parent.iterdir()):
+                folder.parent.rmdir()
+    stages = [name for name in run.manifest().get("stages", {}) if name.partition(":")[0] == EVALUATION]
+    run.forget(name for name in stages if not all(_is_there(run, record) for record in run.stage_records(name)))
+
+
+def _is_there(run: runs.Run, record: Record) -> bool:
+    """Whether an SAE that was measured is still what it was; those of other runs are not looked at."""
+    if not isinstance(record, EvaluationRecord) or not record.path.startswith(f"{FOLDER}/"):
+        return True
+    weights = run.path / record.path / WEIGHTS
+    return weights.is_file() and file_digest(weights) == record.digest
 
 
 def _in_order(finished: Iterable[Finished]) -> list[Finished]:
@@ -144,14 +171,15 @@ def _trained(
     shares_rows = processes.count() > 1 and train.parallel == "data"
     ranks = AllRanks() if processes.count() > 1 else ALONE
     resumes = checkpoints.step() > 0
-    batches = _batches(training, cache, made, cache.hooks)
+    pool = _pool_tokens(training, cache)
+    batches = _batches(training, cache, made, cache.hooks, pool=pool)
     share = (0, 1) if shares_rows else (ranks.rank, ranks.n)
     mlps = mlps_between(request, cache, training.variants.values(), device)
     learners = new_learners(training.variants, cache, batches, device, resumes=resumes, share=share, mlps=mlps)
     for learner in learners:
         learner.student.ranks = ranks if shares_rows else ALONE
     hooks = sorted({hook for one in learners for hook in one.student.hooks})
-    batches = _batches(training, cache, made, hooks)
+    batches = _batches(training, cache, made, hooks, pool=pool)
     places = [learner.place(hook) for learner in learners for hook in learner.student.sae_hooks]
     if shares_rows and not processes.is_main():
         places = []
@@ -172,7 +200,10 @@ def _trained(
         ).run()
     for learner in learners if train.keep == "best" else ():
         learner.take_best()
-    calibrate(learners, batches)
+    del batches
+    if uncalibrated := [learner for learner in learners if learner.student.needs_calibration]:
+        hooks = sorted({hook for one in uncalibrated for hook in one.student.hooks})
+        calibrate(uncalibrated, _batches(training, cache, made, hooks, pool=pool, most_tokens=CALIBRATION_TOKENS))
     return learners
 
 
@@ -181,21 +212,42 @@ def _held_out(cache: "ActivationCache", made: Plan, hooks: Sequence[HookPoint]) 
     rows = made.held_out_rows
     for start in rows[:: made.batch_size]:
         stop = min(start + made.batch_size, rows.stop)
-        yield {hook: cache.rows(hook, start, stop) for hook in hooks}
+        yield {hook: cache.finite_rows(hook, start, stop) for hook in hooks}
 
 
-def _batches(training: Training, cache: "ActivationCache", made: Plan, hooks: Sequence[HookPoint]) -> "ShuffledBatches":
+def _pool_tokens(training: Training, cache: "ActivationCache") -> int:
+    """Rows that are shuffled together: for all hook points that are trained on, by whichever process, as the order of
+    all rows depends on it."""
+    architectures = {settings.sae.architecture for settings in training.variants.values()}
+    hooks = read_hooks(architectures, cache.hooks)
+    row_bytes = sum(cache.d_model(hook) * cache.dtype(hook).itemsize for hook in hooks)
+    return pool_tokens(training.request.settings, row_bytes=row_bytes)
+
+
+def _batches(
+    training: Training,
+    cache: "ActivationCache",
+    made: Plan,
+    hooks: Sequence[HookPoint],
+    *,
+    pool: int,
+    most_tokens: int | None = None,
+) -> "ShuffledBatches":
+    """most_tokens: fewer than the run trains on, from a pool that holds no more."""
     from circuitcli.activations.batches import ShuffledBatches
 
     settings = training.request.settings
-    row_bytes = sum(cache.d_model(hook) * cache.dtype(hook).itemsize for hook in hooks)
+    n_tokens = made.tokens
+    if most_tokens is not None:
+        n_tokens = min(n_tokens, max(most_tokens, settings.train.batch_size))
+        pool = min(pool, 2 * n_tokens)
     return ShuffledBatches(
         cache,
         hooks=hooks,
         batch_size=settings.train.batch_size,
-        n_tokens=made.tokens,
+        n_tokens=n_tokens,
         seed=settings.seed,
-        pool_tokens=pool_tokens(settings, row_bytes=row_bytes),
+        pool_tokens=pool,
         stop_row=made.stop_row,
     )
 

@@ -3,8 +3,8 @@
 import logging
 
 from circuitcli import processes
-from circuitcli.errors import CircuitError, InputError
-from circuitcli.hookpoints import HookPoint
+from circuitcli.errors import InputError
+from circuitcli.hookpoints import HookPoint, is_hook
 from circuitcli.records import ActivationsRecord, Record
 from circuitcli.runs import Run
 from circuitcli.stages import collect
@@ -51,10 +51,5 @@ def _check(of: Run, state: str, hooks: list[HookPoint]) -> None:
 
 def _hooks_there(of: Run) -> list[HookPoint]:
     """The hook points of an unfinished collection."""
-    found = []
-    for folder in sorted((of.path / collect.FOLDER).glob("*/")):
-        try:
-            found.append(HookPoint.parse(folder.name))
-        except CircuitError:
-            continue
-    return found
+    folders = sorted((of.path / collect.FOLDER).glob("*/"))
+    return [HookPoint.parse(folder.name) for folder in folders if is_hook(folder.name)]

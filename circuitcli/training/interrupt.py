@@ -20,13 +20,15 @@ class Postponed:
 def postponed_signals() -> Iterator[Postponed]:
     """While this is open the first SIGINT or SIGTERM is only noted; it takes effect at the end, a second one at once.
 
+    A signal that the process was told to ignore, as shells do for what they start in the background, stays ignored.
     Does nothing outside the main thread, which alone gets signals.
     """
     postponed = Postponed()
     if threading.current_thread() is not threading.main_thread():
         yield postponed
         return
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    before = {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
 
     def note(number: int, frame: FrameType | None) -> None:
         postponed.number = number
@@ -36,7 +38,7 @@ def postponed_signals() -> Iterator[Postponed]:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    for number in SIGNALS:
+    for number in before:
         signal.signal(number, note)
     try:
         yield postponed

@@ -1,7 +1,6 @@
 """A student with its optimiser, one step at a time."""
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -91,8 +90,8 @@ class Learner:
         self.student.settle()
 
     @torch.no_grad()
-    def held_out_loss(self, batches: Iterable[Batch]) -> float:
-        """What the end of the run would minimise, on average over raw activations; changes nothing.
+    def full_loss(self, batch: Batch) -> float:
+        """What the end of the run would minimise, on raw activations; changes nothing.
 
         Penalties have their full weight, so that losses of different steps can be compared. AuxK is left out: it is
         there for features that are dead now. Processes that share rows each look at all of these.
@@ -100,16 +99,14 @@ class Learner:
         student = self.student
         buffers = {name: buffer.clone() for name, buffer in student.named_buffers()}
         ranks, student.ranks = student.ranks, ALONE
-        total, n_rows = 0.0, 0
-        for batch in batches:
+        try:
             outcomes = student.learn(batch, share=1.0).values()
-            losses = [float(part) for one in outcomes for name, part in one.losses.items() if name != "auxk"]
-            n = len(batch[student.hooks[0]])
-            total, n_rows = total + n * sum(losses), n_rows + n
-        student.ranks = ranks
-        for name, buffer in student.named_buffers():
-            buffer.copy_(buffers[name])
-        return total / n_rows
+            return sum(float(part) for one in outcomes for name, part in one.losses.items() if name != "auxk")
+        finally:
+            # Also where an interrupt comes in between, after which a checkpoint may be written.
+            student.ranks = ranks
+            for name, buffer in student.named_buffers():
+                buffer.copy_(buffers[name])
 
     def consider(self, loss: float, *, step: int) -> None:
         """Keep the weights if no loss on held-out tokens was smaller so far."""

@@ -1,6 +1,6 @@
 """How much is trained on what: settings and the size of the cache turned into numbers. Needs no torch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from circuitcli.errors import InputError, SettingsError
@@ -11,8 +11,8 @@ from circuitcli.training.schedule import Schedule, default_rate
 # A cache that is small beside train.eval_tokens gives at most this share of its rows away.
 LARGEST_HELD_OUT_SHARE = 0.1
 DEAD_TOKENS = 10_000_000
-# Looks at held-out tokens, if the best weights are to be kept.
-N_LOOKS = 20
+# Lines in metrics.jsonl of a long run, and looks at held-out tokens if the best weights are to be kept.
+N_LINES, N_LOOKS = 250, 20
 # What is shuffled together mixes well enough, and takes no more memory whatever the number of hook points.
 POOL_TOKENS, POOL_BYTES = 262_144, 2 * 2**30
 
@@ -67,6 +67,17 @@ def n_held_out(settings: Settings, *, n_rows: int) -> int:
 def default_dead_tokens(tokens: int) -> int:
     """A tenth of the run, at most the 10 million of Gao et al. 2024: a window longer than the run finds nothing."""
     return max(1, min(DEAD_TOKENS, tokens // 10))
+
+
+def line_steps(n_steps: int) -> int:
+    """Steps between two lines of metrics."""
+    return max(1, n_steps // N_LINES)
+
+
+def look_steps(n_steps: int) -> int:
+    """Steps between two looks at held-out tokens; after each there is a line of metrics."""
+    each = line_steps(n_steps)
+    return each * -(-n_steps // (each * N_LOOKS))
 
 
 def pool_tokens(settings: Settings, *, row_bytes: int) -> int:
@@ -130,6 +141,11 @@ def lessons(architecture: str, hooks: Sequence[HookPoint]) -> list[tuple[HookPoi
             hint=f"collect them: `circuit collect --sites {first},{second}`",
         )
     return found
+
+
+def read_hooks(architectures: Iterable[str], hooks: Sequence[HookPoint]) -> frozenset[HookPoint]:
+    """All of these hook points that SAEs of these architectures are trained on. Raises as `lessons`."""
+    return frozenset(hook for name in architectures for lesson in lessons(name, hooks) for hook in lesson)
 
 
 def sae_widths(settings: Settings, n_hooks: int, *, d_in: int) -> tuple[int, ...]:

@@ -1,6 +1,7 @@
 """Training the autoencoders of all hook points in one pass over the shuffled cache."""
 
 import math
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,14 +20,12 @@ from circuitcli.training.interrupt import postponed_signals
 from circuitcli.training.learner import Learner
 from circuitcli.training.log import Line, MetricsLog
 from circuitcli.training.memory import peak_memory_mib
-from circuitcli.training.plan import N_LOOKS
+from circuitcli.training.plan import line_steps, look_steps
 from circuitcli.training.products import tensor_cores
 from circuitcli.training.ranks import ALONE, Ranks
 from circuitcli.training.trackers.tracker import Tracker
 from circuitcli.training.transfer import on_device
 
-# Lines in metrics.jsonl of a long run.
-N_LINES = 250
 # Seconds between two checkpoints at most, and their share of the time where they take long.
 SAVE_S, LARGEST_SAVING_SHARE = 300.0, 0.05
 # Seconds between two looks at the loss, for people.
@@ -72,8 +71,8 @@ class Trainer:
     def run(self) -> None:
         """Train to the end, from the checkpoint if there is one, and leave a checkpoint of the end.
 
-        An interrupt takes effect after the step that it came in, when a checkpoint is written.
-        Raises CircuitError, naming the hook point, if a loss is no longer finite.
+        An interrupt takes effect after the step that it came in, when a checkpoint is written; it never returns before
+        the end. Raises CircuitError, naming the hook point, if a loss is no longer finite.
         """
         self.done = self.checkpoints.load(self.learners)
         self.logged = min((log.rewind(self.done) for log in self.logs.values()), default=0)
@@ -83,6 +82,9 @@ class Trainer:
         with progress.task("train", total=total, unit="tokens", done=done) as advance:
             with postponed_signals() as postponed, tensor_cores(self._device, enabled=self.tf32):
                 self._loop(advance, lambda: postponed.number is not None)
+        if self.done < self.batches.n_steps:
+            # The signal came to another process, or whoever takes it here let it pass: this is no finished training.
+            raise SystemExit(128 + signal.SIGTERM)
 
     def _loop(self, advance: progress.Advance, is_stopped: Callable[[], bool]) -> None:
         is_whole = True
@@ -94,12 +96,13 @@ class Trainer:
                 is_whole = False
                 steps = self._step(batch)
                 self.done += 1
-                is_whole = True
-                looks = self._look() if self.held_out is not None and self._is_due(self.look_steps) else {}
+                looks = self._look() if self._is_due(look_steps(self.batches.n_steps)) else {}
                 stops, is_late = self._agreed(is_stopped(), time.perf_counter() > saves_at)
-                if self._is_due(self.line_steps):
+                if self._is_due(line_steps(self.batches.n_steps)):
                     self._log(steps, looks, (self.done - logged) * self.batch_size / (time.perf_counter() - since))
                     logged, since = self.done, time.perf_counter()
+                # Going on from here, neither look nor line would be made up for.
+                is_whole = True
                 if self._is_due(self.checkpoint_steps) or is_late or stops:
                     saves_at = self._save(steps)
                 # To know the loss is to wait for the device.
@@ -119,16 +122,6 @@ class Trainer:
         # Of more processes than SAEs some have none.
         return self.learners[0].device if self.learners else torch.device("cpu")
 
-    @property
-    def line_steps(self) -> int:
-        """Steps between two lines of metrics."""
-        return max(1, self.batches.n_steps // N_LINES)
-
-    @property
-    def look_steps(self) -> int:
-        """Steps between two looks at held-out tokens; after each there is a line of metrics."""
-        return self.line_steps * max(1, self.batches.n_steps // self.line_steps // N_LOOKS)
-
     def _is_due(self, every: int) -> bool:
         return self.done % every == 0 or self.done == self.batches.n_steps
 
@@ -144,8 +137,15 @@ class Trainer:
 
     def _look(self) -> dict[str, float]:
         """Remember the weights that do best on held-out tokens; each learner's loss there, by its name."""
-        assert self.held_out is not None
-        losses = {learner.name: learner.held_out_loss(self.held_out()) for learner in self.learners}
+        if self.held_out is None or not self.learners:
+            return {}
+        sums, n_rows = dict.fromkeys((learner.name for learner in self.learners), 0.0), 0
+        for batch in self.held_out():
+            n = len(next(iter(batch.values())))
+            n_rows += n
+            for learner in self.learners:
+                sums[learner.name] += n * learner.full_loss(batch)
+        losses = {name: total / n_rows for name, total in sums.items()}
         for learner in self.learners:
             learner.consider(losses[learner.name], step=self.done)
         return losses
@@ -188,7 +188,8 @@ class Trainer:
             if not math.isfinite(loss := total(step)):
                 raise CircuitError(
                     f"the loss at {place} is {loss} after {self.done} steps",
-                    hint="lower the learning rate, and begin again: --set train.learning_rate=1e-4 --force",
+                    hint="lower the learning rate, and begin again: --set train.learning_rate=1e-4 --force; "
+                    "`circuit collect --verify` tells whether the activations are damaged",
                 )
 
     def _log(self, steps: Mapping[str, Outcome], looks: Mapping[str, float], tokens_per_s: float) -> None:

@@ -26,7 +26,7 @@ NAME = "temporal"
 CONFIG, WEIGHTS = "conf.yaml", "latest_ckpt.safetensors"
 # Of SAELens's config: what inputs are multiplied by.
 FACTOR = "activation_normalization_factor"
-NOTE = "codes depend on the tokens before, of which circuit leaves out BOS and those that are not stored"
+NOTE = "codes depend on the tokens before, BOS left out; on cached activations also those left out that are not stored"
 _LAYER = re.compile(r"layer_(\d+)")
 # Their names of the parts of an attention layer, and ours.
 _PARTS = {"k_ctx": "key", "q_target": "query", "v_ctx": "value", "c_proj": "out"}

@@ -4,9 +4,8 @@ In use there is no batch: after training one threshold is set for all features, 
 on average, and the SAE is kept as a JumpReLU one.
 """
 
-from collections.abc import Iterable
-
 import torch
+from torch import Tensor
 
 from circuitcli.saes.base import SparseAutoencoder
 from circuitcli.saes.jumprelu import JumpReluSae
@@ -18,24 +17,28 @@ from circuitcli.training.architectures.topk import TopKStudent
 class BatchTopKStudent(TopKStudent):
     """Its codes are the k * batch largest pre-activations of the batch."""
 
+    needs_calibration = True
     threshold: float | None = None
+    # The largest pre-activations of the batches that it was calibrated with, as many as could be needed.
+    _largest: Tensor | None = None
+    _n_seen = 0
 
     def selection(self) -> Selection:
         """See `TopKStudent`."""
         return BatchTopK(self.lesson.sae.k, self.ranks if self.ranks.n > 1 else None)
 
     @torch.no_grad()
-    def calibrate(self, batches: Iterable[Batch]) -> None:
+    def calibrate(self, batch: Batch, *, n_tokens: int) -> None:
         """Find the threshold above which k pre-activations per token lie."""
         sae, k = self.sae, self.lesson.sae.k
-        largest, n_tokens = torch.empty(0), 0
-        for batch in batches:
-            pre = sae.pre_activations(self.scaled(batch[sae.hook], self.scale)).flatten()
-            n_tokens += len(batch[sae.hook])
-            # One more than are to stay active: the threshold lies between that one and the last that does.
-            largest = torch.cat([largest, pre[pre > 0].cpu()])
-            largest = largest.topk(min(k * n_tokens + 1, len(largest))).values
-        self.threshold = float(largest[-2:].mean()) if len(largest) > k * n_tokens else 0.0
+        pre = sae.pre_activations(self.scaled(batch[sae.hook], self.scale)).flatten()
+        found = pre[pre > 0].cpu()
+        largest = found if self._largest is None else torch.cat([self._largest, found])
+        # One more than may stay active: the threshold lies between that one and the last that does.
+        self._largest = largest.topk(min(k * n_tokens + 1, len(largest))).values
+        self._n_seen += len(batch[sae.hook])
+        n_kept = k * self._n_seen
+        self.threshold = float(self._largest[n_kept - 1 : n_kept + 1].mean()) if len(self._largest) > n_kept else 0.0
 
     def inference(self) -> SparseAutoencoder:
         """See `SingleStudent`. Needs `calibrate`."""

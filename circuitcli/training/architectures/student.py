@@ -1,7 +1,7 @@
 """An SAE while it learns: what it does with a batch, what its loss is made of, and what it becomes in the end."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import ClassVar, NamedTuple
@@ -84,6 +84,8 @@ class Student(nn.Module, ABC):
 
     # The processes that share each batch.
     ranks: Ranks = ALONE
+    # Whether something is set after training, from some more activations.
+    needs_calibration: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -117,8 +119,8 @@ class Student(nn.Module, ABC):
     def settle(self) -> None:
         """Put the parameters back to where the architecture wants them, after a step."""
 
-    def calibrate(self, batches: Iterable[Batch]) -> None:
-        """Set what is set after training, from raw activations."""
+    def calibrate(self, batch: Batch, *, n_tokens: int) -> None:
+        """Set what is set after training: takes in raw activations, of ``n_tokens`` tokens in several batches."""
 
 
 class SingleStudent(Student):
