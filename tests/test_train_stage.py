@@ -306,12 +306,14 @@ def test_another_training_leaves_no_sae_of_the_one_before(run_path: Path):
     train.run(request(run_path))
     evaluate.run(request(run_path))
     train.run(request(run_path, train__sweep="sae.k=4,6"))
-    (run_path / "saes" / "notes").mkdir()
+    # As a measurement that was killed leaves it.
+    Run(run_path).update_stage("evaluate:elsewhere", state="interrupted")
+    shutil.copytree(run_path / "saes" / "attn.1", run_path / "saes" / "attn.3", ignore=lambda *_: ["metrics.jsonl"])
     assert [record.hook for record in request(run_path).records.of(EvaluationRecord)] == list(HOOKS)
     records = request(run_path).records
     fewer = Stream([record for record in records if getattr(record, "hook", "resid.1") == "resid.1"])
     train.run(request(run_path, fewer, force=True, sae__k=7))
-    assert sorted(path.name for path in (run_path / "saes").iterdir()) == ["notes", "resid.1", "sweep"]
+    assert sorted(path.name for path in (run_path / "saes").iterdir()) == ["attn.3", "resid.1", "sweep"]
     assert not request(run_path).records.of(EvaluationRecord)
     assert len(list((run_path / "saes" / "sweep").glob("*/*/weights.safetensors"))) == 4
     train.run(request(run_path, force=True, train__sweep="sae.k=6,9"))

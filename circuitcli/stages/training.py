@@ -21,6 +21,7 @@ from circuitcli.stages.measure import HeldOut
 from circuitcli.stages.mlps import mlps_between
 from circuitcli.stages.request import Request, changing_nothing
 from circuitcli.stages.text_batches import then_texts
+from circuitcli.training.log import METRICS
 from circuitcli.training.plan import END_TO_END, Plan, pool_tokens, read_hooks
 from circuitcli.training.plan import plan as planned
 
@@ -127,16 +128,21 @@ def finished_saes(training: Training, found: list[ActivationsRecord], *, resumes
 
 
 def _remove_others(training: Training, finished: Sequence[Finished]) -> None:
-    """Remove what an earlier training left: SAEs of other hook points or variants, and what was measured of them."""
+    """Remove what an earlier training left: SAEs of other hook points or variants, and what was measured of them.
+
+    Those that it did not make, which have no metrics, stay.
+    """
     run, kept = training.request.run, {str(one.fields["path"]) for one in finished}
     pattern = "*/*" if training.folder.name == SWEEP else "*"
-    for folder in training.path.glob(pattern):
-        if folder.is_dir() and is_hook(folder.name) and folder.relative_to(run.path).as_posix() not in kept:
+    for metrics in sorted(training.path.glob(f"{pattern}/{METRICS}")):
+        folder = metrics.parent
+        if is_hook(folder.name) and folder.relative_to(run.path).as_posix() not in kept:
             shutil.rmtree(folder)
             if training.folder.name == SWEEP and not any(folder.parent.iterdir()):
                 folder.parent.rmdir()
-    stages = [name for name in run.manifest().get("stages", {}) if name.partition(":")[0] == EVALUATION]
-    run.forget(name for name in stages if not all(_is_there(run, record) for record in run.stage_records(name)))
+    finished_stages = [name for name, entry in run.manifest()["stages"].items() if entry.get("state") == "finished"]
+    measured = [name for name in finished_stages if name.partition(":")[0] == EVALUATION]
+    run.forget(name for name in measured if not all(_is_there(run, record) for record in run.stage_records(name)))
 
 
 def _is_there(run: runs.Run, record: Record) -> bool:
@@ -162,7 +168,7 @@ def _order(finished: Finished) -> tuple[int, int]:
 def _trained(
     training: Training, cache: "ActivationCache", made: Plan, checkpoints: "Checkpoints", device: "torch.device"
 ) -> "list[Learner]":
-    from circuitcli.training.log import METRICS, MetricsLog
+    from circuitcli.training.log import MetricsLog
     from circuitcli.training.ranks import ALONE, AllRanks
     from circuitcli.training.trackers.tracker import trackers
     from circuitcli.training.trainer import Trainer
