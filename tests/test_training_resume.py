@@ -78,6 +78,18 @@ def wait_for_step(process: subprocess.Popen[str], step: int) -> None:
             return
 
 
+def signalled(made: Trainer, number: signal.Signals) -> None:
+    """Let the signal come in the tenth step, before any hook point has learned from the batch."""
+    learn = made.learners[0].step
+
+    def step(batch, *, index):
+        if index == 9:
+            os.kill(os.getpid(), number)
+        return learn(batch, index=index)
+
+    made.learners[0].step = step
+
+
 def test_killed_training_goes_on_to_the_same_bits(tmp_path: Path):
     make(tmp_path / "unbroken").run()
     broken = tmp_path / "broken"
@@ -98,15 +110,7 @@ def test_signal_takes_effect_after_the_step_with_a_checkpoint_of_it(tmp_path: Pa
         raise SystemExit(143)
 
     made = make(tmp_path / "broken")
-    learn = made.learners[0].step
-
-    def step(batch, *, index):
-        if index == 9:
-            # In the middle of a step: one hook point has learned from the batch and the other has not.
-            os.kill(os.getpid(), number)
-        return learn(batch, index=index)
-
-    made.learners[0].step = step
+    signalled(made, number)
     before = signal.signal(signal.SIGTERM, terminate)
     try:
         with pytest.raises((KeyboardInterrupt, SystemExit)):
@@ -124,14 +128,7 @@ def test_signal_takes_effect_after_the_step_with_a_checkpoint_of_it(tmp_path: Pa
 def test_an_ignored_signal_stays_ignored(tmp_path: Path, number: signal.Signals):
     """Shells without job control start what is to run in the background so, as to SIGINT."""
     made = make(tmp_path)
-    learn = made.learners[0].step
-
-    def step(batch, *, index):
-        if index == 9:
-            os.kill(os.getpid(), number)
-        return learn(batch, index=index)
-
-    made.learners[0].step = step
+    signalled(made, number)
     before = signal.signal(number, signal.SIG_IGN)
     try:
         made.run()
@@ -144,14 +141,7 @@ def test_an_ignored_signal_stays_ignored(tmp_path: Path, number: signal.Signals)
 def test_a_training_that_is_stopped_never_looks_finished(tmp_path: Path):
     """Of several processes one may have got the signal; here the handler lets it pass."""
     made = make(tmp_path)
-    learn = made.learners[0].step
-
-    def step(batch, *, index):
-        if index == 9:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return learn(batch, index=index)
-
-    made.learners[0].step = step
+    signalled(made, signal.SIGTERM)
     before = signal.signal(signal.SIGTERM, lambda number, frame: None)
     try:
         with pytest.raises(SystemExit) as caught:

@@ -132,9 +132,7 @@ class ActivationCache:
 
     def block_lengths(self, start: int, stop: int) -> list[int]:
         """How many of rows start to stop each block has; the first and the last one may have more outside."""
-        block = self.tokens(start, stop).block
-        edges = (block.diff() != 0).nonzero()[:, 0] + 1
-        return [last - first for first, last in pairwise([0, *edges.tolist(), len(block)])]
+        return [last - first for first, last in pairwise(_bounds(self.tokens(start, stop)))]
 
     def pieces(self, start: int, stop: int, *, size: int, by_text: bool = False) -> Iterator[tuple[int, int]]:
         """Rows start to stop in pieces of at most ``size``.
@@ -204,13 +202,17 @@ def _interleaved(rows: TokenRows, others: TokenRows, *, before: TokenRows, after
     return Text(joined.at(order), has_row[order])
 
 
+def _bounds(tokens: TokenRows) -> list[int]:
+    """Where blocks begin, and after the last one the number of tokens."""
+    edges = (tokens.block.diff() != 0).nonzero()[:, 0] + 1
+    return [0, *edges.tolist(), len(tokens.block)]
+
+
 def _blocks(text: Text, bos_id: int) -> Iterator[TokenBlock]:
     """Runs of tokens of one block."""
     tokens, n_rows = text.tokens, 0
-    edges = (tokens.block.diff() != 0).nonzero()[:, 0] + 1
-    bounds = [0, *edges.tolist(), len(tokens.block)]
     prefix = [] if bos_id < 0 else [bos_id]
-    for first, last in pairwise(bounds):
+    for first, last in pairwise(_bounds(tokens)):
         positions = tokens.position[first:last][text.has_row[first:last]].tolist()
         yield TokenBlock(prefix + tokens.token[first:last].tolist(), n_rows, n_rows + len(positions), positions)
         n_rows += len(positions)

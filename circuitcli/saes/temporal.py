@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from circuitcli.errors import SettingsError
 from circuitcli.saes.base import Coded, Frame, SaeConfig, SparseAutoencoder
+from circuitcli.saes.topk import largest
 
 # Keeps a prediction of length zero from being divided by.
 LEAST_LENGTH = 1e-6
@@ -104,8 +105,4 @@ class TemporalSae(SparseAutoencoder):
 
     def sparsify(self, pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
         """Codes from pre-activations."""
-        codes = pre.relu()
-        if self.k is None:
-            return codes
-        values, indices = codes.topk(min(self.k, self.d_sae), dim=-1)
-        return torch.zeros_like(codes).scatter(-1, indices, values)
+        return pre.relu() if self.k is None else largest(pre, min(self.k, self.d_sae))

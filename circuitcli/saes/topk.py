@@ -24,6 +24,11 @@ class TopKSae(SparseAutoencoder):
         self.k = k
 
     def sparsify(self, pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
-        """The k largest per token, those above zero; the gradient passes to these alone."""
-        values, indices = pre.topk(self.k, dim=-1)
-        return torch.zeros_like(pre).scatter(-1, indices, values.relu())
+        """Codes from pre-activations."""
+        return largest(pre, self.k)
+
+
+def largest(pre: Float[Tensor, "*batch d_sae"], k: int) -> Float[Tensor, "*batch d_sae"]:
+    """The k largest per token, those above zero; the gradient passes to these alone."""
+    values, indices = pre.topk(k, dim=-1)
+    return torch.zeros_like(pre).scatter(-1, indices, values.relu())

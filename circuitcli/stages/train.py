@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from circuitcli.hookpoints import HookPoint
 from circuitcli.records import ActivationsRecord, Record, SaeRecord
@@ -27,6 +27,9 @@ from circuitcli.training.plan import (
 from circuitcli.training.plan import plan as planned
 from circuitcli.training.readers import unread
 from circuitcli.training.schedule import default_rate
+
+if TYPE_CHECKING:
+    from circuitcli.models.adapter import ModelAdapter
 
 NAME = "train"
 # Architectures whose codes are as many as the features while they learn.
@@ -88,6 +91,7 @@ def plan(request: Request) -> list[tuple[str, str]]:
         for settings in variants(request.settings).values()
         for hooks in lessons(settings.sae.architecture, list(d_models))
     ]
+    outline = _outline(request)
     parameters = sum(cost.parameters for cost in costs)
     looks = -(-made.n_steps // look_steps(made.n_steps)) if request.settings.train.keep == "best" else 0
     d_saes = sorted({d_sae for cost in costs for d_sae in cost.d_saes})
@@ -98,10 +102,10 @@ def plan(request: Request) -> list[tuple[str, str]]:
         ("tokens", f"{made.tokens:,} in {made.n_steps:,} steps; {made.held_out:,} held out"),
         ("learning rate", " ".join(f"{rate:.2g}" for rate in rates)),
         ("disk", f"{size(4 * parameters)}, and {size(_state_bytes(request.settings, parameters))} while training"),
-        *_memory(request, found, made, costs),
+        *_memory(request, found, made, costs, outline),
         *arithmetic(
             sum(cost.flops * made.tokens + cost.look_flops * looks * made.held_out for cost in costs)
-            + _measuring_flops(request, made, costs),
+            + _measuring_flops(request, made, costs, outline),
             width=max(d_models.values()),
             device=request.settings.model.device,
             dtype="bfloat16" if request.settings.train.autocast else "float32",
@@ -145,18 +149,24 @@ class _Cost:
         return self.settings.train.learning_rate or default_rate(self.d_saes[0], n_steps=n_steps)
 
 
-def _measuring_flops(request: Request, made: Plan, costs: list[_Cost]) -> float:
+def _outline(request: Request) -> "ModelAdapter | None":
+    """The model that finished SAEs are measured with, without its weights; None where none is loaded."""
+    from circuitcli.models.loading import load_outline
+    from circuitcli.stages.measure import model_settings
+
+    return load_outline(model_settings(request)) if request.settings.train.loss_tokens else None
+
+
+def _measuring_flops(request: Request, made: Plan, costs: list[_Cost], adapter: "ModelAdapter | None") -> float:
     """Of all SAEs on held-out tokens, and of the model on some of these: once as it is, and from its hook point on with
     each SAE and, where that was not done, with two constants. Logits follow of each run, and each time of the clean
     one."""
-    from circuitcli.models.loading import load_outline
     from circuitcli.models.partial import first_block
-    from circuitcli.stages.measure import model_settings
 
     reconstructing = 2.0 * made.held_out * sum(cost.parameters for cost in costs)
-    if not (n_tokens := min(request.settings.train.loss_tokens, made.held_out)):
+    if adapter is None:
         return reconstructing
-    adapter = load_outline(model_settings(request))
+    n_tokens = min(request.settings.train.loss_tokens, made.held_out)
     head = 2 * adapter.unembedding.get_parameter("weight").numel()
     through = partial(pass_flops, adapter, block_length=request.settings.data.block_length)
     of_model = through(range(adapter.n_layers))
@@ -171,11 +181,15 @@ def _state_bytes(settings: Settings, parameters: int) -> int:
     return 4 * parameters * (4 if settings.train.keep == "best" else 3)
 
 
-def _memory(request: Request, found: list[ActivationsRecord], made: Plan, costs: list[_Cost]) -> list[tuple[str, str]]:
+def _memory(
+    request: Request,
+    found: list[ActivationsRecord],
+    made: Plan,
+    costs: list[_Cost],
+    outline: "ModelAdapter | None",
+) -> list[tuple[str, str]]:
     """Rows of the cache and a batch of them; weights, their gradients and the optimiser's two moments, what one SAE
     makes of a batch, and the model that is put through the SAEs at the end."""
-    from circuitcli.models.loading import load_outline
-    from circuitcli.stages.measure import model_settings
     from circuitcli.training.spliced import LOGITS_AT_ONCE
 
     train = request.settings.train
@@ -190,8 +204,7 @@ def _memory(request: Request, found: list[ActivationsRecord], made: Plan, costs:
         sum(cost.d_saes) * (_DENSE_COPIES if cost.is_dense else _SPARSE_COPIES) for cost in costs
     )
     model = 0
-    if train.loss_tokens:
-        outline = load_outline(model_settings(request))
+    if outline is not None:
         # What follows from logits, of the clean run and of an edited one.
         n_logits = min(LOGITS_AT_ONCE, min(train.loss_tokens, made.held_out) * outline.n_token_ids)
         model = weight_bytes(outline) + _LOGITS_COPIES * 4 * n_logits

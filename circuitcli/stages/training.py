@@ -216,9 +216,8 @@ def _trained(
 def _held_out(cache: "ActivationCache", made: Plan, hooks: Sequence[HookPoint]) -> "Iterator[Batch]":
     """All rows that training does not see, in order."""
     rows = made.held_out_rows
-    for start in rows[:: made.batch_size]:
-        stop = min(start + made.batch_size, rows.stop)
-        yield {hook: cache.finite_rows(hook, start, stop) for hook in hooks}
+    for piece in cache.pieces(rows.start, rows.stop, size=made.batch_size):
+        yield {hook: cache.finite_rows(hook, *piece) for hook in hooks}
 
 
 def _pool_tokens(training: Training, cache: "ActivationCache") -> int:
