@@ -29,7 +29,7 @@ def _continue(source: CachedSource, collection: Collection, found: Mapping[int, 
             files = ShardFiles(plan, collection, d_model=source.cached.d_in, bos_id=source.bos_id)
             try:
                 for batch in files.layout.batches if plan.hooks else ():
-                    files.rows[source.hook].put(source.rows(batch.blocks), batch.pieces)
+                    files.rows(source.hook).put(source.rows(batch.blocks), batch.pieces)
                 files.publish()
             finally:
                 files.abandon()

@@ -46,10 +46,10 @@ class Passes:
         def see(hook: HookPoint, activation: Tensor) -> None:
             if self._is_over.is_set():
                 raise Stopped
-            if hook not in files.rows:
+            if hook not in files.plan.hooks:
                 return
             if activation.device.type == "cpu":
-                place = files.rows[hook].place(planned.pieces[0])
+                place = files.rows(hook).place(planned.pieces[0])
                 rows, memory = self._rows(activation, parts, n_bos=batch.n_bos, place=place)
                 files.store(hook, rows, planned.pieces, memory=memory, disk=self._disk)
             else:
@@ -59,7 +59,7 @@ class Passes:
         self._run(batch.input_ids.to(device), mask, see)
         # A copy waits for the device: the whole pass is under way before the first.
         for hook, rows in on_device.items():
-            memory, numbers = self._memory(rows.shape, place=files.rows[hook].place(planned.pieces[0]))
+            memory, numbers = self._memory(rows.shape, place=files.rows(hook).place(planned.pieces[0]))
             files.store(hook, StoredRows.of(rows, numbers), planned.pieces, memory=memory, disk=self._disk)
         return sum(block.n_rows for block in planned.blocks)
 
@@ -71,7 +71,7 @@ class Passes:
         """
         behind = activation[:, n_bos:]
         memory, rows = self._memory((parts[-1].rows.stop, activation.shape[-1]), place=place)
-        sums = RowSums()
+        sums = RowSums(*rows.shape, n_times=len(parts))
         for part in parts:
             own, stored = behind[part.blocks], rows[part.rows]
             if part.places is None:

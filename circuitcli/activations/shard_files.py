@@ -1,5 +1,6 @@
 """All files of one shard under way: the rows of each hook point, and the tokens."""
 
+import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 
@@ -18,26 +19,28 @@ class ShardFiles:
     """The files of a shard that are missing, written in any order and published together."""
 
     def __init__(self, plan: Plan, collection: Collection, *, d_model: int, bos_id: int | None) -> None:
-        """Raises InputError if they cannot be made."""
-        self.plan, self._collection, self._bos_id = plan, collection, bos_id
+        self.plan, self._collection, self._d_model, self._bos_id = plan, collection, d_model, bos_id
         self.layout = plan.layout(collection.batch_size)
         self.is_published = False
-        self.rows: dict[HookPoint, RowsWriter] = {}
+        self._rows: dict[HookPoint, RowsWriter] = {}
+        self._making = threading.Lock()
         self._writes: list[Future[None]] = []
-        try:
-            for hook in plan.hooks:
-                self.rows[hook] = RowsWriter(
-                    hook_path(collection.root, hook, plan.index),
+
+    def rows(self, hook: HookPoint) -> RowsWriter:
+        """The file of a hook point. Raises InputError if it cannot be made."""
+        with self._making:
+            # Made when the model first comes to it, not all before it begins.
+            if hook not in self._rows:
+                self._rows[hook] = RowsWriter(
+                    hook_path(self._collection.root, hook, self.plan.index),
                     hook=hook,
                     pieces=self.layout.pieces,
-                    d_model=d_model,
-                    dtype=collection.dtype,
-                    first_row=plan.first_row,
-                    fingerprint=collection.fingerprint,
+                    d_model=self._d_model,
+                    dtype=self._collection.dtype,
+                    first_row=self.plan.first_row,
+                    fingerprint=self._collection.fingerprint,
                 )
-        except BaseException:
-            self.abandon()
-            raise
+            return self._rows[hook]
 
     def store(
         self, hook: HookPoint, rows: StoredRows, pieces: Sequence[int], *, memory: Tensor, disk: DiskQueue
@@ -46,7 +49,7 @@ class ShardFiles:
 
         Raises InputError for NaN or infinity.
         """
-        writer = self.rows[hook]
+        writer = self.rows(hook)
         spans = writer.accept(rows, pieces)
         self._writes.append(disk.submit(lambda: writer.write(rows.values, spans), memory))
 
@@ -55,7 +58,7 @@ class ShardFiles:
         for write in self._writes:
             write.result()
         for step in (RowsWriter.finish, RowsWriter.sync, RowsWriter.publish):
-            for file in self.rows.values():
+            for file in self._rows.values():
                 step(file)
         if self.plan.lacks_tokens:
             self._write_tokens()
@@ -77,5 +80,5 @@ class ShardFiles:
     def abandon(self) -> None:
         """Remove what was not published."""
         if not self.is_published:
-            for file in self.rows.values():
+            for file in self._rows.values():
                 file.remove()

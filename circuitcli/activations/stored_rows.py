@@ -29,8 +29,9 @@ class StoredRows:
         cls, values: Float[Tensor, "row d_model"], memory: Float[Tensor, "row d_model"] | None = None
     ) -> "StoredRows":
         """Sum up rows, already in the dtype to store, on the device where they are; ``memory`` is where to put them."""
-        sums = RowSums()
-        for piece in values.split(max(1, CACHED_NUMBERS // values.shape[1])):
+        pieces = values.split(max(1, CACHED_NUMBERS // values.shape[1]))
+        sums = RowSums(*values.shape, n_times=len(pieces), device=values.device)
+        for piece in pieces:
             sums.add(piece)
         return sums.over(values.contiguous().cpu() if memory is None else memory.copy_(values))
 
@@ -43,22 +44,26 @@ class StoredRows:
 class RowSums:
     """Sums over rows that come a few at a time, best while the processor has them in its cache."""
 
-    def __init__(self) -> None:
-        self._sums: list[Tensor] = []
-        self._norms: list[Tensor] = []
-        self._scratch = torch.empty(0)
+    def __init__(self, n_rows: int, d_model: int, *, n_times: int, device: torch.device | None = None) -> None:
+        """n_rows, n_times: how many rows will come, and in how many pieces."""
+        # Results go into memory that is taken once: as tensors of their own they take half of the time again.
+        self._sums = torch.empty(n_times, d_model, device=device)
+        self._norms = torch.empty(n_rows, device=device)
+        self._rounded = torch.empty(0, d_model, device=device)
+        self._n_rows = self._n_times = 0
 
     def add(self, rows: Float[Tensor, "row d_model"]) -> None:
         """Take in the next rows, at least one, in the dtype to store."""
         if rows.dtype != torch.float32:
-            # One piece of memory for all: fresh memory costs more than the sums.
-            if self._scratch.numel() < rows.numel():
-                self._scratch = rows.new_empty(rows.numel(), dtype=torch.float32)
-            rows = self._scratch[: rows.numel()].view(rows.shape).copy_(rows)
-        self._sums.append(rows.sum(dim=0))
-        self._norms.append(torch.linalg.vector_norm(rows, dim=-1))
+            if len(self._rounded) < len(rows):
+                self._rounded = torch.empty_like(rows, dtype=torch.float32)
+            rows = self._rounded[: len(rows)].copy_(rows)
+        last = self._n_rows + len(rows)
+        torch.sum(rows, dim=0, out=self._sums[self._n_times])
+        torch.linalg.vector_norm(rows, dim=-1, out=self._norms[self._n_rows : last])
+        self._n_rows, self._n_times = last, self._n_times + 1
 
     def over(self, values: Float[Tensor, "row d_model"]) -> StoredRows:
-        """The sums of all rows so far, which are ``values``."""
-        norm, total = torch.cat(self._norms).cpu().double(), torch.stack(self._sums).cpu().double().sum(dim=0)
-        return StoredRows(values, total, float(norm.sum()), float(norm.square().sum()))
+        """The sums of all rows, which are ``values``."""
+        norms, total = self._norms.cpu().double(), self._sums.cpu().double().sum(dim=0)
+        return StoredRows(values, total, float(norms.sum()), float(norms.square().sum()))
