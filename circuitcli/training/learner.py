@@ -4,7 +4,8 @@ import math
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from jaxtyping import Shaped
+from torch import Tensor, nn
 
 from circuitcli.hookpoints import HookPoint
 from circuitcli.saes.base import SparseAutoencoder
@@ -50,9 +51,8 @@ class Learner:
         self.best = Best()
         # Fused reads and writes each number once; the other forms take tens of times as long on the CPU.
         is_fused = self.device.type in ("cpu", "cuda")
-        groups = [
-            {"params": [parameter], "factor": student.rate_factor(name)} for name, parameter in self.parameters.items()
-        ]
+        self._moved = {name: nn.Parameter(as_in_memory(held.detach())) for name, held in self.parameters.items()}
+        groups = [{"params": [moved], "factor": student.rate_factor(name)} for name, moved in self._moved.items()]
         self.optimizer = torch.optim.Adam(
             groups, betas=ADAM_BETAS, eps=ADAM_EPSILON, fused=is_fused, foreach=None if is_fused else False
         )
@@ -72,7 +72,7 @@ class Learner:
         """Learn from raw activations, as the step with this number."""
         outcomes = self.student.learn(batch, share=index / self.pace.schedule.n_steps)
         loss = torch.stack([part for outcome in outcomes.values() for part in outcome.losses.values()]).sum()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.student.zero_grad(set_to_none=True)
         loss.backward()
         self._move(self.pace.schedule.rate(index))
         return outcomes
@@ -86,6 +86,9 @@ class Learner:
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.pace.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
+        for name, parameter in self.parameters.items():
+            gradient = parameter.grad
+            self._moved[name].grad = None if gradient is None else as_in_memory(gradient, like=parameter)
         self.optimizer.step()
         self.student.settle()
 
@@ -133,8 +136,10 @@ class Learner:
         """All that the next step depends on, besides the batch and the settings; tensors share memory."""
         state = dict(self.student.state_dict())
         for name, parameter in self.parameters.items():
-            moments = self.optimizer.state.get(parameter, {})
-            state |= {f"{name}.{moment}": moments[moment] for moment in (*MOMENTS, "step") if moment in moments}
+            moments = self.optimizer.state.get(self._moved[name], {})
+            if moments:
+                state |= {f"{name}.{key}": as_in_memory(moments[key], like=parameter) for key in MOMENTS}
+                state[f"{name}.step"] = moments["step"]
         if self.best.weights:
             state |= {_BEST + name: tensor for name, tensor in self.best.weights.items()}
             state[_BEST_LOSS] = torch.tensor(self.best.loss, dtype=torch.float64)
@@ -150,5 +155,15 @@ class Learner:
         for name, parameter in self.parameters.items():
             if f"{name}.step" in state:
                 moments = {key: torch.empty_like(parameter).copy_(state[f"{name}.{key}"]) for key in MOMENTS}
+                laid = {key: as_in_memory(moment, like=parameter) for key, moment in moments.items()}
                 steps = state[f"{name}.step"].to(self.device, copy=True)
-                self.optimizer.state[parameter] = {"step": steps, **moments}
+                self.optimizer.state[self._moved[name]] = {"step": steps, **laid}
+
+
+def as_in_memory(tensor: Shaped[Tensor, "*shape"], *, like: Tensor | None = None) -> Shaped[Tensor, "*other"]:
+    """The tensor, or its transpose where that is how ``like``, or it itself, lies in memory.
+
+    An optimiser that steps through memory copies what is stored the other way round. The same again turns it back.
+    """
+    like = tensor if like is None else like
+    return tensor.T if like.dim() == 2 and not like.is_contiguous() and like.T.is_contiguous() else tensor
