@@ -11,6 +11,8 @@ from circuitcli.errors import ToolError
 from circuitcli.stages import estimates
 from circuitcli.stages.estimates import arithmetic, duration, memory, multiplying_rate, size
 
+RATES = {"float32": 2e9, "bfloat16": 2e10}
+
 
 @pytest.mark.parametrize(
     ("seconds", "told"),
@@ -41,9 +43,16 @@ def test_the_rate_is_that_of_a_product_of_matrices():
 
 def test_half_the_work_takes_half_the_time(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("circuitcli.stages.estimates.multiplying_rate", lambda **_: 2e9)
-    rows = dict(arithmetic(7.2e12, width=64, device="cpu", dtype="float32"))
+    rows = dict(arithmetic({"float32": 7.2e12}, width=64, device="cpu"))
     assert rows["arithmetic"] == "about 7.2e+12 floating-point operations"
     assert rows["time"].startswith("at least 1 h 0 min, at 2 GFLOP/s")
+
+
+def test_work_in_two_number_types_takes_the_time_of_both(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("circuitcli.stages.estimates.multiplying_rate", lambda *, dtype, **_: RATES[dtype])
+    rows = dict(arithmetic({"float32": 2e11, "bfloat16": 2e12}, width=64, device="cpu"))
+    assert rows["arithmetic"] == "about 2.2e+12 floating-point operations"
+    assert rows["time"].startswith("at least 3 min, at 2 GFLOP/s in float32 and 20 GFLOP/s in bfloat16,")
 
 
 def test_a_device_that_is_not_there_is_refused():

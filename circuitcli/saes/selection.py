@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from circuitcli.saes import screening
+
 # Pre-activations are made and searched for so many tokens at once, which bounds memory and costs no time.
 PIECE_ROWS = 1024
 # Features are first compared in groups of so many.
@@ -154,7 +156,7 @@ class Above(Selection):
         batch, d_sae = len(centred), b_enc.shape[0]
         watched_pre = centred.new_empty(batch, watched.shape[0])
         values, places, n_chosen = [], [], 0
-        for start, pre in _pre_activations(centred, W_enc, b_enc):
+        for start, pre in _pieces(*_as_multiplied(centred, W_enc, b_enc)):
             chosen = flat_places(self.mask(pre))
             n_chosen += len(chosen)
             if n_chosen > self.most * batch * d_sae:
@@ -175,18 +177,23 @@ def flat_places(mask: Bool[Tensor, "rows columns"]) -> Int[Tensor, " entries"]:
     return torch.from_numpy(np.flatnonzero(mask.numpy()))
 
 
-def _pre_activations(
-    centred: Float[Tensor, "batch d_in"], W_enc: Float[Tensor, "d_in d_sae"], b_enc: Float[Tensor, " d_sae"]
-) -> Iterator[tuple[int, Float[Tensor, "rows d_sae"]]]:
-    """Pre-activations of a piece of the batch after the other, and its first row; a piece holds until the next.
+def _multiplied_in(rows: Tensor) -> torch.dtype:
+    """The number type of products: under autocast its own."""
+    kind = rows.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else rows.dtype
 
-    Under autocast the product is taken in its number type.
-    """
-    (batch, _), d_sae = centred.shape, b_enc.shape[0]
-    kind = centred.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else centred.dtype
-    piece = centred.new_empty(min(PIECE_ROWS, batch), d_sae, dtype=dtype)
-    rows, weights, bias = centred.to(dtype), W_enc.to(dtype), b_enc.to(dtype)
+
+def _as_multiplied(rows: Tensor, weights: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = _multiplied_in(rows)
+    return rows.to(dtype), weights.to(dtype), bias.to(dtype)
+
+
+def _pieces(
+    rows: Float[Tensor, "batch d_in"], weights: Float[Tensor, "d_in d_sae"], bias: Float[Tensor, " d_sae"]
+) -> Iterator[tuple[int, Float[Tensor, "rows d_sae"]]]:
+    """Pre-activations of a piece of the batch after the other, and its first row; a piece holds until the next."""
+    batch = len(rows)
+    piece = rows.new_empty(min(PIECE_ROWS, batch), len(bias))
     for start in range(0, batch, PIECE_ROWS):
         here = slice(start, min(start + PIECE_ROWS, batch))
         yield start, torch.addmm(bias, rows[here], weights, out=piece[: here.stop - start])
@@ -204,8 +211,14 @@ def _largest(
     batch = len(centred)
     values = centred.new_empty(batch, k)
     indices = centred.new_empty(batch, k, dtype=torch.int64)
+    if _multiplied_in(centred) == torch.float32 and screening.pays(centred.device, d_sae=len(b_enc), k=k):
+        screen = screening.Screen(centred, W_enc, b_enc, k=k)
+        for start, pre in _pieces(screen.rows, screen.weights, screen.bias):
+            here = slice(start, start + len(pre))
+            values[here], indices[here] = screen.largest(start, pre)
+        return values, indices, torch.addmm(b_enc[watched], centred, W_enc[:, watched])
     watched_pre = centred.new_empty(batch, watched.shape[0])
-    for start, pre in _pre_activations(centred, W_enc, b_enc):
+    for start, pre in _pieces(*_as_multiplied(centred, W_enc, b_enc)):
         here = slice(start, start + len(pre))
         values[here], indices[here] = largest_of_each(pre, k)
         if watched.numel():

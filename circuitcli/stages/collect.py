@@ -67,10 +67,9 @@ def plan(request: Request) -> list[tuple[str, str]]:
         ("disk", disk_line(request, needed)),
         *_memory(settings, adapter, n_hooks=len(hooks)),
         *arithmetic(
-            _flops(settings, adapter, hooks),
+            {settings.model.dtype: _flops(settings, adapter, hooks)},
             width=adapter.d_model,
             device=settings.model.device,
-            dtype=settings.model.dtype,
         ),
     ]
 

@@ -1,6 +1,7 @@
 """How much memory and time a stage takes on this machine, for a dry run. All texts are for people."""
 
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -49,19 +50,18 @@ def size(n_bytes: int) -> str:
     return f"{number:,.1f} TB"
 
 
-def arithmetic(flops: float, *, width: int, device: str, dtype: str) -> list[tuple[str, str]]:
-    """Floating-point operations and the time that they take if done as fast as matrices of this width are multiplied
-    here and now: the least that the stage can take, without loading, reading and writing.
+def arithmetic(flops: Mapping[str, float], *, width: int, device: str) -> list[tuple[str, str]]:
+    """Floating-point operations, given by number type, and the time that they take if done as fast as matrices of this
+    width are multiplied here and now: the least that the stage can take, without loading, reading and writing.
 
     Raises SettingsError or ToolError for a device that is not there.
     """
-    rate = multiplying_rate(width=width, device=device, dtype=dtype)
+    rates = {dtype: multiplying_rate(width=width, device=device, dtype=dtype) for dtype in flops}
+    seconds = sum(number / rates[dtype] for dtype, number in flops.items())
+    told = " and ".join(f"{rate / 1e9:,.0f} GFLOP/s in {dtype}" for dtype, rate in rates.items())
     return [
-        ("arithmetic", f"about {flops:.1e} floating-point operations"),
-        (
-            "time",
-            f"at least {duration(flops / rate)}, at {rate / 1e9:,.0f} GFLOP/s, as it multiplies matrices now",
-        ),
+        ("arithmetic", f"about {sum(flops.values()):.1e} floating-point operations"),
+        ("time", f"at least {duration(seconds)}, at {told}, as it multiplies matrices now"),
     ]
 
 

@@ -104,11 +104,9 @@ def plan(request: Request) -> list[tuple[str, str]]:
         ("disk", f"{size(4 * parameters)}, and {size(_state_bytes(request.settings, parameters))} while training"),
         *_memory(request, found, made, costs, outline),
         *arithmetic(
-            sum(cost.flops * made.tokens + cost.look_flops * looks * made.held_out for cost in costs)
-            + _measuring_flops(request, made, costs, outline),
+            _flops(request, made, costs, outline, n_looks=looks),
             width=max(d_models.values()),
             device=request.settings.model.device,
-            dtype="bfloat16" if request.settings.train.autocast else "float32",
         ),
     ]
 
@@ -145,6 +143,16 @@ class _Cost:
         """Whether codes are as many as the features while it learns."""
         return self.settings.sae.architecture in DENSE
 
+    @property
+    def dtype(self) -> str:
+        """The number type of the largest products while it learns."""
+        from circuitcli.models.loading import choose_device
+        from circuitcli.saes import screening
+
+        sae, device = self.settings.sae, choose_device(self.settings.model.device)
+        screens = not self.is_dense and screening.pays(device, d_sae=self.d_saes[0], k=sae.k)
+        return "bfloat16" if screens or self.settings.train.autocast else "float32"
+
     def rate(self, n_steps: int) -> float:
         return self.settings.train.learning_rate or default_rate(self.d_saes[0], n_steps=n_steps)
 
@@ -155,6 +163,17 @@ def _outline(request: Request) -> "ModelAdapter | None":
     from circuitcli.stages.measure import model_settings
 
     return load_outline(model_settings(request)) if request.settings.train.loss_tokens else None
+
+
+def _flops(
+    request: Request, made: Plan, costs: list[_Cost], adapter: "ModelAdapter | None", *, n_looks: int
+) -> dict[str, float]:
+    """Of learning and measuring, by the number type in which it is multiplied."""
+    flops = {"float32": _measuring_flops(request, made, costs, adapter)}
+    for cost in costs:
+        learning = float(cost.flops * made.tokens + cost.look_flops * n_looks * made.held_out)
+        flops[cost.dtype] = flops.get(cost.dtype, 0.0) + learning
+    return flops
 
 
 def _measuring_flops(request: Request, made: Plan, costs: list[_Cost], adapter: "ModelAdapter | None") -> float:

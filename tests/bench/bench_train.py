@@ -3,8 +3,9 @@
     python -m tests.bench.bench_train [--threads 2] [--rounds 5]
     python -m tests.bench.bench_train --device cuda --d-in 768 --d-sae 24576 --batch 8192
 
-They take turns, and the best round of each counts, so that a busy machine slows all alike. ``autocast`` multiplies in
-bfloat16; ``later`` is with 32 codes a token, which these architectures reach as they learn.
+They take turns, and the best round of each counts, so that a busy machine slows all alike. ``unscreened`` multiplies in
+float32 where `saes.screening` would spare it, ``autocast`` in bfloat16; ``later`` is with 32 codes a token, which these
+architectures reach as they learn.
 """
 
 import argparse
@@ -13,12 +14,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import cast
+from unittest import mock
 
 import torch
 from torch import Tensor
 
 from circuitcli.allocator import keep_freed_memory
 from circuitcli.hookpoints import HookPoint
+from circuitcli.saes import screening
 from circuitcli.saes.base import SaeConfig
 from circuitcli.saes.topk import TopKSae
 from circuitcli.settings.sae import SaeSettings
@@ -91,9 +94,20 @@ def dense_step(x: Tensor, size: Size) -> Callable[[], object]:
     return step
 
 
-def encoder_product(x: Tensor, size: Size) -> Callable[[], object]:
-    """What no exact TopK step can avoid."""
-    W_enc = torch.randn(size.d_in, size.d_sae, device=x.device)
+def unscreened_step(x: Tensor, size: Size) -> Callable[[], object]:
+    """A step as `circuit train` takes it on a processor without units for bfloat16."""
+    step = sparse_step(x, size)
+
+    def run() -> None:
+        with mock.patch.object(screening, "has_bfloat16_units", return_value=False):
+            step()
+
+    return run
+
+
+def encoder_product(x: Tensor, size: Size, *, dtype: torch.dtype = torch.float32) -> Callable[[], object]:
+    """What no TopK step can avoid, in one number type or the other."""
+    W_enc, x = torch.randn(size.d_in, size.d_sae, device=x.device).to(dtype), x.to(dtype)
     return lambda: x @ W_enc
 
 
@@ -120,11 +134,13 @@ def main() -> None:
     x = torch.randn(batch, size.d_in, generator=torch.Generator().manual_seed(0)).to(options.device)
     makers = {
         "circuit train": sparse_step,
+        "unscreened": unscreened_step,
         "with autocast": partial(sparse_step, autocast=True),
         **{name: partial(sparse_step, architecture=name) for name in ARCHITECTURES},
         **{f"{name}, later": partial(sparse_step, architecture=name, has_learned=True) for name in WITHOUT_K},
         "dense autograd": dense_step,
         "encoder product": encoder_product,
+        "in bfloat16": partial(encoder_product, dtype=torch.bfloat16),
     }
     steps = {name: make(x, size) for name, make in makers.items()}
     for step in steps.values():

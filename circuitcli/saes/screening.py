@@ -1,0 +1,167 @@
+"""The k largest pre-activations of each token, found by a product in bfloat16 and taken in float32.
+
+Processors with units for bfloat16 multiply in it several times as fast as in float32. How far such a product can be off
+is known, so it tells which pre-activations may be among the k largest; these few alone are then made in float32, and
+the largest of them are the largest of all. Nothing is lost: what is chosen are the k largest of the float32 product,
+up to the order in which its sums are taken.
+"""
+
+import warnings
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+# Largest relative error of rounding to bfloat16, with its 8 significant bits, and of one step of a sum in float32.
+_BFLOAT16, _FLOAT32 = 2.0**-8, 2.0**-24
+# The product is rounded, the bias too, and both once more where they are added.
+_ROUNDED = 2.5 * _BFLOAT16
+# Features are first compared in so many times k groups; smaller groups than this cost more than they spare.
+_GROUPS, _LEAST_IN_GROUP = 4, 8
+# A token with more candidates than so many times k is multiplied in float32 altogether.
+_MOST = 8
+
+
+@cache
+def has_bfloat16_units() -> bool:
+    """Whether this processor multiplies matrices in bfloat16 several times as fast as in float32."""
+    # Older versions of torch cannot tell.
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("amx_bf16", False))
+
+
+def pays(device: torch.device, *, d_sae: int, k: int) -> bool:
+    """Whether `Screen` is the fastest way to the k largest of so many pre-activations in float32."""
+    return device.type == "cpu" and d_sae >= _GROUPS * _LEAST_IN_GROUP * k and has_bfloat16_units()
+
+
+class Screen:
+    """A product in bfloat16 of some tokens with an encoder, and how far it can be off."""
+
+    def __init__(
+        self,
+        centred: Float[Tensor, "batch d_in"],
+        W_enc: Float[Tensor, "d_in d_sae"],
+        b_enc: Float[Tensor, " d_sae"],
+        *,
+        k: int,
+    ) -> None:
+        self._centred, self._W_enc, self._b_enc, self._k = centred, W_enc, b_enc, k
+        self.rows, self.weights, self.bias = centred.bfloat16(), W_enc.bfloat16(), b_enc.bfloat16()
+        self._slack = self._largest_error()
+
+    def _largest_error(self) -> Float[Tensor, " batch"]:
+        """Bounds of the errors of the pre-activations of each token, but for the share that `_ROUNDED` tells.
+
+        By the inequality of Cauchy and Schwarz: ``rows @ weights - centred @ W_enc`` is
+        ``(rows - centred) @ weights + centred @ (weights - W_enc)``.
+        """
+        rounding = torch.linalg.vector_norm(self.weights - self._W_enc, dim=0).max()
+        length = torch.linalg.vector_norm(self._W_enc, dim=0).max() + rounding
+        row_rounding = torch.linalg.vector_norm(self.rows - self._centred, dim=1)
+        row_length = torch.linalg.vector_norm(self._centred, dim=1) + row_rounding
+        summing = self._centred.shape[1] * _FLOAT32
+        product = row_rounding * length + row_length * (rounding + summing * length)
+        # These norms are rounded themselves.
+        return product * (1 + 1e-3) + _ROUNDED * self._b_enc.abs().max()
+
+    def largest(
+        self, start: int, pre: Float[Tensor, "rows d_sae"]
+    ) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
+        """The k largest float32 pre-activations of tokens ``start`` and following, and their features, in any order.
+
+        ``pre`` is the product in bfloat16. Tokens for which it does not tell are multiplied in float32: where numbers
+        are not finite, or many are close together.
+        """
+        k, rows = self._k, self._centred[start : start + len(pre)]
+        mask = at_least(pre, self._floor(start, pre))
+        if np.count_nonzero(mask.numpy()) > _MOST * len(pre) * k:
+            # So many places would take much memory.
+            mask[mask.sum(dim=1) > _MOST * k] = False
+        flat, starts = _by_row(mask)
+        counts = starts.diff()
+        crowded = ((counts < k) | (counts > _MOST * k)).nonzero()[:, 0]
+        if len(crowded):
+            mask[crowded] = False
+            flat, starts = _by_row(mask)
+        values, features = self._largest_of(rows, flat, starts)
+        if len(crowded):
+            whole = torch.addmm(self._b_enc, rows[crowded], self._W_enc)
+            values[crowded], features[crowded] = whole.topk(k, dim=1, sorted=False)
+        return values, features
+
+    def _largest_of(
+        self, rows: Float[Tensor, "rows d_in"], flat: Int[Tensor, " entries"], starts: Int[Tensor, " rows+1"]
+    ) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
+        """The k largest of each token's candidates, none, or k or more, token after token."""
+        counts = starts.diff()
+        tokens = torch.repeat_interleave(counts, output_size=len(flat))
+        features = flat - tokens * len(self._b_enc)
+        values = _products(rows, self._W_enc, starts, features).add_(self._b_enc.index_select(0, features))
+        # Tokens with fewer candidates than others are filled up to one length.
+        longest = max(self._k, int(counts.max()))
+        at = torch.arange(len(flat)) + tokens * longest - starts.index_select(0, tokens)
+        padded = values.new_full((len(rows) * longest,), -torch.inf).index_copy_(0, at, values).view(-1, longest)
+        names = features.new_zeros(padded.numel()).index_copy_(0, at, features).view_as(padded)
+        found, inside = padded.topk(self._k, dim=1, sorted=False)
+        return found, names.gather(1, inside)
+
+    def _floor(self, start: int, pre: Float[Tensor, "rows d_sae"]) -> Float[Tensor, " rows"]:
+        """What the product of none of a token's k largest is below.
+
+        The k largest of the groups' maxima are k pre-activations, so the k-th largest of all is no smaller than the
+        smallest of these; off by one error, as are those that are compared with it.
+        """
+        n_groups = _GROUPS * self._k
+        in_group = pre.shape[1] // n_groups
+        maxima = pre[:, : n_groups * in_group].unflatten(1, (in_group, n_groups)).amax(dim=1)
+        least = maxima.topk(self._k, dim=1, sorted=False).values.amin(dim=1).float()
+        error = self._slack[start : start + len(pre)] + _ROUNDED * least.abs()
+        return least - 2 * (1 + 2 * _ROUNDED) * error
+
+
+def at_least(pre: Float[Tensor, "rows d_sae"], floor: Float[Tensor, " rows"]) -> Bool[Tensor, "rows d_sae"]:
+    """Where pre-activations of type bfloat16 are no smaller than a token's floor, rounded down."""
+    rounded = floor.bfloat16()
+    lower = torch.where(rounded > floor, torch.nextafter(rounded, torch.full_like(rounded, -torch.inf)), rounded)
+    if bool((lower > 0).all()):
+        # Positive numbers have the order of their bits, read as integers, and negative ones are below them; integers
+        # are compared twice as fast.
+        return pre.view(torch.int16) >= lower.view(torch.int16)[:, None]
+    return pre >= lower[:, None]
+
+
+def places(mask: Bool[Tensor, "rows columns"]) -> np.ndarray:
+    """Where it is true, counted row after row; fastest where little is."""
+    flat = mask.view(-1)
+    if len(flat) % 8:
+        return np.flatnonzero(flat.numpy())
+    # Eight at once, then those eight where there is one.
+    eights = np.flatnonzero((flat.view(torch.int64) != 0).numpy())
+    inside = np.flatnonzero(flat.view(-1, 8).numpy()[eights])
+    return (eights[inside >> 3] << 3) + (inside & 7)
+
+
+def _by_row(mask: Bool[Tensor, "rows columns"]) -> tuple[Int[Tensor, " entries"], Int[Tensor, " rows+1"]]:
+    """Its `places`, and where those of each row begin, and the last end, among them."""
+    flat = places(mask)
+    edges = np.searchsorted(flat, np.arange(len(mask) + 1) * mask.shape[1])
+    return torch.from_numpy(flat), torch.from_numpy(edges)
+
+
+def _products(
+    rows: Float[Tensor, "rows d_in"],
+    W_enc: Float[Tensor, "d_in d_sae"],
+    starts: Int[Tensor, " rows+1"],
+    features: Int[Tensor, " entries"],
+) -> Float[Tensor, " entries"]:
+    """``rows @ W_enc`` at some entries: those of each row at its features."""
+    blank, size = rows.new_zeros(len(features)), (len(rows), W_enc.shape[1])
+    with warnings.catch_warnings():
+        # Of torch, about what its sparse tensors cannot do yet.
+        warnings.simplefilter("ignore", UserWarning)
+        pattern = torch.sparse_csr_tensor(starts, features, blank, size=size, check_invariants=False)
+    return torch.sparse.sampled_addmm(pattern, rows, W_enc, beta=0.0).values()

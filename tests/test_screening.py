@@ -1,0 +1,159 @@
+"""The k largest pre-activations found through bfloat16, against a full search in float64."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from circuitcli.saes import screening, selection
+from circuitcli.saes.screening import Screen, at_least, places
+from circuitcli.saes.selection import BatchTopK, TopK
+from circuitcli.saes.sparse import Encoder, decode, dense_pre_activations, encode, pre_activations
+
+BATCH, D_IN, D_SAE, K = 24, 48, 400, 4
+
+
+def problem(seed: int, *, like_rows: float = 0.0, bias: float = 0.1, spread: float = 1.0) -> tuple[Tensor, ...]:
+    """Tokens, encoder and bias; like_rows: how much of each feature is that of its neighbour."""
+    generator = torch.Generator().manual_seed(seed)
+    rows, W_enc, b_enc = (torch.randn(shape, generator=generator) for shape in ((BATCH, D_IN), (D_IN, D_SAE), (D_SAE,)))
+    W_enc = (1 - like_rows) * W_enc + like_rows * W_enc[:, :1]
+    return rows * torch.logspace(-spread, spread, BATCH)[:, None], W_enc / D_IN**0.5, bias * b_enc
+
+
+def screened(rows: Tensor, W_enc: Tensor, b_enc: Tensor, k: int = K) -> tuple[Tensor, Tensor]:
+    screen = Screen(rows, W_enc, b_enc, k=k)
+    return screen.largest(0, torch.addmm(screen.bias, screen.rows, screen.weights))
+
+
+@pytest.fixture
+def always(monkeypatch):
+    monkeypatch.setattr(screening, "has_bfloat16_units", lambda: True)
+
+
+@given(
+    st.integers(0, 10_000),
+    st.sampled_from([0.0, 0.9, 0.999, 1.0]),
+    st.sampled_from([0.0, 0.1, 30.0]),
+    st.sampled_from([0.0, 4.0]),
+)
+@settings(max_examples=150, deadline=None)
+def test_the_largest_are_those_of_the_full_search(seed: int, like_rows: float, bias: float, spread: float):
+    rows, W_enc, b_enc = problem(seed, like_rows=like_rows, bias=bias, spread=spread)
+    values, features = screened(rows, W_enc, b_enc)
+    exact = rows.double() @ W_enc.double() + b_enc.double()
+    assert torch.allclose(values.double(), exact.gather(1, features), rtol=1e-5, atol=1e-5 * (bias + 10**spread))
+    assert all(len(set(names)) == K for names in features.tolist())
+    # What was left out is no larger, but for the rounding of float32.
+    left_out = exact.scatter(1, features, -torch.inf).amax(dim=1)
+    size = exact.abs().amax(dim=1) + bias + 1e-3
+    assert (left_out <= exact.gather(1, features).amin(dim=1) + 1e-5 * size).all()
+
+
+def test_without_the_bound_some_of_the_largest_would_be_missed():
+    rows, W_enc, b_enc = problem(0, like_rows=0.97)
+    rounded = rows.bfloat16() @ W_enc.bfloat16() + b_enc.bfloat16()
+    exact = (rows.double() @ W_enc.double() + b_enc.double()).topk(K).indices
+    missed = [set(a) != set(b) for a, b in zip(rounded.topk(K).indices.tolist(), exact.tolist(), strict=True)]
+    assert any(missed)
+    _, features = screened(rows, W_enc, b_enc)
+    assert [set(row) for row in features.tolist()] == [set(row) for row in exact.tolist()]
+
+
+@given(st.integers(0, 10_000), st.sampled_from([0.0, 0.99]), st.sampled_from([0.0, 0.1, 30.0]))
+@settings(max_examples=60, deadline=None)
+def test_no_product_is_off_by_more_than_is_said(seed: int, like_rows: float, bias: float):
+    rows, W_enc, b_enc = problem(seed, like_rows=like_rows, bias=bias)
+    screen = Screen(rows, W_enc, b_enc, k=K)
+    rounded = torch.addmm(screen.bias, screen.rows, screen.weights).double()
+    exact = rows.double() @ W_enc.double() + b_enc.double()
+    allowed = screen._slack[:, None].double() + screening._ROUNDED * rounded.abs()
+    assert ((rounded - exact).abs() <= allowed).all()
+
+
+def test_most_tokens_have_few_candidates(monkeypatch):
+    """Or nothing would be won: the float32 product is taken for none of these."""
+    monkeypatch.setattr(torch, "addmm", None)
+    generator = torch.Generator().manual_seed(0)
+    rows, W_enc = torch.randn(64, 256, generator=generator), torch.randn(256, 2048, generator=generator) / 16
+    screen = Screen(rows, W_enc, torch.zeros(2048), k=16)
+    values, _ = screen.largest(0, screen.rows @ screen.weights)
+    assert torch.allclose(values.sort(descending=True).values, (rows @ W_enc).topk(16).values, atol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_a_token_that_is_not_finite_is_multiplied_in_float32(bad):
+    rows, W_enc, b_enc = problem(1)
+    rows[3, 5] = bad
+    values, _ = screened(rows, W_enc, b_enc)
+    assert values[3].isnan().all() or values[3].isinf().all()
+    fine = torch.arange(BATCH) != 3
+    assert torch.allclose(values[fine].sort(descending=True).values, (rows @ W_enc + b_enc)[fine].topk(K).values)
+
+
+def test_weights_that_are_not_finite_are_no_secret():
+    rows, W_enc, b_enc = problem(1)
+    W_enc[2, 7] = torch.nan
+    values, _ = screened(rows, W_enc, b_enc)
+    assert values.isnan().any(dim=1).all()
+
+
+@given(st.integers(0, 1000), st.sampled_from([1, 3, 8, 64, 100]), st.sampled_from([-2.0, 0.0, 1.0]))
+@settings(max_examples=40, deadline=None)
+def test_places_and_floors_are_as_defined(seed: int, width: int, floor: float):
+    generator = torch.Generator().manual_seed(seed)
+    pre = torch.randn(6, width, generator=generator).bfloat16()
+    floors = floor + 0.5 * torch.rand(6, generator=generator)
+    mask = at_least(pre, floors)
+    assert mask[pre.float() >= floors[:, None]].all(), "the floor is rounded down"
+    assert not mask[pre.float() < floors[:, None] - 2**-6 * floors[:, None].abs() - 1e-30].any()
+    assert places(mask).tolist() == mask.flatten().nonzero()[:, 0].tolist()
+
+
+@pytest.mark.parametrize("rule", [TopK(K), BatchTopK(3)], ids=str)
+def test_a_step_is_that_of_the_dense_definition(rule, always, monkeypatch):
+    monkeypatch.setattr(selection, "PIECE_ROWS", 7)
+    rows, W_enc, b_enc = problem(2, spread=0.3)
+    W_dec, watched = torch.randn(D_SAE, D_IN, generator=torch.Generator().manual_seed(4)), torch.tensor([3, 77])
+
+    def gradients(way) -> list[Tensor]:
+        parts = [part.clone().requires_grad_() for part in (rows, W_enc, b_enc, W_dec)]
+        made = way(parts[0], Encoder(parts[1], parts[2], None), rule, watched=watched)
+        loss = (decode(made.codes.positive(), parts[3]) - rows).square().sum() + made.watched.square().sum()
+        return [loss.detach(), *torch.autograd.grad(loss, parts)]
+
+    for found, expected in zip(gradients(pre_activations), gradients(dense_pre_activations), strict=True):
+        assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_it_is_done_for_float32_alone_on_processors_that_gain_by_it(monkeypatch):
+    made = []
+    original = Screen.__init__
+
+    def noted(self, *parts, **options):
+        made.append(1)
+        original(self, *parts, **options)
+
+    def n_screens(rows: Tensor, W_enc: Tensor, b_enc: Tensor, k: int = K) -> int:
+        made.clear()
+        encode(rows, Encoder(W_enc, b_enc, None), TopK(k))
+        return len(made)
+
+    monkeypatch.setattr(Screen, "__init__", noted)
+    monkeypatch.setattr(screening, "has_bfloat16_units", lambda: True)
+    parts = problem(3)
+    assert n_screens(*parts) == 1
+    assert n_screens(*parts, k=100) == 0
+    assert n_screens(*(part.double() for part in parts)) == 0
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert n_screens(*parts) == 0
+    monkeypatch.setattr(screening, "has_bfloat16_units", lambda: False)
+    assert n_screens(*parts) == 0
+    assert not screening.pays(torch.device("cuda"), d_sae=10**6, k=1)
+
+
+def test_two_runs_choose_the_same_bits(always):
+    rows, W_enc, b_enc = problem(5)
+    one, two = (encode(rows, Encoder(W_enc, b_enc, None), TopK(K)).codes for _ in range(2))
+    assert torch.equal(one.values, two.values) and torch.equal(one.features, two.features)
