@@ -23,8 +23,8 @@ def problem(seed: int, *, like_rows: float = 0.0, bias: float = 0.1, spread: flo
 
 
 def screened(rows: Tensor, W_enc: Tensor, b_enc: Tensor, k: int = K) -> tuple[Tensor, Tensor]:
-    screen = Screen(rows, W_enc, b_enc, k=k)
-    return screen.largest(0, torch.addmm(screen.bias, screen.rows, screen.weights))
+    screen = Screen(rows, W_enc, b_enc)
+    return screen.largest(0, torch.addmm(screen.bias, screen.rows, screen.weights), k)
 
 
 @pytest.fixture
@@ -65,11 +65,37 @@ def test_without_the_bound_some_of_the_largest_would_be_missed():
 @settings(max_examples=60, deadline=None)
 def test_no_product_is_off_by_more_than_is_said(seed: int, like_rows: float, bias: float):
     rows, W_enc, b_enc = problem(seed, like_rows=like_rows, bias=bias)
-    screen = Screen(rows, W_enc, b_enc, k=K)
+    screen = Screen(rows, W_enc, b_enc)
     rounded = torch.addmm(screen.bias, screen.rows, screen.weights).double()
     exact = rows.double() @ W_enc.double() + b_enc.double()
     allowed = screen._slack[:, None].double() + screening._ROUNDED * rounded.abs()
     assert ((rounded - exact).abs() <= allowed).all()
+
+
+def worst(where: str) -> tuple[Tensor, Tensor]:
+    """A token and an encoder in which feature 40 is the largest, and feature 41 seems to be so by far: every single
+    rounding makes the one smaller and the other larger, and their products cancel but for that."""
+    step = 0.98 * 2.0**-8
+    # Rounded to 1 and to -(1 + 2**-7), both smaller by the step.
+    rounded_down = torch.tensor([1 + step, -(1 + 2.0**-7 - step)]).repeat(32)
+    sides = torch.zeros(2, 128)
+    sides[0, :64] = sides[1, 64:] = 1.0
+    bad = torch.cat([rounded_down, -rounded_down])
+    row, pair = (bad, sides) if where == "rows" else (torch.ones(128), bad * sides)
+    encoder = torch.zeros(64, 129)
+    encoder[:, 128] = -1.0
+    encoder[40:42, :128], encoder[40:42, 128] = pair, torch.tensor([0.05, 0.0])
+    return torch.cat([row, torch.ones(1)])[None], encoder.T
+
+
+@pytest.mark.parametrize("where", ["rows", "weights"])
+@pytest.mark.parametrize("rule", [TopK(1), BatchTopK(1)], ids=str)
+def test_the_largest_is_found_where_all_errors_add_up(where, rule, always):
+    rows, W_enc = worst(where)
+    rounded = (rows.bfloat16() @ W_enc.bfloat16())[0]
+    assert rounded.argmax() == 41 and rounded[41] > rounded[40] + 0.4
+    codes = encode(rows, Encoder(W_enc, torch.zeros(64), None), rule).codes
+    assert codes.features.tolist() == [40]
 
 
 def test_most_tokens_have_few_candidates(monkeypatch):
@@ -77,8 +103,8 @@ def test_most_tokens_have_few_candidates(monkeypatch):
     monkeypatch.setattr(torch, "addmm", None)
     generator = torch.Generator().manual_seed(0)
     rows, W_enc = torch.randn(64, 256, generator=generator), torch.randn(256, 2048, generator=generator) / 16
-    screen = Screen(rows, W_enc, torch.zeros(2048), k=16)
-    values, _ = screen.largest(0, screen.rows @ screen.weights)
+    screen = Screen(rows, W_enc, torch.zeros(2048))
+    values, _ = screen.largest(0, screen.rows @ screen.weights, 16)
     assert torch.allclose(values.sort(descending=True).values, (rows @ W_enc).topk(16).values, atol=1e-5)
 
 
@@ -151,6 +177,57 @@ def test_it_is_done_for_float32_alone_on_processors_that_gain_by_it(monkeypatch)
     monkeypatch.setattr(screening, "has_bfloat16_units", lambda: False)
     assert n_screens(*parts) == 0
     assert not screening.pays(torch.device("cuda"), d_sae=10**6, k=1)
+
+
+@given(
+    st.integers(0, 10_000),
+    st.sampled_from([1, 3, 8]),
+    st.sampled_from([0.0, 0.9, 1.0]),
+    st.sampled_from([1.0, 50.0]),
+    st.sampled_from([1, 5, 1024]),
+)
+@settings(max_examples=100, deadline=None)
+def test_the_largest_of_the_batch_are_those_of_the_full_search(
+    seed: int, k: int, like_rows: float, crowd: float, piece_rows: int
+):
+    rows, W_enc, b_enc = problem(seed, like_rows=like_rows, spread=0.3)
+    # Some tokens hold many times more than their share.
+    rows[::6] *= crowd
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(screening, "has_bfloat16_units", lambda: True)
+        patch.setattr(selection, "PIECE_ROWS", piece_rows)
+        codes, _ = pre_activations(rows, Encoder(W_enc, b_enc, None), BatchTopK(k), watched=torch.arange(0))
+    exact = rows.double() @ W_enc.double() + b_enc.double()
+    taken = exact[codes.tokens, codes.features]
+    assert len(set(zip(codes.tokens.tolist(), codes.features.tolist(), strict=True))) == k * BATCH
+    assert codes.tokens.tolist() == sorted(codes.tokens.tolist())
+    assert torch.allclose(codes.values.double(), taken, rtol=1e-5, atol=1e-5 * crowd)
+    left_out = exact.index_put((codes.tokens, codes.features), exact.new_tensor(-torch.inf)).max()
+    assert left_out <= taken.min() + 1e-5 * exact.abs().max()
+
+
+def test_a_batch_takes_the_float32_product_only_if_it_must(always, monkeypatch):
+    rows, W_enc, b_enc = problem(6, spread=0.3)
+    looked = []
+    original = selection._largest
+    monkeypatch.setattr(
+        selection, "_largest", lambda *parts, **options: looked.append(1) or original(*parts, **options)
+    )
+    encode(rows, Encoder(W_enc, b_enc, None), BatchTopK(3))
+    assert not looked
+    # All features alike: any may be among the largest.
+    encode(rows, Encoder(W_enc[:, :1].expand(-1, D_SAE), torch.zeros(D_SAE), None), BatchTopK(3))
+    assert looked
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("where", ["rows", "weights", "bias"])
+def test_a_batch_with_numbers_that_are_not_finite_does_not_hide_them(bad, where, always):
+    rows, W_enc, b_enc = problem(7, spread=0.3)
+    {"rows": rows, "weights": W_enc, "bias": b_enc}[where].view(-1)[-1] = bad
+    for rule in (TopK(K), BatchTopK(3)):
+        values = encode(rows, Encoder(W_enc, b_enc, None), rule).codes.values
+        assert not values.isfinite().all()
 
 
 def test_two_runs_choose_the_same_bits(always):

@@ -1,14 +1,14 @@
-"""The k largest pre-activations of each token, found by a product in bfloat16 and taken in float32.
+"""The largest pre-activations, of each token or of all, found by a product in bfloat16 and taken in float32.
 
 Processors with units for bfloat16 multiply in it several times as fast as in float32. How far such a product can be off
-is known, so it tells which pre-activations may be among the k largest; these few alone are then made in float32, and
-the largest of them are the largest of all. Nothing is lost: what is chosen are the k largest of the float32 product,
-up to the order in which its sums are taken.
+is known, so it tells which pre-activations may be among the largest; these few alone are then made in float32, and the
+largest of them are the largest there are. Nothing is lost: what is chosen are the largest of the float32 product, up to
+the order in which its sums are taken.
 """
 
 import warnings
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,18 +38,28 @@ def pays(device: torch.device, *, d_sae: int, k: int) -> bool:
     return device.type == "cpu" and d_sae >= _GROUPS * _LEAST_IN_GROUP * k and has_bfloat16_units()
 
 
+class Entries(NamedTuple):
+    """Some pre-activations in float32, token after token: those of a token begin at its start, and end at the next."""
+
+    values: Float[Tensor, " entries"]
+    features: Int[Tensor, " entries"]
+    tokens: Int[Tensor, " entries"]
+    starts: Int[Tensor, " edges"]
+
+
 class Screen:
-    """A product in bfloat16 of some tokens with an encoder, and how far it can be off."""
+    """Tokens and an encoder in bfloat16, and how far their product can be off.
+
+    Methods take a part of the product, of the tokens ``start`` and following.
+    """
 
     def __init__(
         self,
         centred: Float[Tensor, "batch d_in"],
         W_enc: Float[Tensor, "d_in d_sae"],
         b_enc: Float[Tensor, " d_sae"],
-        *,
-        k: int,
     ) -> None:
-        self._centred, self._W_enc, self._b_enc, self._k = centred, W_enc, b_enc, k
+        self._centred, self._W_enc, self._b_enc = centred, W_enc, b_enc
         self.rows, self.weights, self.bias = centred.bfloat16(), W_enc.bfloat16(), b_enc.bfloat16()
         self._slack = self._largest_error()
 
@@ -69,15 +79,16 @@ class Screen:
         return product * (1 + 1e-3) + _ROUNDED * self._b_enc.abs().max()
 
     def largest(
-        self, start: int, pre: Float[Tensor, "rows d_sae"]
+        self, start: int, pre: Float[Tensor, "rows d_sae"], k: int
     ) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
-        """The k largest float32 pre-activations of tokens ``start`` and following, and their features, in any order.
+        """The k largest float32 pre-activations of each token, and their features, in any order.
 
-        ``pre`` is the product in bfloat16. Tokens for which it does not tell are multiplied in float32: where numbers
-        are not finite, or many are close together.
+        Tokens for which the product does not tell are multiplied in float32: where numbers are not finite, or many are
+        close together.
         """
-        k, rows = self._k, self._centred[start : start + len(pre)]
-        mask = at_least(pre, self._floor(start, pre))
+        # The k largest of the groups' maxima are k pre-activations, so the k-th largest of all is none below these.
+        least = maxima(pre, k).topk(k, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
+        mask = self._reaches(start, pre, self.at_least(start, least))
         if np.count_nonzero(mask.numpy()) > _MOST * len(pre) * k:
             # So many places would take much memory.
             mask[mask.sum(dim=1) > _MOST * k] = False
@@ -87,40 +98,64 @@ class Screen:
         if len(crowded):
             mask[crowded] = False
             flat, starts = _by_row(mask)
-        values, features = self._largest_of(rows, flat, starts)
+        values, features = _padded_largest(self._entries(start, flat, starts), k)
         if len(crowded):
-            whole = torch.addmm(self._b_enc, rows[crowded], self._W_enc)
+            whole = torch.addmm(self._b_enc, self._centred[start + crowded], self._W_enc)
             values[crowded], features[crowded] = whole.topk(k, dim=1, sorted=False)
         return values, features
 
-    def _largest_of(
-        self, rows: Float[Tensor, "rows d_in"], flat: Int[Tensor, " entries"], starts: Int[Tensor, " rows+1"]
-    ) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
-        """The k largest of each token's candidates, none, or k or more, token after token."""
-        counts = starts.diff()
-        tokens = torch.repeat_interleave(counts, output_size=len(flat))
-        features = flat - tokens * len(self._b_enc)
-        values = _products(rows, self._W_enc, starts, features).add_(self._b_enc.index_select(0, features))
-        # Tokens with fewer candidates than others are filled up to one length.
-        longest = max(self._k, int(counts.max()))
-        at = torch.arange(len(flat)) + tokens * longest - starts.index_select(0, tokens)
-        padded = values.new_full((len(rows) * longest,), -torch.inf).index_copy_(0, at, values).view(-1, longest)
-        names = features.new_zeros(padded.numel()).index_copy_(0, at, features).view_as(padded)
-        found, inside = padded.topk(self._k, dim=1, sorted=False)
-        return found, names.gather(1, inside)
+    def above(self, start: int, pre: Float[Tensor, "rows d_sae"], least: float, *, most: int) -> Entries | None:
+        """All float32 pre-activations that are no smaller than ``least``, and some that are.
 
-    def _floor(self, start: int, pre: Float[Tensor, "rows d_sae"]) -> Float[Tensor, " rows"]:
-        """What the product of none of a token's k largest is below.
-
-        The k largest of the groups' maxima are k pre-activations, so the k-th largest of all is no smaller than the
-        smallest of these; off by one error, as are those that are compared with it.
+        None if they may be more than ``most``.
         """
-        n_groups = _GROUPS * self._k
-        in_group = pre.shape[1] // n_groups
-        maxima = pre[:, : n_groups * in_group].unflatten(1, (in_group, n_groups)).amax(dim=1)
-        least = maxima.topk(self._k, dim=1, sorted=False).values.amin(dim=1).float()
-        error = self._slack[start : start + len(pre)] + _ROUNDED * least.abs()
-        return least - 2 * (1 + 2 * _ROUNDED) * error
+        mask = self._reaches(start, pre, pre.new_full((len(pre), 1), least, dtype=torch.float32))
+        if np.count_nonzero(mask.numpy()) > most:
+            return None
+        return self._entries(start, *_by_row(mask))
+
+    def at_least(self, start: int, pre: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
+        """How large pre-activations are in float32 at least, of which these are the product in bfloat16.
+
+        It rises with the product. NaN where weights or tokens are not finite.
+        """
+        pre = pre.float()
+        return pre - self._slack[start : start + len(pre), None] - _ROUNDED * pre.abs()
+
+    def _reaches(
+        self, start: int, pre: Float[Tensor, "rows d_sae"], least: Float[Tensor, "rows 1"]
+    ) -> Bool[Tensor, "rows d_sae"]:
+        """Where a float32 pre-activation may be as large as a token's ``least``."""
+        error = self._slack[start : start + len(pre), None] + _ROUNDED * least.abs()
+        # A little more, for the errors of numbers somewhat smaller than the least.
+        return at_least(pre, (least - (1 + 2 * _ROUNDED) * error)[:, 0])
+
+    def _entries(self, start: int, flat: Int[Tensor, " entries"], starts: Int[Tensor, " edges"]) -> Entries:
+        """The float32 pre-activations at these places, counted from the first token on."""
+        tokens = torch.repeat_interleave(starts.diff(), output_size=len(flat))
+        features = flat - tokens * len(self._b_enc)
+        rows = self._centred[start : start + len(starts) - 1]
+        values = _products(rows, self._W_enc, starts, features).add_(self._b_enc.index_select(0, features))
+        return Entries(values, features, tokens, starts)
+
+
+def maxima(pre: Float[Tensor, "rows d_sae"], k: int) -> Float[Tensor, "rows groups"]:
+    """The largest of each of some groups of a token's pre-activations; there are more groups than k."""
+    n_groups = _GROUPS * k
+    in_group = pre.shape[1] // n_groups
+    return pre[:, : n_groups * in_group].unflatten(1, (in_group, n_groups)).amax(dim=1)
+
+
+def _padded_largest(entries: Entries, k: int) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
+    """The k largest of each token's entries, of which there are none, or k or more."""
+    values, features, tokens, starts = entries
+    # Tokens with fewer than others are filled up to one length.
+    n_rows, longest = len(starts) - 1, max(k, int(starts.diff().max()))
+    at = torch.arange(len(values)) + tokens * longest - starts.index_select(0, tokens)
+    padded = values.new_full((n_rows * longest,), -torch.inf).index_copy_(0, at, values).view(-1, longest)
+    names = features.new_zeros(n_rows * longest).index_copy_(0, at, features).view(-1, longest)
+    found, inside = padded.topk(k, dim=1, sorted=False)
+    return found, names.gather(1, inside)
 
 
 def at_least(pre: Float[Tensor, "rows d_sae"], floor: Float[Tensor, " rows"]) -> Bool[Tensor, "rows d_sae"]:
@@ -145,7 +180,7 @@ def places(mask: Bool[Tensor, "rows columns"]) -> np.ndarray:
     return (eights[inside >> 3] << 3) + (inside & 7)
 
 
-def _by_row(mask: Bool[Tensor, "rows columns"]) -> tuple[Int[Tensor, " entries"], Int[Tensor, " rows+1"]]:
+def _by_row(mask: Bool[Tensor, "rows columns"]) -> tuple[Int[Tensor, " entries"], Int[Tensor, " edges"]]:
     """Its `places`, and where those of each row begin, and the last end, among them."""
     flat = places(mask)
     edges = np.searchsorted(flat, np.arange(len(mask) + 1) * mask.shape[1])
@@ -155,7 +190,7 @@ def _by_row(mask: Bool[Tensor, "rows columns"]) -> tuple[Int[Tensor, " entries"]
 def _products(
     rows: Float[Tensor, "rows d_in"],
     W_enc: Float[Tensor, "d_in d_sae"],
-    starts: Int[Tensor, " rows+1"],
+    starts: Int[Tensor, " edges"],
     features: Int[Tensor, " entries"],
 ) -> Float[Tensor, " entries"]:
     """``rows @ W_enc`` at some entries: those of each row at its features."""

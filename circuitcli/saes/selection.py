@@ -1,6 +1,7 @@
 """Which pre-activations become codes while an SAE learns: the largest of each token, or of the whole batch, or those
 above a floor."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitcli.saes import screening
+from circuitcli.saes.screening import Screen
 
 # Pre-activations are made and searched for so many tokens at once, which bounds memory and costs no time.
 PIECE_ROWS = 1024
@@ -102,6 +104,11 @@ class BatchTopK(Selection):
     def choose(self, centred: Tensor, W_enc: Tensor, b_enc: Tensor, watched: Tensor) -> Chosen:
         """See `Selection`."""
         n_tokens, d_sae = len(centred), b_enc.shape[0]
+        # Processes would have to agree on it, and their processors may differ.
+        if self.together is None and _screens(centred, d_sae=d_sae, k=self.k):
+            found = self._screened(centred, W_enc, b_enc, watched)
+            if found is not None:
+                return found
         n_candidates = min(CANDIDATES * self.k, d_sae)
         values, features, pre = _largest(centred, W_enc, b_enc, k=n_candidates, watched=watched)
         kept = self._largest_of(values.flatten(), n=self.k * n_tokens).view_as(values)
@@ -112,6 +119,28 @@ class BatchTopK(Selection):
             tokens = kept.nonzero()[:, 0]
             return Chosen(values[kept], features[kept], tokens, pre)
         return self._with_whole(crowded, values, features, torch.addmm(b_enc, centred[crowded], W_enc), pre)
+
+    def _screened(self, centred: Tensor, W_enc: Tensor, b_enc: Tensor, watched: Tensor) -> Chosen | None:
+        """The same through bfloat16; None for numbers that are not finite, or too close together."""
+        n, screen = self.k * len(centred), Screen(centred, W_enc, b_enc)
+        # Of so many pre-activations the n-th largest is no larger than that of all.
+        some = [
+            screen.at_least(start, screening.maxima(pre, self.k))
+            for start, pre in _pieces(screen.rows, screen.weights, screen.bias)
+        ]
+        least = float(torch.cat(some).flatten().topk(n, sorted=False).values.min())
+        if not math.isfinite(least):
+            return None
+        parts, room = [], CANDIDATES * n
+        for start, pre in _pieces(screen.rows, screen.weights, screen.bias):
+            entries = screen.above(start, pre, least, most=room)
+            if entries is None:
+                return None
+            parts.append(entries._replace(tokens=entries.tokens + start))
+            room -= len(entries.values)
+        values, features, tokens = (torch.cat(column) for column in list(zip(*parts, strict=True))[:3])
+        kept = self._largest_of(values, n=n)
+        return Chosen(values[kept], features[kept], tokens[kept], watched_of(centred, W_enc, b_enc, watched))
 
     def _with_whole(
         self,
@@ -177,6 +206,11 @@ def flat_places(mask: Bool[Tensor, "rows columns"]) -> Int[Tensor, " entries"]:
     return torch.from_numpy(np.flatnonzero(mask.numpy()))
 
 
+def _screens(centred: Float[Tensor, "batch d_in"], *, d_sae: int, k: int) -> bool:
+    """Whether the largest are found through bfloat16."""
+    return _multiplied_in(centred) == torch.float32 and screening.pays(centred.device, d_sae=d_sae, k=k)
+
+
 def _multiplied_in(rows: Tensor) -> torch.dtype:
     """The number type of products: under autocast its own."""
     kind = rows.device.type
@@ -211,12 +245,12 @@ def _largest(
     batch = len(centred)
     values = centred.new_empty(batch, k)
     indices = centred.new_empty(batch, k, dtype=torch.int64)
-    if _multiplied_in(centred) == torch.float32 and screening.pays(centred.device, d_sae=len(b_enc), k=k):
-        screen = screening.Screen(centred, W_enc, b_enc, k=k)
+    if _screens(centred, d_sae=len(b_enc), k=k):
+        screen = Screen(centred, W_enc, b_enc)
         for start, pre in _pieces(screen.rows, screen.weights, screen.bias):
             here = slice(start, start + len(pre))
-            values[here], indices[here] = screen.largest(start, pre)
-        return values, indices, torch.addmm(b_enc[watched], centred, W_enc[:, watched])
+            values[here], indices[here] = screen.largest(start, pre, k)
+        return values, indices, watched_of(centred, W_enc, b_enc, watched)
     watched_pre = centred.new_empty(batch, watched.shape[0])
     for start, pre in _pieces(*_as_multiplied(centred, W_enc, b_enc)):
         here = slice(start, start + len(pre))
@@ -224,6 +258,16 @@ def _largest(
         if watched.numel():
             watched_pre[here] = pre[:, watched].to(watched_pre.dtype)
     return values, indices, watched_pre
+
+
+def watched_of(
+    centred: Float[Tensor, "batch d_in"],
+    W_enc: Float[Tensor, "d_in d_sae"],
+    b_enc: Float[Tensor, " d_sae"],
+    watched: Int[Tensor, " n_watched"],
+) -> Float[Tensor, "batch n_watched"]:
+    """Pre-activations of these features alone."""
+    return torch.addmm(b_enc[watched], centred, W_enc[:, watched])
 
 
 def largest_of_each(pre: Float[Tensor, "rows d_sae"], k: int) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
