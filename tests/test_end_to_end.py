@@ -233,7 +233,8 @@ def test_end_to_end_training_harms_the_predictions_less_than_local_training_of_t
     run_path: Path, tmp_path: Path
 ):
     other = Path(shutil.copytree(run_path, tmp_path / "other"))
-    changes = END_TO_END | {"train__tokens": 40_000, "train__local_weight": 100.0, "train__learning_rate": 8e-3}
+    # At 4e-3 and above the last digits of a sum decide how it ends: 0.78 to 0.91 of the harm, here always 0.85.
+    changes = END_TO_END | {"train__tokens": 40_000, "train__local_weight": 100.0, "train__learning_rate": 2e-3}
     (local,) = train.run(request(other, **changes | {"train__objective": "local"}))
     (trained,) = train.run(request(run_path, **changes))
     ours, theirs = (files.read_config(path / trained.path) for path in (run_path, other))
