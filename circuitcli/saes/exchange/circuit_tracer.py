@@ -14,7 +14,7 @@ import yaml
 
 from circuitcli.errors import InputError
 from circuitcli.saes.exchange import hooks
-from circuitcli.saes.exchange.place import About, Place
+from circuitcli.saes.exchange.place import About, Place, read_yaml
 
 if TYPE_CHECKING:
     from circuitcli.saes.base import SparseAutoencoder
@@ -31,9 +31,9 @@ def places(directory: Path, names: frozenset[str]) -> list[Place]:
     """The transcoders of a directory. Raises InputError for those across layers, and for lists of files elsewhere."""
     layers = {int(found[1]): name for name in names if (found := LAYER.fullmatch(name))}
     has_config = (directory / CONFIG).is_file()
-    if not layers and not (CONFIG in names and "feature_input_hook" in _read_yaml(directory / CONFIG)):
+    if not layers and not (CONFIG in names and "feature_input_hook" in read_yaml(directory / CONFIG)):
         return []
-    config = _read_yaml(directory / CONFIG) if has_config else {}
+    config = read_yaml(directory / CONFIG) if has_config else {}
     if config.get("model_kind", "transcoder_set") != "transcoder_set":
         raise InputError(
             f"{directory} holds a {config['model_kind']}, which writes to many layers; circuit does not know it",
@@ -58,20 +58,12 @@ def _place(directory: Path, name: str, layer: int, config: Mapping[str, Any], ha
     return Place(NAME, path, files, hook, target, config.get("model_name"))
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"cannot read {path}: {error}", hint="copy the transcoders again") from None
-    return content if isinstance(content, dict) else {}
-
-
 def read(place: Place) -> "Foreign":
     """The transcoder of a layer. Raises InputError for negative thresholds, and for bad files."""
     from circuitcli.saes.base import SaeConfig
     from circuitcli.saes.exchange.tensors import Foreign, Tensors, build
 
-    config = _read_yaml(place.files[1]) if len(place.files) > 1 else {}
+    config = read_yaml(place.files[1]) if len(place.files) > 1 else {}
     tensors = Tensors.safetensors(place.files[0])
     if place.target is None:
         raise InputError(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from circuitcli.errors import InputError
 from circuitcli.saes.exchange import hooks
-from circuitcli.saes.exchange.place import About, Place, field_of, read_object
+from circuitcli.saes.exchange.place import About, Place, field_of, read_object, scaled_note
 
 if TYPE_CHECKING:
     from circuitcli.saes.exchange.tensors import Foreign
@@ -80,7 +80,7 @@ def read(place: Place) -> "Foreign":
         dtype=tensors.dtype_of("encoder.weight"),
         dataset=_DATASET,
         before_gain=hooks.from_transformer_lens(config["hook_point_in"]).before_gain,
-        notes=(f"inputs were multiplied by {scale_in:.4g} in training; the factor is folded into the weights",),
+        notes=(scaled_note(scale_in),),
     )
     return Foreign(sae, about)
 

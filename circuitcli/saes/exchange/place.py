@@ -6,7 +6,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from circuitcli.errors import InputError
+import yaml
+
+from circuitcli.errors import InputError, first_line
 from circuitcli.hookpoints import HookPoint
 from circuitcli.runs import digest, file_digest
 
@@ -101,6 +103,20 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no JSON object", hint="copy the SAE again")
     return content
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The YAML mapping in a file, empty for anything else. Raises InputError, naming the file, if it cannot be read."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"cannot read {path}: {first_line(error)}", hint="copy the SAE again") from None
+    return content if isinstance(content, dict) else {}
+
+
+def scaled_note(factor: float) -> str:
+    """What is told of inputs that were multiplied by a factor in training."""
+    return f"inputs were multiplied by {factor:.4g} in training; the factor is folded into the weights"
 
 
 def field_of(content: Mapping[str, Any], name: str, path: Path) -> Any:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.saes.exchange import hooks, temporal
-from circuitcli.saes.exchange.place import About, Place, count_of, field_of, read_object
+from circuitcli.saes.exchange.place import About, Place, count_of, field_of, read_object, scaled_note
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -252,7 +252,7 @@ def _fold(sae: "SparseAutoencoder", place: Place, config: Mapping[str, Any]) -> 
     rescales = bool(config.get("rescale_acts_by_decoder_norm"))
     if config["architecture"] == _TEMPORAL and (scale := float(config.get(temporal.FACTOR, 1))) != 1:
         folding.scale_input(sae, scale)
-        notes.append(f"inputs were multiplied by {scale:.4g} in training; the factor is folded into the weights")
+        notes.append(scaled_note(scale))
     if rescales:
         folding.fold_decoder_norms(sae)
         notes.append("codes are multiplied by the norms of the decoder's rows, as in SAELens; the norms are folded")
@@ -262,7 +262,7 @@ def _fold(sae: "SparseAutoencoder", place: Place, config: Mapping[str, Any]) -> 
         folding.scale_input(sae, factor)
         if rescales:
             folding.fold_decoder_norms(sae)
-        notes.append(f"inputs were multiplied by {factor:.4g} in training; the factor is folded into the weights")
+        notes.append(scaled_note(factor))
     elif name == "covariance_whitening" and (place.path / WHITENING).is_file():
         _unwhiten(sae, place.path / WHITENING)
         notes.append("inputs were whitened in training; that is folded into the weights")

@@ -10,11 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from circuitcli.errors import InputError, first_line
+from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
-from circuitcli.saes.exchange.place import About, Place, count_of
+from circuitcli.saes.exchange.place import About, Place, count_of, read_yaml, scaled_note
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,19 +65,13 @@ def read(place: Place) -> "Foreign":
     factor = float(config.get("scaling_factor") or place.changes.scale or 1)
     if factor != 1:
         folding.scale_input(sae, factor)
-        about = about.noting(
-            f"inputs were multiplied by {factor:.4g} in training; the factor is folded into the weights"
-        )
+        about = about.noting(scaled_note(factor))
     return Foreign(sae, about)
 
 
 def _config(path: Path) -> dict[str, Any]:
     """The part about the SAE, which has SAELens's names."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"cannot read {path}: {first_line(error)}", hint="copy the SAE again") from None
-    found = content.get("sae") if isinstance(content, dict) else None
+    found = read_yaml(path).get("sae")
     if not isinstance(found, dict):
         raise InputError(f"{path} says nothing of an 'sae'", hint="copy the SAE again")
     return {"tied_weights": True, "apply_b_dec_to_input": True, **found}
