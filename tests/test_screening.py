@@ -8,7 +8,7 @@ from torch import Tensor
 
 from circuitcli.saes import screening, selection
 from circuitcli.saes.screening import Screen, at_least, places
-from circuitcli.saes.selection import BatchTopK, TopK
+from circuitcli.saes.selection import Above, BatchTopK, Crowded, TopK
 from circuitcli.saes.sparse import Encoder, decode, dense_pre_activations, encode, pre_activations
 
 BATCH, D_IN, D_SAE, K = 24, 48, 400, 4
@@ -89,7 +89,7 @@ def worst(where: str) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("where", ["rows", "weights"])
-@pytest.mark.parametrize("rule", [TopK(1), BatchTopK(1)], ids=str)
+@pytest.mark.parametrize("rule", [TopK(1), BatchTopK(1), Above(torch.tensor(0.03), 0.5)], ids=str)
 def test_the_largest_is_found_where_all_errors_add_up(where, rule, always):
     rows, W_enc = worst(where)
     rounded = (rows.bfloat16() @ W_enc.bfloat16())[0]
@@ -137,7 +137,7 @@ def test_places_and_floors_are_as_defined(seed: int, width: int, floor: float):
     assert places(mask).tolist() == mask.flatten().nonzero()[:, 0].tolist()
 
 
-@pytest.mark.parametrize("rule", [TopK(K), BatchTopK(3)], ids=str)
+@pytest.mark.parametrize("rule", [TopK(K), BatchTopK(3), Above(torch.tensor(2.0), 0.5)], ids=str)
 def test_a_step_is_that_of_the_dense_definition(rule, always, monkeypatch):
     monkeypatch.setattr(selection, "PIECE_ROWS", 7)
     rows, W_enc, b_enc = problem(2, spread=0.3)
@@ -206,6 +206,41 @@ def test_the_largest_of_the_batch_are_those_of_the_full_search(
     assert left_out <= taken.min() + 1e-5 * exact.abs().max()
 
 
+@given(
+    st.integers(0, 10_000),
+    st.sampled_from([0.0, 0.9]),
+    st.sampled_from([0.5, 2.0, 100.0]),
+    st.sampled_from([1, 5, 1024]),
+)
+@settings(max_examples=100, deadline=None)
+def test_those_above_floors_are_those_of_the_definition(seed: int, like_rows: float, height: float, piece_rows: int):
+    rows, W_enc, b_enc = problem(seed, like_rows=like_rows, spread=0.3)
+    floors = height * torch.rand(D_SAE, generator=torch.Generator().manual_seed(seed + 1))
+    for floor in (floors, torch.tensor(height)):
+        rule = Above(floor, 1.0)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(screening, "has_bfloat16_units", lambda: True)
+            patch.setattr(selection, "PIECE_ROWS", piece_rows)
+            codes, _ = pre_activations(rows, Encoder(W_enc, b_enc, None), rule, watched=torch.arange(0))
+        exact = rows.double() @ W_enc.double() + b_enc.double()
+        made = torch.zeros_like(exact, dtype=torch.bool).index_put((codes.tokens, codes.features), torch.tensor(True))
+        # Rounding in float32 decides about those that are that close.
+        sure = (exact - floor).abs() > 1e-5 * (exact.abs() + height)
+        assert torch.equal(made[sure], (exact > floor)[sure])
+        assert torch.allclose(codes.values.double(), exact[codes.tokens, codes.features], rtol=1e-5, atol=1e-5 * height)
+        assert codes.tokens.tolist() == sorted(codes.tokens.tolist())
+
+
+def test_more_above_the_floor_than_are_worth_it_are_refused_as_ever(always):
+    rows, W_enc, b_enc = problem(8, spread=0.3)
+    n_above = int((rows @ W_enc + b_enc > 1.0).sum())
+    encoder = Encoder(W_enc, b_enc, None)
+    enough, too_few = (Above(torch.tensor(1.0), (n_above + more) / (BATCH * D_SAE)) for more in (0.5, -0.5))
+    assert len(pre_activations(rows, encoder, enough, watched=torch.arange(0)).codes.values) == n_above
+    with pytest.raises(Crowded):
+        pre_activations(rows, encoder, too_few, watched=torch.arange(0))
+
+
 def test_a_batch_takes_the_float32_product_only_if_it_must(always, monkeypatch):
     rows, W_enc, b_enc = problem(6, spread=0.3)
     looked = []
@@ -225,7 +260,7 @@ def test_a_batch_takes_the_float32_product_only_if_it_must(always, monkeypatch):
 def test_a_batch_with_numbers_that_are_not_finite_does_not_hide_them(bad, where, always):
     rows, W_enc, b_enc = problem(7, spread=0.3)
     {"rows": rows, "weights": W_enc, "bias": b_enc}[where].view(-1)[-1] = bad
-    for rule in (TopK(K), BatchTopK(3)):
+    for rule in (TopK(K), BatchTopK(3), Above(torch.tensor(3.0), 1.0)):
         values = encode(rows, Encoder(W_enc, b_enc, None), rule).codes.values
         assert not values.isfinite().all()
 

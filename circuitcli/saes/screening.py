@@ -39,12 +39,11 @@ def pays(device: torch.device, *, d_sae: int, k: int) -> bool:
 
 
 class Entries(NamedTuple):
-    """Some pre-activations in float32, token after token: those of a token begin at its start, and end at the next."""
+    """Some pre-activations in float32, token after token."""
 
     values: Float[Tensor, " entries"]
     features: Int[Tensor, " entries"]
     tokens: Int[Tensor, " entries"]
-    starts: Int[Tensor, " edges"]
 
 
 class Screen:
@@ -62,6 +61,11 @@ class Screen:
         self._centred, self._W_enc, self._b_enc = centred, W_enc, b_enc
         self.rows, self.weights, self.bias = centred.bfloat16(), W_enc.bfloat16(), b_enc.bfloat16()
         self._slack = self._largest_error()
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether no token, weight or bias is NaN or infinite."""
+        return bool(self._slack.isfinite().all())
 
     def _largest_error(self) -> Float[Tensor, " batch"]:
         """Bounds of the errors of the pre-activations of each token, but for the share that `_ROUNDED` tells.
@@ -98,7 +102,8 @@ class Screen:
         if len(crowded):
             mask[crowded] = False
             flat, starts = _by_row(mask)
-        values, features = _padded_largest(self._entries(start, flat, starts), k)
+        entries = self._entries(start, flat, starts)
+        values, features = _padded_largest(entries._replace(tokens=entries.tokens - start), starts, k)
         if len(crowded):
             whole = torch.addmm(self._b_enc, self._centred[start + crowded], self._W_enc)
             values[crowded], features[crowded] = whole.topk(k, dim=1, sorted=False)
@@ -136,7 +141,7 @@ class Screen:
         features = flat - tokens * len(self._b_enc)
         rows = self._centred[start : start + len(starts) - 1]
         values = _products(rows, self._W_enc, starts, features).add_(self._b_enc.index_select(0, features))
-        return Entries(values, features, tokens, starts)
+        return Entries(values, features, tokens + start)
 
 
 def maxima(pre: Float[Tensor, "rows d_sae"], k: int) -> Float[Tensor, "rows groups"]:
@@ -146,9 +151,11 @@ def maxima(pre: Float[Tensor, "rows d_sae"], k: int) -> Float[Tensor, "rows grou
     return pre[:, : n_groups * in_group].unflatten(1, (in_group, n_groups)).amax(dim=1)
 
 
-def _padded_largest(entries: Entries, k: int) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
-    """The k largest of each token's entries, of which there are none, or k or more."""
-    values, features, tokens, starts = entries
+def _padded_largest(
+    entries: Entries, starts: Int[Tensor, " edges"], k: int
+) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
+    """The k largest of each token's entries, which begin at its start: none, or k or more."""
+    values, features, tokens = entries
     # Tokens with fewer than others are filled up to one length.
     n_rows, longest = len(starts) - 1, max(k, int(starts.diff().max()))
     at = torch.arange(len(values)) + tokens * longest - starts.index_select(0, tokens)

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitcli.saes import screening
-from circuitcli.saes.screening import Screen
+from circuitcli.saes.screening import Entries, Screen
 
 # Pre-activations are made and searched for so many tokens at once, which bounds memory and costs no time.
 PIECE_ROWS = 1024
@@ -131,16 +131,12 @@ class BatchTopK(Selection):
         least = float(torch.cat(some).flatten().topk(n, sorted=False).values.min())
         if not math.isfinite(least):
             return None
-        parts, room = [], CANDIDATES * n
-        for start, pre in _pieces(screen.rows, screen.weights, screen.bias):
-            entries = screen.above(start, pre, least, most=room)
-            if entries is None:
-                return None
-            parts.append(entries._replace(tokens=entries.tokens + start))
-            room -= len(entries.values)
-        values, features, tokens = (torch.cat(column) for column in list(zip(*parts, strict=True))[:3])
-        kept = self._largest_of(values, n=n)
-        return Chosen(values[kept], features[kept], tokens[kept], watched_of(centred, W_enc, b_enc, watched))
+        found = _all_above(screen, least, most=CANDIDATES * n)
+        if found is None:
+            return None
+        kept = self._largest_of(found.values, n=n)
+        watched_pre = watched_of(centred, W_enc, b_enc, watched)
+        return Chosen(found.values[kept], found.features[kept], found.tokens[kept], watched_pre)
 
     def _with_whole(
         self,
@@ -183,6 +179,10 @@ class Above(Selection):
     def choose(self, centred: Tensor, W_enc: Tensor, b_enc: Tensor, watched: Tensor) -> Chosen:
         """See `Selection`. Raises Crowded."""
         batch, d_sae = len(centred), b_enc.shape[0]
+        if _screens(centred, d_sae=d_sae, k=1):
+            found = self._screened(centred, W_enc, b_enc, watched)
+            if found is not None:
+                return found
         watched_pre = centred.new_empty(batch, watched.shape[0])
         values, places, n_chosen = [], [], 0
         for start, pre in _pieces(*_as_multiplied(centred, W_enc, b_enc)):
@@ -197,6 +197,18 @@ class Above(Selection):
         tokens = torch.div(flat, d_sae, rounding_mode="floor")
         return Chosen(torch.cat(values), flat - tokens * d_sae, tokens, watched_pre)
 
+    def _screened(self, centred: Tensor, W_enc: Tensor, b_enc: Tensor, watched: Tensor) -> Chosen | None:
+        """The same through bfloat16; None for numbers that are not finite, or if too many may be above."""
+        # Above their floors are those that are above zero with the floors taken off.
+        screen = Screen(centred, W_enc, b_enc - self.floor)
+        found = _all_above(screen, 0.0, most=int(self.most * len(centred) * len(b_enc))) if screen.is_finite else None
+        if found is None:
+            return None
+        kept = found.values > 0
+        features = found.features[kept]
+        values = found.values[kept] + self.floor.expand_as(b_enc).index_select(0, features)
+        return Chosen(values, features, found.tokens[kept], watched_of(centred, W_enc, b_enc, watched))
+
 
 def flat_places(mask: Bool[Tensor, "rows columns"]) -> Int[Tensor, " entries"]:
     """Where it is true, counted row after row."""
@@ -204,6 +216,17 @@ def flat_places(mask: Bool[Tensor, "rows columns"]) -> Int[Tensor, " entries"]:
         return mask.flatten().nonzero()[:, 0]
     # NumPy passes over what is false ten times as fast as torch does.
     return torch.from_numpy(np.flatnonzero(mask.numpy()))
+
+
+def _all_above(screen: Screen, least: float, *, most: int) -> Entries | None:
+    """All pre-activations that are no smaller than ``least``, and some that are; None if they may be more than most."""
+    parts: list[Entries] = []
+    for start, pre in _pieces(screen.rows, screen.weights, screen.bias):
+        entries = screen.above(start, pre, least, most=most - sum(len(part.values) for part in parts))
+        if entries is None:
+            return None
+        parts.append(entries)
+    return Entries(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 def _screens(centred: Float[Tensor, "batch d_in"], *, d_sae: int, k: int) -> bool:
