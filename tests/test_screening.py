@@ -98,6 +98,25 @@ def test_the_largest_is_found_where_all_errors_add_up(where, rule, always):
     assert codes.features.tolist() == [40]
 
 
+def test_numbers_too_small_for_a_norm_count_too():
+    rows = 1e-25 * torch.randn(50, 128, generator=torch.Generator().manual_seed(0))
+    W_enc = 1e-6 * torch.randn(128, 1024, generator=torch.Generator().manual_seed(1))
+    # What processors may take for zero, with weights that make it all there is.
+    rows[:, 0] = 5e-39
+    W_enc[0] = 1e10 * torch.randn(1024, generator=torch.Generator().manual_seed(2))
+    values, features = screened(rows, W_enc, torch.zeros(1024))
+    exact = rows.double() @ W_enc.double()
+    assert torch.allclose(values.double().sort(descending=True).values, exact.topk(K).values, rtol=1e-4, atol=0)
+    assert torch.allclose(values.double(), exact.gather(1, features), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("rule", [TopK(K), BatchTopK(3), Above(torch.tensor(1.0), 1.0)], ids=str)
+def test_no_token_has_no_codes(rule, always):
+    _, W_enc, b_enc = problem(1)
+    codes = encode(torch.zeros(0, D_IN), Encoder(W_enc, b_enc, None), rule).codes
+    assert len(codes.values) == len(codes.starts) == 0
+
+
 def test_most_tokens_have_few_candidates(monkeypatch):
     """Or nothing would be won: the float32 product is taken for none of these."""
     monkeypatch.setattr(torch, "addmm", None)

@@ -14,9 +14,10 @@ from test_train_stage import OPTIONS, collected, request  # noqa: F401
 from circuitcli.runs import Run
 from circuitcli.stages import evaluate, train
 
+# Without --multi_gpu accelerate starts a single process where it sees no two GPUs.
 LAUNCHERS = {
     "torchrun": "torch.distributed.run --nproc-per-node 2 --master-addr 127.0.0.1 --master-port",
-    "accelerate": "accelerate.commands.launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no "
+    "accelerate": "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no "
     "--dynamo_backend no --main_process_port",
 }
 
@@ -80,9 +81,13 @@ def test_processes_share_out_the_measuring(alone: Path, tmp_path: Path):
     assert one == two and one.count('"hook"') == 2
 
 
-def test_a_failure_is_one_error_line_of_all_processes(collected: Path):  # noqa: F811
-    done = launched("torchrun", collected, "train", "--set", "train.batch_size=129")
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_failure_is_one_error_line_of_two_processes(launcher: str, collected: Path):  # noqa: F811
+    done = launched(launcher, collected, "train", "--set", "train.batch_size=129")
     assert done.returncode != 0
     assert done.stderr.count("error: train.batch_size=129 cannot be shared out evenly to 2 processes") == 1
+
+
+def test_a_command_that_works_in_one_process_says_so(collected: Path):  # noqa: F811
     other = launched("torchrun", collected, "interp")
     assert other.stderr.count("which works in one") == 1

@@ -67,6 +67,14 @@ def test_optimiser_is_adam_along_the_clipped_gradient_without_its_part_along_the
         assert torch.allclose(one, other, atol=2e-4 * float(other.detach().abs().max()))
 
 
+def test_no_gradient_of_a_step_is_in_memory_while_the_next_one_is_made():
+    hook, (rows, _) = HookPoint(1, "resid"), planted(64)
+    made = learner(hook, rows, recipe(4))
+    made.step({hook: rows}, index=0)
+    made.student.zero_grad(set_to_none=True)
+    assert all(moved.grad is None for group in made.optimizer.param_groups for moved in group["params"])
+
+
 def test_auxk_gradient_reaches_the_encoder_rows_of_dead_features_and_no_others():
     sae, x = random_sae(), torch.randn(30, D_IN, dtype=torch.float64)
     dead = torch.tensor([4, 17, 39])

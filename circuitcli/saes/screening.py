@@ -17,6 +17,8 @@ from torch import Tensor
 
 # Largest relative error of rounding to bfloat16, with its 8 significant bits, and of one step of a sum in float32.
 _BFLOAT16, _FLOAT32 = 2.0**-8, 2.0**-24
+# Squares of smaller numbers are below what float32 holds with all its digits.
+_FAINT = 2.0**-63
 # The product is rounded, the bias too, and both once more where they are added.
 _ROUNDED = 2.5 * _BFLOAT16
 # Features are first compared in so many times k groups; smaller groups than this cost more than they spare.
@@ -73,11 +75,14 @@ class Screen:
         By the inequality of Cauchy and Schwarz: ``rows @ weights - centred @ W_enc`` is
         ``(rows - centred) @ weights + centred @ (weights - W_enc)``.
         """
-        rounding = torch.linalg.vector_norm(self.weights - self._W_enc, dim=0).max()
+        d_in = self._centred.shape[1]
+        # Squares of smaller numbers vanish in a norm, and products of such numbers in the processor.
+        faint = d_in**0.5 * _FAINT
+        rounding = torch.linalg.vector_norm(self.weights - self._W_enc, dim=0).max() + faint
         length = torch.linalg.vector_norm(self._W_enc, dim=0).max() + rounding
-        row_rounding = torch.linalg.vector_norm(self.rows - self._centred, dim=1)
+        row_rounding = torch.linalg.vector_norm(self.rows - self._centred, dim=1) + faint
         row_length = torch.linalg.vector_norm(self._centred, dim=1) + row_rounding
-        summing = self._centred.shape[1] * _FLOAT32
+        summing = d_in * _FLOAT32
         product = row_rounding * length + row_length * (rounding + summing * length)
         # These norms are rounded themselves.
         return product * (1 + 1e-3) + _ROUNDED * self._b_enc.abs().max()

@@ -231,7 +231,8 @@ def _all_above(screen: Screen, least: float, *, most: int) -> Entries | None:
 
 def _screens(centred: Float[Tensor, "batch d_in"], *, d_sae: int, k: int) -> bool:
     """Whether the largest are found through bfloat16."""
-    return _multiplied_in(centred) == torch.float32 and screening.pays(centred.device, d_sae=d_sae, k=k)
+    is_float32 = len(centred) > 0 and _multiplied_in(centred) == torch.float32
+    return is_float32 and screening.pays(centred.device, d_sae=d_sae, k=k)
 
 
 def _multiplied_in(rows: Tensor) -> torch.dtype:
@@ -251,7 +252,7 @@ def _pieces(
     """Pre-activations of a piece of the batch after the other, and its first row; a piece holds until the next."""
     batch = len(rows)
     piece = rows.new_empty(min(PIECE_ROWS, batch), len(bias))
-    for start in range(0, batch, PIECE_ROWS):
+    for start in range(0, max(1, batch), PIECE_ROWS):
         here = slice(start, min(start + PIECE_ROWS, batch))
         yield start, torch.addmm(bias, rows[here], weights, out=piece[: here.stop - start])
 

@@ -90,6 +90,8 @@ class Learner:
             gradient = parameter.grad
             self._moved[name].grad = None if gradient is None else as_in_memory(gradient, like=parameter)
         self.optimizer.step()
+        # Else the next gradients would be made beside these.
+        self.optimizer.zero_grad(set_to_none=True)
         self.student.settle()
 
     @torch.no_grad()
