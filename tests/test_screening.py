@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from circuitcli.saes import screening, selection
-from circuitcli.saes.screening import Screen, at_least, places
+from circuitcli.saes.screening import Screen, flat_places, not_below
 from circuitcli.saes.selection import Above, BatchTopK, Crowded, TopK
 from circuitcli.saes.sparse import Encoder, decode, dense_pre_activations, encode, pre_activations
 
@@ -150,10 +150,10 @@ def test_places_and_floors_are_as_defined(seed: int, width: int, floor: float):
     generator = torch.Generator().manual_seed(seed)
     pre = torch.randn(6, width, generator=generator).bfloat16()
     floors = floor + 0.5 * torch.rand(6, generator=generator)
-    mask = at_least(pre, floors)
+    mask = not_below(pre, floors)
     assert mask[pre.float() >= floors[:, None]].all(), "the floor is rounded down"
     assert not mask[pre.float() < floors[:, None] - 2**-6 * floors[:, None].abs() - 1e-30].any()
-    assert places(mask).tolist() == mask.flatten().nonzero()[:, 0].tolist()
+    assert flat_places(mask).tolist() == mask.flatten().nonzero()[:, 0].tolist()
 
 
 @pytest.mark.parametrize("rule", [TopK(K), BatchTopK(3), Above(torch.tensor(2.0), 0.5)], ids=str)

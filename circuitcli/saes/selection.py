@@ -7,13 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitcli.saes import screening
-from circuitcli.saes.screening import Entries, Screen
+from circuitcli.saes.screening import Entries, Screen, flat_places
 
 # Pre-activations are made and searched for so many tokens at once, which bounds memory and costs no time.
 PIECE_ROWS = 1024
@@ -208,14 +207,6 @@ class Above(Selection):
         features = found.features[kept]
         values = found.values[kept] + self.floor.expand_as(b_enc).index_select(0, features)
         return Chosen(values, features, found.tokens[kept], watched_of(centred, W_enc, b_enc, watched))
-
-
-def flat_places(mask: Bool[Tensor, "rows columns"]) -> Int[Tensor, " entries"]:
-    """Where it is true, counted row after row."""
-    if mask.device.type != "cpu":
-        return mask.flatten().nonzero()[:, 0]
-    # NumPy passes over what is false ten times as fast as torch does.
-    return torch.from_numpy(np.flatnonzero(mask.numpy()))
 
 
 def _all_above(screen: Screen, least: float, *, most: int) -> Entries | None:

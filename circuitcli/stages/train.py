@@ -171,8 +171,9 @@ def _flops(
     """Of learning and measuring, by the number type in which it is multiplied."""
     flops = {"float32": _measuring_flops(request, made, costs, adapter)}
     for cost in costs:
-        learning = float(cost.flops * made.tokens + cost.look_flops * n_looks * made.held_out)
-        flops[cost.dtype] = flops.get(cost.dtype, 0.0) + learning
+        dtype = cost.dtype
+        learning = cost.flops * made.tokens + cost.look_flops * n_looks * made.held_out
+        flops[dtype] = flops.get(dtype, 0.0) + learning
     return flops
 
 

@@ -156,10 +156,11 @@ class Learner:
             self.best = Best(float(state[_BEST_LOSS]), int(state[_BEST_STEP]), weights)
         for name, parameter in self.parameters.items():
             if f"{name}.step" in state:
-                moments = {key: torch.empty_like(parameter).copy_(state[f"{name}.{key}"]) for key in MOMENTS}
-                laid = {key: as_in_memory(moment, like=parameter) for key, moment in moments.items()}
+                moved = self._moved[name]
+                laid = {key: as_in_memory(state[f"{name}.{key}"], like=parameter) for key in MOMENTS}
+                moments = {key: torch.empty_like(moved).copy_(moment) for key, moment in laid.items()}
                 steps = state[f"{name}.step"].to(self.device, copy=True)
-                self.optimizer.state[self._moved[name]] = {"step": steps, **laid}
+                self.optimizer.state[moved] = {"step": steps, **moments}
 
 
 def as_in_memory(tensor: Shaped[Tensor, "*shape"], *, like: Tensor | None = None) -> Shaped[Tensor, "*other"]:

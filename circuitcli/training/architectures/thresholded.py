@@ -15,7 +15,8 @@ from torch import Tensor
 
 from circuitcli.hookpoints import HookPoint
 from circuitcli.saes.base import SparseAutoencoder
-from circuitcli.saes.selection import Above, Crowded, flat_places
+from circuitcli.saes.screening import flat_places
+from circuitcli.saes.selection import Above, Crowded
 from circuitcli.saes.sparse import Codes, pre_activations
 from circuitcli.training.architectures.student import Attempt, Lesson, Moments, SingleStudent
 
