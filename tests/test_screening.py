@@ -94,7 +94,7 @@ def test_the_largest_is_found_where_all_errors_add_up(where, rule, always):
     rows, W_enc = worst(where)
     rounded = (rows.bfloat16() @ W_enc.bfloat16())[0]
     assert rounded.argmax() == 41 and rounded[41] > rounded[40] + 0.4
-    codes = encode(rows, Encoder(W_enc, torch.zeros(64), None), rule).codes
+    codes = encode(rows, Encoder(W_enc, torch.zeros(64), None), rule)
     assert codes.features.tolist() == [40]
 
 
@@ -113,7 +113,7 @@ def test_numbers_too_small_for_a_norm_count_too():
 @pytest.mark.parametrize("rule", [TopK(K), BatchTopK(3), Above(torch.tensor(1.0), 1.0)], ids=str)
 def test_no_token_has_no_codes(rule, always):
     _, W_enc, b_enc = problem(1)
-    codes = encode(torch.zeros(0, D_IN), Encoder(W_enc, b_enc, None), rule).codes
+    codes = encode(torch.zeros(0, D_IN), Encoder(W_enc, b_enc, None), rule)
     assert len(codes.values) == len(codes.starts) == 0
 
 
@@ -160,12 +160,12 @@ def test_places_and_floors_are_as_defined(seed: int, width: int, floor: float):
 def test_a_step_is_that_of_the_dense_definition(rule, always, monkeypatch):
     monkeypatch.setattr(selection, "PIECE_ROWS", 7)
     rows, W_enc, b_enc = problem(2, spread=0.3)
-    W_dec, watched = torch.randn(D_SAE, D_IN, generator=torch.Generator().manual_seed(4)), torch.tensor([3, 77])
+    W_dec = torch.randn(D_SAE, D_IN, generator=torch.Generator().manual_seed(4))
 
     def gradients(way) -> list[Tensor]:
         parts = [part.clone().requires_grad_() for part in (rows, W_enc, b_enc, W_dec)]
-        made = way(parts[0], Encoder(parts[1], parts[2], None), rule, watched=watched)
-        loss = (decode(made.codes.positive(), parts[3]) - rows).square().sum() + made.watched.square().sum()
+        codes = way(parts[0], Encoder(parts[1], parts[2], None), rule)
+        loss = (decode(codes.positive(), parts[3]) - rows).square().sum()
         return [loss.detach(), *torch.autograd.grad(loss, parts)]
 
     for found, expected in zip(gradients(pre_activations), gradients(dense_pre_activations), strict=True):
@@ -215,7 +215,7 @@ def test_the_largest_of_the_batch_are_those_of_the_full_search(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(screening, "has_bfloat16_units", lambda: True)
         patch.setattr(selection, "PIECE_ROWS", piece_rows)
-        codes, _ = pre_activations(rows, Encoder(W_enc, b_enc, None), BatchTopK(k), watched=torch.arange(0))
+        codes = pre_activations(rows, Encoder(W_enc, b_enc, None), BatchTopK(k))
     exact = rows.double() @ W_enc.double() + b_enc.double()
     taken = exact[codes.tokens, codes.features]
     assert len(set(zip(codes.tokens.tolist(), codes.features.tolist(), strict=True))) == k * BATCH
@@ -240,7 +240,7 @@ def test_those_above_floors_are_those_of_the_definition(seed: int, like_rows: fl
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(screening, "has_bfloat16_units", lambda: True)
             patch.setattr(selection, "PIECE_ROWS", piece_rows)
-            codes, _ = pre_activations(rows, Encoder(W_enc, b_enc, None), rule, watched=torch.arange(0))
+            codes = pre_activations(rows, Encoder(W_enc, b_enc, None), rule)
         exact = rows.double() @ W_enc.double() + b_enc.double()
         made = torch.zeros_like(exact, dtype=torch.bool).index_put((codes.tokens, codes.features), torch.tensor(True))
         # Rounding in float32 decides about those that are that close.
@@ -255,9 +255,9 @@ def test_more_above_the_floor_than_are_worth_it_are_refused_as_ever(always):
     n_above = int((rows @ W_enc + b_enc > 1.0).sum())
     encoder = Encoder(W_enc, b_enc, None)
     enough, too_few = (Above(torch.tensor(1.0), (n_above + more) / (BATCH * D_SAE)) for more in (0.5, -0.5))
-    assert len(pre_activations(rows, encoder, enough, watched=torch.arange(0)).codes.values) == n_above
+    assert len(pre_activations(rows, encoder, enough).values) == n_above
     with pytest.raises(Crowded):
-        pre_activations(rows, encoder, too_few, watched=torch.arange(0))
+        pre_activations(rows, encoder, too_few)
 
 
 def test_a_batch_takes_the_float32_product_only_if_it_must(always, monkeypatch):
@@ -280,11 +280,11 @@ def test_a_batch_with_numbers_that_are_not_finite_does_not_hide_them(bad, where,
     rows, W_enc, b_enc = problem(7, spread=0.3)
     {"rows": rows, "weights": W_enc, "bias": b_enc}[where].view(-1)[-1] = bad
     for rule in (TopK(K), BatchTopK(3), Above(torch.tensor(3.0), 1.0)):
-        values = encode(rows, Encoder(W_enc, b_enc, None), rule).codes.values
+        values = encode(rows, Encoder(W_enc, b_enc, None), rule).values
         assert not values.isfinite().all()
 
 
 def test_two_runs_choose_the_same_bits(always):
     rows, W_enc, b_enc = problem(5)
-    one, two = (encode(rows, Encoder(W_enc, b_enc, None), TopK(K)).codes for _ in range(2))
+    one, two = (encode(rows, Encoder(W_enc, b_enc, None), TopK(K)) for _ in range(2))
     assert torch.equal(one.values, two.values) and torch.equal(one.features, two.features)

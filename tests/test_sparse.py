@@ -26,7 +26,6 @@ from circuitcli.saes.sparse import (
 from circuitcli.saes.topk import TopKSae
 
 BATCH, D_IN, D_OUT, D_SAE, K = 13, 7, 6, 29, 5
-WATCHED = torch.tensor([3, 28, 11])
 FLOORS = torch.linspace(-1, 1, D_SAE, dtype=torch.float64)
 SELECTIONS = [
     *(TopK(1), TopK(K), TopK(D_SAE), BatchTopK(1), BatchTopK(K), BatchTopK(D_SAE)),
@@ -47,14 +46,14 @@ def inputs(dtype: torch.dtype = torch.float64, *, n: int = BATCH) -> Tensor:
 
 def gradients(encoding, x: Tensor, parts: tuple[Tensor, ...], rule: Selection) -> tuple[Tensor, ...]:
     W_enc, b_enc, b_in, W_dec, b_out = parts
-    codes, watched = encoding(x, Encoder(W_enc, b_enc, b_in), rule, watched=WATCHED)
+    codes = encoding(x, Encoder(W_enc, b_enc, b_in), rule)
     raw = codes.dense()
     codes = codes.positive()
     if encoding is pre_activations:
         decoded = decode(codes, W_dec, b_out)
     else:
         decoded = codes.dense() @ W_dec + b_out
-    loss = decoded.square().sum() + (watched**3).sum() + codes.dense().cos().sum() + raw.sin().sum()
+    loss = decoded.square().sum() + codes.dense().cos().sum() + raw.sin().sum()
     return torch.autograd.grad(loss, [*parts, x])
 
 
@@ -64,10 +63,9 @@ def test_reconstruction_and_codes_are_those_of_the_topk_sae():
     sae = TopKSae(SaeConfig(HookPoint(0, "resid"), D_IN, D_SAE), k=K)
     sae.load_state_dict({"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec})
     x = inputs(torch.float32).detach()
-    codes, watched = encode(x, Encoder(W_enc, b_enc, b_dec), TopK(K))
+    codes = encode(x, Encoder(W_enc, b_enc, b_dec), TopK(K))
     assert torch.allclose(codes.dense(), sae.encode(x), atol=1e-6)
     assert torch.allclose(decode(codes, W_dec, b_dec), sae.reconstruct(x), atol=1e-5)
-    assert watched.shape == (BATCH, 0)
 
 
 @pytest.mark.parametrize("rule", SELECTIONS, ids=str)
@@ -83,8 +81,8 @@ def test_gradients_equal_finite_differences(rule: Selection):
     parts, x = weights(), inputs(n=3)
 
     def outputs(x: Tensor, W_enc: Tensor, b_enc: Tensor, b_in: Tensor, W_dec: Tensor, b_out: Tensor):
-        codes, watched = encode(x, Encoder(W_enc, b_enc, b_in), rule, watched=WATCHED)
-        return decode(codes, W_dec, b_out), codes.values, watched
+        codes = encode(x, Encoder(W_enc, b_enc, b_in), rule)
+        return decode(codes, W_dec, b_out), codes.values
 
     assert torch.autograd.gradcheck(outputs, (x, *parts), eps=1e-7, atol=1e-5)
 
@@ -94,16 +92,16 @@ def test_more_entries_than_are_worth_it_are_refused():
     encoder = Encoder(W_enc, b_enc, b_dec)
     n_above = int(((x - b_dec) @ W_enc + b_enc > FLOORS).sum())
     enough, too_few = (Above(FLOORS, (n_above + more) / (BATCH * D_SAE)) for more in (0.5, -0.5))
-    assert len(pre_activations(x, encoder, enough, watched=WATCHED).codes.values) == n_above
+    assert len(pre_activations(x, encoder, enough).values) == n_above
     with pytest.raises(Crowded):
-        pre_activations(x, encoder, too_few, watched=WATCHED)
+        pre_activations(x, encoder, too_few)
 
 
 def test_an_encoder_may_subtract_nothing():
     W_enc, b_enc, _, W_dec, _ = weights()
     x = inputs()
-    one = decode(encode(x, Encoder(W_enc, b_enc, None), TopK(K)).codes, W_dec).square().sum()
-    other = decode(encode(x, Encoder(W_enc, b_enc, torch.zeros_like(x[0])), TopK(K)).codes, W_dec).square().sum()
+    one = decode(encode(x, Encoder(W_enc, b_enc, None), TopK(K)), W_dec).square().sum()
+    other = decode(encode(x, Encoder(W_enc, b_enc, torch.zeros_like(x[0])), TopK(K)), W_dec).square().sum()
     for a, b in zip(
         torch.autograd.grad(one, [W_enc, b_enc, W_dec]), torch.autograd.grad(other, [W_enc, b_enc, W_dec]), strict=True
     ):
@@ -121,7 +119,7 @@ def test_encoder_may_be_stored_either_way_round():
 def test_silent_features_get_no_gradient():
     W_enc, b_enc, b_in, W_dec, _ = weights()
     silenced = (b_enc.detach() - 100 * (torch.arange(D_SAE) % 2)).requires_grad_()
-    decode(encode(inputs(), Encoder(W_enc, silenced, b_in), TopK(D_SAE)).codes, W_dec).square().sum().backward()
+    decode(encode(inputs(), Encoder(W_enc, silenced, b_in), TopK(D_SAE)), W_dec).square().sum().backward()
     odd = torch.arange(D_SAE) % 2 == 1
     assert W_dec.grad is not None and W_enc.grad is not None
     assert W_dec.grad[odd].eq(0).all() and W_enc.grad[:, odd].eq(0).all()
@@ -138,7 +136,7 @@ def test_batch_topk_finds_the_largest_of_the_batch_however_they_lie(seed: int, k
     W_enc, b_enc, _, _, _ = weights(seed=seed)
     before, selection.PIECE_ROWS = selection.PIECE_ROWS, piece_rows
     try:
-        codes, watched = encode(x, Encoder(W_enc, b_enc, None), BatchTopK(k), watched=WATCHED)
+        codes = encode(x, Encoder(W_enc, b_enc, None), BatchTopK(k))
     finally:
         selection.PIECE_ROWS = before
     pre = (x @ W_enc + b_enc).detach()
@@ -146,7 +144,6 @@ def test_batch_topk_finds_the_largest_of_the_batch_however_they_lie(seed: int, k
     for index in pre.flatten().argsort(descending=True)[: k * BATCH].tolist():
         expected[index] = max(0.0, float(pre.flatten()[index]))
     assert torch.allclose(codes.dense(), expected.view_as(pre))
-    assert torch.allclose(watched, pre[:, WATCHED])
     assert codes.tokens.tolist() == sorted(codes.tokens.tolist())
 
 
@@ -171,9 +168,9 @@ def test_under_autocast_the_product_is_taken_in_bfloat16_and_all_else_in_float32
     W_enc, b_enc, b_in, W_dec, _ = weights(torch.float32, d_sae=500)
     x = inputs(torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        codes, watched = encode(x, Encoder(W_enc, b_enc, b_in), TopK(K), watched=WATCHED)
+        codes = encode(x, Encoder(W_enc, b_enc, b_in), TopK(K))
         decoded = decode(codes, W_dec)
-    assert codes.values.dtype == watched.dtype == decoded.dtype == torch.float32
+    assert codes.values.dtype == decoded.dtype == torch.float32
     pre = (x - b_in) @ W_enc + b_enc
     rounded = ((x - b_in).bfloat16() @ W_enc.bfloat16() + b_enc.bfloat16()).float()
     assert torch.allclose(codes.values, rounded[codes.tokens, codes.features].relu(), rtol=0.02)
@@ -184,7 +181,7 @@ def test_under_autocast_the_product_is_taken_in_bfloat16_and_all_else_in_float32
 
 def test_a_part_of_the_codes_is_that_part_of_their_matrix():
     W_enc, b_enc, _, _, _ = weights()
-    codes = encode(inputs(), Encoder(W_enc, b_enc, None), BatchTopK(K)).codes
+    codes = encode(inputs(), Encoder(W_enc, b_enc, None), BatchTopK(K))
     whole = codes.dense()
     parts = [codes.part(0, 4), codes.part(4, 20), codes.part(20, D_SAE)]
     assert torch.equal(torch.cat([part.dense() for part in parts], dim=1), whole)
@@ -222,7 +219,7 @@ n, d, d_sae, k = 16_384, 768, 2_048, 32
 x, W_enc, W_dec = torch.randn(n, d), torch.randn(d, d_sae).requires_grad_(), torch.randn(d_sae, d).requires_grad_()
 
 def step(x):
-    codes, _ = encode(x, Encoder(W_enc, torch.zeros(d_sae), None), TopK(k), watched=torch.arange(0))
+    codes = encode(x, Encoder(W_enc, torch.zeros(d_sae), None), TopK(k))
     decode(codes, W_dec).square().mean().backward()
     assert W_enc.grad.any() and W_dec.grad.any()
 

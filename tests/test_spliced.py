@@ -11,6 +11,7 @@ from test_training_quality import HOOK, constant_sae, identity_sae
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.adapter import ModelAdapter
 from circuitcli.models.taps import read, tapped
+from circuitcli.saes import splice
 from circuitcli.saes.base import SaeConfig, SparseAutoencoder
 from circuitcli.saes.relu import ReluSae
 from circuitcli.training import spliced
@@ -143,6 +144,25 @@ def test_a_transcoder_replaces_its_target_by_what_it_predicts_from_the_same_run(
     assert found.ce_spliced == pytest.approx(entropy) and found.kl_spliced == pytest.approx(divergence)
     entropy, _ = oracle(adapter, blocks, lambda ids: (MLP, mean.expand(1, ids.shape[1], -1)))
     assert found.ce_mean == pytest.approx(entropy)
+
+
+@pytest.mark.parametrize("at_once", [1, 100])
+def test_codes_are_held_of_a_piece_of_the_text_and_the_losses_stay(at_once: int, monkeypatch: pytest.MonkeyPatch):
+    """A wide SAE's codes of a batch of text would be gigabytes."""
+    adapter, saes = adapter_of("gpt2"), (random_sae(HOOK), transcoder())
+    whole = [loss(adapter, sae, mean_at(adapter, sae.target)) for sae in saes]
+    monkeypatch.setattr(splice, "CODES_AT_ONCE", at_once)
+    sizes: list[int] = []
+    encode = SparseAutoencoder.encode
+    monkeypatch.setattr(
+        SparseAutoencoder, "encode", lambda sae, x: (sizes.append(x.shape[:-1].numel() * sae.d_sae), encode(sae, x))[1]
+    )
+    for sae, expected in zip(saes, whole, strict=True):
+        sizes.clear()
+        found = loss(adapter, sae, mean_at(adapter, sae.target))
+        assert found.ce_spliced == pytest.approx(expected.ce_spliced, rel=1e-12)
+        assert found.kl_spliced == pytest.approx(expected.kl_spliced, rel=1e-9)
+        assert sizes and max(sizes) <= max(at_once, sae.d_sae)
 
 
 def test_an_sae_stands_only_where_activations_are_stored():

@@ -229,6 +229,14 @@ def test_plan_tells_tokens_bytes_work_and_time_without_files(run_path: Path, mon
     assert not (run_path / "saes").exists()
 
 
+def test_plan_names_what_is_trained_on_and_what_dead_features_may_add(run_path: Path):
+    facts = dict(train.plan(request(run_path, sae__d_sae=1000)))
+    d_model = load_model(request(run_path).settings.model).adapter.d_model
+    # Encoder and decoder of one SAE: rows of dead features, their gradients, and these among those of all features.
+    assert facts["dead features"] == f"up to {estimates.size(3 * 4 * 2 * 1000 * d_model)} more memory, if many"
+    assert "dead features" not in dict(train.plan(request(run_path, train__auxk_weight=0.0)))
+
+
 def test_plan_tells_memory_by_widths_architecture_pool_and_model(run_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(estimates, "size", lambda n_bytes: f"{n_bytes:.0f}")
 

@@ -10,14 +10,12 @@ from training_fakes import D_IN, MemoryBatches, learner, moments, planted, recip
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.saes.base import SaeConfig
-from circuitcli.saes.selection import TopK
-from circuitcli.saes.sparse import Encoder, decode, encode
 from circuitcli.saes.topk import TopKSae
 from circuitcli.settings.sae import SaeSettings
 from circuitcli.settings.settings import Settings
 from circuitcli.settings.train import TrainSettings
 from circuitcli.training.initial import geometric_median, input_scale
-from circuitcli.training.loss import auxk, missed_variance
+from circuitcli.training.loss import missed_variance
 from circuitcli.training.plan import plan, pool_tokens, width
 from circuitcli.training.quality import reconstruction
 from circuitcli.training.schedule import Schedule, default_rate
@@ -71,37 +69,19 @@ def test_no_gradient_of_a_step_is_in_memory_while_the_next_one_is_made():
     hook, (rows, _) = HookPoint(1, "resid"), planted(64)
     made = learner(hook, rows, recipe(4))
     made.step({hook: rows}, index=0)
-    made.student.zero_grad(set_to_none=True)
     assert all(moved.grad is None for group in made.optimizer.param_groups for moved in group["params"])
+    assert all(parameter.grad is None for parameter in made.student.parameters())
 
 
-def test_auxk_gradient_reaches_the_encoder_rows_of_dead_features_and_no_others():
-    sae, x = random_sae(), torch.randn(30, D_IN, dtype=torch.float64)
-    dead = torch.tensor([4, 17, 39])
-    out = encode(x, Encoder(sae.W_enc, sae.b_enc, sae.b_dec), TopK(5), watched=dead)
-    auxk(x - decode(out.codes, sae.W_dec, sae.b_dec), out.watched, sae.W_dec[dead], k=2).backward()
-    assert sae.W_enc.grad is not None and sae.W_dec.grad is not None and sae.b_enc.grad is not None
-    reached = sae.W_enc.grad.abs().sum(dim=0) > 0
-    assert reached.nonzero()[:, 0].tolist() == dead.tolist()
-    assert (sae.b_enc.grad[dead] != 0).all() and (sae.W_dec.grad[dead].abs().sum(dim=1) > 0).all()
-
-
-def test_auxk_keeps_the_strongest_dead_features_and_ignores_the_decoder_bias():
-    error = torch.randn(6, D_IN, dtype=torch.float64)
-    pre, decoder = torch.randn(6, 9, dtype=torch.float64), torch.randn(9, D_IN, dtype=torch.float64)
-    codes = torch.zeros_like(pre)
-    for row in range(6):
-        for column in pre[row].argsort(descending=True)[:3].tolist():
-            codes[row, column] = max(0.0, float(pre[row, column]))
-    expected = ((codes @ decoder - error) ** 2).sum() / ((error - error.mean(dim=0)) ** 2).sum()
-    assert torch.allclose(auxk(error, pre, decoder, k=3), expected)
-
-
-def test_auxk_costs_nothing_where_the_error_does_not_vary():
-    pre = torch.randn(5, 4, requires_grad=True)
-    loss = auxk(torch.ones(5, D_IN), pre, torch.randn(4, D_IN), k=2)
-    loss.backward()
-    assert loss == 0 and pre.grad is not None and pre.grad.isfinite().all()
+def test_what_only_further_steps_need_is_let_go_and_the_sae_stays():
+    hook, (rows, _) = HookPoint(1, "resid"), planted(64)
+    made = learner(hook, rows, recipe(4))
+    made.step({hook: rows}, index=0)
+    made.consider(0.5, step=1)
+    before = made.finished()[hook].state_dict()
+    made.let_go()
+    assert all("exp_avg" not in name and not name.startswith("best.") for name in made.state())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in made.finished()[hook].state_dict().items())
 
 
 def test_dead_features_are_revived():

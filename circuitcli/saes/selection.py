@@ -23,12 +23,11 @@ CANDIDATES = 4
 
 
 class Chosen(NamedTuple):
-    """Pre-activations that were chosen, token after token, and those of the watched features."""
+    """Pre-activations that were chosen, token after token."""
 
     values: Float[Tensor, " entries"]
     features: Int[Tensor, " entries"]
     tokens: Int[Tensor, " entries"]
-    watched: Float[Tensor, "batch n_watched"]
 
 
 @runtime_checkable
@@ -57,7 +56,6 @@ class Selection(ABC):
         centred: Float[Tensor, "batch d_in"],
         W_enc: Float[Tensor, "d_in d_sae"],
         b_enc: Float[Tensor, " d_sae"],
-        watched: Int[Tensor, " n_watched"],
     ) -> Chosen:
         """The selected ones of ``centred @ W_enc + b_enc``."""
 
@@ -73,11 +71,11 @@ class TopK(Selection):
         indices = pre.topk(self.k, dim=1, sorted=False).indices
         return torch.zeros_like(pre, dtype=torch.bool).scatter_(1, indices, True)
 
-    def choose(self, centred: Tensor, W_enc: Tensor, b_enc: Tensor, watched: Tensor) -> Chosen:
+    def choose(self, centred: Tensor, W_enc: Tensor, b_enc: Tensor) -> Chosen:
         """See `Selection`."""
-        values, features, pre = _largest(centred, W_enc, b_enc, k=self.k, watched=watched)
+        values, features = _largest(centred, W_enc, b_enc, k=self.k)
         tokens = torch.arange(len(centred), device=centred.device).repeat_interleave(self.k)
-        return Chosen(values.flatten(), features.flatten(), tokens, pre)
+        return Chosen(values.flatten(), features.flatten(), tokens)
 
 
 @dataclass(frozen=True)
@@ -100,26 +98,26 @@ class BatchTopK(Selection):
         indices = values.topk(min(n, len(values)), sorted=False).indices
         return torch.zeros_like(values, dtype=torch.bool).index_fill_(0, indices, True)
 
-    def choose(self, centred: Tensor, W_enc: Tensor, b_enc: Tensor, watched: Tensor) -> Chosen:
+    def choose(self, centred: Tensor, W_enc: Tensor, b_enc: Tensor) -> Chosen:
         """See `Selection`."""
         n_tokens, d_sae = len(centred), b_enc.shape[0]
         # Processes would have to agree on it, and their processors may differ.
         if self.together is None and _screens(centred, d_sae=d_sae, k=self.k):
-            found = self._screened(centred, W_enc, b_enc, watched)
+            found = self._screened(centred, W_enc, b_enc)
             if found is not None:
                 return found
         n_candidates = min(CANDIDATES * self.k, d_sae)
-        values, features, pre = _largest(centred, W_enc, b_enc, k=n_candidates, watched=watched)
+        values, features = _largest(centred, W_enc, b_enc, k=n_candidates)
         kept = self._largest_of(values.flatten(), n=self.k * n_tokens).view_as(values)
         crowded = kept[: n_tokens if n_candidates < d_sae else 0].all(dim=1).nonzero()[:, 0]
         # All processes look again if one must, because they look together.
         n_crowded = len(crowded) if self.together is None else int(self.together.sum(torch.tensor(len(crowded))))
         if not n_crowded:
             tokens = kept.nonzero()[:, 0]
-            return Chosen(values[kept], features[kept], tokens, pre)
-        return self._with_whole(crowded, values, features, torch.addmm(b_enc, centred[crowded], W_enc), pre)
+            return Chosen(values[kept], features[kept], tokens)
+        return self._with_whole(crowded, values, features, torch.addmm(b_enc, centred[crowded], W_enc))
 
-    def _screened(self, centred: Tensor, W_enc: Tensor, b_enc: Tensor, watched: Tensor) -> Chosen | None:
+    def _screened(self, centred: Tensor, W_enc: Tensor, b_enc: Tensor) -> Chosen | None:
         """The same through bfloat16; None for numbers that are not finite, or too close together."""
         n, screen = self.k * len(centred), Screen(centred, W_enc, b_enc)
         # Of so many pre-activations the n-th largest is no larger than that of all.
@@ -134,8 +132,7 @@ class BatchTopK(Selection):
         if found is None:
             return None
         kept = self._largest_of(found.values, n=n)
-        watched_pre = watched_of(centred, W_enc, b_enc, watched)
-        return Chosen(found.values[kept], found.features[kept], found.tokens[kept], watched_pre)
+        return Chosen(found.values[kept], found.features[kept], found.tokens[kept])
 
     def _with_whole(
         self,
@@ -143,7 +140,6 @@ class BatchTopK(Selection):
         values: Float[Tensor, "batch candidates"],
         features: Int[Tensor, "batch candidates"],
         whole: Float[Tensor, "crowded d_sae"],
-        watched: Float[Tensor, "batch n_watched"],
     ) -> Chosen:
         """Choose among the candidates of most tokens and all pre-activations of the crowded ones."""
         n_tokens, d_sae = len(values), whole.shape[1]
@@ -154,7 +150,7 @@ class BatchTopK(Selection):
         all_tokens = torch.cat([others.repeat_interleave(values.shape[1]), crowded.repeat_interleave(d_sae)])
         kept = self._largest_of(all_values, n=self.k * n_tokens)
         tokens, order = all_tokens[kept].sort(stable=True)
-        return Chosen(all_values[kept][order], all_features[kept][order], tokens, watched)
+        return Chosen(all_values[kept][order], all_features[kept][order], tokens)
 
 
 class Crowded(Exception):
@@ -175,14 +171,13 @@ class Above(Selection):
         """See `Selection`. NaN is selected, for the loss to tell of it."""
         return (pre <= self.floor).logical_not_()
 
-    def choose(self, centred: Tensor, W_enc: Tensor, b_enc: Tensor, watched: Tensor) -> Chosen:
+    def choose(self, centred: Tensor, W_enc: Tensor, b_enc: Tensor) -> Chosen:
         """See `Selection`. Raises Crowded."""
         batch, d_sae = len(centred), b_enc.shape[0]
         if _screens(centred, d_sae=d_sae, k=1):
-            found = self._screened(centred, W_enc, b_enc, watched)
+            found = self._screened(centred, W_enc, b_enc)
             if found is not None:
                 return found
-        watched_pre = centred.new_empty(batch, watched.shape[0])
         values, places, n_chosen = [], [], 0
         for start, pre in _pieces(*_as_multiplied(centred, W_enc, b_enc)):
             chosen = flat_places(self.mask(pre))
@@ -191,12 +186,11 @@ class Above(Selection):
                 raise Crowded
             values.append(pre.view(-1).index_select(0, chosen).to(centred.dtype))
             places.append(chosen + start * d_sae)
-            watched_pre[start : start + len(pre)] = pre[:, watched].to(watched_pre.dtype)
         flat = torch.cat(places)
         tokens = torch.div(flat, d_sae, rounding_mode="floor")
-        return Chosen(torch.cat(values), flat - tokens * d_sae, tokens, watched_pre)
+        return Chosen(torch.cat(values), flat - tokens * d_sae, tokens)
 
-    def _screened(self, centred: Tensor, W_enc: Tensor, b_enc: Tensor, watched: Tensor) -> Chosen | None:
+    def _screened(self, centred: Tensor, W_enc: Tensor, b_enc: Tensor) -> Chosen | None:
         """The same through bfloat16; None for numbers that are not finite, or if too many may be above."""
         # Above their floors are those that are above zero with the floors taken off.
         screen = Screen(centred, W_enc, b_enc - self.floor)
@@ -206,7 +200,7 @@ class Above(Selection):
         kept = found.values > 0
         features = found.features[kept]
         values = found.values[kept] + self.floor.expand_as(b_enc).index_select(0, features)
-        return Chosen(values, features, found.tokens[kept], watched_of(centred, W_enc, b_enc, watched))
+        return Chosen(values, features, found.tokens[kept])
 
 
 def _all_above(screen: Screen, least: float, *, most: int) -> Entries | None:
@@ -254,9 +248,8 @@ def _largest(
     b_enc: Float[Tensor, " d_sae"],
     *,
     k: int,
-    watched: Int[Tensor, " n_watched"],
-) -> tuple[Float[Tensor, "batch k"], Int[Tensor, "batch k"], Float[Tensor, "batch n_watched"]]:
-    """The k largest pre-activations of each token, their features, and the watched ones; in pieces of the batch."""
+) -> tuple[Float[Tensor, "batch k"], Int[Tensor, "batch k"]]:
+    """The k largest pre-activations of each token, and their features; in pieces of the batch."""
     batch = len(centred)
     values = centred.new_empty(batch, k)
     indices = centred.new_empty(batch, k, dtype=torch.int64)
@@ -265,24 +258,11 @@ def _largest(
         for start, pre in _pieces(screen.rows, screen.weights, screen.bias):
             here = slice(start, start + len(pre))
             values[here], indices[here] = screen.largest(start, pre, k)
-        return values, indices, watched_of(centred, W_enc, b_enc, watched)
-    watched_pre = centred.new_empty(batch, watched.shape[0])
+        return values, indices
     for start, pre in _pieces(*_as_multiplied(centred, W_enc, b_enc)):
         here = slice(start, start + len(pre))
         values[here], indices[here] = largest_of_each(pre, k)
-        if watched.numel():
-            watched_pre[here] = pre[:, watched].to(watched_pre.dtype)
-    return values, indices, watched_pre
-
-
-def watched_of(
-    centred: Float[Tensor, "batch d_in"],
-    W_enc: Float[Tensor, "d_in d_sae"],
-    b_enc: Float[Tensor, " d_sae"],
-    watched: Int[Tensor, " n_watched"],
-) -> Float[Tensor, "batch n_watched"]:
-    """Pre-activations of these features alone."""
-    return torch.addmm(b_enc[watched], centred, W_enc[:, watched])
+    return values, indices
 
 
 def largest_of_each(pre: Float[Tensor, "rows d_sae"], k: int) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:

@@ -72,50 +72,26 @@ class Codes(NamedTuple):
         return Codes(self.values[inside], self.features[inside] - first, starts, tokens, stop - first)
 
 
-class Encoded(NamedTuple):
-    """Codes, and pre-activations of the watched features, both with gradients."""
-
-    codes: Codes
-    watched: Float[Tensor, "batch n_watched"]
+def encode(x: Float[Tensor, "batch d_in"], encoder: Encoder, selection: Selection) -> Codes:
+    """Positive parts of the selected pre-activations; gradients reach the encoder, and x if it asks for one."""
+    return pre_activations(x, encoder, selection).positive()
 
 
-def encode(
-    x: Float[Tensor, "batch d_in"],
-    encoder: Encoder,
-    selection: Selection,
-    *,
-    watched: Int[Tensor, " n_watched"] | None = None,
-) -> Encoded:
-    """Positive parts of the pre-activations that are selected; gradients reach the encoder, and x if it asks for one.
-
-    watched: features, none twice, whose pre-activations are returned whether selected or not.
-    """
-    if watched is None:
-        watched = torch.empty(0, dtype=torch.int64, device=x.device)
-    made = pre_activations(x, encoder, selection, watched=watched)
-    return made._replace(codes=made.codes.positive())
-
-
-def pre_activations(
-    x: Float[Tensor, "batch d_in"], encoder: Encoder, selection: Selection, *, watched: Int[Tensor, " n_watched"]
-) -> Encoded:
+def pre_activations(x: Float[Tensor, "batch d_in"], encoder: Encoder, selection: Selection) -> Codes:
     """As `encode`, with the pre-activations as they are in place of their positive parts."""
     if _is_dense(x.device):
-        return dense_pre_activations(x, encoder, selection, watched=watched)
-    values, features, starts, tokens, pre = _Encode.apply(x, *encoder, watched, selection)
-    return Encoded(Codes(values, features, starts, tokens, encoder.b_enc.shape[0]), pre)
+        return dense_pre_activations(x, encoder, selection)
+    values, features, starts, tokens = _Encode.apply(x, *encoder, selection)
+    return Codes(values, features, starts, tokens, encoder.b_enc.shape[0])
 
 
-def dense_pre_activations(
-    x: Float[Tensor, "batch d_in"], encoder: Encoder, selection: Selection, *, watched: Int[Tensor, " n_watched"]
-) -> Encoded:
+def dense_pre_activations(x: Float[Tensor, "batch d_in"], encoder: Encoder, selection: Selection) -> Codes:
     """The same by a dense product and plain autograd: the definition."""
     centred = x if encoder.b_dec is None else x - encoder.b_dec
     pre = centred @ encoder.W_enc + encoder.b_enc  # (batch, d_sae)
     tokens, features = selection.mask(pre.detach()).nonzero(as_tuple=True)
     values = pre[tokens, features]
-    codes = Codes(values, features, _starts(tokens, x.shape[0]), tokens, pre.shape[1])
-    return Encoded(codes, pre[:, watched])
+    return Codes(values, features, _starts(tokens, x.shape[0]), tokens, pre.shape[1])
 
 
 def decode(
@@ -196,7 +172,7 @@ def sums_by_feature(
 
 
 class _Encode(torch.autograd.Function):
-    """(x, W_enc, b_enc, b_dec) -> the selected pre-activations, where they are, watched ones."""
+    """(x, W_enc, b_enc, b_dec) -> the selected pre-activations, and where they are."""
 
     @staticmethod
     def forward(
@@ -205,32 +181,27 @@ class _Encode(torch.autograd.Function):
         W_enc: Tensor,
         b_enc: Tensor,
         b_dec: Tensor | None,
-        watched: Tensor,
         selection: Selection,
     ) -> tuple[Tensor, ...]:
         centred = x if b_dec is None else x - b_dec
-        chosen: Chosen = selection.choose(centred, W_enc, b_enc, watched)
+        chosen: Chosen = selection.choose(centred, W_enc, b_enc)
         starts = _starts(chosen.tokens, x.shape[0])
-        ctx.save_for_backward(centred, W_enc, chosen.features, starts, chosen.tokens, watched)
+        ctx.save_for_backward(centred, W_enc, chosen.features, starts, chosen.tokens)
         ctx.subtracts = b_dec is not None
         ctx.mark_non_differentiable(chosen.features, starts, chosen.tokens)
-        return chosen.values, chosen.features, starts, chosen.tokens, chosen.watched
+        return chosen.values, chosen.features, starts, chosen.tokens
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, by_pre: Tensor, _: Any, __: Any, ___: Any, by_watched: Tensor) -> tuple[Any, ...]:
-        centred, W_enc, features, starts, tokens, watched = ctx.saved_tensors
+    def backward(ctx: Any, by_pre: Tensor, *_: Any) -> tuple[Any, ...]:
+        centred, W_enc, features, starts, tokens = ctx.saved_tensors
         entries = by_feature(features, tokens, d_sae=W_enc.shape[1])
         encoder = sums_by_feature(centred, by_pre, entries)  # (d_sae, d_in)
         bias = sums_by_feature(torch.ones_like(centred[:, :1]), by_pre, entries)[:, 0]
-        if watched.numel():
-            encoder[watched] += by_watched.T @ centred
-            bias[watched] += by_watched.sum(dim=0)
         by_x = None
         if ctx.needs_input_grad[0]:
             by_x = segment_sums(W_enc.T.contiguous(), by_pre, features, starts)
-            by_x = by_x + by_watched @ W_enc[:, watched].T
-        return by_x, encoder.T, bias, -(W_enc @ bias) if ctx.subtracts else None, None, None
+        return by_x, encoder.T, bias, -(W_enc @ bias) if ctx.subtracts else None, None
 
 
 class _WithDecoderGradient(torch.autograd.Function):

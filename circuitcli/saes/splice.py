@@ -7,12 +7,15 @@ edited is the model's own, bit for bit. An edited activation goes on and is not 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.taps import Callback
 from circuitcli.saes.base import Coded, SparseAutoencoder
+
+CODES_AT_ONCE = 2**25
 
 
 class Change(NamedTuple):
@@ -54,26 +57,38 @@ def shifted(
     return result
 
 
-def without_error(hook: HookPoint, coded: Coded) -> Change:
-    """The edit that leaves only the reconstruction."""
-    return Change(error=-coded.error)
-
-
 def replaced(sae: SparseAutoencoder, *, first: int) -> dict[HookPoint, Callback]:
     """Taps that put what an SAE reconstructs in the place of its activations.
 
     A transcoder's prediction replaces its target, computed from what it reads in the same run.
     """
-    if not sae.is_transcoder:
-        return splice({sae.hook: sae}, without_error, first=first)
     predicted: list[Tensor] = []
 
     def read(x: Tensor) -> None:
-        predicted[:] = [sae.reconstruct(x[:, first:].to(sae.W_enc))]
+        predicted[:] = [_reconstructed(sae, x[:, first:].to(sae.W_enc))]
 
     def write(y: Tensor) -> Tensor:
         result = y.clone()
         result[:, first:] = predicted.pop().to(y)
         return result
 
-    return {sae.hook: read, sae.target: write}
+    def both(x: Tensor) -> Tensor:
+        read(x)
+        return write(x)
+
+    return {sae.hook: read, sae.target: write} if sae.is_transcoder else {sae.hook: both}
+
+
+def _reconstructed(
+    sae: SparseAutoencoder, x: Float[Tensor, "batch position d_in"]
+) -> Float[Tensor, "batch position d_out"]:
+    """What the SAE makes of the activations, a piece after the other: codes of them all would be most of the memory."""
+    if sae.reads_context:
+        return torch.cat([sae.reconstruct(text) for text in x.split(1)])
+    rows = x.flatten(0, 1).split(rows_at_once(sae))
+    return torch.cat([sae.reconstruct(some) for some in rows]).unflatten(0, x.shape[:2])
+
+
+def rows_at_once(sae: SparseAutoencoder) -> int:
+    """Of how many tokens the codes are held at once."""
+    return max(1, CODES_AT_ONCE // sae.d_sae)

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 _LOSS_BATCH = 8
 # Number types and devices change activations by a few per cent at most, of their norm.
 LARGEST_MODEL_GAP = 0.1
-# Codes that are held at once, and rows; few rows are cut into parts enough for standard errors.
-_EVAL_CODES, _EVAL_ROWS, _EVAL_PARTS = 2**25, 1024, 16
+# Rows that are encoded at once; few rows are cut into parts enough for standard errors.
+_EVAL_ROWS, _EVAL_PARTS = 1024, 16
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,12 @@ class HeldOut:
         ``density`` and ``standard_errors`` hold further names. Raises InputError if its activations were not collected,
         or are no numbers.
         """
+        from circuitcli.saes.splice import rows_at_once
         from circuitcli.training.geometry import geometry_facts
         from circuitcli.training.quality import reconstruction
 
         self._check_collected(sae)
-        n_rows = min(_EVAL_ROWS, max(1, _EVAL_CODES // sae.d_sae), -(-len(self.rows) // _EVAL_PARTS))
+        n_rows = min(_EVAL_ROWS, rows_at_once(sae), -(-len(self.rows) // _EVAL_PARTS))
         pieces = [*self.cache.pieces(self.rows.start, self.rows.stop, size=n_rows, by_text=sae.reads_context)]
         x = (self.cache.finite_rows(sae.hook, *piece) for piece in pieces)
         targets = (self.cache.finite_rows(sae.target, *piece) for piece in pieces) if sae.is_transcoder else None

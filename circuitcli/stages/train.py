@@ -91,18 +91,19 @@ def plan(request: Request) -> list[tuple[str, str]]:
         for settings in variants(request.settings).values()
         for hooks in lessons(settings.sae.architecture, list(d_models))
     ]
-    outline = _outline(request)
+    read, outline = _read(request, found), _outline(request)
     parameters = sum(cost.parameters for cost in costs)
     looks = -(-made.n_steps // look_steps(made.n_steps)) if request.settings.train.keep == "best" else 0
     d_saes = sorted({d_sae for cost in costs for d_sae in cost.d_saes})
     rates = sorted({cost.rate(made.n_steps) for cost in costs})
     return [
-        ("autoencoders", f"{sum(len(cost.d_saes) for cost in costs)}: {' '.join(map(str, d_models))}"),
+        ("autoencoders", f"{sum(len(cost.d_saes) for cost in costs)}: {' '.join(one.hook for one in read)}"),
         ("features", " ".join(f"{d_sae:,}" for d_sae in d_saes)),
         ("tokens", f"{made.tokens:,} in {made.n_steps:,} steps; {made.held_out:,} held out"),
         ("learning rate", " ".join(f"{rate:.2g}" for rate in rates)),
         ("disk", f"{size(4 * parameters)}, and {size(_state_bytes(request.settings, parameters))} while training"),
-        *_memory(request, found, made, costs, outline),
+        *_memory(request, read, made, costs, outline),
+        *_revival(costs),
         *arithmetic(
             _flops(request, made, costs, outline, n_looks=looks),
             width=max(d_models.values()),
@@ -203,7 +204,7 @@ def _state_bytes(settings: Settings, parameters: int) -> int:
 
 def _memory(
     request: Request,
-    found: list[ActivationsRecord],
+    read: list[ActivationsRecord],
     made: Plan,
     costs: list[_Cost],
     outline: "ModelAdapter | None",
@@ -213,7 +214,6 @@ def _memory(
     from circuitcli.training.spliced import LOGITS_AT_ONCE
 
     train = request.settings.train
-    read = _read(request, found)
     row_bytes = sum(one.d_model * BYTES[one.dtype] for one in read)
     half = max(1, pool_tokens(request.settings, row_bytes=row_bytes) // 2)
     # One pool is read while another is given out, unless there is only one.
@@ -231,6 +231,14 @@ def _memory(
     weights = sum(cost.parameters for cost in costs)
     kept = 4 * weights if train.keep == "best" else 0
     return memory(pool + rows + kept, 4 * (4 * weights + codes) + model, device=request.settings.model.device)
+
+
+def _revival(costs: list[_Cost]) -> list[tuple[str, str]]:
+    """What AuxK adds where nearly all features are dead: their weights once more, and two kinds of gradients."""
+    learning = [cost for cost in costs if cost.settings.train.auxk_weight]
+    if not learning:
+        return []
+    return [("dead features", f"up to {size(3 * 4 * max(cost.parameters for cost in learning))} more memory, if many")]
 
 
 def _read(request: Request, found: list[ActivationsRecord]) -> list[ActivationsRecord]:

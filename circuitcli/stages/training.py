@@ -114,6 +114,8 @@ def finished_saes(training: Training, found: list[ActivationsRecord], *, resumes
         checkpoints.remove()
     group.barrier()
     learners = _trained(training, cache, made, checkpoints, device)
+    for learner in learners:
+        learner.let_go()
     # Measuring runs the model, whose tensors have other sizes.
     give_back_freed_memory()
     shares_rows = request.settings.train.parallel == "data"

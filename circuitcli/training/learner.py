@@ -72,7 +72,6 @@ class Learner:
         """Learn from raw activations, as the step with this number."""
         outcomes = self.student.learn(batch, share=index / self.pace.schedule.n_steps)
         loss = torch.stack([part for outcome in outcomes.values() for part in outcome.losses.values()]).sum()
-        self.student.zero_grad(set_to_none=True)
         loss.backward()
         self._move(self.pace.schedule.rate(index))
         return outcomes
@@ -90,8 +89,9 @@ class Learner:
             gradient = parameter.grad
             self._moved[name].grad = None if gradient is None else as_in_memory(gradient, like=parameter)
         self.optimizer.step()
-        # Else the next gradients would be made beside these.
+        # Else the next step would be made beside these gradients.
         self.optimizer.zero_grad(set_to_none=True)
+        self.student.zero_grad(set_to_none=True)
         self.student.settle()
 
     @torch.no_grad()
@@ -124,6 +124,11 @@ class Learner:
         weights."""
         if self.best.weights:
             self._put(self.best.weights)
+
+    def let_go(self) -> None:
+        """Free what only further steps would need; there are none after this."""
+        self.optimizer.state.clear()
+        self.best.weights = {}
 
     @torch.no_grad()
     def _put(self, weights: dict[str, Tensor]) -> None:

@@ -14,8 +14,9 @@ from circuitcli.hookpoints import HookPoint
 from circuitcli.saes.base import SparseAutoencoder
 from circuitcli.saes.sparse import Encoder
 from circuitcli.settings.sae import SaeSettings
+from circuitcli.training.auxk import auxk
 from circuitcli.training.initial import folded, input_scale
-from circuitcli.training.loss import auxk, missed_variance
+from circuitcli.training.loss import missed_variance
 from circuitcli.training.ranks import ALONE, Ranks
 
 Batch = Mapping[HookPoint, Float[Tensor, "batch _"]]
@@ -59,7 +60,6 @@ class Attempt:
 
     reconstruction: Float[Tensor, "batch d_out"]
     active: Int[Tensor, " entries"]
-    watched: Float[Tensor, "batch n_watched"] | None = None
     losses: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
     measures: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
 
@@ -164,7 +164,6 @@ class SingleStudent(Student):
         self,
         x: Float[Tensor, "batch d_in"],
         y: Float[Tensor, "batch d_out"],
-        watched: Int[Tensor, " n_watched"],
         *,
         share: float,
     ) -> Attempt:
@@ -174,18 +173,14 @@ class SingleStudent(Student):
         """See `Student`."""
         x = self.scaled(batch[self.sae.hook], self.scale)
         y = self.scaled(batch[self.sae.target], self.target_scale) if self.sae.is_transcoder else x
-        dead = self.dead() if self.lesson.auxk_weight else self.dead()[:0]
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.lesson.autocast):
-            made = self.attempt(x, y, dead, share=share)
+            made = self.attempt(x, y, share=share)
         fvu = missed_variance(y, made.reconstruction, variance=self.variance)
         losses = {**self._goal(batch, made.reconstruction, fvu), **made.losses}
-        if len(dead):
-            error = y - made.reconstruction.detach()
-            k = max(1, self.sae.d_out // 2)
-            assert made.watched is not None
-            losses["auxk"] = self.lesson.auxk_weight * auxk(
-                error, made.watched, self.sae.W_dec[dead], k=k, ranks=self.ranks
-            )
+        if self.lesson.auxk_weight and len(dead := self.dead()):
+            error, k = y - made.reconstruction.detach(), max(1, self.sae.d_out // 2)
+            missed = auxk(x, error, self.encoder, self.sae.W_dec, dead, k=k, ranks=self.ranks)
+            losses["auxk"] = self.lesson.auxk_weight * missed
         self._listen(made.active, n_tokens=len(x))
         l0 = torch.tensor(len(made.active) / len(x))
         return {self.sae.hook: Outcome(losses, fvu.detach(), l0, made.measures)}

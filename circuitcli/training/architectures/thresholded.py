@@ -7,7 +7,6 @@ the sums are float32 where the matrices' products are bfloat16.
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int
@@ -51,7 +50,6 @@ class ThresholdedStudent(SingleStudent):
         self,
         x: Float[Tensor, "batch d_in"],
         y: Float[Tensor, "batch d_out"],
-        watched: Int[Tensor, " n_watched"],
         *,
         share: float,
     ) -> Attempt:
@@ -61,16 +59,16 @@ class ThresholdedStudent(SingleStudent):
         is_cpu = x.device.type == "cpu"
         if is_cpu and float(self.share_above) <= SPARSE_SHARE:
             try:
-                above, pre_watched = pre_activations(x, self.encoder, rule, watched=watched)
+                above = pre_activations(x, self.encoder, rule)
             except Crowded:
                 pass
             else:
                 self._note(len(above.values) / (len(x) * self.sae.d_sae))
-                return replace(self.attempt_sparse(above, y, share=share), watched=pre_watched)
+                return self.attempt_sparse(above, y, share=share)
         pre = self.sae.pre_activations(x)
         if is_cpu:
             self._note(int(rule.mask(pre.detach()).count_nonzero()) / pre.numel())
-        return replace(self.attempt_dense(pre, y, share=share), watched=pre[:, watched])
+        return self.attempt_dense(pre, y, share=share)
 
     def _note(self, share: float) -> None:
         """Keep what share of pre-activations was above the floor, in the batch of all processes."""

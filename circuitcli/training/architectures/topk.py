@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from circuitcli.saes.selection import Selection, TopK
@@ -21,16 +21,14 @@ class TopKStudent(SingleStudent):
         self,
         x: Float[Tensor, "batch d_in"],
         y: Float[Tensor, "batch d_out"],
-        watched: Int[Tensor, " n_watched"],
         *,
         share: float,
     ) -> Attempt:
         """See `SingleStudent`."""
-        codes, pre = encode(x, self.encoder, self.selection(), watched=watched)
-        made = self.decoded(codes, y)
+        made = self.decoded(encode(x, self.encoder, self.selection()), y)
         if self.sae.config.skip:
             made = replace(made, reconstruction=made.reconstruction + x @ self.sae.W_skip.T)
-        return replace(made, watched=pre)
+        return made
 
     def decoded(self, codes: Codes, y: Float[Tensor, "batch d_out"]) -> Attempt:
         """The reconstruction from codes, and what it costs."""

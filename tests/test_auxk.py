@@ -1,0 +1,142 @@
+"""AuxK: against its plain definition, however many features are dead and however the batch is cut."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from circuitcli.saes.sparse import Encoder
+from circuitcli.training import auxk as module
+from circuitcli.training.auxk import auxk
+
+BATCH, D_IN, D_OUT, D_SAE = 11, 7, 6, 29
+
+
+def problem(seed: int = 0) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Tokens, what their reconstructions miss, and W_enc, b_enc, b_dec, W_dec."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(BATCH, D_IN), (BATCH, D_OUT), (D_IN, D_SAE), (D_SAE,), (D_IN,), (D_SAE, D_OUT)]
+    x, error, *parts = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes)
+    return x, error, [part.requires_grad_() for part in parts]
+
+
+def plain(x: Tensor, error: Tensor, parts: list[Tensor], dead: list[int], *, k: int, subtracts: bool) -> Tensor:
+    """Written down as in the paper: token after token, by plain autograd."""
+    W_enc, b_enc, b_dec, W_dec = parts
+    missed = x.new_zeros(())
+    for own, rest in zip(x, error, strict=True):
+        codes = ((own - b_dec if subtracts else own) @ W_enc + b_enc).relu()
+        kept = sorted(dead, key=lambda feature: -float(codes[feature].detach()))[:k]
+        missed = missed + (sum(codes[feature] * W_dec[feature] for feature in kept) - rest).square().sum()
+    return missed / (error - error.mean(dim=0)).square().sum()
+
+
+def found(x: Tensor, error: Tensor, parts: list[Tensor], dead: list[int], *, k: int, subtracts: bool) -> Tensor:
+    W_enc, b_enc, b_dec, W_dec = parts
+    return auxk(x, error, Encoder(W_enc, b_enc, b_dec if subtracts else None), W_dec, torch.tensor(dead), k=k)
+
+
+@given(
+    st.integers(0, 10_000),
+    st.permutations(range(D_SAE)),
+    st.integers(1, D_SAE),
+    st.integers(1, D_SAE),
+    st.booleans(),
+    st.sampled_from([1, 100, 10**6]),
+    st.sampled_from([1, 8]),
+)
+@settings(max_examples=60, deadline=None)
+def test_loss_and_gradients_are_those_of_the_plain_definition(
+    seed: int, order: list[int], n_dead: int, k: int, subtracts: bool, at_once: int, sparse_from: int
+):
+    x, error, parts = problem(seed)
+    dead = order[:n_dead]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_AT_ONCE", at_once)
+        patch.setattr(module, "SPARSE_FROM", sparse_from)
+        mine = found(x, error, parts, dead, k=k, subtracts=subtracts)
+    its = plain(x, error, parts, dead, k=k, subtracts=subtracts)
+    assert torch.allclose(mine, its, rtol=1e-12)
+    for one, other in zip(
+        torch.autograd.grad(3 * mine, parts, allow_unused=True),
+        torch.autograd.grad(3 * its, parts, allow_unused=True),
+        strict=True,
+    ):
+        assert (one is None) == (other is None)
+        if one is not None and other is not None:
+            assert torch.allclose(one, other, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("sparse_from", [1, 8])
+@pytest.mark.parametrize("subtracts", [True, False])
+def test_gradients_equal_finite_differences(subtracts: bool, sparse_from: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "SPARSE_FROM", sparse_from)
+    x, error, parts = problem()
+
+    def loss(*parts: Tensor) -> Tensor:
+        return found(x, error, list(parts), [4, 17, 8, 2], k=2, subtracts=subtracts)
+
+    used = parts if subtracts else [part.detach() if part is parts[2] else part for part in parts]
+    assert torch.autograd.gradcheck(loss, used, eps=1e-7, atol=1e-5)
+
+
+@pytest.mark.parametrize("sparse_from", [1, 8])
+def test_it_reaches_the_rows_of_dead_features_and_no_others(sparse_from: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "SPARSE_FROM", sparse_from)
+    x, error, parts = problem()
+    x.requires_grad_(), error.requires_grad_()
+    dead = [4, 17, 28]
+    found(x, error, parts, dead, k=2, subtracts=False).backward()
+    W_enc, b_enc, b_dec, W_dec = parts
+    assert W_enc.grad is not None and b_enc.grad is not None and W_dec.grad is not None
+    reached = (W_enc.grad.abs().sum(dim=0), b_enc.grad, W_dec.grad.abs().sum(dim=1))
+    assert [part.nonzero()[:, 0].tolist() for part in reached] == [dead] * 3
+    assert x.grad is None and error.grad is None and b_dec.grad is None
+
+
+def test_an_error_that_does_not_vary_costs_nothing():
+    x, error, parts = problem()
+    loss = found(x, torch.ones_like(error), parts, [1, 2], k=2, subtracts=True)
+    loss.backward()
+    assert loss == 0 and all(part.grad is not None and not part.grad.any() for part in parts)
+
+
+def test_numbers_that_are_none_make_it_none():
+    x, error, parts = problem()
+    x[3, 0] = torch.nan
+    assert found(x, error, parts, [1, 2], k=1, subtracts=True).isnan()
+
+
+GROWTH = """
+import sys
+
+import torch
+from circuitcli.saes.sparse import Encoder
+from circuitcli.training.auxk import auxk
+from circuitcli.training.memory import peak_process_bytes
+
+n, d, d_sae, k = 16_384, 64, 4_096, int(sys.argv[1])
+x, W_enc, W_dec = torch.randn(n, d), torch.randn(d, d_sae).requires_grad_(), torch.randn(d_sae, d).requires_grad_()
+
+def step(x):
+    auxk(x, x, Encoder(W_enc, torch.zeros(d_sae), None), W_dec, torch.arange(d_sae), k=k).backward()
+    assert W_enc.grad.any() and W_dec.grad.any()
+
+step(x[:1_024])
+before = peak_process_bytes()
+step(x)
+print(peak_process_bytes() - before, n * d_sae * 4)
+"""
+
+
+@pytest.mark.parametrize("k", [32, 2048], ids=["sums", "products"])
+def test_memory_does_not_grow_with_the_batch_times_the_dead_features(k: int):
+    """What dead features do with all tokens would take 268 MB for each matrix."""
+    command = [sys.executable, "-c", GROWTH, str(k)]
+    made = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    growth, one_matrix = map(int, made.stdout.split())
+    assert growth < one_matrix / 2
