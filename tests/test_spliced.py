@@ -11,7 +11,7 @@ from test_training_quality import HOOK, constant_sae, identity_sae
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.adapter import ModelAdapter
 from circuitcli.models.taps import read, tapped
-from circuitcli.saes import splice
+from circuitcli.saes import base
 from circuitcli.saes.base import SaeConfig, SparseAutoencoder
 from circuitcli.saes.relu import ReluSae
 from circuitcli.training import spliced
@@ -151,7 +151,7 @@ def test_codes_are_held_of_a_piece_of_the_text_and_the_losses_stay(at_once: int,
     """A wide SAE's codes of a batch of text would be gigabytes."""
     adapter, saes = adapter_of("gpt2"), (random_sae(HOOK), transcoder())
     whole = [loss(adapter, sae, mean_at(adapter, sae.target)) for sae in saes]
-    monkeypatch.setattr(splice, "CODES_AT_ONCE", at_once)
+    monkeypatch.setattr(base, "CODES_AT_ONCE", at_once)
     sizes: list[int] = []
     encode = SparseAutoencoder.encode
     monkeypatch.setattr(

@@ -7,6 +7,7 @@ from torch import Tensor
 from training_fakes import ACTIVE, D_IN, MemoryBatches, learner, planted, recipe, taught
 
 from circuitcli.hookpoints import HookPoint
+from circuitcli.saes import base
 from circuitcli.saes.jumprelu import JumpReluSae
 from circuitcli.training.architectures import thresholded
 from circuitcli.training.architectures.jumprelu import Jump, JumpReluStudent, Step
@@ -321,8 +322,12 @@ def test_planted_features_are_recovered(architecture: str, way: str):
     assert torch.allclose(sae.W_dec.norm(dim=1), torch.ones(48), atol=1e-4)
 
 
+@pytest.mark.parametrize("codes_at_once", [2**25, 48 * 130])
 @pytest.mark.parametrize("architecture", ["batchtopk", "matryoshka"])
-def test_thresholds_are_set_so_that_k_features_are_active(architecture: str):
+def test_thresholds_are_set_so_that_k_features_are_active(
+    architecture: str, codes_at_once: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(base, "CODES_AT_ONCE", codes_at_once)
     rows, _ = planted(5_000)
     made = learner(HOOK, rows, recipe(60, architecture=architecture, k=3))
     for index, batch in enumerate(MemoryBatches({HOOK: rows}, 256, 60).from_step(0)):

@@ -14,6 +14,7 @@ from circuitcli.hookpoints import HookPoint
 
 Normalisation = Literal["none", "centre", "layer-norm", "rms-norm"]
 EPSILON = 1e-5
+CODES_AT_ONCE = 2**25
 
 
 class Frame(NamedTuple):
@@ -115,6 +116,11 @@ class SparseAutoencoder(nn.Module, ABC):
     def d_sae(self) -> int:
         """Number of features."""
         return self.config.d_sae
+
+    @property
+    def rows_at_once(self) -> int:
+        """Of how many tokens the codes may be in memory at once, where those of more are not needed."""
+        return max(1, CODES_AT_ONCE // self.d_sae)
 
     @property
     def options(self) -> dict[str, Any]:

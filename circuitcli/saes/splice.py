@@ -15,8 +15,6 @@ from circuitcli.hookpoints import HookPoint
 from circuitcli.models.taps import Callback
 from circuitcli.saes.base import Coded, SparseAutoencoder
 
-CODES_AT_ONCE = 2**25
-
 
 class Change(NamedTuple):
     """What an edit adds to codes and error; None changes nothing."""
@@ -85,10 +83,5 @@ def _reconstructed(
     """What the SAE makes of the activations, a piece after the other: codes of them all would be most of the memory."""
     if sae.reads_context:
         return torch.cat([sae.reconstruct(text) for text in x.split(1)])
-    rows = x.flatten(0, 1).split(rows_at_once(sae))
+    rows = x.flatten(0, 1).split(sae.rows_at_once)
     return torch.cat([sae.reconstruct(some) for some in rows]).unflatten(0, x.shape[:2])
-
-
-def rows_at_once(sae: SparseAutoencoder) -> int:
-    """Of how many tokens the codes are held at once."""
-    return max(1, CODES_AT_ONCE // sae.d_sae)

@@ -58,12 +58,11 @@ class HeldOut:
         ``density`` and ``standard_errors`` hold further names. Raises InputError if its activations were not collected,
         or are no numbers.
         """
-        from circuitcli.saes.splice import rows_at_once
         from circuitcli.training.geometry import geometry_facts
         from circuitcli.training.quality import reconstruction
 
         self._check_collected(sae)
-        n_rows = min(_EVAL_ROWS, rows_at_once(sae), -(-len(self.rows) // _EVAL_PARTS))
+        n_rows = min(_EVAL_ROWS, sae.rows_at_once, -(-len(self.rows) // _EVAL_PARTS))
         pieces = [*self.cache.pieces(self.rows.start, self.rows.stop, size=n_rows, by_text=sae.reads_context)]
         x = (self.cache.finite_rows(sae.hook, *piece) for piece in pieces)
         targets = (self.cache.finite_rows(sae.target, *piece) for piece in pieces) if sae.is_transcoder else None

@@ -31,11 +31,13 @@ class BatchTopKStudent(TopKStudent):
     def calibrate(self, batch: Batch, *, n_tokens: int) -> None:
         """Find the threshold above which k pre-activations per token lie."""
         sae, k = self.sae, self.lesson.sae.k
-        pre = sae.pre_activations(self.scaled(batch[sae.hook], self.scale)).flatten()
-        found = pre[pre > 0].cpu()
-        largest = found if self._largest is None else torch.cat([self._largest, found])
-        # One more than may stay active: the threshold lies between that one and the last that does.
-        self._largest = largest.topk(min(k * n_tokens + 1, len(largest))).values
+        for rows in self.scaled(batch[sae.hook], self.scale).split(sae.rows_at_once):
+            pre = sae.pre_activations(rows).flatten()
+            found = pre[pre > 0].cpu()
+            largest = found if self._largest is None else torch.cat([self._largest, found])
+            # One more than may stay active: the threshold lies between that one and the last that does.
+            self._largest = largest.topk(min(k * n_tokens + 1, len(largest))).values
+        assert self._largest is not None
         self._n_seen += len(batch[sae.hook])
         n_kept = k * self._n_seen
         self.threshold = float(self._largest[n_kept - 1 : n_kept + 1].mean()) if len(self._largest) > n_kept else 0.0
