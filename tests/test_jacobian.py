@@ -254,6 +254,12 @@ def test_training_with_the_penalty_leaves_two_topk_saes_that_depend_less_on_each
     assert all(one > other - 0.1 for one, other in zip(found[1.0][1], found[0.0][1], strict=True))
 
 
+@pytest.mark.parametrize("kind", PAIRS)
+def test_a_plan_names_the_hook_points_of_the_pair_alone(kind: str, collected: Path):
+    facts = dict(train.plan(request(collected, **DATA, sae__architecture=kind)))
+    assert facts["autoencoders"] == f"2: {' '.join(map(str, ends(kind)))}"
+
+
 def test_activations_that_do_not_follow_by_the_mlp_are_noticed(collected: Path, tmp_path: Path, monkeypatch):
     change_the_model(monkeypatch, block=1)
     path = Path(shutil.copytree(collected, tmp_path / "run"))
