@@ -232,17 +232,20 @@ def test_batches_hold_the_text_of_the_training_rows_alone(run_path: Path):
 def test_end_to_end_training_harms_the_predictions_less_than_local_training_of_the_same_l0(
     run_path: Path, tmp_path: Path
 ):
-    other = Path(shutil.copytree(run_path, tmp_path / "other"))
-    # At 4e-3 and above the last digits of a sum decide how it ends: 0.78 to 0.91 of the harm, here always 0.85.
-    changes = END_TO_END | {"train__tokens": 40_000, "train__local_weight": 100.0, "train__learning_rate": 2e-3}
-    (local,) = train.run(request(other, **changes | {"train__objective": "local"}))
-    (trained,) = train.run(request(run_path, **changes))
-    ours, theirs = (files.read_config(path / trained.path) for path in (run_path, other))
-    assert ours["kl_spliced"] < 0.9 * theirs["kl_spliced"] and trained.l0 == local.l0 == 8
-    lines = [json.loads(line) for line in (run_path / trained.path / "metrics.jsonl").read_text().splitlines()]
+    harm = {"local": 0.0, "end-to-end": 0.0}
+    # How one run ends is decided by its seed, or by the last digits of a sum: these leave 0.73 to 0.91 of the harm.
+    for seed in range(4):
+        for objective in harm:
+            path = Path(shutil.copytree(run_path, tmp_path / f"{objective}-{seed}"))
+            changes = END_TO_END | {"train__tokens": 40_000, "train__local_weight": 10.0, "train__learning_rate": 2e-3}
+            (trained,) = train.run(request(path, **changes | {"train__objective": objective, "seed": seed}))
+            harm[objective] += files.read_config(path / trained.path)["kl_spliced"]
+            assert trained.l0 == 8
+    assert harm["end-to-end"] < 0.9 * harm["local"]
+    lines = [json.loads(line) for line in (path / trained.path / "metrics.jsonl").read_text().splitlines()]
     first = next(place for place, line in enumerate(lines) if "loss_kl" in line)
     assert first == len(lines) // 2 and lines[first - 1]["loss"] == lines[first - 1]["fvu"]
-    assert lines[-1]["loss_reconstruction"] == pytest.approx(100 * lines[-1]["fvu"], rel=1e-5)
+    assert lines[-1]["loss_reconstruction"] == pytest.approx(10 * lines[-1]["fvu"], rel=1e-5)
 
 
 def test_kl_alone_falls_from_the_first_step_on(run_path: Path):
