@@ -9,8 +9,6 @@ from training_fakes import D_IN, MemoryBatches, learner, moments, planted, recip
 
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.hookpoints import HookPoint
-from circuitcli.saes.base import SaeConfig
-from circuitcli.saes.topk import TopKSae
 from circuitcli.settings.sae import SaeSettings
 from circuitcli.settings.settings import Settings
 from circuitcli.settings.train import TrainSettings
@@ -22,13 +20,6 @@ from circuitcli.training.schedule import Schedule, default_rate
 from circuitcli.training.trainer import total
 
 HOOK = HookPoint(1, "resid")
-
-
-def random_sae(*, d_sae: int = 40, k: int = 5) -> TopKSae:
-    sae = TopKSae(SaeConfig(HOOK, D_IN, d_sae), k=k).double()
-    for parameter in sae.parameters():
-        torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(parameter.numel()))
-    return sae
 
 
 def test_planted_features_are_recovered():

@@ -14,6 +14,7 @@ from circuitcli.hookpoints import HookPoint
 
 Normalisation = Literal["none", "centre", "layer-norm", "rms-norm"]
 EPSILON = 1e-5
+# 128 MiB of float32.
 CODES_AT_ONCE = 2**25
 
 

@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from circuitcli.saes.selection import TopK
 from circuitcli.saes.sparse import Encoder, decode, encode
+from circuitcli.saes.topk import largest
 from circuitcli.training.ranks import ALONE, Ranks
 
 # With more than so many times k dead features, sums over the k strongest cost less than products with all. Measured on
@@ -62,7 +63,8 @@ class _Missed(torch.autograd.Function):
         gradients = [torch.zeros_like(part) for part in (rows, bias, decoder)]
         n_at_once = max(1, _AT_ONCE // len(rows))
         for own, rest in zip(x.split(n_at_once), error.split(n_at_once), strict=True):
-            codes = _strongest(torch.addmm(bias, own, rows.T).relu_(), k)
+            pre = torch.addmm(bias, own, rows.T)
+            codes = largest(pre, k) if k < len(rows) else pre.relu_()
             difference = torch.addmm(rest, codes, decoder, beta=-1.0)
             missed += difference.square().sum()
             by_pre = (difference @ decoder.T).masked_fill_(codes == 0, 0.0)
@@ -77,11 +79,3 @@ class _Missed(torch.autograd.Function):
     def backward(ctx: Any, by_missed: Tensor) -> tuple[Any, ...]:
         by_rows, by_bias, by_decoder = (2 * by_missed * gradient for gradient in ctx.saved_tensors)
         return None, None, by_rows, by_bias, by_decoder, None
-
-
-def _strongest(codes: Float[Tensor, "rows n_dead"], k: int) -> Float[Tensor, "rows n_dead"]:
-    """The k largest of each row, all else zero."""
-    if k >= codes.shape[1]:
-        return codes
-    values, indices = codes.topk(k, dim=1, sorted=False)
-    return torch.zeros_like(codes).scatter_(1, indices, values)
