@@ -15,7 +15,7 @@ RUN pip install --no-cache-dir --index-url "https://download.pytorch.org/whl/${T
 WORKDIR /source
 COPY pyproject.toml README.md LICENSE ./
 COPY circuitcli circuitcli
-RUN pip install --no-cache-dir ".[hf]" && rm -rf /source/*
+RUN pip install --no-cache-dir . && rm -rf /source/*
 
 # Files in a mounted folder belong to uid 1000 on most single-user machines; docker run --user changes it.
 RUN useradd --create-home --uid 1000 circuit && mkdir /data && chown circuit /data

@@ -103,7 +103,7 @@ def test_the_missing_package_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(data_sets, "import_module", import_module)
     with pytest.raises(ToolError, match="datasets") as caught:
         next(documents("hf:a/b"))
-    assert "circuitcli[hf]" in caught.value.hint
+    assert caught.value.hint == "pip install datasets"
 
 
 VOCABULARY = Vocabulary(300, 256, 257, 258)

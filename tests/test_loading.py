@@ -91,6 +91,23 @@ def test_weights_that_cannot_be_read_are_an_input_error(saved, tmp_path):
         load_model(ModelSettings(name=str(broken), device="cpu"))
 
 
+@pytest.mark.parametrize(
+    ("error", "hint"),
+    [
+        (ModuleNotFoundError("No module named 'einops'", name="einops"), "pip install einops"),
+        (ImportError("this model needs the package einops"), "pip install the package that it names"),
+    ],
+)
+def test_a_package_that_a_model_needs_is_named(saved, monkeypatch, error, hint):
+    def refuse(*_, **__):
+        raise error
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", refuse)
+    with pytest.raises(ToolError, match=r"needs a package: .*einops") as caught:
+        load_model(ModelSettings(name=str(saved), device="cpu"))
+    assert caught.value.hint == hint
+
+
 def test_devices_are_chosen_and_missing_ones_refused():
     assert choose_device("cpu").type == "cpu"
     assert choose_device("auto").type in {"cpu", "cuda", "mps"}

@@ -1,5 +1,6 @@
 """The project itself: code checks, one version everywhere, what is packed, what lies at the top, commands in papers."""
 
+import ast
 import os
 import re
 import shutil
@@ -73,6 +74,41 @@ def test_the_wheel_contains_every_file_of_the_package_that_is_no_by_product() ->
     names = {str(path) for path in packed}
     assert any(name.startswith("circuitcli/render/assets/") for name in names)
     assert {"circuitcli/models/builtin/tiny/model.safetensors", "circuitcli/__main__.py"} <= names
+
+
+def imported(path: Path) -> set[str]:
+    """Packages that a file imports, by import or by name."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module or "")
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "find_spec")):
+            names |= {
+                part.value for part in node.args if isinstance(part, ast.Constant) and isinstance(part.value, str)
+            }
+    return {name.split(".")[0] for name in names}
+
+
+def test_whatever_the_package_imports_comes_with_it_or_with_an_extra_of_its_name(project: dict) -> None:
+    def named(requirements: list[str]) -> set[str]:
+        return {re.split(r"[<>=;]", text)[0].strip().replace("-", "_") for text in requirements}
+
+    core, extras = named(project["dependencies"]), set(project["optional-dependencies"]) - {"test"}
+    found = set[str]().union(*(imported(path) for path in (ROOT / "circuitcli").rglob("*.py")))
+    # Triton comes with PyTorch where it has kernels for it.
+    others = found - set(sys.stdlib_module_names) - {"circuitcli", "triton"}
+    assert "datasets" in others
+    assert {{"yaml": "pyyaml"}.get(name, name) for name in others} - extras <= core
+    # transformers imports it itself, for files of this kind.
+    assert "gguf" in core
+
+
+def test_hints_install_what_can_be_installed(project: dict) -> None:
+    text = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "circuitcli").rglob("*.py"))
+    assert "circuitcli[" not in text
+    assert set(re.findall(r"'\.\[(\w+)\]'", text)) <= set(project["optional-dependencies"])
 
 
 def test_the_readme_gives_the_one_test_command_that_ci_runs() -> None:

@@ -190,7 +190,7 @@ def test_missing_package_is_named_with_the_extra_that_brings_it(name: str, monke
     monkeypatch.setattr("circuitcli.training.trackers.tracker.find_spec", lambda _: None)
     with pytest.raises(ToolError, match=f"needs the package {name}") as caught:
         check_trackers([name])
-    assert caught.value.hint == f"pip install 'circuitcli[{name}]'" and caught.value.exit_status == ExitStatus.TOOL
+    assert caught.value.hint == f"pip install '.[{name}]'" and caught.value.exit_status == ExitStatus.TOOL
 
 
 REAL = """

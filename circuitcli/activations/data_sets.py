@@ -75,7 +75,7 @@ def load_library(purpose: str) -> Any:
     try:
         return import_module("datasets")
     except ImportError:
-        raise ToolError(f"{purpose} needs the package 'datasets'", hint="pip install 'circuitcli[hf]'") from None
+        raise ToolError(f"{purpose} needs the package 'datasets'", hint="pip install datasets") from None
 
 
 def _rows(library: Any, wanted: DataSet, start: int) -> Any:

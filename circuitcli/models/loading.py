@@ -158,7 +158,7 @@ def _explained(settings: ModelSettings, source: _Source) -> Iterator[None]:
     except ImportError as error:
         raise ToolError(
             f"loading {settings.name} needs a package: {first_line(error)}",
-            hint="pip install 'circuitcli[hf]'",
+            hint=f"pip install {error.name or 'the package that it names'}",
         ) from error
     except Exception as error:
         if source.is_hub and source.options.get("local_files_only"):

@@ -55,7 +55,7 @@ class TrainSettings(Section):
     loss are kept from one step."""
     log: Annotated[tuple[Tracker, ...], Split] = ()
     """Where metrics go besides metrics.jsonl; several with commas. Each needs its package: pip install
-    'circuitcli[wandb]'."""
+    '.[wandb]' in the folder of this source."""
     eval_tokens: int = Field(16_384, ge=1)
     """Held-out tokens on which the finished SAEs are measured."""
     loss_tokens: int = Field(4096, ge=0)

@@ -52,7 +52,7 @@ def check_trackers(names: Sequence[str]) -> None:
         if find_spec(name) is None:
             raise ToolError(
                 f"--log {name} needs the package {name}, which is not installed",
-                hint=f"pip install 'circuitcli[{name}]'",
+                hint=f"pip install '.[{name}]'",
             )
 
 
