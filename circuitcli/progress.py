@@ -1,10 +1,21 @@
-"""Progress of long loops, reported to a replaceable sink, so that no layer below the command line prints."""
+"""Progress of long loops and notes, reported to replaceable sinks, so that no layer below the command line prints."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, TypeVar, runtime_checkable
 
 T = TypeVar("T")
+
+# Between information for debugging and warnings: what people want to know of a command that goes well.
+NOTE = 25
+logging.addLevelName(NOTE, "NOTE")
+logger = logging.getLogger(__name__)
+
+
+def note(message: str) -> None:
+    """Tell people of a choice that was made for them."""
+    logger.log(NOTE, "%s", message)
 
 
 @runtime_checkable

@@ -14,6 +14,7 @@ from circuitcli import graphs, records
 from circuitcli.errors import InputError, SettingsError, ThresholdError
 from circuitcli.hookpoints import OUTPUT, HookPoint, NodeId
 from circuitcli.models.loading import load_model
+from circuitcli.progress import NOTE
 from circuitcli.records import EdgeRecord, GraphRecord, NodeRecord, ScoreRecord, Stream
 from circuitcli.runs import Run
 from circuitcli.saes import files
@@ -22,6 +23,7 @@ from circuitcli.saes.relu import ReluSae
 from circuitcli.settings.settings import Settings
 from circuitcli.settings.sources import load
 from circuitcli.stages import collect, export, graph_grad, graph_naive, train, validate
+from circuitcli.stages.inputs import read_graphs
 from circuitcli.stages.render import scores_of
 from circuitcli.stages.request import Request
 
@@ -121,12 +123,48 @@ def test_a_finished_graph_is_emitted_again_without_torch(run):
 
 
 def test_another_prompt_under_the_same_name_is_refused_and_force_replaces_it(ask):
-    graph_grad.run(ask())
+    graph_grad.run(ask(graph__name="circuit"))
     with pytest.raises(InputError, match=r"graph\.prompt was .* and is now 'x = '") as caught:
-        graph_grad.run(ask(graph__prompt="x = "))
+        graph_grad.run(ask(graph__prompt="x = ", graph__name="circuit"))
     assert "--force" in caught.value.hint and "--name" in caught.value.hint
     assert graph_of(graph_grad.run(ask(force=True, graph__prompt="x = "))).head.prompt == "x = "
     assert graph_of(graph_grad.run(ask(graph__prompt="y = ", graph__name="other"))).head.name == "other"
+
+
+def test_graphs_without_a_name_take_one_that_is_free_or_was_made_from_the_same_settings(ask, run, caplog):
+    caplog.set_level(NOTE, logger="circuitcli")
+    cheap = {"graph__method": "atp", "graph__positions": "sum"}
+    prompts = ("x = ", "y = ", "x = ", "y = ", "z = ")
+    names = [graph_of(graph_grad.run(ask(graph__prompt=prompt, **cheap))).head.name for prompt in prompts]
+    assert names == ["circuit", "circuit-2", "circuit", "circuit-2", "circuit-3"]
+    said = [record.message for record in caplog.records if record.levelno == NOTE]
+    assert len(said) == 3 and all(name in text for name, text in zip(("-2", "-2", "-3"), said, strict=True))
+    assert "graph.prompt was 'x = ' and is now 'y = '" in said[0]
+    assert graphs.from_records(run.stream())[-1].head.name == "circuit-3", "later stages take the graph made last"
+    assert read_graphs(run.path / "graphs" / "circuit-2.jsonl")[-1].head.prompt == "y = "
+    replaced = graph_of(graph_grad.run(ask(force=True, graph__prompt="v = ", **cheap))).head
+    assert (replaced.name, graph_of(graph_grad.run(ask(graph__prompt="v = ", **cheap))).head.name) == ("circuit",) * 2
+
+
+def test_an_unfinished_graph_without_a_name_goes_on_under_its_own(ask, run, monkeypatch):
+    graph_naive.run(ask(graph__prompt="x = ", graph__thin=0.01))
+    monkeypatch.setattr("circuitcli.attribution.naive.NaiveSearch.graph", lambda *given: 1 / 0)
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            graph_naive.run(ask(graph__prompt="y = ", graph__thin=0.01))
+    assert [name for name in run.manifest()["stages"] if "naive" in name] == ["graph:naive", "graph:naive-2"]
+
+
+def test_a_file_that_the_run_did_not_make_is_not_overwritten(ask, run):
+    cheap = {"graph__method": "atp", "graph__positions": "sum"}
+    foreign = run.path / "graphs" / "circuit.jsonl"
+    foreign.parent.mkdir()
+    foreign.write_text("mine", encoding="utf-8")
+    assert graph_of(graph_grad.run(ask(**cheap))).head.name == "circuit-2"
+    with pytest.raises(InputError, match="exists"):
+        graph_grad.run(ask(graph__name="circuit", **cheap))
+    assert foreign.read_text(encoding="utf-8") == "mine"
+    assert graph_of(graph_grad.run(ask(force=True, graph__name="circuit", **cheap))).head.name == "circuit"
 
 
 def test_attribution_patching_and_integration_find_graphs_of_the_same_form(ask):

@@ -8,6 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from circuitcli.progress import NOTE
+
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
     from rich.console import RenderableType
@@ -123,11 +125,11 @@ class Messages(logging.Handler):
 
 
 def listen(*, debug: bool) -> None:
-    """Print warnings of this package, and with ``debug`` everything that it logs."""
+    """Print notes and warnings of this package, and with ``debug`` everything that it logs."""
     logger = logging.getLogger("circuitcli")
     logger.handlers = [Messages()]
     logger.propagate = False
-    logger.setLevel(logging.DEBUG if debug else logging.WARNING)
+    logger.setLevel(logging.DEBUG if debug else NOTE)
 
 
 def stderr_is_terminal() -> bool:

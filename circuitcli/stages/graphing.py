@@ -14,6 +14,7 @@ from circuitcli.runs import Fingerprint, atomic, file_digest
 from circuitcli.settings.graph import GraphSettings
 from circuitcli.stages.fitting import warn_of_misfits
 from circuitcli.stages.inputs import activation_digests, open_cache, read_graphs
+from circuitcli.stages.naming import GRAPH, chosen_name, valid_name
 from circuitcli.stages.request import Request, fingerprint
 from circuitcli.stages.saes import SaeSource, load_saes, sae_sources
 
@@ -46,12 +47,12 @@ class Task:
     @property
     def entry(self) -> str:
         """The name of the graph's entry in the manifest."""
-        return f"graph:{self.name}"
+        return GRAPH.entry(self.name)
 
     @property
     def path(self) -> Path:
         """The graph's file."""
-        return self.request.run.path / "graphs" / f"{self.name}.jsonl"
+        return GRAPH.path(self.request.run, self.name)
 
     def fingerprint(self) -> Fingerprint:
         """Over the settings that the stage reads, the SAEs, the cache if it is needed, and what is extended."""
@@ -74,21 +75,26 @@ def task_of(request: Request, stage: str, *, name: str, positions: str, baseline
         )
     if settings.extend is not None:
         read_graphs(Path(settings.extend))
-    return Task(
+    if settings.name is not None:
+        valid_name(settings.name)
+    task = Task(
         request=request,
         stage=stage,
-        name=_valid_name(settings.name or name),
+        name=settings.name or name,
         positions=settings.positions or positions,
         baseline=settings.baseline or baseline,
         sources=sae_sources(request, stage=stage),
         foreign=tuple(f"graph.{field}" for field in foreign),
     )
-
-
-def _valid_name(name: str) -> str:
-    if not name or Path(name).name != name or name.startswith("."):
-        raise SettingsError(f"'{name}' cannot be the name of a graph", hint="use letters, digits, '-' and '_'")
-    return name
+    chosen = chosen_name(
+        request.run,
+        GRAPH,
+        asked=settings.name,
+        default=name,
+        fingerprint=task.fingerprint(),
+        force=request.force,
+    )
+    return replace(task, name=chosen)
 
 
 @dataclass(frozen=True)

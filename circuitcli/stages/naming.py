@@ -1,0 +1,84 @@
+"""The name of a graph or report in its run: the one that was asked for, or a default one that hits nothing else."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+from circuitcli.errors import InputError, SettingsError
+from circuitcli.progress import note
+from circuitcli.runs import Fingerprint, Run
+
+
+@dataclass(frozen=True)
+class Named:
+    """What is named: ``stage`` begins its entry in the manifest, ``folder/NAME.suffix`` is its file in the run."""
+
+    word: str
+    stage: str
+    folder: str
+    suffix: str
+
+    def entry(self, name: str) -> str:
+        """The name of its entry in the manifest."""
+        return f"{self.stage}:{name}"
+
+    def path(self, run: Run, name: str) -> Path:
+        """Its file."""
+        return run.path / self.folder / f"{name}{self.suffix}"
+
+
+GRAPH = Named("graph", "graph", "graphs", ".jsonl")
+REPORT = Named("report", "validate", "reports", ".json")
+
+
+def chosen_name(
+    run: Run, what: Named, *, asked: str | None, default: str, fingerprint: Fingerprint, force: bool
+) -> str:
+    """The name to use: that which was asked for; else what already has this fingerprint; else the first that is free.
+
+    Default names are ``default``, ``default-2`` and so on; what was taken is said where it is not the first. With
+    ``force`` the first is free. Raises SettingsError for what cannot be a name, InputError for a file that no command
+    of this run has made.
+    """
+    if asked is not None:
+        name = valid_name(asked, what=what)
+        if not force and not run.stage(what.entry(name)) and what.path(run, name).exists():
+            raise InputError(
+                f"{what.path(run, name)} exists, and the run does not know from what it was made",
+                hint="use --force to replace it, or another --name",
+            )
+        return name
+    names = [*_taken(run, what, default)]
+    for name in names:
+        if run.stage(what.entry(name)).get("fingerprint") == fingerprint.digest:
+            if name != default:
+                note(f"these settings made the {what.word} {name}")
+            return name
+    if force or not names:
+        return default
+    free = next(name for name in _numbered(default) if name not in names)
+    entry = run.stage(what.entry(default))
+    why = f" with other settings: {fingerprint.first_difference(entry)}" if entry else ""
+    note(f"this {what.word} is named {free}, as the run has {default}{why}")
+    return free
+
+
+def valid_name(name: str, *, what: Named = GRAPH) -> str:
+    """The name, if a file can have it. Raises SettingsError."""
+    if not name or Path(name).name != name or name.startswith(".") or not name.isprintable():
+        raise SettingsError(f"'{name}' cannot be the name of a {what.word}", hint="use letters, digits, '-' and '_'")
+    return name
+
+
+def _numbered(default: str) -> Iterator[str]:
+    yield default
+    yield from (f"{default}-{number}" for number in count(2))
+
+
+def _taken(run: Run, what: Named, default: str) -> Iterator[str]:
+    """The default names that are in use, up to the first free one."""
+    for name in _numbered(default):
+        if not run.stage(what.entry(name)) and not what.path(run, name).exists():
+            return
+        yield name
