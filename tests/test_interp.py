@@ -11,7 +11,7 @@ import pytest
 import torch
 from support_collect import save_model, texts
 
-from circuitcli import records, runs
+from circuitcli import records
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.features import scan as scanning
 from circuitcli.hookpoints import HookPoint
@@ -79,9 +79,7 @@ def test_each_live_feature_has_a_line_and_a_record_that_is_the_line_without_deta
         short = record.model_dump()
         assert short == {name: value for name, value in line.items() if name not in interp.DETAILS}
         assert short["path"] == f"features/{record.id.partition('/')[0]}.jsonl"
-        assert short["sae"] == runs.file_digest(
-            request_.run.path / "saes" / record.id.partition("/")[0] / "weights.safetensors"
-        )
+        assert short["sae"] == files.sae_digest(request_.run.path / "saes" / record.id.partition("/")[0])
         assert set(interp.DETAILS) <= set(line)
 
 

@@ -17,7 +17,7 @@ from circuitcli.errors import InputError, SettingsError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.loading import load_model
 from circuitcli.records import EvaluationRecord, SaeRecord, Stream
-from circuitcli.runs import Run, file_digest
+from circuitcli.runs import Run
 from circuitcli.saes import files
 from circuitcli.settings.sources import load
 from circuitcli.stages import collect, estimates, evaluate, train, training, verify
@@ -72,7 +72,7 @@ def test_every_hook_point_gets_an_sae_a_record_and_metrics(run_path: Path):
         assert (
             (sae.d_in, sae.d_sae, str(sae.hook)) == (128, 256, record.hook) == (record.d_in, record.d_sae, record.hook)
         )
-        assert file_digest(run_path / record.path / files.WEIGHTS) == record.digest
+        assert files.sae_digest(run_path / record.path) == record.digest
         assert 0.3 < record.explained_variance < 1 and record.loss_recovered < 1 and 0 <= record.dead <= 1
         assert 0 < record.l0 <= 8 and record.k == 8
         lines = [json.loads(line) for line in (run_path / record.path / "metrics.jsonl").read_text().splitlines()]

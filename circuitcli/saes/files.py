@@ -1,22 +1,26 @@
 """Native SAE files: weights.safetensors and config.json in one directory."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
-from circuitcli.errors import InputError
-from circuitcli.runs import atomic, file_digest, write_error
+from circuitcli.errors import InputError, SettingsError, first_line
+from circuitcli.runs import atomic, write_error
 from circuitcli.saes.architectures import ARCHITECTURES
 from circuitcli.saes.base import SaeConfig, SparseAutoencoder
-from circuitcli.saes.folder import CONFIG, FORMAT, WEIGHTS, read_config
+from circuitcli.saes.folder import CONFIG, FORMAT, WEIGHTS, read_config, sae_digest
 from circuitcli.saes.tensor_files import save_tensors
+
+_AGAIN = "train or copy the SAE again"
 
 
 def save(sae: SparseAutoencoder, directory: Path, **facts: Any) -> str:
-    """Write the SAE, config last, and return its digest. ``facts`` (scores, training) join config.json."""
+    """Write the SAE, config last, and return its `sae_digest`. ``facts`` (scores, training) join config.json."""
     weights = {name: tensor.float() for name, tensor in sae.state_dict().items()}
     path = directory / WEIGHTS
     partial = path.with_name(path.name + ".partial")
@@ -30,7 +34,7 @@ def save(sae: SparseAutoencoder, directory: Path, **facts: Any) -> str:
     with atomic(directory / CONFIG) as stream:
         json.dump(content, stream, indent=1)
         stream.write("\n")
-    return file_digest(path)
+    return sae_digest(directory)
 
 
 def load(directory: Path) -> SparseAutoencoder:
@@ -40,30 +44,29 @@ def load(directory: Path) -> SparseAutoencoder:
     try:
         weights = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise InputError(f"cannot read {path}: {error}", hint="train or copy the SAE again") from None
+        raise InputError(f"cannot read {path}: {first_line(error)}", hint=_AGAIN) from None
+    # Before anything of the size that config.json tells is made.
+    _check_shape(path, weights, "W_enc", (config["d_in"], config["d_sae"]))
     sae = _build(config, directory)
-    state = sae.state_dict()
-    missing = [name for name in state if name not in weights]
-    if missing:
-        raise InputError(f"{path} lacks {', '.join(missing)}", hint="train or copy the SAE again")
-    for name, tensor in state.items():
-        if tensor.shape != weights[name].shape:
-            raise InputError(
-                f"{path}: {name} has shape {tuple(weights[name].shape)}, config.json says {tuple(tensor.shape)}",
-                hint="train or copy the SAE again",
-            )
+    for name, tensor in sae.state_dict().items():
+        _check_shape(path, weights, name, tuple(tensor.shape))
         tensor.copy_(weights[name])
     return sae.eval().requires_grad_(False)
 
 
+def _check_shape(path: Path, weights: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) -> None:
+    found = weights.get(name)
+    if found is None:
+        raise InputError(f"{path} lacks {name}", hint=_AGAIN)
+    if tuple(found.shape) != shape:
+        raise InputError(f"{path}: {name} has shape {tuple(found.shape)}, config.json says {shape}", hint=_AGAIN)
+    if not found.is_floating_point():
+        raise InputError(f"{path}: {name} holds {found.dtype} and no real numbers", hint=_AGAIN)
+
+
 def _build(content: dict[str, Any], directory: Path) -> SparseAutoencoder:
-    made = ARCHITECTURES.get(content.get("architecture", ""))
-    if made is None:
-        raise InputError(
-            f"{directory}: architecture '{content.get('architecture')}' is not known",
-            hint=f"known are {' '.join(ARCHITECTURES)}",
-        )
+    made = ARCHITECTURES[content["architecture"]]
     try:
         return made(SaeConfig.of(content), **{name: content[name] for name in made.option_names})
-    except KeyError as error:
-        raise InputError(f"{directory / CONFIG} lacks {error}", hint="train or copy the SAE again") from None
+    except SettingsError as error:
+        raise InputError(f"{directory / CONFIG}: {error.message}", hint=_AGAIN) from None

@@ -1,23 +1,168 @@
-"""The files of a native SAE's directory, and what config.json says; needs no torch."""
+"""The files of a native SAE's directory: what config.json may say, and the digest of an SAE; needs no torch."""
 
 import json
+import logging
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from circuitcli.errors import InputError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from circuitcli import runs
+from circuitcli.errors import InputError, SettingsError
+from circuitcli.hookpoints import HookPoint
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 1
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
+# What each architecture needs beside what all have.
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "relu": (),
+    "gated": (),
+    "topk": ("k",),
+    "abstopk": ("k",),
+    "jumprelu": (),
+    "matching_pursuit": ("max_iterations", "residual_threshold", "stop_on_duplicate_support"),
+    "temporal": ("k", "n_heads", "n_attention_layers", "bottleneck_factor"),
+}
+_AGAIN = "train or copy the SAE again"
+
+
+def _is_hook(text: str) -> str:
+    try:
+        HookPoint.parse(text)
+    except SettingsError as error:
+        raise ValueError(error.message) from None
+    return text
+
+
+_Hook = Annotated[str, AfterValidator(_is_hook)]
+_Count = Annotated[int, Field(ge=1, lt=2**31)]
+
+
+class NativeConfig(BaseModel):
+    """What config.json must and may say; further fields are facts of the training."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
+
+    architecture: str
+    hook: _Hook
+    d_in: _Count
+    d_sae: _Count
+    normalisation: Literal["none", "centre", "layer-norm", "rms-norm"] = "none"
+    subtract_decoder_bias: bool = True
+    target: _Hook | None = None
+    d_out: _Count | None = None
+    skip: bool = False
+    before_gain: bool | None = None
+
+    k: _Count | None = None
+    max_iterations: _Count | None = None
+    residual_threshold: float = Field(0.01, ge=0, allow_inf_nan=False)
+    stop_on_duplicate_support: bool = True
+    n_heads: Annotated[int, Field(ge=1, le=4096)] | None = None
+    n_attention_layers: Annotated[int, Field(ge=1, le=1024)] | None = None
+    bottleneck_factor: _Count | None = None
+
+    # These decide no code.
+    model: str | None = None
+    bos: bool | None = None
+    context_length: int | None = None
+    dataset: str | None = None
+    notes: list[str] = []
+    explained_variance: float | None = None
+    l0: float | None = None
+    dead: float | None = None
+
+    def deciding(self) -> dict[str, Any]:
+        """What decides the codes and their place in a model, in one form whatever else the file says."""
+        shape = ("architecture", "hook", "d_in", "d_sae", "normalisation", "subtract_decoder_bias", "target", "d_out")
+        return {
+            **{name: getattr(self, name) for name in (*shape, "skip", *OPTIONS[self.architecture])},
+            "before_gain": bool(self.before_gain),
+        }
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """config.json of a native SAE. Raises InputError if there is none."""
+    """config.json of a native SAE, checked. Raises InputError if there is none, or if a field makes no sense."""
     path = directory / CONFIG
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         hint = "name a directory that `circuit train` wrote"
         raise InputError(f"{directory} holds no SAE: {error}", hint=hint) from None
-    if content.get("format") != FORMAT:
-        raise InputError(f"{path} has SAE format {content.get('format')}; this version reads {FORMAT}")
-    return dict(content)
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds no JSON object", hint=_AGAIN)
+    if (version := content.get("format")) != FORMAT or isinstance(version, bool):
+        raise InputError(f"{path} has SAE format {version!r:.40}; this version reads {FORMAT}", hint=_AGAIN)
+    checked(content, path)
+    return content
+
+
+def checked(content: dict[str, Any], path: Path) -> NativeConfig:
+    """The fields of a config that are known. Raises InputError, naming file, field and value, if one makes no sense."""
+    try:
+        config = NativeConfig.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        if first["type"] == "missing":
+            raise InputError(f"{path} lacks '{name}'", hint=_AGAIN) from None
+        raise InputError(f"{path}: '{name}' is {first['input']!r:.60}: {first['msg']}", hint=_AGAIN) from None
+    if config.architecture not in OPTIONS:
+        raise InputError(
+            f"{path.parent}: architecture '{config.architecture:.40}' is not known",
+            hint=f"known are {' '.join(OPTIONS)}",
+        )
+    if missing := [name for name in OPTIONS[config.architecture] if name not in content]:
+        raise InputError(f"{path} lacks '{missing[0]}'", hint=_AGAIN)
+    if "k" in OPTIONS[config.architecture] and (config.k or 0) > config.d_sae:
+        raise InputError(f"{path}: 'k' is {config.k}, more than the {config.d_sae} features", hint=_AGAIN)
+    _check_ends(config, path)
+    return config
+
+
+def _check_ends(config: NativeConfig, path: Path) -> None:
+    """Raise InputError where what only a transcoder has does not fit."""
+    if config.target is not None:
+        if HookPoint.parse(config.target) < HookPoint.parse(config.hook):
+            raise InputError(f"{path}: it predicts {config.target} from {config.hook}, which comes later", hint=_AGAIN)
+    elif config.skip or config.d_out not in (None, config.d_in):
+        what = "a skip connection" if config.skip else f"{config.d_out} outputs"
+        raise InputError(f"{path}: an SAE of {config.d_in} inputs that predicts no 'target' has {what}", hint=_AGAIN)
+
+
+def sae_digest(directory: Path) -> str:
+    """``sha256:...`` of an SAE's weights and of all in its config that decides its codes.
+
+    Scores and other facts may change. Raises InputError if there is no such SAE.
+    """
+    config = checked(read_config(directory), directory / CONFIG)
+    return runs.digest([_weights_digest(directory), config.deciding()])
+
+
+def is_recorded(directory: Path, digest: str) -> bool:
+    """Whether a digest in a record is of this SAE.
+
+    One of its weights alone, as records had before the configuration counted, is taken with a warning. Raises
+    InputError if there is no such SAE.
+    """
+    if sae_digest(directory) == digest:
+        return True
+    if _weights_digest(directory) != digest:
+        return False
+    logger.warning(
+        "the record of the SAE in %s is of an earlier version and holds for its weights alone: nothing tells whether "
+        "its %s was changed; `circuit train --force` makes both anew",
+        directory,
+        CONFIG,
+    )
+    return True
+
+
+def _weights_digest(directory: Path) -> str:
+    path = directory / WEIGHTS
+    try:
+        return runs.file_digest(path)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}", hint=_AGAIN) from None

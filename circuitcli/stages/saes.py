@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SaeSource:
-    """Where an SAE is, and the digest of its weights; ``is_own`` if it is one that the run trained."""
+    """Where an SAE is, and the digest of weights and configuration; ``is_own`` if it is one that the run trained."""
 
     place: Place
     digest: str
@@ -63,8 +63,8 @@ def load_saes(
 ) -> "dict[HookPoint, Foreign]":
     """The SAEs of these hook points, with a warning for those that were trained on another model than ``model``.
 
-    adapter: of that model; needed for SAEs of a norm's output before its weight. Raises InputError if the weights
-    changed since they were recorded, or for a transcoder where none can be used.
+    adapter: of that model; needed for SAEs of a norm's output before its weight. Raises InputError if weights
+    or configuration changed since they were recorded, or for a transcoder where none can be used.
     """
     loaded = {}
     for hook in hooks:
@@ -93,9 +93,10 @@ def load_sae(source: SaeSource) -> "Foreign":
     directory = source.place.path
     if source.is_own and not (directory / WEIGHTS).is_file():
         raise InputError(f"no SAE in {directory}", hint="run `circuit train` again")
-    if source.is_own and source.place.digest != source.digest:
+    if source.is_own and not source.place.is_recorded_as(source.digest):
         raise InputError(
-            f"the weights in {directory} are not those that were recorded", hint="run `circuit train` again"
+            f"weights or configuration in {directory} are not those that were recorded",
+            hint="put the files back, or run `circuit train --force`",
         )
     return formats.read(source.place)
 

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from circuitcli import group, processes, progress, runs
 from circuitcli.allocator import give_back_freed_memory
-from circuitcli.errors import SettingsError
+from circuitcli.errors import InputError, SettingsError
 from circuitcli.hookpoints import HookPoint, is_hook
 from circuitcli.records import ActivationsRecord, EvaluationRecord, Record
-from circuitcli.runs import file_digest
-from circuitcli.saes.folder import WEIGHTS
+from circuitcli.saes.folder import is_recorded
 from circuitcli.settings.settings import Settings
 from circuitcli.settings.sources import flatten
 from circuitcli.stages.learners import CALIBRATION_TOKENS, calibrate, new_learners
@@ -151,8 +150,11 @@ def _is_there(run: runs.Run, record: Record) -> bool:
     """Whether an SAE that was measured is still what it was; those of other runs are not looked at."""
     if not isinstance(record, EvaluationRecord) or not record.path.startswith(f"{FOLDER}/"):
         return True
-    weights = run.path / record.path / WEIGHTS
-    return weights.is_file() and file_digest(weights) == record.digest
+    directory = run.path / record.path
+    try:
+        return is_recorded(directory, record.digest)
+    except InputError:
+        return False
 
 
 def _in_order(finished: Iterable[Finished]) -> list[Finished]:

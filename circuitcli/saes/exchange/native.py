@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.saes.exchange.place import About, Place
 from circuitcli.saes.folder import CONFIG, WEIGHTS, read_config
@@ -21,10 +20,7 @@ def places(directory: Path, names: frozenset[str]) -> list[Place]:
     if not {CONFIG, WEIGHTS} <= names:
         return []
     config = read_config(directory)
-    try:
-        hook, target = HookPoint.parse(config["hook"]), config.get("target")
-    except KeyError as error:
-        raise InputError(f"{directory / CONFIG} lacks {error}", hint="train or copy the SAE again") from None
+    hook, target = HookPoint.parse(config["hook"]), config.get("target")
     files = (directory / WEIGHTS, directory / CONFIG)
     return [Place(NAME, directory, files, hook, HookPoint.parse(target) if target else None, config.get("model"))]
 

@@ -11,6 +11,7 @@ import yaml
 from circuitcli.errors import InputError, first_line
 from circuitcli.hookpoints import HookPoint
 from circuitcli.runs import digest, file_digest
+from circuitcli.saes.folder import is_recorded, sae_digest
 
 if TYPE_CHECKING:
     from circuitcli.saes.base import Normalisation
@@ -75,13 +76,20 @@ class Place:
 
     @property
     def digest(self) -> str:
-        """Of the weights alone for a native SAE; of all deciding files and of what was changed for others."""
+        """Of all that decides its codes: for a native SAE `sae_digest`, for others all files; and what was changed."""
         for path in self.files:
             if not path.is_file():
                 raise InputError(f"{path} is gone", hint="copy the SAE again")
-        if self.format == "circuit" and self.changes == Changes():
-            return file_digest(self.files[0])
+        if self.format == "circuit":
+            own = sae_digest(self.path)
+            return own if self.changes == Changes() else digest([own, *map(str, vars(self.changes).values())])
         return digest([*(file_digest(path) for path in self.files), *map(str, vars(self.changes).values())])
+
+    def is_recorded_as(self, recorded: str) -> bool:
+        """Whether a digest in a record is of this SAE; see `folder.is_recorded` for those of earlier versions."""
+        if self.format == "circuit" and self.changes == Changes():
+            return is_recorded(self.path, recorded)
+        return self.digest == recorded
 
     def changed(self, changes: Changes) -> "Place":
         """The same SAE with what is known from elsewhere."""
