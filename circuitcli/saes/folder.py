@@ -1,6 +1,5 @@
 """The files of a native SAE's directory: what config.json may say, and the digest of an SAE; needs no torch."""
 
-import json
 import logging
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from circuitcli import runs
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.hookpoints import HookPoint
+from circuitcli.reading import read_object
 
 logger = logging.getLogger(__name__)
 
@@ -86,17 +86,11 @@ class NativeConfig(BaseModel):
 def read_config(directory: Path) -> dict[str, Any]:
     """config.json of a native SAE, checked. Raises InputError if there is none, or if a field makes no sense."""
     path = directory / CONFIG
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        hint = "name a directory that `circuit train` wrote"
-        raise InputError(f"{directory} holds no SAE: {error}", hint=hint) from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds no JSON object", hint=_AGAIN)
+    # Scores of a diverged training are no finite numbers.
+    content = read_object(path, finite=False, hint="name a directory that `circuit train` wrote")
     if (version := content.get("format")) != FORMAT or isinstance(version, bool):
         raise InputError(f"{path} has SAE format {version!r:.40}; this version reads {FORMAT}", hint=_AGAIN)
-    checked(content, path)
-    return content
+    return content | checked(content, path).model_dump(include=set(content))
 
 
 def checked(content: dict[str, Any], path: Path) -> NativeConfig:

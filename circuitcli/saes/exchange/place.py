@@ -1,6 +1,5 @@
 """Where an SAE lies and what its files say of it; needs no torch."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from circuitcli import reading
 from circuitcli.errors import InputError, first_line
 from circuitcli.hookpoints import HookPoint
 from circuitcli.runs import digest, file_digest
@@ -15,6 +15,8 @@ from circuitcli.saes.folder import is_recorded, sae_digest
 
 if TYPE_CHECKING:
     from circuitcli.saes.base import Normalisation
+
+_AGAIN = "copy the SAE again"
 
 
 @dataclass(frozen=True)
@@ -104,13 +106,7 @@ class Place:
 
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises InputError, naming the file, if there is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {error}", hint="copy the SAE again") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds no JSON object", hint="copy the SAE again")
-    return content
+    return reading.read_object(path, finite=False, hint=_AGAIN)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
