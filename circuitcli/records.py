@@ -6,11 +6,34 @@ are never renamed; a kind that nobody knows passes through.
 
 import json
 from collections.abc import Iterable, Iterator
-from typing import IO, Any, ClassVar, TextIO, TypeVar
+from typing import IO, Annotated, Any, ClassVar, TextIO, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from circuitcli.errors import InputError
+from circuitcli.schema import (
+    AnyPath,
+    BaselineName,
+    Count,
+    Counts,
+    DigestsByHook,
+    FeatureName,
+    Flag,
+    HookName,
+    MethodName,
+    MetricName,
+    Name,
+    NodeName,
+    Number,
+    NumbersByHook,
+    PathInRun,
+    PolicyName,
+    PositionsName,
+    Text,
+    Texts,
+    UnitName,
+    Word,
+)
 
 
 class Record(BaseModel):
@@ -24,38 +47,38 @@ class RunRecord(Record):
     """The run directory (absolute, or relative to the working directory) and the model it belongs to."""
 
     kind: str = "run"
-    path: str
-    model: str
-    revision: str | None = None
-    layers: str = ":"
-    version: str
+    path: AnyPath
+    model: Word
+    revision: Word | None = None
+    layers: Word = ":"
+    version: Word
 
 
 class ActivationsRecord(Record):
     """Cached activations of one hook point."""
 
     kind: str = "activations"
-    hook: str
-    path: str
-    n_tokens: int
-    d_model: int
-    dtype: str
-    digest: str
+    hook: HookName
+    path: PathInRun
+    n_tokens: Count
+    d_model: Count
+    dtype: Word
+    digest: Word
 
 
 class TrainedRecord(Record):
     """What is told of any sparse autoencoder of a run."""
 
-    hook: str
-    architecture: str
-    d_in: int
-    d_sae: int
-    path: str
-    digest: str
-    explained_variance: float | None = None
-    l0: float | None = None
-    loss_recovered: float | None = None
-    dead: float | None = None
+    hook: HookName
+    architecture: Word
+    d_in: Count
+    d_sae: Count
+    path: PathInRun
+    digest: Word
+    explained_variance: Number | None = None
+    l0: Number | None = None
+    loss_recovered: Number | None = None
+    dead: Number | None = None
 
 
 class SaeRecord(TrainedRecord):
@@ -68,7 +91,7 @@ class SweepRecord(TrainedRecord):
     """One sparse autoencoder of a sweep; stages do not take it unless it is named with ``--sae``."""
 
     kind: str = "sweep"
-    variant: str
+    variant: Word
 
 
 class EvaluationRecord(Record):
@@ -78,119 +101,145 @@ class EvaluationRecord(Record):
     """
 
     kind: str = "evaluation"
-    hook: str
-    architecture: str
-    path: str
-    digest: str
-    report: str
-    n_eval_tokens: int
-    explained_variance: float | None = None
-    l0: float
-    loss_recovered: float | None = None
+    hook: HookName
+    architecture: Word
+    path: AnyPath
+    digest: Word
+    report: PathInRun
+    n_eval_tokens: Count
+    explained_variance: Number | None = None
+    l0: Number
+    loss_recovered: Number | None = None
+    cosine: Number | None = None
+    ce_increase: Number | None = None
+    kl_spliced: Number | None = None
+    silent: Number | None = None
 
 
 class InspectionRecord(Record):
     """What an SAE is and expects, and what looks wrong; ``path`` is whole, in the format that is named."""
 
     kind: str = "inspection"
-    hook: str
-    architecture: str
-    d_in: int
-    d_sae: int
-    format: str
-    path: str
-    digest: str
-    problems: tuple[str, ...]
+    hook: HookName
+    architecture: Word
+    d_in: Count
+    d_sae: Count
+    format: Word
+    path: AnyPath
+    digest: Word
+    problems: Texts
 
 
 class ReleaseRecord(Record):
     """One SAE of a release of the catalogue: ``NAME/ID`` names it."""
 
     kind: str = "release"
-    name: str
-    id: str
-    hook: str
-    format: str
-    repository: str
-    path: str
+    name: Word
+    id: Word
+    hook: HookName
+    format: Word
+    repository: Word
+    path: AnyPath
 
 
 class ExportRecord(Record):
     """An SAE that was written in the format of another library; ``path`` is whole."""
 
     kind: str = "export"
-    hook: str
-    format: str
-    path: str
+    hook: HookName
+    format: Word
+    path: AnyPath
 
 
 class FeatureRecord(Record):
     """What one feature means; details are in the file."""
 
     kind: str = "feature"
-    id: str
-    label: str
-    density: float
-    path: str
+    id: FeatureName
+    label: Text
+    density: Number
+    path: PathInRun
+    sae: Word | None = None
 
 
 class GraphRecord(Record):
     """Head of a circuit graph; its nodes and edges follow."""
 
     kind: str = "graph"
-    name: str
-    method: str
-    metric: str
-    prompt: str
-    tokens: tuple[str, ...]
-    metric_clean: float
-    metric_baseline: float
-    dtype: str
-    unit: str
-    baseline: str
-    positions: str
-    model: str
-    target: str | None = None
-    foil: str | None = None
-    saes: dict[str, str] = {}
-    path: str | None = None
+    name: Name
+    method: MethodName
+    metric: MetricName
+    prompt: Text
+    tokens: Texts
+    metric_clean: Number
+    metric_baseline: Number
+    dtype: Word
+    unit: UnitName
+    baseline: BaselineName
+    positions: PositionsName
+    model: Word
+    revision: Word | None = None
+    target: Text | None = None
+    target_id: Count | None = None
+    foil: Text | None = None
+    seed: Count | None = None
+    bos: Flag | None = None
+    n_prompts: Count = 1
+    n_positions: Count | None = None
+    baseline_tokens: Annotated[Count, Field(ge=1)] | None = None
+    baseline_ids: Counts | None = None
+    counterfactual: Text | None = None
+    saes: DigestsByHook = {}
+    path: PathInRun | None = None
+    steps: Count | None = None
+    down: Count | None = None
+    up: Count | None = None
+    effects: NumbersByHook | None = None
+    threshold: Number | None = None
+    to: Word | None = None
+    share_kept: Number | None = None
 
 
 class NodeRecord(Record):
     """A feature, an error term or the output."""
 
     kind: str = "node"
-    id: str
-    activation: float | None = None
-    effect: float | None = None
-    unit: str | None = None
+    id: NodeName
+    activation: Number | None = None
+    effect: Number | None = None
+    unit: UnitName | None = None
 
 
 class EdgeRecord(Record):
     """What the source contributes to the target."""
 
     kind: str = "edge"
-    source: str
-    target: str
-    weight: float
-    unit: str
+    source: NodeName
+    target: NodeName
+    weight: Number
+    unit: UnitName
 
 
 class ScoreRecord(Record):
     """A measured property of a circuit; ``low`` and ``high`` bound it where several prompts were run."""
 
     kind: str = "score"
-    name: str
-    value: float
-    low: float | None = None
-    high: float | None = None
+    name: Word
+    value: Number
+    low: Number | None = None
+    high: Number | None = None
+    errors: PolicyName | None = None
+    unit: UnitName | None = None
+    graph: Name | None = None
+    graph_digest: Word | None = None
+    judged: Flag | None = None
 
 
 class FigureRecord(Record):
     """A picture that was drawn."""
 
     kind: str = "figure"
-    path: str
+    path: AnyPath
 
 
 class UnknownRecord(Record):
@@ -259,14 +308,19 @@ def parse_line(line: str, *, place: str = "input") -> Record:
         content = json.loads(line)
     except json.JSONDecodeError as error:
         raise InputError(f"{place}: no JSON: {error.msg}", hint=hint) from None
+    except (ValueError, RecursionError):
+        raise InputError(f"{place}: no JSON: numbers are too long or nesting is too deep", hint=hint) from None
     if not isinstance(content, dict) or not isinstance(content.get("kind"), str):
         raise InputError(f"{place}: no record: {line[:60].strip()}", hint=hint)
     try:
         return KINDS.get(content["kind"], UnknownRecord).model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{place}: {content['kind']} record: {field}: {first['msg'].lower()}", hint=hint) from None
+        field = ".".join(str(part) for part in first["loc"])[:60]
+        # What pydantic says begins with a capital; texts that were seen keep theirs.
+        said = first["msg"].removeprefix("Value error, ")
+        said = said[:1].lower() + said[1:]
+        raise InputError(f"{place}: {content['kind']} record: {field}: {said}", hint=hint) from None
 
 
 def read(lines: Iterable[str], *, name: str = "stdin") -> Stream:

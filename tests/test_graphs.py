@@ -91,7 +91,7 @@ def test_an_edge_that_lost_an_end_to_a_filter_goes_too():
 
 def test_a_node_that_names_nothing_is_refused():
     with pytest.raises(InputError, match=r"node record: 'resid\.1'"):
-        from_records(Stream([head(), NodeRecord(id="resid.1")]))
+        from_records(Stream([head(), NodeRecord.model_construct(id="resid.1")]))
 
 
 def test_only_what_reaches_the_output_stays():
@@ -178,10 +178,14 @@ def test_merging_keeps_all_nodes_and_edges(one: CircuitGraph, other: CircuitGrap
     }
 
 
+OTHERS = {"metric": "kl", "baseline": "zero", "positions": "sum"}
+
+
 @pytest.mark.parametrize("name", ["model", "prompt", "metric", "target", "foil", "baseline", "positions"])
 def test_graphs_about_different_things_cannot_be_merged(name: str):
-    with pytest.raises(InputError, match=f"another {name}: .*'other'") as caught:
-        merged(graph(), graph(**{name: "other"}))
+    other = OTHERS.get(name, "other")
+    with pytest.raises(InputError, match=f"another {name}: .*'{other}'") as caught:
+        merged(graph(), graph(**{name: other}))
     assert "--extend" in caught.value.hint
 
 

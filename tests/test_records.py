@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from circuitcli import records
+from circuitcli import records, schema
 from circuitcli.errors import InputError
 from circuitcli.records import (
     KINDS,
@@ -29,11 +29,16 @@ finite = st.floats(allow_nan=False, allow_infinity=False)
 values = st.recursive(st.none() | st.booleans() | st.integers() | finite | texts, lambda v: st.lists(v, max_size=3))
 unknown_fields = st.dictionaries(texts.map(lambda text: "later_" + text), values, max_size=3)
 
+paths = texts.filter(lambda text: "\0" not in text)
+features = st.builds("resid.{}/{}{}".format, st.integers(0, 99), st.integers(0, 9) | st.just("error"), st.just(""))
+nodes = features | st.builds("mlp.{}/{}@{}".format, *[st.integers(0, 99)] * 3) | st.sampled_from(["output", "embed/1"])
+units = st.sampled_from(schema.UNITS)
+
 some_records = st.one_of(
-    st.builds(RunRecord, path=texts, model=texts, revision=st.none() | texts, layers=texts, version=texts),
-    st.builds(FeatureRecord, id=texts, label=texts, density=finite, path=texts),
-    st.builds(NodeRecord, id=texts, activation=st.none() | finite, effect=st.none() | finite, unit=st.none() | texts),
-    st.builds(EdgeRecord, source=texts, target=texts, weight=finite, unit=texts),
+    st.builds(RunRecord, path=paths, model=texts, revision=st.none() | texts, layers=texts, version=texts),
+    st.builds(FeatureRecord, id=features, label=texts, density=finite, path=st.just("features/resid.1.jsonl")),
+    st.builds(NodeRecord, id=nodes, activation=st.none() | finite, effect=st.none() | finite, unit=st.none() | units),
+    st.builds(EdgeRecord, source=nodes, target=nodes, weight=finite, unit=units),
     st.builds(ScoreRecord, name=texts, value=finite, low=st.none() | finite, high=st.none() | finite),
 )
 
@@ -86,7 +91,7 @@ def test_fields_that_are_not_set_are_left_out():
         ("3", "no record"),
         ('{"id":"output"}', "no record"),
         ('{"kind":7}', "no record"),
-        ('{"kind":"edge","source":"a","target":"b","unit":"nats"}', "edge record: weight: field required"),
+        ('{"kind":"edge","source":"embed/1","target":"output","unit":"nats"}', "edge record: weight: field required"),
         ('{"kind":"node","id":3}', "node record: id"),
     ],
 )
@@ -101,7 +106,7 @@ def test_a_damaged_line_is_refused_with_its_place(line: str, message: str):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_number_that_json_does_not_have_is_never_written(value: float):
     with pytest.raises(ValueError, match="JSON"):
-        records.to_line(ScoreRecord(name="faithfulness", value=value))
+        records.to_line(ScoreRecord.model_construct(name="faithfulness", value=value))
 
 
 def sae(hook: str, digest: str) -> SaeRecord:

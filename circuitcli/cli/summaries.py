@@ -84,7 +84,7 @@ def _evaluations(made: Sequence[Record]) -> Rows:
             record.hook,
             _number(record.l0),
             _number(record.explained_variance),
-            *(_number(getattr(record, name, None)) for name in others),
+            *(_number(getattr(record, name)) for name in others),
         )
         for record in found
     ]
@@ -169,7 +169,7 @@ def _interval(record: ScoreRecord) -> str:
 
 def _conditions(record: ScoreRecord) -> str:
     """How error terms were treated; ``nodes`` means that they are kept where the circuit has them."""
-    return str(getattr(record, "errors", ""))
+    return record.errors or ""
 
 
 def _first(shown: int, total: int, what: str) -> str:

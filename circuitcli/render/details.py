@@ -68,7 +68,7 @@ def read_details(graph: CircuitGraph, stream: Stream, run: Path | None) -> dict[
 def _fits(graph: CircuitGraph, hook: str | None, record: FeatureRecord) -> bool:
     if hook is None:
         return False
-    mine, expected = (record.model_extra or {}).get("sae"), graph.head.saes.get(hook)
+    mine, expected = record.sae, graph.head.saes.get(hook)
     return mine is None or expected is None or mine == expected
 
 

@@ -73,10 +73,9 @@ def score_line(score: ScoreRecord) -> str:
 
 def conditions_of(score: ScoreRecord) -> dict[str, str]:
     """What else a score record says about how it was measured."""
-    extra = score.model_extra or {}
     return {
         name: number(value) if isinstance(value, float) else str(value)
-        for name, value in extra.items()
+        for name, value in score.model_dump(exclude={"kind", "name", "value", "low", "high"}).items()
         if isinstance(value, str | int | float) and not isinstance(value, bool) and name not in _UNSAID
     }
 

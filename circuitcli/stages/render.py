@@ -61,9 +61,9 @@ def scores_of(graph: CircuitGraph, records: Stream) -> list[ScoreRecord]:
         if record.kind == "graph":
             current = str(getattr(record, "name", ""))
         elif isinstance(record, ScoreRecord):
-            extra = record.model_extra or {}
-            is_stale = extra.get("graph_digest", digest) != digest
-            if extra.get("graph", current) in (graph.head.name, None) and not is_stale:
+            is_stale = record.graph_digest not in (digest, None)
+            about = current if record.graph is None else record.graph
+            if about in (graph.head.name, None) and not is_stale:
                 found.append(record)
     return found
 

@@ -86,7 +86,7 @@ def check(made: Sequence[Record], settings: Settings) -> None:
 
 def _headline(made: Sequence[Record]) -> ScoreRecord | None:
     scores = Stream(made).of(ScoreRecord)
-    return next((score for score in scores if score.name == "faithfulness" and getattr(score, "judged", False)), None)
+    return next((score for score in scores if score.name == "faithfulness" and score.judged), None)
 
 
 def _graph_plan(request: Request) -> Plan:
@@ -117,7 +117,8 @@ def _graph_plan(request: Request) -> Plan:
 def _graph_metric(settings: GraphSettings, graph: CircuitGraph) -> GraphSettings:
     """The settings under which the graph was made, as far as a test needs them."""
     named = ("metric", "counterfactual", "baseline_tokens")
-    return settings.model_copy(update={name: getattr(graph.head, name, getattr(settings, name)) for name in named})
+    told = {name: getattr(graph.head, name) for name in named}
+    return settings.model_copy(update={name: value for name, value in told.items() if value is not None})
 
 
 def _check_behaviour(settings: GraphSettings, graph: CircuitGraph) -> None:
@@ -143,7 +144,8 @@ def _check_saes(graph: CircuitGraph, sources: dict[HookPoint, SaeSource]) -> Non
 
 
 def _graph_example(graph: CircuitGraph) -> Example:
-    return Example(graph.head.prompt, getattr(graph.head, "target_id", graph.head.target), graph.head.foil)
+    head = graph.head
+    return Example(head.prompt, head.target if head.target_id is None else head.target_id, head.foil)
 
 
 def _without_positions(nodes: Sequence[NodeId]) -> tuple[NodeId, ...]:

@@ -1,0 +1,138 @@
+"""What the fields of a record may hold: the one schema by which all that comes from outside is checked on reading.
+
+A field is typed with one of these; pydantic then refuses, naming the field, what is of another type, not finite, too
+long, no hook point or node, or, in what becomes a path, leads out of the run directory.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import PurePosixPath
+from typing import Annotated, TypeVar, get_args
+
+from pydantic import AfterValidator, Field
+
+from circuitcli.errors import SettingsError
+from circuitcli.hookpoints import OUTPUT, HookPoint, NodeId
+from circuitcli.settings.graph import Baseline, Metric
+
+METHODS = ("naive", "grad-ig", "grad-atp")
+POSITIONS = ("all", "last", "sum")
+UNITS = ("nats", "logits", "activation", "pre-activation", "ratio")
+POLICIES = ("nodes", "kept", "removed")
+
+# More than any model, prompt or graph has; what is longer is no record but an attack on memory.
+LONGEST_TEXT, LONGEST_WORD, LONGEST_LIST, LONGEST_TABLE = 2**20, 4096, 2**20, 2**16
+# File systems take 255 bytes, and names get endings.
+LONGEST_NAME_BYTES = 200
+LARGEST_COUNT = 2**63 - 1
+LARGEST_LAYER = 2**31 - 1
+
+Place = TypeVar("Place", HookPoint, NodeId)
+
+
+def name_problem(name: str) -> str | None:
+    """What keeps a text from being the name of a graph or report, whose files are named after it; None if nothing."""
+    if not name:
+        return "it is empty"
+    if "/" in name or "\\" in name:
+        return "it holds a separator of paths"
+    if name.startswith("."):
+        return "it begins with a dot"
+    if not name.isprintable():
+        return "it holds a character that cannot be printed"
+    if len(name.encode("utf-8", "surrogatepass")) > LONGEST_NAME_BYTES:
+        return f"it is longer than {LONGEST_NAME_BYTES} bytes"
+    return None
+
+
+def _name(text: str) -> str:
+    if problem := name_problem(text):
+        raise ValueError(f"{text[:60]!r} cannot name a file: {problem}")
+    return text
+
+
+def _path(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("a path holds no NUL")
+    return text
+
+
+def _path_inside(text: str) -> str:
+    path = PurePosixPath(_path(text))
+    if path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"{text[:60]!r} leads out of the run directory")
+    if not text.isprintable():
+        raise ValueError(f"{text[:60]!r} holds a character that cannot be printed")
+    return text
+
+
+def _hook(text: str) -> str:
+    _same(text, _parsed(text, HookPoint.parse))
+    return text
+
+
+def _node(text: str) -> str:
+    return text if text == OUTPUT else _feature_or_error(text)
+
+
+def _feature_or_error(text: str) -> str:
+    _same(text, _parsed(text, NodeId.parse))
+    return text
+
+
+def _parsed(text: str, parse: Callable[[str], Place]) -> Place:
+    """What a text names. Raises ValueError if that is nothing, or nothing that any model has."""
+    try:
+        parsed = parse(text)
+    except SettingsError as error:
+        raise ValueError(error.message[:200]) from None
+    hook = parsed if isinstance(parsed, HookPoint) else parsed.hook
+    numbers = (0, 0) if isinstance(parsed, HookPoint) else (parsed.index or 0, parsed.position or 0)
+    if hook.layer > LARGEST_LAYER or max(numbers) > LARGEST_COUNT:
+        raise ValueError(f"{text[:60]!r} is past every model")
+    return parsed
+
+
+def _same(text: str, parsed: HookPoint | NodeId) -> None:
+    """Two texts of one node would be two nodes."""
+    if str(parsed) != text:
+        raise ValueError(f"{text[:60]!r} is written {str(parsed)[:60]!r}")
+
+
+def one_of(known: Sequence[str]) -> AfterValidator:
+    """A text of a few that are known."""
+
+    def check(text: str) -> str:
+        if text not in known:
+            raise ValueError(f"{text[:60]!r} is none of {' '.join(known)}")
+        return text
+
+    return AfterValidator(check)
+
+
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Count = Annotated[int, Field(strict=True, ge=0, le=LARGEST_COUNT)]
+Flag = Annotated[bool, Field(strict=True)]
+# A prompt, a label: of any characters; a digest, a data type, the name of a model.
+Text = Annotated[str, Field(max_length=LONGEST_TEXT)]
+Word = Annotated[str, Field(max_length=LONGEST_WORD)]
+Texts = Annotated[tuple[Text, ...], Field(max_length=LONGEST_LIST)]
+Counts = Annotated[tuple[Count, ...], Field(max_length=LONGEST_LIST)]
+
+Name = Annotated[str, AfterValidator(_name)]
+AnyPath = Annotated[Word, AfterValidator(_path)]
+PathInRun = Annotated[Word, AfterValidator(_path_inside)]
+
+HookName = Annotated[Word, AfterValidator(_hook)]
+NodeName = Annotated[Word, AfterValidator(_node)]
+FeatureName = Annotated[Word, AfterValidator(_feature_or_error)]
+DigestsByHook = Annotated[dict[HookName, Word], Field(max_length=LONGEST_TABLE)]
+NumbersByHook = Annotated[
+    dict[HookName, Annotated[dict[Word, Number | None], Field(max_length=100)]], Field(max_length=LONGEST_TABLE)
+]
+
+MethodName = Annotated[Word, one_of(METHODS)]
+MetricName = Annotated[Word, one_of(get_args(Metric))]
+BaselineName = Annotated[Word, one_of(get_args(Baseline))]
+PositionsName = Annotated[Word, one_of(POSITIONS)]
+UnitName = Annotated[Word, one_of(UNITS)]
+PolicyName = Annotated[Word, one_of(POLICIES)]

@@ -1,0 +1,140 @@
+"""Whatever stands in a record from outside, it is read as what it says it is, or refused with its line and field."""
+
+import json
+import math
+
+import pytest
+
+from circuitcli import records, schema
+from circuitcli.errors import InputError
+from circuitcli.records import KINDS, Record
+
+SAE = {"hook": "resid.1", "architecture": "topk", "d_in": 4, "d_sae": 8, "path": "saes/resid.1", "digest": "sha256:1"}
+GOOD: dict[str, dict[str, object]] = {
+    "run": {"path": "/some/run", "model": "gpt2", "version": "1"},
+    "activations": {
+        **{"hook": "resid.1", "path": "activations/resid.1", "n_tokens": 8, "d_model": 4},
+        **{"dtype": "float16", "digest": "sha256:0"},
+    },
+    "sae": SAE,
+    "sweep": {**SAE, "variant": "sae.k=8"},
+    "evaluation": {**SAE, "report": "reports/evaluate.json", "n_eval_tokens": 9, "l0": 3.5},
+    "inspection": {**SAE, "format": "native", "problems": ["one"]},
+    "release": {
+        **{"name": "gpt2-small-res-jb", "id": "blocks.1", "hook": "resid.1", "format": "sae_lens"},
+        **{"repository": "owner/name", "path": "blocks.1"},
+    },
+    "export": {"hook": "resid.1", "format": "sae_lens", "path": "/out"},
+    "feature": {"id": "resid.1/3", "label": "a", "density": 0.5, "path": "features/resid.1.jsonl"},
+    "graph": {
+        **{"name": "circuit", "method": "grad-ig", "metric": "log-prob", "prompt": "a b", "tokens": ["a", " b"]},
+        **{"metric_clean": -1.0, "metric_baseline": -9, "dtype": "float32", "unit": "nats", "baseline": "mean"},
+        **{"positions": "all", "model": "gpt2", "saes": {"resid.1": "sha256:1"}, "path": "graphs/circuit.jsonl"},
+        **{"effects": {"resid.1": {"gap": None, "errors": 0.5}}},
+    },
+    "node": {"id": "resid.1/3@4", "activation": 1.5, "effect": -1, "unit": "nats"},
+    "edge": {"source": "resid.1/error", "target": "output", "weight": 0.1, "unit": "nats"},
+    "score": {"name": "faithfulness", "value": 0.5, "graph": "circuit", "errors": "nodes"},
+    "figure": {"path": "../circuit.svg"},
+}
+# What a field can hold that its neighbours can, and what no field can; NaN and infinity are read by Python's parser.
+WRONG: list[object] = [
+    *(None, True, -1, 0, 1.5, math.nan, math.inf, -math.inf, 10**30, 10**400),
+    *("", "\0", "../../evil", "/etc/evil", ".hidden", "a/b", "a\\b", "a\x1b[2J", "é", "nats", "1", "\ud800"),
+    *("resid.1", "resid.1/3", "resid.01/3", "resid.9999999999999999999/1", "resid.1/3@", "embed", "mlp.²/1", "output"),
+    *("x" * (schema.LONGEST_WORD + 1), [], ["a"], [1], [[1]]),
+    *({}, {"a": 1}, {"resid.1": 1}, {"resid.1": {"gap": "none"}}, {"a": {}}, {"resid.1": "sha256:1"}),
+]
+FIELDS = [(kind, field) for kind, model in KINDS.items() for field in model.model_fields if field != "kind"]
+
+
+def read_one(kind: str, content: dict[str, object]) -> Record:
+    (record,) = records.read([json.dumps({"kind": kind, **content})], name="file")
+    return record
+
+
+def test_every_kind_has_an_example_here_that_is_read():
+    assert {kind: type(read_one(kind, content)) for kind, content in GOOD.items()} == KINDS
+
+
+@pytest.mark.parametrize(("kind", "field"), FIELDS)
+def test_whatever_a_field_holds_it_is_read_to_be_written_again_or_refused_by_name(kind: str, field: str):
+    refused = 0
+    for value in WRONG:
+        try:
+            record = read_one(kind, {**GOOD[kind], field: value})
+        except InputError as error:
+            refused += 1
+            assert error.message.startswith(("file line 1: ", "file line 1 ")) and error.hint
+            assert "no JSON" in error.message or f"{kind} record: {field}" in error.message, error.message
+            assert len(error.message) < 400
+        else:
+            assert list(records.read([records.to_line(record)])) == [record]
+    assert refused > len(WRONG) // 3
+
+
+ESCAPES = ("../../evil", "/etc/evil", "a/../../b", "..", "a\0b")
+NAMES = (*ESCAPES, ".hidden", "a/b", "a\\b", "", "a\nb", "a\x1b[2J", "x" * 201, "\u202eabc")
+REFUSED = [
+    *(("graph", "name", name) for name in NAMES),
+    *(("score", "graph", name) for name in NAMES),
+    *(("graph", "path", path) for path in ESCAPES),
+    *((kind, "path", path) for kind in ("activations", "sae", "sweep", "feature") for path in ESCAPES),
+    *(("evaluation", "report", path) for path in ESCAPES),
+    *(
+        ("graph", field, "bogus")
+        for field in ("method", "metric", "baseline", "positions", "unit", "metric_clean", "steps", "bos", "seed")
+    ),
+    *(
+        ("graph", field, value)
+        for field in ("metric_clean", "metric_baseline")
+        for value in (math.nan, None, "1", True)
+    ),
+    *(("graph", "baseline_ids", value) for value in ([-1], ["1"], [1.5], "1", [10**30])),
+    *(("graph", "saes", value) for value in ({"bogus": "x"}, {"resid.1": 3}, ["resid.1"])),
+    *(("graph", field, value) for field in ("target_id", "n_positions", "seed") for value in (-1, 0.5, "3", True)),
+    *((kind, field, value) for kind, field in (("node", "effect"), ("edge", "weight")) for value in (math.nan, "1")),
+    *(("node", "id", value) for value in ("resid.1", "resid.01/3", "nowhere.1/3", "resid.1/error@x", "resid.1/3 ", "")),
+    *(("edge", field, "resid.1") for field in ("source", "target")),
+    *(("score", field, value) for field in ("value", "low") for value in (math.inf, "0.5", True)),
+    *(("sae", field, -1) for field in ("d_in", "d_sae")),
+    *(("evaluation", field, "many") for field in ("l0", "cosine", "n_eval_tokens")),
+]
+
+
+@pytest.mark.parametrize(("kind", "field", "value"), REFUSED)
+def test_what_would_mislead_or_lead_out_of_the_run_is_refused(kind: str, field: str, value: object):
+    with pytest.raises(InputError, match=f"file line 1.*(: {kind} record: {field}|not finite|64 bits)") as caught:
+        read_one(kind, {**GOOD[kind], field: value})
+    assert int(caught.value.exit_status) == 3
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("prompt", "x" * (schema.LONGEST_TEXT + 1)), ("tokens", ["a"] * (schema.LONGEST_LIST + 1))),
+        *(("baseline_ids", [1] * (schema.LONGEST_LIST + 1)), ("target", "x" * (schema.LONGEST_TEXT + 1))),
+        ("saes", {f"resid.{layer}": "" for layer in range(schema.LONGEST_TABLE + 1)}),
+    ],
+    ids=["prompt", "tokens", "ids", "target", "saes"],
+)
+def test_texts_and_lists_longer_than_any_model_takes_are_refused(field: str, value: object):
+    with pytest.raises(InputError, match=f"graph record: {field}: .*at most") as caught:
+        read_one("graph", {**GOOD["graph"], field: value})
+    assert len(caught.value.message) < 400
+
+
+def test_kinds_that_nobody_knows_pass_through_unchanged():
+    content = {"kind": "of another tool", "name": "../../evil", "path": "/etc", "value": None, "saes": 3}
+    assert json.loads(records.to_line(records.parse_line(json.dumps(content)))) == content
+
+
+def test_fields_that_this_version_does_not_know_are_kept():
+    read = read_one("node", {**GOOD["node"], "later": [1, {"a": None}]})
+    assert json.loads(records.to_line(read))["later"] == [1, {"a": None}]
+
+
+@pytest.mark.parametrize("name", ["circuit", "circuit-2", "my graph", "Große.v2", "x" * 200, "a..b"])
+def test_ordinary_names_are_names(name: str):
+    assert schema.name_problem(name) is None
+    assert read_one("graph", {**GOOD["graph"], "name": name})
