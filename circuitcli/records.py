@@ -11,6 +11,7 @@ from typing import IO, Annotated, Any, ClassVar, TextIO, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from circuitcli.errors import InputError
+from circuitcli.reading import parse_json
 from circuitcli.schema import (
     AnyPath,
     BaselineName,
@@ -304,12 +305,7 @@ class Stream:
 def parse_line(line: str, *, place: str = "input") -> Record:
     """One record. Raises InputError, naming the place, for a line that is no record."""
     hint = "every line is one JSON object with a 'kind'; was the output of `circuit` changed on the way?"
-    try:
-        content = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{place}: no JSON: {error.msg}", hint=hint) from None
-    except (ValueError, RecursionError):
-        raise InputError(f"{place}: no JSON: numbers are too long or nesting is too deep", hint=hint) from None
+    content = parse_json(line, name=f"{place}: this line", hint=hint)
     if not isinstance(content, dict) or not isinstance(content.get("kind"), str):
         raise InputError(f"{place}: no record: {line[:60].strip()}", hint=hint)
     try:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from circuitcli import records, schema
+from circuitcli import reading, records, schema
 from circuitcli.errors import InputError
 from circuitcli.records import (
     KINDS,
@@ -26,7 +26,8 @@ from circuitcli.records import (
 
 texts = st.text(max_size=40) | st.sampled_from(["\u2028", "\x85", "\r\n", '"\\', "\x00", "é\u0301", "💥", "</script>"])
 finite = st.floats(allow_nan=False, allow_infinity=False)
-values = st.recursive(st.none() | st.booleans() | st.integers() | finite | texts, lambda v: st.lists(v, max_size=3))
+whole = st.integers(reading.SMALLEST, reading.LARGEST)
+values = st.recursive(st.none() | st.booleans() | whole | finite | texts, lambda v: st.lists(v, max_size=3))
 unknown_fields = st.dictionaries(texts.map(lambda text: "later_" + text), values, max_size=3)
 
 paths = texts.filter(lambda text: "\0" not in text)

@@ -65,9 +65,8 @@ def test_whatever_a_field_holds_it_is_read_to_be_written_again_or_refused_by_nam
             record = read_one(kind, {**GOOD[kind], field: value})
         except InputError as error:
             refused += 1
-            assert error.message.startswith(("file line 1: ", "file line 1 ")) and error.hint
-            assert "no JSON" in error.message or f"{kind} record: {field}" in error.message, error.message
-            assert len(error.message) < 400
+            assert error.message.startswith(("file line 1: this line", f"file line 1: {kind} record: {field}"))
+            assert error.hint and len(error.message) < 400
         else:
             assert list(records.read([records.to_line(record)])) == [record]
     assert refused > len(WRONG) // 3
@@ -104,7 +103,9 @@ REFUSED = [
 
 @pytest.mark.parametrize(("kind", "field", "value"), REFUSED)
 def test_what_would_mislead_or_lead_out_of_the_run_is_refused(kind: str, field: str, value: object):
-    with pytest.raises(InputError, match=f"file line 1.*(: {kind} record: {field}|not finite|64 bits)") as caught:
+    with pytest.raises(
+        InputError, match=f"file line 1: ({kind} record: {field}|this line .*(not finite|64 bits))"
+    ) as caught:
         read_one(kind, {**GOOD[kind], field: value})
     assert int(caught.value.exit_status) == 3
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.progress import note
 from circuitcli.runs import Fingerprint, Run
+from circuitcli.schema import name_problem
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,10 @@ def chosen_name(
 
 def valid_name(name: str, *, what: Named = GRAPH) -> str:
     """The name, if a file can have it. Raises SettingsError."""
-    if not name or Path(name).name != name or name.startswith(".") or not name.isprintable():
-        raise SettingsError(f"'{name}' cannot be the name of a {what.word}", hint="use letters, digits, '-' and '_'")
+    if problem := name_problem(name):
+        raise SettingsError(
+            f"'{name}' cannot be the name of a {what.word}: {problem}", hint="use letters, digits, '-' and '_'"
+        )
     return name
 
 
