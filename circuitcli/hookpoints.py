@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from circuitcli.errors import SettingsError
+from circuitcli.reading import whole_number
 
 # In the order in which a block computes them.
 SITES = ("embed", "resid_pre", "attn_in", "attn", "resid_mid", "mlp_in", "mlp", "resid")
@@ -28,8 +29,7 @@ class HookPoint:
     site: str
 
     def __post_init__(self) -> None:
-        if self.site not in SITES:
-            raise SettingsError(f"unknown site '{self.site}'", hint=f"sites are {' '.join(SITES)}")
+        check_site(self.site)
         if self.layer < 0:
             raise SettingsError(f"hook point {self.site}.{self.layer} has a negative layer", hint="layers count from 0")
 
@@ -52,10 +52,17 @@ class HookPoint:
         """The hook point that prints as ``text``. Raises SettingsError if there is none."""
         if text == "embed":
             return cls(0, "embed")
-        site, dot, layer = text.partition(".")
-        if not dot or not layer.isdigit():
+        site, dot, written = text.partition(".")
+        layer = whole_number(written)
+        if not dot or layer is None:
             raise SettingsError(f"'{text}' is no hook point", hint="write SITE.LAYER, for example resid.9")
-        return cls(int(layer), site)
+        return cls(layer, site)
+
+
+def check_site(name: str) -> None:
+    """Raise SettingsError for a name that no site has."""
+    if name not in SITES:
+        raise SettingsError(f"unknown site '{name}'", hint=f"sites are {' '.join(SITES)}")
 
 
 def is_hook(text: str) -> bool:
@@ -67,7 +74,10 @@ def is_hook(text: str) -> bool:
     return True
 
 
-_NODE = re.compile(r"^(?P<hook>[a-z_]+(?:\.\d+)?)/(?P<name>\d+|error)(?:@(?P<position>\d+))?$")
+# Whole numbers are ASCII digits, as many as 64 bits hold.
+_NUMBER = "[0-9]{1,18}"
+_NODE = re.compile(rf"(?P<hook>[a-z_]+(?:\.{_NUMBER})?)/(?P<name>{_NUMBER}|error)(?:@(?P<position>{_NUMBER}))?")
+_SLICE_PART = re.compile(rf"\s*(?P<number>[+-]?{_NUMBER})?\s*")
 
 
 @dataclass(frozen=True)
@@ -103,7 +113,7 @@ class NodeId:
     @classmethod
     def parse(cls, text: str) -> "NodeId":
         """The node that prints as ``text``. Raises SettingsError if there is none; ``output`` is no NodeId."""
-        match = _NODE.match(text)
+        match = _NODE.fullmatch(text)
         if match is None:
             raise SettingsError(
                 f"'{text}' names no feature",
@@ -117,28 +127,34 @@ class NodeId:
         )
 
 
+def parse_slice(text: str, *, hint: str = "write a Python slice, for example 3:5 for layers 3 and 4") -> slice:
+    """The Python slice that a text writes, such as ``3:5``, ``:``, ``-2:``, ``::2``; of ``7``, what ``7:8`` is.
+
+    Raises SettingsError, with the hint, if it is none or steps downwards.
+    """
+    found = [_SLICE_PART.fullmatch(part) for part in text.split(":")]
+    numbers = [int(part["number"]) if part["number"] else None for part in found if part is not None]
+    if len(numbers) < len(found) or len(numbers) > 3 or numbers == [None]:
+        raise SettingsError(f"'{text}' is no slice of layers", hint=hint)
+    if len(numbers) == 1:
+        first = numbers[0] or 0
+        return slice(first, first + 1 if first != -1 else None)
+    if len(numbers) == 3 and numbers[2] is not None and numbers[2] <= 0:
+        raise SettingsError(f"layer slice '{text}' must step upwards", hint=hint)
+    return slice(*numbers)
+
+
 def parse_layers(text: str, *, n_layers: int) -> list[int]:
     """Block indices of a Python slice such as ``3:5`` (3 and 4), ``:``, ``-2:``, ``::2``; or one index, ``7``.
 
     Raises SettingsError if the text is no slice, reaches past the model or names no layer.
     """
     hint = f"this model has layers 0 to {n_layers - 1}; write a Python slice, for example 3:5 for layers 3 and 4"
-    parts = text.strip().split(":")
-    try:
-        numbers = [int(part) if part.strip() else None for part in parts]
-    except ValueError:
-        raise SettingsError(f"'{text}' is no slice of layers", hint=hint) from None
-    if len(parts) > 3 or (len(parts) == 1 and numbers[0] is None):
-        raise SettingsError(f"'{text}' is no slice of layers", hint=hint)
-    if len(parts) == 1:
-        first = numbers[0] or 0
-        numbers = [first, first + 1 if first != -1 else None]
-    if len(numbers) == 3 and numbers[2] is not None and numbers[2] <= 0:
-        raise SettingsError(f"layer slice '{text}' must step upwards", hint=hint)
-    for number in numbers[:2]:
+    wanted = parse_slice(text, hint=hint)
+    for number in (wanted.start, wanted.stop):
         if number is not None and not -n_layers <= number <= n_layers:
             raise SettingsError(f"layer slice '{text}' reaches past the model", hint=hint)
-    layers = list(range(n_layers))[slice(*numbers)]
+    layers = list(range(n_layers)[wanted])
     if not layers:
         raise SettingsError(f"layer slice '{text}' names no layer", hint=hint)
     return layers
@@ -158,12 +174,13 @@ def parse_pins(texts: Iterable[str]) -> dict[HookPoint, tuple[int, ...]]:
     pins: dict[HookPoint, list[int]] = {}
     for text in texts:
         place, colon, indices = text.strip().partition(":")
-        parts = [part.strip() for part in indices.split(",")]
-        if not colon or not all(part.isdigit() for part in parts):
+        numbers = [number for part in indices.split(",") if (number := whole_number(part.strip())) is not None]
+        if not colon or len(numbers) < len(indices.split(",")):
             raise SettingsError(
                 f"'{text}' is no pin",
                 hint="write LAYER:FEATURE,FEATURE or SITE.LAYER:FEATURE, for example 6:8339,14104",
             )
-        hook = HookPoint(int(place), "resid") if place.isdigit() else HookPoint.parse(place)
-        pins.setdefault(hook, []).extend(int(part) for part in parts)
+        layer = whole_number(place)
+        hook = HookPoint.parse(place) if layer is None else HookPoint(layer, "resid")
+        pins.setdefault(hook, []).extend(numbers)
     return {hook: tuple(dict.fromkeys(pins[hook])) for hook in sorted(pins)}

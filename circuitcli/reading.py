@@ -106,16 +106,27 @@ def text_lines(
     Pipes that the shell opened, as of ``<(...)``, are read too. Raises ``error`` as `read_text` does, and for a line
     of more than ``limit_bytes``.
     """
-    refusal = Refusal(hint, error)
-    with _opened(path, refusal, pipes=True) as stream:
-        number = 0
-        while line := _from(stream.readline, limit_bytes + 1, path, refusal):
-            number += 1
-            place = f"{path} line {number}"
-            if len(line) > limit_bytes:
-                raise refusal(f"{place} has more than {limit_bytes:,} bytes")
-            if line.strip():
-                yield place, _decoded(line, place, refusal).rstrip("\r\n")
+    with _opened(path, Refusal(hint, error), pipes=True) as stream:
+        yield from stream_lines(stream, name=str(path), limit_bytes=limit_bytes, hint=hint, error=error)
+
+
+def stream_lines(
+    stream: BinaryIO,
+    *,
+    name: str,
+    limit_bytes: int = LINE_BYTES,
+    hint: str = "",
+    error: type[CircuitError] = InputError,
+) -> Iterator[tuple[str, str]]:
+    """As `text_lines`, of an open stream such as ``sys.stdin.buffer``."""
+    refusal, number = Refusal(hint, error), 0
+    while line := _from(stream.readline, limit_bytes + 1, name, refusal):
+        number += 1
+        place = f"{name} line {number}"
+        if len(line) > limit_bytes:
+            raise refusal(f"{place} has more than {limit_bytes:,} bytes")
+        if line.strip():
+            yield place, _decoded(line, place, refusal).removesuffix("\n")
 
 
 def parse_json(

@@ -3,12 +3,14 @@
 import os
 import tomllib
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from circuitcli.cli.options import choices, field
 from circuitcli.errors import SettingsError
 from circuitcli.settings.settings import Settings
 from circuitcli.settings.sources import Loaded, flatten, known_names, load, to_toml, toml_value
@@ -146,22 +148,22 @@ def test_the_environment_of_the_process_is_the_default(tmp_path: Path, monkeypat
     assert (loaded.settings.seed, loaded.settings.sae.k) == (11, 4)
 
 
-plain = st.text(st.characters(codec="utf-8"), max_size=30)
+plain = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=30)
 
 
 @in_directory
 @given(
     prompt=plain,
-    pins=st.lists(plain, max_size=3),
-    sites=st.lists(st.sampled_from(["resid", "attn", "mlp"]), max_size=3),
+    outputs=st.lists(plain, max_size=3),
+    sites=st.lists(st.sampled_from(["resid", "attn", "mlp"]), min_size=1, max_size=3),
     rate=st.none() | st.floats(1e-9, 10),
-    exponent=st.floats(allow_nan=False, allow_infinity=False),
+    exponent=st.floats(-1000, 1000),
     minimality=st.booleans(),
 )
-def test_printed_settings_read_back_the_same(tmp_path: Path, prompt, pins, sites, rate, exponent, minimality):
+def test_printed_settings_read_back_the_same(tmp_path: Path, prompt, outputs, sites, rate, exponent, minimality):
     flags = {
         "graph.prompt": prompt,
-        "graph.pin": pins,
+        "render.output": outputs,
         "data.sites": sites,
         "train.learning_rate": rate,
         "graph.threshold_exp": exponent,
@@ -197,3 +199,100 @@ def test_printed_settings_show_every_name_with_its_origin(tmp_path: Path):
 def test_settings_cannot_be_changed():
     with pytest.raises(ValueError, match="frozen"):
         Settings().sae.k = 3
+
+
+NUMERIC = [name for name in known_names() if {int, float} & {field(name).annotation, *get_args(field(name).annotation)}]
+TOO_LARGE = (
+    "9" * 20,
+    "-" + "9" * 20,
+    "9" * 5000,
+    "1e308",
+    "-1e308",
+    "1e400",
+    "inf",
+    "-inf",
+    "nan",
+    "18446744073709551616",
+)
+NO_NUMBERS = ("\u0663", "\u00b2", "1_", "0x", "1;", "one", "[1]", "\0", "\ud800", "1\n2")
+
+
+@pytest.mark.parametrize("name", NUMERIC)
+def test_a_number_that_nothing_can_take_is_refused_in_every_source(name: str, tmp_path: Path):
+    for written in TOO_LARGE + NO_NUMBERS:
+        sources = [{"flags": {name: written}}, {"assignments": [f"{name}={written}"]}]
+        sources.append({"environment": {"CIRCUIT_" + name.upper().replace(".", "__"): written}})
+        if written in TOO_LARGE:
+            (tmp_path / "config.toml").write_text(f"{name} = {written}\n")
+            sources.append({"config": [tmp_path / "config.toml"]})
+        for source in sources:
+            with pytest.raises(SettingsError) as caught:
+                load(**{"environment": {}, **source}, directory=tmp_path)
+            assert len(caught.value.message) < 400, source
+
+
+@pytest.mark.parametrize("name", NUMERIC)
+def test_every_number_has_bounds_and_both_are_taken(name: str, tmp_path: Path):
+    bounds = {
+        key: bound
+        for data in field(name).metadata
+        for key in ("ge", "gt", "le", "lt")
+        if (bound := getattr(data, key, None)) is not None
+    }
+    assert bounds.keys() & {"ge", "gt"} and bounds.keys() & {"le", "lt"}
+    for key in bounds.keys() & {"ge", "le"}:
+        assert flatten(load({name: bounds[key]}, environment={}, directory=tmp_path).settings)[name] == bounds[key]
+    assert abs(bounds.get("le", 1)) <= 2**50
+
+
+TEXTS = [
+    name for name in known_names() if name not in NUMERIC and not choices(name) and field(name).annotation is not bool
+]
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_a_text_that_no_file_and_no_tokenizer_takes_is_refused_in_every_source(name: str, tmp_path: Path):
+    for written in ("a\0b", "a\udcffb", "\ud800"):
+        for source in (
+            {"flags": {name: written}},
+            {"assignments": [f"{name}={written}"]},
+            {"environment": {"CIRCUIT_" + name.upper().replace(".", "__"): written}},
+        ):
+            with pytest.raises(SettingsError):
+                load(**{"environment": {}, **source}, directory=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["run", "sae_path", "data.text", "graph.extend", "validate.prompts"])
+def test_the_home_of_nobody_is_no_path(name: str, tmp_path: Path):
+    with pytest.raises(SettingsError, match="no such user"):
+        load({name: "~no-such-user-here/x"}, environment={}, directory=tmp_path)
+
+
+def test_a_run_may_lie_in_ones_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert load({"run": "~/runs/x"}, environment={}, directory=tmp_path).settings.run == "/home/someone/runs/x"
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("data.layers", "1:\u00b2"),
+        ("data.layers", "\u0663:\u0665"),
+        ("data.layers", "1_0"),
+        ("data.layers", "4:2:-1"),
+        ("data.layers", "9" * 5000),
+        ("data.layers", ""),
+        ("graph.layers", "::::"),
+        ("data.sites", ""),
+        ("data.sites", "resid,heads"),
+        ("graph.pin", "6:\u00b2"),
+        ("graph.pin", "\u0666:1"),
+        ("validate.pin", "6:" + "9" * 5000),
+        ("validate.pin", "resid.\u0669:1"),
+        ("validate.pin", "6:1,"),
+        ("validate.pin", ""),
+    ],
+)
+def test_layers_sites_and_pins_are_read_before_any_run_is(name: str, written: str, tmp_path: Path):
+    with pytest.raises(SettingsError):
+        load({name: written}, environment={}, directory=tmp_path)

@@ -29,7 +29,8 @@ from circuitcli.cli.console import console, listen
 from circuitcli.cli.input import stdin_has_records
 from circuitcli.cli.jobs import Call, check_command, with_model_of
 from circuitcli.cli.options import Flag, parameters
-from circuitcli.errors import ExitStatus
+from circuitcli.errors import ExitStatus, SettingsError
+from circuitcli.reading import is_text
 from circuitcli.runs import current
 from circuitcli.settings.sources import load, to_toml
 
@@ -100,12 +101,23 @@ def run(words: Sequence[str]) -> int:
     debug = "--debug" in words
     console.configure(colorful="--no-color" not in words)
     try:
+        _check_text(words)
         status = _run(list(words) or ["--help"])
         group.leave()
     except BaseException as error:
         command = f"circuit {words[0]}" if words and words[0] in COMMANDS else "circuit"
         status = failures.report(error, command=command, debug=debug)
     return status if _flushed() else ExitStatus.FAULT
+
+
+def _check_text(words: Sequence[str]) -> None:
+    """Refuse what could neither be printed nor kept in a record; a file can be renamed."""
+    for word in words:
+        if not is_text(word) or "\0" in word:
+            raise SettingsError(
+                f"argument '{word}' is no UTF-8 text",
+                hint="rename the file, or convert the text, for example with iconv",
+            )
 
 
 def _run(words: list[str]) -> int:

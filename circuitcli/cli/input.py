@@ -12,11 +12,14 @@ from typing import Literal
 from circuitcli import processes, records, runs
 from circuitcli.cli.console import console, stderr_is_terminal
 from circuitcli.errors import InputError
+from circuitcli.reading import as_path, stream_lines, text_lines
 from circuitcli.records import Record, RunRecord, Stream
 from circuitcli.runs import Run
 
 # How long a pipe may be silent before a log is told what the command waits for.
 WAIT_S = 10.0
+# Of records in all; whoever writes without end fills no memory.
+MOST_BYTES = 2**30
 
 
 @dataclass(frozen=True)
@@ -44,15 +47,14 @@ def receive(file: str | None, *, run: str | None, run_is_explicit: bool, needs_r
     if the run that they belong to is not here.
     """
     if file is not None and file != "-":
-        text, source = _file_text(Path(file)), "file"
+        lines, source = _file_lines(file), "file"
     elif file == "-" or (not run_is_explicit and stdin_has_records()):
-        text, source = stdin_text(), "pipe"
+        lines, source = stdin_lines(), "pipe"
     else:
         found = _existing(runs.current(run), run)
         return Received((), found.stream(), found, "run")
-    lines = tuple(line for line in text.split("\n") if line.strip())
     stream = records.read(lines, name="stdin" if source == "pipe" else str(file))
-    origin = Path(file) if source == "file" and file else None
+    origin = as_path(file) if source == "file" and file else None
     owner = _owner(stream, named=run if run_is_explicit else None, fallback=run, file=origin, needed=needs_run)
     return Received(lines, stream, owner, "file" if source == "file" else "pipe")
 
@@ -71,21 +73,18 @@ def stdin_has_records() -> bool:
     return stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)
 
 
-def stdin_text() -> str:
-    """All of stdin. Raises InputError if it is empty or no text."""
+def stdin_lines() -> tuple[str, ...]:
+    """All lines of stdin that are not blank. Raises InputError if there are none, or if they are no text."""
     tell_what_is_waited_for(
         "waiting for stdin; to work on a run instead, name it with --run, or close stdin with < /dev/null"
     )
-    try:
-        text = sys.stdin.buffer.read().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"stdin is no UTF-8 text: byte {error.start}", hint="records are JSON lines") from None
-    if not text.strip():
+    lines = _all(stream_lines(sys.stdin.buffer, name="stdin", hint="records are JSON lines"), name="stdin")
+    if not lines:
         raise InputError(
             "stdin is empty: the command before this one in the pipe failed",
             hint="see its error above; without a pipe, name a run with --run",
         )
-    return text
+    return lines
 
 
 def tell_what_is_waited_for(message: str) -> None:
@@ -94,15 +93,20 @@ def tell_what_is_waited_for(message: str) -> None:
         console.say(message)
 
 
-def _file_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(
-            f"cannot read {path}: {error.strerror}", hint="FILE is a file of records, or - for stdin"
-        ) from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is no UTF-8 text", hint="FILE is a file of records, JSON lines") from None
+def _file_lines(file: str) -> tuple[str, ...]:
+    hint = "FILE is a file of records, JSON lines, or - for stdin"
+    return _all(text_lines(as_path(file, hint=hint), hint=hint), name=file)
+
+
+def _all(lines: Iterable[tuple[str, str]], *, name: str) -> tuple[str, ...]:
+    kept, n_characters = list[str](), 0
+    for _, line in lines:
+        n_characters += len(line)
+        if n_characters > MOST_BYTES:
+            hint = "does what writes them ever end?"
+            raise InputError(f"{name} has more than {MOST_BYTES:,} bytes of records", hint=hint)
+        kept.append(line)
+    return tuple(kept)
 
 
 def _owner(stream: Stream, *, named: str | None, fallback: str | None, file: Path | None, needed: bool) -> Run:

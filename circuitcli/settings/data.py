@@ -4,30 +4,30 @@ from typing import Literal
 
 from pydantic import Field
 
-from circuitcli.settings.section import Section, Words
+from circuitcli.settings.section import MOST_TOKENS, FilePath, Layers, Section, Sites
 
 
 class DataSettings(Section):
     """Which text, which hook points, and how activations are cached."""
 
-    text: str | None = None
+    text: FilePath | None = None
     """builtin:python, a file (.jsonl too), a folder, - for stdin, or hf:NAME[:CONFIG][:SPLIT], NAME on the hub or a
     folder; or token ids: .npy or .safetensors files, or a folder of them, with one axis (a stream, cut at EOS and BOS)
     or two (a row for each document). By default builtin:python for builtin models and hf:NeelNanda/pile-10k for
     others."""
-    activations: str | None = None
+    activations: FilePath | None = None
     """Activations that another tool cached, to be taken over instead of running the model on a text: sae_lens:PATH, the
     folder that SAELens's CacheActivationsRunner wrote. Text, hook point and block length are theirs."""
     field: str | None = None
     """Field of JSONL files, column of data sets or tensor of .safetensors files with the text or the token ids; by
     default text, else input_ids, else tokens."""
-    layers: str = ":"
+    layers: Layers = ":"
     """Blocks as a Python slice: 3:5 is 3 and 4."""
-    sites: Words = ("resid", "attn", "mlp")
+    sites: Sites = ("resid", "attn", "mlp")
     """Which of embed resid_pre attn_in attn resid_mid mlp_in mlp resid to read in each block."""
-    tokens: int = Field(1_000_000, ge=1)
+    tokens: int = Field(1_000_000, ge=1, le=MOST_TOKENS)
     """Token positions to store; the last block is stored whole."""
-    block_length: int = Field(128, ge=2)
+    block_length: int = Field(128, ge=2, le=2**24)
     """Longest piece of text that the model sees at once, in tokens."""
     pack: bool = False
     """Fill each block with several documents, with the tokenizer's EOS (else BOS) between two, which is not stored; a
@@ -35,9 +35,9 @@ class DataSettings(Section):
     special_tokens: Literal["keep", "drop"] = "keep"
     """Whether special tokens that the text contains (EOS, padding, chat markers) are stored; the model sees them in any
     case. BOS in front of a block is never stored."""
-    batch_size: int = Field(32, ge=1)
+    batch_size: int = Field(32, ge=1, le=2**20)
     """Most blocks in one forward pass; a CPU takes fewer at once. Changes speed and memory only."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float16"
     """Number type of stored activations."""
-    shard_tokens: int = Field(65_536, ge=1)
+    shard_tokens: int = Field(65_536, ge=1, le=2**30)
     """Token positions in one shard; a killed run loses at most one shard."""

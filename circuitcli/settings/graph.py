@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from circuitcli.settings.section import Section, Texts, Words
+from circuitcli.settings.section import FilePath, Layers, Pins, Section, Sites
 
 Metric = Literal["log-prob", "logit-diff", "cross-entropy", "kl"]
 Baseline = Literal["zero", "mean", "resample", "counterfactual"]
@@ -22,9 +22,9 @@ class GraphSettings(Section):
     metric: Metric = "log-prob"
     """log-prob of the target, logit-diff (target minus foil), cross-entropy (minus the mean over the prompt), or kl
     (minus the divergence from the clean run)."""
-    layers: str | None = None
+    layers: Layers | None = None
     """Blocks of the circuit as a Python slice; by default all that have SAEs."""
-    sites: Words | None = None
+    sites: Sites | None = None
     """Sites of the circuit; by default all that have SAEs."""
     name: str | None = None
     """Name of the graph; by default circuit (graph-grad) or naive (graph-naive)."""
@@ -33,27 +33,27 @@ class GraphSettings(Section):
     (graph-naive)."""
     baseline: Baseline | None = None
     """What a feature is set to when it is taken away; by default mean (graph-grad) or zero (graph-naive)."""
-    baseline_tokens: int = Field(16_384, ge=1)
+    baseline_tokens: int = Field(16_384, ge=1, le=2**40)
     """Cached tokens over which the mean baseline is taken."""
     counterfactual: str | None = None
     """The other prompt, with as many tokens, for the counterfactual baseline."""
     method: Literal["ig", "atp"] = "ig"
     """Integrated gradients, or attribution patching (one gradient at the clean run)."""
-    ig_steps: int = Field(10, ge=1)
+    ig_steps: int = Field(10, ge=1, le=10_000)
     """Points on the path of integrated gradients (midpoint rule)."""
-    down: int = Field(10, ge=1)
+    down: int = Field(10, ge=1, le=100_000)
     """Nodes of each sign kept at a hook point."""
-    up: int = Field(5, ge=1)
+    up: int = Field(5, ge=1, le=100_000)
     """Edges of each sign followed upwards from a kept node."""
-    threshold_exp: float = -5.0
+    threshold_exp: float = Field(-5.0, ge=-1000, le=1000)
     """Naive graph: edges whose size is at most 2 to this power are dropped."""
     thin: float = Field(1.0, gt=0, le=1)
     """Naive graph: share of the live features of the first hook points that are ablated (drawn with the seed)."""
-    pin: Texts = ()
+    pin: Pins = ()
     """Naive graph: ablate only these features of the named hook points, for example 6:8339,14104."""
     to: Literal["next", "all"] = "next"
     """Naive graph: measure the features of the next layer of the slice, or of all later ones."""
-    extend: str | None = None
+    extend: FilePath | None = None
     """Graph file to add to; model, SAEs, prompt and metric must agree."""
-    batch_size: int = Field(64, ge=1)
+    batch_size: int = Field(64, ge=1, le=2**20)
     """Rows in one forward pass; changes speed and memory only."""

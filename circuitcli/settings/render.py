@@ -13,11 +13,11 @@ class RenderSettings(Section):
     the run."""
     graph: str | None = None
     """Name of the graph to draw; by default the one made last."""
-    contexts: int = Field(3, ge=0)
+    contexts: int = Field(3, ge=0, le=100)
     """Contexts shown in a box."""
-    logits: int = Field(5, ge=0)
+    logits: int = Field(5, ge=0, le=100)
     """Promoted and suppressed tokens shown in a box."""
-    max_edges: int | None = Field(None, ge=1)
+    max_edges: int | None = Field(None, ge=1, le=1_000_000)
     """Draw only the strongest edges, by default 300; numbers of what is left out are shown. The HTML page holds all of
     them."""
     dpi: int = Field(96, ge=20, le=1200)

@@ -29,21 +29,21 @@ class SaeSettings(Section):
     """relu, gated, topk, batchtopk, matryoshka, jumprelu; transcoder and skip-transcoder predict mlp from mlp_in;
     staircase and staircase-detach share features between the layers of a site; jacobian trains topk pairs at mlp_in and
     mlp whose features depend on each other sparsely, jacobian-block at resid_mid and resid."""
-    k: int = Field(32, ge=1)
+    k: int = Field(32, ge=1, le=2**20)
     """Features active per token: on average (batchtopk, matryoshka), as the goal of the penalty (jumprelu), or exactly
     (all others but relu and gated)."""
-    expansion: float = Field(8.0, gt=0)
+    expansion: float = Field(8.0, gt=0, le=4096)
     """Features per model dimension, where d_sae is not given."""
-    d_sae: int | None = Field(None, ge=1)
+    d_sae: int | None = Field(None, ge=1, le=2**24)
     """Number of features; of a staircase, those that each of its layers adds to the ones before."""
-    l1_weight: float | None = Field(None, ge=0)
+    l1_weight: float | None = Field(None, ge=0, le=1e6)
     """Weight of the sparsity penalty of relu and gated, for inputs whose mean squared norm is their width; by default 5
     in models that are 4,096 wide or wider, and less by the root of the width in others."""
-    l0_weight: float = Field(1.0, ge=0)
+    l0_weight: float = Field(1.0, ge=0, le=1e6)
     """Weight of jumprelu's penalty (L0 / k - 1)^2."""
-    bandwidth: float = Field(0.3, gt=0)
+    bandwidth: float = Field(0.3, ge=1e-6, le=1e3)
     """How near its threshold a pre-activation must be to move it, for jumprelu; inputs have a mean square of one."""
-    jacobian_weight: float = Field(0.1, ge=0)
+    jacobian_weight: float = Field(0.1, ge=0, le=1e6)
     """Weight of jacobian's penalty: the mean over tokens of 1/k^2 times the sum of the sizes of all derivatives of
     active features at the second hook point by active ones at the first, in units of scaled activations. Where a paper
     sums over tokens, its weight times the tokens of its batch is meant."""

@@ -1,8 +1,16 @@
 """What all sections of the settings share."""
 
+from collections.abc import Iterable
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+
+from circuitcli.errors import SettingsError
+from circuitcli.hookpoints import SITES, check_site, parse_pins, parse_slice
+from circuitcli.reading import as_path, is_text
+
+# Of what is counted in tokens: more than any corpus has, and far from the end of 64 bits.
+MOST_TOKENS = 2**50
 
 
 class Section(BaseModel):
@@ -11,6 +19,14 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, populate_by_name=True
     )
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _is_text(cls, value: Any) -> Any:
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str) and (not is_text(text) or "\0" in text):
+                raise ValueError("Value should be UTF-8 text without NUL")
+        return value
 
 
 def _split(value: Any) -> Any:
@@ -30,3 +46,45 @@ Words = Annotated[tuple[str, ...], Split]
 Texts = Annotated[tuple[str, ...], BeforeValidator(_lines)]
 # "0.25,0.5,1" likewise.
 Shares = Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], BeforeValidator(_split)]
+
+
+def _slice(text: str) -> str:
+    parse_slice(text)
+    return text
+
+
+def _sites(names: tuple[str, ...]) -> tuple[str, ...]:
+    if not names:
+        raise SettingsError("the list of sites names no site", hint=f"sites are {' '.join(SITES)}")
+    for name in names:
+        check_site(name)
+    return names
+
+
+def _pins(texts: tuple[str, ...]) -> tuple[str, ...]:
+    parse_pins(texts)
+    return texts
+
+
+def _expanded(text: str) -> str:
+    return str(as_path(text, error=SettingsError)) if text.startswith("~") else text
+
+
+def _reachable(text: str) -> str:
+    # sae_lens:~/saes names a home folder too.
+    for place in _places(text):
+        as_path(place, error=SettingsError)
+    return text
+
+
+def _places(text: str) -> Iterable[str]:
+    return (text, text.partition(":")[2])
+
+
+# What a run is needed for is not all that can be wrong with these: their notation is looked at before one is sought.
+Layers = Annotated[str, AfterValidator(_slice)]
+Sites = Annotated[Words, AfterValidator(_sites)]
+Pins = Annotated[Texts, AfterValidator(_pins)]
+# A file or folder, or FORMAT:PATH, or a name of another kind.
+FilePath = Annotated[str, AfterValidator(_reachable)]
+FolderPath = Annotated[str, AfterValidator(_expanded)]

@@ -9,7 +9,7 @@ from circuitcli.settings.interp import InterpSettings
 from circuitcli.settings.model import ModelSettings
 from circuitcli.settings.render import RenderSettings
 from circuitcli.settings.sae import SaeSettings
-from circuitcli.settings.section import Section
+from circuitcli.settings.section import FilePath, FolderPath, Section
 from circuitcli.settings.train import TrainSettings
 from circuitcli.settings.validation import ValidationSettings
 
@@ -17,13 +17,13 @@ from circuitcli.settings.validation import ValidationSettings
 class Settings(Section):
     """All settings of all commands; each command reads the sections that concern it."""
 
-    run: str | None = None
+    run: FolderPath | None = None
     """Run directory; by default the one used last in this directory, for collect runs/MODEL."""
-    sae_path: str | None = None
+    sae_path: FilePath | None = None
     """SAEs instead of the run's own: a path to a run, an SAE or a directory of SAEs in any known format, FORMAT:PATH,
     FORMAT:hf://REPOSITORY/PATH, or a release such as gpt2-small-res-jb/resid_pre.8; @HOOK behind it says where it
     belongs if its files do not."""
-    seed: int = 0
+    seed: int = Field(0, ge=0, le=2**32 - 1)
     """Start of all random numbers."""
     model: ModelSettings = ModelSettings()
     """Which language model, and where it runs."""

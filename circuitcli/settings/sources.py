@@ -6,7 +6,6 @@ name wins, and which one it was is remembered as the value's origin.
 
 import difflib
 import os
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -16,10 +15,13 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from circuitcli.errors import SettingsError
+from circuitcli.reading import read_toml
 from circuitcli.settings.settings import Settings
 
 PREFIX = "CIRCUIT_"
 PROJECT_FILE = "circuit.toml"
+# Characters of a bad value that are shown.
+_SHOWN = 100
 # Read elsewhere: by the tests, and by the demo.
 FOREIGN = frozenset({"CIRCUIT_TEST_MODEL"})
 
@@ -169,13 +171,7 @@ def _environment(environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _file(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as stream:
-            tree = tomllib.load(stream)
-    except OSError as error:
-        raise SettingsError(f"cannot read {path}: {error.strerror}", hint="--config takes a TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} is no TOML file: {error}", hint="see configs/ for examples") from None
+    tree = read_toml(path, hint="--config takes a TOML file; see configs/ for examples", error=SettingsError)
     return _checked(_flat(tree, ""), str(path))
 
 
@@ -201,5 +197,11 @@ def _refusal(error: ValidationError, values: Mapping[str, Any], origins: Mapping
         ".".join(place),
     )
     origin = origins.get(name, "settings")
-    reason = first["msg"][:1].lower() + first["msg"][1:]
-    return SettingsError(f"{name}={values.get(name)!r} ({origin}): {reason}", hint=known_names().get(name, ""))
+    said = first["msg"].removeprefix("Value error, ")
+    reason = said[:1].lower() + said[1:]
+    return SettingsError(f"{name}={_short(values.get(name))} ({origin}): {reason}", hint=known_names().get(name, ""))
+
+
+def _short(value: Any) -> str:
+    written = repr(value)
+    return written if len(written) <= _SHOWN else f"{written[:_SHOWN]}..."

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from circuitcli.settings.section import Section, Split, Texts
+from circuitcli.settings.section import MOST_TOKENS, Section, Split, Texts
 
 Tracker = Literal["tensorboard", "trackio", "wandb"]
 
@@ -19,16 +19,16 @@ class TrainSettings(Section):
     behind it, forward and back."""
     local_share: float = Field(0.5, ge=0, lt=1)
     """End-to-end: share of the run, at its start, that trains locally, on shuffled rows."""
-    local_weight: float = Field(25.0, ge=0)
+    local_weight: float = Field(25.0, ge=0, le=1e6)
     """End-to-end: weight of the share of the variance that is missed at the SAE's own hook point. The paper's objective
     is 0, with local_share=0; short runs need both: see the README."""
-    downstream_weight: float = Field(0.0, ge=0)
+    downstream_weight: float = Field(0.0, ge=0, le=1e6)
     """End-to-end: weight of the share of the variance that later collected hook points miss, on average over them."""
-    tokens: int | None = Field(None, ge=1)
+    tokens: int | None = Field(None, ge=1, le=MOST_TOKENS)
     """Tokens to train on; by default one pass over the cache. More than the cache holds means several passes."""
-    batch_size: int = Field(4096, ge=1)
+    batch_size: int = Field(4096, ge=1, le=2**24)
     """Tokens in one optimiser step."""
-    learning_rate: float | None = Field(None, gt=0)
+    learning_rate: float | None = Field(None, gt=0, le=10)
     """Adam's step size; by default 2e-4 / sqrt(d_sae / 16384), after Gao et al. 2024, arXiv:2406.04093, times
     sqrt(24000 / steps), at least 1 and at most 8, as short runs need."""
     warmup: float = Field(0.05, ge=0, lt=1)
@@ -37,16 +37,16 @@ class TrainSettings(Section):
     decay: float = Field(0.3, ge=0, le=1)
     """Share of the run, at its end, in which the learning rate falls to zero. Measured at the residual stream of a 135M
     model, 950,000 tokens: 0.2, 0.3 and 0.5 explain 0.866, 0.867 and 0.869 of the variance."""
-    clip: float = Field(1.0, gt=0)
+    clip: float = Field(1.0, gt=0, le=1e6)
     """Largest norm of one SAE's gradient; 1 as Anthropic trained (Conerly et al., April 2024)."""
-    auxk_weight: float = Field(1 / 32, ge=0)
+    auxk_weight: float = Field(1 / 32, ge=0, le=1e3)
     """Weight of the loss that revives dead features (AuxK, Gao et al. 2024, arXiv:2406.04093)."""
-    dead_tokens: int | None = Field(None, ge=1)
+    dead_tokens: int | None = Field(None, ge=1, le=MOST_TOKENS)
     """A feature that was silent for so many tokens is dead; by default a tenth of the run, at most 10 million."""
-    pool_tokens: int | None = Field(None, ge=1)
+    pool_tokens: int | None = Field(None, ge=1, le=MOST_TOKENS)
     """Rows held in memory and shuffled together; by default 262,144, or as many as fill 2 GiB with the activations of
     all hook points, but two batches at least."""
-    checkpoint_tokens: int = Field(1_000_000, ge=1)
+    checkpoint_tokens: int = Field(1_000_000, ge=1, le=MOST_TOKENS)
     """Tokens between two checkpoints, which are written every five minutes at least; a killed run goes on from the last
     one."""
     keep: Literal["last", "best"] = "last"
@@ -56,9 +56,9 @@ class TrainSettings(Section):
     log: Annotated[tuple[Tracker, ...], Split] = ()
     """Where metrics go besides metrics.jsonl; several with commas. Each needs its package: pip install
     '.[wandb]' in the folder of this source."""
-    eval_tokens: int = Field(16_384, ge=1)
+    eval_tokens: int = Field(16_384, ge=1, le=MOST_TOKENS)
     """Held-out tokens on which the finished SAEs are measured."""
-    loss_tokens: int = Field(4096, ge=0)
+    loss_tokens: int = Field(4096, ge=0, le=MOST_TOKENS)
     """How many of these the model reads, to measure its loss with each SAE; 0 for none."""
     autocast: bool = False
     """Multiply in bfloat16, which many processors do several times as fast; weights, sums and Adam stay in float32."""

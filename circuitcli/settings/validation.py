@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from circuitcli.settings.graph import Baseline
-from circuitcli.settings.section import Section, Texts
+from circuitcli.settings.section import FilePath, Pins, Section
 
 
 class ValidationSettings(Section):
@@ -13,22 +13,22 @@ class ValidationSettings(Section):
 
     graph: str | None = None
     """Name or file of the graph to test; by default the one made last."""
-    pin: Texts = ()
+    pin: Pins = ()
     """Ablate these features together instead of testing a graph, for example 6:8339,14104."""
-    prompts: str | None = None
+    prompts: FilePath | None = None
     """JSONL file of prompts, one object a line with prompt and, if wanted, target and foil; by default the graph's
     prompt."""
     baseline: Baseline | None = None
     """What ablated nodes are set to; by default the graph's own baseline, zero for pins."""
     errors: Literal["nodes", "kept", "removed"] = "nodes"
     """Whether error terms are nodes like others, all kept, or all removed; the score that --at-least judges."""
-    at_least: float | None = None
+    at_least: float | None = Field(None, ge=-1e6, le=1e6)
     """Exit with 5 if faithfulness is below this."""
-    samples: int = Field(10, ge=0)
+    samples: int = Field(10, ge=0, le=10_000)
     """Random circuits of the same size to compare with."""
-    bootstrap: int = Field(1000, ge=0)
+    bootstrap: int = Field(1000, ge=0, le=1_000_000)
     """Resamples of the prompts for the confidence interval."""
-    top: int = Field(10, ge=1)
+    top: int = Field(10, ge=1, le=10_000)
     """Tokens and features listed with the largest changes."""
     minimality: bool = True
     """Also measure the circuit without each of its nodes."""
