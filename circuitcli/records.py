@@ -152,8 +152,20 @@ class ExportRecord(Record):
     path: AnyPath
 
 
+class FeaturesRecord(Record):
+    """What is known about the features of one hook point: one line a live feature in the file; ``sae`` is whose."""
+
+    kind: str = "features"
+    hook: HookName
+    n_live: Count
+    n_dead: Count
+    path: PathInRun
+    digest: Word
+    sae: Word | None = None
+
+
 class FeatureRecord(Record):
-    """What one feature means; details are in the file."""
+    """What one feature means; details are in the file. Written by versions before ``features``."""
 
     kind: str = "feature"
     id: FeatureName
@@ -256,6 +268,7 @@ KINDS: dict[str, type[Record]] = {
     "inspection": InspectionRecord,
     "release": ReleaseRecord,
     "export": ExportRecord,
+    "features": FeaturesRecord,
     "feature": FeatureRecord,
     "graph": GraphRecord,
     "node": NodeRecord,
@@ -274,6 +287,7 @@ class Stream:
         "activations": ("hook",),
         "sae": ("hook",),
         "evaluation": ("path",),
+        "features": ("hook",),
         "feature": ("id",),
     }
 

@@ -1,6 +1,7 @@
 """What people see: features, progress, tables, one line for each run of a command."""
 
 import io
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from circuitcli.cli.console import console, one_line, printable
 from circuitcli.cli.feature_view import feature_text
 from circuitcli.records import (
     FeatureRecord,
+    FeaturesRecord,
     FigureRecord,
     GraphRecord,
     NodeRecord,
@@ -149,22 +151,45 @@ def test_tables_show_each_kind_and_the_nodes_with_the_largest_effects():
     assert scores.rows == [("f", "0.5", "", "")]
 
 
-def test_a_graph_is_shown_with_what_it_explains():
-    head = GraphRecord(
-        name="circuit",
-        method="grad-ig",
-        metric="log-prob",
-        prompt="a\nb",
-        tokens=("a", "b"),
-        metric_clean=-1.0,
-        metric_baseline=-9.0,
-        dtype="float32",
-        unit="nats",
-        baseline="mean",
-        positions="all",
-        model="m",
-        target=" Paris",
+def features_file(run: Path, hook: str, n: int, **changes: object) -> FeaturesRecord:
+    path = run / "features" / f"{hook}.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    lines = [{"id": f"{hook}/{index}", "label": f"label {index}", "density": 0.5, **changes} for index in range(n)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return FeaturesRecord(hook=hook, n_live=n, n_dead=3, path=f"features/{hook}.jsonl", digest="sha256:x")
+
+
+def test_features_are_counted_and_some_shown_from_their_files(tmp_path: Path):
+    made = [features_file(tmp_path, hook, 1200) for hook in ("resid.0", "resid.1")]
+    counts, some = summaries.tables(made, tmp_path)
+    assert counts.rows == [(hook, "1,200", "3", f"features/{hook}.jsonl") for hook in ("resid.0", "resid.1")]
+    assert some.title == "some 10 of 2,400 features"
+    assert [row[0] for row in some.rows] == [f"resid.{layer}/{index}" for layer in (0, 1) for index in range(5)]
+    assert some.rows[4] == ("resid.0/4", "0.5", "label 4")
+    assert summaries.sentence("interp", made, "runs/x", 1.0) == "interp: 2400 features in runs/x (1.0 s)"
+    (tmp_path / "features" / "resid.0.jsonl").write_text("damaged")
+    assert len(summaries.tables(made, tmp_path)[1].rows) == 5
+
+
+def test_nodes_are_shown_with_the_labels_that_the_run_knows(tmp_path: Path):
+    features_file(tmp_path, "resid.0", 12, sae="sha256:a")
+    nodes = [NodeRecord(id=f"resid.0/{index}@3", effect=1.0 + index, unit="nats") for index in range(12)]
+    shown = summaries.tables([graph_head(saes={"resid.0": "sha256:a"}), *nodes], tmp_path)[1]
+    assert shown.rows[0] == ("resid.0/11@3", "12 nats", "", "label 11")
+    other = summaries.tables([graph_head(saes={"resid.0": "sha256:b"}), *nodes], tmp_path)[1]
+    assert other.rows[0][3] == ""
+
+
+def graph_head(**changes: object) -> GraphRecord:
+    fields = dict(
+        name="circuit", method="grad-ig", metric="log-prob", prompt="a\nb", tokens=("a", "b"), dtype="float32"
     )
+    numbers = dict(metric_clean=-1.0, metric_baseline=-9.0, unit="nats", dtype="float32", model="m")
+    return GraphRecord(**{**fields, **numbers, "target": " Paris", "baseline": "mean", "positions": "all", **changes})
+
+
+def test_a_graph_is_shown_with_what_it_explains():
+    head = graph_head()
     assert summaries.tables([head], Path())[0].rows == [("circuit", "log-prob of  Paris", "-1", "a\nb")]
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from support_collect import save_model, texts
 
-from circuitcli import records
+from circuitcli import records, runs
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.features import scan as scanning
 from circuitcli.hookpoints import HookPoint
@@ -70,17 +70,26 @@ def lines(request: Request, hook: HookPoint) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_each_live_feature_has_a_line_and_a_record_that_is_the_line_without_details(request_: Request) -> None:
+def ids(request: Request) -> list[str]:
+    return [line["id"] for hook in HOOKS for line in lines(request, hook)]
+
+
+def test_each_live_feature_has_a_line_and_each_hook_point_one_record(request_: Request) -> None:
     made = interp.run(request_)
-    kept = [line for hook in HOOKS for line in lines(request_, hook)]
-    assert [record.id for record in made] == [line["id"] for line in kept]
-    assert "resid.1/3" not in {record.id for record in made}
-    for record, line in zip(made, kept, strict=True):
-        short = record.model_dump()
-        assert short == {name: value for name, value in line.items() if name not in interp.DETAILS}
-        assert short["path"] == f"features/{record.id.partition('/')[0]}.jsonl"
-        assert short["sae"] == files.sae_digest(request_.run.path / "saes" / record.id.partition("/")[0])
-        assert set(interp.DETAILS) <= set(line)
+    assert [record.hook for record in made] == [str(hook) for hook in HOOKS]
+    for record, hook in zip(made, HOOKS, strict=True):
+        kept, path = lines(request_, hook), request_.run.path / record.path
+        assert record.path == f"features/{hook}.jsonl" and record.digest == runs.file_digest(path)
+        assert record.n_live == len(kept) > 0 and record.n_live + record.n_dead == D_SAE
+        sae = next(one for one in request_.records.of(SaeRecord) if one.hook == str(hook))
+        assert {line["sae"] for line in kept} == {record.sae} == {sae.digest}
+        assert f"{hook}/3" not in {line["id"] for line in kept}
+        assert {"kind", "id", "label", "density", "quantiles", "contexts", "promoted", "suppressed"} <= set(kept[0])
+
+
+def test_the_stream_does_not_grow_with_the_number_of_features(request_: Request) -> None:
+    written = [len(records.to_line(record)) for record in interp.run(request_)]
+    assert len(written) == len(HOOKS) and max(written) < 400
 
 
 def test_features_off_the_residual_stream_promote_nothing(request_: Request) -> None:
@@ -144,10 +153,10 @@ def test_a_half_written_file_is_made_again(request_: Request) -> None:
 
 
 def test_describe_returns_the_stored_lines_in_the_order_asked(request_: Request) -> None:
-    made = interp.run(request_)
-    ids = [made[-1].id, made[0].id]
-    found = interp.describe(request_, ids)
-    assert [line["id"] for line in found] == ids
+    interp.run(request_)
+    asked = [ids(request_)[-1], ids(request_)[0]]
+    found = interp.describe(request_, asked)
+    assert [line["id"] for line in found] == asked
     assert found[0] == lines(request_, HookPoint(1, "resid"))[-1]
 
 
@@ -176,11 +185,11 @@ def test_describe_before_interp_says_what_to_run(request_: Request) -> None:
 
 
 def test_features_of_another_sae_are_not_shown(request_: Request) -> None:
-    made = interp.run(request_)
+    interp.run(request_)
     other = request_.records.of(SaeRecord)[1].model_copy(update={"digest": "sha256:other"})
     stale = replace(request_, records=Stream([*request_.records, other]))
     with pytest.raises(InputError, match="another SAE") as raised:
-        interp.describe(stale, [made[-1].id])
+        interp.describe(stale, [ids(request_)[-1]])
     assert "--force" in raised.value.hint
 
 
@@ -197,7 +206,7 @@ def test_saes_elsewhere_are_described_where_activations_are(request_: Request, t
     save_sae(tmp_path / "other", HookPoint(2, "resid"), seed=6)
     settings = request_.settings.model_copy(update={"sae_path": str(tmp_path / "other")})
     made = interp.run(replace(request_, settings=settings))
-    assert {record.id.partition("/")[0] for record in made} == {"resid.1"}
+    assert [record.hook for record in made] == ["resid.1"]
     settings = request_.settings.model_copy(update={"sae_path": str(tmp_path / "other/saes/resid.2")})
     with pytest.raises(InputError, match=r"SAEs at resid\.2 and activations at mlp_in\.1 resid\.1"):
         interp.run(replace(request_, settings=settings))
@@ -211,15 +220,34 @@ def test_finished_records_and_descriptions_need_no_torch(request_: Request, tmp_
     program = f"""
 import sys
 from pathlib import Path
-from circuitcli import records
+from circuitcli import records, runs
 from circuitcli.runs import Run
 from circuitcli.settings.settings import Settings
 from circuitcli.stages import interp
 from circuitcli.stages.request import Request
 request = Request(Settings(), records.read(Path({str(stream)!r}).open()), Run(Path({str(request_.run.path)!r})))
 assert len(interp.run(request)) == {len(made)}
-assert interp.describe(request, [{made[0].id!r}])
+assert interp.describe(request, [{ids(request_)[0]!r}])
 assert "torch" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, encoding="utf-8", timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_what_an_older_version_emitted_for_each_feature_is_emitted_again(request_: Request) -> None:
+    interp.run(request_)
+    names = ("id", "label", "density", "path")
+    old = [{"kind": "feature", **{name: line[name] for name in names}} for line in lines(request_, HOOKS[1])]
+    kept = request_.run.path / "records" / "interp.jsonl"
+    kept.write_text("".join(json.dumps(line) + "\n" for line in old), encoding="utf-8")
+    assert [record.kind for record in interp.run(request_)] == ["feature"] * len(old)
+    assert interp.describe(request_, [old[0]["id"]])[0]["label"] == old[0]["label"]
+
+
+@pytest.mark.parametrize("bad", [b'{"id": "resid.1/0", "contexts": 7}', b'{"id": "resid.1/0", ', b"\xff", b"deep"])
+def test_a_damaged_line_about_a_feature_is_named_with_its_place(request_: Request, bad: bytes) -> None:
+    interp.run(request_)
+    deep = b'{"id": "resid.1/0", "later": ' + b"[" * 50_000 + b"]" * 50_000 + b"}"
+    (request_.run.path / "features" / "resid.1.jsonl").write_bytes((deep if bad == b"deep" else bad) + b"\n")
+    with pytest.raises(InputError, match=r"resid\.1\.jsonl line 1"):
+        interp.describe(request_, ["resid.1/0"])

@@ -104,8 +104,15 @@ def test_every_hook_point_is_collected_and_has_an_sae_that_learnt(pipeline: Pipe
     assert all(record["explained_variance"] > 0.2 for record in saes)
 
 
+def described(pipeline: Pipeline) -> list[dict]:
+    """The lines of all features files."""
+    run = pipeline.folder / pipeline.only("interp", "run")[0]["path"]
+    files = [run / record["path"] for record in pipeline.only("interp", "features")]
+    return [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+
+
 def test_features_are_described_by_text_that_they_fire_on(pipeline: Pipeline) -> None:
-    features = pipeline.only("interp", "feature")
+    features = described(pipeline)
     assert len(features) > 400
     assert all(record["label"] and 0 < record["density"] <= 1 for record in features)
     (shown,) = circuit(pipeline.folder, "interp", "--feature", features[0]["id"])
@@ -135,12 +142,12 @@ def test_effects_add_up_to_the_change_that_the_baseline_makes(pipeline: Pipeline
 
 
 def test_graphs_end_in_the_output_and_their_nodes_are_known(pipeline: Pipeline) -> None:
-    described = {record["id"] for record in pipeline.only("interp", "feature")}
+    known = {line["id"] for line in described(pipeline)}
     ids = {record["id"] for record in pipeline.only("graph-grad", "node")}
     assert "output" in ids and len(ids) > 5
     edges = pipeline.only("graph-grad", "edge")
     assert edges and all({edge["source"], edge["target"]} <= ids for edge in edges)
-    assert any(node.partition("@")[0] in described for node in ids)
+    assert any(node.partition("@")[0] in known for node in ids)
     naive = pipeline.of_last_graph("graph-naive", "edge")
     assert naive and all(abs(edge["weight"]) > 2**-3 for edge in naive)
 

@@ -14,6 +14,7 @@ from circuitcli.records import (
     ActivationsRecord,
     EdgeRecord,
     FeatureRecord,
+    FeaturesRecord,
     GraphRecord,
     NodeRecord,
     Record,
@@ -38,6 +39,14 @@ units = st.sampled_from(schema.UNITS)
 some_records = st.one_of(
     st.builds(RunRecord, path=paths, model=texts, revision=st.none() | texts, layers=texts, version=texts),
     st.builds(FeatureRecord, id=features, label=texts, density=finite, path=st.just("features/resid.1.jsonl")),
+    st.builds(
+        FeaturesRecord,
+        hook=st.just("resid.1"),
+        n_live=st.integers(0, 2**63 - 1),
+        n_dead=st.integers(0, 9),
+        path=st.just("features/resid.1.jsonl"),
+        digest=texts,
+    ),
     st.builds(NodeRecord, id=nodes, activation=st.none() | finite, effect=st.none() | finite, unit=st.none() | units),
     st.builds(EdgeRecord, source=nodes, target=nodes, weight=finite, unit=units),
     st.builds(ScoreRecord, name=texts, value=finite, low=st.none() | finite, high=st.none() | finite),

@@ -15,10 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from circuitcli.errors import InputError, SettingsError, ToolError
+from circuitcli.features.lines import Context, Details
 from circuitcli.graphs import CircuitGraph, Edge, Node, sorted_graph, to_records
-from circuitcli.records import FeatureRecord, GraphRecord, Record, ScoreRecord, Stream
+from circuitcli.records import FeatureRecord, FeaturesRecord, GraphRecord, Record, ScoreRecord, Stream
 from circuitcli.render.boxes import _window, summary
-from circuitcli.render.details import Context, Details, read_details
+from circuitcli.render.details import read_details
 from circuitcli.render.document import document, to_json
 from circuitcli.render.dot import BACKSLASH, dot_source
 from circuitcli.render.drawing import Drawing, draw
@@ -369,6 +370,14 @@ def test_details_come_from_the_file_and_labels_from_the_stream(tmp_path: Path) -
     assert list(found) == ["resid.0/7"]
     assert found["resid.0/7"].label == "new"
     assert found["resid.0/7"].contexts[0].tokens == (" a", "<pad>", "\n", ' "q"')
+
+
+def test_features_records_say_where_the_file_is(tmp_path: Path) -> None:
+    write_features(tmp_path, feature())
+    (tmp_path / "features" / "resid.0.jsonl").rename(tmp_path / "elsewhere.jsonl")
+    record = FeaturesRecord(hook="resid.0", n_live=1, n_dead=0, path="elsewhere.jsonl", digest="sha256:x")
+    assert read_details(small_graph(), Stream(), tmp_path) == {}
+    assert read_details(small_graph(), Stream([record]), tmp_path)["resid.0/7"].contexts[0].peak == 3
 
 
 def test_details_of_another_sae_are_left_out(tmp_path: Path) -> None:

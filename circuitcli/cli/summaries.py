@@ -5,11 +5,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from circuitcli.cli.console import Rows
+from circuitcli.cli.labels import SHOWN, described, examples, labels
 from circuitcli.records import (
     ActivationsRecord,
     EvaluationRecord,
     ExportRecord,
-    FeatureRecord,
+    FeaturesRecord,
     FigureRecord,
     GraphRecord,
     NodeRecord,
@@ -18,8 +19,6 @@ from circuitcli.records import (
     ScoreRecord,
     SweepRecord,
 )
-
-SHOWN = 10
 
 NEXT = {
     "collect": "circuit train",
@@ -38,14 +37,18 @@ def next_step(command: str) -> str | None:
 
 def sentence(command: str, made: Sequence[Record], run: str, seconds: float) -> str:
     """One line: how many records of which kind, where, in what time."""
-    counts = Counter(record.kind for record in made if record.kind != "run")
+    counts = Counter[str]()
+    for record in made:
+        counts[record.kind] += record.n_live if isinstance(record, FeaturesRecord) else record.kind != "run"
+    counts = +counts
     parts = [f"{count} {kind}{'s' if count > 1 and not kind.endswith('s') else ''}" for kind, count in counts.items()]
     return f"{command}: {', '.join(parts) or 'nothing new'} in {run} ({seconds:.1f} s)"
 
 
 def tables(made: Sequence[Record], run: Path) -> list[Rows]:
     """A short table for each kind of record that people read; figures with paths that can be opened."""
-    return [rows for rows in (*(table(made) for table in _TABLES), _figures(made, run)) if rows.rows]
+    found = (*(table(made) for table in _TABLES), examples(made, run), _graphs(made), _nodes(made, run))
+    return [rows for rows in (*found, _scores(made), _figures(made, run)) if rows.rows]
 
 
 def _activations(made: Sequence[Record]) -> Rows:
@@ -99,22 +102,16 @@ def _exports(made: Sequence[Record]) -> Rows:
     return Rows(("hook point", "format", "written to"), [(record.hook, record.format, record.path) for record in found])
 
 
-def _features(made: Sequence[Record]) -> Rows:
-    found = [record for record in made if isinstance(record, FeatureRecord)]
-    rows = [(record.id, _number(record.density), record.label) for record in found[:SHOWN]]
-    return Rows(("feature", "density", "label"), rows, _first(len(rows), len(found), "features"))
-
-
-def _nodes(made: Sequence[Record]) -> Rows:
+def _nodes(made: Sequence[Record], run: Path) -> Rows:
     found = [record for record in made if isinstance(record, NodeRecord) and record.effect is not None]
-    labels = {record.id: record.label for record in made if isinstance(record, FeatureRecord)}
+    known = labels(made, run) if found else {}
     found.sort(key=lambda record: -abs(record.effect or 0))
     rows = [
         (
             record.id,
             f"{_number(record.effect)} {record.unit or ''}",
             _number(record.activation),
-            labels.get(record.id, ""),
+            known.get(record.id.partition("@")[0], ""),
         )
         for record in found[:SHOWN]
     ]
@@ -152,10 +149,7 @@ _TABLES: tuple[Callable[[Sequence[Record]], Rows], ...] = (
     _sweep,
     _evaluations,
     _exports,
-    _features,
-    _graphs,
-    _nodes,
-    _scores,
+    described,
 )
 
 

@@ -1,8 +1,8 @@
 """The boxes of a Graphviz drawing: one HTML-like label for each node."""
 
+from circuitcli.features.lines import Context, Details
 from circuitcli.graphs import Node
 from circuitcli.records import GraphRecord
-from circuitcli.render.details import Context, Details
 from circuitcli.render.drawing import Drawing
 from circuitcli.render.labels import GREY, cell, row, signed_span, span, table, token_cell
 from circuitcli.render.text import number, quoted, shortened, signed, visible, width, wrapped

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from circuitcli.errors import InputError
+from circuitcli.features.lines import Details
 from circuitcli.graphs import CircuitGraph, Edge, Node, sorted_graph
 from circuitcli.records import ScoreRecord
-from circuitcli.render.details import Details
 from circuitcli.render.scales import Scale
 
 MAX_EDGES = 300

@@ -1,4 +1,4 @@
-"""What the features of the SAEs mean: one file for each hook point, one line for each live feature."""
+"""What the features of the SAEs mean: one file and one record for each hook point, one line for each live feature."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from circuitcli import runs
 from circuitcli.errors import InputError
+from circuitcli.features.lines import wanted_lines
 from circuitcli.hookpoints import HookPoint, NodeId
-from circuitcli.records import ActivationsRecord, FeatureRecord, Record, SaeRecord
+from circuitcli.reading import parse_object, text_lines
+from circuitcli.records import ActivationsRecord, FeaturesRecord, Record, SaeRecord
 from circuitcli.runs import Fingerprint
 from circuitcli.stages.fitting import warn_of_misfits
 from circuitcli.stages.inputs import activation_records, open_cache
@@ -24,12 +26,10 @@ Sources = Mapping[HookPoint, SaeSource]
 
 NAME = "interp"
 FOLDER = "features"
-# Only in the file; the records on the stream are short.
-DETAILS = frozenset({"quantiles", "contexts", "promoted", "suppressed", "interp"})
 
 
 def run(request: Request) -> list[Record]:
-    """One record for each live feature, described now or before.
+    """One record for each hook point whose features were described, now or before.
 
     Raises InputError if SAEs or activations are missing or do not fit together.
     """
@@ -70,14 +70,16 @@ def _fingerprint(request: Request, sources: Sources) -> Fingerprint:
 def _work(request: Request, sources: Sources) -> tuple[list[Record], dict[str, Any]]:
     """Describe the hook points that have no file of the same fingerprint yet."""
     prints = {hook: _fingerprint(request, {hook: source}).digest for hook, source in sources.items()}
-    missing = [hook for hook in sources if request.force or not _is_made(_file(request, hook), prints[hook])]
+    widths = {} if request.force else {hook: _made_width(_file(request, hook), prints[hook]) for hook in sources}
+    missing = [hook for hook in sources if widths.get(hook) is None]
     if missing:
-        _describe(request, sources, {hook: prints[hook] for hook in missing})
-    made = [record for hook in sources for record in _records(_file(request, hook))]
-    return made, {"n_features": len(made)}
+        widths |= _describe(request, sources, {hook: prints[hook] for hook in missing})
+    made = [_record(request, hook, source, d_sae=widths[hook] or 0) for hook, source in sources.items()]
+    return [*made], {"n_features": sum(record.n_live for record in made)}
 
 
-def _describe(request: Request, sources: Sources, prints: Mapping[HookPoint, str]) -> None:
+def _describe(request: Request, sources: Sources, prints: Mapping[HookPoint, str]) -> dict[HookPoint, int]:
+    """Write the files of these hook points. Returns how many features their SAEs have."""
     from circuitcli.models.loading import load_model
 
     cache = open_cache(request, prints, purpose=NAME)
@@ -86,12 +88,15 @@ def _describe(request: Request, sources: Sources, prints: Mapping[HookPoint, str
         sources, prints, model=request.settings.model.name, adapter=model.adapter, takes_transcoders=True
     )
     warn_of_misfits(request, sources, loaded, model)
+    widths = {hook: loaded[hook].sae.d_sae for hook in prints}
     for hook, digest in prints.items():
-        facts = {"path": f"{FOLDER}/{hook}.jsonl", "sae": sources[hook].digest, "interp": digest}
+        place = {"path": f"{FOLDER}/{hook}.jsonl", "sae": sources[hook].digest}
+        facts = place | {"interp": digest, "d_sae": widths[hook]}
         lines = _lines(request, loaded[hook].sae, cache, model)
         with runs.atomic(_file(request, hook)) as stream:
             for line in lines:
                 stream.write(json.dumps(line | facts, ensure_ascii=False, allow_nan=False) + "\n")
+    return widths
 
 
 def _lines(
@@ -125,36 +130,43 @@ def _file(request: Request, hook: HookPoint) -> Path:
     return request.run.path / FOLDER / f"{hook}.jsonl"
 
 
-def _is_made(path: Path, digest: str) -> bool:
-    """Whether a file was made with this fingerprint; files are whole or not there, so the first line tells."""
+def _made_width(path: Path, digest: str) -> int | None:
+    """How many features the SAE has, if a file was made with this fingerprint; files are whole or not there, so the
+    first line tells."""
     try:
-        with path.open(encoding="utf-8") as stream:
-            return bool(json.loads(stream.readline() or "{}").get("interp") == digest)
-    except (OSError, ValueError):
-        return False
+        place, line = next(text_lines(path))
+        first = parse_object(line, name=place)
+    except (InputError, StopIteration):
+        return None
+    width = first.get("d_sae")
+    return width if first.get("interp") == digest and isinstance(width, int) else None
 
 
-def _records(path: Path) -> list[Record]:
-    with path.open(encoding="utf-8") as stream:
-        lines = [json.loads(line) for line in stream]
-    return [
-        FeatureRecord.model_validate({name: value for name, value in line.items() if name not in DETAILS})
-        for line in lines
-    ]
+def _record(request: Request, hook: HookPoint, source: SaeSource, *, d_sae: int) -> FeaturesRecord:
+    path = _file(request, hook)
+    with path.open("rb") as stream:
+        n_live = sum(1 for _ in stream)
+    place = path.relative_to(request.run.path).as_posix()
+    return FeaturesRecord(
+        hook=str(hook),
+        n_live=n_live,
+        n_dead=d_sae - n_live,
+        path=place,
+        digest=runs.file_digest(path),
+        sae=source.digest,
+    )
 
 
 def _line(request: Request, node: NodeId) -> dict[str, Any]:
     path = _file(request, node.hook)
     if not path.is_file():
         raise _unknown_hook(request, node)
-    start = f'{{"kind": "feature", "id": "{node.feature}",'
-    with path.open(encoding="utf-8") as stream:
-        found = next((line for line in stream if line.startswith(start)), None)
+    found = next(wanted_lines(path, [node.feature]), None)
     sae = next((record for record in request.records.of(SaeRecord) if record.hook == str(node.hook)), None)
     if found is None:
         raise _unknown_feature(node, sae)
-    content: dict[str, Any] = json.loads(found)
-    if sae is not None and content["sae"] != sae.digest:
+    content, details = found
+    if sae is not None and details.sae != sae.digest:
         raise InputError(
             f"the features of {node.hook} were described with another SAE", hint="run `circuit interp --force`"
         )

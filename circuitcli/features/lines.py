@@ -1,0 +1,83 @@
+"""The lines of a features file, RUN/features/HOOK.jsonl: one live feature each, checked when it is read; torch-free."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError, model_validator
+
+from circuitcli.errors import InputError
+from circuitcli.reading import parse_object, text_lines
+
+# Quotation marks inside JSON strings are escaped, so that this matches keys only.
+_ID = re.compile(r'"id":\s*"([^"\\]+)"')
+HINT = "run `circuit interp --force`, or move the file away to work without it"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Context(_Frozen):
+    """A piece of text on which the feature is active; one activation for each token, ``peak`` is the strongest."""
+
+    tokens: tuple[str, ...]
+    activations: tuple[FiniteFloat, ...]
+    peak: int
+    block: int | None = None
+    position: int | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Context":
+        if len(self.tokens) != len(self.activations):
+            raise ValueError("tokens and activations are not equally many")
+        return self
+
+
+class Details(_Frozen):
+    """All that is known about one feature; activations in activation units, promoted and suppressed in logits."""
+
+    id: str
+    label: str = ""
+    density: FiniteFloat | None = None
+    n_active: int | None = None
+    max: FiniteFloat | None = None
+    mean: FiniteFloat | None = None
+    quantiles: Mapping[str, FiniteFloat] = {}
+    contexts: tuple[Context, ...] = ()
+    promoted: tuple[tuple[str, FiniteFloat], ...] = ()
+    suppressed: tuple[tuple[str, FiniteFloat], ...] = ()
+    sae: str | None = None
+
+
+def wanted_lines(path: Path, wanted: Iterable[str]) -> Iterator[tuple[dict[str, Any], Details]]:
+    """The lines about these features, as they are written and checked.
+
+    Raises InputError for a file that cannot be read and for a damaged line about one of the features.
+    """
+    names = frozenset(wanted)
+    for place, line in text_lines(path, hint=HINT):
+        match = _ID.search(line)
+        if match is not None and match[1] in names:
+            content = parse_object(line, name=place, hint=HINT)
+            details = checked(content, place=place)
+            if details.id in names:
+                yield content, details
+
+
+def first_lines(path: Path, n: int) -> Iterator[Details]:
+    """The first so many lines. Raises as `wanted_lines`."""
+    for place, line in islice(text_lines(path, hint=HINT), n):
+        yield checked(parse_object(line, name=place, hint=HINT), place=place)
+
+
+def checked(content: Mapping[str, Any], *, place: str) -> Details:
+    """What a line says. Raises InputError, naming its place, for a value of a wrong type."""
+    try:
+        return Details.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{place}: damaged feature: {field or 'line'}: {first['msg'].lower()}", hint=HINT) from None
