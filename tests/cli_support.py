@@ -1,11 +1,15 @@
 """Runs `circuit` as people do, in a process of its own, with the stages of `fake_stages`."""
 
+import io
 import json
+import logging
 import os
 import shlex
 import subprocess
 import sys
+import warnings
 from collections.abc import Sequence
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,6 +70,23 @@ def circuit(*words: str, cwd: Path, stdin: str | None = None, more: str = "", **
         **source,
     )
     return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def here(*words: str, cwd: Path) -> Outcome:
+    """Run one command in this process, with the real stages: libraries are loaded already, which takes seconds."""
+    from circuitcli import progress
+    from circuitcli.cli.app import run
+
+    logger = logging.getLogger("circuitcli")
+    before = logger.handlers, logger.propagate, logger.level
+    stdout, stderr = io.StringIO(), io.StringIO()
+    try:
+        with chdir(cwd), redirect_stdout(stdout), redirect_stderr(stderr), warnings.catch_warnings():
+            status = run(words)
+    finally:
+        progress.set_sink(None)
+        logger.handlers, logger.propagate, logger.level = before
+    return Outcome(status, stdout.getvalue(), stderr.getvalue())
 
 
 def pipe(*commands: str | Sequence[str], cwd: Path, **variables: str) -> Outcome:

@@ -11,6 +11,7 @@ from circuitcli.errors import InputError, SettingsError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.families import gemma, generic, gpt2, gpt_neox, llama
 from circuitcli.models.layout import Layout, submodule
+from circuitcli.models.offloading import running_device, weights_at_hand
 
 FAMILIES = (gpt2.layout, gpt_neox.layout, llama.layout, gemma.layout)
 
@@ -71,7 +72,7 @@ class ModelAdapter:
     @property
     def device(self) -> torch.device:
         """Where inputs go: the device of the embedding."""
-        return next(self.embedding.parameters()).device
+        return running_device(self.embedding)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -105,7 +106,7 @@ class ModelAdapter:
 
     def head(self, residual: Float[Tensor, "batch position d_model"]) -> Float[Tensor, "batch position vocab"]:
         """Logits from the output of the last block."""
-        logits = self.unembedding(self.final_norm(residual))
+        logits = self.unembedding(self.final_norm(residual)).to(self.device)
         cap = getattr(self.model.config, "final_logit_softcapping", None)
         return torch.tanh(logits / cap) * cap if cap else logits
 
@@ -115,9 +116,10 @@ class ModelAdapter:
         The final norm's gain is applied, a LayerNorm's centring too, and the mean over the vocabulary, which softmax
         ignores, is removed; soft caps are left out.
         """
-        weight = getattr(self.final_norm, "weight", None)
-        gain = 1.0 if weight is None else weight.float() + self.layout.norm_offset
-        table = self.unembedding.get_parameter("weight").float()
+        with weights_at_hand(self.final_norm, self.unembedding):
+            weight = getattr(self.final_norm, "weight", None)
+            table = self.unembedding.get_parameter("weight").float()
+            gain = 1.0 if weight is None else weight.to(table.device).float() + self.layout.norm_offset
         direction = direction.to(table.device, torch.float32)
         if isinstance(self.final_norm, nn.LayerNorm):
             direction = direction - direction.mean(dim=-1, keepdim=True)

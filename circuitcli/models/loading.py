@@ -14,6 +14,7 @@ from circuitcli.errors import CircuitError, InputError, SettingsError, ToolError
 from circuitcli.models import builtin
 from circuitcli.models.adapter import ModelAdapter
 from circuitcli.models.hub import hub_answers
+from circuitcli.models.offloading import is_spread, placed, placement
 from circuitcli.models.tokenizer import Tokenizer
 from circuitcli.settings.model import ModelSettings
 
@@ -49,14 +50,13 @@ def load_model(settings: ModelSettings) -> LanguageModel:
     from transformers import AutoModelForCausalLM
 
     source = _source(settings)
-    device = choose_device(settings.device) if settings.device_map is None else None
     options = source.options | {"dtype": getattr(torch, settings.dtype)}
-    if settings.device_map is not None:
-        options["device_map"] = settings.device_map
-    with _quiet(), _explained(settings, source):
-        model = AutoModelForCausalLM.from_pretrained(source.place, **options)
+    device = None if is_spread(settings) else choose_device(settings.device)
+    with _quiet(), _explained(settings, source), placement(settings) as placing:
+        model = AutoModelForCausalLM.from_pretrained(source.place, **options, **placing)
     if device is not None:
         model = model.to(device)
+    placed(model, placing)
     revision = _commit(settings) if source.is_hub else None
     return LanguageModel(ModelAdapter.of(model), load_tokenizer(settings), settings.name, revision)
 
@@ -179,11 +179,16 @@ def _quiet() -> Iterator[None]:
 
     level = hf_logging.get_verbosity()
     bars = hf_logging.is_progress_bar_enabled()
+    # accelerate tells of weights that lie elsewhere; what people need of it is said when the model is there.
+    accelerates = logging.getLogger("accelerate")
+    accelerates_level = accelerates.level
+    accelerates.setLevel(logging.ERROR)
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
     try:
         yield
     finally:
         hf_logging.set_verbosity(level)
+        accelerates.setLevel(accelerates_level)
         if bars:
             hf_logging.enable_progress_bar()

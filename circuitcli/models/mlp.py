@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from circuitcli.errors import SettingsError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.adapter import ModelAdapter
+from circuitcli.models.offloading import weights_at_hand
 
 
 class Normed(NamedTuple):
@@ -139,18 +140,20 @@ class _Place:
 
     @torch.no_grad()
     def projection(self, module: nn.Module) -> Projection:
-        weight = module.get_parameter("weight").to(self.device, self.dtype)
-        # GPT-2's own kind of linear map holds its weight the other way round.
-        weight = weight if isinstance(module, nn.Linear) else weight.T
-        return Projection(weight, self._vector(getattr(module, "bias", None), weight.shape[0]))
+        with weights_at_hand(module):
+            weight = module.get_parameter("weight").to(self.device, self.dtype)
+            # GPT-2's own kind of linear map holds its weight the other way round.
+            weight = weight if isinstance(module, nn.Linear) else weight.T
+            return Projection(weight, self._vector(getattr(module, "bias", None), weight.shape[0]))
 
     @torch.no_grad()
     def norm(self, module: nn.Module, width: int) -> Norm:
-        weight = getattr(module, "weight", None)
-        gain = self._vector(None, width) + 1 if weight is None else self._vector(weight, width) + self.norm_offset
+        with weights_at_hand(module):
+            weight = getattr(module, "weight", None)
+            gain = self._vector(None, width) + 1 if weight is None else self._vector(weight, width) + self.norm_offset
+            bias = self._vector(getattr(module, "bias", None), width)
         # Llama's kind has another name for it.
         epsilon = float(getattr(module, "variance_epsilon", getattr(module, "eps", 0.0)))
-        bias = self._vector(getattr(module, "bias", None), width)
         return Norm(gain, bias, epsilon, isinstance(module, nn.LayerNorm))
 
     def _vector(self, values: Tensor | None, width: int) -> Tensor:

@@ -129,7 +129,7 @@ def run_blocks(
             **{name: _expanded(value, rows) for name, value in kwargs.items()},
         )
         residual = output[0] if isinstance(output, tuple) else output
-    return residual
+    return residual.to(adapter.device)
 
 
 def rerun(

@@ -33,9 +33,19 @@ def tapped(adapter: ModelAdapter, callbacks: Mapping[HookPoint, Callback]) -> It
     with ExitStack() as stack:
         for hook in sorted(callbacks):
             adapter.check(hook)
-            for handle in _register(adapter, hook, callbacks[hook]):
+            for handle in _register(adapter, hook, _on_one_device(adapter, callbacks[hook])):
                 stack.callback(handle.remove)
         yield
+
+
+def _on_one_device(adapter: ModelAdapter, callback: Callback) -> Callback:
+    """The callback sees every activation where the model takes its input, also if its blocks are on several GPUs."""
+
+    def moved(activation: Tensor) -> Tensor | None:
+        changed = callback(activation.to(adapter.device))
+        return None if changed is None else changed.to(activation.device)
+
+    return moved
 
 
 def _register(adapter: ModelAdapter, hook: HookPoint, callback: Callback) -> list[RemovableHandle]:

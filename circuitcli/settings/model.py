@@ -1,8 +1,26 @@
 """Which language model, and where it runs."""
 
-from typing import Literal
+import re
+from typing import Annotated, Literal
 
-from circuitcli.settings.section import Section
+from pydantic import AfterValidator
+
+from circuitcli.settings.section import Section, Words
+
+# Where a model runs changes none of its numbers but the last digits: what was made elsewhere is still valid.
+PLACEMENT = ("model.device", "model.device_map", "model.max_memory", "model.offload_folder")
+
+_LIMIT = re.compile(
+    r"(cpu|mps|(?:cuda:)?[0-9]{1,3})=([0-9]{1,9}(?:\.[0-9]{1,9})?)(KB|MB|GB|TB|KiB|MiB|GiB|TiB)", re.ASCII
+)
+_POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
+
+
+def _limits(words: tuple[str, ...]) -> tuple[str, ...]:
+    for word in words:
+        if not _LIMIT.fullmatch(word):
+            raise ValueError(f"'{word}' is no limit: write DEVICE=SIZE, for example 0=20GiB or cpu=64GiB")
+    return words
 
 
 class ModelSettings(Section):
@@ -16,10 +34,29 @@ class ModelSettings(Section):
     """Number type of weights and activations."""
     device: str = "auto"
     """cpu, cuda, cuda:1, mps, or what else PyTorch calls a GPU; auto takes the one that is there, else the CPU."""
-    device_map: str | None = None
-    """Spread a model over devices as accelerate does, for example auto; needs no --device."""
+    device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = None
+    """Spread a model that no device holds alone over GPUs, memory and disk, by accelerate; in place of --device."""
+    max_memory: Annotated[Words, AfterValidator(_limits)] = ()
+    """The most that the weights take of each device, as 0=20GiB,cpu=64GiB: GPUs by number, then memory; the rest of the
+    weights stay on disk. Devices that are not named give what they have free. Implies device_map=auto."""
+    offload_folder: str | None = None
+    """Where weights go that are to stay on disk, if the model's own files cannot be read piece by piece; removed when
+    the command ends. By default the system's folder for temporary files."""
     trust_remote_code: bool = False
     """Run Python code that comes with a hub model."""
     bos: Literal["auto", "always", "never"] = "auto"
     """Begin every text with the tokenizer's BOS token; auto does so if there is one.
     Its position carries no features."""
+
+    @property
+    def memory_limits(self) -> dict[int | str, int]:
+        """Bytes by device of ``max_memory``; GPUs are numbers."""
+        limits: dict[int | str, int] = {}
+        for word in self.max_memory:
+            found = _LIMIT.fullmatch(word)
+            assert found is not None
+            device, number, unit = found.groups()
+            name = device.removeprefix("cuda:")
+            base = 1024 if unit[1:] == "iB" else 1000
+            limits[int(name) if name.isdigit() else name] = int(float(number) * base ** _POWERS[unit[0]])
+        return limits

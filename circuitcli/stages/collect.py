@@ -14,6 +14,7 @@ from circuitcli.errors import InputError, SettingsError
 from circuitcli.hookpoints import HookPoint, hook_points, parse_layers
 from circuitcli.records import ActivationsRecord, Record
 from circuitcli.runs import Fingerprint
+from circuitcli.settings.model import PLACEMENT
 from circuitcli.settings.settings import Settings
 from circuitcli.settings.sources import flatten
 from circuitcli.stages.estimates import BYTES, arithmetic, memory, pass_flops, size, weight_bytes
@@ -30,7 +31,7 @@ NAME = "collect"
 FOLDER = "activations"
 DEFAULT_TEXT = "hf:NeelNanda/pile-10k"
 # Where the model runs and how many blocks at once changes rounding only.
-_NO_MATTER = ("model.device", "model.device_map", "data.batch_size")
+_NO_MATTER = (*PLACEMENT, "data.batch_size")
 # Numbers for each of d_model that a block has at once: its input, norms, queries, keys and values, the hidden layer.
 _WIDTHS_OF_A_BLOCK = 16
 # Token, block and position of a row.

@@ -12,6 +12,7 @@ from circuitcli.hookpoints import HookPoint
 from circuitcli.records import GraphRecord, Record
 from circuitcli.runs import Fingerprint, atomic, file_digest
 from circuitcli.settings.graph import GraphSettings
+from circuitcli.settings.model import PLACEMENT
 from circuitcli.stages.fitting import warn_of_misfits
 from circuitcli.stages.inputs import activation_digests, open_cache, read_graphs
 from circuitcli.stages.naming import GRAPH, chosen_name, valid_name
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from circuitcli.models.loading import LanguageModel
 
 # Where the model runs and how many rows at once changes rounding only; the file to extend is an input.
-_NO_MATTER = ("model.device", "model.device_map", "graph.batch_size", "graph.extend", "graph.name")
+_NO_MATTER = (*PLACEMENT, "graph.batch_size", "graph.extend", "graph.name")
 
 
 @dataclass(frozen=True)

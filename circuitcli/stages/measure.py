@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from circuitcli.errors import InputError
-from circuitcli.settings.model import ModelSettings
+from circuitcli.settings.model import PLACEMENT, ModelSettings
 from circuitcli.stages.request import Request
 
 if TYPE_CHECKING:
@@ -115,6 +115,6 @@ def model_settings(request: Request) -> ModelSettings:
     kept = {
         name.removeprefix("model."): value
         for name, value in request.run.manifest().get("model_settings", {}).items()
-        if name not in ("model.device", "model.device_map")
+        if name not in PLACEMENT
     }
     return model.model_copy(update=kept)

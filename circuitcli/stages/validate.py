@@ -13,6 +13,7 @@ from circuitcli.hookpoints import HookPoint, NodeId, parse_pins
 from circuitcli.records import Record, ScoreRecord, Stream
 from circuitcli.runs import Fingerprint, atomic, digest
 from circuitcli.settings.graph import GraphSettings
+from circuitcli.settings.model import PLACEMENT
 from circuitcli.settings.settings import Settings
 from circuitcli.stages.fitting import warn_of_misfits
 from circuitcli.stages.graphing import take_baseline
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from circuitcli.validation.ablation import JointAblation
     from circuitcli.validation.scores import Case
 
-_NO_MATTER = ("model.device", "model.device_map", "validate.at_least", "validate.graph", "validate.prompts")
+_NO_MATTER = (*PLACEMENT, "validate.at_least", "validate.graph", "validate.prompts")
 
 
 @dataclass(frozen=True)

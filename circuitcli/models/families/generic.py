@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from circuitcli.errors import InputError
 from circuitcli.models.layout import Layout
+from circuitcli.models.offloading import weights_at_hand
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +79,8 @@ def _norm_offset(norm: nn.Module) -> float:
     weight = getattr(norm, "weight", None)
     if weight is None or isinstance(norm, nn.LayerNorm):
         return 0.0
-    with torch.no_grad():
+    with torch.no_grad(), weights_at_hand(norm):
+        weight = norm.get_parameter("weight")
         probe = torch.ones_like(weight)
         probe[::2] = -1.0
         gain = norm(probe[None, None])[0, 0].float() / probe.float()
