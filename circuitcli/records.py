@@ -184,6 +184,8 @@ class GraphRecord(Record):
     metric: MetricName
     prompt: Text
     tokens: Texts
+    ids: Counts | None = None
+    chat: Flag | None = None
     metric_clean: Number
     metric_baseline: Number
     dtype: Word
@@ -202,6 +204,7 @@ class GraphRecord(Record):
     baseline_tokens: Annotated[Count, Field(ge=1)] | None = None
     baseline_ids: Counts | None = None
     counterfactual: Text | None = None
+    counterfactual_ids: Counts | None = None
     saes: DigestsByHook = {}
     path: PathInRun | None = None
     steps: Count | None = None

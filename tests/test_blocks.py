@@ -101,6 +101,47 @@ def test_every_block_begins_with_bos_unless_the_policy_is_never():
     assert all(BOS not in block.ids and block.n_bos == 0 for block in blocks_of(DOCUMENTS, bos="never"))
 
 
+@settings(deadline=None, max_examples=100)
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 40)), max_size=5),
+    st.integers(2, 17),
+    st.booleans(),
+    st.sampled_from(["keep", "drop"]),
+)
+def test_bos_that_documents_begin_with_is_the_one_that_blocks_have(documents, block_length, pack, policy):
+    plain = texts(*(length for _, length in documents))
+    options = {"block_length": block_length, "pack": pack, "special_tokens": policy}
+    expected = blocks_of(plain, **options)
+    fronted = ["<|bos|>" * n_bos + text for (n_bos, _), text in zip(documents, plain, strict=True)]
+    ids = [np.array(tokenizer().encode(text), dtype=np.int32) for text in fronted]
+    assert blocks_of(fronted, **options) == blocks_of(ids, **options) == expected
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.lists(st.integers(0, 40), max_size=5),
+    st.sampled_from(["auto", "never"]),
+    st.integers(3, 17),
+    st.booleans(),
+)
+def test_no_block_begins_with_two_bos_nor_stores_the_one_in_front(lengths, bos, block_length, pack):
+    # "l" now and then, so that BOS also stands where a document is cut.
+    documents = [document.replace("l", "<|bos|>") for document in texts(*lengths)]
+    for block in blocks_of(documents, bos=bos, block_length=block_length, pack=pack):
+        n_bos = tokenizer().n_bos(block.ids)
+        assert n_bos <= 1 and not set(range(n_bos)) & set(block.positions.tolist())
+
+
+def test_where_no_bos_is_put_that_of_a_document_stays_and_is_not_stored():
+    for documents in (["<|bos|>ab"], ["<|bos|><|bos|>ab"], [np.array([BOS, *tokenizer().encode("ab")])]):
+        for pack in (False, True):
+            (block,) = blocks_of(documents, bos="never", pack=pack)
+            assert [*block.ids] == [BOS, *tokenizer().encode("ab")] and (block.n_bos, block.left_out) == (0, (0,))
+    (block,) = blocks_of(["ab", "<|bos|>cd"], bos="never", pack=True)
+    assert [*block.ids] == [*tokenizer().encode("ab"), EOS, BOS, *tokenizer().encode("cd")]
+    assert stored(block) == tokenizer().encode("abcd")
+
+
 def test_special_tokens_that_the_text_contains_are_stored():
     (block,) = blocks_of(["a<|bos|>b"])
     assert block.ids[0] == block.ids[2] == BOS

@@ -1,8 +1,9 @@
 """Documents cut into the blocks of tokens that a model sees at once.
 
 A block holds one document or a piece of it, or, packed, the end of one document, the next ones, and the beginning of
-another, with the tokenizer's separator between two. Every block begins with BOS where the tokenizer puts one. BOS in
-front and separators between are no text: they are never stored. A special token that the text itself contains is a
+another, with the tokenizer's separator between two. Every block begins with BOS where the tokenizer puts one, and with
+one only: BOS tokens that a document or a piece of one begins with are that one. BOS in front and separators between are
+no text: they are never stored, wherever they came from. Any other special token that the text itself contains is a
 token of the text; it is stored unless it is to be dropped, and the model sees it in any case.
 """
 
@@ -101,21 +102,26 @@ def token_blocks(
         if special.issuperset(piece.ids):
             continue
         left_out: Sequence[int] = piece.separators
-        if not dropped.isdisjoint(piece.ids):
-            left_out = [at for at, token in enumerate(piece.ids) if at in piece.separators or token in dropped]
+        n_bos = tokenizer.n_bos(piece.ids)
+        if n_bos or not dropped.isdisjoint(piece.ids):
+            own = {*piece.separators, *range(n_bos)}
+            left_out = [at for at, token in enumerate(piece.ids) if at in own or token in dropped]
+        # The block's own BOS, if it has one, is that of the piece.
+        n_cut = n_bos if prefix else 0
         index += 1
         after = Cursor(piece.document, piece.offset, index)
-        places = tuple(at + len(prefix) for at in left_out)
-        yield Block(prefix + piece.ids, len(prefix), index - 1, after, places)
+        places = tuple(at - n_cut + len(prefix) for at in left_out if at >= n_cut)
+        yield Block(prefix + piece.ids[n_cut:], len(prefix), index - 1, after, places)
 
 
 def _token_ids(documents: Iterable[Document], tokenizer: Tokenizer) -> Iterator["array[int]"]:
-    """The tokens of each document; a blank text has none."""
+    """The tokens of each document without a BOS in front that blocks have anyway; a blank text has none."""
     for group in _groups(documents):
         texts = {at: document for at, document in enumerate(group) if isinstance(document, str) and document.strip()}
-        encoded = dict(zip(texts, tokenizer.encode_all([*texts.values()]), strict=True))
+        encoded = dict(zip(texts, tokenizer.encode_all([*texts.values()]) if texts else (), strict=True))
         for at, document in enumerate(group):
-            yield encoded.get(at, array("i")) if isinstance(document, str) else as_array(document)
+            ids = encoded.get(at, array("i")) if isinstance(document, str) else as_array(document)
+            yield tokenizer.own_part(ids)
 
 
 def _groups(documents: Iterable[Document]) -> Iterator[list[Document]]:
@@ -154,10 +160,12 @@ def _packed(documents: Documents, tokenizer: Tokenizer, *, length: int, start: C
     offset, number = start.offset, start.document
     for number, ids in enumerate(_token_ids(documents(start.document), tokenizer), start.document):
         # At the beginning of a block there is nothing to separate from.
-        if filled and ids:
+        if filled and ids and ids[0] != separator:
             separators.append(len(filled))
             filled.append(separator)
         while offset < len(ids):
+            if offset == 0 and len(filled) < length and tokenizer.n_bos(ids):
+                separators.append(len(filled))
             taken = ids[offset : offset + length - len(filled)]
             filled += taken
             offset += len(taken)

@@ -35,14 +35,14 @@ def check_ids(ids: Ids, n_ids: int, *, place: str, first: int = 0) -> None:
 def document_ids(ids: Ids, vocabulary: Vocabulary, *, place: str, first: int = 0) -> Ids:
     """The ids of one document without BOS and padding in front and without padding at the end.
 
-    Blocks get their own BOS, which is never doubled so. Of several EOS at the end, with which some pad, one is kept.
-    Raises InputError as `check_ids` does.
+    Blocks get their own BOS, which is never doubled so; where they get none, that of the document stays. Of several EOS
+    at the end, with which some pad, one is kept. Raises InputError as `check_ids` does.
     """
     check_ids(ids, vocabulary.n_ids, place=place, first=first)
     pad_id = None if vocabulary.pad_id in (vocabulary.bos_id, vocabulary.eos_id) else vocabulary.pad_id
     start, stop = _without(ids, pad_id, pad_id)
     ids = ids[start:stop]
-    start, stop = _without(ids, vocabulary.bos_id, vocabulary.eos_id)
+    start, stop = _without(ids, None if vocabulary.keeps_bos else vocabulary.bos_id, vocabulary.eos_id)
     return ids[start : stop + (stop < len(ids))]
 
 

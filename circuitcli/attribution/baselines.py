@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitcli.activations.cache import ActivationCache
-from circuitcli.attribution.subject import Subject, code_run, encode_prompt
+from circuitcli.attribution.prompts import Written, encode_prompt
+from circuitcli.attribution.subject import Subject, code_run
 from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.loading import LanguageModel
@@ -59,11 +60,11 @@ def _mean(sae: SparseAutoencoder, cache: ActivationCache, hook: HookPoint, start
     return Absent((codes / count).to(sae.W_enc)[None, None], (error / count).to(sae.W_enc)[None, None])
 
 
-def counterfactual(subject: Subject, language_model: LanguageModel, text: str | None) -> dict[HookPoint, Absent]:
+def counterfactual(subject: Subject, language_model: LanguageModel, written: Written | None) -> dict[HookPoint, Absent]:
     """Codes and errors of another prompt, position by position. Raises InputError unless it has as many tokens."""
-    if text is None:
+    if written is None:
         raise InputError("the counterfactual baseline needs another prompt", hint="add --counterfactual TEXT")
-    other = encode_prompt(text, language_model.tokenizer, subject.adapter)
+    other = encode_prompt(written, language_model.tokenizer, subject.adapter)
     if other.ids.shape != subject.prompt.ids.shape:
         raise InputError(
             f"the counterfactual has {other.ids.shape[1]} tokens, the prompt {subject.prompt.ids.shape[1]}",

@@ -4,57 +4,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from circuitcli.attribution import metrics
 from circuitcli.attribution.metrics import Metric
+from circuitcli.attribution.prompts import Prompt, Written, encode_prompt
 from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint, parse_layers
 from circuitcli.models.adapter import ModelAdapter
 from circuitcli.models.loading import LanguageModel
 from circuitcli.models.partial import CleanPass, clean_pass, first_block, rerun
 from circuitcli.models.taps import Callback
-from circuitcli.models.tokenizer import Tokenizer
 from circuitcli.saes.base import Coded, SparseAutoencoder
 from circuitcli.settings.graph import GraphSettings
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A text as the model sees it; ``first`` is the first position that can carry nodes (1 behind a BOS token)."""
-
-    text: str
-    ids: Int[Tensor, "1 position"]
-    tokens: tuple[str, ...]
-    first: int
-
-    @property
-    def last(self) -> int:
-        """Index of the last position."""
-        return self.ids.shape[1] - 1
-
-    @property
-    def n_spliced(self) -> int:
-        """Number of positions that carry nodes."""
-        return self.ids.shape[1] - self.first
-
-
-def encode_prompt(text: str, tokenizer: Tokenizer, adapter: ModelAdapter) -> Prompt:
-    """The prompt in tokens. Raises InputError if it has none, or more than the model's window."""
-    ids = tokenizer.encode(text)
-    if not ids:
-        raise InputError("the prompt is empty", hint="give some text with --prompt")
-    full = tokenizer.with_bos(ids)
-    window = getattr(adapter.model.config, "max_position_embeddings", None)
-    if window is not None and len(full) > window:
-        raise InputError(f"the prompt has {len(full)} tokens, the model's window {window}", hint="shorten the prompt")
-    return Prompt(
-        text=text,
-        ids=torch.tensor([full], device=adapter.device),
-        tokens=tuple(tokenizer.token_strings(full)),
-        first=len(full) - len(ids),
-    )
 
 
 @dataclass(frozen=True)
@@ -107,7 +70,7 @@ def build(
     saes: Mapping[HookPoint, SparseAutoencoder],
     settings: GraphSettings,
     *,
-    prompt: str,
+    prompt: Written,
     target: str | int | None,
     foil: str | None,
 ) -> tuple[Subject, Target]:

@@ -41,6 +41,8 @@ SEED = (Flag("seed", "--seed"),)
 SAE = (Flag("sae_path", "--sae", metavar="PATH"),)
 BEHAVIOUR = (
     Flag("graph.prompt", "--prompt"),
+    Flag("graph.prompt_ids", "--prompt-ids", metavar="IDS"),
+    Flag("graph.chat", "--chat"),
     Flag("graph.target", "--target"),
     Flag("graph.foil", "--foil"),
     Flag("graph.metric", "--metric"),
@@ -129,7 +131,9 @@ def _parameter(flag: Flag) -> Parameter:
         show_default=False,
         autocompletion=(lambda: list(words)) if words else None,
     )
-    annotation = list[str] | None if flag.repeats else str | None
+    annotation: Any = list[str] | None if flag.repeats else str | None
+    if field(flag.setting).annotation is bool:
+        annotation = bool | None
     return Parameter(flag.parameter, Parameter.KEYWORD_ONLY, annotation=annotation, default=info)
 
 
@@ -169,7 +173,7 @@ def _metavar(flag: Flag) -> str:
 
 def _default(setting: str) -> str:
     default = field(setting).default
-    if default is None or default == ():
+    if default is None or default == () or default is False:
         return ""
     shown = ",".join(default) if isinstance(default, tuple) else default
     return f" [default: {shown}]"

@@ -14,6 +14,7 @@ from circuitcli.errors import CircuitError, InputError, SettingsError, ToolError
 from circuitcli.models import builtin
 from circuitcli.models.adapter import ModelAdapter
 from circuitcli.models.hub import hub_answers
+from circuitcli.models.ids_only import IdsOnly, has_tokenizer
 from circuitcli.models.offloading import is_spread, placed, placement
 from circuitcli.models.tokenizer import Tokenizer
 from circuitcli.settings.model import ModelSettings
@@ -84,12 +85,15 @@ def load_outline(settings: ModelSettings) -> ModelAdapter:
 
 
 def load_tokenizer(settings: ModelSettings) -> Tokenizer:
-    """The tokenizer alone. Raises as `load_model` does."""
-    from transformers import AutoTokenizer
+    """The tokenizer alone; for a model that has none, what stands for it. Raises as `load_model` does."""
+    from transformers import AutoConfig, AutoTokenizer
 
     source = _source(settings)
     with _quiet(), _explained(settings, source):
-        return Tokenizer(AutoTokenizer.from_pretrained(source.place, **source.options), bos=settings.bos)
+        if has_tokenizer(source.place, source.options):
+            return Tokenizer(AutoTokenizer.from_pretrained(source.place, **source.options), bos=settings.bos)
+        config = AutoConfig.from_pretrained(source.place, **source.options)
+        return IdsOnly(config, model=settings.name, bos=settings.bos)
 
 
 def choose_device(name: str) -> torch.device:

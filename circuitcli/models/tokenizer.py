@@ -4,19 +4,26 @@ from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from circuitcli.errors import InputError
+from circuitcli.models.chat import Conversation, render
+
+IdSequence = TypeVar("IdSequence", bound=Sequence[int])
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What ids mean to a model: they are below ``n_ids``; None for special tokens that its tokenizer lacks."""
+    """What ids mean to a model: they are below ``n_ids``; None for special tokens that its tokenizer lacks.
+
+    ``keeps_bos``: whether a text that begins with BOS keeps it, because none is put in front of it.
+    """
 
     n_ids: int
     bos_id: int | None = None
     eos_id: int | None = None
     pad_id: int | None = None
+    keeps_bos: bool = False
 
     @property
     def separators(self) -> tuple[int, ...]:
@@ -25,7 +32,11 @@ class Vocabulary:
 
 
 class Tokenizer:
-    """Text to ids and back; ``bos_id`` is None where no BOS token is put before a text."""
+    """Text to ids and back; ``bos_id`` is None where no BOS token is put before a text.
+
+    A BOS token that a text itself begins with, as rendered chats do, stands for the one that is put there: there are
+    never two. Where none is put, it stays. In either case its position carries nothing.
+    """
 
     def __init__(self, hf: Any, *, bos: str = "auto") -> None:
         """hf: a PreTrainedTokenizerBase; bos: auto, always or never. Raises InputError for always without one."""
@@ -34,7 +45,9 @@ class Tokenizer:
         hf.model_max_length = int(1e30)
         if bos == "always" and hf.bos_token_id is None:
             raise InputError("this tokenizer has no BOS token", hint="leave --set model.bos=always out")
-        self.bos_id: int | None = None if bos == "never" else hf.bos_token_id
+        # The tokenizer's BOS token, whether it is put in front of texts or not.
+        self.own_bos_id: int | None = getattr(hf, "bos_token_id", None)
+        self.bos_id: int | None = None if bos == "never" else self.own_bos_id
         self._quick = getattr(hf, "backend_tokenizer", None)
         if self._quick is not None:
             # A tokenizer's file may ask for it.
@@ -48,7 +61,8 @@ class Tokenizer:
 
     def vocabulary(self, *, n_ids: int) -> Vocabulary:
         """What ids mean to a model that knows ``n_ids`` of them."""
-        return Vocabulary(n_ids, self.hf.bos_token_id, self.hf.eos_token_id, self.hf.pad_token_id)
+        special = (self.own_bos_id, self.hf.eos_token_id, self.hf.pad_token_id)
+        return Vocabulary(n_ids, *special, keeps_bos=self.bos_id is None)
 
     @property
     def pad_id(self) -> int:
@@ -84,9 +98,35 @@ class Tokenizer:
             each = (found.ids for found in self._quick.encode_batch_fast(texts, add_special_tokens=False))
         return [array("i", ids) for ids in each]
 
+    def n_bos(self, ids: Sequence[int]) -> int:
+        """How many BOS tokens there are in front."""
+        count = 0
+        while count < len(ids) and ids[count] == self.own_bos_id:
+            count += 1
+        return count
+
+    def own_part(self, ids: IdSequence) -> IdSequence:
+        """What is to stand behind the BOS token that is put in front, if any: BOS in front is never doubled."""
+        found = self.n_bos(ids)
+        start = found if self.bos_id is not None else max(0, found - 1)
+        return ids[start:] if start else ids  # type: ignore[return-value]
+
     def with_bos(self, ids: Sequence[int]) -> list[int]:
         """The ids as the model gets them."""
-        return [*ids] if self.bos_id is None else [self.bos_id, *ids]
+        front = [] if self.bos_id is None else [self.bos_id]
+        return [*front, *self.own_part(ids)]
+
+    def render(self, conversation: Conversation, *, answers: bool = False) -> str:
+        """A conversation as the chat template writes it; ``answers``: with the assistant's turn begun.
+
+        Raises InputError if there is no template, or if it refuses the conversation.
+        """
+        return render(self.hf, conversation, answers=answers)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of some ids, special ones written out."""
+        text: str = self.hf.decode([*ids], clean_up_tokenization_spaces=False)
+        return text
 
     def token_strings(self, ids: Iterable[int]) -> list[str]:
         """What people are shown for each id: its text, or ``<0xE2>`` for bytes that are no whole character."""

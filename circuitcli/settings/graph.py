@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from circuitcli.settings.section import FilePath, Layers, Pins, Section, Sites
+from circuitcli.settings.section import FilePath, Ids, Layers, Pins, Section, Sites
 
 Metric = Literal["log-prob", "logit-diff", "cross-entropy", "kl"]
 Baseline = Literal["zero", "mean", "resample", "counterfactual"]
@@ -15,6 +15,10 @@ class GraphSettings(Section):
 
     prompt: str | None = None
     """The text whose next token is explained."""
+    prompt_ids: Ids | None = None
+    """The prompt as token ids instead of a text, for example 464,3139,286."""
+    chat: bool = False
+    """Have the model's chat template write the prompt, as what a user says, and begin the answer that is explained."""
     target: str | None = None
     """The token whose probability is explained; by default the model's most likely one."""
     foil: str | None = None
@@ -37,6 +41,8 @@ class GraphSettings(Section):
     """Cached tokens over which the mean baseline is taken."""
     counterfactual: str | None = None
     """The other prompt, with as many tokens, for the counterfactual baseline."""
+    counterfactual_ids: Ids | None = None
+    """The other prompt as token ids instead of a text."""
     method: Literal["ig", "atp"] = "ig"
     """Integrated gradients, or attribution patching (one gradient at the clean run)."""
     ig_steps: int = Field(10, ge=1, le=10_000)

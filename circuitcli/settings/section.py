@@ -42,6 +42,8 @@ def _lines(value: Any) -> Any:
 # "resid,attn" from a flag or the environment, ["resid", "attn"] from a file.
 Split = BeforeValidator(_split)
 Words = Annotated[tuple[str, ...], Split]
+# Token ids, "464,3139,286" likewise.
+Ids = Annotated[tuple[Annotated[int, Field(ge=0, le=2**31 - 1)], ...], Split]
 # A list whose entries may hold commas; a single text is a list of one.
 Texts = Annotated[tuple[str, ...], BeforeValidator(_lines)]
 # "0.25,0.5,1" likewise.

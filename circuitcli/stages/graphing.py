@@ -70,7 +70,7 @@ class Task:
 def task_of(request: Request, stage: str, *, name: str, positions: str, baseline: str, foreign: Iterable[str]) -> Task:
     """The graph that a request asks for. Raises SettingsError without a prompt, InputError without SAEs."""
     settings = request.settings.graph
-    if settings.prompt is None:
+    if settings.prompt is None and settings.prompt_ids is None:
         raise SettingsError(
             f"{stage} has no prompt", hint=f'add --prompt, for example {stage} --prompt "The capital of"'
         )
@@ -121,12 +121,15 @@ def prepare(task: Task) -> Prepared:
 
 def _prepared(task: Task, language_model: "LanguageModel", hooks: Sequence[HookPoint]) -> Prepared:
     from circuitcli.attribution import subject as subjects
+    from circuitcli.attribution.prompts import asked_prompt
 
     settings = task.settings
+    prompt = asked_prompt(settings)
+    assert prompt is not None, "task_of has looked"
     loaded = load_saes(task.sources, hooks, model=task.request.settings.model.name, adapter=language_model.adapter)
     saes = {hook: found.sae for hook, found in loaded.items()}
     subject, target = subjects.build(
-        language_model, saes, settings, prompt=settings.prompt or "", target=settings.target, foil=settings.foil
+        language_model, saes, settings, prompt=prompt, target=settings.target, foil=settings.foil
     )
     warn_of_misfits(task.request, task.sources, loaded, language_model, clean=subject.clean, first=subject.prompt.first)
     baseline = take_baseline(task.request, task.baseline, subject, language_model, settings)
@@ -138,11 +141,12 @@ def take_baseline(
 ) -> "Baseline":
     """The baseline of a kind. Raises InputError if it needs a cache or a counterfactual that is not there."""
     from circuitcli.attribution import baselines
+    from circuitcli.attribution.prompts import asked_counterfactual
 
     if kind == "zero":
         return baselines.zero(subject.saes)
     if kind == "counterfactual":
-        return baselines.counterfactual(subject, language_model, settings.counterfactual)
+        return baselines.counterfactual(subject, language_model, asked_counterfactual(settings))
     cache = open_cache(request, subject.hooks, purpose=f"the {kind} baseline")
     if kind == "mean":
         return baselines.mean(subject.saes, cache, n_tokens=settings.baseline_tokens)
@@ -182,6 +186,10 @@ def head_of(task: Task, prepared: Prepared, *, method: str, **facts: Any) -> Gra
             "baseline_tokens": settings.baseline_tokens,
             "revision": prepared.language_model.revision,
             "counterfactual": settings.counterfactual,
+            "counterfactual_ids": settings.counterfactual_ids,
+            "ids": tuple(subject.prompt.ids[0].tolist()),
+            "bos": subject.prompt.bos,
+            "chat": settings.chat or None,
             **facts,
         },
     )

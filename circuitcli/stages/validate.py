@@ -18,6 +18,7 @@ from circuitcli.settings.settings import Settings
 from circuitcli.stages.fitting import warn_of_misfits
 from circuitcli.stages.graphing import take_baseline
 from circuitcli.stages.inputs import activation_digests, chosen_graph
+from circuitcli.stages.prompts import Example, asked_example, graph_example, read_prompts
 from circuitcli.stages.request import Request, fingerprint, resumable
 from circuitcli.stages.saes import SaeSource, load_saes, sae_sources
 
@@ -29,15 +30,6 @@ if TYPE_CHECKING:
     from circuitcli.validation.scores import Case
 
 _NO_MATTER = (*PLACEMENT, "validate.at_least", "validate.graph", "validate.prompts")
-
-
-@dataclass(frozen=True)
-class Example:
-    """One prompt to test on."""
-
-    prompt: str
-    target: str | int | None = None
-    foil: str | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +52,13 @@ class Plan:
         inputs["nodes"] = digest([str(node) for node in self.nodes])
         inputs["prompts"] = digest([asdict(example) for example in self.examples])
         inputs["metric"] = digest(
-            [self.metric.metric, self.metric.counterfactual, self.metric.baseline_tokens, self.baseline]
+            [
+                self.metric.metric,
+                self.metric.counterfactual,
+                self.metric.counterfactual_ids,
+                self.metric.baseline_tokens,
+                self.baseline,
+            ]
         )
         if self.baseline in ("mean", "resample"):
             inputs |= activation_digests(self.request)
@@ -99,7 +97,9 @@ def _graph_plan(request: Request) -> Plan:
     nodes = tuple(node.place for node in graph.nodes if node.place is not None)
     if not nodes:
         raise InputError(f"graph '{graph.head.name}' has no node", hint="raise --down and --up of graph-grad")
-    examples = _read_prompts(settings.prompts) if settings.prompts else (_graph_example(graph),)
+    # A graph of a chat is tested on chats.
+    chat = request.settings.graph.chat or bool(graph.head.chat)
+    examples = read_prompts(settings.prompts, chat=chat) if settings.prompts else (graph_example(graph),)
     aligned = settings.prompts is None
     _check_behaviour(request.settings.graph, graph)
     return Plan(
@@ -117,7 +117,7 @@ def _graph_plan(request: Request) -> Plan:
 
 def _graph_metric(settings: GraphSettings, graph: CircuitGraph) -> GraphSettings:
     """The settings under which the graph was made, as far as a test needs them."""
-    named = ("metric", "counterfactual", "baseline_tokens")
+    named = ("metric", "counterfactual", "counterfactual_ids", "chat", "baseline_tokens")
     told = {name: getattr(graph.head, name) for name in named}
     return settings.model_copy(update={name: value for name, value in told.items() if value is not None})
 
@@ -131,6 +131,12 @@ def _check_behaviour(settings: GraphSettings, graph: CircuitGraph) -> None:
                 f"graph '{graph.head.name}' is about the {name} {own!r}, not {asked!r}",
                 hint="leave it out, or test on other prompts with --prompts FILE",
             )
+    ids, own = settings.prompt_ids, graph.head.ids or ()
+    if ids is not None and ids not in (own, own[1:]):
+        raise SettingsError(
+            f"graph '{graph.head.name}' is about a prompt of other tokens than {' '.join(map(str, ids))}",
+            hint="leave --prompt-ids out, or test on other prompts with --prompts FILE",
+        )
 
 
 def _check_saes(graph: CircuitGraph, sources: dict[HookPoint, SaeSource]) -> None:
@@ -142,11 +148,6 @@ def _check_saes(graph: CircuitGraph, sources: dict[HookPoint, SaeSource]) -> Non
                 f"the SAE at {name} that graph '{graph.head.name}' was made with {what}",
                 hint="make the graph again, or name its SAEs with --sae PATH",
             )
-
-
-def _graph_example(graph: CircuitGraph) -> Example:
-    head = graph.head
-    return Example(head.prompt, head.target if head.target_id is None else head.target_id, head.foil)
 
 
 def _without_positions(nodes: Sequence[NodeId]) -> tuple[NodeId, ...]:
@@ -176,45 +177,23 @@ def _pin_plan(request: Request) -> Plan:
 def _pin_examples(request: Request) -> tuple[Example, ...]:
     settings = request.settings
     if settings.validation.prompts:
-        return _read_prompts(settings.validation.prompts)
-    if settings.graph.prompt is not None:
-        return (Example(settings.graph.prompt, settings.graph.target, settings.graph.foil),)
+        return read_prompts(settings.validation.prompts, chat=settings.graph.chat)
+    if (asked := asked_example(settings.graph)) is not None:
+        return (asked,)
     made = graphs.from_records(request.records)
     if not made:
         raise SettingsError("validate --pin has no prompt", hint="add --prompt TEXT, or --prompts FILE")
-    return (_graph_example(made[-1]),)
+    return (graph_example(made[-1]),)
 
 
 def _pin_metric(request: Request) -> GraphSettings:
     """The metric that is set; with the prompt of the last graph also its metric, unless one is set."""
     settings = request.settings
     made = graphs.from_records(request.records)
-    borrows = settings.validation.prompts is None and settings.graph.prompt is None and made
+    borrows = settings.validation.prompts is None and asked_example(settings.graph) is None and made
     if not borrows or settings.graph.metric != GraphSettings().metric:
         return settings.graph
     return _graph_metric(settings.graph, made[-1])
-
-
-def _read_prompts(name: str) -> tuple[Example, ...]:
-    """The prompts of a JSONL file. Raises InputError, naming the line, for what is none."""
-    path = Path(name)
-    hint = 'each line is an object such as {"prompt": "The capital of France is", "target": " Paris"}'
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read prompts {path}: {error}", hint=hint) from None
-    examples = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            content = json.loads(line)
-            examples.append(Example(content["prompt"], content.get("target"), content.get("foil")))
-        except (ValueError, TypeError, KeyError, AttributeError):
-            raise InputError(f"{path} line {number} is no prompt", hint=hint) from None
-    if not examples:
-        raise InputError(f"{path} holds no prompt", hint=hint)
-    return tuple(examples)
 
 
 def _work(plan: Plan) -> tuple[list[Record], dict[str, Any]]:
@@ -258,7 +237,7 @@ def _case(
     from circuitcli.validation.scores import Case
 
     subject, _ = subjects.build(
-        language_model, saes, plan.metric, prompt=example.prompt, target=example.target, foil=example.foil
+        language_model, saes, plan.metric, prompt=example.written, target=example.target, foil=example.foil
     )
     baseline = shared or take_baseline(plan.request, plan.baseline, subject, language_model, plan.metric)
     return Case(subject, baseline, plan.nodes)
