@@ -105,32 +105,63 @@ def restricted(graph: CircuitGraph, ids: Iterable[str]) -> CircuitGraph:
     )
 
 
-# Further fields of heads in which graphs that are merged must agree.
-_FACTS = ("counterfactual", "baseline_tokens", "revision")
+# What the numbers of a graph mean: graphs in which these differ are not joined.
+_MEANING = (
+    "model",
+    "revision",
+    "dtype",
+    "prompt",
+    "ids",
+    "method",
+    "steps",
+    "metric",
+    "unit",
+    "target",
+    "target_id",
+    "foil",
+    "baseline",
+    "positions",
+)
+# What a baseline is taken from.
+_BASELINE = {
+    "mean": ("baseline_tokens",),
+    "counterfactual": ("counterfactual", "counterfactual_ids", "chat"),
+    "resample": ("seed", "baseline_ids"),
+}
+# Heads of an earlier version lack these; what they repeat is compared in any case.
+_LATER = ("ids", "target_id")
+
+
+def check_joinable(old: GraphRecord, new: GraphRecord) -> None:
+    """Raise InputError, naming the first difference, unless numbers of both graphs mean the same.
+
+    Model, prompt, method, metric, target, baseline, positions and the spliced hook points with their SAEs must agree:
+    edges along direct paths depend on all of these, and so does which nodes have edges to the output.
+    """
+    for name in (*_MEANING, *_BASELINE.get(new.baseline, ())):
+        before, after = getattr(old, name, None), getattr(new, name, None)
+        if before != after and not (name in _LATER and None in (before, after)):
+            raise _mismatch(name.replace("_", " "), before, after)
+    if old.saes.keys() != new.saes.keys():
+        raise _mismatch("set of spliced hook points", " ".join(old.saes), " ".join(new.saes))
+    for hook in old.saes:
+        if old.saes[hook] != new.saes[hook]:
+            raise _mismatch(f"SAE at {hook}", old.saes[hook], new.saes[hook])
 
 
 def merged(old: CircuitGraph, new: CircuitGraph) -> CircuitGraph:
-    """Both graphs in one; where both have a node or an edge, the new numbers hold.
-
-    Raises InputError, naming the first difference, unless model, SAEs, prompt, metric, target and baseline agree.
-    """
-    for name in ("model", "prompt", "metric", "target", "foil", "baseline", "positions", *_FACTS):
-        before, after = getattr(old.head, name, None), getattr(new.head, name, None)
-        if before != after:
-            raise _mismatch(name, before, after)
-    for hook in old.head.saes.keys() & new.head.saes.keys():
-        if old.head.saes[hook] != new.head.saes[hook]:
-            raise _mismatch(f"SAE at {hook}", old.head.saes[hook], new.head.saes[hook])
+    """Both graphs in one; where both have a node or an edge, the new numbers hold. Raises as `check_joinable` does."""
+    check_joinable(old.head, new.head)
     nodes = {node.id: node for node in (*old.nodes, *new.nodes)}
     edges = {(edge.source, edge.target): edge for edge in (*old.edges, *new.edges)}
-    head = new.head.model_copy(update={"saes": {**old.head.saes, **new.head.saes}})
-    return sorted_graph(CircuitGraph(head, tuple(nodes.values()), tuple(edges.values())))
+    return sorted_graph(CircuitGraph(new.head, tuple(nodes.values()), tuple(edges.values())))
 
 
 def _mismatch(name: str, before: object, after: object) -> InputError:
     return InputError(
         f"the graph to extend has another {name}: {before!r}, not {after!r}",
-        hint="extend a graph of the same model, SAEs, prompt and metric, or leave --extend out and give --name",
+        hint="make both with the same --method, --metric, --baseline, --positions, --layers, --sites and SAEs, "
+        "or leave --extend out",
     )
 
 

@@ -10,9 +10,14 @@ from circuitcli.attribution.ablation import Source, ablate, live_sources, pinned
 from circuitcli.attribution.edges import Target, incoming, sources_of, to_output
 from circuitcli.attribution.gradients import attribution_patching, integrated_gradients, node_effects
 from circuitcli.attribution.metrics import LogitDifference, LogProb, MinusCrossEntropy, MinusDivergence
+from circuitcli.attribution.naive import NaiveSearch
+from circuitcli.attribution.selection import Search
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.hookpoints import HookPoint, hook_points
 from circuitcli.models.taps import tapped
+from circuitcli.records import GraphRecord
+from circuitcli.saes.abstopk import AbsTopKSae
+from circuitcli.settings.graph import GraphSettings
 
 # float64 all through: finite differences mean something here. Llama-like norms compute in float32.
 EXACT = ("gpt2", "neox-parallel", "neox-sequential")
@@ -25,6 +30,21 @@ SPLICES = {
     "inner": ("attn_in", "attn", "mlp_in", "mlp"),
     "stream": ("resid_pre", "attn"),
 }
+
+HEAD = GraphRecord(
+    name="g",
+    method="naive",
+    metric="log-prob",
+    prompt="",
+    tokens=(),
+    metric_clean=0.0,
+    metric_baseline=0.0,
+    dtype="float64",
+    unit="nats",
+    baseline="zero",
+    positions="sum",
+    model="random",
+)
 
 
 def plain_forward(subject, replaced):
@@ -328,7 +348,7 @@ def test_live_sources_are_the_features_that_differ_from_the_baseline():
     subject = random_subject("gpt2")
     hook = HookPoint(1, "resid")
     zero = baselines.zero(subject.saes)
-    live = live_sources(subject, hook, zero, each_position=True)
+    live = live_sources(subject, hook, zero, positions="all")
     active = subject.coded[hook].codes[0].nonzero().tolist()
     assert live == [Source(i, p) for p, i in active] + [Source(None, p) for p in range(6)]
     silent = next(i for i in range(D_SAE) if not subject.coded[hook].codes[0, :, i].any())
@@ -336,6 +356,30 @@ def test_live_sources_are_the_features_that_differ_from_the_baseline():
         pinned_sources(subject, hook, [silent], live)
     with pytest.raises(InputError, match=f"has no feature {D_SAE}"):
         pinned_sources(subject, hook, [D_SAE], live)
+
+
+def test_an_activation_summed_over_positions_is_that_furthest_from_zero_with_its_sign():
+    hooks = hook_points((0, 1), ("resid",))
+    saes = {}
+    for hook, sae in random_saes(hooks).items():
+        saes[hook] = AbsTopKSae(sae.config, k=sae.k).double().requires_grad_(False)
+        saes[hook].load_state_dict(sae.state_dict())
+    subject = subject_with(adapter_of("gpt2"), saes, first=1)
+    settings = GraphSettings(threshold_exp=-1000, down=200, up=200)
+    zero = baselines.zero(subject.saes)
+    naive = NaiveSearch(subject, zero, settings, "sum", {}, 0)
+    search = Search(subject, zero, settings.model_copy(update={"method": "atp"}), "sum")
+    found = [
+        naive.graph(HEAD, [naive.part(hook) for hook in subject.hooks]),
+        search.graph(HEAD, search.effects()),
+    ]
+    for graph in found:
+        signs = set()
+        for node in (node for node in graph.nodes if node.place and node.place.index is not None):
+            values = subject.coded[node.place.hook].codes[0, :, node.place.index].tolist()
+            assert node.activation == max(values, key=abs), node
+            signs.add(node.activation > 0)
+        assert signs == {True, False}
 
 
 def test_attribution_patching_refuses_the_divergence_and_integrated_gradients_take_it():

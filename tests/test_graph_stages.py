@@ -1,6 +1,7 @@
 """The graph and validation stages on the built-in model, over a small run that all tests of this file share."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import pytest
 import torch
 
 from circuitcli import graphs, records
+from circuitcli.activations.cache import ActivationCache
+from circuitcli.attribution import subject as subjects
 from circuitcli.errors import InputError, SettingsError, ThresholdError
 from circuitcli.hookpoints import OUTPUT, HookPoint, NodeId
 from circuitcli.models.loading import load_model
@@ -23,11 +26,15 @@ from circuitcli.saes.relu import ReluSae
 from circuitcli.settings.settings import Settings
 from circuitcli.settings.sources import load
 from circuitcli.stages import collect, export, graph_grad, graph_naive, train, validate
+from circuitcli.stages.graphing import take_baseline
 from circuitcli.stages.inputs import read_graphs
 from circuitcli.stages.render import scores_of
 from circuitcli.stages.request import Request
+from circuitcli.stages.saes import load_saes, sae_sources
+from circuitcli.validation import circuits
 
 PROMPT = "import os\nimport sys\n\ndef main(self):\n    self."
+LOGIT_DIFF = {"graph__metric": "logit-diff", "graph__foil": "ma"}
 SMALL = {
     "model.device": "cpu",
     "data.layers": "1:3",
@@ -189,6 +196,18 @@ def test_every_baseline_is_written_down_and_used(ask, baseline):
     assert graph.head.baseline == baseline and graph.edges
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"graph__counterfactual": "x"}, "the baseline mean uses no counterfactual prompt"),
+        ({"graph__ig_steps": 7, "graph__method": "atp"}, "attribution patching takes one step"),
+    ],
+)
+def test_settings_that_change_nothing_beside_others_are_said(ask, caplog, changes, said):
+    graph_grad.run(ask(**{"graph__method": "atp", "graph__positions": "sum", **changes}))
+    assert said in caplog.text
+
+
 def test_a_counterfactual_of_another_length_is_refused(ask):
     with pytest.raises(InputError, match="the counterfactual has"):
         graph_grad.run(ask(graph__baseline="counterfactual", graph__counterfactual="x"))
@@ -318,6 +337,13 @@ def test_prompts_from_a_file_give_an_interval(ask, tmp_path):
         (graph_grad, {"graph__prompt": ""}, InputError, "prompt is empty"),
         (graph_grad, {"graph__target": " two words"}, InputError, "is not one token"),
         (graph_grad, {"graph__metric": "logit-diff"}, SettingsError, "needs a foil"),
+        (graph_grad, {"graph__foil": "("}, SettingsError, "log-prob has no foil"),
+        (graph_naive, {"graph__metric": "kl", "graph__target": "("}, SettingsError, "kl has no target"),
+        (graph_naive, {"graph__metric": "cross-entropy", "graph__positions": "last"}, SettingsError, "last position"),
+        (graph_grad, {"graph__metric": "cross-entropy", "graph__positions": "last"}, SettingsError, "last position"),
+        (graph_grad, LOGIT_DIFF | {"graph__target": "ma"}, SettingsError, "are the same token, 'ma'$"),
+        (graph_grad, LOGIT_DIFF, SettingsError, "the same token, 'ma', the most likely next one"),
+        (graph_naive, {"graph__positions": "last", "graph__pin": "1:0"}, InputError, "is silent at the last position"),
         (graph_grad, {"graph__metric": "kl", "graph__method": "atp"}, SettingsError, "no gradient at the clean run"),
         (graph_grad, {"graph__layers": "7:9"}, SettingsError, "reaches past the model"),
         (graph_grad, {"graph__layers": "3:4"}, InputError, "no SAE at layers 3:4"),
@@ -390,13 +416,93 @@ def test_a_mistake_leaves_the_run_as_it_was(ask, run):
     assert again == [records.to_line(record) for record in made], "a failed --force takes nothing away"
 
 
-def test_a_graph_that_grows_by_a_layer_tells_the_metric_with_all_hook_points_at_baseline(ask, run):
-    whole = graph_of(graph_naive.run(ask(graph__name="whole"))).head
-    first = graph_of(graph_naive.run(ask(graph__layers="1:2", graph__name="first"))).head
-    path = str(run.path / "graphs" / "first.jsonl")
-    grown = graph_of(graph_naive.run(ask(graph__layers="2:3", graph__name="grown", graph__extend=path))).head
-    assert grown.saes == whole.saes != first.saes
-    assert grown.metric_baseline == pytest.approx(whole.metric_baseline, abs=1e-5)
+@pytest.mark.parametrize(
+    ("stage", "changes", "difference"),
+    [
+        (graph_naive, {"graph__layers": "2:3"}, "set of spliced hook points"),
+        (graph_naive, {"graph__baseline": "mean"}, "baseline"),
+        (graph_naive, {"graph__positions": "all"}, "positions"),
+        (graph_naive, {"graph__metric": "kl"}, "metric"),
+        (graph_grad, {"graph__baseline": "zero", "graph__positions": "sum"}, "method"),
+    ],
+)
+def test_a_graph_of_another_splice_or_unit_or_method_is_not_extended_and_nothing_is_computed_first(
+    ask, run, monkeypatch, stage, changes, difference
+):
+    graph_naive.run(ask(graph__layers="1:2", graph__thin=0.01, graph__name="first"))
+    path = run.path / "graphs" / "first.jsonl"
+    first = path.read_bytes()
+    monkeypatch.setattr("circuitcli.attribution.naive.NaiveSearch.part", None)
+    monkeypatch.setattr("circuitcli.attribution.selection.Search.effects", None)
+    before = run.manifest()
+    asked = {"graph__layers": "1:2", "graph__extend": str(path), **changes}
+    with pytest.raises(InputError, match=f"another {difference}: "):
+        stage.run(ask(**asked))
+    assert run.manifest() == before and path.read_bytes() == first
+
+
+def test_a_head_holds_what_its_baseline_was_drawn_from(ask, run):
+    heads = {}
+    for seed in (0, 1):
+        made = graph_grad.run(ask(graph__baseline="resample", graph__method="atp", graph__name=f"s{seed}", seed=seed))
+        heads[seed] = head = graph_of(made).head
+        assert (head.seed, head.bos, head.n_prompts, head.n_positions) == (seed, True, 1, len(head.tokens))
+        assert len(head.baseline_ids) == head.n_positions == len(head.ids)
+    assert tuple(heads[0].baseline_ids) != tuple(heads[1].baseline_ids)
+    request = ask(seed=1)
+    model = load_model(request.settings.model)
+    assert tuple(model.tokenizer.token_strings(heads[0].ids)) == heads[0].tokens
+    cache = ActivationCache(run.path / "activations", [HookPoint(1, "resid")])
+    blocks = [block.ids[: heads[0].n_positions] for block in cache.blocks(0, cache.n_tokens)]
+    assert list(heads[0].baseline_ids) in blocks
+    saes = {hook: found.sae for hook, found in sources_of(request).items()}
+    subject, _ = subjects.build(model, saes, request.settings.graph, prompt=PROMPT, target=None, foil=None)
+    for seed, head in heads.items():
+        # With another seed at hand, the drawn row alone gives the same numbers.
+        baseline = take_baseline(request, "resample", subject, model, request.settings.graph, row=head.baseline_ids)
+        nothing = circuits.kept_nodes(subject, ())
+        value = float(circuits.circuit_metric(subject, baseline, [nothing], batch_size=1)[0])
+        assert value == pytest.approx(head.metric_baseline, abs=1e-5), seed
+    with pytest.raises(InputError, match="has 3 tokens"):
+        take_baseline(request, "resample", subject, model, request.settings.graph, row=[1, 2, 3])
+
+
+def sources_of(request):
+    return load_saes(sources := sae_sources(request, stage="test"), sources, model="builtin:tiny", adapter=None)
+
+
+def test_a_naive_graph_of_the_last_position_is_that_part_of_the_graph_of_all_positions(ask):
+    prompt = {"graph__prompt": "x = (", "graph__threshold_exp": -20}
+    last = graph_of(graph_naive.run(ask(graph__positions="last", graph__name="last", **prompt)))
+    whole = graph_of(graph_naive.run(ask(graph__positions="all", graph__name="all", **prompt)))
+    end = last.head.n_positions - 1
+    assert {node.place.position for node in last.nodes if node.place} == {end}
+    found = {(edge.source, edge.target): edge.weight for edge in last.edges}
+    expected = {
+        (edge.source, edge.target): edge.weight
+        for edge in whole.edges
+        if all(name == OUTPUT or NodeId.parse(name).position == end for name in (edge.source, edge.target))
+    }
+    strong = {pair for pair, weight in expected.items() if abs(weight) > 1e-3}
+    assert len(strong) > 50 and strong <= found.keys()
+    for pair in found.keys() & expected.keys():
+        assert found[pair] == pytest.approx(expected[pair], abs=1e-4)
+    for node in last.nodes:
+        assert node.activation == pytest.approx(whole.by_id[node.id].activation, abs=1e-5)
+
+
+def test_a_graph_without_a_node_says_why(ask, caplog):
+    same = {"graph__baseline": "counterfactual", "graph__counterfactual": PROMPT}
+    for number, (stage, changes, why) in enumerate(
+        [
+            (graph_naive, {"graph__threshold_exp": 20}, r"no difference is above 1.04858e\+06"),
+            (graph_naive, same, "every feature and error is at its baseline already"),
+            (graph_grad, {"graph__method": "atp", **same}, "every feature and error is at its baseline already"),
+        ]
+    ):
+        made = graph_of(stage.run(ask(graph__name=f"g{number}", graph__thin=0.1, **changes)))
+        assert [node.id for node in made.nodes] == [OUTPUT] and not made.edges
+        assert re.search(f"graph g{number} has no node: {why}", caplog.text)
 
 
 def test_scores_of_an_earlier_graph_of_the_same_name_are_not_shown(ask, run):

@@ -153,15 +153,14 @@ def test_where_both_graphs_know_a_number_the_new_one_holds():
         head(), (Node("resid.0/1", effect=1.0), Node("output")), (Edge("resid.0/1", "output", 1.0, "nats"),)
     )
     new = CircuitGraph(
-        head(name="new", saes={"resid.1": "sha256:1", "mlp.2": "sha256:2"}),
-        (Node("resid.0/1", effect=2.0), Node("mlp.2/3"), Node("output")),
-        (Edge("resid.0/1", "output", 5.0, "nats"), Edge("mlp.2/3", "output", 7.0, "nats")),
+        head(name="new"),
+        (Node("resid.0/1", effect=2.0), Node("resid.1/3"), Node("output")),
+        (Edge("resid.0/1", "output", 5.0, "nats"), Edge("resid.1/3", "output", 7.0, "nats")),
     )
     both = merged(old, new)
     assert both.by_id["resid.0/1"].effect == 2.0
-    assert {(edge.source, edge.weight) for edge in both.edges} == {("resid.0/1", 5.0), ("mlp.2/3", 7.0)}
-    assert both.head.name == "new"
-    assert both.head.saes == {"resid.0": "sha256:0", "resid.1": "sha256:1", "mlp.2": "sha256:2"}
+    assert {(edge.source, edge.weight) for edge in both.edges} == {("resid.0/1", 5.0), ("resid.1/3", 7.0)}
+    assert both.head == new.head
 
 
 @given(graphs())
@@ -178,17 +177,49 @@ def test_merging_keeps_all_nodes_and_edges(one: CircuitGraph, other: CircuitGrap
     }
 
 
-OTHERS = {"metric": "kl", "baseline": "zero", "positions": "sum"}
+MEANING: dict[str, dict[str, object]] = {
+    **{name: {name: "other"} for name in ("model", "revision", "dtype", "prompt", "target", "foil")},
+    "method": {"method": "naive"},
+    "metric": {"metric": "kl"},
+    "unit": {"unit": "logits"},
+    "baseline": {"baseline": "zero"},
+    "positions": {"positions": "sum"},
+    "steps": {"steps": 7},
+    "ids": {"ids": (1, 3)},
+    "target id": {"target_id": 9},
+    "set of spliced hook points": {"saes": {"resid.1": "sha256:1"}},
+    "SAE at resid.1": {"saes": {"resid.0": "sha256:0", "resid.1": "sha256:other"}},
+}
 
 
-@pytest.mark.parametrize("name", ["model", "prompt", "metric", "target", "foil", "baseline", "positions"])
-def test_graphs_about_different_things_cannot_be_merged(name: str):
-    other = OTHERS.get(name, "other")
-    with pytest.raises(InputError, match=f"another {name}: .*'{other}'") as caught:
-        merged(graph(), graph(**{name: other}))
+@pytest.mark.parametrize("name", list(MEANING))
+def test_graphs_whose_numbers_mean_different_things_cannot_be_merged(name: str):
+    common = {"ids": (1, 2), "target_id": 5, "steps": 10}
+    with pytest.raises(InputError, match=f"another {name}: ") as caught:
+        merged(graph(**common), graph(**common | MEANING[name]))
     assert "--extend" in caught.value.hint
 
 
-def test_graphs_over_different_saes_of_one_place_cannot_be_merged():
-    with pytest.raises(InputError, match=r"another SAE at resid\.1"):
-        merged(graph(), graph(saes={"resid.1": "sha256:other"}))
+@pytest.mark.parametrize(
+    ("baseline", "name", "values"),
+    [
+        ("mean", "baseline_tokens", (10, 20)),
+        ("counterfactual", "counterfactual", ("a", "b")),
+        ("resample", "seed", (0, 1)),
+        ("resample", "baseline_ids", ((1, 2), (1, 3))),
+    ],
+)
+def test_graphs_from_other_baselines_cannot_be_merged_and_what_a_baseline_does_not_read_is_no_matter(
+    baseline: str, name: str, values: tuple
+):
+    one, other = ({"baseline": baseline, name: value} for value in values)
+    with pytest.raises(InputError, match=f"another {name.replace('_', ' ')}: "):
+        merged(graph(**one), graph(**other))
+    assert merged(graph(**one | {"baseline": "zero"}), graph(**other | {"baseline": "zero"})).head.baseline == "zero"
+
+
+def test_heads_of_an_earlier_version_can_be_extended_unless_they_lack_what_numbers_depend_on():
+    common = {"ids": (1, 2), "target_id": 5}
+    assert merged(graph(), graph(**common)).head.target_id == 5
+    with pytest.raises(InputError, match="another seed: None"):
+        merged(graph(baseline="resample"), graph(baseline="resample", seed=0, baseline_ids=(1, 2)))

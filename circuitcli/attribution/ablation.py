@@ -38,18 +38,25 @@ class Ablated:
     codes: Mapping[HookPoint, Float[Tensor, "source position d_sae"]]
 
 
-def live_sources(subject: Subject, hook: HookPoint, baseline: Baseline, *, each_position: bool) -> list[Source]:
-    """Every feature that differs from its baseline somewhere, and the error."""
-    different = subject.coded[hook].codes != baseline[hook].codes
-    if not each_position:
-        features = different[0].any(dim=0).nonzero()[:, 0].tolist()
+def live_sources(subject: Subject, hook: HookPoint, baseline: Baseline, *, positions: str) -> list[Source]:
+    """Every feature that differs from its baseline somewhere, and the error.
+
+    positions: sum for one source at all positions, all for one at each, last for those of the last position alone.
+    """
+    different = (subject.coded[hook].codes != baseline[hook].codes)[0]
+    if positions == "sum":
+        features = different.any(dim=0).nonzero()[:, 0].tolist()
         return [*(Source(index, None) for index in features), Source(None, None)]
-    pairs = different[0].nonzero().tolist()
-    errors = [Source(None, position) for position in range(subject.prompt.n_spliced)]
-    return [*(Source(index, position) for position, index in pairs), *errors]
+    n_positions = subject.prompt.n_spliced
+    first = n_positions - 1 if positions == "last" else 0
+    pairs = different[first:].nonzero().tolist()
+    errors = [Source(None, position) for position in range(first, n_positions)]
+    return [*(Source(index, first + position) for position, index in pairs), *errors]
 
 
-def pinned_sources(subject: Subject, hook: HookPoint, features: Sequence[int], live: Sequence[Source]) -> list[Source]:
+def pinned_sources(
+    subject: Subject, hook: HookPoint, features: Sequence[int], live: Sequence[Source], *, where: str = "in this prompt"
+) -> list[Source]:
     """The live sources among the pinned features. Raises InputError if one is not live or does not exist."""
     d_sae = subject.saes[hook].d_sae
     for index in features:
@@ -59,7 +66,7 @@ def pinned_sources(subject: Subject, hook: HookPoint, features: Sequence[int], l
             )
         if not any(source.index == index for source in live):
             raise InputError(
-                f"feature {hook}/{index} is silent in this prompt, so ablating it changes nothing",
+                f"feature {hook}/{index} is silent {where}, so ablating it changes nothing",
                 hint=f"live features of {hook}: {_some(live)}",
             )
     return [source for source in live if source.index in set(features)]

@@ -1,7 +1,8 @@
 """What a node is set to when it is taken away: ``(f0, e0)`` for each hook point."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from jaxtyping import Float
@@ -73,17 +74,37 @@ def counterfactual(subject: Subject, language_model: LanguageModel, written: Wri
     return _of_run(subject, other.ids)
 
 
-def resample(subject: Subject, cache: ActivationCache, *, seed: int) -> dict[HookPoint, Absent]:
-    """Codes and errors of a piece of the cached text, drawn with the seed, position by position.
+def drawn_row(cache: ActivationCache, *, n_positions: int, seed: int) -> list[int]:
+    """Token ids of a piece of the cached text with so many positions, BOS included, drawn with the seed.
 
-    Raises InputError if no cached block is as long as the prompt.
+    Raises InputError if no cached block is as long.
     """
-    length = subject.prompt.ids.shape[1]
-    fitting = [block.ids[:length] for block in cache.blocks(0, cache.n_tokens) if len(block.ids) >= length]
-    if not fitting:
-        raise InputError(f"no cached block of text has the prompt's {length} tokens", hint="use --baseline mean")
-    draw = int(torch.randint(len(fitting), (1,), generator=torch.Generator().manual_seed(seed)))
-    return _of_run(subject, torch.tensor([fitting[draw]], device=subject.adapter.device))
+    count = sum(1 for _ in _fitting(cache, n_positions))
+    if not count:
+        raise InputError(f"no cached block of text has the prompt's {n_positions} tokens", hint="use --baseline mean")
+    draw = int(torch.randint(count, (1,), generator=torch.Generator().manual_seed(seed)))
+    return next(islice(_fitting(cache, n_positions), draw, None))
+
+
+def _fitting(cache: ActivationCache, length: int) -> Iterator[list[int]]:
+    """What the blocks that are long enough begin with, one after the other: a cache may hold more than fits memory."""
+    return (block.ids[:length] for block in cache.blocks(0, cache.n_tokens) if len(block.ids) >= length)
+
+
+def resample(subject: Subject, ids: Sequence[int]) -> dict[HookPoint, Absent]:
+    """Codes and errors of another piece of text, as `drawn_row` gives it, position by position.
+
+    Raises InputError unless it has as many tokens as the prompt, all of them in the model's vocabulary.
+    """
+    if len(ids) != subject.prompt.ids.shape[1]:
+        raise InputError(
+            f"the row of the resample baseline has {len(ids)} tokens, the prompt {subject.prompt.ids.shape[1]}",
+            hint="make the graph again",
+        )
+    n_ids = subject.adapter.n_token_ids
+    if not all(0 <= token < n_ids for token in ids):
+        raise InputError(f"the row of the resample baseline has token ids that are not in 0 to {n_ids - 1}")
+    return _of_run(subject, torch.tensor([list(ids)], device=subject.adapter.device))
 
 
 def _of_run(subject: Subject, ids: Tensor) -> dict[HookPoint, Absent]:

@@ -15,6 +15,7 @@ from circuitcli.graphs import CircuitGraph, Edge, Node, sorted_graph
 from circuitcli.hookpoints import OUTPUT, HookPoint, NodeId
 from circuitcli.progress import task
 from circuitcli.records import GraphRecord
+from circuitcli.saes.base import strongest
 from circuitcli.settings.graph import GraphSettings
 
 ACTIVATION = "activation"
@@ -61,9 +62,10 @@ class NaiveSearch:
 
     def sources(self, hook: HookPoint) -> list[Source]:
         """What is ablated at a hook point: the pins, else all that is live, thinned at the first layer."""
-        live = live_sources(self.subject, hook, self.baseline, each_position=self.positions == "all")
+        live = live_sources(self.subject, hook, self.baseline, positions=self.positions)
         if hook in self.pins:
-            return pinned_sources(self.subject, hook, self.pins[hook], live)
+            where = "at the last position" if self.positions == "last" else "in this prompt"
+            return pinned_sources(self.subject, hook, self.pins[hook], live, where=where)
         if hook.order[0] > self.subject.hooks[0].order[0] or self.settings.thin == 1.0:
             return live
         count = max(1, math.floor(self.settings.thin * len(live)))
@@ -119,7 +121,7 @@ class NaiveSearch:
             kept += float(weights[strong].abs().sum())
             dropped += float(weights[~strong].abs().sum())
             for row, position, index in strong.nonzero().tolist():
-                where = position if self.positions == "all" else None
+                where = {"all": position, "last": self.subject.prompt.n_spliced - 1}.get(self.positions)
                 target = self._name(other, index, where)
                 nodes.setdefault(target, Node(target, self._activation(other, index, where), None, None))
                 edges.append(Edge(names[row], target, float(weights[row, position, index]), ACTIVATION))
@@ -139,6 +141,4 @@ class NaiveSearch:
         if index is None:
             return None
         codes = self.subject.coded[hook].codes[0, :, index]
-        if self.positions == "last":
-            return float(codes[-1])
-        return float(codes.max() if position is None else codes[position])
+        return float(strongest(codes) if position is None else codes[position])

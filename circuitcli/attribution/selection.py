@@ -20,6 +20,7 @@ from circuitcli.graphs import CircuitGraph, Edge, Node, connected_to_output, sor
 from circuitcli.hookpoints import OUTPUT, HookPoint, NodeId
 from circuitcli.progress import task
 from circuitcli.records import GraphRecord
+from circuitcli.saes.base import strongest
 from circuitcli.settings.graph import GraphSettings
 
 Key = tuple[HookPoint, Target]
@@ -171,7 +172,7 @@ class Search:
         activation = None
         if target.index is not None:
             codes = self.subject.coded[hook].codes[0, :, target.index]
-            activation = float(codes.max() if target.position is None else codes[target.position])
+            activation = float(strongest(codes) if target.position is None else codes[target.position])
         return Node(self.node_id(hook, target), activation, self.value(target, effects.features, effects.error), unit)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from circuitcli.attribution import metrics
 from circuitcli.attribution.metrics import Metric
 from circuitcli.attribution.prompts import Prompt, Written, encode_prompt
-from circuitcli.errors import InputError
+from circuitcli.errors import InputError, SettingsError
 from circuitcli.hookpoints import HookPoint, parse_layers
 from circuitcli.models.adapter import ModelAdapter
 from circuitcli.models.loading import LanguageModel
@@ -87,6 +87,11 @@ def build(
     if isinstance(wanted, str):
         wanted = tokenizer.single_token(wanted, what="target")
     other = None if foil is None else tokenizer.single_token(foil, what="foil")
+    if other == wanted and settings.metric == "logit-diff":
+        raise SettingsError(
+            f"target and foil are the same token, {foil!r}{'' if target is not None else ', the most likely next one'}",
+            hint="name another --foil, or another --target",
+        )
     metric = metrics.build(settings, ids=encoded.ids, clean_logits=clean.logits, target=wanted, foil=other)
     return subject_of(adapter, prepared, encoded, clean, metric), Target(wanted, tokenizer.token_strings([wanted])[0])
 

@@ -53,6 +53,7 @@ GRAPH = (
     Flag("graph.sites", "--sites"),
     Flag("graph.positions", "--positions"),
     Flag("graph.baseline", "--baseline"),
+    Flag("graph.counterfactual", "--counterfactual", metavar="PROMPT"),
     Flag("graph.name", "--name"),
     Flag("graph.extend", "--extend", metavar="FILE"),
 )

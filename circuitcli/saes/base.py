@@ -65,6 +65,12 @@ class SaeConfig:
         return cls(**{"hook": content["hook"], "d_in": content["d_in"], "d_sae": content["d_sae"], **values, **hooks})
 
 
+def strongest(codes: Float[Tensor, "position ..."]) -> Float[Tensor, "..."]:
+    """Each feature's activation where it is furthest from zero: its largest, where codes are not negative."""
+    place = codes.abs().argmax(dim=0, keepdim=True)
+    return codes.gather(0, place)[0]
+
+
 class SparseAutoencoder(nn.Module, ABC):
     """Encoder, decoder and the way back to the activation.
 

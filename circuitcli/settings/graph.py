@@ -60,6 +60,6 @@ class GraphSettings(Section):
     to: Literal["next", "all"] = "next"
     """Naive graph: measure the features of the next layer of the slice, or of all later ones."""
     extend: FilePath | None = None
-    """Graph file to add to; model, SAEs, prompt and metric must agree."""
+    """Graph file to add to; model, SAEs and layers, prompt, metric, method, baseline and positions must agree."""
     batch_size: int = Field(64, ge=1, le=2**20)
     """Rows in one forward pass; changes speed and memory only."""

@@ -10,7 +10,7 @@ from circuitcli.graphs import Edge, Node
 from circuitcli.hookpoints import HookPoint, parse_pins
 from circuitcli.records import Record
 from circuitcli.runs import atomic
-from circuitcli.stages.graphing import Task, finish, head_of, prepare, task_of
+from circuitcli.stages.graphing import Task, finish, head_of, prepare, task_of, warn_of_emptiness, why_nothing_differs
 from circuitcli.stages.request import Request, resumable
 
 if TYPE_CHECKING:
@@ -51,18 +51,16 @@ def _work(task: Task, resumes: bool) -> tuple[list[Record], dict[str, Any]]:
     # All pins are checked before the first ablation.
     for hook in pins:
         search.sources(hook)
+    head = head_of(task, prepared, method="naive", threshold=search.threshold, to=task.settings.to)
     digest = task.fingerprint().digest
     parts = [_part(search, hook, folder, digest) for hook in prepared.subject.hooks]
     kept, dropped = sum(part.kept_total for part in parts), sum(part.dropped_total for part in parts)
-    head = head_of(
-        task,
-        prepared,
-        method="naive",
-        threshold=search.threshold,
-        to=task.settings.to,
-        share_kept=kept / (kept + dropped) if kept + dropped > 0 else None,
-    )
-    made = finish(task, prepared, search.graph(head, parts))
+    share = kept / (kept + dropped) if kept + dropped > 0 else None
+    graph = search.graph(head.model_copy(update={"share_kept": share}), parts)
+    if len(graph.nodes) <= 1:
+        why = why_nothing_differs(prepared) or f"no difference is above {search.threshold:g}; lower --threshold-exp"
+        warn_of_emptiness(task, why)
+    made = finish(task, graph)
     shutil.rmtree(folder, ignore_errors=True)
     return made
 

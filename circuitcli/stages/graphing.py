@@ -1,12 +1,13 @@
 """What both graph stages share: the subject, the baseline, the head, the graph file."""
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuitcli import graphs, records
-from circuitcli.errors import InputError, SettingsError
+from circuitcli.errors import SettingsError
 from circuitcli.graphs import CircuitGraph
 from circuitcli.hookpoints import HookPoint
 from circuitcli.records import GraphRecord, Record
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from circuitcli.attribution.baselines import Baseline
     from circuitcli.attribution.subject import Subject, Target
     from circuitcli.models.loading import LanguageModel
+
+logger = logging.getLogger(__name__)
 
 # Where the model runs and how many rows at once changes rounding only; the file to extend is an input.
 _NO_MATTER = (*PLACEMENT, "graph.batch_size", "graph.extend", "graph.name")
@@ -68,16 +71,20 @@ class Task:
 
 
 def task_of(request: Request, stage: str, *, name: str, positions: str, baseline: str, foreign: Iterable[str]) -> Task:
-    """The graph that a request asks for. Raises SettingsError without a prompt, InputError without SAEs."""
+    """The graph that a request asks for.
+
+    Raises SettingsError without a prompt or for settings that do not go together, InputError without SAEs.
+    """
     settings = request.settings.graph
     if settings.prompt is None and settings.prompt_ids is None:
         raise SettingsError(
             f"{stage} has no prompt", hint=f'add --prompt, for example {stage} --prompt "The capital of"'
         )
-    if settings.extend is not None:
-        read_graphs(Path(settings.extend))
     if settings.name is not None:
         valid_name(settings.name)
+    _check_together(settings, positions=settings.positions or positions, baseline=settings.baseline or baseline)
+    if settings.extend is not None:
+        read_graphs(Path(settings.extend))
     task = Task(
         request=request,
         stage=stage,
@@ -98,6 +105,26 @@ def task_of(request: Request, stage: str, *, name: str, positions: str, baseline
     return replace(task, name=chosen)
 
 
+def _check_together(settings: GraphSettings, *, positions: str, baseline: str) -> None:
+    """Raise SettingsError for settings of which one makes no sense with another; warn where it changes nothing."""
+    metric = settings.metric
+    if metric == "cross-entropy" and positions == "last":
+        raise SettingsError(
+            "nothing at the last position can change the cross-entropy, which ends with the prompt's last token",
+            hint="use --positions all or sum, or --metric log-prob",
+        )
+    if metric == "logit-diff" and settings.foil is None:
+        raise SettingsError("the metric logit-diff needs a foil", hint="add --foil TOKEN")
+    if settings.foil is not None and metric != "logit-diff":
+        raise SettingsError(f"the metric {metric} has no foil", hint="add --metric logit-diff, or leave --foil out")
+    if settings.target is not None and metric in ("cross-entropy", "kl"):
+        raise SettingsError(
+            f"the metric {metric} has no target", hint="use --metric log-prob or logit-diff, or leave --target out"
+        )
+    if (settings.counterfactual or settings.counterfactual_ids) is not None and baseline != "counterfactual":
+        logger.warning("the baseline %s uses no counterfactual prompt; --baseline counterfactual does", baseline)
+
+
 @dataclass(frozen=True)
 class Prepared:
     """A subject with its baseline and its target."""
@@ -106,6 +133,7 @@ class Prepared:
     subject: "Subject"
     baseline: "Baseline"
     target: "Target"
+    baseline_ids: Sequence[int] | None
 
 
 def prepare(task: Task) -> Prepared:
@@ -132,14 +160,24 @@ def _prepared(task: Task, language_model: "LanguageModel", hooks: Sequence[HookP
         language_model, saes, settings, prompt=prompt, target=settings.target, foil=settings.foil
     )
     warn_of_misfits(task.request, task.sources, loaded, language_model, clean=subject.clean, first=subject.prompt.first)
-    baseline = take_baseline(task.request, task.baseline, subject, language_model, settings)
-    return Prepared(language_model, subject, baseline, target)
+    row = draw_row(task.request, subject) if task.baseline == "resample" else None
+    baseline = take_baseline(task.request, task.baseline, subject, language_model, settings, row=row)
+    return Prepared(language_model, subject, baseline, target, row)
 
 
 def take_baseline(
-    request: Request, kind: str, subject: "Subject", language_model: "LanguageModel", settings: GraphSettings
+    request: Request,
+    kind: str,
+    subject: "Subject",
+    language_model: "LanguageModel",
+    settings: GraphSettings,
+    *,
+    row: Sequence[int] | None = None,
 ) -> "Baseline":
-    """The baseline of a kind. Raises InputError if it needs a cache or a counterfactual that is not there."""
+    """The baseline of a kind; ``row`` holds the token ids that `resample` goes to, drawn with the seed unless given.
+
+    Raises InputError if it needs a cache or a counterfactual that is not there.
+    """
     from circuitcli.attribution import baselines
     from circuitcli.attribution.prompts import asked_counterfactual
 
@@ -147,10 +185,18 @@ def take_baseline(
         return baselines.zero(subject.saes)
     if kind == "counterfactual":
         return baselines.counterfactual(subject, language_model, asked_counterfactual(settings))
-    cache = open_cache(request, subject.hooks, purpose=f"the {kind} baseline")
-    if kind == "mean":
-        return baselines.mean(subject.saes, cache, n_tokens=settings.baseline_tokens)
-    return baselines.resample(subject, cache, seed=request.settings.seed)
+    if kind == "resample":
+        return baselines.resample(subject, draw_row(request, subject) if row is None else row)
+    cache = open_cache(request, subject.hooks, purpose="the mean baseline")
+    return baselines.mean(subject.saes, cache, n_tokens=settings.baseline_tokens)
+
+
+def draw_row(request: Request, subject: "Subject") -> list[int]:
+    """Token ids of cached text that `resample` goes to. Raises InputError without a cache or text of that length."""
+    from circuitcli.attribution.baselines import drawn_row
+
+    cache = open_cache(request, subject.hooks, purpose="the resample baseline")
+    return drawn_row(cache, n_positions=subject.prompt.ids.shape[1], seed=request.settings.seed)
 
 
 def empty_metric(prepared: Prepared) -> float:
@@ -162,9 +208,12 @@ def empty_metric(prepared: Prepared) -> float:
 
 
 def head_of(task: Task, prepared: Prepared, *, method: str, **facts: Any) -> GraphRecord:
-    """The head of a graph: what is explained, how, and the metric with everything and with nothing."""
+    """The head of a graph: what is explained, how, and the metric with everything and with nothing.
+
+    Raises InputError if the graph that is to be extended is another one's.
+    """
     subject, settings = prepared.subject, task.settings
-    return GraphRecord(
+    head = GraphRecord(
         name=task.name,
         method=method,
         metric=subject.metric.name,
@@ -183,6 +232,10 @@ def head_of(task: Task, prepared: Prepared, *, method: str, **facts: Any) -> Gra
         path=f"graphs/{task.name}.jsonl",
         **{
             "target_id": prepared.target.id,
+            "seed": task.request.settings.seed,
+            "n_prompts": 1,
+            "n_positions": len(subject.prompt.tokens),
+            "baseline_ids": prepared.baseline_ids,
             "baseline_tokens": settings.baseline_tokens,
             "revision": prepared.language_model.revision,
             "counterfactual": settings.counterfactual,
@@ -193,28 +246,30 @@ def head_of(task: Task, prepared: Prepared, *, method: str, **facts: Any) -> Gra
             **facts,
         },
     )
+    if settings.extend is not None:
+        graphs.check_joinable(read_graphs(Path(settings.extend))[-1].head, head)
+    return head
 
 
-def finish(task: Task, prepared: Prepared, graph: CircuitGraph) -> tuple[list[Record], dict[str, Any]]:
+def why_nothing_differs(prepared: Prepared) -> str | None:
+    """What a graph without nodes comes from, if every feature and error is at its baseline already."""
+    for hook, coded in prepared.subject.coded.items():
+        absent = prepared.baseline[hook]
+        if bool((coded.codes != absent.codes).any()) or bool((coded.error != absent.error).any()):
+            return None
+    return "every feature and error is at its baseline already"
+
+
+def warn_of_emptiness(task: Task, why: str) -> None:
+    """Say aloud that a graph has no node, and why."""
+    logger.warning("graph %s has no node: %s", task.name, why)
+
+
+def finish(task: Task, graph: CircuitGraph) -> tuple[list[Record], dict[str, Any]]:
     """Extend another graph if asked to, write the graph's file, and give the stage's records."""
     if task.settings.extend is not None:
-        graph = _extended(task, prepared, graph)
+        graph = graphs.merged(read_graphs(Path(task.settings.extend))[-1], graph)
     made = graphs.to_records(graph)
     with atomic(task.path) as stream:
         records.write(made, stream)
     return made, {"n_nodes": len(graph.nodes), "n_edges": len(graph.edges)}
-
-
-def _extended(task: Task, prepared: Prepared, graph: CircuitGraph) -> CircuitGraph:
-    """The graph joined to the one that it extends; where hook points were added, with the metric of all at baseline."""
-    joined = graphs.merged(read_graphs(Path(task.settings.extend or ""))[-1], graph)
-    hooks = sorted(HookPoint.parse(name) for name in joined.head.saes)
-    if hooks == list(prepared.subject.hooks):
-        return joined
-    missing = [str(hook) for hook in hooks if hook not in task.sources]
-    if missing:
-        raise InputError(
-            f"no SAE at {' '.join(missing)}, which the graph to extend has", hint="name it with --sae PATH"
-        )
-    whole = empty_metric(_prepared(task, prepared.language_model, hooks))
-    return replace(joined, head=joined.head.model_copy(update={"metric_baseline": whole}))

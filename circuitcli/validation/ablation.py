@@ -11,7 +11,7 @@ from circuitcli.attribution.baselines import Baseline
 from circuitcli.attribution.subject import Subject
 from circuitcli.hookpoints import HookPoint, NodeId
 from circuitcli.models.tokenizer import Tokenizer
-from circuitcli.saes.base import Coded
+from circuitcli.saes.base import Coded, strongest
 from circuitcli.saes.splice import Change, splice
 from circuitcli.validation.circuits import kept_nodes
 
@@ -34,7 +34,7 @@ class Shift:
 class JointAblation:
     """What ablating all nodes together did; ``effect`` is m(clean) - m(ablated).
 
-    tokens: next-token probabilities; features: activations of later hook points, the largest over positions.
+    tokens: next-token probabilities; features: activations of later hook points, where each is furthest from zero.
     """
 
     effect: float
@@ -87,7 +87,7 @@ def _feature_shifts(
     taken = {(node.hook, node.index) for node in nodes}
     shifts: list[Shift] = []
     for hook in (hook for hook in subject.hooks if first < hook):
-        before, after = subject.coded[hook].codes[0].amax(dim=0), seen[hook].codes[0].amax(dim=0)
+        before, after = strongest(subject.coded[hook].codes[0]), strongest(seen[hook].codes[0])
         largest = (after - before).abs().topk(min(top, before.numel())).indices.tolist()
         shifts += [
             Shift(str(NodeId(hook, index)), float(before[index]), float(after[index]))

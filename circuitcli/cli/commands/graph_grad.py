@@ -9,7 +9,6 @@ FLAGS = (
     Flag("graph.up", "--up"),
     Flag("graph.method", "--method"),
     Flag("graph.ig_steps", "--steps"),
-    Flag("graph.counterfactual", "--counterfactual", metavar="PROMPT"),
     *SAE,
     *MODEL,
     *RUN,
