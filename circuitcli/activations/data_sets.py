@@ -9,8 +9,8 @@ from typing import Any
 
 from circuitcli.activations.fields import document_of
 from circuitcli.activations.token_ids import Document
-from circuitcli.errors import InputError, ToolError, first_line
-from circuitcli.models.hub import hub_answers
+from circuitcli.errors import CircuitError, InputError, ToolError, first_line
+from circuitcli.models.hub import hub_answers, refusal
 from circuitcli.models.tokenizer import Vocabulary
 
 PREFIX = "hf:"
@@ -110,8 +110,11 @@ def _offline(wanted: DataSet) -> ToolError:
     return ToolError(f"cannot reach the hub for {PREFIX}{wanted.name}", hint=hint)
 
 
-def _explained(wanted: DataSet, error: Exception) -> InputError | ToolError:
+def _explained(wanted: DataSet, error: Exception) -> CircuitError:
     """What the library says when the data set, its configuration or split is not there; else the network."""
+    told = None if wanted.folder else refusal(error, repository=wanted.name, kind="data set")
+    if told is not None:
+        return told
     is_known = isinstance(error, ValueError | FileNotFoundError | RuntimeError) and not isinstance(
         error, ConnectionError
     )

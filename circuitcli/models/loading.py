@@ -13,7 +13,7 @@ from circuitcli import processes
 from circuitcli.errors import CircuitError, InputError, SettingsError, ToolError, first_line
 from circuitcli.models import builtin
 from circuitcli.models.adapter import ModelAdapter
-from circuitcli.models.hub import hub_answers
+from circuitcli.models.hub import hub_answers, refusal
 from circuitcli.models.ids_only import IdsOnly, has_tokenizer
 from circuitcli.models.offloading import is_spread, placed, placement
 from circuitcli.models.tokenizer import Tokenizer
@@ -165,15 +165,21 @@ def _explained(settings: ModelSettings, source: _Source) -> Iterator[None]:
             hint=f"pip install {error.name or 'the package that it names'}",
         ) from error
     except Exception as error:
-        if source.is_hub and source.options.get("local_files_only"):
-            raise ToolError(
-                f"model {settings.name} is neither a directory nor in the local cache, and the hub cannot be reached",
-                hint="connect once to fill the cache, or give a directory; --model builtin:tiny needs neither",
-            ) from error
-        raise InputError(
-            f"cannot load model {settings.name}: {first_line(error)}",
-            hint="--model takes a hub id, a directory, a .gguf file or builtin:tiny",
-        ) from error
+        raise _failure(settings, source, error) from error
+
+
+def _failure(settings: ModelSettings, source: _Source, error: Exception) -> CircuitError:
+    name = settings.name
+    if source.is_hub and source.options.get("local_files_only"):
+        return ToolError(
+            f"model {name} is neither a directory nor in the local cache, and the hub cannot be reached",
+            hint="connect once to fill the cache, or give a directory; --model builtin:tiny needs neither",
+        )
+    told = refusal(error, repository=name, kind="model", revision=settings.revision) if source.is_hub else None
+    return told or InputError(
+        f"cannot load model {name}: {first_line(error)}",
+        hint="--model takes a hub id, a directory, a .gguf file or builtin:tiny",
+    )
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Any
 
 from circuitcli.errors import InputError, ToolError, first_line
 from circuitcli.hookpoints import HookPoint
-from circuitcli.models.hub import hub_answers
+from circuitcli.models.hub import hub_answers, refusal
 from circuitcli.saes.exchange.place import Changes
 
 DATA = Path(__file__).with_name("catalogue.toml")
@@ -103,7 +103,8 @@ def fetch(release: Release, entry: Entry) -> Path:
     try:
         root = snapshot_download(release.repo, allow_patterns=patterns, local_files_only=not online)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise _not_there(release, entry, online=online, why=first_line(error)) from None
+        told = refusal(error, repository=release.repo, kind="repository") if online else None
+        raise told or _not_there(release, entry, online=online, why=first_line(error)) from None
     path = Path(root) / entry.path
     if not path.exists():
         raise _not_there(release, entry, online=online, why="no such path")
