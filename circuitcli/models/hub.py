@@ -71,7 +71,7 @@ class _Asked:
     revision: str | None
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.repository}"
+        return f"{self.kind} {'hf:' if self.kind == 'data set' else ''}{self.repository}"
 
     @property
     def page(self) -> str:
