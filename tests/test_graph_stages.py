@@ -333,7 +333,6 @@ def test_prompts_from_a_file_give_an_interval(ask, tmp_path):
 @pytest.mark.parametrize(
     ("stage", "changes", "kind", "message"),
     [
-        (graph_grad, {"graph__prompt": None}, SettingsError, "has no prompt"),
         (graph_grad, {"graph__prompt": ""}, InputError, "prompt is empty"),
         (graph_grad, {"graph__target": " two words"}, InputError, "is not one token"),
         (graph_grad, {"graph__metric": "logit-diff"}, SettingsError, "needs a foil"),

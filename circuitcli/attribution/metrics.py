@@ -36,7 +36,7 @@ class LogProb(Metric):
 
     def value(self, logits: Float[Tensor, "batch position vocab"]) -> Float[Tensor, " batch"]:
         """log p(target)."""
-        return _log_softmax(logits[:, -1])[:, self.target]
+        return log_softmax(logits[:, -1])[:, self.target]
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class MinusCrossEntropy(Metric):
     def value(self, logits: Float[Tensor, "batch position vocab"]) -> Float[Tensor, " batch"]:
         """Mean over positions 0 .. n-2 of log p(next token)."""
         following = self.ids[:, 1:, None].expand(logits.shape[0], -1, -1)
-        return _log_softmax(logits[:, :-1]).gather(-1, following)[..., 0].mean(dim=-1)
+        return log_softmax(logits[:, :-1]).gather(-1, following)[..., 0].mean(dim=-1)
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ class MinusDivergence(Metric):
 
     def value(self, logits: Float[Tensor, "batch position vocab"]) -> Float[Tensor, " batch"]:
         """-sum p log(p / q)."""
-        expected = _log_softmax(self.clean)
-        return (expected.exp() * (_log_softmax(logits[:, -1]) - expected)).sum(dim=-1)
+        expected = log_softmax(self.clean)
+        return (expected.exp() * (log_softmax(logits[:, -1]) - expected)).sum(dim=-1)
 
     @property
     def is_flat_at_clean(self) -> bool:
@@ -102,7 +102,7 @@ def build(
     return MinusDivergence("kl", "nats", clean_logits[0, -1].detach())
 
 
-def _log_softmax(logits: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch vocab"]:
+def log_softmax(logits: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch vocab"]:
     """In float32 at least: half precision has too few digits for a difference of log-probabilities."""
     exact = logits if logits.dtype == torch.float64 else logits.float()
     return exact.log_softmax(dim=-1)

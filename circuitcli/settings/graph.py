@@ -14,7 +14,8 @@ class GraphSettings(Section):
     """Which behaviour is explained, and how its circuit is found."""
 
     prompt: str | None = None
-    """The text whose next token is explained."""
+    """The text whose next token is explained; by default a piece of the run's own text, that whose next token the model
+    predicts best beyond the token's frequency."""
     prompt_ids: Ids | None = None
     """The prompt as token ids instead of a text, for example 464,3139,286."""
     chat: bool = False

@@ -14,6 +14,7 @@ from circuitcli.records import GraphRecord, Record
 from circuitcli.runs import Fingerprint, atomic, file_digest
 from circuitcli.settings.graph import GraphSettings
 from circuitcli.settings.model import PLACEMENT
+from circuitcli.stages.behaviours import behaviour, check_text, text_digests
 from circuitcli.stages.fitting import warn_of_misfits
 from circuitcli.stages.inputs import activation_digests, open_cache, read_graphs
 from circuitcli.stages.naming import GRAPH, chosen_name, valid_name
@@ -22,6 +23,7 @@ from circuitcli.stages.saes import SaeSource, load_saes, sae_sources
 
 if TYPE_CHECKING:
     from circuitcli.attribution.baselines import Baseline
+    from circuitcli.attribution.prompts import Written
     from circuitcli.attribution.subject import Subject, Target
     from circuitcli.models.loading import LanguageModel
 
@@ -49,6 +51,11 @@ class Task:
         return self.request.settings.graph
 
     @property
+    def takes_own_text(self) -> bool:
+        """Whether no prompt is given, so that one is chosen from the run's own text."""
+        return self.settings.prompt is None and self.settings.prompt_ids is None
+
+    @property
     def entry(self) -> str:
         """The name of the graph's entry in the manifest."""
         return GRAPH.entry(self.name)
@@ -64,6 +71,8 @@ class Task:
         inputs["command"] = self.stage
         if self.baseline in ("mean", "resample"):
             inputs |= activation_digests(self.request)
+        if self.takes_own_text:
+            inputs |= text_digests(self.request)
         if self.settings.extend is not None:
             inputs["graph to extend"] = file_digest(Path(self.settings.extend))
         prefixes = ("graph.", "model.", "seed", "sae_path")
@@ -76,13 +85,10 @@ def task_of(request: Request, stage: str, *, name: str, positions: str, baseline
     Raises SettingsError without a prompt or for settings that do not go together, InputError without SAEs.
     """
     settings = request.settings.graph
-    if settings.prompt is None and settings.prompt_ids is None:
-        raise SettingsError(
-            f"{stage} has no prompt", hint=f'add --prompt, for example {stage} --prompt "The capital of"'
-        )
     if settings.name is not None:
         valid_name(settings.name)
     _check_together(settings, positions=settings.positions or positions, baseline=settings.baseline or baseline)
+    check_text(request, stage=stage)
     if settings.extend is not None:
         read_graphs(Path(settings.extend))
     task = Task(
@@ -137,32 +143,38 @@ class Prepared:
 
 
 def prepare(task: Task) -> Prepared:
-    """Load model and SAEs, run the prompt, take the baseline."""
-    from circuitcli.attribution.subject import chosen_hooks
+    """Load model and SAEs, run the prompt, or the one that is chosen where none is given, and take the baseline."""
+    from circuitcli.attribution import subject as subjects
     from circuitcli.models.loading import load_model
 
-    language_model = load_model(task.request.settings.model)
-    n_layers = language_model.adapter.n_layers
-    hooks = chosen_hooks(list(task.sources), task.settings, n_layers=n_layers)
-    return _prepared(task, language_model, hooks)
+    request, settings = task.request, task.settings
+    language_model = load_model(request.settings.model)
+    hooks = subjects.chosen_hooks(list(task.sources), settings, n_layers=language_model.adapter.n_layers)
+    loaded = load_saes(task.sources, hooks, model=request.settings.model.name, adapter=language_model.adapter)
+    prompt, wanted = _explained(task, language_model)
+    subject, target = subjects.build(
+        language_model,
+        {hook: found.sae for hook, found in loaded.items()},
+        settings,
+        prompt=prompt,
+        target=wanted,
+        foil=settings.foil,
+    )
+    warn_of_misfits(request, task.sources, loaded, language_model, clean=subject.clean, first=subject.prompt.first)
+    row = draw_row(request, subject) if task.baseline == "resample" else None
+    baseline = take_baseline(request, task.baseline, subject, language_model, settings, row=row)
+    return Prepared(language_model, subject, baseline, target, row)
 
 
-def _prepared(task: Task, language_model: "LanguageModel", hooks: Sequence[HookPoint]) -> Prepared:
-    from circuitcli.attribution import subject as subjects
+def _explained(task: Task, language_model: "LanguageModel") -> "tuple[Written, str | int | None]":
+    """The prompt, and the target unless it is the model's most likely next token."""
     from circuitcli.attribution.prompts import asked_prompt
 
-    settings = task.settings
-    prompt = asked_prompt(settings)
-    assert prompt is not None, "task_of has looked"
-    loaded = load_saes(task.sources, hooks, model=task.request.settings.model.name, adapter=language_model.adapter)
-    saes = {hook: found.sae for hook, found in loaded.items()}
-    subject, target = subjects.build(
-        language_model, saes, settings, prompt=prompt, target=settings.target, foil=settings.foil
-    )
-    warn_of_misfits(task.request, task.sources, loaded, language_model, clean=subject.clean, first=subject.prompt.first)
-    row = draw_row(task.request, subject) if task.baseline == "resample" else None
-    baseline = take_baseline(task.request, task.baseline, subject, language_model, settings, row=row)
-    return Prepared(language_model, subject, baseline, target, row)
+    asked = asked_prompt(task.settings)
+    if asked is not None:
+        return asked, task.settings.target
+    chosen = behaviour(task.request, language_model)
+    return language_model.tokenizer.own_part(chosen.ids), chosen.target
 
 
 def take_baseline(

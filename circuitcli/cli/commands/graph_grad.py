@@ -20,9 +20,11 @@ EXTRAS = (FILE,)
 def graph_grad(call: Call) -> None:
     """Find a circuit from gradients.
 
-    The features with the largest effects on the metric, and the edges between them.
+    The features with the largest effects on the metric, and the edges between them. Without a prompt this is about a
+    prediction of the run's own text.
 
     \b
+    circuit graph-grad --down 10 --up 5
     circuit graph-grad --prompt "The capital of France is" --down 10 --up 5
     """
     job = call.open()
