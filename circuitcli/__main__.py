@@ -2,17 +2,16 @@
 
 import io
 import os
-import signal
 import sys
-from types import FrameType
 
+from circuitcli import signals
 from circuitcli.allocator import keep_freed_memory
 from circuitcli.processes import share_cores
 
 
 def main() -> int:
     """Run the command that was typed; returns the exit status."""
-    signal.signal(signal.SIGTERM, _terminate)
+    signals.install()
     _speak_utf8()
     keep_freed_memory()
     share_cores()
@@ -20,14 +19,11 @@ def main() -> int:
         from circuitcli.cli.app import run
 
         return run(sys.argv[1:])
-    except KeyboardInterrupt:
-        # Interrupted while the commands were loaded, or again while the first interrupt was being dealt with.
-        os._exit(130)
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    # Unwinds like an interrupt, so that a stage can save what it has.
-    sys.exit(143)
+    except BaseException:
+        # Stopped while the commands were loaded, or again while the first signal was being dealt with.
+        if (number := signals.came()) is None:
+            raise
+        os._exit(128 + number)
 
 
 def _speak_utf8() -> None:

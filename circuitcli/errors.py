@@ -9,8 +9,22 @@ CircuitError            1  fault
 An interrupted command exits with 130 and a terminated one with 143, as shells do.
 """
 
+import errno
 import sys
 from enum import IntEnum
+
+# What torch says on processors: its allocator, mmap, oneDNN, and sizes that have no place in 64 bits.
+_OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "Cannot allocate memory",
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "Storage size calculation overflowed",
+    "bad allocation",
+    "std::bad_alloc",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 
 
 class ExitStatus(IntEnum):
@@ -61,6 +75,18 @@ class ThresholdError(CircuitError):
     """A score is below what was asked for."""
 
     exit_status = ExitStatus.THRESHOLD
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether something did not fit into the memory of this machine or of its GPU.
+
+    Python, NumPy and torch on a GPU have errors for that; torch on a processor has only texts.
+    """
+    if isinstance(error, MemoryError) or type(error).__name__ in ("OutOfMemoryError", "_ArrayMemoryError"):
+        return True
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
 def first_line(error: BaseException) -> str:

@@ -1,12 +1,14 @@
 """What the processes of one command tell each other: values, who failed, and the group that adds up their tensors.
 
-Every process must make the same calls in the same order. Waiting has no limit, ends when a signal comes, and ends with
-the error of the first process that failed. A process alone pays nothing: no torch is imported for it.
+Every process must make the same calls in the same order. Waiting for what others work on has no limit, ends when a
+signal comes, and ends with the error of the first process that failed; waiting for others to appear at all has one. A
+process alone pays nothing: no torch is imported for it.
 """
 
 import json
 import os
 import time
+from datetime import timedelta
 from functools import cache
 from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,13 +23,23 @@ T = TypeVar("T")
 
 _POLL_S = 0.02
 _FAILURE = "failure"
+# How long connecting may block signals, and how long a connected store may take for an answer.
+_CONNECT_S, _ANSWER_S = 5.0, 1800.0
 _numbers = count()
+_wait_s = 300.0
+
+
+def limit_wait(seconds: float) -> None:
+    """How long to wait for the others to appear; they may still load libraries, or be started by hand."""
+    global _wait_s
+    _wait_s = seconds
 
 
 def gather(value: T) -> list[T]:
     """The value of each process, in the order of their numbers. Values are those of JSON."""
     if processes.count() == 1:
         return [value]
+    _await_all()
     number = next(_numbers)
     keys = [f"{number}/{rank}" for rank in range(processes.count())]
     _set(keys[processes.rank()], value)
@@ -38,6 +50,7 @@ def share(value: T) -> T:
     """The main process's value, in all of them; what the others give is not looked at. Values are those of JSON."""
     if processes.count() == 1:
         return value
+    _await_all()
     key = f"{next(_numbers)}/main"
     if processes.is_main():
         _set(key, value)
@@ -94,6 +107,7 @@ def start(device: "torch.device") -> None:
 
     if processes.count() == 1 or dist.is_initialized():
         return
+    _await_all()
     own = dist.get_default_backend_for_device(device)
     try:
         dist.init_process_group(
@@ -111,14 +125,57 @@ def start(device: "torch.device") -> None:
 @cache
 def _store() -> Any:
     from torch.distributed import PrefixStore
+
+    # A launcher that starts the processes again may keep its store.
+    store = PrefixStore(f"circuit/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", _connected())
+    store.set(_here(processes.rank()), "")
+    return store
+
+
+def _connected() -> Any:
+    """The store that all processes share. Raises ToolError if it does not appear in time."""
     from torch.distributed.rendezvous import rendezvous
 
-    try:
-        store, _, _ = next(rendezvous("env://", processes.rank(), processes.count()))
-    except (RuntimeError, ValueError) as error:
-        raise _lost(error) from error
-    # A launcher that starts the processes again may keep its store.
-    return PrefixStore(f"circuit/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    deadline = time.monotonic() + _wait_s
+    while True:
+        try:
+            # Told of one process it does not wait for all, which no signal could end.
+            found = rendezvous("env://", processes.rank(), 1, timeout=timedelta(seconds=min(_CONNECT_S, _wait_s)))
+            store, _, _ = next(found)
+        except (RuntimeError, ValueError) as error:
+            if isinstance(error, ValueError) or processes.is_main():
+                raise _lost(error) from error
+            if time.monotonic() > deadline:
+                raise _absent([0]) from error
+            time.sleep(_POLL_S)
+            continue
+        store.set_timeout(timedelta(seconds=_ANSWER_S))
+        return store
+
+
+@cache
+def _await_all() -> None:
+    """Return when all processes have appeared. Raises ToolError if some have not in time."""
+    deadline = time.monotonic() + _wait_s
+    missing = [*range(processes.count())]
+    while missing := [rank for rank in missing if not _asked(lambda store, rank=rank: store.check([_here(rank)]))]:
+        check()
+        if time.monotonic() > deadline:
+            raise _absent(missing)
+        time.sleep(_POLL_S)
+
+
+def _here(rank: int) -> str:
+    return f"here/{rank}"
+
+
+def _absent(missing: list[int]) -> ToolError:
+    shown = " ".join(map(str, missing[:8])) + (" ..." if len(missing) > 8 else "")
+    return ToolError(
+        f"of {processes.count()} processes {len(missing)} did not appear in {_wait_s:g} s: {shown}",
+        hint="start all of them, for example by `torchrun --nproc-per-node 2 -m circuitcli ...`, or unset RANK and "
+        "WORLD_SIZE; --set wait_s=N waits longer",
+    )
 
 
 def _set(key: str, value: Any) -> None:

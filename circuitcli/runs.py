@@ -18,26 +18,22 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
 from circuitcli import __version__, records
 from circuitcli.errors import CircuitError, InputError, how_to_go_on
+from circuitcli.manifest import FORMAT_VERSION, NEXT, Fingerprint, digest, read_manifest
+from circuitcli.reading import as_path, read_text
 from circuitcli.records import Record, RunRecord, Stream
 
-FORMAT_VERSION = 1
+__all__ = ["Fingerprint", "Run", "atomic", "current", "digest", "file_digest", "model_slug", "remember", "write_error"]
+
 POINTER = ".circuit-run"
-# Settings that are named, at most, where a stage was run with others.
-_NAMED_DIFFERENCES = 4
 LIBRARIES = ("torch", "transformers", "tokenizers", "h5py", "numpy")
-
-
-def digest(content: Any) -> str:
-    """``sha256:...`` of a JSON-like value, independent of the order of keys."""
-    text = json.dumps(content, sort_keys=True, ensure_ascii=False, default=str)
-    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+# The lock files that this process holds, by run directory: a directory that was removed does not come back.
+_held: dict[Path, tuple[int, int]] = {}
 
 
 def file_digest(path: Path) -> str:
@@ -49,7 +45,7 @@ def file_digest(path: Path) -> str:
 @contextmanager
 def atomic(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """A file that appears under ``path`` whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     partial = path.with_name(path.name + ".partial")
     try:
         with partial.open(mode, encoding=None if "b" in mode else "utf-8") as stream:
@@ -65,6 +61,33 @@ def atomic(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         raise
 
 
+def make_folder(path: Path) -> None:
+    """Make a directory and those above it. Raises InputError in a run that was removed while this process works on it.
+
+    What must not come back with the first file that is written is half a run.
+    """
+    check_there(path)
+    path.mkdir(parents=True, exist_ok=True)
+
+
+def check_there(path: Path) -> None:
+    """Raise InputError if a path lies in a run that this process works on and that was removed or replaced since."""
+    whole = path.absolute()
+    for run, identity in _held.items():
+        if whole.is_relative_to(run) and _identity(run / "lock") != identity:
+            raise InputError(
+                f"{run} was removed while the command worked on it", hint="begin again with `circuit collect`"
+            )
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
 def write_error(path: Path, error: OSError) -> CircuitError:
     """The error for a file that could not be written."""
     return InputError(
@@ -78,36 +101,6 @@ def model_slug(model: str) -> str:
     name = model.rstrip("/")
     name = Path(name).name if name.startswith(("/", ".")) or name.endswith(".gguf") else name
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "model"
-
-
-@dataclass(frozen=True)
-class Fingerprint:
-    """What a stage's result depends on: settings by dotted name, and digests of inputs by name."""
-
-    settings: Mapping[str, Any]
-    inputs: Mapping[str, str]
-
-    @property
-    def digest(self) -> str:
-        """One digest for all of it."""
-        return digest({"settings": self.settings, "inputs": self.inputs, "format": FORMAT_VERSION})
-
-    def first_difference(self, other: "Mapping[str, Any]") -> str:
-        """The first setting or input in which a stage's manifest entry differs, and the names of more, for people."""
-        first, more = "", []
-        for part, now in (("settings", self.settings), ("inputs", self.inputs)):
-            before = other.get(part, {})
-            for name in [*now, *(name for name in before if name not in now)]:
-                if json.dumps(before.get(name), default=str) == json.dumps(now.get(name), default=str):
-                    continue
-                if first:
-                    more.append(name)
-                else:
-                    first = f"{name} was {before.get(name)!r} and is now {now.get(name)!r}"
-        if len(more) > _NAMED_DIFFERENCES:
-            more[_NAMED_DIFFERENCES - 1 :] = ["others"]
-        differs = f"; {' '.join(more)} too" if more else ""
-        return first + differs if first else "it was made by another version of the format"
 
 
 class Run:
@@ -130,17 +123,7 @@ class Run:
         """The manifest; empty in a new run. Raises InputError if it cannot be read."""
         if not self.exists:
             return {}
-        try:
-            content = json.loads(self.manifest_path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"cannot read {self.manifest_path}: {error}", hint="choose another --run") from None
-        version = content.get("format") if isinstance(content, dict) else None
-        if version != FORMAT_VERSION:
-            raise InputError(
-                f"{self.path} has run format {version}; this version reads {FORMAT_VERSION}",
-                hint="choose another --run",
-            )
-        return dict(content)
+        return read_manifest(self.manifest_path)
 
     def update_manifest(self, **fields: Any) -> None:
         """Replace top-level fields of the manifest."""
@@ -153,47 +136,65 @@ class Run:
         """A stage's entry in the manifest; empty if it never ran."""
         return dict(self.manifest().get("stages", {}).get(name, {}))
 
+    def stages(self) -> dict[str, Any]:
+        """The entries of all stages, in the order in which they were asked for."""
+        return dict(self.manifest().get("stages", {}))
+
     def update_stage(self, name: str, **fields: Any) -> None:
         """Change a stage's entry in the manifest."""
-        stages = self.manifest().get("stages", {})
-        stages[name] = {**stages.get(name, {}), **fields}
-        self.update_manifest(stages=stages)
+        self._set_stage(name, {**self.stage(name), **fields})
+
+    def _set_stage(self, name: str, entry: Mapping[str, Any]) -> None:
+        self.update_manifest(stages={**self.stages(), name: dict(entry)})
 
     def finished(self, name: str, fingerprint: Fingerprint) -> list[Record] | None:
         """What the stage emitted, if it has finished with the same fingerprint."""
         entry = self.stage(name)
-        if entry.get("fingerprint") != fingerprint.digest or entry.get("state") != "finished":
+        if not fingerprint.matches(entry) or entry.get("state") != "finished":
             return None
         return self.stage_records(name)
 
-    def begin(self, name: str, fingerprint: Fingerprint, *, force: bool = False) -> bool:
+    def begin(self, name: str, fingerprint: Fingerprint, *, force: bool = False, keeps: bool = False) -> bool:
         """Mark a stage as running. Returns whether it goes on with earlier work of the same fingerprint.
 
-        Raises InputError, naming the first difference, if the run holds the stage with another fingerprint,
-        unless ``force`` is set.
+        keeps: what is finished stays what the run holds until `promote` or `finish` puts the new work in its place.
+        Raises InputError, naming the first difference, if the run holds the stage with another fingerprint, unless
+        ``force`` is set.
         """
         entry = self.stage(name)
-        same = entry.get("fingerprint") == fingerprint.digest
-        if entry and not same and not force:
+        attempt = entry.pop(NEXT, {})
+        if entry and not force and not fingerprint.is_of(entry) and not fingerprint.is_of(attempt):
             raise InputError(
                 f"{self.path} already has {name} with other settings: {fingerprint.first_difference(entry)}",
                 hint=f"use --force to replace it, or another --run{' or --name' if name.startswith('graph') else ''}",
             )
-        self.update_stage(
-            name,
-            fingerprint=fingerprint.digest,
-            settings=dict(fingerprint.settings),
-            inputs=dict(fingerprint.inputs),
-            state="running",
-            command=shlex.join(["circuit", *sys.argv[1:]]),
-            started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            seconds=entry.get("seconds", 0.0) if same and not force else 0.0,
-            versions=_versions(),
-        )
-        return same and not force
+        is_aside = keeps and entry.get("state") == "finished"
+        before = attempt if is_aside else entry
+        resumes = not force and fingerprint.is_of(before)
+        begun = {
+            "fingerprint": fingerprint.digest,
+            "settings": dict(fingerprint.settings),
+            "inputs": dict(fingerprint.inputs),
+            "measuring": dict(fingerprint.measuring),
+            "state": "running",
+            "command": shlex.join(["circuit", *sys.argv[1:]]),
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "seconds": before.get("seconds", 0.0) if resumes else 0.0,
+            "versions": _versions(),
+        }
+        self._set_stage(name, {**entry, NEXT: begun} if is_aside else {**entry, **begun})
+        return resumes
+
+    def promote(self, name: str) -> None:
+        """Let unfinished work that was done aside be the stage's own from now on: what was finished is given up."""
+        entry = self.stage(name)
+        if NEXT in entry:
+            self._set_stage(name, dict(entry[NEXT]))
 
     def finish(self, name: str, emitted: Iterable[Record], *, seconds: float, **facts: Any) -> None:
         """Keep a stage's records and mark it as finished; ``facts`` join its entry."""
+        # Records of the one with the entry of the other would be taken for finished work.
+        self.promote(name)
         with atomic(self._records_path(name)) as stream:
             records.write(emitted, stream)
         before = float(self.stage(name).get("seconds", 0.0))
@@ -208,15 +209,21 @@ class Run:
 
     def interrupt(self, name: str, *, seconds: float) -> None:
         """Remember the time that an unfinished stage took."""
-        before = float(self.stage(name).get("seconds", 0.0))
-        self.update_stage(name, state="interrupted", seconds=round(before + seconds, 3))
+        entry = self.stage(name)
+        work = dict(entry.get(NEXT, entry))
+        work |= {"state": "interrupted", "seconds": round(float(work.get("seconds", 0.0)) + seconds, 3)}
+        self._set_stage(name, {**entry, NEXT: work} if NEXT in entry else work)
 
-    def restore(self, name: str, entry: Mapping[str, Any]) -> None:
-        """Put a stage's entry back as it was, and take the manifest away if the run holds nothing else."""
+    def restore(self, name: str, before: Mapping[str, Any]) -> None:
+        """Put a stage's entry back as it was, in its place among the others, and take the manifest away if the run
+        holds nothing else.
+
+        before: all stages as they were.
+        """
         content = self.manifest()
-        stages = {key: value for key, value in content.get("stages", {}).items() if key != name}
-        if entry:
-            stages[name] = dict(entry)
+        now = content.get("stages", {})
+        kept = {key: before[key] if key == name else now[key] for key in before if key == name or key in now}
+        stages = kept | {key: entry for key, entry in now.items() if key not in kept and key != name}
         if stages or "model" in content:
             self.update_manifest(stages=stages)
         else:
@@ -265,13 +272,16 @@ class Run:
         )
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, *, begins: bool = True) -> Iterator[None]:
         """Hold the run alone. Raises InputError at once, naming the holder, if another process works on it.
 
-        Of a run that began here and came to nothing no folder stays.
+        begins: whether a run may begin here; else InputError is raised where there is no directory. Of one that began
+        and came to nothing no folder stays.
         """
         path = self.path / "lock"
-        begins = not self.path.exists()
+        is_new = not self.path.exists()
+        if is_new and not begins:
+            raise InputError(f"{self.path} is gone", hint="begin again with `circuit collect`, or name another --run")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             stream = path.open("a+b", buffering=0)
@@ -283,18 +293,21 @@ class Run:
             except BlockingIOError:
                 stream.seek(0)
                 raise InputError(
-                    f"{self.path} is in use by {stream.read().decode().strip() or 'another process'}",
+                    f"{self.path} is in use by {stream.read().decode(errors='replace').strip() or 'another process'}",
                     hint="wait for it, or choose another --run",
                 ) from None
             stream.truncate(0)
             # On a full disk the holder stays nameless.
             with suppress(OSError):
                 stream.write(f"process {os.getpid()}: {shlex.join(['circuit', *sys.argv[1:]])}\n".encode())
+            status = os.fstat(stream.fileno())
+            _held[self.path.absolute()] = status.st_dev, status.st_ino
             try:
                 yield
             finally:
                 stream.truncate(0)
-                if begins and list(self.path.iterdir()) == [path]:
+                del _held[self.path.absolute()]
+                if is_new and self.path.is_dir() and list(self.path.iterdir()) == [path]:
                     path.unlink()
                     self.path.rmdir()
 
@@ -324,5 +337,6 @@ def current(named: str | None, directory: Path | None = None) -> Run | None:
     pointer = (directory or Path.cwd()) / POINTER
     if not pointer.is_file():
         return None
-    run = Run(Path(pointer.read_text(encoding="utf-8").strip()))
+    hint = f"remove {POINTER}, or name a run with --run"
+    run = Run(as_path(read_text(pointer, limit_bytes=2**16, hint=hint).strip(), hint=hint))
     return run if run.exists else None

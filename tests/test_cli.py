@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import fake_stages
+import numpy
 import pytest
+import torch
 from cli_support import Outcome
 
 from circuitcli import progress, stages
@@ -147,12 +149,24 @@ def test_options_that_repeat_add_up_and_reach_their_settings(collected: Commands
     assert asked[0].validation.samples == 3
 
 
+def memory_error(allocate: Callable[[], object]) -> BaseException:
+    """What a library says of what fits into no memory."""
+    with pytest.raises((MemoryError, RuntimeError)) as caught:
+        allocate()
+    return caught.value
+
+
 @pytest.mark.parametrize(
     ("error", "status", "line"),
     [
         (KeyError("x"), 1, "error: KeyError: 'x'"),
         (ValueError("two\nlines \x1b[2J"), 1, "error: ValueError: two lines \\x1b[2J"),
         (MemoryError(), 4, "error: out of memory"),
+        (memory_error(lambda: torch.zeros(2**45)), 4, "error: out of memory"),
+        (memory_error(lambda: torch.zeros(10**15, 10**5)), 4, "error: out of memory"),
+        (memory_error(lambda: numpy.zeros(2**50)), 4, "error: out of memory"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), 4, "error: out of memory"),
+        (OSError(12, "Cannot allocate memory", "shard"), 4, "error: out of memory"),
         (OSError(28, "No space left on device", "shard"), 3, "error: no space left on the disk: shard"),
         (OSError("Unable to write: No space left on device"), 3, "error: no space left on the disk"),
         (FileNotFoundError(2, "No such file", "absent"), 3, "error: no such file: absent"),

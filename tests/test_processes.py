@@ -6,10 +6,11 @@ import os
 import pytest
 import torch
 import torch.distributed as dist
-from process_support import together
+from process_support import free_port, together
 
 from circuitcli import group, processes
-from circuitcli.errors import SettingsError
+from circuitcli.cli import failures
+from circuitcli.errors import SettingsError, ToolError
 from circuitcli.models.loading import choose_device
 
 NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
@@ -168,7 +169,30 @@ def test_tensors_of_the_cpu_can_be_added_up_beside_those_of_a_gpu(launched, monk
     launched(RANK=0, LOCAL_RANK=0, WORLD_SIZE=2)
     asked = {}
     monkeypatch.setattr(group, "_store", dist.HashStore)
+    monkeypatch.setattr(group, "_await_all", lambda: None)
     monkeypatch.setattr(dist, "init_process_group", lambda name, **others: asked.update(others, name=name))
     group.start(torch.device(device))
     assert asked["name"] == backend
     assert asked["device_id"] == (None if backend == "gloo" else torch.device(device))
+
+
+@pytest.mark.parametrize(("rank", "missing"), [(0, "1 2"), (2, "0")])
+def test_a_process_whose_peers_never_come_gives_up_and_says_who_is_missing(
+    launched, monkeypatch, capsys, rank: int, missing: str
+):
+    launched(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=3)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
+    monkeypatch.setattr(group, "_wait_s", 300.0)
+    group.limit_wait(0.2)
+    for cached in (group._store, group._await_all):
+        cached.cache_clear()
+    try:
+        with pytest.raises(ToolError, match=rf"did not appear in 0\.2 s: {missing}$") as caught:
+            group.share({"works": True})
+        assert "torchrun" in caught.value.hint and "--set wait_s" in caught.value.hint
+        # Telling the others of it does not wait once more.
+        assert failures.report(caught.value) == 4
+        assert "did not appear" in capsys.readouterr().err
+    finally:
+        group._store.cache_clear()

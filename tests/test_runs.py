@@ -1,23 +1,28 @@
 """A run directory: whole files or none, one process at a time, and work that is kept, continued or refused."""
 
+import copy
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from cli_support import environment
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from circuitcli import runs
-from circuitcli.errors import InputError
+from circuitcli.cli.jobs import with_model_of
+from circuitcli.errors import CircuitError, InputError, ToolError
 from circuitcli.records import NodeRecord, Record, RunRecord, Stream
 from circuitcli.runs import Fingerprint, Run
 from circuitcli.settings.render import RenderSettings
 from circuitcli.settings.settings import Settings
+from circuitcli.settings.sources import load
 from circuitcli.stages.request import Request, fingerprint, resumable
 
 values = st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.lists(st.integers(), max_size=2)
@@ -262,3 +267,166 @@ def test_any_model_name_makes_one_plain_directory_name(model: str):
     slug = runs.model_slug(model)
     assert slug and "/" not in slug and slug not in (".", "..")
     assert Path(slug).name == slug
+
+
+@pytest.mark.parametrize("error", [ToolError("no such device"), MemoryError()])
+@pytest.mark.parametrize("keeps", [False, True])
+@pytest.mark.parametrize("name", ["train", "graph:new"])
+def test_refused_work_leaves_the_manifest_as_it_was_to_the_byte(run: Run, error: Exception, keeps: bool, name: str):
+    for stage in ("collect", "train", "interp"):
+        run.begin(stage, print_of(k=1))
+        run.finish(stage, [NODE], seconds=1.0)
+    before = run.manifest_path.read_bytes()
+
+    def refuse(resumes: bool) -> tuple[list[Record], dict]:
+        raise error
+
+    with pytest.raises(type(error)):
+        request = Request(Settings(), Stream(), run, force=name == "train")
+        resumable(request, name, print_of(k=2), refuse, keeps=keeps, partial=run.path / "none")
+    assert run.manifest_path.read_bytes() == before
+    with pytest.raises(InputError, match="k was 1 and is now 2"):
+        resumable(Request(Settings(), Stream(), run), "train", print_of(k=2), refuse, keeps=keeps)
+    assert run.manifest_path.read_bytes() == before
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit, RuntimeError, None])
+def test_finished_work_counts_until_what_replaces_it_is_finished(run: Run, stop: type[BaseException] | None):
+    request, other = Request(Settings(), Stream(), run), NodeRecord(id="resid.0/2")
+    forced = Request(Settings(), Stream(), run, force=True)
+    calls: list[bool] = []
+
+    def work(resumes: bool) -> tuple[list[Record], dict]:
+        calls.append(resumes)
+        assert run.stream().of(NodeRecord) == [NODE]
+        if stop is not None and len(calls) == 1:
+            raise stop
+        return [other], {"n": 2}
+
+    resumable(request, "train", print_of(k=1), lambda resumes: ([NODE], {"n": 1}), keeps=True)
+    if stop is not None:
+        with pytest.raises(stop):
+            resumable(forced, "train", print_of(k=2), work, keeps=True)
+        assert run.stream().of(NodeRecord) == [NODE] and run.stage("train")["n"] == 1
+        assert resumable(request, "train", print_of(k=1), work, keeps=True) == [NODE]
+        with pytest.raises(InputError, match="k was 1 and is now 3"):
+            resumable(request, "train", print_of(k=3), work, keeps=True)
+        assert resumable(request, "train", print_of(k=2), work, keeps=True) == [other]
+    else:
+        assert resumable(forced, "train", print_of(k=2), work, keeps=True) == [other]
+    assert calls == ([False, True] if stop else [False])
+    assert run.stream().of(NodeRecord) == [other] and run.stage("train")["n"] == 2 and "next" not in run.stage("train")
+
+
+def test_what_is_measured_otherwise_is_measured_again_and_needs_no_force(run: Run):
+    request = Request(Settings(), Stream(), run)
+    prints = {n: Fingerprint({"k": 1}, {}, {"train.loss_tokens": n}) for n in (5, 6)}
+    calls: list[int] = []
+    for n in (5, 5, 6, 6, 5):
+        resumable(request, "train", prints[n], lambda resumes, n=n: (calls.append(n) or [NODE], {}), keeps=True)
+    assert calls == [5, 6, 5]
+    # As a version wrote it that had all settings in one.
+    before = Fingerprint({"k": 1, "train.loss_tokens": 5}, {})
+    run.update_stage("train", fingerprint=before.digest, settings=dict(before.settings), measuring={})
+    assert run.finished("train", prints[5]) == [NODE]
+    assert run.finished("train", prints[6]) is None
+
+
+def test_a_run_that_was_removed_does_not_come_back(run: Run):
+    def work(resumes: bool) -> tuple[list[Record], dict]:
+        shutil.rmtree(run.path)
+        with runs.atomic(run.path / "deep" / "file") as stream:
+            stream.write("x")
+        raise AssertionError
+
+    for with_error in (work, lambda resumes: (shutil.rmtree(run.path), ([NODE], {}))[1]):
+        run.path.mkdir(exist_ok=True)
+        run.update_manifest(model="some/model")
+        with pytest.raises(InputError, match="was removed while the command worked") as caught:
+            resumable(Request(Settings(), Stream(), run), "train", print_of(k=1), with_error)
+        assert "circuit collect" in caught.value.hint and not run.path.exists()
+    with pytest.raises(InputError, match="is gone"):
+        resumable(Request(Settings(), Stream(), run), "train", print_of(k=1), work)
+    assert not run.path.exists()
+
+
+def test_a_run_that_was_replaced_is_not_written_to(run: Run):
+    def work(resumes: bool) -> tuple[list[Record], dict]:
+        run.path.rename(run.path.with_name("moved"))
+        run.path.mkdir()
+        (run.path / "lock").touch()
+        return [NODE], {}
+
+    with pytest.raises(InputError, match="was removed"):
+        resumable(Request(Settings(), Stream(), run), "train", print_of(k=1), work)
+    assert [path.name for path in run.path.iterdir()] == ["lock"]
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=4), inner, max_size=2),
+)
+
+
+def leaves(content: object, path: tuple = ()) -> list[tuple]:
+    """The places of all values in a tree of JSON."""
+    inner = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    return [path, *(place for key, value in inner for place in leaves(value, (*path, key)))]
+
+
+MANIFEST = {
+    "format": 1,
+    "version": "0.1.0",
+    "model": "m",
+    "revision": None,
+    "layers": ":",
+    "model_settings": {"model.name": "m", "model.dtype": "float32"},
+    "stages": {
+        "collect": {"fingerprint": "x", "settings": {"a": 1}, "inputs": {}, "state": "finished", "seconds": 1.5},
+        "train": {"state": "finished", "held_out": 3, "damaged": ["x"], "next": {"seconds": 1, "settings": {}}},
+    },
+}
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_a_manifest_with_any_value_of_a_wrong_kind_is_an_input_error_or_works(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+):
+    content = copy.deepcopy(MANIFEST)
+    *above, last = data.draw(st.sampled_from([place for place in leaves(content) if place]))
+    holder = content
+    for key in above:
+        holder = holder[key]
+    if data.draw(st.booleans()):
+        holder[last] = data.draw(json_values)
+    else:
+        del holder[last]
+    run = Run(tmp_path_factory.mktemp("bad"))
+    run.manifest_path.write_text(json.dumps(content))
+    (run.path / "records").mkdir()
+    for name in ("collect", "train"):
+        (run.path / "records" / f"{name}.jsonl").write_text("")
+    with suppress(CircuitError):
+        run.record(), run.stream(), with_model_of(run, load({}))
+        for name in run.stages():
+            run.finished(name, print_of(k=1)), print_of(k=1).first_difference(run.stage(name))
+        run.begin("train", print_of(k=1), force=True, keeps=True)
+        run.interrupt("train", seconds=1.0)
+        run.finish("train", [NODE], seconds=1.0)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"\xff", b"[" * 100_000, b'{"format": ' + b"9" * 5000 + b"}", b'{"format": 1, "model": 1e999}', b""],
+)
+def test_bytes_that_are_no_manifest_are_refused_by_name(run: Run, text: bytes):
+    run.manifest_path.write_bytes(text)
+    with pytest.raises(InputError, match=r"run\.json"):
+        run.manifest()
+
+
+def test_a_pointer_that_is_no_text_is_refused_by_name(run: Run, tmp_path: Path):
+    (tmp_path / runs.POINTER).write_bytes(b"\xff")
+    with pytest.raises(InputError, match=r"\.circuit-run is no UTF-8"):
+        runs.current(None, tmp_path)

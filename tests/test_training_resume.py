@@ -3,11 +3,13 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -252,6 +254,100 @@ def test_checkpoint_of_another_run_or_half_written_is_not_used(tmp_path: Path):
     (directory / "step-00000009.partial").mkdir()
     assert Checkpoints(directory, "test").step() == 7
     assert [path.name for path in directory.glob("step-*")].count("step-00000007") == 1
+
+
+def broken_at(monkeypatch: pytest.MonkeyPatch, n: int) -> list[str]:
+    """Let the n-th change of names or contents of the disk from now on be the last that this process makes."""
+    done: list[str] = []
+
+    def counted(name: str, change):
+        def wrapped(*args, **kwargs):
+            if len(done) >= n:
+                raise Killed
+            done.append(name)
+            return change(*args, **kwargs)
+
+        return wrapped
+
+    for name in ("replace", "rename", "unlink", "rmdir", "mkdir", "fsync"):
+        monkeypatch.setattr(os, name, counted(name, getattr(os, name)))
+    return done
+
+
+class Killed(BaseException):
+    """As SIGKILL: nothing after it is done, by whoever."""
+
+
+def test_a_kill_at_any_step_of_saving_and_removing_checkpoints_leaves_one_to_go_on_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    made = make(tmp_path, n_steps=7)
+    made.run()
+    seen = set()
+    for n in range(100):
+        before = made.checkpoints.step()
+        with monkeypatch.context() as patched:
+            done = broken_at(patched, n)
+            with suppress(Killed):
+                made.checkpoints.save(before + 1, made.learners)
+            is_over = len(done) < n
+        step = Checkpoints(made.checkpoints.directory, "test").step()
+        assert step in (before, before + 1) and made.checkpoints.load(made.learners) == step
+        seen.add(step - before)
+        if is_over:
+            break
+    assert seen == {0, 1} and [path.name for path in made.checkpoints.directory.iterdir()] == [f"step-{step:08d}"]
+    for n in range(100):
+        with monkeypatch.context() as patched:
+            broken_at(patched, n)
+            try:
+                made.checkpoints.remove()
+            except Killed:
+                assert Checkpoints(made.checkpoints.directory, "test").step() in (0, step)
+                assert made.checkpoints.load(made.learners) in (0, step)
+                continue
+        break
+    assert not made.checkpoints.directory.exists()
+
+
+def test_a_checkpoint_that_lost_a_file_counts_as_none(tmp_path: Path):
+    made = make(tmp_path, n_steps=14)
+    made.run()
+    newest = made.checkpoints.directory / "step-00000014"
+    older = newest.with_name("step-00000007")
+    for gone in ("state.json", "attn.0.safetensors"):
+        shutil.copytree(newest, older)
+        (older / "state.json").write_text((newest / "state.json").read_text().replace('"step": 14', '"step": 7'))
+        shutil.copytree(newest, tmp_path / "kept")
+        (newest / gone).unlink()
+        assert made.checkpoints.step() == 7
+        shutil.rmtree(older)
+        assert made.checkpoints.step() == 0
+        shutil.rmtree(newest)
+        (tmp_path / "kept").rename(newest)
+    assert made.checkpoints.step() == 14
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"{",
+        b"[" * 50_000,
+        b"\xff",
+        b'{"step": "7", "fingerprint": "x"}',
+        b'{"step": -1, "fingerprint": "x"}',
+        b'{"step": 1e400}',
+        b'{"step": 7}',
+        b'{"step": 7, "fingerprint": "x", "files": ["../../x"]}',
+    ],
+)
+def test_a_state_that_cannot_be_read_is_an_input_error_with_its_file(tmp_path: Path, text: bytes):
+    folder = tmp_path / "checkpoint" / "step-00000007"
+    folder.mkdir(parents=True)
+    (folder / "state.json").write_bytes(text)
+    with pytest.raises(InputError, match=r"step-00000007/state\.json") as caught:
+        Checkpoints(tmp_path / "checkpoint", "test").step()
+    assert "--force" in caught.value.hint
 
 
 def test_damaged_checkpoint_is_reported_with_its_file(tmp_path: Path):

@@ -23,6 +23,7 @@ from circuitcli.activations.shards import DIGEST_BYTES, DTYPES, FILE_DTYPES, ROW
 from circuitcli.activations.stored_rows import StoredRows
 from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
+from circuitcli.runs import make_folder
 
 # Larger than what HDF5 writes beside the data sets.
 _LAYOUT_BYTES = 16_384
@@ -64,7 +65,7 @@ class RowsWriter:
         self._summary = _blank(pieces, d_model)
         self._sums: dict[int, StoredRows] = {}
         with _disk_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             try:
                 self._offsets = self._create()
                 self._file = PlacedFile(self.partial)

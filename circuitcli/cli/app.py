@@ -143,6 +143,7 @@ def _execute(name: str, body: Callable[[Call], None], flags: Sequence[Flag], giv
         config=given["config"] or (),
         assignments=given["assignments"] or (),
     )
+    group.limit_wait(loaded.settings.wait_s)
     call = Call(name, loaded, given["force"], given)
     if given["print_settings"]:
         return _print_settings(call)

@@ -5,9 +5,9 @@ import errno
 import traceback
 from dataclasses import dataclass
 
-from circuitcli import group, processes
+from circuitcli import group, processes, signals
 from circuitcli.cli.console import console
-from circuitcli.errors import CircuitError, ExitStatus, how_to_go_on
+from circuitcli.errors import CircuitError, ExitStatus, how_to_go_on, is_out_of_memory
 from circuitcli.settings.sources import known_names
 
 
@@ -24,6 +24,7 @@ def report(error: BaseException, *, command: str = "circuit", debug: bool = Fals
     """Print the failure of a command; returns the exit status."""
     if isinstance(error, SystemExit) and error.code != ExitStatus.TERMINATED:
         return error.code if isinstance(error.code, int) else ExitStatus.FAULT if error.code else ExitStatus.DONE
+    error = signals.behind(error)
     if debug:
         console.say("".join(traceback.format_exception(error)).rstrip())
     failure = explain(error, command)
@@ -56,9 +57,8 @@ def explain(error: BaseException, command: str = "circuit") -> Failure:
     # Typer's usage errors have no public name that all its versions share; their texts do.
     if hasattr(error, "format_message"):
         return _usage(error, error.format_message(), command)
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        hint = "make the batches smaller (--set data.batch_size, graph.batch_size), or choose another --device"
-        return Failure("out of memory", ExitStatus.TOOL, hint)
+    if is_out_of_memory(error):
+        return Failure("out of memory", ExitStatus.TOOL, _less_memory(command))
     if isinstance(error, OSError) and (failure := _system(error)) is not None:
         return failure
     return Failure(
@@ -66,6 +66,19 @@ def explain(error: BaseException, command: str = "circuit") -> Failure:
         ExitStatus.FAULT,
         "this is a fault of circuit; --debug shows where it happened",
     )
+
+
+def _less_memory(command: str) -> str:
+    """What to ask less of, by the command that did not fit."""
+    smaller = {
+        "train": "--set sae.d_sae or sae.expansion, train.batch_size, train.pool_tokens; --dry-run tells the memory",
+        "collect": "--set data.batch_size, data.block_length; --dry-run tells the memory",
+        "interp": "--set interp.batch_size",
+        "validate": "--set graph.batch_size",
+        "inspect": "--tokens",
+    }
+    name = command.rpartition(" ")[2]
+    return f"ask for less: {smaller.get(name, '--set graph.batch_size')}; or choose another --device"
 
 
 def unknown_command(word: str, known: list[str]) -> Failure:

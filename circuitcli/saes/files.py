@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from circuitcli.errors import InputError, SettingsError, first_line
-from circuitcli.runs import atomic, write_error
+from circuitcli.runs import atomic, make_folder, write_error
 from circuitcli.saes.architectures import ARCHITECTURES
 from circuitcli.saes.base import SaeConfig, SparseAutoencoder
 from circuitcli.saes.folder import CONFIG, FORMAT, WEIGHTS, read_config, sae_digest
@@ -25,7 +25,7 @@ def save(sae: SparseAutoencoder, directory: Path, **facts: Any) -> str:
     path = directory / WEIGHTS
     partial = path.with_name(path.name + ".partial")
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        make_folder(directory)
         save_tensors(weights, partial)
         partial.replace(path)
     except OSError as error:

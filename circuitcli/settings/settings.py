@@ -25,6 +25,8 @@ class Settings(Section):
     belongs if its files do not."""
     seed: int = Field(0, ge=0, le=2**32 - 1)
     """Start of all random numbers."""
+    wait_s: float = Field(300.0, gt=0, le=1e6)
+    """Of several processes of one command: seconds that one waits for the others to appear."""
     model: ModelSettings = ModelSettings()
     """Which language model, and where it runs."""
     data: DataSettings = DataSettings()

@@ -35,7 +35,7 @@ def run(request: Request) -> list[Record]:
     named = replace(request, settings=request.settings.model_copy(update={"data": name}))
     print_ = collect.fingerprint_with(named, {"files of the cached activations": state})
     work = partial(_work, request, folder, print_.digest)
-    made = resumable(request, collect.NAME, print_, work, partial=request.run.path / collect.FOLDER)
+    made = resumable(request, collect.NAME, print_, work, partial=request.run.path / collect.FOLDER, begins=True)
     return [request.run.record(), *made]
 
 

@@ -48,7 +48,9 @@ def run(request: Request) -> list[Record]:
     """
     request = _resolved(request)
     print_ = _fingerprint(request)
-    made = resumable(request, NAME, print_, partial(_work, request, print_.digest), partial=request.run.path / FOLDER)
+    made = resumable(
+        request, NAME, print_, partial(_work, request, print_.digest), partial=request.run.path / FOLDER, begins=True
+    )
     return [request.run.record(), *made]
 
 

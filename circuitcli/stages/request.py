@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from circuitcli import group, processes
-from circuitcli.errors import CircuitError, InputError
+from circuitcli.errors import CircuitError, InputError, is_out_of_memory
+from circuitcli.manifest import NEXT
 from circuitcli.records import Record, Stream
-from circuitcli.runs import Fingerprint, Run
+from circuitcli.runs import Fingerprint, Run, check_there
 from circuitcli.settings.settings import Settings
 from circuitcli.settings.sources import flatten
 
@@ -28,16 +29,21 @@ class Request:
 
 
 def fingerprint(
-    request: Request, prefixes: Iterable[str], inputs: Mapping[str, str], *, without: Iterable[str] = ()
+    request: Request,
+    prefixes: Iterable[str],
+    inputs: Mapping[str, str],
+    *,
+    without: Iterable[str] = (),
+    measuring: Iterable[str] = (),
 ) -> Fingerprint:
-    """The fingerprint over the settings whose dotted names begin with one of the prefixes."""
-    chosen, left_out = tuple(prefixes), frozenset(without)
-    values = {
-        name: value
-        for name, value in flatten(request.settings).items()
-        if name.startswith(chosen) and name not in left_out
-    }
-    return Fingerprint(values, dict(inputs))
+    """The fingerprint over the settings whose dotted names begin with one of the prefixes.
+
+    measuring: those of them on which only the measuring at the end depends.
+    """
+    everything, of_measuring = flatten(request.settings), frozenset(measuring)
+    chosen, left_out = tuple(prefixes), frozenset(without) | of_measuring
+    values = {name: value for name, value in everything.items() if name.startswith(chosen) and name not in left_out}
+    return Fingerprint(values, dict(inputs), {name: everything[name] for name in of_measuring})
 
 
 def resumable(
@@ -47,37 +53,65 @@ def resumable(
     work: Callable[[bool], tuple[list[Record], dict[str, Any]]],
     *,
     partial: Path | None = None,
+    keeps: bool = False,
+    begins: bool = False,
+    clean: Callable[[], None] = lambda: None,
 ) -> list[Record]:
     """The stage's records: those kept from a finished run of the same fingerprint, or those that ``work`` makes.
 
     ``work(resumes)`` is told whether earlier, unfinished work of the same fingerprint may be there, and returns records
     and facts for the manifest. The run is locked while it works. ``partial`` is where unfinished work lies; where an
     error left none, or changed nothing, the manifest is as it was before, so that a mistyped setting needs no ``force``
-    to be mended and costs nothing that was there.
+    to be mended and costs nothing that was there. With ``keeps`` what is finished counts until the new work is.
+    ``clean`` removes what is not needed any more once all is finished. A run is made only where it ``begins`` here.
 
     Of several processes the main one decides, holds the lock and writes the manifest; all of them work.
     """
     if not processes.is_main():
         return _helping(work)
-    with request.run.lock():
-        if not request.force and (kept := request.run.finished(name, print_)) is not None:
-            request.run.touch(name)
+    run = request.run
+    with run.lock(begins=begins):
+        if not request.force and (kept := run.finished(name, print_)) is not None:
+            run.touch(name)
             group.share({"works": False})
+            if NEXT not in run.stage(name):
+                clean()
             return kept
-        before = request.run.stage(name)
-        resumes = request.run.begin(name, print_, force=request.force)
+        before = run.stages()
+        resumes = run.begin(name, print_, force=request.force, keeps=keeps)
         start = time.perf_counter()
         group.share({"works": True, "resumes": resumes})
         try:
             made, facts = work(resumes)
         except BaseException as error:
-            if isinstance(error, CircuitError) and (error.changed_nothing or partial is None or not partial.exists()):
-                request.run.restore(name, before)
+            check_there(run.manifest_path)
+            if _leaves_nothing(error, partial):
+                run.restore(name, before if _changed_nothing(error) else _without_attempt(before, name))
             else:
-                request.run.interrupt(name, seconds=time.perf_counter() - start)
+                run.interrupt(name, seconds=time.perf_counter() - start)
             raise
-        request.run.finish(name, made, seconds=time.perf_counter() - start, **facts)
+        run.finish(name, made, seconds=time.perf_counter() - start, **facts)
+        clean()
         return made
+
+
+def _changed_nothing(error: BaseException) -> bool:
+    return isinstance(error, CircuitError) and error.changed_nothing
+
+
+def _leaves_nothing(error: BaseException, partial: Path | None) -> bool:
+    """Whether there is nothing to go on with, so that the stage may as well never have begun.
+
+    What does not fit into memory is asked for again with other settings, as what was refused is.
+    """
+    is_refused = isinstance(error, CircuitError) or is_out_of_memory(error)
+    return _changed_nothing(error) or (is_refused and (partial is None or not partial.exists()))
+
+
+def _without_attempt(stages: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The stages as they were, but for unfinished work of this one, which made way for that which failed."""
+    entry = {key: value for key, value in stages.get(name, {}).items() if key != NEXT}
+    return {**stages, name: entry} if name in stages else dict(stages)
 
 
 def _helping(work: Callable[[bool], tuple[list[Record], dict[str, Any]]]) -> list[Record]:

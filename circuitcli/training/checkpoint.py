@@ -2,8 +2,9 @@
 
     RUN/saes/checkpoint/step-00000244/{resid.9.safetensors, ..., state.json}
 
-A directory gets its name when all in it is on the disk, and the one before is removed after that. There is no state of
-random numbers to keep: batches and first weights follow from the seed and the step.
+A directory gets its name when all in it is on the disk, and loses it before anything in it is removed: one that lacks
+a file that its state.json names counts as none. There is no state of random numbers to keep: batches and first weights
+follow from the seed and the step.
 """
 
 import json
@@ -14,17 +15,21 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from circuitcli import group, processes
-from circuitcli.errors import InputError
-from circuitcli.runs import write_error
+from circuitcli.errors import InputError, first_line
+from circuitcli.reading import read_object
+from circuitcli.runs import make_folder, write_error
 from circuitcli.saes.tensor_files import save_tensors
+from circuitcli.schema import Count, PathInRun, Word
 from circuitcli.training.learner import Learner
 
 _NAME = re.compile(r"step-\d{8,}")
 _STATE = "state.json"
+_AGAIN = "train again with --force"
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class Checkpoints:
         try:
             if processes.is_main():
                 shutil.rmtree(partial, ignore_errors=True)
-                partial.mkdir(parents=True)
+                make_folder(partial)
             group.barrier()
             for learner in learners:
                 path = partial / f"{learner.name}.safetensors"
@@ -60,13 +65,17 @@ class Checkpoints:
 
     def _publish(self, partial: Path, whole: Path, step: int) -> None:
         """Bring all to the disk, give it its name, and remove what was there before."""
-        (partial / _STATE).write_text(json.dumps({"step": step, "fingerprint": self.fingerprint}) + "\n")
+        files = sorted(path.relative_to(partial).as_posix() for path in partial.rglob("*.safetensors"))
+        state = {"step": step, "fingerprint": self.fingerprint, "files": files}
+        (partial / _STATE).write_text(json.dumps(state) + "\n")
         for file in partial.rglob("*"):
             _sync(file)
-        shutil.rmtree(whole, ignore_errors=True)
+        _remove(whole)
         partial.rename(whole)
         _sync(self.directory)
-        self._remove_all_but(whole)
+        for path in self.directory.glob("step-*"):
+            if path != whole:
+                _remove(path)
 
     def load(self, learners: Iterable[Learner]) -> int:
         """Put the learners where they were and return the number of steps done; 0 without a checkpoint of this run.
@@ -80,29 +89,58 @@ class Checkpoints:
             try:
                 learner.load_state(load_file(file))
             except (OSError, SafetensorError, KeyError, RuntimeError) as error:
-                raise InputError(f"cannot go on from {file}: {error}", hint="train again with --force") from None
+                raise InputError(f"cannot go on from {file}: {first_line(error)}", hint=_AGAIN) from None
         return step
 
     def step(self) -> int:
-        """Steps done at the newest checkpoint of this run; 0 if there is none."""
+        """Steps done at the newest checkpoint of this run; 0 if there is none.
+
+        Raises InputError if what the newest whole one says of itself cannot be read.
+        """
         names = sorted(path.name for path in self.directory.glob("step-*") if _NAME.fullmatch(path.name))
-        if not names:
-            return 0
-        path = self.directory / names[-1] / _STATE
+        for name in reversed(names):
+            if (state := self._state(self.directory / name)) is not None:
+                return state.step if state.fingerprint == self.fingerprint else 0
+        return 0
+
+    def _state(self, folder: Path) -> "_State | None":
+        """What a checkpoint says of itself; None if a part is gone, as after a kill that came while it was removed."""
+        path = folder / _STATE
+        if not path.is_file():
+            return None
+        content = read_object(path, hint=_AGAIN)
         try:
-            state = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise InputError(f"cannot read {path}: {error}", hint="train again with --force") from None
-        return int(state["step"]) if state["fingerprint"] == self.fingerprint else 0
+            state = _State.model_validate(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise InputError(f"{path}: {place}: {first['msg'].lower()}", hint=_AGAIN) from None
+        # Versions before this one did not name their files.
+        is_whole = all((folder / file).is_file() for file in state.files) and any(folder.rglob("*.safetensors"))
+        return state if is_whole else None
 
     def remove(self) -> None:
-        """Remove all checkpoints, of whatever run."""
+        """Remove all checkpoints, of whatever run, and what else lies beside them."""
+        for path in self.directory.glob("step-*"):
+            _remove(path)
         shutil.rmtree(self.directory, ignore_errors=True)
 
-    def _remove_all_but(self, kept: Path) -> None:
-        for path in self.directory.iterdir():
-            if path != kept:
-                shutil.rmtree(path, ignore_errors=True)
+
+class _State(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
+    step: Count
+    fingerprint: Word
+    files: list[PathInRun] = []
+
+
+def _remove(path: Path) -> None:
+    """Take a checkpoint's name away before its files: a kill in between leaves nothing that looks like a checkpoint."""
+    if _NAME.fullmatch(path.name) and path.exists():
+        gone = path.with_name(f"{path.name}.removed")
+        shutil.rmtree(gone, ignore_errors=True)
+        path.rename(gone)
+        path = gone
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

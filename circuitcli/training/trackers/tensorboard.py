@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from circuitcli.runs import write_error
+from circuitcli.runs import make_folder, write_error
 from circuitcli.training.log import Numbers
 from circuitcli.training.trackers.tracker import TrackedRun
 
@@ -49,7 +49,7 @@ def opened(run: TrackedRun) -> TensorBoard:
     try:
         if run.starts_over and directory.exists():
             shutil.rmtree(directory)
-        directory.mkdir(parents=True, exist_ok=True)
+        make_folder(directory)
     except OSError as error:
         raise write_error(directory, error) from None
     return TensorBoard(directory)

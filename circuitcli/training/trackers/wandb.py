@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from circuitcli.errors import ToolError, first_line
+from circuitcli.runs import make_folder
 from circuitcli.training.log import Numbers
 from circuitcli.training.trackers.tracker import PROJECT, TrackedRun, flat
 
@@ -39,7 +40,7 @@ def opened(run: TrackedRun) -> WeightsAndBiases:
 
     directory = Path(os.environ.get("WANDB_DIR") or run.directory)
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        make_folder(directory)
         with redirect_stdout(sys.stderr):
             if _is_online(wandb) and not wandb.login(prompt=False, verify=False):
                 raise ToolError("wandb has no login", hint=HINT)
