@@ -14,7 +14,7 @@ from circuitcli.saes.exchange.tensors import Foreign
 
 D_IN, D_OUT, D_SAE, K = 6, 5, 17, 4
 HOOK, MLP_IN, MLP = HookPoint(2, "resid"), HookPoint(2, "mlp_in"), HookPoint(2, "mlp")
-OPTIONS = {"topk": {"k": K}, "abstopk": {"k": K}}
+OPTIONS = {"topk": {"k": K}, "abstopk": {"k": K}, "signed_topk": {"k": K}}
 
 
 def random_sae(architecture: str, *, seed: int = 0, hook: HookPoint = HOOK, **config) -> SparseAutoencoder:

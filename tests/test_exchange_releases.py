@@ -436,10 +436,63 @@ def test_transcoders_of_circuit_tracer_give_the_same_here(has_threshold: bool, s
     assert found.about.model == "Qwen/Qwen3-0.6B" and not found.about.before_gain
 
 
-def test_a_k_makes_a_topk_of_a_transcoder(tmp_path: Path):
-    tracer_files(tmp_path, **{THRESHOLD: None, "k": torch.tensor(K)})
+def signed_topk(w: dict[str, Tensor], x: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
+    """circuit-tracer's TopK: a gate of the k largest, and no ReLU."""
+    pre = x @ w["W_enc"].T + w["b_enc"]
+    codes = pre * (pre >= pre.topk(k).values[:, -1:])
+    return codes, codes @ w["W_dec"] + w["b_dec"] + (x @ w["W_skip"].T if "W_skip" in w else 0)
+
+
+# Half of the features: a few of the kept ones are negative.
+MANY = D_SAE // 2 + 3
+
+
+@pytest.mark.parametrize("place", ["file", "config"])
+def test_a_topk_of_circuit_tracer_keeps_the_largest_whatever_their_sign(place: str, tmp_path: Path):
+    told = {"k": torch.tensor(MANY)} if place == "file" else {"config_activation": "topk", "config_k": MANY}
+    tensors = tracer_files(tmp_path, **{THRESHOLD: None}, **told)
     found = only(tmp_path).sae
-    assert found.options == {"k": K} and ((found.encode(inputs()) > 0).sum(dim=1) <= K).all()
+    codes, output = signed_topk(tensors, inputs(), k=MANY)
+    assert bool((codes < 0).any()) and bool(((codes != 0).sum(dim=1) == MANY).all())
+    assert found.options == {"k": MANY}
+    assert_same(found, codes, output, inputs())
+
+
+def test_the_k_of_a_release_without_one_is_known(tmp_path: Path):
+    changes = {THRESHOLD: None, "W_enc": torch.randn(200, D_IN), "b_enc": torch.randn(200), "config_activation": "topk"}
+    changes |= {"W_dec": torch.randn(200, D_OUT)}
+    tracer_files(tmp_path / "models--facebook--crv-8b-instruct-transcoders/snapshots/0", **changes)
+    assert only(tmp_path).sae.options == {"k": 128}
+    tracer_files(tmp_path / "other", **changes, config_scan="facebook/crv-8b-instruct-transcoders")
+    assert only(tmp_path / "other").sae.options == {"k": 128}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"config_activation": "topk"}, "activation topk, and there is no k"),
+        ({"config_activation": "batchtopk", "config_k": K}, "activation batchtopk, and there are no thresholds"),
+        ({"config_activation": "jumprelu"}, "activation jumprelu, and there are no thresholds"),
+        ({"config_activation": "softplus"}, "the activation 'softplus' is not known"),
+        ({"config_activation": "relu", "config_k": K}, "activation relu, and k is 4"),
+        ({"config_k": K}, "no activation, and k is 4"),
+        ({"config_activation": "topk", THRESHOLD: torch.zeros(D_SAE)}, "activation topk, and there are thresholds"),
+        ({"config_activation": "topk", "config_k": D_SAE + 1}, "k=18 is more than the 17 features"),
+    ],
+)
+def test_an_activation_that_nothing_tells_or_that_tensors_contradict_is_refused(
+    changes: dict, message: str, tmp_path: Path
+):
+    tracer_files(tmp_path, **({THRESHOLD: None} | changes))
+    with pytest.raises(InputError, match=message) as caught:
+        only(tmp_path)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("said", [{}, {"config_activation": "jumprelu"}, {"config_activation": "batchtopk"}])
+def test_thresholds_make_a_jumprelu_of_a_transcoder(said: dict, tmp_path: Path):
+    tensors = tracer_files(tmp_path, **said)
+    assert_same(only(tmp_path).sae, *tracer_forward(tensors, inputs()), inputs())
 
 
 def test_a_norm_before_its_weight_is_remembered(tmp_path: Path):
@@ -478,7 +531,7 @@ def test_a_list_of_transcoders_elsewhere_is_refused_with_what_to_name(tmp_path: 
 @pytest.mark.parametrize("skip", [True, False])
 @pytest.mark.parametrize("architecture", ["relu", "jumprelu"])
 def test_our_transcoders_give_the_same_in_circuit_tracer(architecture: str, skip: bool, tmp_path: Path):
-    sae = random_transcoder(architecture, skip=skip)
+    sae = random_transcoder(architecture, skip=skip, d_out=D_IN)
     path = written(sae, "circuit_tracer", tmp_path, model="org/model")
     assert path.name == "layer_2.safetensors"
     assert_same(sae, *tracer_forward(load_file(path), inputs()), inputs())
@@ -487,7 +540,7 @@ def test_our_transcoders_give_the_same_in_circuit_tracer(architecture: str, skip
 
 
 def test_negative_thresholds_give_no_negative_codes_in_circuit_tracer(tmp_path: Path):
-    sae = random_transcoder("jumprelu")
+    sae = random_transcoder("jumprelu", d_out=D_IN)
     sae.threshold[:5] = -0.7
     path = written(sae, "circuit_tracer", tmp_path)
     pre = inputs() @ sae.W_enc + sae.b_enc
@@ -496,8 +549,34 @@ def test_negative_thresholds_give_no_negative_codes_in_circuit_tracer(tmp_path: 
     assert_same(only(path).sae, *tracer_forward(load_file(path), inputs()), inputs())
 
 
+@pytest.mark.parametrize("architecture", ["topk", "signed_topk"])
+def test_our_topk_transcoders_say_so_to_circuit_tracer(
+    architecture: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    sae = random_transcoder(architecture, d_out=D_IN, layer=0)
+    tensors = load_file(written(sae, "circuit_tracer", tmp_path, model="org/model"))
+    config = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert (config["activation"], config["k"]) == ("topk", K) and "k" not in tensors
+    assert ("keeps others where fewer than k" in caplog.text) == (architecture == "topk")
+    x = inputs()[(sae.pre_activations(inputs()) > 0).sum(dim=1) >= K]
+    assert len(x) > 30
+    assert_same(sae, *signed_topk(tensors, x, k=K), x)
+    assert only(tmp_path).sae.architecture == "signed_topk"
+
+
+def test_what_circuit_tracer_cannot_load_is_not_written(tmp_path: Path):
+    write = formats.WRITABLE["circuit_tracer"].write
+    with pytest.raises(InputError, match="of 6 inputs and 5 outputs") as caught:
+        write([Foreign(random_transcoder("relu"), About())], tmp_path)
+    assert "sae_lens" in caught.value.hint
+    same_width = [random_transcoder("topk", d_out=D_IN, layer=0), random_transcoder("relu", d_out=D_IN, layer=1)]
+    with pytest.raises(InputError, match="all of one kind and width"):
+        write([Foreign(sae, About()) for sae in same_width], tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_set_without_all_layers_is_written_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    items = [Foreign(random_transcoder("relu", layer=layer), About()) for layer in (0, 1)]
+    items = [Foreign(random_transcoder("relu", layer=layer, d_out=D_IN), About()) for layer in (0, 1)]
     formats.WRITABLE["circuit_tracer"].write(items, tmp_path / "whole")
     assert not caplog.records
     formats.WRITABLE["circuit_tracer"].write(items[1:], tmp_path / "part")
@@ -506,10 +585,10 @@ def test_a_set_without_all_layers_is_written_with_a_warning(tmp_path: Path, capl
 
 def test_circuit_tracer_gets_one_set_of_one_kind(tmp_path: Path):
     write = formats.WRITABLE["circuit_tracer"].write
-    layers = [random_transcoder("relu"), random_sae("relu")]
+    layers = [random_transcoder("relu", d_out=D_IN), random_sae("relu")]
     with pytest.raises(InputError, match=r"cannot hold the relu SAE at resid\.2"):
         write([Foreign(sae, About()) for sae in layers], tmp_path)
     with pytest.raises(InputError, match="one transcoder a layer"):
-        write([Foreign(random_transcoder("relu"), About())] * 2, tmp_path)
-    with pytest.raises(InputError, match="cannot hold the topk transcoder"):
-        write([Foreign(random_transcoder("topk"), About())], tmp_path)
+        write([Foreign(random_transcoder("relu", d_out=D_IN), About())] * 2, tmp_path)
+    with pytest.raises(InputError, match="cannot hold the gated transcoder"):
+        write([Foreign(random_transcoder("gated"), About())], tmp_path)

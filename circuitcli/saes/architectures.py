@@ -6,10 +6,11 @@ from circuitcli.saes.gated import GatedSae
 from circuitcli.saes.jumprelu import JumpReluSae
 from circuitcli.saes.matching_pursuit import MatchingPursuitSae
 from circuitcli.saes.relu import ReluSae
+from circuitcli.saes.signed_topk import SignedTopKSae
 from circuitcli.saes.temporal import TemporalSae
 from circuitcli.saes.topk import TopKSae
 
 ARCHITECTURES: dict[str, type[SparseAutoencoder]] = {
     made.architecture: made
-    for made in (ReluSae, GatedSae, TopKSae, AbsTopKSae, JumpReluSae, MatchingPursuitSae, TemporalSae)
+    for made in (ReluSae, GatedSae, TopKSae, AbsTopKSae, SignedTopKSae, JumpReluSae, MatchingPursuitSae, TemporalSae)
 }

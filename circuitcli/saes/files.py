@@ -43,7 +43,7 @@ def load(directory: Path) -> SparseAutoencoder:
     path = directory / WEIGHTS
     try:
         weights = load_file(path)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
         raise InputError(f"cannot read {path}: {first_line(error)}", hint=_AGAIN) from None
     # Before anything of the size that config.json tells is made.
     _check_shape(path, weights, "W_enc", (config["d_in"], config["d_sae"]))

@@ -21,6 +21,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "gated": (),
     "topk": ("k",),
     "abstopk": ("k",),
+    "signed_topk": ("k",),
     "jumprelu": (),
     "matching_pursuit": ("max_iterations", "residual_threshold", "stop_on_duplicate_support"),
     "temporal": ("k", "n_heads", "n_attention_layers", "bottleneck_factor"),

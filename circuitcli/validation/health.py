@@ -9,6 +9,7 @@ from torch import Tensor
 from circuitcli.saes.abstopk import AbsTopKSae
 from circuitcli.saes.base import SparseAutoencoder
 from circuitcli.saes.jumprelu import JumpReluSae
+from circuitcli.saes.signed_topk import SignedTopKSae
 from circuitcli.training.geometry import geometry_facts, nearest_cosines
 from circuitcli.validation.fit import Fit
 
@@ -61,7 +62,7 @@ def _cannot_fire(sae: SparseAutoencoder, radius: float | None) -> int | None:
     """How many features no input of this length can make positive; None where that cannot be told."""
     if sae.config.normalisation in ("layer-norm", "rms-norm"):
         radius = sae.d_in**0.5
-    if radius is None or isinstance(sae, AbsTopKSae):
+    if radius is None or isinstance(sae, AbsTopKSae | SignedTopKSae):
         return None
     offset = sae.b_enc - (sae.b_dec @ sae.W_enc if sae.config.subtract_decoder_bias else 0)
     highest = radius * sae.W_enc.norm(dim=0) + offset

@@ -1,7 +1,8 @@
 """circuit-tracer's per-layer transcoders: config.yaml and layer_<i>.safetensors.
 
 W_enc lies transposed there. Its JumpReLU lets negative pre-activations above a negative threshold through, ours does
-not, so such thresholds are refused. Cross-layer transcoders are refused too.
+not, so such thresholds are refused. Its TopK, known since 0.4.1 where ``activation: topk`` and ``k`` are in
+config.yaml, keeps the k largest pre-activations whatever their sign. Cross-layer transcoders are refused.
 """
 
 import logging
@@ -14,6 +15,7 @@ import yaml
 
 from circuitcli.errors import InputError
 from circuitcli.saes.exchange import hooks
+from circuitcli.saes.exchange.fields import COUNT, LIST, TEXT, checked
 from circuitcli.saes.exchange.place import About, Place, read_yaml
 
 if TYPE_CHECKING:
@@ -23,17 +25,24 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 NAME = "circuit_tracer"
-CONFIG, LAYER = "config.yaml", re.compile(r"layer_(\d+)\.safetensors")
+CONFIG, LAYER = "config.yaml", re.compile(r"layer_([0-9]{1,9})\.safetensors")
 THRESHOLD = "activation_function.threshold"
+_NAMES = ("model_name", "model_kind", "feature_input_hook", "feature_output_hook", "activation", "scan")
+_FIELDS = {**dict.fromkeys(_NAMES, TEXT), "k": COUNT, "transcoders": LIST}
+_KNOWN = ("relu", "jumprelu", "topk", "batchtopk")
+# Published without its k, which circuit-tracer knows by this name.
+_CRV, _CRV_K = "crv-8b-instruct-transcoders", 128
 
 
 def places(directory: Path, names: frozenset[str]) -> list[Place]:
     """The transcoders of a directory. Raises InputError for those across layers, and for lists of files elsewhere."""
     layers = {int(found[1]): name for name in names if (found := LAYER.fullmatch(name))}
     has_config = (directory / CONFIG).is_file()
-    if not layers and not (CONFIG in names and "feature_input_hook" in read_yaml(directory / CONFIG)):
+    if not layers and CONFIG not in names:
         return []
-    config = read_yaml(directory / CONFIG) if has_config else {}
+    config = _config(directory / CONFIG) if has_config else {}
+    if not layers and "feature_input_hook" not in config:
+        return []
     if config.get("model_kind", "transcoder_set") != "transcoder_set":
         raise InputError(
             f"{directory} holds a {config['model_kind']}, which writes to many layers; circuit does not know it",
@@ -48,10 +57,14 @@ def places(directory: Path, names: frozenset[str]) -> list[Place]:
     return [_place(directory, name, layer, config, has_config) for layer, name in sorted(layers.items())]
 
 
+def _config(path: Path) -> dict[str, Any]:
+    return checked(read_yaml(path), _FIELDS, path)
+
+
 def _place(directory: Path, name: str, layer: int, config: Mapping[str, Any], has_config: bool) -> Place:
     path = directory / name
     files = (path, directory / CONFIG) if has_config else (path,)
-    if "feature_input_hook" not in config:
+    if not {"feature_input_hook", "feature_output_hook"} <= config.keys():
         return Place(NAME, path, files, None, None, config.get("model_name"))
     hook, _ = hooks.from_transformer_lens(f"blocks.{layer}.{config['feature_input_hook']}")
     target, _ = hooks.from_transformer_lens(f"blocks.{layer}.{config['feature_output_hook']}")
@@ -63,7 +76,7 @@ def read(place: Place) -> "Foreign":
     from circuitcli.saes.base import SaeConfig
     from circuitcli.saes.exchange.tensors import Foreign, Tensors, build
 
-    config = read_yaml(place.files[1]) if len(place.files) > 1 else {}
+    config = _config(place.files[1]) if len(place.files) > 1 else {}
     tensors = Tensors.safetensors(place.files[0])
     if place.target is None:
         raise InputError(
@@ -79,7 +92,7 @@ def read(place: Place) -> "Foreign":
         "W_dec": W_dec,
         "b_dec": tensors.take("b_dec", shape=(W_dec.shape[1],)),
     }
-    architecture, options = _activation(tensors, config)
+    architecture, options = _activation(tensors, config, place.path)
     if architecture == "jumprelu":
         parameters["threshold"] = tensors.take(THRESHOLD, shape=(d_sae,))
         if bool((parameters["threshold"] < 0).any()):
@@ -109,15 +122,32 @@ def read(place: Place) -> "Foreign":
     return Foreign(build(architecture, sae_config, parameters, path=tensors.path, **options), about)
 
 
-def _activation(tensors: "Tensors", config: Mapping[str, Any]) -> tuple[str, dict[str, int]]:
-    """JumpReLU where there are thresholds, TopK where there is a k, else ReLU."""
-    if THRESHOLD in tensors:
+def _activation(tensors: "Tensors", config: Mapping[str, Any], path: Path) -> tuple[str, dict[str, int]]:
+    """The architecture: what the config says, else JumpReLU where there are thresholds, TopK with a k, or ReLU.
+
+    Raises InputError where config and tensors contradict each other, or do not tell enough.
+    """
+    said, has_thresholds = config.get("activation"), THRESHOLD in tensors
+    if said not in (None, *_KNOWN):
+        raise InputError(f"{path}: the activation '{said}' is not known", hint=f"{CONFIG} may say {' '.join(_KNOWN)}")
+    if said in ("relu", "topk") and has_thresholds:
+        raise _untold(path, said, "there are thresholds")
+    if has_thresholds:
         return "jumprelu", {}
-    if "k" in tensors:
-        return "topk", {"k": int(tensors.number("k"))}
-    if config.get("activation") == "topk" and config.get("k") is not None:
-        return "topk", {"k": int(config["k"])}
-    return "relu", {}
+    if said in ("jumprelu", "batchtopk"):
+        raise _untold(path, said, "there are no thresholds")
+    k = int(tensors.number("k")) if "k" in tensors else config.get("k")
+    if said == "topk" and k is None and _CRV in f"{path} {config.get('scan')}":
+        k = _CRV_K
+    if (said == "topk") != (k is not None) and "k" not in tensors:
+        raise _untold(path, said, "there is no k" if k is None else f"k is {k}")
+    return ("relu", {}) if k is None else ("signed_topk", {"k": k})
+
+
+def _untold(path: Path, said: str | None, seen: str) -> InputError:
+    what = f"{CONFIG} says activation {said}" if said else f"{CONFIG} says no activation"
+    hint = f"say in {CONFIG} how they were trained: `activation: topk` and `k: NUMBER`, or `activation: relu` and no k"
+    return InputError(f"{path}: {what}, and {seen}", hint=hint)
 
 
 def write(items: "Sequence[Foreign]", directory: Path) -> list[Path]:
@@ -125,11 +155,18 @@ def write(items: "Sequence[Foreign]", directory: Path) -> list[Path]:
     from circuitcli.saes.exchange import folding
     from circuitcli.saes.tensor_files import save_tensors
 
-    ends = {(item.sae.hook.site, item.sae.target.site) for item in items}
     for item in items:
         _check_writable(item.sae)
-    if len(ends) > 1 or len({item.sae.hook.layer for item in items}) < len(items):
-        raise InputError("circuit-tracer holds one transcoder a layer, all of one kind", hint="choose them with --sae")
+    kinds = {(sae.hook.site, sae.target.site, sae.d_sae, str(sae.options), sae.config.skip) for sae, _, _ in items}
+    if len(kinds) > 1 or len({item.sae.hook.layer for item in items}) < len(items):
+        raise InputError(
+            "circuit-tracer holds one transcoder a layer, all of one kind and width",
+            hint="choose them with --sae, --layers and --sites",
+        )
+    if "topk" in {item.sae.architecture for item in items}:
+        logger.warning(
+            "circuit-tracer knows TopK since 0.4.1; where fewer than k features are positive it keeps others"
+        )
     layers = sorted(item.sae.hook.layer for item in items)
     if layers != list(range(len(layers))):
         logger.warning("circuit-tracer loads a set only if it has a transcoder for each layer; this one has %s", layers)
@@ -146,31 +183,45 @@ def write(items: "Sequence[Foreign]", directory: Path) -> list[Path]:
         path = directory / f"layer_{sae.hook.layer}.safetensors"
         save_tensors(tensors, path)
         made.append(path)
-    (directory / CONFIG).write_text(yaml.safe_dump(_written_config(items[0]), sort_keys=False), encoding="utf-8")
+    (directory / CONFIG).write_text(yaml.safe_dump(_written_config(items), sort_keys=False), encoding="utf-8")
     return made
 
 
+# Each of our architectures, and the activation that config.yaml says.
+_WRITTEN = {"relu": "relu", "jumprelu": "jumprelu", "topk": "topk", "signed_topk": "topk"}
+
+
 def _check_writable(sae: "SparseAutoencoder") -> None:
-    fits = sae.is_transcoder and sae.architecture in ("relu", "jumprelu") and sae.config.normalisation == "none"
+    kind = "transcoder" if sae.is_transcoder else "SAE"
+    fits = sae.is_transcoder and sae.architecture in _WRITTEN and sae.config.normalisation == "none"
     if not fits or sae.hook.layer != sae.target.layer:
-        kind = "transcoder" if sae.is_transcoder else "SAE"
         raise InputError(
             f"circuit-tracer cannot hold the {sae.architecture} {kind} at {sae.hook}",
-            hint="it holds ReLU and JumpReLU transcoders within a layer",
+            hint="it holds ReLU, JumpReLU and TopK transcoders within a layer",
+        )
+    if sae.d_out != sae.d_in:
+        raise InputError(
+            f"circuit-tracer cannot load the transcoder at {sae.hook}, of {sae.d_in} inputs and {sae.d_out} outputs",
+            hint="both must have the model's width; sae_lens holds such transcoders: --to sae_lens",
         )
 
 
-def _written_config(item: "Foreign") -> dict[str, Any]:
-    sae, about, _ = item
+def _written_config(items: "Sequence[Foreign]") -> dict[str, Any]:
+    sae, about, _ = items[0]
     names = [
         hooks.to_transformer_lens(hook, before_gain=before)
         for hook, before in ((sae.hook, about.before_gain), (sae.target, False))
     ]
     parts = [name.split(".", 2)[2] for name in names]
+    activations = {_WRITTEN[item.sae.architecture] for item in items}
+    # Of ReLU beside JumpReLU, thresholds in the files tell.
+    activation = {"activation": activations.pop()} if len(activations) == 1 else {}
     return {
         "model_name": about.model,
         "model_kind": "transcoder_set",
         "feature_input_hook": parts[0],
         "feature_output_hook": parts[1],
         "scan": (about.model or "circuit").rpartition("/")[2],
+        **activation,
+        **sae.options,
     }

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.saes.exchange import hooks
+from circuitcli.saes.exchange.fields import COUNT, FACT, INDEX, TEXT, checked, objects
 from circuitcli.saes.exchange.place import About, Place, read_object
 
 if TYPE_CHECKING:
@@ -21,11 +22,20 @@ if TYPE_CHECKING:
     from circuitcli.saes.exchange.tensors import Foreign, Tensors
 
 NAME = "dictionary_learning"
-CONFIG, WEIGHTS, CHECKPOINT = "config.json", "ae.pt", re.compile(r"ae_\d+\.pt")
+CONFIG, WEIGHTS, CHECKPOINT = "config.json", "ae.pt", re.compile(r"ae_[0-9]{1,9}\.pt")
 
 _SITES = {"resid_pre": "resid_pre", "resid_mid": "resid_mid", "resid_post": "resid", "mlp_out": "mlp"}
 _SITES |= {"attn_out": "attn", "attention_out": "attn"}
+_SITE = re.compile(r"(resid_pre|resid_mid|resid_post|mlp_out|attn_out|attention_out)(?:_layer)?_([0-9]{1,9})")
 _TRAINING = ("trainer_class", "steps", "lr", "l1_penalty", "sparsity_penalty", "target_l0", "k", "seed", "auxk_alpha")
+_TRAINER = {
+    **dict.fromkeys(_TRAINING, FACT),
+    **dict.fromkeys(("dict_class", "lm_name", "submodule_name"), TEXT),
+    "activation_dim": COUNT,
+    "dict_size": COUNT,
+    "layer": INDEX,
+}
+_FIELDS = {"trainer": objects(_TRAINER), "buffer": objects({"io": TEXT, "ctx_len": COUNT})}
 
 
 def places(directory: Path, names: frozenset[str]) -> list[Place]:
@@ -51,8 +61,8 @@ def _config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """What trainer and buffer were told; nothing if there is no config."""
     if not path.is_file():
         return {}, {}
-    content = read_object(path)
-    return dict(content.get("trainer") or {}), dict(content.get("buffer") or {})
+    content = checked(read_object(path), _FIELDS, path)
+    return content.get("trainer", {}), content.get("buffer", {})
 
 
 def _model(trainer: Mapping[str, Any]) -> str | None:
@@ -61,15 +71,17 @@ def _model(trainer: Mapping[str, Any]) -> str | None:
 
 def _hook(trainer: Mapping[str, Any], buffer: Mapping[str, Any], path: Path) -> HookPoint | None:
     """From the submodule's name, which is a site and a layer or a module's path; else from the folders' names."""
-    named = str(trainer.get("submodule_name") or "")
+    named = trainer.get("submodule_name", "")
     for text in (named, *(part.name for part in path.parents)):
-        found = re.search(r"(resid_pre|resid_mid|resid_post|mlp_out|attn_out|attention_out)(?:_layer)?_(\d+)", text)
+        found = re.search(
+            r"(resid_pre|resid_mid|resid_post|mlp_out|attn_out|attention_out)(?:_layer)?_([0-9]{1,9})", text
+        )
         if found is not None:
             return HookPoint(int(found[2]), _SITES[found[1]])
     site = next((ours for theirs, ours in _SITES.items() if named.startswith(theirs)), None)
     if site is not None and trainer.get("layer") is not None:
-        return HookPoint(int(trainer["layer"]), site)
-    if re.search(r"\.\d+", named):
+        return HookPoint(trainer["layer"], site)
+    if re.search(r"\.[0-9]{1,9}", named):
         return hooks.from_module(named, model=_model(trainer), takes_input=buffer.get("io") == "in")
     return None
 

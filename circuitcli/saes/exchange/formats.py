@@ -77,9 +77,10 @@ def find(path: Path, name: str | None = None, *, depth: int = DEPTH) -> list[Pla
     if not found:
         if path.is_dir():
             _check_whole(path, chosen)
-        what = f"no SAE in {path}" if path.exists() else f"there is no {path}"
+        is_there = os.path.lexists(path)
+        what = f"no SAE in {path}" if is_there else f"there is no {path}"
         raise InputError(
-            what if name is None or not path.exists() else f"{what} in the format of {name}",
+            what if name is None or not is_there else f"{what} in the format of {name}",
             hint=f"formats are {' '.join(FORMATS)}; to say which, write FORMAT:PATH",
         )
     return found
@@ -102,7 +103,7 @@ def _below(directory: Path, formats: Sequence[Format], *, depth: int) -> list[Pl
         entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
     except OSError:
         return []
-    names = frozenset(entry.name for entry in entries if not entry.is_dir())
+    names = frozenset(entry.name for entry in entries if entry.is_file())
     found = _claimed(directory, names, formats)
     if found or not depth:
         return found

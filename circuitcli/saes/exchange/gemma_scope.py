@@ -7,11 +7,12 @@ on rows of the embedding matrix, which the model multiplies by the root of its w
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.saes.exchange import hooks
+from circuitcli.saes.exchange.fields import FACT, TEXT, checked
 from circuitcli.saes.exchange.place import About, Place, read_object
 
 if TYPE_CHECKING:
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 NAME = "gemma_scope"
 FIRST, SECOND, CONFIG = "params.npz", "params.safetensors", "config.json"
 _CONTEXT_LENGTH, _DATASET = 1024, "monology/pile-uncopyrighted"
+_FIELDS = {
+    **dict.fromkeys(("architecture", "type", "hf_hook_point_in", "hf_hook_point_out", "model_name"), TEXT),
+    "l0": FACT,
+}
 
 _REPOSITORY = re.compile(r"gemma-scope-(?P<size>2b|9b|27b)-(?P<kind>pt|it)-(?P<part>res|mlp|att|transcoders)")
 _SITES = {"res": "resid", "mlp": "mlp", "transcoders": "mlp_in"}
@@ -45,7 +50,7 @@ def places(directory: Path, names: frozenset[str]) -> list[Place]:
 
 def _first(directory: Path) -> Place:
     found = _REPOSITORY.search(str(directory))
-    layer = re.search(r"layer_(\d+)", str(directory))
+    layer = re.search(r"layer_([0-9]{1,9})", str(directory))
     is_embedding = "embedding" in directory.parts
     model = hook = target = None
     if found is not None:
@@ -61,7 +66,7 @@ def _first(directory: Path) -> Place:
 
 
 def _second(directory: Path, *, has_config: bool) -> Place:
-    config = read_object(directory / CONFIG) if has_config else {}
+    config = _config(directory / CONFIG) if has_config else {}
     if config.get("architecture", "jump_relu") != "jump_relu":
         raise InputError(
             f"{directory}: the architecture '{config['architecture']}' is not known", hint="it is jump_relu"
@@ -80,9 +85,13 @@ def _second(directory: Path, *, has_config: bool) -> Place:
     return Place(NAME, directory, files, hook, target, model)
 
 
+def _config(path: Path) -> dict[str, Any]:
+    return checked(read_object(path), _FIELDS, path)
+
+
 def _guessed(directory: Path) -> tuple[str | None, str | None]:
     """The modules that folders are named for."""
-    layer = re.search(r"layer_(\d+)", directory.name)
+    layer = re.search(r"layer_([0-9]{1,9})", directory.name)
     kind = next((name for name in _FOLDERS if any(part.startswith(name) for part in directory.parts[-2:-1])), None)
     if layer is None or kind is None:
         return None, None
@@ -109,8 +118,8 @@ def read(place: Place) -> "Foreign":
     is_first = place.files[0].name == FIRST
     tensors = Tensors.npz(place.files[0]) if is_first else Tensors.safetensors(place.files[0])
     sae = _built(place, tensors)
-    config = {} if is_first or len(place.files) == 1 else read_object(place.files[1])
-    found = re.search(r"average_l0_(\d+)", str(place.path))
+    config = {} if is_first or len(place.files) == 1 else _config(place.files[1])
+    found = re.search(r"average_l0_([0-9]{1,9})", str(place.path))
     l0 = config.get("l0") or (int(found[1]) if found else None)
     before_gain = is_first and place.target is not None
     about = About(

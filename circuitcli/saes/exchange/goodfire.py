@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from circuitcli.saes.exchange.tensors import Foreign
 
 NAME = "goodfire"
-_FILE = re.compile(r"(?P<model>Llama-.+)-SAE-l(?P<layer>\d+)\.pth?")
+_FILE = re.compile(r"(?P<model>Llama-.+)-SAE-l(?P<layer>[0-9]{1,9})\.pth?")
 _DATASET = "lmsys/lmsys-chat-1m"
 
 

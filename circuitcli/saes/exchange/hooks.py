@@ -29,7 +29,7 @@ _IN_BLOCK = {
 }
 _BEFORE_GAIN = frozenset({"ln1.hook_normalized", "ln2.hook_normalized"})
 
-_BLOCK = re.compile(r"^(?:\w+\.)*?(?:h|layers|blocks)\.(?P<layer>\d+)(?:\.(?P<part>.+))?$")
+_BLOCK = re.compile(r"^(?:\w+\.)*?(?:h|layers|blocks)\.(?P<layer>[0-9]{1,9})(?:\.(?P<part>.+))?$")
 _OUTPUT = {
     "": "resid",
     "ln_1": "attn_in",
@@ -74,7 +74,7 @@ def from_transformer_lens(name: str) -> NamedHook:
     """The hook point of a TransformerLens name. Raises InputError for one that has none here, such as ``hook_z``."""
     if name == "hook_embed":
         return NamedHook(HookPoint(0, "embed"))
-    found = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
+    found = re.fullmatch(r"blocks\.([0-9]{1,9})\.(.+)", name)
     if found is None or found[2] not in _IN_BLOCK:
         raise _unknown(name)
     return NamedHook(HookPoint(int(found[1]), _IN_BLOCK[found[2]]), found[2] in _BEFORE_GAIN)

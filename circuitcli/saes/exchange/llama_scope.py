@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from circuitcli.errors import InputError
 from circuitcli.saes.exchange import hooks
-from circuitcli.saes.exchange.place import About, Place, field_of, read_object, scaled_note
+from circuitcli.saes.exchange.fields import FLAG, NUMBER, POSITIVE, TEXT, checked, field_of, objects
+from circuitcli.saes.exchange.place import About, Place, read_object, scaled_note
 
 if TYPE_CHECKING:
     from circuitcli.saes.exchange.tensors import Foreign
@@ -20,17 +21,31 @@ if TYPE_CHECKING:
 NAME = "llama_scope"
 CONFIG, WEIGHTS = "hyperparams.json", Path("checkpoints") / "final.safetensors"
 _CONTEXT_LENGTH, _DATASET = 1024, "cerebras/SlimPajama-627B"
+_FIELDS = {
+    "hook_point_in": TEXT,
+    "hook_point_out": TEXT,
+    "act_fn": TEXT,
+    "jump_relu_threshold": NUMBER,
+    "sparsity_include_decoder_norm": FLAG,
+    "apply_decoder_bias_to_pre_encoder": FLAG,
+    "norm_activation": TEXT,
+    "dataset_average_activation_norm": objects({"in": POSITIVE, "out": POSITIVE}),
+}
 
 
 def places(directory: Path, names: frozenset[str]) -> list[Place]:
     """The SAE of a directory with these files."""
     if CONFIG not in names or not (directory / WEIGHTS).is_file():
         return []
-    config = read_object(directory / CONFIG)
+    config = _config(directory / CONFIG)
     hook, _ = hooks.from_transformer_lens(field_of(config, "hook_point_in", directory / CONFIG))
     target, _ = hooks.from_transformer_lens(config.get("hook_point_out") or config["hook_point_in"])
     files = (directory / WEIGHTS, directory / CONFIG)
     return [Place(NAME, directory, files, hook, None if target == hook else target, _model(directory))]
+
+
+def _config(path: Path) -> dict[str, Any]:
+    return checked(read_object(path), _FIELDS, path)
 
 
 def _model(directory: Path) -> str | None:
@@ -43,7 +58,7 @@ def read(place: Place) -> "Foreign":
     from circuitcli.saes.exchange import folding
     from circuitcli.saes.exchange.tensors import Foreign, Tensors, build
 
-    config, path = read_object(place.path / CONFIG), place.path / CONFIG
+    config, path = _config(place.path / CONFIG), place.path / CONFIG
     if config.get("act_fn", "jumprelu") != "jumprelu":
         raise InputError(f"{path}: the activation '{config['act_fn']}' is not known", hint="it is jumprelu")
     tensors = Tensors.safetensors(place.path / WEIGHTS)
@@ -51,7 +66,7 @@ def read(place: Place) -> "Foreign":
     d_sae, d_in = encoder.shape
     W_dec = tensors.take("decoder.weight", shape=(None, d_sae)).T
     scale_in, scale_out = _scale(config, "in", d_in, path), _scale(config, "out", W_dec.shape[1], path)
-    threshold = float(field_of(config, "jump_relu_threshold", path)) * scale_in
+    threshold = field_of(config, "jump_relu_threshold", path) * scale_in
     norms = W_dec.norm(dim=1).clamp_min(1e-8)  # (d_sae,)
     parameters = {
         "W_enc": encoder.T,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.hookpoints import HookPoint
+from circuitcli.reading import as_path
 from circuitcli.saes import catalogue
 from circuitcli.saes.catalogue import Entry, Release
 from circuitcli.saes.exchange.formats import FORMATS, find
@@ -60,7 +61,7 @@ def by_hook(places: Iterable[Place]) -> dict[HookPoint, Place]:
 def _split(text: str) -> tuple[str, Changes]:
     """The text without the hook points behind its last @, and these."""
     base, at, behind = text.rpartition("@")
-    if not at or Path(text).exists():
+    if not at or _exists(Path(text)):
         return text, Changes()
     hook, colon, target = behind.partition(":")
     try:
@@ -78,7 +79,7 @@ def _named(text: str, hooks: Collection[HookPoint]) -> list[Place]:
     name, colon, rest = text.partition(":")
     if colon and name in FORMATS:
         return _of_hub(name, rest.removeprefix(HUB)) if rest.startswith(HUB) else find(_path(rest), name)
-    if _path(text).exists():
+    if _exists(_path(text)):
         return _at(_path(text))
     release, _, wanted = text.partition("/")
     if release in catalogue.releases():
@@ -91,7 +92,15 @@ def _named(text: str, hooks: Collection[HookPoint]) -> list[Place]:
 
 
 def _path(text: str) -> Path:
-    return Path(text).expanduser()
+    return as_path(text, hint="--sae takes a path, FORMAT:PATH or the name of a release")
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is something; not for what is too long or too odd to be a path."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def _at(path: Path) -> list[Place]:

@@ -22,7 +22,7 @@ _LOCATIONS = {
     "resid_delta_mlp": "mlp",
     "resid_post_mlp": "resid",
 }
-_FILE = re.compile(r"\d+\.pt")
+_FILE = re.compile(r"[0-9]{1,9}\.pt")
 _CONTEXT_LENGTH = 64
 _MODEL, _DATASET = "gpt2", "openwebtext"
 

@@ -1,5 +1,6 @@
 """Where an SAE lies and what its files say of it; needs no torch."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -111,28 +112,27 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The YAML mapping in a file, empty for anything else. Raises InputError, naming the file, if it cannot be read."""
+    text = reading.read_text(path, hint=_AGAIN)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"cannot read {path}: {first_line(error)}", hint="copy the SAE again") from None
+        content = yaml.safe_load(text)
+    except (ValueError, TypeError, yaml.YAMLError) as error:
+        raise InputError(f"cannot read {path}: {first_line(error)}", hint=_AGAIN) from None
+    except RecursionError:
+        raise InputError(f"cannot read {path}: it is nested too deep", hint=_AGAIN) from None
     return content if isinstance(content, dict) else {}
+
+
+def check_file(path: Path) -> None:
+    """Raise InputError for what is no regular file: a pipe or a device might never end."""
+    try:
+        is_file = path.is_file()
+    except (OSError, ValueError):
+        is_file = False
+    if not is_file:
+        what = "it is no file" if os.path.lexists(path) else "there is no such file"
+        raise InputError(f"cannot read {path}: {what}", hint=_AGAIN)
 
 
 def scaled_note(factor: float) -> str:
     """What is told of inputs that were multiplied by a factor in training."""
     return f"inputs were multiplied by {factor:.4g} in training; the factor is folded into the weights"
-
-
-def field_of(content: Mapping[str, Any], name: str, path: Path) -> Any:
-    """A field of a config. Raises InputError, naming file and field, if it is not there."""
-    if content.get(name) is None:
-        raise InputError(f"{path} lacks '{name}'", hint="copy the SAE again, with its own config")
-    return content[name]
-
-
-def count_of(content: Mapping[str, Any], name: str, path: Path) -> int:
-    """A field that is a whole number above zero. Raises InputError, naming file and field, if it is none."""
-    value = field_of(content, name, path)
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or value < 1:
-        raise InputError(f"{path}: '{name}' is {value!r}, no whole number above zero", hint="copy the SAE again")
-    return int(value)

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from circuitcli.saes.exchange.tensors import Foreign
 
 NAME = "qwen_scope"
-_FILE = re.compile(r"layer(\d+)\.sae\.pt")
-_REPOSITORY = re.compile(r"SAE-Res-(?P<model>[^/]+)-W\d+K-L0_(?P<k>\d+)")
+_FILE = re.compile(r"layer([0-9]{1,9})\.sae\.pt")
+_REPOSITORY = re.compile(r"SAE-Res-(?P<model>[^/]+)-W[0-9]{1,9}K-L0_(?P<k>[0-9]{1,9})")
 
 
 def places(directory: Path, names: frozenset[str]) -> list[Place]:

@@ -6,6 +6,7 @@ not apply when it loads the SAE.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,21 @@ from typing import TYPE_CHECKING, Any
 from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.saes.exchange import hooks, temporal
-from circuitcli.saes.exchange.place import About, Place, count_of, field_of, read_object, scaled_note
+from circuitcli.saes.exchange.fields import (
+    ANY,
+    COUNT,
+    FACT,
+    FLAG,
+    NUMBER,
+    OBJECT,
+    POSITIVE,
+    TEXT,
+    checked,
+    either,
+    field_of,
+    objects,
+)
+from circuitcli.saes.exchange.place import About, Place, read_object, scaled_note
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,7 +73,25 @@ _NORMALISATIONS = {
     # Of temporal SAEs alone, whose config has the factor.
     "constant_scalar_rescale": "none",
 }
+_TRAINING = ("l1_coefficient", "lr", "training_tokens", "total_training_tokens", "training_architecture", "l0")
+_FIELDS = {
+    **dict.fromkeys(("architecture", "hook_name", "hook_name_out", "hf_hook_name", "hf_hook_name_out"), TEXT),
+    **dict.fromkeys(("model_name", "dataset_path", "activation_fn", "reshape_activations"), TEXT),
+    **dict.fromkeys(("sae_lens_version", "sae_lens_training_version"), TEXT),
+    **dict.fromkeys(("apply_b_dec_to_input", "rescale_acts_by_decoder_norm", "prepend_bos"), FLAG),
+    **dict.fromkeys(("finetuning_scaling_factor", "stop_on_duplicate_support"), FLAG),
+    **dict.fromkeys(("d_in", "d_sae", "context_size", "k", "max_iterations"), COUNT),
+    **dict.fromkeys(_TRAINING, FACT),
+    **temporal.FIELDS,
+    "hook_head_index": ANY,
+    "normalize_activations": either(TEXT, FLAG),
+    "activation_fn_kwargs": objects({"k": COUNT}),
+    "model_from_pretrained_kwargs": objects({"center_writing_weights": FLAG}),
+    "residual_threshold": NUMBER,
+}
+_SCALER_FIELDS = {"scaling_factor": POSITIVE}
 # Names of models whose norms are LayerNorms: TransformerLens centred what these write, unless told not to.
+_CENTRED_FROM, _CENTRED_UNTIL = (3, 0, 0), (3, 19, 2)
 _LAYER_NORM_MODELS = ("gpt2", "gpt-neo", "pythia", "opt-", "attn-only", "gelu-", "solu-")
 
 
@@ -79,11 +112,12 @@ def places(directory: Path, names: frozenset[str]) -> list[Place]:
 def _config(path: Path) -> dict[str, Any]:
     """cfg.json in today's words and without levels."""
     content = read_object(path)
-    config = {_RENAMED.get(name, name): value for name, value in content.items() if name != "metadata"}
-    config |= content.get("metadata") or {}
+    levels = (content, checked(content, {"metadata": OBJECT}, path).get("metadata", {}))
+    flat = {_RENAMED.get(name, name): value for level in levels for name, value in level.items()}
+    config = checked(flat, _FIELDS, path)
     config["is_oldest"] = "hook_point" in content
     config.setdefault("architecture", "standard")
-    kwargs = config.get("activation_fn_kwargs") or {}
+    kwargs = config.get("activation_fn_kwargs", {})
     if config.get("activation_fn", "relu") == "topk":
         config |= {"architecture": "topk", "k": kwargs.get("k")}
     elif config.get("activation_fn", "relu") != "relu":
@@ -147,7 +181,7 @@ def _built(place: Place, config: Mapping[str, Any], tensors: "Tensors") -> "tupl
 def _options(architecture: str, config: Mapping[str, Any], place: Place) -> dict[str, Any]:
     """What the architecture takes beside its parameters."""
     if architecture in ("topk", "abstopk"):
-        return {"k": count_of(config, "k", place.path / CONFIG)}
+        return {"k": field_of(config, "k", place.path / CONFIG)}
     if architecture == _TEMPORAL:
         return temporal.options(config, place.path / CONFIG)
     names = ("max_iterations", "residual_threshold", "stop_on_duplicate_support") if architecture == _PURSUIT else ()
@@ -198,14 +232,23 @@ def _normalisation(place: Place, config: Mapping[str, Any]) -> Any:
 def _is_centred(config: Mapping[str, Any], hook: HookPoint) -> bool:
     """Whether the activations had their mean over the width removed, as TransformerLens does unless told not to.
 
-    SAELens loaded models in that way while it wrote the oldest files, and without it ever since.
+    SAELens loaded models in that way while it wrote the oldest files and up to 3.19.1, and without it ever since
+    (decoderesearch/SAELens, pull request 279).
     """
     if hook.site in ("attn_in", "mlp_in"):
         return False
-    asked = (config.get("model_from_pretrained_kwargs") or {}).get("center_writing_weights")
-    if asked is not None or not config["is_oldest"]:
+    asked = config.get("model_from_pretrained_kwargs", {}).get("center_writing_weights")
+    if asked is not None:
         return bool(asked)
+    if not config["is_oldest"] and not _CENTRED_FROM <= _version(config) < _CENTRED_UNTIL:
+        return False
     return any(part in str(config.get("model_name")).lower() for part in _LAYER_NORM_MODELS)
+
+
+def _version(config: Mapping[str, Any]) -> tuple[int, ...]:
+    """Of SAELens, with which the SAE was trained; zeros where nothing tells."""
+    found = re.match(r"([0-9]{1,4})\.([0-9]{1,4})\.([0-9]{1,4})", config.get("sae_lens_training_version", ""))
+    return tuple(map(int, found.groups())) if found else (0, 0, 0)
 
 
 def _parameters(
@@ -250,7 +293,7 @@ def _fold(sae: "SparseAutoencoder", place: Place, config: Mapping[str, Any]) -> 
 
     notes = [temporal.NOTE] if config["architecture"] == _TEMPORAL else []
     rescales = bool(config.get("rescale_acts_by_decoder_norm"))
-    if config["architecture"] == _TEMPORAL and (scale := float(config.get(temporal.FACTOR, 1))) != 1:
+    if config["architecture"] == _TEMPORAL and (scale := config.get(temporal.FACTOR, 1.0)) != 1:
         folding.scale_input(sae, scale)
         notes.append(scaled_note(scale))
     if rescales:
@@ -273,8 +316,7 @@ def _fold(sae: "SparseAutoencoder", place: Place, config: Mapping[str, Any]) -> 
 
 def _factor(path: Path) -> float | None:
     """The factor by which a checkpoint's inputs were multiplied, if it was kept."""
-    found = read_object(path).get("scaling_factor") if path.is_file() else None
-    return float(found) if isinstance(found, int | float) else None
+    return checked(read_object(path), _SCALER_FIELDS, path).get("scaling_factor") if path.is_file() else None
 
 
 def _unwhiten(sae: "SparseAutoencoder", path: Path) -> None:
@@ -291,7 +333,6 @@ def _unwhiten(sae: "SparseAutoencoder", path: Path) -> None:
 
 
 def _about(config: Mapping[str, Any], tensors: "Tensors", place: Place) -> About:
-    training = ("l1_coefficient", "lr", "training_tokens", "total_training_tokens", "training_architecture", "l0")
     hook = config["hook_name"]
     return About(
         model=config.get("model_name"),
@@ -302,7 +343,7 @@ def _about(config: Mapping[str, Any], tensors: "Tensors", place: Place) -> About
         dtype=tensors.dtype_of("W_dec"),
         dataset=config.get("dataset_path"),
         before_gain="hf_hook_name" not in config and hooks.from_transformer_lens(hook).before_gain,
-        training={name: config[name] for name in training if config.get(name) is not None},
+        training={name: config[name] for name in _TRAINING if config.get(name) is not None},
     )
 
 

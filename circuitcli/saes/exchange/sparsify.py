@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.saes.exchange import hooks
-from circuitcli.saes.exchange.place import About, Place, count_of, read_object
+from circuitcli.saes.exchange.fields import COUNT, FACT, FLAG, INDEX, TEXT, checked, field_of
+from circuitcli.saes.exchange.place import About, Place, read_object
 
 if TYPE_CHECKING:
     from circuitcli.saes.base import SparseAutoencoder
@@ -21,13 +22,25 @@ if TYPE_CHECKING:
 NAME = "sparsify"
 CONFIG, WEIGHTS, RUN_CONFIG = "cfg.json", "sae.safetensors", "config.json"
 _TRAINING = ("lr", "optimizer", "batch_size", "grad_acc_steps", "auxk_alpha", "loss_fn", "expansion_factor", "seed")
+_FIELDS = {
+    "d_in": COUNT,
+    "k": COUNT,
+    # Zero where the expansion factor says it.
+    "num_latents": INDEX,
+    "expansion_factor": INDEX,
+    "activation": TEXT,
+    "signed": FLAG,
+    "transcode": FLAG,
+    "skip_connection": FLAG,
+}
+_RUN_FIELDS = {"model": TEXT, "dataset": TEXT, "ctx_len": COUNT, **dict.fromkeys(_TRAINING, FACT)}
 
 
 def places(directory: Path, names: frozenset[str]) -> list[Place]:
     """The SAE of a directory with these files; its own name tells the module."""
     if not {CONFIG, WEIGHTS} <= names:
         return []
-    config, run = read_object(directory / CONFIG), _run_config(directory)
+    config, run = _config(directory), _run_config(directory)
     model = run.get("model")
     files = (directory / WEIGHTS, directory / CONFIG)
     transcodes = bool(config.get("transcode"))
@@ -39,10 +52,14 @@ def places(directory: Path, names: frozenset[str]) -> list[Place]:
     return [Place(NAME, directory, files, hook, target, model)]
 
 
+def _config(directory: Path) -> dict[str, Any]:
+    return checked(read_object(directory / CONFIG), _FIELDS, directory / CONFIG)
+
+
 def _run_config(directory: Path) -> dict[str, Any]:
     """What the training was told, if it lies above."""
     path = directory.parent / RUN_CONFIG
-    return read_object(path) if path.is_file() else {}
+    return checked(read_object(path), _RUN_FIELDS, path) if path.is_file() else {}
 
 
 def read(place: Place) -> "Foreign":
@@ -50,13 +67,13 @@ def read(place: Place) -> "Foreign":
     from circuitcli.saes.base import SaeConfig
     from circuitcli.saes.exchange.tensors import Foreign, Tensors, build
 
-    config, run = read_object(place.path / CONFIG), _run_config(place.path)
+    config, run = _config(place.path), _run_config(place.path)
     tensors = Tensors.safetensors(place.path / WEIGHTS)
     transcodes, skips = bool(config.get("transcode")), bool(config.get("skip_connection"))
     _refuse(place, config, transcodes=transcodes, skips=skips)
     W_dec = tensors.take("W_dec", "decoder.weight", shape=(None, None))
     d_sae, d_in = W_dec.shape
-    wanted = config.get("num_latents") or d_in * int(config.get("expansion_factor") or 0)
+    wanted = config.get("num_latents") or d_in * config.get("expansion_factor", 0)
     if (config.get("d_in", d_in), wanted or d_sae) != (d_in, d_sae):
         raise InputError(
             f"{tensors.path}: W_dec has shape {(d_sae, d_in)}, {CONFIG} says {(wanted, config.get('d_in'))}",
@@ -82,7 +99,7 @@ def read(place: Place) -> "Foreign":
     )
     # Older versions could select by magnitude and keep the sign.
     architecture = "abstopk" if config.get("signed") else "topk"
-    k = count_of(config, "k", place.path / CONFIG)
+    k = field_of(config, "k", place.path / CONFIG)
     sae = build(architecture, sae_config, parameters, path=tensors.path, k=k)
     about = About(
         model=run.get("model"),

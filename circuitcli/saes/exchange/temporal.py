@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
-from circuitcli.saes.exchange.place import About, Place, count_of, read_yaml, scaled_note
+from circuitcli.saes.exchange.fields import COUNT, FLAG, POSITIVE, TEXT, checked, field_of
+from circuitcli.saes.exchange.place import About, Place, read_yaml, scaled_note
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +26,19 @@ CONFIG, WEIGHTS = "conf.yaml", "latest_ckpt.safetensors"
 # Of SAELens's config: what inputs are multiplied by.
 FACTOR = "activation_normalization_factor"
 NOTE = "codes depend on the tokens before, BOS left out; on cached activations also those left out that are not stored"
-_LAYER = re.compile(r"layer_(\d+)")
+# What SAELens's configs have of these SAEs, and theirs too.
+FIELDS = {
+    "n_heads": COUNT,
+    "n_attn_layers": COUNT,
+    "bottleneck_factor": COUNT,
+    "sae_diff_type": TEXT,
+    "kval_topk": COUNT,
+    "tied_weights": FLAG,
+    "apply_b_dec_to_input": FLAG,
+    "scaling_factor": POSITIVE,
+    FACTOR: POSITIVE,
+}
+_LAYER = re.compile(r"layer_([0-9]{1,9})")
 # Their names of the parts of an attention layer, and ours.
 _PARTS = {"k_ctx": "key", "q_target": "query", "v_ctx": "value", "c_proj": "out"}
 _ATTENTION = "attn_layers."
@@ -62,7 +75,7 @@ def read(place: Place) -> "Foreign":
     sae_config = SaeConfig(place.hook, d_in=W_dec.shape[1], d_sae=W_dec.shape[0])
     sae = build(NAME, sae_config, parameters, path=tensors.path, **chosen)
     about = About(model=place.model, dtype=tensors.dtype_of("D"), notes=(NOTE,))
-    factor = float(config.get("scaling_factor") or place.changes.scale or 1)
+    factor = config.get("scaling_factor") or place.changes.scale or 1
     if factor != 1:
         folding.scale_input(sae, factor)
         about = about.noting(scaled_note(factor))
@@ -74,7 +87,7 @@ def _config(path: Path) -> dict[str, Any]:
     found = read_yaml(path).get("sae")
     if not isinstance(found, dict):
         raise InputError(f"{path} says nothing of an 'sae'", hint="copy the SAE again")
-    return {"tied_weights": True, "apply_b_dec_to_input": True, **found}
+    return {"tied_weights": True, "apply_b_dec_to_input": True, **checked(found, FIELDS, path)}
 
 
 def options(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -84,10 +97,10 @@ def options(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: sae_diff_type '{kind}' is not known", hint="topk and relu are")
     is_topk = kind == "topk" and config.get("kval_topk") is not None
     return {
-        "k": count_of(config, "kval_topk", path) if is_topk else None,
-        "n_heads": count_of(config, "n_heads", path),
-        "n_attention_layers": count_of(config, "n_attn_layers", path),
-        "bottleneck_factor": count_of(config, "bottleneck_factor", path),
+        "k": field_of(config, "kval_topk", path) if is_topk else None,
+        "n_heads": field_of(config, "n_heads", path),
+        "n_attention_layers": field_of(config, "n_attn_layers", path),
+        "bottleneck_factor": field_of(config, "bottleneck_factor", path),
     }
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from circuitcli.errors import InputError, SettingsError, first_line
 from circuitcli.saes.architectures import ARCHITECTURES
 from circuitcli.saes.base import SaeConfig, SparseAutoencoder
-from circuitcli.saes.exchange.place import About
+from circuitcli.saes.exchange.place import About, check_file
 
 _AGAIN = "copy the SAE again"
 
@@ -37,14 +37,16 @@ class Tensors:
     @classmethod
     def safetensors(cls, path: Path) -> "Tensors":
         """Of a .safetensors file. Raises InputError if it is missing or damaged."""
+        check_file(path)
         try:
             return cls(path, load_file(path))
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
             raise InputError(f"cannot read {path}: {first_line(error)}", hint=_AGAIN) from None
 
     @classmethod
     def pickled(cls, path: Path) -> "Tensors":
         """Of a file of torch.save; code in it is not run. Raises InputError if it has some, is missing or damaged."""
+        check_file(path)
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError:
@@ -52,15 +54,16 @@ class Tensors:
                 f"{path} holds more than tensors and numbers: it could run any code, so it is not read",
                 hint="ask for the weights as .safetensors, or as a plain state dict",
             ) from None
-        except (OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError) as error:
+        except Exception as error:
             raise InputError(f"cannot read {path}: {first_line(error)}", hint=_AGAIN) from None
         if not isinstance(content, Mapping):
             raise InputError(f"{path} holds a {type(content).__name__} and no tensors by name", hint=_AGAIN)
-        return cls(path, content)
+        return cls(path, {name: value for name, value in content.items() if isinstance(name, str)})
 
     @classmethod
     def npz(cls, path: Path) -> "Tensors":
         """Of numpy's .npz file. Raises InputError if it is missing or damaged, or holds objects."""
+        check_file(path)
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 return cls(path, {name: torch.from_numpy(arrays[name]) for name in arrays.files})
@@ -87,6 +90,8 @@ class Tensors:
         """
         name = self.name_of(*names)
         found = self.content[name]
+        if isinstance(found, Tensor) and not (found.is_floating_point() and found.layout == torch.strided):
+            raise InputError(f"{self.path}: {name} holds no dense real numbers but {found.dtype}", hint=_AGAIN)
         fits = isinstance(found, Tensor) and len(found.shape) == len(shape)
         if not fits or any(wanted not in (None, size) for wanted, size in zip(shape, found.shape, strict=True)):
             seen = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
