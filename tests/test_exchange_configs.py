@@ -218,7 +218,7 @@ def test_a_pipe_in_place_of_a_file_is_no_endless_wait(name: str, tmp_path: Path)
     for path in [path for path in config.parent.rglob("*") if path.is_file()]:
         path.unlink()
         os.mkfifo(path)
-        with pytest.raises(InputError, match=path.name):
+        with pytest.raises(InputError, match="cannot read"):
             formats.read(places[0])
         for found in (lambda: formats.find(tmp_path / "sae"), lambda: places[0].digest):
             with suppress(InputError):

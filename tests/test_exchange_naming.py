@@ -1,6 +1,7 @@
 """Names: hook points in others' words, what --sae takes, the catalogue and a hub cache without a network."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -197,6 +198,9 @@ def test_the_catalogue_is_whole():
     jbloom = known["gpt2-small-res-jb"].by_hook()
     assert [str(hook) for hook in jbloom] == [*(f"resid_pre.{n}" for n in range(12)), "resid.11"]
     assert {entry.changes.normalisation for entry in jbloom.values()} == {"centre"}
+    # End-to-end SAEs were trained on TransformerLens's centred model.
+    ends = [name for name in known if re.fullmatch(r"gpt2-small-res_s\w+-ajt", name)]
+    assert len(ends) == 6 and all(known[name].changes.normalisation == "centre" for name in ends)
     canonical = known["gemma-scope-2b-pt-res-canonical"].entry("resid.12")
     assert (canonical.id, canonical.path) == ("layer_12/width_16k/canonical", "layer_12/width_16k/average_l0_82")
     assert known["gpt2-small-mlp-tm"].entry("mlp.11").changes.scale == pytest.approx(0.2851548652550073)

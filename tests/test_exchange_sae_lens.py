@@ -285,6 +285,44 @@ def test_centring_follows_what_the_config_says_of_the_model(centred: bool, tmp_p
     assert only(tmp_path).sae.config.normalisation == ("centre" if centred else "none")
 
 
+@pytest.mark.parametrize(
+    ("version", "config", "centred"),
+    [
+        ("3.0.0", {}, True),
+        ("3.19.1", {}, True),
+        ("3.19.2", {}, False),
+        ("2.1.3", {}, False),
+        ("6.1.0", {}, False),
+        ("garbage", {}, False),
+        ("3.5.0", {"model_name": "gemma-2b"}, False),
+        ("3.5.0", {"model_from_pretrained_kwargs": {"center_writing_weights": False}}, False),
+        ("3.5.0", {"hook_name": "blocks.2.mlp.hook_in"}, False),
+    ],
+)
+def test_the_version_that_trained_an_sae_tells_whether_its_model_was_centred(
+    version: str, config: dict, centred: bool, tmp_path: Path
+):
+    metadata = {"sae_lens_training_version": version, "model_name": "gpt2-small"} | config
+    inference_sae("standard").save_model(tmp_path)
+    path = tmp_path / "cfg.json"
+    content = json.loads(path.read_text())
+    flat = {name: value for name, value in content.items() if name != "metadata"} | content["metadata"] | metadata
+    path.write_text(json.dumps({name: value for name, value in flat.items() if value is not None}))
+    found = only(tmp_path)
+    assert found.sae.config.normalisation == ("centre" if centred else "none")
+    assert any("centred writing weights" in note for note in found.about.notes) == centred
+
+
+def test_a_batchtopk_may_keep_a_fraction_of_a_feature_on_average(tmp_path: Path):
+    sae = training_sae("batchtopk", k=4.5)
+    sae.save_model(tmp_path)
+    assert only(tmp_path).sae.architecture == "jumprelu"
+    content = json.loads((tmp_path / "cfg.json").read_text())
+    (tmp_path / "cfg.json").write_text(json.dumps(content | {"architecture": "topk"}))
+    with pytest.raises(InputError, match="'k' is 4.5, no whole number above zero"):
+        only(tmp_path)
+
+
 def test_firing_frequencies_come_along(tmp_path: Path):
     inference_sae("standard").save_model(tmp_path)
     save_file({"sparsity": torch.linspace(-10, -1, D_SAE)}, tmp_path / "sparsity.safetensors")

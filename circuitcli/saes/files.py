@@ -13,7 +13,7 @@ from circuitcli.errors import InputError, SettingsError, first_line
 from circuitcli.runs import atomic, make_folder, write_error
 from circuitcli.saes.architectures import ARCHITECTURES
 from circuitcli.saes.base import SaeConfig, SparseAutoencoder
-from circuitcli.saes.folder import CONFIG, FORMAT, WEIGHTS, read_config, sae_digest
+from circuitcli.saes.folder import CONFIG, FORMAT, WEIGHTS, check_file, read_config, sae_digest
 from circuitcli.saes.tensor_files import save_tensors
 
 _AGAIN = "train or copy the SAE again"
@@ -41,6 +41,7 @@ def load(directory: Path) -> SparseAutoencoder:
     """The SAE of a directory, on the CPU, taking no gradients. Raises InputError for missing or damaged files."""
     config = read_config(directory)
     path = directory / WEIGHTS
+    check_file(path)
     try:
         weights = load_file(path)
     except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:

@@ -1,6 +1,7 @@
 """The files of a native SAE's directory: what config.json may say, and the digest of an SAE; needs no torch."""
 
 import logging
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -155,8 +156,20 @@ def is_recorded(directory: Path, digest: str) -> bool:
     return True
 
 
+def check_file(path: Path) -> None:
+    """Raise InputError for what is no regular file: a pipe or a device might never end."""
+    try:
+        is_file = path.is_file()
+    except (OSError, ValueError):
+        is_file = False
+    if not is_file:
+        what = "it is no file" if os.path.lexists(path) else "there is no such file"
+        raise InputError(f"cannot read {path}: {what}", hint=_AGAIN)
+
+
 def _weights_digest(directory: Path) -> str:
     path = directory / WEIGHTS
+    check_file(path)
     try:
         return runs.file_digest(path)
     except OSError as error:

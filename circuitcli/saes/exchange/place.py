@@ -1,6 +1,5 @@
 """Where an SAE lies and what its files say of it; needs no torch."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -120,17 +119,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except RecursionError:
         raise InputError(f"cannot read {path}: it is nested too deep", hint=_AGAIN) from None
     return content if isinstance(content, dict) else {}
-
-
-def check_file(path: Path) -> None:
-    """Raise InputError for what is no regular file: a pipe or a device might never end."""
-    try:
-        is_file = path.is_file()
-    except (OSError, ValueError):
-        is_file = False
-    if not is_file:
-        what = "it is no file" if os.path.lexists(path) else "there is no such file"
-        raise InputError(f"cannot read {path}: {what}", hint=_AGAIN)
 
 
 def scaled_note(factor: float) -> str:

@@ -80,9 +80,11 @@ _FIELDS = {
     **dict.fromkeys(("sae_lens_version", "sae_lens_training_version"), TEXT),
     **dict.fromkeys(("apply_b_dec_to_input", "rescale_acts_by_decoder_norm", "prepend_bos"), FLAG),
     **dict.fromkeys(("finetuning_scaling_factor", "stop_on_duplicate_support"), FLAG),
-    **dict.fromkeys(("d_in", "d_sae", "context_size", "k", "max_iterations"), COUNT),
+    **dict.fromkeys(("d_in", "d_sae", "context_size", "max_iterations"), COUNT),
     **dict.fromkeys(_TRAINING, FACT),
     **temporal.FIELDS,
+    # A BatchTopK, whose k is a mean, may have a fraction.
+    "k": POSITIVE,
     "hook_head_index": ANY,
     "normalize_activations": either(TEXT, FLAG),
     "activation_fn_kwargs": objects({"k": COUNT}),
@@ -181,7 +183,8 @@ def _built(place: Place, config: Mapping[str, Any], tensors: "Tensors") -> "tupl
 def _options(architecture: str, config: Mapping[str, Any], place: Place) -> dict[str, Any]:
     """What the architecture takes beside its parameters."""
     if architecture in ("topk", "abstopk"):
-        return {"k": field_of(config, "k", place.path / CONFIG)}
+        path = place.path / CONFIG
+        return checked({"k": field_of(config, "k", path)}, {"k": COUNT}, path)
     if architecture == _TEMPORAL:
         return temporal.options(config, place.path / CONFIG)
     names = ("max_iterations", "residual_threshold", "stop_on_duplicate_support") if architecture == _PURSUIT else ()

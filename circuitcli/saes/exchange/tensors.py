@@ -15,7 +15,8 @@ from torch import Tensor
 from circuitcli.errors import InputError, SettingsError, first_line
 from circuitcli.saes.architectures import ARCHITECTURES
 from circuitcli.saes.base import SaeConfig, SparseAutoencoder
-from circuitcli.saes.exchange.place import About, check_file
+from circuitcli.saes.exchange.place import About
+from circuitcli.saes.folder import check_file
 
 _AGAIN = "copy the SAE again"
 
