@@ -19,7 +19,7 @@ from circuitcli.saes.matching_pursuit import MatchingPursuitSae
 D_IN, D_OUT, D_SAE, K = 6, 5, 17, 4
 HOOK = HookPoint(2, "mlp_in")
 PURSUIT = {"max_iterations": 3, "residual_threshold": 2.0, "stop_on_duplicate_support": False}
-OPTIONS = {"topk": {"k": K}, "abstopk": {"k": K}, "matching_pursuit": PURSUIT}
+OPTIONS = {name: {"k": K} for name in ("topk", "abstopk", "signed_topk")} | {"matching_pursuit": PURSUIT}
 # Those whose codes depend on earlier tokens have tests of their own.
 TOKENWISE = [name for name, made in ARCHITECTURES.items() if not made.reads_context]
 # Matching pursuit takes features off what it reads.
@@ -53,6 +53,7 @@ def slow_codes(sae: SparseAutoencoder, x: list[float]) -> list[float]:
         "relu": lambda j: max(pre[j], 0.0),
         "topk": lambda j: max(pre[j], 0.0) if j in order[:K] else 0.0,
         "abstopk": lambda j: pre[j] if j in furthest[:K] else 0.0,
+        "signed_topk": lambda j: pre[j] if j in order[:K] else 0.0,
         "jumprelu": lambda j: max(pre[j], 0.0) if pre[j] > float(sae.threshold[j]) else 0.0,
         "gated": lambda j: (
             max(products[j] * math.exp(float(sae.r_mag[j])) + float(sae.b_mag[j]), 0.0) if pre[j] > 0 else 0.0

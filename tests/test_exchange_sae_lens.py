@@ -319,7 +319,7 @@ def test_a_batchtopk_may_keep_a_fraction_of_a_feature_on_average(tmp_path: Path)
     assert only(tmp_path).sae.architecture == "jumprelu"
     content = json.loads((tmp_path / "cfg.json").read_text())
     (tmp_path / "cfg.json").write_text(json.dumps(content | {"architecture": "topk"}))
-    with pytest.raises(InputError, match="'k' is 4.5, no whole number above zero"):
+    with pytest.raises(InputError, match=r"'k' is 4\.5, no whole number above zero"):
         only(tmp_path)
 
 
