@@ -65,6 +65,7 @@ class ActivationsRecord(Record):
     d_model: Count
     dtype: Word
     digest: Word
+    bos: Flag | None = None
 
 
 class TrainedRecord(Record):

@@ -101,7 +101,7 @@ def test_a_finished_run_answers_without_torch(tmp_path, model, text):
     ("change", "named"),
     [
         (dict(tokens=200), "data.tokens was 300 and is now 200"),
-        (dict(dtype="float32"), "data.dtype was 'float16' and is now 'float32'"),
+        (dict(dtype="float32"), "data.dtype was 'auto' and is now 'float32'"),
         (dict(sites=("resid",)), "data.sites was"),
     ],
 )

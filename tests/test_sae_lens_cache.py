@@ -17,8 +17,8 @@ def saved(tmp_path_factory):
     return save(tmp_path_factory.mktemp("cache") / "resid", ids, activations_of(ids)), ids
 
 
-def blocks_of(cache, *, bos_id=BOS, left_out=frozenset(), start=None, n_ids=260):
-    source = CachedSource(cache, HOOK, torch.float32, n_ids=n_ids, bos_id=bos_id, left_out=left_out)
+def blocks_of(cache, *, start=None, bos_id=BOS, n_ids=260, left_out=frozenset(), front_id=None):
+    source = CachedSource(cache, HOOK, torch.float32, n_ids, bos_id, left_out, front_id)
     return list(source.blocks(start or Cursor()))
 
 
@@ -35,6 +35,15 @@ def test_contexts_are_blocks_and_bos_in_front_is_not_stored(saved, bos_id):
     assert [list(block.ids) for block in blocks] == ids.tolist()
     first = 0 if bos_id is None else 1
     assert all(list(block.positions) == list(range(first, LENGTH)) for block in blocks)
+
+
+@pytest.mark.parametrize("bos_id", [BOS, None])
+def test_bos_in_front_is_not_stored_however_many_were_cached(tmp_path, bos_id):
+    ids = contexts(5)
+    ids[1, 1] = ids[2, 1] = ids[2, 2] = BOS
+    cache = CachedContexts.open(save(tmp_path / "cache", ids, activations_of(ids)))
+    firsts = [block.positions[0] for block in blocks_of(cache, bos_id=bos_id, front_id=BOS)]
+    assert firsts == [1, 2, 3, 1, 1]
 
 
 def test_special_tokens_can_be_left_out(saved):

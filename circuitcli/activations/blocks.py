@@ -17,7 +17,8 @@ import torch
 from jaxtyping import Int, Int64, Shaped
 from torch import Tensor
 
-from circuitcli.activations.token_ids import Document, as_array
+from circuitcli.activations.token_ids import Document, Ids, as_array
+from circuitcli.models.chat import Conversation
 from circuitcli.models.tokenizer import Tokenizer
 
 # Documents are tokenized together, in several threads, until they have so many characters. The first goes alone: who
@@ -115,8 +116,12 @@ def token_blocks(
 
 
 def _token_ids(documents: Iterable[Document], tokenizer: Tokenizer) -> Iterator["array[int]"]:
-    """The tokens of each document without a BOS in front that blocks have anyway; a blank text has none."""
-    for group in _groups(documents):
+    """The tokens of each document without a BOS in front that blocks have anyway; a blank text has none.
+
+    Raises InputError for a conversation if there is no chat template, or one that refuses it.
+    """
+    written = (tokenizer.render(each) if isinstance(each, Conversation) else each for each in documents)
+    for group in _groups(written):
         texts = {at: document for at, document in enumerate(group) if isinstance(document, str) and document.strip()}
         encoded = dict(zip(texts, tokenizer.encode_all([*texts.values()]) if texts else (), strict=True))
         for at, document in enumerate(group):
@@ -124,9 +129,9 @@ def _token_ids(documents: Iterable[Document], tokenizer: Tokenizer) -> Iterator[
             yield tokenizer.own_part(ids)
 
 
-def _groups(documents: Iterable[Document]) -> Iterator[list[Document]]:
+def _groups(documents: Iterable[str | Ids]) -> Iterator[list[str | Ids]]:
     """The documents in groups that grow. Those in front of a bad document come before its error."""
-    group: list[Document] = []
+    group: list[str | Ids] = []
     n_characters, enough = 0, 1
     try:
         for document in documents:

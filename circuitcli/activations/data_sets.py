@@ -12,6 +12,7 @@ from circuitcli.activations.token_ids import Document
 from circuitcli.errors import CircuitError, InputError, ToolError, first_line
 from circuitcli.models.hub import hub_answers, refusal
 from circuitcli.models.tokenizer import Vocabulary
+from circuitcli.reading import as_path
 
 PREFIX = "hf:"
 _SPLITS = ("train", "validation", "valid", "dev", "test")
@@ -42,7 +43,7 @@ class DataSet:
     @property
     def folder(self) -> Path | None:
         """Where it is on this machine; None for one on the hub."""
-        path = Path(self.name).expanduser()
+        path = as_path(self.name)
         return path if path.is_dir() else None
 
 

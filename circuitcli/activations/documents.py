@@ -1,4 +1,4 @@
-"""The documents that models are run on, of whatever kind their source is: a text each, or the ids of its tokens.
+"""The documents that models are run on, of whatever kind their source is: a text, a chat, or the ids of its tokens.
 
 Documents are numbered from 0 in a fixed order, so that a reader can go on at any of them.
 """
@@ -9,27 +9,41 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from circuitcli.activations import text
+from circuitcli.activations.data_files import SUFFIXES, is_data
 from circuitcli.activations.data_sets import PREFIX, DataSet, files_of, is_saved, row_documents, states
 from circuitcli.activations.token_files import is_shard, shard_documents, token_shards
 from circuitcli.activations.token_ids import Document
-from circuitcli.errors import InputError
+from circuitcli.errors import InputError, SettingsError
+from circuitcli.models.chat import Conversation
 from circuitcli.models.tokenizer import Vocabulary
-
-# Files whose documents are made of fields.
-_WITH_FIELDS = (".jsonl", ".safetensors")
+from circuitcli.reading import as_path
 
 
 def documents(
-    source: str, *, field: str | None = None, vocabulary: Vocabulary | None = None, start: int = 0
+    source: str,
+    *,
+    field: str | None = None,
+    vocabulary: Vocabulary | None = None,
+    chat: bool = False,
+    start: int = 0,
 ) -> Iterator[Document]:
     """Documents of the source from number ``start`` on.
 
     A folder with token shards in it is a folder of token shards, one that `datasets` saved is a data set, any other
-    one is a folder of texts. field: which field of a JSON line, column of a data set or tensor of a file is the
-    document; by default text, else input_ids, else tokens. Memory stays that of a few documents.
-    Raises InputError for a missing, broken or undecodable source, and for token ids if no vocabulary tells what they
-    mean; ToolError without the network or ``datasets``.
+    one is a folder of texts. field: which field of a record, column of a data set or tensor of a file is the document;
+    by default text, else input_ids, tokens or messages. chat: whether a text is what a user says in a conversation.
+    Memory stays that of a few documents. Raises InputError for a missing, broken or undecodable source, and for token
+    ids if no vocabulary tells what they mean; SettingsError for a field where there is none; ToolError without the
+    network or ``datasets``.
     """
+    check_field(source, field)
+    found = _documents(source, field=field, vocabulary=vocabulary, start=start)
+    if not chat:
+        return found
+    return (Conversation.of_user(each) if isinstance(each, str) else each for each in found)
+
+
+def _documents(source: str, *, field: str | None, vocabulary: Vocabulary | None, start: int) -> Iterator[Document]:
     if (wanted := _data_set(source)) is not None:
         return row_documents(wanted, field=field, vocabulary=vocabulary, start=start)
     if (path := _shards(source)) is None:
@@ -44,7 +58,8 @@ def documents(
 def texts(source: str, *, field: str | None = None) -> Iterator[str]:
     """Documents of a source of texts. Raises as `documents` does, and InputError for a source of token ids."""
     for document in documents(source, field=field):
-        assert isinstance(document, str), "there is no vocabulary, so no ids come"
+        if not isinstance(document, str):
+            raise InputError(f"{source} holds conversations, and text is needed here", hint="choose a text by --field")
         yield document
 
 
@@ -68,20 +83,39 @@ def source_digest(source: str, *, field: str | None = None) -> str:
             content = hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise text.unreadable(path, error) from None
-    return _sha256(f"{content} {name}") if path.suffix in _WITH_FIELDS else f"sha256:{content}"
+    return _sha256(f"{content} {name}") if _has_fields(path) else f"sha256:{content}"
+
+
+def check_field(source: str, field: str | None) -> None:
+    """Raise SettingsError where a field is named and documents are made of none."""
+    if field is None or _data_set(source) is not None:
+        return
+    if source != text.BUILTIN:
+        path = text.existing(source)
+        files = text.text_files(path) if path.is_dir() else [path]
+        if any(map(_has_fields, token_shards(path) if path.is_dir() else ())) or any(map(_has_fields, files)):
+            return
+    raise SettingsError(
+        f"--field {field} has no meaning for {source}, which has no fields",
+        hint=f"leave it out; fields are in data sets, .safetensors and {', '.join(SUFFIXES)} files",
+    )
+
+
+def _has_fields(path: Path) -> bool:
+    return is_data(path) or path.suffix == ".safetensors"
 
 
 def _data_set(source: str) -> DataSet | None:
     """The data set that a source is, if it is one."""
     if source.startswith(PREFIX):
         return DataSet.parse(source)
-    path = Path(source).expanduser()
+    path = as_path(source)
     return DataSet(source) if source and path.is_dir() and is_saved(path) else None
 
 
 def _shards(source: str) -> Path | None:
     """The file or folder of token shards that a source is, if it is one."""
-    path = Path(source).expanduser()
+    path = as_path(source)
     is_shards = bool(token_shards(path)) if path.is_dir() else path.is_file() and is_shard(path)
     return path if source and is_shards else None
 

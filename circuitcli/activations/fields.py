@@ -1,32 +1,33 @@
 """Which field of a record, a JSON line or a row of a data set, is its document."""
 
-import re
 from typing import Any
 
 from circuitcli.activations.token_ids import Document, document_ids, listed_ids
 from circuitcli.errors import InputError
+from circuitcli.models.chat import Conversation, is_conversation, whole_characters
 from circuitcli.models.tokenizer import Vocabulary
 
 # What is looked for, in this order, if no field is named.
-NAMES = ("text", "input_ids", "tokens")
-
-# JSON can spell half a character, which no tokenizer takes.
-_SURROGATE = re.compile("[\ud800-\udfff]")
+NAMES = ("text", "input_ids", "tokens", "messages")
 
 
 def document_of(record: object, place: str, *, field: str | None, vocabulary: Vocabulary | None) -> Document:
-    """The text or the token ids of a record.
+    """The text, the token ids or the messages of a record; a record may be a text itself.
 
-    Raises InputError, naming the place, if the field is neither, or holds ids and there is no vocabulary for them.
+    Raises InputError, naming the place, if the field is none, or holds ids and there is no vocabulary for them.
     """
+    if isinstance(record, str) and field is None:
+        return whole_characters(record)
     if not isinstance(record, dict):
         raise InputError(f"{place} is no JSON object", hint=f'write {{"{field or NAMES[0]}": "..."}} on each line')
     name = field or next((name for name in NAMES if record.get(name) is not None), NAMES[0])
     value = record.get(name)
     if isinstance(value, str):
-        return _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", value)
+        return whole_characters(value)
     if not isinstance(value, list):
         raise _no_document(record, place, field)
+    if is_conversation(value):
+        return Conversation.read(value, place=f"field '{name}' of {place}")
     ids = listed_ids(value, place=f"field '{name}' of {place}")
     if vocabulary is None:
         raise InputError(f"{place} has token ids, and text is needed here", hint=_hint(record))

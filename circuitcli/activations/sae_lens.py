@@ -6,7 +6,7 @@ named after the hook point, in TransformerLens's words or as the path of a Huggi
 """
 
 from collections.abc import Iterator, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from circuitcli.activations.blocks import Block, Cursor, padded
 from circuitcli.activations.data_sets import is_saved, load_library
+from circuitcli.activations.shards import DTYPES
 from circuitcli.activations.stored_rows import StoredRows
 from circuitcli.activations.token_ids import Ids, as_array, check_ids
 from circuitcli.errors import InputError, first_line
@@ -80,8 +81,9 @@ class CachedContexts:
 class CachedSource:
     """What was cached, as blocks of text and what a model has at one hook point of them, rounded to a dtype.
 
-    n_ids: how many token ids the model knows. bos_id: what it puts in front of every text, if anything. left_out:
-    tokens that are not stored.
+    n_ids: how many token ids the model knows. bos_id: what it puts in front of every text, if anything; front_id: its
+    BOS token, put there or not, which is not stored in front, however many of it were cached there. left_out: tokens
+    that are not stored.
     """
 
     cached: CachedContexts
@@ -90,6 +92,7 @@ class CachedSource:
     n_ids: int
     bos_id: int | None
     left_out: Set[int]
+    front_id: int | None = None
 
     def blocks(self, start: Cursor) -> Iterator[Block]:
         """The contexts from the cursor on, but for those of which nothing is stored.
@@ -104,10 +107,30 @@ class CachedSource:
             if self.bos_id is not None and ids[0] != self.bos_id:
                 raise _no_bos(place, int(ids[0]))
             tokens = as_array(ids)
-            places = tuple(at for at, token in enumerate(tokens) if at >= n_bos and token in self.left_out)
+            n_front = next(
+                (at for at, token in enumerate(tokens) if token not in (self.bos_id, self.front_id)), len(tokens)
+            )
+            places = tuple(
+                at for at, token in enumerate(tokens) if at >= n_bos and (at < n_front or token in self.left_out)
+            )
             if len(places) + n_bos < len(tokens):
                 yield Block(tokens, n_bos, index, Cursor(number + 1, 0, index + 1), places)
                 index += 1
+
+    def stored_as(self, dtype: str) -> "CachedSource":
+        """The same, rounded to a type by its name."""
+        return replace(self, dtype=DTYPES[dtype])
+
+    def first_rows(self, n_rows: int) -> Float[Tensor, "row d_in"]:
+        """At least so many rows that are stored, or all, as they were cached."""
+        parts, found = [], 0
+        for block in self.blocks(Cursor()):
+            batch = padded([block], pad_id=0)
+            parts.append(batch.stored(self.cached.activations([block]), torch.float32))
+            found += block.n_rows
+            if found >= n_rows:
+                break
+        return torch.cat(parts)
 
     def rows(self, blocks: Sequence[Block]) -> StoredRows:
         """What is stored of some contexts, in their order."""

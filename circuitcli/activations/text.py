@@ -1,24 +1,26 @@
 """Text of this machine: a file, a folder, or ``builtin:python``, the running interpreter's own standard library.
 
-The standard library's documentation and source are real text that is on every machine. Lines of ``.jsonl`` files may
-hold token ids instead of text.
+The standard library's documentation and source are real text that is on every machine. Files of data (`data_files`)
+have a document in each record, which may be token ids or messages instead of a text. In a folder, where configurations
+lie among them, a .json or a table whose first record has no document is a text like others.
 """
 
-import json
 import os
 import random
 import sysconfig
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import TextIO
 
+from circuitcli.activations.data_files import is_data, is_parquet, records
 from circuitcli.activations.fields import document_of
 from circuitcli.activations.token_ids import Document
 from circuitcli.errors import InputError
 from circuitcli.models.tokenizer import Vocabulary
+from circuitcli.reading import as_path
 
 BUILTIN = "builtin:python"
 
@@ -56,7 +58,7 @@ def documents(
 ) -> Iterator[Document]:
     """Documents of the source from number ``start`` on.
 
-    field: which field of a JSON line is the text. Memory stays bounded: a plain text file of more than
+    field: which field of a record is the document. Memory stays bounded: a plain text file of more than
     ``PIECE_CHARACTERS`` comes in pieces, split at blank lines, that add up to the file.
     Raises InputError for a missing, broken or undecodable source.
     """
@@ -66,9 +68,7 @@ def documents(
     documents_of = partial(_file, field=field, vocabulary=vocabulary)
     if path.is_dir():
         return _folder(path, documents_of, start=start)
-    if not path.is_file():
-        raise InputError(f"{path} is neither a file nor a folder", hint="read a pipe as --text -")
-    if _is_binary(path):
+    if not is_parquet(path) and _is_binary(path):
         hint = "a text is a UTF-8 file, a .jsonl file, or a folder of them"
         raise InputError(f"{path} is not text", hint=hint)
     return documents_of(path, start=start)
@@ -78,10 +78,14 @@ def existing(source: str) -> Path:
     """The file or folder of that name. Raises InputError if there is none."""
     if source == "-":
         raise InputError("only `circuit collect` reads text from a pipe", hint="give a file: --text FILE")
-    path = Path(source).expanduser()
+    hint = f"give a file, a folder, hf:NAME, or {BUILTIN} for the standard library of this Python"
+    path = as_path(source, hint=hint)
     if not source or not path.exists():
-        hint = f"give a file, a folder, hf:NAME, or {BUILTIN} for the standard library of this Python"
         raise InputError(f"there is no text at '{source}'", hint=hint)
+    if not path.is_dir() and not path.is_file():
+        # Nobody knows whether it ends, and it could not be read again where a killed collection goes on.
+        hint = "read a pipe as --text -, for example `zcat FILE | circuit collect --text -`"
+        raise InputError(f"{path} is neither a file nor a folder", hint=hint)
     return path
 
 
@@ -130,11 +134,11 @@ def _is_excluded(name: str) -> bool:
 def _folder(root: Path, documents_of: Callable[..., Iterator[Document]], *, start: int) -> Iterator[Document]:
     for path in text_files(root):
         size = path.stat().st_size
-        if start and path.suffix != ".jsonl" and size <= PIECE_CHARACTERS:
+        if start and not is_data(path) and size <= PIECE_CHARACTERS:
             # At most one character per byte: a file this short is one document, an empty one is none.
             start -= min(size, 1)
             continue
-        for document in documents_of(path, start=0):
+        for document in documents_of(path, start=0, in_folder=True):
             if not start:
                 yield document
             start -= min(start, 1)
@@ -146,7 +150,7 @@ def text_files(root: Path) -> Iterator[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             path = Path(folder) / name
-            if not name.startswith(".") and path.is_file() and not _is_binary(path):
+            if not name.startswith(".") and path.is_file() and (is_parquet(path) or not _is_binary(path)):
                 yield path
 
 
@@ -158,20 +162,35 @@ def _is_binary(path: Path) -> bool:
         raise unreadable(path, error) from None
 
 
-def _file(path: Path, *, field: str | None, vocabulary: Vocabulary | None, start: int) -> Iterator[Document]:
+def _file(
+    path: Path, *, field: str | None, vocabulary: Vocabulary | None, start: int, in_folder: bool = False
+) -> Iterator[Document]:
     try:
-        # Without newline translation, so that the pieces add up to the file.
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            if path.suffix == ".jsonl":
-                for place, record in _records(stream, path, start=start):
-                    yield document_of(record, place, field=field, vocabulary=vocabulary)
-            else:
+        if is_data(path) and not (in_folder and _is_mere_text(path, field, vocabulary)):
+            for place, record in records(path, start=start):
+                yield document_of(record, place, field=field, vocabulary=vocabulary)
+        else:
+            # Without newline translation, so that the pieces add up to the file.
+            with path.open(encoding="utf-8-sig", newline="") as stream:
                 yield from islice(_pieces(stream), start, None)
     except UnicodeDecodeError as error:
         hint = f"convert it to UTF-8, for example `iconv -f latin1 -t utf-8 {path.name}`"
         raise InputError(f"{path} is not UTF-8 text: {error.reason}", hint=hint) from None
     except OSError as error:
         raise unreadable(path, error) from None
+
+
+def _is_mere_text(path: Path, field: str | None, vocabulary: Vocabulary | None) -> bool:
+    """Whether a .json file or a table begins with a record that is no document; if a field is named, it must be."""
+    if field is not None or path.suffix.lower() not in (".json", ".csv", ".tsv"):
+        return False
+    try:
+        for place, record in records(path):
+            document_of(record, place, field=None, vocabulary=vocabulary)
+            return False
+    except InputError:
+        return True
+    return False
 
 
 def _pieces(stream: TextIO) -> Iterator[str]:
@@ -193,17 +212,3 @@ def _cut(text: str) -> int:
         if at >= 0:
             return at + len(separator)
     return PIECE_CHARACTERS
-
-
-def _records(lines: Iterable[str], path: Path, *, start: int) -> Iterator[tuple[str, object]]:
-    filled = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
-    for number, line in islice(filled, start, None):
-        place = f"{path} line {number}"
-        yield place, _json(line, place)
-
-
-def _json(line: str, place: str) -> object:
-    try:
-        return json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise InputError(f"{place} is not JSON: {error}", hint="a .jsonl file has one JSON object a line") from None

@@ -7,11 +7,12 @@ import numpy as np
 import numpy.typing as npt
 
 from circuitcli.errors import InputError
+from circuitcli.models.chat import Conversation
 from circuitcli.models.tokenizer import Vocabulary
 
 Ids = npt.NDArray[Any]
-# A document is a text, or the ids of its tokens, (token,).
-Document = str | Ids
+# A document is a text, the ids of its tokens, (token,), or a conversation that a chat template writes.
+Document = str | Ids | Conversation
 
 HINT = "give integers with one axis, a stream of tokens, or with two, a row for each document"
 

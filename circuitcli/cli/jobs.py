@@ -14,7 +14,7 @@ from circuitcli.cli.spool import SPOOLED_TEXT, spool
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.records import Record, RunRecord, Stream
 from circuitcli.runs import Run
-from circuitcli.settings.model import ModelSettings
+from circuitcli.settings.model import ModelSettings, absolute_name
 from circuitcli.settings.sources import Loaded
 from circuitcli.stages.request import Request
 
@@ -138,7 +138,7 @@ def with_run_record(made: Sequence[Record], run: Run) -> list[Record]:
 
 
 def with_model_of(run: Run, loaded: Loaded) -> Loaded:
-    """The settings with those of the run's model where nobody set them.
+    """The settings with those of the run's model where nobody set them; its name as the run knows it.
 
     Raises InputError, naming both, if another model or revision was asked for.
     """
@@ -148,16 +148,23 @@ def with_model_of(run: Run, loaded: Loaded) -> Loaded:
     }
     for setting in ("model.name", "model.revision"):
         asked = getattr(loaded.settings.model, setting.rpartition(".")[2])
+        if setting == "model.name" and setting in kept and asked is not None and _is_same_model(asked, kept[setting]):
+            continue
         if setting in loaded.origins and setting in kept and asked != kept[setting]:
             raise InputError(
                 f"{run.path} belongs to {setting} {kept[setting]}, not {asked} ({loaded.origins[setting]})",
                 hint="leave it out to use the run's, or choose another --run",
             )
-    inherited = {name: value for name, value in kept.items() if name not in loaded.origins}
+    inherited = {name: value for name, value in kept.items() if name not in loaded.origins or name == "model.name"}
     fields = {name.rpartition(".")[2]: value for name, value in inherited.items()}
     model = ModelSettings.model_validate({**loaded.settings.model.model_dump(), **fields})
-    origins = {**loaded.origins, **dict.fromkeys(inherited, "run")}
+    origins = {**dict.fromkeys(inherited, "run"), **loaded.origins}
     return Loaded(loaded.settings.model_copy(update={"model": model}), origins)
+
+
+def _is_same_model(asked: str, kept: str) -> bool:
+    """Whether two names mean one model: a local one may be named from another folder."""
+    return asked == kept or absolute_name(asked) == absolute_name(kept)
 
 
 def show_plan(rows: Sequence[tuple[str, str]]) -> None:

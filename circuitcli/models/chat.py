@@ -1,11 +1,13 @@
 """Conversations, and how a model's own chat template writes them as one text."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from circuitcli.errors import CircuitError, InputError, ToolError, first_line
-from circuitcli.reading import is_text
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class Conversation:
                 f"{place} has no messages",
                 hint='messages are a list such as [{"role": "user", "content": "Hello"}]',
             )
-        return cls(tuple(Message(message["role"], message["content"]) for message in messages))
+        said = ((whole_characters(message[name]) for name in ("role", "content")) for message in messages)
+        return cls(tuple(Message(*texts) for texts in said))
 
     def __len__(self) -> int:
         return sum(len(message.content) for message in self.messages)
@@ -50,8 +53,12 @@ def is_conversation(value: object) -> bool:
 def _is_message(message: object) -> bool:
     if not isinstance(message, dict):
         return False
-    said = [message.get(name) for name in ("role", "content")]
-    return all(isinstance(text, str) and is_text(text) for text in said)
+    return all(isinstance(message.get(name), str) for name in ("role", "content"))
+
+
+def whole_characters(text: str) -> str:
+    """The text without the halves of characters that JSON can spell and no tokenizer takes."""
+    return _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def render(hf: Any, conversation: Conversation, *, answers: bool) -> str:

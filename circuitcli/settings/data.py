@@ -1,34 +1,41 @@
 """Which text, which hook points, and how activations are cached."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from circuitcli.settings.section import MOST_TOKENS, FilePath, Layers, Section, Sites
 
+# Of a block, unless another length is set or the model's window is shorter.
+BLOCK_LENGTH = 128
+
 
 class DataSettings(Section):
     """Which text, which hook points, and how activations are cached."""
 
-    text: FilePath | None = None
-    """builtin:python, a file (.jsonl too), a folder, - for stdin, or hf:NAME[:CONFIG][:SPLIT], NAME on the hub or a
-    folder; or token ids: .npy or .safetensors files, or a folder of them, with one axis (a stream, cut at EOS and BOS)
-    or two (a row for each document). By default builtin:python for builtin models and hf:NeelNanda/pile-10k for
-    others."""
+    text: Annotated[FilePath, Field(min_length=1)] | None = None
+    """builtin:python, a file of text or of data (.jsonl, .json, .csv, .tsv, .parquet), a folder, - for stdin, or
+    hf:NAME[:CONFIG][:SPLIT], NAME on the hub or a folder; or token ids: .npy or .safetensors files, or a folder of
+    them, with one axis (a stream, cut at EOS and BOS) or two (a row for each document). By default builtin:python for
+    builtin models and hf:NeelNanda/pile-10k for others."""
     activations: FilePath | None = None
     """Activations that another tool cached, to be taken over instead of running the model on a text: sae_lens:PATH, the
     folder that SAELens's CacheActivationsRunner wrote. Text, hook point and block length are theirs."""
     field: str | None = None
-    """Field of JSONL files, column of data sets or tensor of .safetensors files with the text or the token ids; by
-    default text, else input_ids, else tokens."""
+    """Field of files of data, column of data sets or tensor of .safetensors files with the text, the token ids or the
+    messages; by default text, else input_ids, tokens or messages."""
+    chat: bool = False
+    """Have the model's chat template write each text, as what a user says; messages (lists of role and content) are
+    written by it in any case."""
     layers: Layers = ":"
     """Blocks as a Python slice: 3:5 is 3 and 4."""
     sites: Sites = ("resid", "attn", "mlp")
     """Which of embed resid_pre attn_in attn resid_mid mlp_in mlp resid to read in each block."""
     tokens: int = Field(1_000_000, ge=1, le=MOST_TOKENS)
     """Token positions to store; the last block is stored whole."""
-    block_length: int = Field(128, ge=2, le=2**24)
-    """Longest piece of text that the model sees at once, in tokens."""
+    block_length: int | None = Field(None, ge=2, le=2**24)
+    """Longest piece of text that the model sees at once, in tokens; by default 128, or the model's window if that is
+    shorter."""
     pack: bool = False
     """Fill each block with several documents, with the tokenizer's EOS (else BOS) between two, which is not stored; a
     document then attends to those before it in its block. By default a block holds one document or a piece of it."""
@@ -37,7 +44,8 @@ class DataSettings(Section):
     case. BOS in front of a block is never stored."""
     batch_size: int = Field(32, ge=1, le=2**20)
     """Most blocks in one forward pass; a CPU takes fewer at once. Changes speed and memory only."""
-    dtype: Literal["float32", "float16", "bfloat16"] = "float16"
-    """Number type of stored activations."""
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """Number type of stored activations; auto looks at those of the first blocks and takes float16 if it suits their
+    range and rounds away nearly nothing of their variance, else bfloat16, else float32."""
     shard_tokens: int = Field(65_536, ge=1, le=2**30)
     """Token positions in one shard; a killed run loses at most one shard."""

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator
 
+from circuitcli.reading import as_path
 from circuitcli.settings.section import Section, Words
 
 # Where a model runs changes none of its numbers but the last digits: what was made elsewhere is still valid.
@@ -60,3 +61,14 @@ class ModelSettings(Section):
             base = 1024 if unit[1:] == "iB" else 1000
             limits[int(name) if name.isdigit() else name] = int(float(number) * base ** _POWERS[unit[0]])
         return limits
+
+
+def absolute_name(name: str) -> str:
+    """The model's name as it can be loaded from any folder: of a local one the whole path, others as they are."""
+    if name.startswith("builtin:"):
+        return name
+    path = as_path(name)
+    if not path.is_dir() and path.suffix != ".gguf":
+        return name
+    # A link to a model stays one, wherever it points to later.
+    return str(path.resolve() if path.name in ("", "..") else path.parent.resolve() / path.name)

@@ -12,8 +12,10 @@ from circuitcli.hookpoints import HookPoint
 from circuitcli.records import Record
 from circuitcli.stages import collect
 from circuitcli.stages.request import Request, changing_nothing, resumable
+from circuitcli.stages.storing import AUTO, LOOKED_AT, USUAL, with_data, with_number_type
 
 if TYPE_CHECKING:
+    from circuitcli.activations.choosing import NumberType
     from circuitcli.activations.sae_lens import CachedContexts, CachedSource
     from circuitcli.models.loading import LanguageModel
 
@@ -42,6 +44,8 @@ def run(request: Request) -> list[Record]:
 def plan(request: Request) -> list[tuple[str, str]]:
     """What `run` would do, as (name, value) for people."""
     contexts = _open(_folder(request))
+    if request.settings.data.dtype == AUTO:
+        request = with_data(request, dtype=USUAL)
     settings = request.settings
     needed = collect.disk_bytes(settings, n_hooks=1, d_model=contexts.d_in)
     return [
@@ -100,25 +104,41 @@ def _work(request: Request, folder: Path, digest: str, resumes: bool) -> tuple[l
         model = load_model(request.settings.model)
         hook = _hook(contexts, model.name)
         model.adapter.check(hook)
-        collect.check_disk(request, root, n_hooks=1, d_model=contexts.d_in)
-        source = _source(request, contexts, model, hook)
+        source = _source(contexts, model, hook, special_tokens=request.settings.data.special_tokens)
         _check_model(model, source)
+        request = with_number_type(request, collect.NAME, partial(_suited_type, source), resumes=resumes)
+        request = with_data(request, block_length=contexts.length)
+        source = source.stored_as(request.settings.data.dtype)
+        collect.check_disk(request, root, n_hooks=1, d_model=contexts.d_in)
     collect.prepare(request, root, resumes=resumes)
     collect.describe(request, model, layers=str(hook.layer))
     collection = collect.collection_of(request, root, [hook], digest)
     collected = adopt(source, collection)
-    return collect.records_of(request, collected, d_model=contexts.d_in), {"n_tokens": collected.n_tokens}
+    return collect.records_of(request, collected, model), collect.facts_of(request, collected, model)
 
 
-def _source(request: Request, contexts: "CachedContexts", model: "LanguageModel", hook: HookPoint) -> "CachedSource":
+def _source(
+    contexts: "CachedContexts", model: "LanguageModel", hook: HookPoint, *, special_tokens: str
+) -> "CachedSource":
     from circuitcli.activations.sae_lens import CachedSource
     from circuitcli.activations.shards import DTYPES
 
-    data, tokenizer = request.settings.data, model.tokenizer
-    left_out = tokenizer.special_ids if data.special_tokens == "drop" else frozenset[int]()
+    tokenizer = model.tokenizer
     return CachedSource(
-        contexts, hook, DTYPES[data.dtype], n_ids=model.adapter.n_token_ids, bos_id=tokenizer.bos_id, left_out=left_out
+        contexts,
+        hook,
+        DTYPES["float32"],
+        n_ids=model.adapter.n_token_ids,
+        bos_id=tokenizer.bos_id,
+        front_id=tokenizer.own_bos_id,
+        left_out=tokenizer.special_ids if special_tokens == "drop" else frozenset[int](),
     )
+
+
+def _suited_type(source: "CachedSource") -> "NumberType":
+    from circuitcli.activations.choosing import suited
+
+    return suited({source.hook: source.first_rows(LOOKED_AT)})
 
 
 def _check_model(model: "LanguageModel", source: "CachedSource") -> None:

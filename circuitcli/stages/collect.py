@@ -1,27 +1,30 @@
 """Activations of a model on text, into the run's cache."""
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuitcli import processes, runs
-from circuitcli.activations.documents import documents, source_digest
+from circuitcli.activations.documents import check_field, documents, source_digest
 from circuitcli.activations.text import BUILTIN
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.hookpoints import HookPoint, hook_points, parse_layers
+from circuitcli.reading import as_path
 from circuitcli.records import ActivationsRecord, Record
 from circuitcli.runs import Fingerprint
-from circuitcli.settings.model import PLACEMENT
+from circuitcli.settings.model import PLACEMENT, absolute_name
 from circuitcli.settings.settings import Settings
 from circuitcli.settings.sources import flatten
 from circuitcli.stages.estimates import BYTES, arithmetic, memory, pass_flops, size, weight_bytes
 from circuitcli.stages.request import Request, changing_nothing, fingerprint, resumable
+from circuitcli.stages.storing import AUTO, USUAL, type_for, with_block_length, with_data, with_number_type
 
 if TYPE_CHECKING:
-    from circuitcli.activations.blocks import Documents
+    from circuitcli.activations.blocks import Block, Documents
+    from circuitcli.activations.choosing import NumberType
     from circuitcli.activations.collection import Collected
     from circuitcli.activations.plans import Collection
     from circuitcli.models.adapter import ModelAdapter
@@ -36,6 +39,11 @@ _NO_MATTER = (*PLACEMENT, "data.batch_size")
 _WIDTHS_OF_A_BLOCK = 16
 # Token, block and position of a row.
 _TOKEN_BYTES = 16
+# What stands in front of each block, by whether a BOS token is put there.
+_BOS_RULES = {
+    True: "one BOS token in front of each block, never two, not stored",
+    False: "no BOS token is put in front; one that a text begins with stays, not stored",
+}
 # That of `activations.shards`, which imports torch.
 CACHE_FORMAT = 2
 
@@ -59,8 +67,10 @@ def plan(request: Request) -> list[tuple[str, str]]:
     from circuitcli.models.loading import load_outline
 
     request = _resolved(request)
+    adapter = load_outline(request.settings.model)
+    is_open = request.settings.data.dtype == AUTO
+    request = with_block_length(with_data(request, dtype=USUAL) if is_open else request, adapter)
     settings = request.settings
-    adapter = load_outline(settings.model)
     hooks = _hooks(settings, adapter)
     needed = disk_bytes(settings, n_hooks=len(hooks), d_model=adapter.d_model)
     return [
@@ -68,6 +78,7 @@ def plan(request: Request) -> list[tuple[str, str]]:
         ("tokens", f"{settings.data.tokens:,}"),
         ("hook points", f"{len(hooks)}: {' '.join(map(str, hooks))}"),
         ("disk", disk_line(request, needed)),
+        ("number type", f"{AUTO}, counted as {USUAL}; float32 takes twice as much" if is_open else settings.data.dtype),
         *_memory(settings, adapter, n_hooks=len(hooks)),
         *arithmetic(
             {settings.model.dtype: _flops(settings, adapter, hooks)},
@@ -84,19 +95,21 @@ def disk_line(request: Request, n_bytes: int) -> str:
 
 def disk_bytes(settings: Settings, *, n_hooks: int, d_model: int) -> int:
     """Bytes that the cache takes on disk."""
-    return settings.data.tokens * (n_hooks * d_model * BYTES[settings.data.dtype] + _TOKEN_BYTES)
+    dtype = USUAL if settings.data.dtype == AUTO else settings.data.dtype
+    return settings.data.tokens * (n_hooks * d_model * BYTES[dtype] + _TOKEN_BYTES)
 
 
 def _resolved(request: Request) -> Request:
-    """The request with its text named. Raises SettingsError for sites that no model has."""
+    """The request with its text named. Raises SettingsError for sites that no model has, and for a field of no text."""
     data, model = request.settings.data, request.settings.model
     if not data.sites:
         raise SettingsError("data.sites names no site", hint="for example --sites resid,attn,mlp")
     for site in data.sites:
         HookPoint(0, site)
     default = BUILTIN if model.name.startswith("builtin:") else DEFAULT_TEXT
-    data = data.model_copy(update={"text": data.text or default})
-    return replace(request, settings=request.settings.model_copy(update={"data": data}))
+    source = data.text or default
+    check_field(source, data.field)
+    return with_data(request, text=source)
 
 
 def _fingerprint(request: Request) -> Fingerprint:
@@ -105,13 +118,15 @@ def _fingerprint(request: Request) -> Fingerprint:
     source = str(data.text)
     inputs = {"content of the text": source_digest(source, field=data.field)}
     is_named = source == BUILTIN or source.startswith("hf:")
-    named = data.model_copy(update={"text": source if is_named else Path(source).name})
-    return fingerprint_with(replace(request, settings=request.settings.model_copy(update={"data": named})), inputs)
+    return fingerprint_with(with_data(request, text=source if is_named else Path(source).name), inputs)
 
 
 def fingerprint_with(request: Request, inputs: Mapping[str, str]) -> Fingerprint:
     """The fingerprint over the settings of model and data, the files of a local model, and these inputs."""
-    state = _local_state(Path(request.settings.model.name).expanduser())
+    model = request.settings.model
+    model = model.model_copy(update={"name": absolute_name(model.name)})
+    request = replace(request, settings=request.settings.model_copy(update={"model": model}))
+    state = _local_state(as_path(model.name))
     of_model = {"files of the model": runs.digest(state)} if state else {}
     format_ = {"format of the cache": str(CACHE_FORMAT)}
     return fingerprint(request, ("model.", "data."), {**inputs, **of_model, **format_}, without=_NO_MATTER)
@@ -133,14 +148,16 @@ def _work(request: Request, digest: str, resumes: bool) -> tuple[list[Record], d
         check_origin(root, is_known=resumes or request.force)
         model = load_model(request.settings.model)
         hooks = _hooks(request.settings, model.adapter)
-        _check_length(request.settings, model.adapter)
-        check_disk(request, root, n_hooks=len(hooks), d_model=model.adapter.d_model)
+        request = with_block_length(request, model.adapter)
         if not resumes:
             _check_text(request, model)
+        choose = partial(_suited_type, request, model, hooks)
+        request = with_number_type(request, NAME, choose, resumes=resumes)
+        check_disk(request, root, n_hooks=len(hooks), d_model=model.adapter.d_model)
     prepare(request, root, resumes=resumes)
     describe(request, model, layers=request.settings.data.layers)
     collected = collect(model, _documents(request, model), collection_of(request, root, hooks, digest))
-    return records_of(request, collected, d_model=model.adapter.d_model), {"n_tokens": collected.n_tokens}
+    return records_of(request, collected, model), facts_of(request, collected, model)
 
 
 def prepare(request: Request, root: Path, *, resumes: bool) -> None:
@@ -165,39 +182,66 @@ def check_origin(root: Path, *, is_known: bool) -> None:
 
 def _check_text(request: Request, model: "LanguageModel") -> None:
     """Raise InputError unless the text begins with something that can be stored."""
-    from circuitcli.activations.blocks import token_blocks
-
     data = request.settings.data
-    blocks = token_blocks(
-        _documents(request, model),
-        model.tokenizer,
-        block_length=data.block_length,
-        pack=data.pack,
-        special_tokens=data.special_tokens,
-    )
-    if next(blocks, None) is None:
+    if next(_blocks(request, model), None) is None:
         raise InputError(
             f"{data.text} has no usable text",
             hint="--text takes a file, a folder, - or hf:NAME; of data with other fields, choose one with --field",
         )
 
 
+def _suited_type(request: Request, model: "LanguageModel", hooks: Sequence[HookPoint]) -> "NumberType":
+    return type_for(model, hooks, _blocks(request, model))
+
+
+def _blocks(request: Request, model: "LanguageModel") -> "Iterator[Block]":
+    """The text as the model is to see it."""
+    from circuitcli.activations.blocks import token_blocks
+
+    data = request.settings.data
+    assert data.block_length is not None
+    return token_blocks(
+        _documents(request, model),
+        model.tokenizer,
+        block_length=data.block_length,
+        pack=data.pack,
+        special_tokens=data.special_tokens,
+    )
+
+
 def _documents(request: Request, model: "LanguageModel") -> "Documents":
     data = request.settings.data
     vocabulary = model.tokenizer.vocabulary(n_ids=model.adapter.n_token_ids)
-    return lambda start: documents(str(data.text), field=data.field, vocabulary=vocabulary, start=start)
+    return lambda start: documents(str(data.text), field=data.field, vocabulary=vocabulary, chat=data.chat, start=start)
 
 
-def records_of(request: Request, collected: "Collected", *, d_model: int) -> list[Record]:
+def facts_of(request: Request, collected: "Collected", model: "LanguageModel") -> dict[str, Any]:
+    """What the manifest tells of a collection besides its settings: what was chosen where these leave it open."""
+    data, bos_id = request.settings.data, model.tokenizer.bos_id
+    is_local = data.text is not None and data.text != BUILTIN and not data.text.startswith("hf:")
+    return {
+        "n_tokens": collected.n_tokens,
+        "block_length": data.block_length,
+        "dtype": data.dtype,
+        "bos": "one in front of each block, not stored"
+        if bos_id is not None
+        else "none but that of a text, not stored",
+        "bos_id": bos_id,
+        **({"text": str(as_path(data.text).absolute())} if is_local and data.text else {}),
+    }
+
+
+def records_of(request: Request, collected: "Collected", model: "LanguageModel") -> list[Record]:
     """The record of each hook point."""
     return [
         ActivationsRecord(
             hook=str(hook),
             path=f"{FOLDER}/{hook}",
             n_tokens=collected.n_tokens,
-            d_model=d_model,
+            d_model=model.adapter.d_model,
             dtype=request.settings.data.dtype,
             digest=digest,
+            bos=model.tokenizer.bos_id is not None,
         )
         for hook, digest in collected.digests.items()
     ]
@@ -208,6 +252,7 @@ def collection_of(request: Request, root: Path, hooks: Sequence[HookPoint], dige
     from circuitcli.activations.plans import Collection
 
     data = request.settings.data
+    assert data.block_length is not None
     return Collection(
         root=root,
         hooks=tuple(hooks),
@@ -228,15 +273,6 @@ def _hooks(settings: Settings, adapter: "ModelAdapter") -> list[HookPoint]:
     for hook in hooks:
         adapter.check(hook)
     return hooks
-
-
-def _check_length(settings: Settings, adapter: "ModelAdapter") -> None:
-    longest = getattr(adapter.model.config, "max_position_embeddings", None)
-    if longest is not None and settings.data.block_length > longest:
-        raise SettingsError(
-            f"data.block_length={settings.data.block_length} is longer than the {longest} tokens that this model reads",
-            hint=f"--set data.block_length={longest} or less",
-        )
 
 
 def check_disk(request: Request, root: Path, *, n_hooks: int, d_model: int) -> None:
@@ -262,6 +298,8 @@ def describe(request: Request, model: "LanguageModel", *, layers: str) -> None:
     if not processes.is_main():
         return
     settings = {name: value for name, value in flatten(request.settings).items() if name.startswith("model.")}
+    # What was typed is shown; what later commands load must not depend on where they are called.
+    settings["model.name"] = absolute_name(model.name)
     request.run.update_manifest(
         model=model.name,
         revision=model.revision,
@@ -280,6 +318,7 @@ def _memory(settings: Settings, adapter: "ModelAdapter", *, n_hooks: int) -> lis
     from circuitcli.models.loading import choose_device
 
     data, device = settings.data, choose_device(settings.model.device).type
+    assert data.block_length is not None
     n_lanes = lanes_on(device)
     n_blocks = blocks_at_once(data.batch_size, block_length=data.block_length, d_model=adapter.d_model, device=device)
     batch = n_blocks * data.block_length * adapter.d_model
@@ -292,5 +331,5 @@ def _memory(settings: Settings, adapter: "ModelAdapter", *, n_hooks: int) -> lis
 def _flops(settings: Settings, adapter: "ModelAdapter", hooks: Iterable[HookPoint]) -> float:
     """Of all tokens through the blocks up to the deepest hook point."""
     n_blocks = 1 + max(hook.layer for hook in hooks)
-    each = pass_flops(adapter, range(n_blocks), block_length=settings.data.block_length)
+    each = pass_flops(adapter, range(n_blocks), block_length=settings.data.block_length or 0)
     return float(settings.data.tokens * each)

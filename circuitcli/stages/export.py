@@ -89,7 +89,11 @@ def _completed(request: Request, found: "Foreign", source: SaeSource) -> "Foreig
     """With what the run tells of its own SAEs: model, text, length of a context, BOS."""
     if not source.is_own:
         return found
-    settings = request.run.manifest().get("stages", {}).get("collect", {}).get("settings", {})
+    entry = request.run.stage("collect")
+    # Where no length was set, the one that was taken.
+    settings = {"data.block_length": entry.get("block_length")} | {
+        name: value for name, value in entry.get("settings", {}).items() if value is not None
+    }
     cache = _cache(request, found.sae.hook)
     about = replace(
         found.about,

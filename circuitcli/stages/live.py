@@ -9,6 +9,7 @@ from circuitcli.hookpoints import HookPoint
 from circuitcli.models.hub import hub_answers
 from circuitcli.stages.collect import DEFAULT_TEXT
 from circuitcli.stages.request import Request
+from circuitcli.stages.storing import with_block_length
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,15 +34,18 @@ def read_rows(
     from circuitcli.models.taps import read
     from circuitcli.validation.fit import Sample
 
+    request = with_block_length(request, model.adapter)
     data = request.settings.data
+    length = data.block_length
+    assert length is not None
     source = data.text or _default(model.name)
     vocabulary = model.tokenizer.vocabulary(n_ids=model.adapter.n_token_ids)
     chosen = [*hooks, *(hook for hook in _neighbours(hooks[0], model) if hook not in hooks)]
     rows: dict[HookPoint, list[Tensor]] = {hook: [] for hook in chosen}
     blocks = token_blocks(
-        lambda start: documents(source, field=data.field, vocabulary=vocabulary, start=start),
+        lambda start: documents(source, field=data.field, vocabulary=vocabulary, chat=data.chat, start=start),
         model.tokenizer,
-        block_length=data.block_length,
+        block_length=length,
     )
     lengths: list[int] = []
     for block in blocks:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from circuitcli.hookpoints import HookPoint
 from circuitcli.records import ActivationsRecord, Record, SaeRecord
+from circuitcli.settings.data import BLOCK_LENGTH
 from circuitcli.settings.settings import Settings
 from circuitcli.stages.estimates import BYTES, arithmetic, memory, pass_flops, size, weight_bytes
 from circuitcli.stages.inputs import activation_records
@@ -189,7 +190,7 @@ def _measuring_flops(request: Request, made: Plan, costs: list[_Cost], adapter: 
         return reconstructing
     n_tokens = min(request.settings.train.loss_tokens, made.held_out)
     head = 2 * adapter.unembedding.get_parameter("weight").numel()
-    through = partial(pass_flops, adapter, block_length=request.settings.data.block_length)
+    through = partial(pass_flops, adapter, block_length=request.settings.data.block_length or BLOCK_LENGTH)
     of_model = through(range(adapter.n_layers))
     for place, n_saes in Counter(place for cost in costs for place in cost.places).items():
         behind = through(range(max(0, first_block(place)), adapter.n_layers))

@@ -1,0 +1,88 @@
+"""How activations are stored where the settings leave it open: chosen once, then kept for whoever goes on."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from circuitcli import group, processes
+from circuitcli.errors import SettingsError
+from circuitcli.hookpoints import HookPoint
+from circuitcli.progress import note
+from circuitcli.settings.data import BLOCK_LENGTH
+from circuitcli.stages.request import Request
+
+if TYPE_CHECKING:
+    from circuitcli.activations.blocks import Block
+    from circuitcli.activations.choosing import NumberType
+    from circuitcli.models.adapter import ModelAdapter
+    from circuitcli.models.loading import LanguageModel
+
+AUTO = "auto"
+# What a dry run counts with: the type that is chosen most often.
+USUAL = "float16"
+# Rows by which a number type is chosen.
+LOOKED_AT = 2048
+
+
+def with_data(request: Request, **changes: Any) -> Request:
+    """The request with other settings of the data."""
+    data = request.settings.data.model_copy(update=changes)
+    return replace(request, settings=request.settings.model_copy(update={"data": data}))
+
+
+def with_block_length(request: Request, adapter: "ModelAdapter") -> Request:
+    """The request with the length of blocks: as set, else as usual, or the model's window where that is shorter.
+
+    Raises SettingsError for a length that is past the window.
+    """
+    from circuitcli.models.window import window
+
+    asked, longest = request.settings.data.block_length, window(adapter.model.config)
+    if asked is None:
+        return with_data(request, block_length=min(BLOCK_LENGTH, longest or BLOCK_LENGTH))
+    if longest is not None and asked > longest:
+        raise SettingsError(
+            f"data.block_length={asked} is longer than the {longest} tokens that this model reads",
+            hint=f"--set data.block_length={longest} or less",
+        )
+    return request
+
+
+def with_number_type(request: Request, stage: str, choose: "Callable[[], NumberType]", *, resumes: bool) -> Request:
+    """The request with the number type in which to store: as set, else what ``choose`` finds.
+
+    What was found is kept in the run's manifest: an unfinished collection goes on with it, whatever is found later. Of
+    several processes the main one chooses.
+    """
+    if request.settings.data.dtype != AUTO:
+        return request
+    kept = request.run.stage(stage).get("dtype") if resumes else None
+    if kept is None and processes.is_main():
+        chosen = choose()
+        kept = chosen.dtype
+        request.run.update_stage(stage, dtype=kept, dtype_reason=chosen.reason)
+        if chosen.dtype != USUAL:
+            note(f"activations are stored as {kept}: {chosen.reason}")
+    return with_data(request, dtype=group.share(kept))
+
+
+def type_for(model: "LanguageModel", hooks: Sequence[HookPoint], blocks: "Iterable[Block]") -> "NumberType":
+    """The number type that suits what the model has at the hook points of the first blocks."""
+    import torch
+
+    from circuitcli.activations.blocks import padded
+    from circuitcli.activations.choosing import suited
+    from circuitcli.models.taps import read
+
+    rows: dict[HookPoint, list[Any]] = {hook: [] for hook in hooks}
+    n_rows = 0
+    for block in blocks:
+        batch = padded([block], pad_id=model.tokenizer.pad_id)
+        with torch.no_grad():
+            found = read(model.adapter, batch.input_ids.to(model.adapter.device), None, list(hooks))
+        for hook, activation in found.items():
+            rows[hook].append(batch.stored(activation, torch.float32).cpu())
+        n_rows += block.n_rows
+        if n_rows >= LOOKED_AT:
+            break
+    return suited({hook: torch.cat(parts) for hook, parts in rows.items()})
