@@ -27,11 +27,11 @@ class Stdin:
         return piece
 
 
-def kept(monkeypatch, run, pieces, *, force=False):
+def kept(monkeypatch, run, pieces, *, force=False, n_tokens=10**6):
     stdin = Stdin(pieces)
     monkeypatch.setattr(spooling, "tell_what_is_waited_for", lambda _: None)
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=stdin))
-    return spool(run, force=force).read_bytes(), stdin.n_read
+    return spool(run, force=force, n_tokens=n_tokens).read_bytes(), stdin.n_read
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_another_text_is_told_before_all_of_it_was_read(monkeypatch, run):
     stdin = Stdin([b"two"] * 1000)
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=stdin))
     with pytest.raises(InputError):
-        spool(run, force=False)
+        spool(run, force=False, n_tokens=10**6)
     assert stdin.n_read <= 6
 
 
@@ -85,7 +85,7 @@ def test_memory_does_not_grow_with_the_text(monkeypatch, run):
     kept(monkeypatch, Run(run.path / "warm"), [piece])
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=Stdin(piece for _ in range(40))))
     tracemalloc.start()
-    path = spool(run, force=False)
+    path = spool(run, force=False, n_tokens=10**6)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert path.stat().st_size == 40 * len(piece) and peak < 5 * len(piece)
@@ -94,4 +94,31 @@ def test_memory_does_not_grow_with_the_text(monkeypatch, run):
 def test_a_real_stream_is_read(monkeypatch, run):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"text")))
     monkeypatch.setattr(spooling, "tell_what_is_waited_for", lambda _: None)
-    assert spool(run, force=False).read_bytes() == b"text"
+    assert spool(run, force=False, n_tokens=10**6).read_bytes() == b"text"
+
+
+@pytest.mark.parametrize("character", ["a", "é", "日", "\N{SNOWMAN} "])
+def test_a_pipe_without_an_end_is_read_as_far_as_tokens_can_need_it(monkeypatch, run, capsys, character):
+    class Endless:
+        n_read = 0
+
+        def read(self, n):
+            start = self.n_read % len(content)
+            self.n_read += n
+            return (content * (n // len(content) + 2))[start : start + n]
+
+    content = character.encode()
+    for n_tokens, n_bytes in ((1, 2**20), (20_000, 20_000 * spooling.TOKEN_BYTES)):
+        stdin = Endless()
+        monkeypatch.setattr(spooling, "tell_what_is_waited_for", lambda _: None)
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=stdin))
+        kept_text = spool(run, force=True, n_tokens=n_tokens).read_text(encoding="utf-8")
+        assert n_bytes - len(content) < len(kept_text.encode()) <= n_bytes == stdin.n_read
+        assert kept_text == (character * len(kept_text))[: len(kept_text)]
+    assert "stdin is kept up to" in capsys.readouterr().err
+
+
+def test_nul_on_stdin_is_no_text(monkeypatch, run):
+    with pytest.raises(InputError, match="stdin is not text: it has NUL bytes"):
+        kept(monkeypatch, run, [b"\0" * 100])
+    assert not run.path.exists()

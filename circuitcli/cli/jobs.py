@@ -121,9 +121,18 @@ class Call:
         settings = self.loaded.settings
         run = Run(Path(settings.run or f"runs/{runs.model_slug(settings.model.name)}"))
         console.hello(f"{self.command} {settings.model.name} in {run.path}")
+        if settings.data.text == "-" and settings.data.field is not None:
+            raise SettingsError(
+                f"--field {settings.data.field} has no meaning for stdin, which is read as plain text",
+                hint="keep it in a file whose name says what it is, for example texts.jsonl, and give that with --text",
+            )
         if settings.data.text == "-" and keeps_text:
             # Several processes have one stdin.
-            path = spool(run, force=self.force) if processes.is_main() else run.path / SPOOLED_TEXT
+            path = (
+                spool(run, force=self.force, n_tokens=settings.data.tokens)
+                if processes.is_main()
+                else run.path / SPOOLED_TEXT
+            )
             group.barrier()
             settings = settings.model_copy(update={"data": settings.data.model_copy(update={"text": str(path)})})
         received = Received((), Stream(), run, "pipe")

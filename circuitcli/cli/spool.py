@@ -7,20 +7,25 @@ from itertools import chain
 from pathlib import Path
 
 from circuitcli import runs
+from circuitcli.cli.console import console
 from circuitcli.cli.input import tell_what_is_waited_for
 from circuitcli.errors import InputError
 from circuitcli.runs import Run
 
 SPOOLED_TEXT = "input.txt"
 _CHUNK_BYTES = 2**20
+# No text has tokens that are so long on average: what is behind so much text for each token is not needed.
+TOKEN_BYTES = 64
+_HEAD_BYTES = 8_192
 
 
-def spool(run: Run, *, force: bool) -> Path:
-    """Read stdin to its end, a piece at a time, and keep it, or find that the run holds the same text.
+def spool(run: Run, *, force: bool, n_tokens: int) -> Path:
+    """Read stdin, a piece at a time, and keep it, or find that the run holds the same text.
 
-    Raises InputError if stdin is empty or no UTF-8 text, or if the run holds another text, unless ``force`` is set.
+    It is read to its end, or, as a pipe may have none, until there is surely enough for ``n_tokens``. Raises InputError
+    if stdin is empty or no UTF-8 text, or if the run holds another text, unless ``force`` is set.
     """
-    path, pieces = run.path / SPOOLED_TEXT, _text()
+    path, pieces = run.path / SPOOLED_TEXT, _text(max(_CHUNK_BYTES, n_tokens * TOKEN_BYTES))
     # Stdin without text leaves no trace of a run.
     begun = [next(pieces)]
     with run.lock():
@@ -33,9 +38,9 @@ def spool(run: Run, *, force: bool) -> Path:
     return path
 
 
-def _text() -> Iterator[bytes]:
+def _text(limit_bytes: int) -> Iterator[bytes]:
     """What stdin has, of which the first piece has text in it."""
-    pieces, held = _pieces(), list[bytes]()
+    pieces, held = _pieces(limit_bytes), list[bytes]()
     for piece in pieces:
         held.append(piece)
         if piece.strip():
@@ -46,12 +51,15 @@ def _text() -> Iterator[bytes]:
     yield from pieces
 
 
-def _pieces() -> Iterator[bytes]:
+def _pieces(limit_bytes: int) -> Iterator[bytes]:
+    """What stdin has, up to the last whole character of its first so many bytes."""
     tell_what_is_waited_for("waiting for the text on stdin")
     decoder, n_bytes = codecs.getincrementaldecoder("utf-8")(), 0
     is_over = False
     while not is_over:
-        piece = sys.stdin.buffer.read(_CHUNK_BYTES)
+        piece = sys.stdin.buffer.read(min(_CHUNK_BYTES, limit_bytes - n_bytes))
+        if not n_bytes and b"\0" in piece[:_HEAD_BYTES]:
+            raise InputError("stdin is not text: it has NUL bytes", hint="a text is UTF-8")
         is_over = not piece
         n_pending = len(decoder.getstate()[0])
         try:
@@ -61,6 +69,10 @@ def _pieces() -> Iterator[bytes]:
             hint = "convert it, for example with `iconv -f latin1 -t utf-8`"
             raise InputError(f"stdin is no UTF-8 text: byte {at}", hint=hint) from None
         n_bytes += len(piece)
+        if n_bytes == limit_bytes:
+            console.say(f"stdin is kept up to {n_bytes:,} bytes, which is more text than --tokens asks for")
+            yield piece[: len(piece) - len(decoder.getstate()[0])]
+            return
         if piece:
             yield piece
 

@@ -9,6 +9,7 @@ FLAGS = (
     Flag("data.sites", "--sites"),
     Flag("data.text", "--text"),
     Flag("data.field", "--field"),
+    Flag("data.chat", "--chat"),
     Flag("data.activations", "--from"),
     Flag("data.tokens", "--tokens"),
     *RUN,
