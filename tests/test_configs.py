@@ -10,6 +10,13 @@ from circuitcli.settings.sources import flatten, load, to_toml
 CONFIGS = Path(__file__).parents[1] / "configs"
 # The recipe of the shipped model is read by circuitcli.pretraining.
 RECIPES = {"tiny-model.toml"}
+N_LAYERS = {
+    "builtin:tiny": 4,
+    "gpt2": 12,
+    "EleutherAI/pythia-70m": 6,
+    "meta-llama/Llama-2-7b-hf": 32,
+    "meta-llama/Llama-2-70b-hf": 80,
+}
 EXAMPLES = sorted(path for path in CONFIGS.glob("*.toml") if path.name not in RECIPES)
 
 
@@ -18,7 +25,7 @@ def test_every_example_loads_and_all_its_values_come_from_it(path: Path, tmp_pat
     loaded = load(config=[path], environment={}, directory=tmp_path)
     assert set(loaded.origins.values()) == {str(path)}
     assert loaded.settings.graph.prompt
-    parse_layers(loaded.settings.data.layers, n_layers=30)
+    parse_layers(loaded.settings.data.layers, n_layers=N_LAYERS.get(loaded.settings.model.name, 30))
     for site in loaded.settings.data.sites:
         HookPoint(0, site)
     assert all(name in flatten(loaded.settings) for name in loaded.origins)
@@ -42,3 +49,21 @@ def test_the_example_for_the_shipped_model_needs_no_network() -> None:
     settings = load(config=[CONFIGS / "builtin.toml"], environment={}, directory=CONFIGS).settings
     assert settings.model.name == "builtin:tiny"
     assert settings.data.text == "builtin:python"
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "layer"),
+    [
+        ("pythia-70m", "EleutherAI/pythia-70m", 2),
+        ("llama-2-7b", "meta-llama/Llama-2-7b-hf", 13),
+        ("llama-2-70b", "meta-llama/Llama-2-70b-hf", 32),
+    ],
+)
+def test_starting_points_of_the_table_that_users_know_are_kept(name: str, model: str, layer: int) -> None:
+    settings = load(config=[CONFIGS / f"{name}.toml"], environment={}, directory=CONFIGS).settings
+    assert (settings.model.name, settings.sae.expansion) == (model, 10)
+    assert parse_layers(settings.data.layers, n_layers=N_LAYERS[model]) == [layer]
+    # An L0 of 10 to 100 was what to tune for.
+    assert settings.sae.architecture == "topk" and 10 <= settings.sae.k <= 100
+    if model.startswith("meta-llama"):
+        assert settings.model.device_map == "auto" and "HF_TOKEN" in (CONFIGS / f"{name}.toml").read_text()

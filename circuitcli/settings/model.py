@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator
 
 from circuitcli.reading import as_path
-from circuitcli.settings.section import Section, Words
+from circuitcli.settings.section import FilePath, Section, Words
 
 # Where a model runs changes none of its numbers but the last digits: what was made elsewhere is still valid.
 PLACEMENT = ("model.device", "model.device_map", "model.max_memory", "model.offload_folder")
@@ -40,7 +40,7 @@ class ModelSettings(Section):
     max_memory: Annotated[Words, AfterValidator(_limits)] = ()
     """The most that the weights take of each device, as 0=20GiB,cpu=64GiB: GPUs by number, then memory; the rest of the
     weights stay on disk. Devices that are not named give what they have free. Implies device_map=auto."""
-    offload_folder: str | None = None
+    offload_folder: FilePath | None = None
     """Where weights go that are to stay on disk, if the model's own files cannot be read piece by piece; removed when
     the command ends. By default the system's folder for temporary files."""
     trust_remote_code: bool = False
