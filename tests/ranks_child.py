@@ -1,6 +1,5 @@
 """One of several processes that train together; started by test_training_ranks.py with RANK and so on set."""
 
-import sys
 from pathlib import Path
 
 import torch
@@ -50,9 +49,9 @@ def make(directory: Path, architecture: str, mode: str) -> Trainer:
     )
 
 
-if __name__ == "__main__":
+def run(directory: str, architecture: str, mode: str) -> None:
     torch.set_num_threads(1)
     group.start(torch.device("cpu"))
-    make(Path(sys.argv[1]), sys.argv[2], sys.argv[3]).run()
+    make(Path(directory), architecture, mode).run()
     group.barrier()
     group.leave()

@@ -5,8 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nursery
 import pytest
-from process_support import together
+from cli_support import Outcome
+from process_support import side_by_side
 from support_collect import stored_bytes
 from test_train_processes import LAUNCHERS, free_port
 
@@ -22,12 +24,10 @@ def environment(run: Path) -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "CIRCUIT_RUN": str(run)}
 
 
-def launched(
-    launcher: str, run: Path, *words: str, n: int = 2, stdin: str | None = None
-) -> subprocess.CompletedProcess:
+def launched(launcher: str, run: Path, *, stdin: str | None = None) -> subprocess.CompletedProcess:
     """`circuit collect` as a launcher starts it. Launchers take ``--run`` for an option of theirs."""
-    start = LAUNCHERS[launcher].replace("2", str(n), 1).split()
-    command = [sys.executable, "-m", *start, str(free_port()), "-m", "circuitcli", "collect", *OPTIONS, *words]
+    start = [sys.executable, "-m", *LAUNCHERS[launcher].split(), str(free_port())]
+    command = [*start, "-m", "circuitcli", "collect", *OPTIONS, *([] if stdin is None else ["--text", "-"])]
     source = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
     return subprocess.run(
         command, cwd=run.parent, env=environment(run), capture_output=True, text=True, timeout=TIMEOUT_S, **source
@@ -35,16 +35,17 @@ def launched(
 
 
 def alone(run: Path, *words: str, stdin: str | None = None) -> subprocess.CompletedProcess:
-    source = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
-    return subprocess.run(
-        [sys.executable, "-m", "circuitcli", "collect", *OPTIONS, *words],
-        cwd=run.parent,
-        env=environment(run),
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        **source,
-    )
+    command = ["-m", "circuitcli", "collect", *OPTIONS, *words]
+    return nursery.run(command, cwd=run.parent, env=environment(run), input=stdin, timeout=TIMEOUT_S)
+
+
+def several(run: Path, *words: str, n: int = 2) -> Outcome:
+    """`circuit collect` by several processes: what all of them print, and the largest exit status."""
+    run.parent.mkdir(exist_ok=True)
+    command = ["-m", "circuitcli", "collect", *OPTIONS, *words, "--run", str(run)]
+    outcomes = side_by_side(command, n=n, cwd=run.parent)
+    texts = ["".join(getattr(outcome, name) for outcome in outcomes) for name in ("stdout", "stderr")]
+    return Outcome(max(outcome.status for outcome in outcomes), *texts)
 
 
 @pytest.fixture(scope="module")
@@ -65,19 +66,19 @@ def test_two_processes_make_the_files_of_one(launcher, whole, tmp_path):
     assert stored_bytes(tmp_path / "run" / "activations") == stored_bytes(whole / "activations")
     one, two = (Run(path).stage("collect") for path in (whole, tmp_path / "run"))
     assert (one["state"], one["n_tokens"], one["fingerprint"]) == (two["state"], two["n_tokens"], two["fingerprint"])
-    again = launched(launcher, tmp_path / "run")
-    assert again.returncode == 0 and again.stdout == done.stdout
+    again = several(tmp_path / "run")
+    assert again.status == 0 and again.stdout == done.stdout
 
 
 def test_any_number_of_processes_goes_on_where_others_stopped(whole, tmp_path):
     run = tmp_path / "run"
-    assert launched("torchrun", run).returncode == 0
+    assert several(run).status == 0
     for name in ("tokens/00001.h5", "resid.3/00004.h5", "attn.2/00000.h5", "tokens/00006.h5", "mlp.2/00006.h5"):
         (run / "activations" / name).unlink()
     (run / "activations" / "mlp.2" / "00005.h5.partial").write_bytes(b"half")
     Run(run).update_stage("collect", state="interrupted")
-    done = launched("torchrun", run, n=3)
-    assert done.returncode == 0, done.stderr
+    done = several(run, n=3)
+    assert done.status == 0, done.stderr
     assert stored_bytes(run / "activations") == stored_bytes(whole / "activations")
 
 
@@ -85,7 +86,7 @@ def test_a_text_from_stdin_reaches_all_processes(tmp_path):
     text = "".join(f"line {number} of {number * number}\n" for number in range(400))
     one, two = (
         alone(tmp_path / "one", "--text", "-", stdin=text),
-        launched("torchrun", tmp_path / "two", "--text", "-", stdin=text),
+        launched("torchrun", tmp_path / "two", stdin=text),
     )
     assert (one.returncode, two.returncode) == (0, 0), two.stderr
     assert stored_bytes(tmp_path / "one" / "activations") == stored_bytes(tmp_path / "two" / "activations")
@@ -112,7 +113,7 @@ FAIL = """if True:
 def test_a_failure_of_one_process_ends_all_with_one_error_line_and_costs_no_shard(whole, tmp_path, monkeypatch):
     run = tmp_path / "run"
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    outcomes = together(FAIL, "collect", *OPTIONS, "--run", str(run), n=2, cwd=tmp_path)
+    outcomes = side_by_side(["-c", FAIL, "collect", *OPTIONS, "--run", str(run)], n=2, cwd=tmp_path)
     assert [outcome.status for outcome in outcomes] == [3, 3]
     errors = [line for outcome in outcomes for line in outcome.errors]
     assert len(errors) == 2 and errors[0] == "error: this process cannot go on"
@@ -123,6 +124,6 @@ def test_a_failure_of_one_process_ends_all_with_one_error_line_and_costs_no_shar
 
 
 def test_verifying_is_done_by_one_of_them(whole):
-    done = launched("torchrun", whole, "--verify")
-    assert done.returncode == 0, done.stderr
+    done = several(whole, "--verify")
+    assert done.status == 0, done.stderr
     assert done.stdout.count('"kind": "activations"') == 6

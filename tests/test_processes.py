@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 import torch.distributed as dist
-from process_support import free_port, together
+from process_support import free_port, side_by_side, together
 
 from circuitcli import group, processes
 from circuitcli.cli import failures
@@ -129,7 +129,7 @@ ADD = """if True:
 
 
 def test_processes_add_up_tensors(tmp_path):
-    assert [outcome.stdout for outcome in together(ADD, n=2, cwd=tmp_path)] == ["3.0\n"] * 2
+    assert [outcome.stdout for outcome in side_by_side(["-c", ADD], n=2, cwd=tmp_path)] == ["3.0\n"] * 2
 
 
 FAIL = """if True:
@@ -155,7 +155,7 @@ FAIL = """if True:
 
 
 def test_the_first_failure_ends_the_waiting_of_the_others(tmp_path):
-    main, failed, other = together(FAIL, n=3, cwd=tmp_path)
+    main, failed, other = side_by_side(["-c", FAIL], n=3, cwd=tmp_path)
     assert (main.status, failed.status, other.status) == (0, 0, 0), failed.stderr
     assert main.stdout == other.stdout == "process 1: the disk is full; make space; 3\n"
     assert failed.stdout == "None\n"

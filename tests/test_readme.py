@@ -3,12 +3,11 @@
 import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
+import nursery
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -44,8 +43,7 @@ def run(line: str, directory: Path) -> subprocess.CompletedProcess:
     programs = directory / "bin"
     programs.mkdir(exist_ok=True)
     program = programs / "circuit"
-    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m circuitcli "$@"\n')
-    program.chmod(0o755)
+    nursery.client(program)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CIRCUIT_")}
     environment |= SMALL | {"PATH": f"{programs}{os.pathsep}{environment['PATH']}", "OMP_NUM_THREADS": "1"}
     return subprocess.run(

@@ -6,11 +6,10 @@ Any small Llama-like model with a BOS token does that knows the capital of Franc
 import json
 import math
 import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import nursery
 import pytest
 import torch
 
@@ -60,15 +59,7 @@ class Pipeline:
 
 def circuit(folder: Path, *words: str) -> list[dict]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CIRCUIT_")}
-    done = subprocess.run(
-        [sys.executable, "-m", "circuitcli", *words],
-        cwd=folder,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        encoding="utf-8",
-        timeout=600,
-    )
+    done = nursery.run(["-m", "circuitcli", *words], cwd=folder, env=environment, timeout=600)
     assert done.returncode == 0, f"circuit {' '.join(words)}\n{done.stderr}"
     return [json.loads(line) for line in done.stdout.split("\n") if line]
 

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from process_support import free_port
+from cli_support import Outcome
+from process_support import free_port, side_by_side
 from safetensors.torch import load_file
 from test_train_stage import OPTIONS, collected, request  # noqa: F401
 
@@ -20,6 +21,15 @@ LAUNCHERS = {
     "accelerate": "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no "
     "--dynamo_backend no --main_process_port",
 }
+
+
+def several(run: Path, *words: str) -> Outcome:
+    """The same without a launcher: what both processes print, and the larger exit status."""
+    assignments = [word for name, value in OPTIONS.items() for word in ("--set", f"{name}={value}")]
+    command = ["-m", "circuitcli", words[0], *assignments, *words[1:], "--run", str(run)]
+    outcomes = side_by_side(command, n=2, cwd=run.parent)
+    texts = ["".join(getattr(outcome, name) for outcome in outcomes) for name in ("stdout", "stderr")]
+    return Outcome(max(outcome.status for outcome in outcomes), *texts)
 
 
 def launched(launcher: str, run: Path, *words: str) -> subprocess.CompletedProcess:
@@ -63,19 +73,19 @@ def test_sharing_hook_points_gives_the_same_digests(launcher: str, collected: Pa
 
 def test_sharing_rows_gives_nearly_the_same_sae(collected: Path, alone: Path, tmp_path: Path):  # noqa: F811
     path = Path(shutil.copytree(collected, tmp_path / "run"))
-    done = launched("torchrun", path, "train", "--json")
-    assert done.returncode == 0, done.stderr
+    done = several(path, "train", "--json")
+    assert done.status == 0, done.stderr
     for hook in ("attn.1", "resid.1"):
         one, two = (load_file(where / "saes" / hook / "weights.safetensors")["W_dec"] for where in (alone, path))
         assert float((one * two).sum(dim=1).mean()) > 0.99
-    again = launched("torchrun", path, "train", "--json")
-    assert again.returncode == 0 and again.stdout == done.stdout
+    again = several(path, "train", "--json")
+    assert again.status == 0 and again.stdout == done.stdout
 
 
 def test_processes_share_out_the_measuring(alone: Path, tmp_path: Path):
     path = Path(shutil.copytree(alone, tmp_path / "run"))
-    done = launched("torchrun", path, "train", "--eval", "--json")
-    assert done.returncode == 0, done.stderr
+    done = several(path, "train", "--eval", "--json")
+    assert done.status == 0, done.stderr
     evaluate.run(request(alone))
     one, two = ((where / "reports" / "evaluate.json").read_text() for where in (alone, path))
     assert one == two and one.count('"hook"') == 2
@@ -89,5 +99,5 @@ def test_a_failure_is_one_error_line_of_two_processes(launcher: str, collected: 
 
 
 def test_a_command_that_works_in_one_process_says_so(collected: Path):  # noqa: F811
-    other = launched("torchrun", collected, "interp")
+    other = several(collected, "interp")
     assert other.stderr.count("which works in one") == 1

@@ -1,48 +1,24 @@
 """Two processes that train together against one."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from process_support import free_port
+from process_support import side_by_side
 from ranks_child import HOOKS, make
 from safetensors.torch import load_file
 
 FILES = [f"{hook}.safetensors" for hook in HOOKS]
 
 
+PROGRAM = "import sys, ranks_child; ranks_child.run(*sys.argv[1:])"
+
+
 def run_two(directory: Path, architecture: str, mode: str) -> None:
     """Both processes, to their end."""
-    port = free_port()
-    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
-    common = os.environ | {
-        "PYTHONPATH": os.pathsep.join(paths),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": "2",
-        "OMP_NUM_THREADS": "1",
-    }
-    script = str(Path(__file__).parent / "ranks_child.py")
-    children = [
-        subprocess.Popen(
-            [sys.executable, script, str(directory), architecture, mode],
-            env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        for child in children:
-            _, told = child.communicate(timeout=120)
-            assert child.returncode == 0, told
-    finally:
-        for child in children:
-            child.kill()
+    for outcome in side_by_side(["-c", PROGRAM, str(directory), architecture, mode], n=2, cwd=directory.parent):
+        assert outcome.status == 0, outcome.stderr
 
 
 def states(directory: Path) -> list[dict[str, torch.Tensor]]:
