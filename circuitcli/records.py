@@ -245,11 +245,31 @@ class ScoreRecord(Record):
     value: Number
     low: Number | None = None
     high: Number | None = None
+    standard_error: Number | None = None
     errors: PolicyName | None = None
     unit: UnitName | None = None
     graph: Name | None = None
     graph_digest: Word | None = None
     judged: Flag | None = None
+    ablation: BaselineName | None = None
+    n_nodes: Count | None = None
+    n_prompts: Count | None = None
+    samples: Count | None = None
+    rank: Count | None = None
+    overlap: Number | None = None
+    node: NodeName | None = None
+
+
+class ShiftRecord(Record):
+    """A number before and after features were ablated: of a next token, a token in a text, or a later feature."""
+
+    kind: str = "shift"
+    of: Word
+    name: Text
+    clean: Number
+    ablated: Number
+    unit: UnitName
+    graph: Name | None = None
 
 
 class FigureRecord(Record):
@@ -278,6 +298,7 @@ KINDS: dict[str, type[Record]] = {
     "node": NodeRecord,
     "edge": EdgeRecord,
     "score": ScoreRecord,
+    "shift": ShiftRecord,
     "figure": FigureRecord,
 }
 

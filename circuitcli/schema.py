@@ -16,7 +16,8 @@ from circuitcli.settings.graph import Baseline, Metric
 
 METHODS = ("naive", "grad-ig", "grad-atp")
 POSITIONS = ("all", "last", "sum")
-UNITS = ("nats", "logits", "activation", "pre-activation", "ratio")
+UNITS = ("nats", "logits", "activation", "pre-activation", "ratio", "probability")
+# What happens to error terms while a circuit is tested: they are nodes like others, all kept, or all removed.
 POLICIES = ("nodes", "kept", "removed")
 
 # More than any model, prompt or graph has; what is longer is no record but an attack on memory.

@@ -13,7 +13,7 @@ from circuitcli.settings.sources import load
 
 PRINTED = {
     "validate": [
-        ScoreRecord(name="faithfulness", value=0.75, low=0.7, high=0.8, errors="nodes"),
+        ScoreRecord(name="faithfulness", value=0.75, low=0.7, high=0.8, errors="nodes", judged=True, n_nodes=7),
         ScoreRecord(name="faithfulness", value=1.0, errors="kept"),
     ],
     "render": [FigureRecord(path="figures/circuit.svg"), FigureRecord(path="figures/circuit.html")],
@@ -42,11 +42,15 @@ def test_the_demo_runs_every_stage_in_one_run_and_ends_with_what_it_found(
     assert all("circuit-demo" in words for words in ran)
     printed = capsys.readouterr()
     assert "$ circuit collect --model builtin:tiny" in printed.err
-    assert printed.err.splitlines()[-3:] == [
-        "svg: circuit-demo/figures/circuit.svg",
+    said = printed.err.splitlines()
+    assert said[said.index("svg: circuit-demo/figures/circuit.svg") :][1:3] == [
         "html: circuit-demo/figures/circuit.html",
-        "faithfulness: 0.75 (0.70 to 0.80)",
+        "the circuit keeps 75 % of the behaviour [70 %, 80 %]",
     ]
+    ending = " ".join(said[said.index("html: circuit-demo/figures/circuit.html") :])
+    assert "error nodes, which stand for what an SAE misses" in ending and "the second share is left" in ending
+    assert "Open circuit-demo/figures/circuit.html in a browser" in ending
+    assert "circuit graph-grad --run circuit-demo --prompt" in said[-1]
     assert [record.kind for record in records.read(printed.out.split("\n"))] == ["score", "score", "figure", "figure"]
 
 

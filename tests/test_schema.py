@@ -25,6 +25,9 @@ GOOD: dict[str, dict[str, object]] = {
         **{"repository": "owner/name", "path": "blocks.1"},
     },
     "export": {"hook": "resid.1", "format": "sae_lens", "path": "/out"},
+    "features": {
+        **{"hook": "resid.1", "n_live": 7, "n_dead": 1, "path": "features/resid.1.jsonl", "digest": "sha256:2"},
+    },
     "feature": {"id": "resid.1/3", "label": "a", "density": 0.5, "path": "features/resid.1.jsonl"},
     "graph": {
         **{"name": "circuit", "method": "grad-ig", "metric": "log-prob", "prompt": "a b", "tokens": ["a", " b"]},
@@ -35,6 +38,7 @@ GOOD: dict[str, dict[str, object]] = {
     "node": {"id": "resid.1/3@4", "activation": 1.5, "effect": -1, "unit": "nats"},
     "edge": {"source": "resid.1/error", "target": "output", "weight": 0.1, "unit": "nats"},
     "score": {"name": "faithfulness", "value": 0.5, "graph": "circuit", "errors": "nodes"},
+    "shift": {"of": "token", "name": " a", "clean": 0.5, "ablated": 0.1, "unit": "probability", "graph": "pins"},
     "figure": {"path": "../circuit.svg"},
 }
 # What a field can hold that its neighbours can, and what no field can; NaN and infinity are read by Python's parser.
@@ -78,7 +82,7 @@ REFUSED = [
     *(("graph", "name", name) for name in NAMES),
     *(("score", "graph", name) for name in NAMES),
     *(("graph", "path", path) for path in ESCAPES),
-    *((kind, "path", path) for kind in ("activations", "sae", "sweep", "feature") for path in ESCAPES),
+    *((kind, "path", path) for kind in ("activations", "sae", "sweep", "features", "feature") for path in ESCAPES),
     *(("evaluation", "report", path) for path in ESCAPES),
     *(
         ("graph", field, "bogus")

@@ -3,16 +3,27 @@
 import pytest
 import torch
 from subjects import random_baseline, random_subject
-from support import D_SAE
+from support import D_MODEL, D_SAE, random_sae
 
 from circuitcli.attribution import baselines
 from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint, NodeId
-from circuitcli.models.taps import tapped
+from circuitcli.models.taps import keep, tapped
 from circuitcli.models.tokenizer import Tokenizer
-from circuitcli.validation.ablation import ablate_together
-from circuitcli.validation.circuits import POLICIES, circuit_metric, kept_nodes
-from circuitcli.validation.scores import Case, live_nodes, measure, minimality, random_faithfulness, ratio
+from circuitcli.saes.base import SaeConfig
+from circuitcli.saes.topk import TopKSae
+from circuitcli.schema import POLICIES
+from circuitcli.validation.circuits import circuit_metric, kept_nodes
+from circuitcli.validation.scores import Case, measure, minimality, ratio
+from circuitcli.validation.tally import Tally
+
+
+def live_nodes(subject, hook):
+    """The active features and the errors of a clean run, at their positions."""
+    first = subject.prompt.first
+    active = subject.coded[hook].codes[0].nonzero().tolist()
+    errors = (NodeId(hook, None, position + first) for position in range(subject.prompt.n_spliced))
+    return [*(NodeId(hook, index, position + first) for position, index in active), *errors]
 
 
 def everything(subject):
@@ -48,7 +59,7 @@ def slow_circuit_metric(subject, baseline, nodes):
 def test_a_circuit_runs_with_its_own_nodes_and_all_else_at_baseline(family):
     subject = random_subject(family, layers=(1, 2), first=1, n=5, normalisation="layer-norm")
     baseline = random_baseline(subject)
-    nodes = [node for hook in subject.hooks for node in live_nodes(subject, hook, has_positions=True)[::3]]
+    nodes = [node for hook in subject.hooks for node in live_nodes(subject, hook)[::3]]
     nodes.append(NodeId(subject.hooks[1], 7))
     fast = circuit_metric(subject, baseline, [kept_nodes(subject, nodes)], batch_size=4)
     assert float(fast[0]) == pytest.approx(
@@ -91,7 +102,7 @@ def test_errors_flip_in_the_complement_only_where_they_are_nodes():
 def test_minimality_is_the_least_change_when_one_node_is_left_out():
     subject = random_subject("gpt2", layers=(1, 2), n=5)
     baseline = random_baseline(subject)
-    nodes = tuple(live_nodes(subject, subject.hooks[-1], has_positions=True)[:6])
+    nodes = tuple(live_nodes(subject, subject.hooks[-1])[:6])
     case = Case(subject, baseline, nodes)
     runs = measure([case], policy="nodes", batch_size=4)
     clean, empty = float(runs.clean[0]), float(runs.empty[0])
@@ -103,17 +114,6 @@ def test_minimality_is_the_least_change_when_one_node_is_left_out():
     }
     value, node = minimality([case], runs, policy="nodes", batch_size=4)
     assert value == pytest.approx(min(changes.values()), abs=1e-8) and changes[node] == pytest.approx(value, abs=1e-8)
-
-
-def test_random_circuits_have_the_circuits_size_and_are_drawn_from_the_seed():
-    subject = random_subject("gpt2", first=1)
-    nodes = tuple(node for hook in subject.hooks[::2] for node in live_nodes(subject, hook, has_positions=True)[:4])
-    case = Case(subject, random_baseline(subject), nodes)
-    runs = measure([case], policy="nodes", batch_size=4)
-    one, again, other = (
-        random_faithfulness([case], runs, policy="nodes", samples=5, seed=seed, batch_size=3) for seed in (0, 0, 1)
-    )
-    assert torch.equal(one, again) and not torch.equal(one, other) and len(one) == 5
 
 
 def test_the_ratio_is_of_means_over_prompts_with_an_interval_around_it():
@@ -146,19 +146,67 @@ class Letters(Tokenizer):
         return [f"<{index}>" for index in ids]
 
 
+def tally_of(cases, nodes, later=None, top=5):
+    tally = Tally(nodes, later or {}, Letters(), top=top)
+    for number, case in enumerate(cases):
+        tally.add(case, f"prompt {number}")
+    return tally.result()
+
+
 def test_joint_ablation_recomputes_later_codes_and_lists_the_largest_changes():
     subject = random_subject("gpt2", first=1)
     zero = baselines.zero(subject.saes)
     active = subject.coded[HookPoint(0, "resid")].codes[0].any(0).nonzero()[:, 0].tolist()
     nodes = [NodeId(HookPoint(0, "resid"), index) for index in active]
-    joint = ablate_together(subject, nodes, zero, tokenizer=Letters(), top=5)
+    joint = tally_of([Case(subject, zero, tuple(nodes))], nodes)
     keep = [node for node in everything(subject) if node not in nodes]
     assert joint.metric_ablated == pytest.approx(slow_circuit_metric(subject, zero, keep), abs=1e-9)
-    assert joint.effect == pytest.approx(subject.metric_clean - joint.metric_ablated)
+    assert joint.effect == pytest.approx(subject.metric_clean - joint.metric_ablated) and joint.standard_error is None
     assert len(joint.tokens) == 5 and len(joint.features) == 5
     assert all(NodeId.parse(shift.name).hook > HookPoint(0, "resid") for shift in joint.features)
     sizes = [abs(shift.change) for shift in joint.features]
     assert sizes == sorted(sizes, reverse=True)
+
+
+def test_the_effect_on_several_prompts_is_their_mean_with_its_standard_error():
+    hook = HookPoint(0, "resid")
+    nodes = [NodeId(hook, index) for index in range(0, D_SAE, 2)]
+    subjects = [random_subject("gpt2", n=n) for n in (4, 5, 7)]
+    zero = baselines.zero(subjects[0].saes)
+    joint = tally_of([Case(subject, zero, tuple(nodes)) for subject in subjects], nodes)
+    singles = [tally_of([Case(subject, zero, tuple(nodes))], nodes) for subject in subjects]
+    effects = torch.tensor([single.effect for single in singles], dtype=torch.float64)
+    assert joint.effect == pytest.approx(float(effects.mean())) and joint.effect != pytest.approx(float(effects[0]))
+    assert joint.standard_error == pytest.approx(float(effects.std() / 3**0.5))
+    assert [told.effect for told in joint.prompts] == pytest.approx(effects.tolist())
+    strongest = {shift.name: (shift.clean, shift.ablated) for shift in joint.features}
+    for name, (clean, ablated) in strongest.items():
+        node = NodeId.parse(name)
+        clean_each = [float(subject.coded[node.hook].codes[0, :, node.index].max()) for subject in subjects]
+        assert clean == pytest.approx(sum(clean_each) / 3) and clean != pytest.approx(ablated)
+
+
+def test_later_saes_are_only_looked_at_transcoders_too():
+    hook, later, last = HookPoint(0, "resid"), HookPoint(2, "mlp_in"), HookPoint(2, "resid")
+    subject = random_subject("gpt2", sites=("resid",), layers=(0,))
+    transcoder = (
+        TopKSae(SaeConfig(later, D_MODEL, D_SAE, target=HookPoint(2, "mlp")), k=5).double().requires_grad_(False)
+    )
+    with torch.no_grad():
+        for parameter in transcoder.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)) * 0.3)
+    nodes = [NodeId(hook, index) for index in range(D_SAE)]
+    zero = baselines.zero(subject.saes)
+    plain = tally_of([Case(subject, zero, tuple(nodes))], nodes)
+    looked = tally_of([Case(subject, zero, tuple(nodes))], nodes, {later: transcoder, last: random_sae(last)}, top=60)
+    assert looked.effect == plain.effect and plain.features == ()
+    assert {NodeId.parse(shift.name).hook for shift in looked.features} == {later, last}
+    seen = {}
+    with torch.no_grad(), tapped(subject.adapter, {later: keep(seen, later)}):
+        subject.adapter.logits(subject.prompt.ids)
+    clean = transcoder.encode(seen[later])[0].amax(dim=0)
+    shift = next(shift for shift in looked.features if NodeId.parse(shift.name).hook == later)
+    assert shift.clean == pytest.approx(float(clean[NodeId.parse(shift.name).index]), abs=1e-9)
 
 
 def test_nodes_that_the_subject_lacks_are_refused():

@@ -11,6 +11,7 @@ from circuitcli import records
 from circuitcli.cli.console import console
 from circuitcli.cli.jobs import Call
 from circuitcli.cli.options import RUN
+from circuitcli.cli.verdict import verdict
 from circuitcli.errors import ExitStatus
 from circuitcli.records import FigureRecord, ScoreRecord
 
@@ -44,19 +45,25 @@ def demo(call: Call) -> None:
     console.say("")
     for figure in figures:
         console.say(f"{Path(figure.path).suffix.lstrip('.')}: {Path(directory) / figure.path}")
-    console.say(f"faithfulness: {faithfulness(scores)}")
+    for line in ending(scores, directory):
+        console.say(line)
     if console.prints_records:
         console.records(records.to_line(record) for record in (*scores, *figures))
 
 
-def faithfulness(scores: Sequence[ScoreRecord]) -> str:
-    """The newest faithfulness with error terms as nodes, and its interval, as text."""
-    found = [score for score in scores if score.name == "faithfulness" and score.errors in ("nodes", None)]
-    if not found:
-        return "not measured"
-    score = found[-1]
-    interval = f" ({score.low:.2f} to {score.high:.2f})" if score.low is not None and score.high is not None else ""
-    return f"{score.value:.2f}{interval}"
+def ending(scores: Sequence[ScoreRecord], directory: str) -> list[str]:
+    """What was found, what it means, and what to do next."""
+    page, run = Path(directory) / "figures" / "circuit.html", shlex.quote(directory)
+    return [
+        *(verdict(scores) or ["the circuit was not tested"]),
+        "",
+        f"The model continues {PROMPT!r} with ' name'. The circuit is what helps it to do so:",
+        "features of its SAEs, and error nodes, which stand for what an SAE misses. With all else at its average, the",
+        "circuit alone keeps the first share of what all of them add to the log-probability of ' name'; with the",
+        "circuit at its average instead, the second share is left.",
+        f"Open {page} in a browser to see it; click a node for what it reacts to.",
+        f"Next, a prompt of your own: circuit graph-grad --run {run} --prompt 'for i in range(' --name mine",
+    ]
 
 
 def _step(words: list[str], *, force: bool) -> str:

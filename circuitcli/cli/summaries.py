@@ -17,6 +17,7 @@ from circuitcli.records import (
     Record,
     SaeRecord,
     ScoreRecord,
+    ShiftRecord,
     SweepRecord,
 )
 
@@ -48,7 +49,7 @@ def sentence(command: str, made: Sequence[Record], run: str, seconds: float) -> 
 def tables(made: Sequence[Record], run: Path) -> list[Rows]:
     """A short table for each kind of record that people read; figures with paths that can be opened."""
     found = (*(table(made) for table in _TABLES), examples(made, run), _graphs(made), _nodes(made, run))
-    return [rows for rows in (*found, _scores(made), _figures(made, run)) if rows.rows]
+    return [rows for rows in (*found, _scores(made), _shifts(made), _figures(made, run)) if rows.rows]
 
 
 def _activations(made: Sequence[Record]) -> Rows:
@@ -138,6 +139,12 @@ def _scores(made: Sequence[Record]) -> Rows:
     return Rows(("score", "value", "interval", "errors"), rows)
 
 
+def _shifts(made: Sequence[Record]) -> Rows:
+    found = [record for record in made if isinstance(record, ShiftRecord)]
+    rows = [(record.of, record.name, _number(record.clean), _number(record.ablated), record.unit) for record in found]
+    return Rows(("", "changed most", "before", "after", "unit"), rows)
+
+
 def _figures(made: Sequence[Record], run: Path) -> Rows:
     paths = [record.path for record in made if isinstance(record, FigureRecord)]
     return Rows(("figure",), [(str(run / path) if (run / path).exists() else path,) for path in paths])
@@ -158,6 +165,8 @@ def _number(value: float | None) -> str:
 
 
 def _interval(record: ScoreRecord) -> str:
+    if record.standard_error is not None:
+        return f"± {record.standard_error:.2g}"
     return "" if record.low is None or record.high is None else f"{record.low:.4g} to {record.high:.4g}"
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from circuitcli.errors import InputError
-from circuitcli.hookpoints import HookPoint
+from circuitcli.hookpoints import SITES, HookPoint
 from circuitcli.records import ActivationsRecord, SaeRecord
 from circuitcli.saes.exchange import native
 from circuitcli.saes.exchange.hooks import same_model
@@ -32,14 +32,16 @@ class SaeSource:
     is_own: bool
 
 
-def sae_sources(request: Request, *, stage: str) -> dict[HookPoint, SaeSource]:
+def sae_sources(request: Request, *, stage: str, layers: Iterable[int] = ()) -> dict[HookPoint, SaeSource]:
     """The SAEs that the stage works with, by hook point: those of ``--sae``, else those of the records; torch-free.
 
-    Raises InputError if there is none, or if ``--sae`` names none or two at one hook point.
+    layers: where SAEs of a whole release are wanted, beside those at the collected hook points. Raises InputError if
+    there is none, or if ``--sae`` names none or two at one hook point.
     """
     if request.settings.sae_path is not None:
         collected = {HookPoint.parse(record.hook) for record in request.records.of(ActivationsRecord)}
-        places = by_hook(named(request.settings.sae_path, hooks=collected))
+        wanted = {HookPoint(layer, site) for layer in layers for site in SITES}
+        places = by_hook(named(request.settings.sae_path, hooks=collected | wanted))
         return {hook: SaeSource(place, place.digest, is_own=False) for hook, place in places.items()}
     found = {}
     for record in request.records.of(SaeRecord):

@@ -1,77 +1,46 @@
-"""The test of a circuit: faithfulness, completeness, minimality, chance, and all its features ablated together."""
+"""The test of a circuit: faithfulness, completeness, minimality, its controls, and all its nodes ablated together."""
 
-import json
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuitcli import graphs
 from circuitcli.errors import InputError, SettingsError, ThresholdError
 from circuitcli.graphs import CircuitGraph
-from circuitcli.hookpoints import HookPoint, NodeId, parse_pins
+from circuitcli.hookpoints import HookPoint, NodeId
 from circuitcli.records import Record, ScoreRecord, Stream
-from circuitcli.runs import Fingerprint, atomic, digest
+from circuitcli.schema import POLICIES
 from circuitcli.settings.graph import GraphSettings
-from circuitcli.settings.model import PLACEMENT
 from circuitcli.settings.settings import Settings
-from circuitcli.stages.fitting import warn_of_misfits
-from circuitcli.stages.graphing import take_baseline
-from circuitcli.stages.inputs import activation_digests, chosen_graph
-from circuitcli.stages.prompts import Example, asked_example, graph_example, read_prompts
-from circuitcli.stages.request import Request, fingerprint, resumable
-from circuitcli.stages.saes import SaeSource, load_saes, sae_sources
+from circuitcli.stages import pins
+from circuitcli.stages.inputs import chosen_graph
+from circuitcli.stages.ledger import Ledger
+from circuitcli.stages.prompts import graph_example, read_prompts
+from circuitcli.stages.report import write_report
+from circuitcli.stages.request import Request, resumable
+from circuitcli.stages.saes import SaeSource, sae_sources
+from circuitcli.stages.trials import Bench, Plan
 
 if TYPE_CHECKING:
-    from circuitcli.attribution.baselines import Baseline
-    from circuitcli.models.loading import LanguageModel
-    from circuitcli.saes.base import SparseAutoencoder
-    from circuitcli.validation.ablation import JointAblation
-    from circuitcli.validation.scores import Case
+    from circuitcli.validation.controls import Chance
+    from circuitcli.validation.scores import Case, Runs, Score
 
-_NO_MATTER = (*PLACEMENT, "validate.at_least", "validate.graph", "validate.prompts")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is tested: the nodes, the hook points that are spliced, the prompts and the metric."""
-
-    request: Request
-    name: str
-    nodes: tuple[NodeId, ...]
-    hooks: tuple[HookPoint, ...]
-    sources: dict[HookPoint, SaeSource]
-    examples: tuple[Example, ...]
-    metric: GraphSettings
-    baseline: str
-    graph_digest: str | None = None
-
-    def fingerprint(self) -> Fingerprint:
-        """Over the settings that the stage reads, the nodes, the SAEs, the prompts and the cache if it is needed."""
-        inputs = {f"SAE at {hook}": self.sources[hook].digest for hook in self.hooks}
-        inputs["nodes"] = digest([str(node) for node in self.nodes])
-        inputs["prompts"] = digest([asdict(example) for example in self.examples])
-        inputs["metric"] = digest(
-            [
-                self.metric.metric,
-                self.metric.counterfactual,
-                self.metric.counterfactual_ids,
-                self.metric.baseline_tokens,
-                self.baseline,
-            ]
-        )
-        if self.baseline in ("mean", "resample"):
-            inputs |= activation_digests(self.request)
-        return fingerprint(self.request, ("validate.", "model.", "seed", "sae_path"), inputs, without=_NO_MATTER)
+logger = logging.getLogger(__name__)
 
 
 def run(request: Request) -> list[Record]:
-    """The scores of a graph or of pinned features, measured now or before.
+    """The scores of a graph, or what ablating pinned features does, measured now or before; a killed test goes on.
 
-    Raises InputError for nodes, SAEs or prompts that do not fit, and for a metric that the nodes do not change.
+    Raises InputError for nodes, SAEs or prompts that do not fit, for a metric that the nodes do not change, and for
+    pins of which none is active.
     """
-    plan = _pin_plan(request) if request.settings.validation.pin else _graph_plan(request)
-    return resumable(request, f"validate:{plan.name}", plan.fingerprint(), lambda resumes: _work(plan))
+    if request.settings.validation.pin:
+        return pins.run(request)
+    plan = _plan(request).named()
+    return resumable(
+        request, plan.entry, plan.fingerprint(), lambda resumes: _work(plan, resumes), partial=plan.partial
+    )
 
 
 def check(made: Sequence[Record], settings: Settings) -> None:
@@ -88,7 +57,7 @@ def _headline(made: Sequence[Record]) -> ScoreRecord | None:
     return next((score for score in scores if score.name == "faithfulness" and score.judged), None)
 
 
-def _graph_plan(request: Request) -> Plan:
+def _plan(request: Request) -> Plan:
     settings = request.settings.validation
     graph = chosen_graph(request, settings.graph, stage="validate")
     sources = sae_sources(request, stage="validate")
@@ -101,29 +70,61 @@ def _graph_plan(request: Request) -> Plan:
     chat = request.settings.graph.chat or bool(graph.head.chat)
     examples = read_prompts(settings.prompts, chat=chat) if settings.prompts else (graph_example(graph),)
     aligned = settings.prompts is None
-    _check_behaviour(request.settings.graph, graph)
+    _check_behaviour(request.settings.graph, graph, has_prompts=not aligned)
+    baseline = settings.baseline or graph.head.baseline
     return Plan(
         request=request,
         name=graph.head.name,
+        graph=graph.head.name,
         nodes=nodes if aligned else _without_positions(nodes),
         hooks=tuple(sorted(hooks)),
         sources=sources,
         examples=examples,
         metric=_graph_metric(request.settings.graph, graph),
-        baseline=settings.baseline or graph.head.baseline,
+        baseline=baseline,
+        row=_drawn_row(graph) if aligned and baseline == "resample" else None,
         graph_digest=graphs.content_digest(graph),
     )
 
 
 def _graph_metric(settings: GraphSettings, graph: CircuitGraph) -> GraphSettings:
-    """The settings under which the graph was made, as far as a test needs them."""
-    named = ("metric", "counterfactual", "counterfactual_ids", "chat", "baseline_tokens")
+    """The settings under which the graph was made, as far as a test needs them; on other prompts its metric gives way
+    to one that is asked for."""
+    named = ["counterfactual", "counterfactual_ids", "chat", "baseline_tokens"]
+    if "metric" not in settings.model_fields_set:
+        named.append("metric")
     told = {name: getattr(graph.head, name) for name in named}
     return settings.model_copy(update={name: value for name, value in told.items() if value is not None})
 
 
-def _check_behaviour(settings: GraphSettings, graph: CircuitGraph) -> None:
-    """Raise SettingsError for a prompt, target or foil that are not the graph's: a graph is tested on its own."""
+def _drawn_row(graph: CircuitGraph) -> tuple[int, ...] | None:
+    """The row of text that the graph's own baseline comes from; with another one numbers would be others."""
+    if graph.head.baseline != "resample":
+        return None
+    if graph.head.baseline_ids is None:
+        logger.warning(
+            "graph '%s' does not tell which text its resample baseline was drawn from: another one is drawn, and "
+            "scores are not about the baseline that the graph was made with",
+            graph.head.name,
+        )
+    return graph.head.baseline_ids
+
+
+def _check_behaviour(settings: GraphSettings, graph: CircuitGraph, *, has_prompts: bool) -> None:
+    """Raise SettingsError for a prompt, target or metric that are not the graph's: a graph is tested on its own.
+
+    On other prompts a metric that is asked for counts.
+    """
+    if not has_prompts and "metric" in settings.model_fields_set and settings.metric != graph.head.metric:
+        raise SettingsError(
+            f"graph '{graph.head.name}' is about the metric {graph.head.metric}, not {settings.metric}",
+            hint="leave it out, or make a graph of that metric",
+        )
+    if graph.head.counterfactual is not None and settings.counterfactual not in (None, graph.head.counterfactual):
+        raise SettingsError(
+            f"graph '{graph.head.name}' has another counterfactual, {graph.head.counterfactual!r}",
+            hint="leave it out, or make a graph with this one",
+        )
     for name in ("prompt", "target", "foil"):
         asked, own = getattr(settings, name), getattr(graph.head, name)
         if asked is not None and asked != own:
@@ -155,171 +156,140 @@ def _without_positions(nodes: Sequence[NodeId]) -> tuple[NodeId, ...]:
     return tuple(dict.fromkeys(replace(node, position=None) for node in nodes))
 
 
-def _pin_plan(request: Request) -> Plan:
-    settings, pins = request.settings, parse_pins(request.settings.validation.pin)
-    sources = sae_sources(request, stage="validate")
-    for hook in pins:
-        if hook not in sources:
-            there = " ".join(str(known) for known in sources)
-            raise InputError(f"no SAE at pinned hook point {hook}", hint=f"there are SAEs at {there}")
-    return Plan(
-        request=request,
-        name="pins",
-        nodes=tuple(NodeId(hook, index) for hook, indices in pins.items() for index in indices),
-        hooks=tuple(pins),
-        sources=sources,
-        examples=_pin_examples(request),
-        metric=_pin_metric(request),
-        baseline=settings.validation.baseline or "zero",
-    )
-
-
-def _pin_examples(request: Request) -> tuple[Example, ...]:
-    settings = request.settings
-    if settings.validation.prompts:
-        return read_prompts(settings.validation.prompts, chat=settings.graph.chat)
-    if (asked := asked_example(settings.graph)) is not None:
-        return (asked,)
-    made = graphs.from_records(request.records)
-    if not made:
-        raise SettingsError("validate --pin has no prompt", hint="add --prompt TEXT, or --prompts FILE")
-    return (graph_example(made[-1]),)
-
-
-def _pin_metric(request: Request) -> GraphSettings:
-    """The metric that is set; with the prompt of the last graph also its metric, unless one is set."""
-    settings = request.settings
-    made = graphs.from_records(request.records)
-    borrows = settings.validation.prompts is None and asked_example(settings.graph) is None and made
-    if not borrows or settings.graph.metric != GraphSettings().metric:
-        return settings.graph
-    return _graph_metric(settings.graph, made[-1])
-
-
-def _work(plan: Plan) -> tuple[list[Record], dict[str, Any]]:
-    from circuitcli.models.loading import load_model
+def _work(plan: Plan, resumes: bool) -> tuple[list[Record], dict[str, Any]]:
     from circuitcli.progress import track
+    from circuitcli.validation.tally import Tally
 
-    language_model = load_model(plan.request.settings.model)
-    # Later hook points are measured only when the circuit is ablated.
-    measured = [hook for hook in plan.sources if min(plan.hooks) <= hook]
-    loaded = load_saes(plan.sources, measured, model=plan.request.settings.model.name, adapter=language_model.adapter)
-    saes = {hook: found.sae for hook, found in loaded.items()}
-    spliced = {hook: saes[hook] for hook in plan.hooks}
-    cases: list[Case] = []
-    for example in track(plan.examples, "prompts", unit="prompts"):
-        # These baselines are the same for every prompt, and the mean takes a pass over the cache.
-        shared = cases[0].baseline if cases and plan.baseline in ("zero", "mean") else None
-        cases.append(_case(plan, language_model, spliced, example, shared=shared))
-    subject = cases[0].subject
-    warn_of_misfits(plan.request, plan.sources, loaded, language_model, clean=subject.clean, first=subject.prompt.first)
-    scores = _scores(plan, cases)
-    joint = _joint_ablation(plan, language_model, saes)
-    report = f"reports/{plan.name}.json"
+    bench = Bench.of(plan)
+    cases = list(track(bench.cases(), "prompts", total=len(plan.examples), unit="prompts"))
+    bench.warn_of_misfits(cases[0])
+    with Ledger(plan.partial, plan.fingerprint().digest, resumes=resumes) as ledger:
+        made = []
+        for score in _Trial(plan, cases, ledger).scores():
+            ledger.add(score)
+            made.append(score)
+    tally = Tally(plan.nodes, bench.later, bench.language_model.tokenizer, top=plan.request.settings.validation.top)
+    for case, example in zip(cases, plan.examples, strict=True):
+        tally.add(case, example.prompt)
+    joint = tally.result()
     effect = ScoreRecord(
         name="effect",
         value=joint.effect,
-        **_common(plan, path=report, unit=cases[0].subject.metric.unit, what="ablated together"),
+        unit=cases[0].subject.metric.unit,
+        **plan.about(
+            n_prompts=len(cases),
+            standard_error=joint.standard_error,
+            path=f"reports/{plan.name}.json",
+            what="ablated together",
+        ),
     )
-    _write_report(plan, plan.request.run.path / report, [*scores, effect], joint)
-    return [*scores, effect], {}
-
-
-def _case(
-    plan: Plan,
-    language_model: "LanguageModel",
-    saes: "Mapping[HookPoint, SparseAutoencoder]",
-    example: Example,
-    *,
-    shared: "Baseline | None" = None,
-) -> "Case":
-    from circuitcli.attribution import subject as subjects
-    from circuitcli.validation.scores import Case
-
-    subject, _ = subjects.build(
-        language_model, saes, plan.metric, prompt=example.written, target=example.target, foil=example.foil
+    write_report(
+        plan,
+        prompts=[asdict(example) for example in plan.examples],
+        scores=[score.model_dump(exclude_none=True) for score in (*made, effect)],
+        ablated_together=asdict(joint),
     )
-    baseline = shared or take_baseline(plan.request, plan.baseline, subject, language_model, plan.metric)
-    return Case(subject, baseline, plan.nodes)
+    plan.partial.unlink(missing_ok=True)
+    return [*made, effect], {}
 
 
-def _common(plan: Plan, **more: Any) -> dict[str, Any]:
-    return {
-        "graph": plan.name,
-        "graph_digest": plan.graph_digest,
-        "ablation": plan.baseline,
-        "n_nodes": len(plan.nodes),
-        "n_prompts": len(plan.examples),
-        **more,
-    }
+@dataclass(frozen=True)
+class _Trial:
+    """The scores of a circuit, one after the other; what was run before is taken from the ledger."""
 
+    plan: Plan
+    cases: "Sequence[Case]"
+    ledger: Ledger
 
-def _scores(plan: Plan, cases: "Sequence[Case]") -> list[ScoreRecord]:
-    from circuitcli.validation.circuits import POLICIES
+    @property
+    def batch_size(self) -> int:
+        """Rows in one forward pass."""
+        return self.plan.metric.batch_size
 
-    made = []
-    for policy in POLICIES:
-        made += _policy_scores(plan, cases, policy, is_judged=policy == plan.request.settings.validation.errors)
-    return made
+    def scores(self) -> Iterator[ScoreRecord]:
+        """Under each error policy that leaves something to explain. Raises InputError if that is none."""
+        from circuitcli.validation import scores
 
+        settings = self.plan.request.settings.validation
+        policies = sorted(POLICIES, key=lambda policy: policy != settings.errors)
+        runs = {
+            policy: scores.measure(self.cases, policy=policy, batch_size=self.batch_size, keep=self.ledger.take)
+            for policy in policies
+        }
+        if not any(one.has_range for one in runs.values()):
+            self.plan.partial.unlink(missing_ok=True)
+            raise scores.nothing_to_explain(runs[settings.errors])
+        for policy, one in runs.items():
+            if not one.has_range:
+                logger.warning(
+                    "no scores with errors %s: the metric is then the same with and without all features", policy
+                )
+                continue
+            yield from self._ratios(policy, one)
+        if runs[settings.errors].has_range:
+            yield from self._beside(settings.errors, runs[settings.errors])
 
-def _policy_scores(plan: Plan, cases: "Sequence[Case]", policy: str, *, is_judged: bool) -> list[ScoreRecord]:
-    """Faithfulness and completeness under one error policy; under the judged one also minimality and chance."""
-    from circuitcli.validation import scores
-
-    settings, seed = plan.request.settings.validation, plan.request.settings.seed
-    batch_size = plan.metric.batch_size
-    runs = scores.measure(cases, policy=policy, batch_size=batch_size)
-    common = _common(plan, errors=policy, unit="ratio")
-    means = {
-        "metric_clean": float(runs.clean.mean()),
-        "metric_circuit": float(runs.circuit.mean()),
-        "metric_empty": float(runs.empty.mean()),
-    }
-    made = []
-    for name, part in (("faithfulness", runs.circuit), ("completeness", runs.complement)):
-        score = scores.ratio(part, runs, bootstrap=settings.bootstrap, seed=seed)
-        extra = {"judged": is_judged, **means} if name == "faithfulness" else {}
-        made.append(ScoreRecord(name=name, value=score.value, low=score.low, high=score.high, **common, **extra))
-    if is_judged and settings.minimality:
-        value, node = scores.minimality(cases, runs, policy=policy, batch_size=batch_size)
-        made.append(ScoreRecord(name="minimality", value=value, node=node, **common))
-    if is_judged and settings.samples:
-        chance = scores.random_faithfulness(
-            cases, runs, policy=policy, samples=settings.samples, seed=seed, batch_size=batch_size
+    def _ratios(self, policy: str, runs: "Runs") -> Iterator[ScoreRecord]:
+        """Faithfulness and completeness."""
+        is_judged = policy == self.plan.request.settings.validation.errors
+        yield self._record(
+            "faithfulness",
+            self._ratio(runs.circuit, runs),
+            policy,
+            judged=is_judged,
+            metric_clean=float(runs.clean.mean()),
+            metric_circuit=float(runs.circuit.mean()),
+            metric_empty=float(runs.empty.mean()),
         )
-        made.append(
-            ScoreRecord(
-                name="faithfulness-random",
-                value=float(chance.mean()),
-                low=float(chance.min()),
-                high=float(chance.max()),
-                samples=settings.samples,
-                **common,
+        yield self._record("completeness", self._ratio(runs.complement, runs), policy)
+
+    def _ratio(self, part: Any, runs: "Runs") -> "Score":
+        from circuitcli.validation import scores
+
+        settings = self.plan.request.settings
+        return scores.ratio(part, runs, bootstrap=settings.validation.bootstrap, seed=settings.seed)
+
+    def _beside(self, policy: str, runs: "Runs") -> Iterator[ScoreRecord]:
+        """Of the judged policy: what the circuit is to be compared with, and what each of its nodes adds."""
+        from circuitcli.validation import controls, scores
+
+        settings = self.plan.request.settings.validation
+        options: dict[str, Any] = {"policy": policy, "batch_size": self.batch_size, "keep": self.ledger.take}
+        if settings.samples:
+            seed = self.plan.request.settings.seed
+            own = float(runs.faithfulness(runs.circuit))
+            for name, by_activity in (("faithfulness-random", False), ("faithfulness-random-active", True)):
+                chance = controls.random_faithfulness(
+                    self.cases, runs, samples=settings.samples, seed=seed, by_activity=by_activity, **options
+                )
+                yield self._chance(name, policy, chance, own)
+            there = controls.everything_there(self.cases, **options)
+            yield self._record(
+                "faithfulness-positions", self._ratio(there.metrics, runs), policy, n_nodes=there.n_nodes
             )
+        if settings.minimality:
+            value, node = scores.minimality(self.cases, runs, **options)
+            yield self._record("minimality", scores.Score(value, None, None), policy, node=node)
+
+    def _chance(self, name: str, policy: str, chance: "Chance", faithfulness: float) -> ScoreRecord:
+        from circuitcli.validation.scores import Score
+
+        middle = Score(float(chance.values.mean()), chance.quantile(0.025), chance.quantile(0.975))
+        return self._record(
+            name,
+            middle,
+            policy,
+            median=chance.quantile(0.5),
+            samples=len(chance.values),
+            rank=chance.rank(faithfulness),
+            overlap=chance.overlap,
+            overlap_features=chance.overlap_features,
+            n_nodes=chance.n_nodes,
+            n_pool=chance.n_pool,
         )
-    return made
 
-
-def _joint_ablation(
-    plan: Plan, language_model: "LanguageModel", saes: "Mapping[HookPoint, SparseAutoencoder]"
-) -> "JointAblation":
-    """The first prompt with the circuit's nodes ablated; all hook points with SAEs from the first on are measured."""
-    from circuitcli.validation.ablation import ablate_together
-
-    case = _case(plan, language_model, saes, plan.examples[0])
-    top = plan.request.settings.validation.top
-    return ablate_together(case.subject, plan.nodes, case.baseline, tokenizer=language_model.tokenizer, top=top)
-
-
-def _write_report(plan: Plan, path: Path, scores: Sequence[ScoreRecord], joint: "JointAblation") -> None:
-    content = {
-        "graph": plan.name,
-        "nodes": [str(node) for node in plan.nodes],
-        "prompts": [asdict(example) for example in plan.examples],
-        "scores": [score.model_dump(exclude_none=True) for score in scores],
-        "ablated_together": asdict(joint),
-    }
-    with atomic(path) as stream:
-        json.dump(content, stream, indent=1, ensure_ascii=False)
-        stream.write("\n")
+    def _record(self, name: str, score: "Score", policy: str, **more: Any) -> ScoreRecord:
+        about = self.plan.about(n_prompts=len(self.cases), **more)
+        return ScoreRecord(
+            name=name, value=score.value, low=score.low, high=score.high, errors=policy, unit="ratio", **about
+        )

@@ -1,97 +1,97 @@
-"""Taking all nodes of a circuit away at once: what happens to the metric, to the next token, to later features."""
+"""Taking nodes away all at once, in one run, in model order, later codes recomputed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitcli.attribution.baselines import Baseline
 from circuitcli.attribution.subject import Subject
 from circuitcli.hookpoints import HookPoint, NodeId
-from circuitcli.models.tokenizer import Tokenizer
-from circuitcli.saes.base import Coded, strongest
+from circuitcli.models.taps import Callback
+from circuitcli.saes.base import Coded, SparseAutoencoder, strongest
 from circuitcli.saes.splice import Change, splice
 from circuitcli.validation.circuits import kept_nodes
 
-
-@dataclass(frozen=True)
-class Shift:
-    """One number before and after the ablation."""
-
-    name: str
-    clean: float
-    ablated: float
-
-    @property
-    def change(self) -> float:
-        """Ablated minus clean."""
-        return self.ablated - self.clean
+Strongest = Mapping[HookPoint, Float[Tensor, " d_sae"]]
 
 
 @dataclass(frozen=True)
-class JointAblation:
-    """What ablating all nodes together did; ``effect`` is m(clean) - m(ablated).
+class Without:
+    """A run without some nodes, beside the clean run.
 
-    tokens: next-token probabilities; features: activations of later hook points, where each is furthest from zero.
+    before, after: activations at each hook point behind the first of them, where each feature is furthest from zero.
     """
 
-    effect: float
-    metric_ablated: float
-    tokens: tuple[Shift, ...]
-    features: tuple[Shift, ...]
+    metric: float
+    logits: Float[Tensor, "position vocab"]
+    before: Strongest
+    after: Strongest
 
 
-def ablate_together(
-    subject: Subject, nodes: Sequence[NodeId], baseline: Baseline, *, tokenizer: Tokenizer, top: int
-) -> JointAblation:
-    """Ablate the nodes in one run, in model order, later codes recomputed; the ``top`` largest changes are listed."""
+def without(
+    subject: Subject,
+    nodes: Iterable[NodeId],
+    baseline: Baseline,
+    *,
+    later: Mapping[HookPoint, SparseAutoencoder],
+    where: Bool[Tensor, " position"] | None = None,
+) -> Without:
+    """Run with these nodes at baseline.
+
+    later: SAEs that are only looked at. where: the positions at which nodes may be taken away, of those that carry
+    nodes; None for all.
+    """
     gone = kept_nodes(subject, nodes)
+    may = torch.ones(subject.prompt.n_spliced, dtype=torch.bool) if where is None else where
+    keeps = ~may.to(subject.adapter.device)[:, None]
     seen: dict[HookPoint, Coded] = {}
 
     def edit(hook: HookPoint, coded: Coded) -> Change:
         seen[hook] = coded
         absent = baseline[hook]
         return Change(
-            (absent.codes - coded.codes).masked_fill(~gone.features[hook], 0.0),
-            (absent.error - coded.error).masked_fill(~gone.errors[hook][:, None], 0.0),
+            (absent.codes - coded.codes).masked_fill(~gone.features[hook] | keeps, 0.0),
+            (absent.error - coded.error).masked_fill(~gone.errors[hook][:, None] | keeps, 0.0),
         )
 
+    codes = _Looked(later, subject.prompt.first)
     with torch.no_grad():
-        logits = subject.logits(splice(subject.saes, edit, first=subject.prompt.first), rows=1)
-    value = float(subject.metric.value(logits)[0])
-    return JointAblation(
-        effect=subject.metric_clean - value,
-        metric_ablated=value,
-        tokens=_token_shifts(subject.clean.logits[0, -1], logits[0, -1], tokenizer, top),
-        features=_feature_shifts(subject, seen, nodes, top),
+        taps = {**splice(subject.saes, edit, first=subject.prompt.first), **codes.taps()}
+        logits = subject.logits(taps, rows=1)
+        after = {hook: strongest(coded.codes[0]) for hook, coded in seen.items()} | codes.strongest()
+        if later:
+            # A run that is not edited gives what the later SAEs read in the clean one.
+            subject.logits(codes.taps(), rows=1)
+        before = {hook: strongest(subject.coded[hook].codes[0]) for hook in seen} | codes.strongest()
+    first = min(subject.hooks)
+    return Without(
+        metric=float(subject.metric.value(logits)[0]),
+        logits=logits[0],
+        before={hook: value for hook, value in sorted(before.items()) if first < hook},
+        after={hook: value for hook, value in sorted(after.items()) if first < hook},
     )
 
 
-def _token_shifts(
-    clean: Float[Tensor, " vocab"], ablated: Float[Tensor, " vocab"], tokenizer: Tokenizer, top: int
-) -> tuple[Shift, ...]:
-    before, after = clean.float().softmax(dim=-1), ablated.float().softmax(dim=-1)
-    largest = (after - before).abs().topk(min(top, before.numel())).indices.tolist()
-    names = tokenizer.token_strings(largest)
-    return tuple(
-        Shift(name, float(before[index]), float(after[index])) for name, index in zip(names, largest, strict=True)
-    )
+class _Looked:
+    """Taps that look at hook points with SAEs, and change nothing."""
 
+    def __init__(self, saes: Mapping[HookPoint, SparseAutoencoder], first: int) -> None:
+        self.saes, self.first = saes, first
+        self.seen: dict[HookPoint, Tensor] = {}
 
-def _feature_shifts(
-    subject: Subject, seen: Mapping[HookPoint, Coded], nodes: Sequence[NodeId], top: int
-) -> tuple[Shift, ...]:
-    first = min(node.hook for node in nodes)
-    taken = {(node.hook, node.index) for node in nodes}
-    shifts: list[Shift] = []
-    for hook in (hook for hook in subject.hooks if first < hook):
-        before, after = strongest(subject.coded[hook].codes[0]), strongest(seen[hook].codes[0])
-        largest = (after - before).abs().topk(min(top, before.numel())).indices.tolist()
-        shifts += [
-            Shift(str(NodeId(hook, index)), float(before[index]), float(after[index]))
-            for index in largest
-            if (hook, index) not in taken and before[index] != after[index]
-        ]
-    return tuple(sorted(shifts, key=lambda shift: -abs(shift.change))[:top])
+    def taps(self) -> dict[HookPoint, Callback]:
+        """One for each hook point."""
+        return {hook: self._tap(hook) for hook in self.saes}
+
+    def _tap(self, hook: HookPoint) -> Callback:
+        def look(x: Tensor) -> None:
+            self.seen[hook] = strongest(self.saes[hook].encode(x[:, self.first :].to(self.saes[hook].W_enc))[0])
+
+        return look
+
+    def strongest(self) -> dict[HookPoint, Tensor]:
+        """What was seen in the run before."""
+        return dict(self.seen)

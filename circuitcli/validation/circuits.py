@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from jaxtyping import Bool, Float
@@ -13,8 +14,6 @@ from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint, NodeId
 from circuitcli.saes.base import Coded
 from circuitcli.saes.splice import Change, splice
-
-POLICIES = ("nodes", "kept", "removed")
 
 
 @dataclass(frozen=True)
@@ -88,13 +87,17 @@ def circuit_logits(
 
 
 def circuit_metric(
-    subject: Subject, baseline: Baseline, circuits: Sequence[Kept], *, batch_size: int
+    subject: Subject, baseline: Baseline, circuits: Iterable[Kept], *, batch_size: int
 ) -> Float[Tensor, " circuit"]:
-    """The metric with only each circuit's nodes."""
-    widest = max(sae.d_sae for sae in subject.saes.values())
-    rows = max(1, min(batch_size, 2**26 // (subject.prompt.n_spliced * widest)))
-    values = [
-        subject.metric.value(circuit_logits(subject, baseline, circuits[begin : begin + rows]))
-        for begin in range(0, len(circuits), rows)
-    ]
+    """The metric with only each circuit's nodes; of the circuits a batch is in memory at once."""
+    rows, waiting = rows_at_once(subject, batch_size=batch_size), iter(circuits)
+    values = []
+    while batch := list(islice(waiting, rows)):
+        values.append(subject.metric.value(circuit_logits(subject, baseline, batch)))
     return torch.cat(values)
+
+
+def rows_at_once(subject: Subject, *, batch_size: int) -> int:
+    """How many circuits run in one pass: their masks take a byte for each feature and position."""
+    widest = max(sae.d_sae for sae in subject.saes.values())
+    return max(1, min(batch_size, 2**26 // (subject.prompt.n_spliced * widest)))

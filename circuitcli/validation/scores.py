@@ -1,11 +1,12 @@
-"""Faithfulness, completeness, minimality and the comparison with chance (Marks et al. 2024, arXiv:2403.19647).
+"""Faithfulness, completeness and minimality (Marks et al. 2024, arXiv:2403.19647).
 
 Faithfulness is ``(m(C) - m(0)) / (m(M) - m(0))``: m(C) with only the circuit's nodes, m(0) with none, m(M) the clean
-model; a ratio of means over prompts, not clamped. Completeness is the same for everything but the circuit; low is good.
-Minimality is the least change of faithfulness when one node is taken out.
+model; a ratio of means over prompts, not clamped; high is good. Completeness is the same for everything but the
+circuit: what is left without it; low is good. Minimality is the least change of faithfulness when one node is taken
+out; high is good.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,10 +16,18 @@ from torch import Tensor
 from circuitcli.attribution.baselines import Baseline
 from circuitcli.attribution.subject import Subject
 from circuitcli.errors import InputError
-from circuitcli.hookpoints import HookPoint, NodeId
-from circuitcli.validation.circuits import Kept, circuit_metric, kept_nodes
+from circuitcli.hookpoints import NodeId
+from circuitcli.validation.circuits import Kept, circuit_metric, kept_nodes, rows_at_once
 
 LEAST_RANGE = 1e-6
+
+# Gives the numbers of a step: kept ones of an earlier, killed run, or those that the function makes.
+Keeper = Callable[[str, Callable[[], list[float]]], list[float]]
+
+
+def anew(step: str, make: Callable[[], list[float]]) -> list[float]:
+    """The keeper that keeps nothing."""
+    return make()
 
 
 @dataclass(frozen=True)
@@ -48,17 +57,34 @@ class Runs:
     circuit: Float[Tensor, " prompt"]
     complement: Float[Tensor, " prompt"]
 
+    @property
+    def span(self) -> float:
+        """What there is to explain: the clean metric minus that without any node, mean over prompts."""
+        return float((self.clean - self.empty).mean())
 
-def measure(cases: Sequence[Case], *, policy: str, batch_size: int) -> Runs:
+    @property
+    def has_range(self) -> bool:
+        """Whether taking all nodes away changes the metric at all."""
+        return abs(self.span) >= LEAST_RANGE
+
+    def faithfulness(self, metrics: Float[Tensor, "*circuit prompt"]) -> Float[Tensor, "*circuit"]:
+        """Of circuits with these metrics of each prompt."""
+        return (metrics - self.empty).mean(dim=-1) / self.span
+
+
+def measure(cases: Sequence[Case], *, policy: str, batch_size: int, keep: Keeper = anew) -> Runs:
     """Run every prompt with the circuit, with its complement, with nothing."""
     rows = []
-    for case in cases:
+    for number, case in enumerate(cases):
         kept = kept_nodes(case.subject, case.nodes)
-        nothing = kept_nodes(case.subject, ())
-        circuits = [chosen.with_errors(policy) for chosen in (nothing, kept, kept.complement())]
-        values = circuit_metric(case.subject, case.baseline, circuits, batch_size=batch_size)
-        rows.append([case.subject.metric_clean, *values.tolist()])
+        circuits = [chosen.with_errors(policy) for chosen in (kept_nodes(case.subject, ()), kept, kept.complement())]
+        values = kept_metric(case, circuits, batch_size, keep, f"{policy} errors, prompt {number}")
+        rows.append([case.subject.metric_clean, *values])
     table = torch.tensor(rows, dtype=torch.float64)
+    if not bool(table.isfinite().all()):
+        raise InputError(
+            f"the metric is not finite with {policy} errors", hint="run the model in float32: --dtype float32"
+        )
     return Runs(table[:, 0], table[:, 1], table[:, 2], table[:, 3])
 
 
@@ -67,83 +93,79 @@ def ratio(part: Float[Tensor, " prompt"], runs: Runs, *, bootstrap: int, seed: i
 
     Raises InputError if the clean and the empty run hardly differ.
     """
-    span = float((runs.clean - runs.empty).mean())
-    if abs(span) < LEAST_RANGE:
-        raise InputError(
-            f"the metric is the same with and without all nodes (difference {span:.1e}), so nothing can be explained",
-            hint="choose another prompt or target, more hook points, or another --baseline",
-        )
-    value = float((part - runs.empty).mean()) / span
+    if not runs.has_range:
+        raise nothing_to_explain(runs)
+    value = float(runs.faithfulness(part))
     count = len(part)
     if count < 2 or bootstrap == 0:
         return Score(value, None, None)
     draws = torch.randint(count, (bootstrap, count), generator=torch.Generator().manual_seed(seed))
-    ratios = (part - runs.empty)[draws].mean(dim=1) / (runs.clean - runs.empty)[draws].mean(dim=1)
+    spans = (runs.clean - runs.empty)[draws].mean(dim=1)
+    # Prompts of opposite sign can leave a draw nothing to explain; an interval over what is left would be too narrow.
+    if bool((spans.abs() < LEAST_RANGE).any()):
+        return Score(value, None, None)
+    ratios = (part - runs.empty)[draws].mean(dim=1) / spans
     low, high = ratios.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return Score(value, low, high)
 
 
-def minimality(cases: Sequence[Case], runs: Runs, *, policy: str, batch_size: int) -> tuple[float, str]:
+def nothing_to_explain(runs: Runs) -> InputError:
+    """The error for nodes that change nothing."""
+    return InputError(
+        f"the metric is the same with and without all nodes (difference {runs.span:.1e}), so nothing can be explained",
+        hint="choose another prompt or target, more hook points, or another --baseline",
+    )
+
+
+def minimality(
+    cases: Sequence[Case], runs: Runs, *, policy: str, batch_size: int, keep: Keeper = anew
+) -> tuple[float, str]:
     """The least ``|F(C) - F(C without v)|`` over the circuit's nodes v, and that node. Needs at least one node.
 
     Where errors are all kept or all removed, an error node is none that could be left out.
     """
-    nodes = _counted(cases[0].nodes, policy)
-    without = torch.zeros(len(nodes), dtype=torch.float64)
-    for case in cases:
-        circuits = [
-            kept_nodes(case.subject, [other for other in case.nodes if other != node]).with_errors(policy)
-            for node in nodes
-        ]
-        without += circuit_metric(case.subject, case.baseline, circuits, batch_size=batch_size).cpu().double()
-    changes = (runs.circuit.mean() - without / len(cases)).abs() / (runs.clean - runs.empty).mean().abs()
+    nodes = counted(cases[0].nodes, policy)
+    circuits = [tuple(other for other in cases[0].nodes if other != node) for node in nodes]
+    without = metrics_of(cases, circuits, policy=policy, batch_size=batch_size, keep=keep, name="circuit less a node")
+    changes = (runs.faithfulness(runs.circuit) - runs.faithfulness(without)).abs()
     least = int(changes.argmin())
     return float(changes[least]), str(nodes[least])
 
 
-def random_faithfulness(
-    cases: Sequence[Case], runs: Runs, *, policy: str, samples: int, seed: int, batch_size: int
-) -> Float[Tensor, " sample"]:
-    """Faithfulness of random circuits with as many live nodes at each hook point as the circuit has."""
-    generator = torch.Generator().manual_seed(seed)
-    totals = torch.zeros(samples, dtype=torch.float64)
-    for case in cases:
-        circuits = [random_circuit(case, generator, policy=policy).with_errors(policy) for _ in range(samples)]
-        totals += circuit_metric(case.subject, case.baseline, circuits, batch_size=batch_size).cpu().double()
-    span = (runs.clean - runs.empty).mean()
-    return (totals / len(cases) - runs.empty.mean()) / span
+def metrics_of(
+    cases: Sequence[Case],
+    circuits: Sequence[tuple[NodeId, ...]],
+    *,
+    policy: str,
+    batch_size: int,
+    keep: Keeper = anew,
+    name: str,
+) -> Float[Tensor, "circuit prompt"]:
+    """The metric of each prompt with only the nodes of each circuit. What was run stays with the keeper, by ``name``
+    and the circuits' numbers."""
+    columns = []
+    for number, case in enumerate(cases):
+        step = f"{name}, {policy} errors, prompt {number}"
+        column: list[float] = []
+        for begin, end in _batches(len(circuits), rows_at_once(case.subject, batch_size=batch_size)):
+            masks = (kept_nodes(case.subject, nodes).with_errors(policy) for nodes in circuits[begin:end])
+            column += kept_metric(case, masks, batch_size, keep, f"{step}, {begin} to {end}")
+        columns.append(column)
+    return torch.tensor(columns, dtype=torch.float64).T
 
 
-def _counted(nodes: Sequence[NodeId], policy: str) -> list[NodeId]:
+def _batches(count: int, size: int) -> Iterator[tuple[int, int]]:
+    return ((begin, min(begin + size, count)) for begin in range(0, count, size))
+
+
+def kept_metric(case: Case, circuits: Iterable[Kept], batch_size: int, keep: Keeper, step: str) -> list[float]:
+    """The metric of a prompt with only each circuit's nodes, kept under the name of the step."""
+    return keep(
+        step, lambda: circuit_metric(case.subject, case.baseline, circuits, batch_size=batch_size).double().tolist()
+    )
+
+
+def counted(nodes: Sequence[NodeId], policy: str) -> list[NodeId]:
     """The nodes that make a difference under an error policy; all of them if there are none but errors."""
     features = [node for node in nodes if not node.is_error]
     return list(nodes) if policy == "nodes" or not features else features
-
-
-def random_circuit(case: Case, generator: torch.Generator, *, policy: str = "nodes") -> Kept:
-    """As many nodes at each hook point, drawn from the active features and the errors of the clean run.
-
-    A circuit of the last position alone is compared with others of the last position.
-    """
-    sizes: dict[HookPoint, int] = {}
-    for node in _counted(case.nodes, policy):
-        sizes[node.hook] = sizes.get(node.hook, 0) + 1
-    positions = {node.position for node in case.nodes}
-    drawn: list[NodeId] = []
-    for hook, size in sizes.items():
-        pool = _counted(live_nodes(case.subject, hook, has_positions=positions != {None}), policy)
-        if positions == {case.subject.prompt.last}:
-            pool = [node for node in pool if node.position == case.subject.prompt.last]
-        order = torch.randperm(len(pool), generator=generator)[:size].tolist()
-        drawn += [pool[index] for index in order]
-    return kept_nodes(case.subject, drawn)
-
-
-def live_nodes(subject: Subject, hook: HookPoint, *, has_positions: bool) -> list[NodeId]:
-    """The active features and the errors of a clean run."""
-    active = subject.coded[hook].codes[0] != 0
-    if not has_positions:
-        return [*(NodeId(hook, index) for index in active.any(dim=0).nonzero()[:, 0].tolist()), NodeId(hook, None)]
-    first = subject.prompt.first
-    features = [NodeId(hook, index, position + first) for position, index in active.nonzero().tolist()]
-    return [*features, *(NodeId(hook, None, position + first) for position in range(subject.prompt.n_spliced))]

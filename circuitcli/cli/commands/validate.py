@@ -1,7 +1,9 @@
 """``circuit validate``."""
 
+from circuitcli.cli.console import console
 from circuitcli.cli.jobs import Call
 from circuitcli.cli.options import BEHAVIOUR, FILE, MODEL, RUN, SAE, SEED, Flag
+from circuitcli.cli.verdict import verdict
 
 FLAGS = (
     Flag("validate.graph", "--graph"),
@@ -10,6 +12,7 @@ FLAGS = (
     Flag("validate.at_least", "--at-least"),
     Flag("validate.baseline", "--baseline"),
     Flag("validate.errors", "--errors"),
+    Flag("validate.name", "--name"),
     *BEHAVIOUR,
     *SAE,
     *MODEL,
@@ -33,4 +36,6 @@ def validate(call: Call) -> None:
 
     made = stage.run(job.request)
     job.emit(made)
+    for line in verdict(made):
+        console.say(line)
     stage.check(made, job.request.settings)

@@ -1,0 +1,104 @@
+"""Scores in words: what a circuit keeps, what is left without it, and whether it beats its controls."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from circuitcli.records import Record, ScoreRecord
+
+# A circuit beats chance if at most this share of random circuits is as good.
+CHANCE = 0.025
+# How the random circuits of a control were drawn, which have as many nodes at each hook point and position.
+_CONTROLS = {
+    "faithfulness-random": "drawn from all nodes",
+    "faithfulness-random-active": "drawn from active features for active ones",
+}
+# What a share of the behaviour has to be, to be told as none or all of it.
+_NEAR = 0.005
+
+
+def verdict(made: Iterable[Record]) -> list[str]:
+    """Sentences about the scores of the last test; none if faithfulness was not measured."""
+    scores = [record for record in made if isinstance(record, ScoreRecord)]
+    judged = next((score for score in reversed(scores) if score.name == "faithfulness" and score.judged), None)
+    if judged is None:
+        return list(_of_pins(scores))
+    beside = {score.name: score for score in scores if score.errors == judged.errors and score.graph == judged.graph}
+    return [_kept(judged, beside), *_remarks(judged, beside), *_controls(judged, beside)]
+
+
+def _of_pins(scores: Sequence[ScoreRecord]) -> Iterator[str]:
+    """What ablating features does to the metric."""
+    for score in scores:
+        if score.name != "effect" or score.value == 0:
+            continue
+        error = "" if score.standard_error is None else f" ± {score.standard_error:.2g}"
+        way = "lowers" if score.value > 0 else "raises"
+        yield f"ablating them together {way} the metric by {abs(score.value):.4g}{error} {score.unit or ''}".rstrip()
+
+
+def _kept(judged: ScoreRecord, beside: dict[str, ScoreRecord]) -> str:
+    parts = [f"the circuit keeps {share(judged.value)} of the behaviour{_interval(judged)}"]
+    if (left := beside.get("completeness")) is not None:
+        parts.append(f"{share(left.value)} is left without it{_interval(left)} (lower is better)")
+    if (chance := beside.get("faithfulness-random")) is not None:
+        parts.append(f"matched random circuits keep {share(chance.value)}{_interval(chance)}")
+    return "; ".join(parts)
+
+
+def _remarks(judged: ScoreRecord, beside: dict[str, ScoreRecord]) -> Iterator[str]:
+    """What shares below none and above all of the behaviour mean, and what there was to keep."""
+    clean, empty = _extra(judged, "metric_clean"), _extra(judged, "metric_empty")
+    if clean is not None and empty is not None and clean < empty:
+        yield (
+            f"the metric is better with all nodes at their baseline ({empty:.3g}) than in the model ({clean:.3g}): "
+            "shares are of what the nodes take away"
+        )
+    if judged.value > 1 + _NEAR:
+        yield "more than 100 %: what the circuit leaves out works against the behaviour"
+    elif judged.value < -_NEAR:
+        yield "less than nothing: alone, the circuit's nodes work against the behaviour"
+    left = beside.get("completeness")
+    if left is not None and left.value > judged.value:
+        yield "more is left without the circuit than it keeps: most of the behaviour runs elsewhere"
+    if judged.n_prompts == 1:
+        yield "one prompt has no interval; --prompts FILE tests on more"
+
+
+def _controls(judged: ScoreRecord, beside: dict[str, ScoreRecord]) -> Iterator[str]:
+    for name, drawn in _CONTROLS.items():
+        if (chance := beside.get(name)) is not None and chance.rank is not None and chance.samples:
+            yield _rank(chance, drawn)
+    there = beside.get("faithfulness-positions")
+    if there is not None and there.value < 1 - _NEAR:
+        yield (
+            f"all {there.n_nodes:,} nodes at the circuit's own hook points and positions keep {share(there.value)}, "
+            f"its {judged.n_nodes:,} nodes {share(judged.value)}"
+        )
+
+
+def _rank(chance: ScoreRecord, drawn: str) -> str:
+    """Whether the circuit beats a control. A circuit that does not is said not to."""
+    rank, samples = chance.rank or 1, chance.samples or 1
+    if chance.overlap == 1:
+        return f"no control: all circuits of its shape {drawn} have the same nodes"
+    beats = "beats" if rank - 1 <= CHANCE * samples else "does NOT beat"
+    shared = "" if chance.overlap is None else f" (they have {share(chance.overlap)} of its nodes)"
+    return (
+        f"it {beats} circuits of its shape {drawn}, which keep {share(chance.value)}{_interval(chance)}: "
+        f"it is number {rank} of {samples + 1}{shared}"
+    )
+
+
+def _interval(score: ScoreRecord) -> str:
+    if score.low is None or score.high is None:
+        return ""
+    return f" [{share(score.low)}, {share(score.high)}]"
+
+
+def share(value: float) -> str:
+    """A share of the behaviour in per cent."""
+    return f"{100 * value:.0f} %".replace("-0 %", "0 %") if abs(value) < _NEAR else f"{100 * value:.0f} %"
+
+
+def _extra(score: ScoreRecord, name: str) -> float | None:
+    value = (score.model_extra or {}).get(name)
+    return value if isinstance(value, int | float) else None

@@ -1,0 +1,202 @@
+"""Pinned features ablated together: on prompts, or on whole blocks of the run's own text."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from circuitcli import graphs
+from circuitcli.errors import InputError, SettingsError
+from circuitcli.hookpoints import HookPoint, NodeId, parse_pins
+from circuitcli.progress import note
+from circuitcli.records import ActivationsRecord, Record, ScoreRecord, ShiftRecord
+from circuitcli.settings.graph import GraphSettings
+from circuitcli.stages.prompts import Example, asked_example, graph_example, read_prompts
+from circuitcli.stages.report import write_report
+from circuitcli.stages.request import Request, resumable
+from circuitcli.stages.saes import SaeSource, sae_sources
+from circuitcli.stages.trials import Bench, Plan
+
+if TYPE_CHECKING:
+    from circuitcli.validation.tally import JointAblation, Shift, Tally
+
+logger = logging.getLogger(__name__)
+
+NAME = "pins"
+
+
+def run(request: Request) -> list[Record]:
+    """The effect of the pinned features, and what changed most, measured now or before.
+
+    Raises SettingsError for what judges a circuit, InputError for pins that are not there or active nowhere.
+    """
+    plan = _plan(request).named()
+    return resumable(request, plan.entry, plan.fingerprint(), lambda resumes: _work(plan))
+
+
+def _plan(request: Request) -> Plan:
+    settings = request.settings
+    if settings.validation.at_least is not None:
+        raise SettingsError(
+            "validate --pin ablates features and has no faithfulness that --at-least could judge",
+            hint="leave one of them out",
+        )
+    pins, sources = pinned(request)
+    examples, metric = _behaviour(request)
+    return Plan(
+        request=request,
+        name=NAME,
+        graph=None,
+        nodes=tuple(NodeId(hook, index) for hook, indices in pins.items() for index in indices),
+        hooks=tuple(sorted(pins)),
+        sources=sources,
+        examples=examples,
+        metric=metric,
+        baseline=settings.validation.baseline or "zero",
+    )
+
+
+def pinned(request: Request) -> tuple[dict[HookPoint, tuple[int, ...]], dict[HookPoint, SaeSource]]:
+    """The pins by the hook points of SAEs, and the SAEs.
+
+    A layer without a site means its residual stream or, where no SAE is there, the only hook point of the layer that
+    has one: of SAEs that read what enters the block, `6:` is resid_pre.6. Raises InputError if there is no such SAE.
+    """
+    pins = parse_pins(request.settings.validation.pin)
+    layers = {hook.layer for hook in pins}
+    sources = sae_sources(request, stage="validate", layers=layers)
+    found = {hook: _place(hook, sources) for hook in pins}
+    return {found[hook]: indices for hook, indices in pins.items()}, sources
+
+
+def _place(hook: HookPoint, sources: dict[HookPoint, SaeSource]) -> HookPoint:
+    if hook in sources:
+        return hook
+    near = [other for other in sources if other.layer == hook.layer and other.site != "embed"]
+    if hook.site == "resid" and len(near) == 1:
+        note(f"the pins of layer {hook.layer} are features of {near[0]}, the only hook point there with an SAE")
+        return near[0]
+    there = " ".join(str(known) for known in sources)
+    raise InputError(f"no SAE at pinned hook point {hook}", hint=f"there are SAEs at {there}")
+
+
+def _behaviour(request: Request) -> tuple[tuple[Example, ...], GraphSettings]:
+    """Prompts and metric: those asked for; without a prompt none, for the run's own text and its cross-entropy; where
+    no text was collected those of the last graph."""
+    settings = request.settings
+    if settings.validation.prompts:
+        return read_prompts(settings.validation.prompts, chat=settings.graph.chat), settings.graph
+    if (asked := asked_example(settings.graph)) is not None:
+        return (asked,), settings.graph
+    chosen = settings.graph.metric if "metric" in settings.graph.model_fields_set else None
+    if request.records.of(ActivationsRecord):
+        if chosen not in ("cross-entropy", None):
+            raise SettingsError(
+                f"on the run's own text pins are judged by cross-entropy, not by {chosen}",
+                hint="add --prompt TEXT, or leave --metric out",
+            )
+        return (), settings.graph.model_copy(update={"metric": "cross-entropy"})
+    made = graphs.from_records(request.records)
+    if not made:
+        raise SettingsError(
+            "validate --pin has no prompt, and the run no text", hint="add --prompt TEXT, or run `circuit collect`"
+        )
+    head = made[-1].head
+    note(f"the pins are ablated on the prompt of graph {head.name}; --prompt names another")
+    return (graph_example(made[-1]),), settings.graph.model_copy(update={"metric": chosen or head.metric})
+
+
+def _work(plan: Plan) -> tuple[list[Record], dict[str, Any]]:
+    from circuitcli.validation.tally import Tally
+
+    bench = Bench.of(plan)
+    top = plan.request.settings.validation.top
+    tally = Tally(plan.nodes, bench.later, bench.language_model.tokenizer, top=top)
+    facts = _on_prompts(bench, tally) if plan.examples else _on_text(bench, tally)
+    joint = tally.result()
+    about = plan.about(path=f"reports/{plan.name}.json", what="ablated together", **facts)
+    effect = ScoreRecord(name="effect", value=joint.effect, standard_error=joint.standard_error, **about)
+    made = [effect, *_shifts(plan, joint)]
+    write_report(
+        plan,
+        prompts=[asdict(example) for example in plan.examples],
+        scores=[effect.model_dump(exclude_none=True)],
+        ablated_together=asdict(joint),
+    )
+    return made, {}
+
+
+def _on_prompts(bench: Bench, tally: "Tally") -> dict[str, Any]:
+    """Ablate on each prompt. Raises InputError if no pin is active in any."""
+    from circuitcli.progress import track
+    from circuitcli.validation.pinned import Activity
+
+    plan, activity, unit = bench.plan, Activity(bench.plan.nodes), ""
+    cases = track(bench.cases(), "prompts", total=len(plan.examples), unit="prompts")
+    for example, case in zip(plan.examples, cases, strict=True):
+        if not unit:
+            bench.warn_of_misfits(case)
+        activity.see(case)
+        unit = case.subject.metric.unit
+        tally.add(case, example.prompt)
+    where = "in the prompt" if len(plan.examples) == 1 else f"in the {len(plan.examples)} prompts"
+    _check_active(plan, activity.silent, where, activity.alive)
+    return {"n_prompts": len(plan.examples), "unit": unit}
+
+
+def _on_text(bench: Bench, tally: "Tally") -> dict[str, Any]:
+    """Ablate in blocks of the run's text, last ones first: training holds these out. Raises as `_on_prompts`."""
+    from circuitcli.progress import task
+    from circuitcli.stages.graphing import take_baseline
+    from circuitcli.validation.pinned import Activity, pieces
+
+    plan, activity = bench.plan, Activity(bench.plan.nodes)
+    wanted = plan.request.settings.validation.sequences
+    n_blocks, n_active, n_tokens, shared = 0, 0, 0, None
+    with task("text", total=wanted, unit="blocks") as advance:
+        for piece in pieces(plan.request.run.path / "activations", bench.language_model, bench.spliced):
+            baseline = shared or take_baseline(
+                plan.request, plan.baseline, piece.subject, bench.language_model, plan.metric
+            )
+            shared = baseline if plan.baseline in ("zero", "mean") else None
+            case = piece.case(baseline, plan.nodes)
+            if n_blocks == 0:
+                bench.warn_of_misfits(case)
+            n_blocks, n_tokens = n_blocks + 1, n_tokens + piece.n_tokens
+            if activity.see(case, piece.has_row):
+                tally.add_text(case, piece.has_row)
+                n_active += 1
+                advance()
+            else:
+                tally.add_unchanged()
+            if n_active == wanted:
+                break
+    _check_active(plan, activity.silent, f"on {n_tokens:,} tokens of the run's text", activity.alive)
+    return {"n_blocks": n_blocks, "n_active_blocks": n_active, "n_tokens": n_tokens, "unit": "nats"}
+
+
+def _check_active(plan: Plan, silent: Sequence[NodeId], where: str, alive: Sequence[NodeId]) -> None:
+    """Raise InputError if none of the pins differs from its baseline anywhere; say of single ones that they do not."""
+    names = " ".join(node.feature for node in silent[:12]) + (" ..." if len(silent) > 12 else "")
+    if len(silent) == len(plan.nodes):
+        some = " ".join(node.feature for node in alive)
+        raise InputError(
+            f"nothing to ablate: {names} {'is' if len(silent) == 1 else 'are'} active nowhere {where}",
+            hint=f"active there: {some}" if some else "pin other features, or give a --prompt in which they are active",
+        )
+    if silent:
+        logger.warning("%s: active nowhere %s, so this adds nothing to the effect", names, where)
+
+
+def _shifts(plan: Plan, joint: "JointAblation") -> Iterator[ShiftRecord]:
+    """What changed most, for people and for pipes."""
+    kinds: tuple[tuple[str, Sequence[Shift], str], ...] = (
+        ("token", joint.tokens, "probability"),
+        ("context", joint.contexts, "probability"),
+        ("feature", joint.features, "activation"),
+    )
+    for of, shifts, unit in kinds:
+        for shift in shifts:
+            yield ShiftRecord(
+                of=of, name=shift.name, clean=shift.clean, ablated=shift.ablated, unit=unit, graph=plan.name
+            )

@@ -1,0 +1,15 @@
+"""Reports: all that a test found, in one file of the run."""
+
+import json
+from typing import Any
+
+from circuitcli.runs import atomic
+from circuitcli.stages.trials import Plan
+
+
+def write_report(plan: Plan, **found: Any) -> None:
+    """Write what was tested and what was found."""
+    about = {"graph": plan.graph or plan.name, "nodes": [str(node) for node in plan.nodes], "ablation": plan.baseline}
+    with atomic(plan.report) as stream:
+        json.dump({**about, **found}, stream, indent=1, ensure_ascii=False)
+        stream.write("\n")

@@ -1,0 +1,107 @@
+"""Where pinned features are active, and the run's own text, block by block, as something to ablate them in."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from circuitcli.activations.cache import ActivationCache, TokenBlock
+from circuitcli.attribution.baselines import Baseline
+from circuitcli.attribution.metrics import MinusCrossEntropy
+from circuitcli.attribution.prompts import Prompt
+from circuitcli.attribution.subject import Subject, fitted, subject_of
+from circuitcli.hookpoints import HookPoint, NodeId
+from circuitcli.models.loading import LanguageModel
+from circuitcli.models.partial import clean_pass
+from circuitcli.saes.base import SparseAutoencoder, strongest
+from circuitcli.validation.circuits import check_node
+from circuitcli.validation.scores import Case
+
+# A feature that is active less often than that is not looked for.
+MOST_TOKENS = 2**16
+# Active features that are named where a pinned one is silent.
+_NAMED = 12
+
+
+class Activity:
+    """Which pinned features differ from their baseline anywhere in what was seen so far."""
+
+    def __init__(self, nodes: Sequence[NodeId]) -> None:
+        self.nodes = tuple(nodes)
+        self._found: set[NodeId] = set()
+        self.alive: tuple[NodeId, ...] = ()
+
+    def see(self, case: Case, where: Bool[Tensor, " position"] | None = None) -> bool:
+        """Look at a case, at these of the positions that carry nodes; returns whether a pin differs there.
+
+        Raises InputError for a feature that its SAE lacks.
+        """
+        here = {node for node in self.nodes if self._differs(case, node, where)}
+        self._found |= here
+        self.alive = _most_active(case.subject)
+        return bool(here)
+
+    def _differs(self, case: Case, node: NodeId, where: Tensor | None) -> bool:
+        check_node(case.subject, node)
+        codes = case.subject.coded[node.hook].codes[0, :, node.index]
+        absent = case.baseline[node.hook].codes[0, :, node.index].expand_as(codes)
+        different = codes != absent
+        return bool((different if where is None else different[where.to(different.device)]).any())
+
+    @property
+    def silent(self) -> list[NodeId]:
+        """The pins that differ nowhere."""
+        return [node for node in self.nodes if node not in self._found]
+
+
+def _most_active(subject: Subject) -> tuple[NodeId, ...]:
+    """The features of the first hook point that are furthest from zero."""
+    hook = subject.hooks[0]
+    sizes = strongest(subject.coded[hook].codes[0]).abs()
+    largest = sizes.topk(min(_NAMED, len(sizes)))
+    pairs = zip(largest.values.tolist(), largest.indices.tolist(), strict=True)
+    return tuple(NodeId(hook, index) for size, index in pairs if size > 0)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A block of the run's text, run once; ``has_row`` tells at which positions behind BOS there is a token of the
+    text, not a separator."""
+
+    subject: Subject
+    has_row: Bool[Tensor, " position"]
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of the text."""
+        return int(self.has_row.sum())
+
+    def case(self, baseline: Baseline, nodes: Sequence[NodeId]) -> Case:
+        """Something to test nodes on; its metric is minus the cross-entropy."""
+        return Case(self.subject, baseline, tuple(nodes))
+
+
+def pieces(folder: Path, language_model: LanguageModel, saes: Mapping[HookPoint, SparseAutoencoder]) -> Iterator[Piece]:
+    """The blocks of the cached text, the last first, as training holds the last ones out; at most 65,536 tokens."""
+    cache = ActivationCache(folder, ())
+    prepared = {hook: fitted(sae, language_model.adapter) for hook, sae in saes.items()}
+    blocks = list(cache.blocks(max(0, cache.n_tokens - MOST_TOKENS), cache.n_tokens))
+    for block in reversed(blocks):
+        if len(block.ids) > 1:
+            yield _piece(block, language_model, prepared)
+
+
+def _piece(block: TokenBlock, language_model: LanguageModel, saes: Mapping[HookPoint, SparseAutoencoder]) -> Piece:
+    adapter, tokenizer = language_model.adapter, language_model.tokenizer
+    first = tokenizer.n_bos(block.ids)
+    ids = torch.tensor([block.ids], device=adapter.device)
+    prompt = Prompt("", ids, tuple(tokenizer.token_strings(block.ids)), first)
+    subject = subject_of(
+        adapter, saes, prompt, clean_pass(adapter, ids, tuple(saes)), MinusCrossEntropy("cross-entropy", "nats", ids)
+    )
+    has_row = torch.zeros(len(block.ids), dtype=torch.bool)
+    has_row[block.positions] = True
+    return Piece(subject, has_row[first:])

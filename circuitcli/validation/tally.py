@@ -1,0 +1,168 @@
+"""What taking nodes away did, over several prompts or pieces of text: the metric, the next token, later features."""
+
+import heapq
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from circuitcli.hookpoints import HookPoint, NodeId
+from circuitcli.models.tokenizer import Tokenizer
+from circuitcli.saes.base import SparseAutoencoder
+from circuitcli.validation.ablation import Without, without
+from circuitcli.validation.scores import Case
+
+# Tokens in front of a token that tell where in the text it is.
+_CONTEXT = 8
+
+
+@dataclass(frozen=True)
+class Shift:
+    """One number before and after the ablation."""
+
+    name: str
+    clean: float
+    ablated: float
+
+    @property
+    def change(self) -> float:
+        """Ablated minus clean."""
+        return self.ablated - self.clean
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the ablation did to one prompt; tokens are next-token probabilities at its end."""
+
+    prompt: str
+    effect: float
+    tokens: tuple[Shift, ...]
+
+
+@dataclass(frozen=True)
+class JointAblation:
+    """What ablating all nodes together did; ``effect`` is m(clean) - m(ablated), the mean over prompts or blocks.
+
+    metric_clean, metric_ablated: means over what was run; of blocks, those in which a node differs from its baseline.
+    tokens: next-token probabilities at the end of the first prompt; contexts: probabilities of the text's own tokens,
+    where those changed most; features: activations of later hook points, the largest over positions, the mean over
+    prompts or over the blocks in which something was ablated.
+    """
+
+    effect: float
+    standard_error: float | None
+    metric_clean: float
+    metric_ablated: float
+    tokens: tuple[Shift, ...]
+    features: tuple[Shift, ...]
+    prompts: tuple[Told, ...] = ()
+    contexts: tuple[Shift, ...] = ()
+
+
+class Tally:
+    """Ablates the nodes in one case after the other, and adds up; the ``top`` largest changes are listed."""
+
+    def __init__(
+        self, nodes: Sequence[NodeId], later: Mapping[HookPoint, SparseAutoencoder], tokenizer: Tokenizer, *, top: int
+    ) -> None:
+        self.nodes, self.later, self.tokenizer, self.top = tuple(nodes), later, tokenizer, top
+        self.clean: list[float] = []
+        self.ablated: list[float] = []
+        self._told: list[Told] = []
+        self._before: dict[HookPoint, Tensor] = {}
+        self._after: dict[HookPoint, Tensor] = {}
+        self._n_measured = 0
+        self._contexts: list[tuple[float, int, Shift]] = []
+
+    def add(self, case: Case, prompt: str) -> None:
+        """A prompt, of which the next token counts."""
+        subject = case.subject
+        run = self._run(case, None)
+        tokens = _token_shifts(subject.clean.logits[0, -1], run.logits[-1], self.tokenizer, self.top)
+        self._told.append(Told(prompt, subject.metric_clean - run.metric, tokens))
+
+    def add_text(self, case: Case, where: Bool[Tensor, " position"]) -> None:
+        """A piece of text, of which all tokens count; nodes are ablated at these positions."""
+        run = self._run(case, where)
+        for shift in _context_shifts(case, run, self.tokenizer, self.top):
+            heapq.heappush(self._contexts, (abs(shift.change), -len(self._contexts), shift))
+        self._contexts = heapq.nlargest(self.top, self._contexts)
+
+    def add_unchanged(self) -> None:
+        """A piece of text in which the nodes are at baseline anyway, so that nothing changes."""
+        self.clean.append(float("nan"))
+        self.ablated.append(float("nan"))
+
+    def _run(self, case: Case, where: Tensor | None) -> Without:
+        run = without(case.subject, self.nodes, case.baseline, later=self.later, where=where)
+        self.clean.append(case.subject.metric_clean)
+        self.ablated.append(run.metric)
+        self._n_measured += 1
+        for total, part in ((self._before, run.before), (self._after, run.after)):
+            for hook, values in part.items():
+                total[hook] = total[hook] + values if hook in total else values.clone()
+        return run
+
+    def result(self) -> JointAblation:
+        """All of it."""
+        clean, ablated = torch.tensor([self.clean, self.ablated], dtype=torch.float64)
+        effects = (clean - ablated).nan_to_num(0.0)
+        count = len(effects)
+        return JointAblation(
+            effect=float(effects.mean()),
+            standard_error=float(effects.std() / count**0.5) if count > 1 else None,
+            metric_clean=float(clean.nanmean()),
+            metric_ablated=float(ablated.nanmean()),
+            tokens=self._told[0].tokens if self._told else (),
+            features=self._feature_shifts(),
+            prompts=tuple(self._told),
+            contexts=tuple(shift for _, _, shift in sorted(self._contexts, reverse=True)),
+        )
+
+    def _feature_shifts(self) -> tuple[Shift, ...]:
+        taken = {(node.hook, node.index) for node in self.nodes}
+        shifts: list[Shift] = []
+        for hook, total in self._before.items():
+            before, after = total / self._n_measured, self._after[hook] / self._n_measured
+            largest = (after - before).abs().topk(min(self.top + len(taken), before.numel())).indices.tolist()
+            shifts += [
+                Shift(str(NodeId(hook, index)), float(before[index]), float(after[index]))
+                for index in largest
+                if (hook, index) not in taken and before[index] != after[index]
+            ]
+        return tuple(sorted(shifts, key=lambda shift: -abs(shift.change))[: self.top])
+
+
+def _token_shifts(
+    clean: Float[Tensor, " vocab"], ablated: Float[Tensor, " vocab"], tokenizer: Tokenizer, top: int
+) -> tuple[Shift, ...]:
+    before, after = clean.float().softmax(dim=-1), ablated.float().softmax(dim=-1)
+    largest = (after - before).abs().topk(min(top, before.numel())).indices.tolist()
+    names = tokenizer.token_strings(largest)
+    return tuple(
+        Shift(name, float(before[index]), float(after[index])) for name, index in zip(names, largest, strict=True)
+    )
+
+
+def _context_shifts(case: Case, run: Without, tokenizer: Tokenizer, top: int) -> list[Shift]:
+    """The tokens of a text whose own probability changed most, with the tokens in front of each."""
+    prompt = case.subject.prompt
+    following = prompt.ids[0, 1:, None]
+    before, after = (
+        logits[:-1].float().softmax(dim=-1).gather(1, following)[:, 0]
+        for logits in (case.subject.clean.logits[0], run.logits)
+    )
+    largest = (after - before).abs().topk(min(top, before.numel())).indices.tolist()
+    names = {
+        place: "".join(tokenizer.token_strings(prompt.ids[0, max(0, place + 1 - _CONTEXT) : place + 1].tolist()))
+        + " → "
+        + tokenizer.token_strings(prompt.ids[0, place + 1 : place + 2].tolist())[0]
+        for place in largest
+    }
+    return [
+        Shift(names[place], float(before[place]), float(after[place]))
+        for place in largest
+        if before[place] != after[place]
+    ]
