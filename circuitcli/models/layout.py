@@ -1,8 +1,10 @@
 """Where the parts of a decoder-only language model are, as names of modules."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -25,24 +27,54 @@ GATED_MLP = MlpLayout("mlp.up_proj", "mlp.down_proj", "mlp.act_fn", gate="mlp.ga
 
 @dataclass(frozen=True)
 class Layout:
-    """Module paths: the first three from the model, the others from a block.
+    """Module paths: embedding, blocks and final_norm from the model, the others from a block; None where there is none.
 
-    attn_out and mlp_out name the modules whose output is added to the residual stream (in Gemma 2: the post-norms).
-    norm_offset is what norms add to their weight before multiplying (1 in Gemma, else 0). mlp is None where the parts
-    of the MLP are not known.
+    attention and feed_forward name what reads attn_in and mlp_in, attn_norm and mlp_norm the norms whose output that is
+    (None where the stream is read as it is), attn_out and mlp_out the modules whose output, times attn_scale and
+    mlp_scale, is added to the residual stream (in Gemma 2: the post-norms). norm_offset is what norms add to their
+    weight before multiplying (1 in Gemma, else 0). mlp is None where the parts of the MLP are not known. mixer says
+    what the block has in place of attention, such as mamba.
     """
 
     family: str
     embedding: str
     blocks: str
-    final_norm: str
-    attn_norm: str
-    attn_out: str
-    mlp_norm: str
-    mlp_out: str
+    final_norm: str | None
+    attn_norm: str | None
+    attn_out: str | None
+    mlp_norm: str | None
+    mlp_out: str | None
+    attention: str | None
+    feed_forward: str | None
+    attn_scale: float = 1.0
+    mlp_scale: float = 1.0
     is_parallel: bool = False
     norm_offset: float = 0.0
     mlp: MlpLayout | None = None
+    mixer: str | None = None
+
+    def lacks(self, site: str) -> str | None:
+        """Why a block has no such hook point; None if it has."""
+        if site in ("attn_in", "attn") and (self.attention is None or self.mixer is not None):
+            return "this block has no attention" + (f" but {self.mixer}" if self.mixer else " that is known")
+        if site in ("mlp_in", "mlp") and self.feed_forward is None:
+            return "this block has no MLP that is known"
+        if site != "resid_mid":
+            return None
+        if self.is_parallel:
+            return "attention and MLP read the same stream in this model's blocks"
+        return None if self.attention and self.feed_forward else "this block has no two parts that are known"
+
+
+def text_config(model: PreTrainedModel) -> Any:
+    """The configuration of the language model; models that see or hear too have it inside their own."""
+    return model.config.get_text_config(decoder=True)
+
+
+def decoder_path(model: PreTrainedModel) -> str:
+    """Where the stack of decoder blocks is, with its embedding and final norm."""
+    decoder = model.get_decoder()
+    return next((name for name, module in model.named_modules() if module is decoder), "")
 
 
 def submodule(module: nn.Module, path: str) -> nn.Module | None:

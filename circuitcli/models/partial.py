@@ -122,12 +122,9 @@ def run_blocks(
     """The residual after blocks start .. stop - 1, from the residual before block ``start``."""
     for layer in range(start, adapter.n_layers if stop is None else stop):
         args, kwargs = clean.arguments[layer]
-        rows = residual.shape[0]
-        output = adapter.blocks[layer](
-            residual,
-            *(_expanded(value, rows) for value in args),
-            **{name: _expanded(value, rows) for name, value in kwargs.items()},
-        )
+        if clean.input_ids.shape[0] == 1 and residual.shape[0] > 1:
+            args, kwargs = expanded((args, kwargs), rows=residual.shape[0], axes=adapter.findings.axes_of(layer))
+        output = adapter.blocks[layer](residual, *args, **kwargs)
         residual = output[0] if isinstance(output, tuple) else output
     return residual.to(adapter.device)
 
@@ -164,9 +161,46 @@ def _from_embedding(adapter: ModelAdapter, clean: BlockPass, rows: int) -> Tenso
     return read(adapter, ids, None if mask is None else mask.expand(rows, -1), [last])[last]
 
 
-def _expanded(value: Any, rows: int) -> Any:
-    if isinstance(value, Tensor) and value.ndim > 1 and value.shape[0] == 1:
-        return value.expand(rows, *value.shape[1:])
-    if isinstance(value, tuple):
-        return tuple(_expanded(item, rows) for item in value)
-    return value
+def expanded(arguments: Any, *, rows: int, axes: Mapping[str, int]) -> Any:
+    """What a block got beside the residual of one text, for several copies of it.
+
+    axes: which axis of a tensor grows with the texts, by its path in the arguments. Of tensors that it does not name
+    the first axis does, if it is one of several and has size 1.
+    """
+
+    def of(value: Any, path: str) -> Any:
+        if isinstance(value, Tensor):
+            return _repeated(value, rows, axes.get(path, 0 if value.ndim > 1 and value.shape[0] == 1 else None))
+        if isinstance(value, tuple | list):
+            return type(value)(of(item, f"{path}.{number}") for number, item in enumerate(value))
+        if isinstance(value, dict):
+            return {name: of(item, f"{path}.{name}") for name, item in value.items()}
+        return value
+
+    return of(arguments, "")
+
+
+def _repeated(value: Tensor, rows: int, axis: int | None) -> Tensor:
+    if axis is None:
+        return value
+    sizes = [1 if number != axis else rows for number in range(value.ndim)]
+    # Views where they can be: masks of long texts are large.
+    return value.expand([-1 if n == 1 else n for n in sizes]) if value.shape[axis] == 1 else value.repeat(sizes)
+
+
+def growing_axes(one: Any, several: Any, *, rows: int) -> dict[str, int]:
+    """Axes for `expanded`: those by which a block's arguments for several texts differ from those for one."""
+    sizes, found = _shapes(several, ""), {}
+    for path, shape in _shapes(one, "").items():
+        wide = sizes.get(path, shape)
+        grown = [axis for axis, size in enumerate(shape) if len(wide) == len(shape) and wide[axis] == rows * size]
+        if grown and wide != shape:
+            found[path] = grown[0]
+    return found
+
+
+def _shapes(value: Any, path: str) -> dict[str, tuple[int, ...]]:
+    if isinstance(value, Tensor):
+        return {path: tuple(value.shape)}
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, tuple | list) else ()
+    return {name: shape for key, item in items for name, shape in _shapes(item, f"{path}.{key}").items()}

@@ -15,9 +15,6 @@ from circuitcli.models.adapter import ModelAdapter
 
 Callback = Callable[[Tensor], Tensor | None]
 
-# Where a site's activation passes: the part of the block whose output it is.
-OUTPUT_OF = {"attn_in": "attn_norm", "attn": "attn_out", "mlp_in": "mlp_norm", "mlp": "mlp_out"}
-
 
 class _Stop(Exception):
     """Ends a forward pass whose remaining part is not needed."""
@@ -28,11 +25,19 @@ def tapped(adapter: ModelAdapter, callbacks: Mapping[HookPoint, Callback]) -> It
     """While this is open, each callback sees its hook point's activation (batch, position, d_model).
 
     A tensor that it returns replaces the activation; None keeps it. Hook points of one place are served in model order.
-    Raises SettingsError for a hook point that the model lacks.
+    Raises SettingsError for a hook point that the model lacks, or that is not what its name says.
     """
+    for hook in callbacks:
+        adapter.check(hook)
+    with attached(adapter, callbacks):
+        yield
+
+
+@contextmanager
+def attached(adapter: ModelAdapter, callbacks: Mapping[HookPoint, Callback]) -> Iterator[None]:
+    """`tapped` for hook points of which it is not yet known whether they are what their names say."""
     with ExitStack() as stack:
         for hook in sorted(callbacks):
-            adapter.check(hook)
             for handle in _register(adapter, hook, _on_one_device(adapter, callbacks[hook])):
                 stack.callback(handle.remove)
         yield
@@ -49,56 +54,124 @@ def _on_one_device(adapter: ModelAdapter, callback: Callback) -> Callback:
 
 
 def _register(adapter: ModelAdapter, hook: HookPoint, callback: Callback) -> list[RemovableHandle]:
+    copies = hook.site in adapter.findings.edited
     if hook.site == "embed":
-        return [adapter.embedding.register_forward_hook(_on_output(callback))]
+        return [adapter.embedding.register_forward_hook(_on_output(callback, copies=copies))]
     block = adapter.blocks[hook.layer]
     if hook.site == "resid_pre":
-        return [block.register_forward_pre_hook(_on_input(callback), with_kwargs=True)]
+        return [block.register_forward_pre_hook(_on_input(callback, copies=copies), with_kwargs=True)]
     if hook.site == "resid":
-        return [block.register_forward_hook(_on_output(callback))]
-    if hook.site == "resid_mid":
-        return _register_middle(adapter, hook.layer, callback)
-    return [adapter.module(hook.layer, OUTPUT_OF[hook.site]).register_forward_hook(_on_output(callback))]
-
-
-def _register_middle(adapter: ModelAdapter, layer: int, callback: Callback) -> list[RemovableHandle]:
-    """The stream between attention and MLP is no module's output: it is rebuilt as block input plus attention output,
-    and a change of it travels on as a change of the attention output."""
+        return [block.register_forward_hook(_on_output(callback, copies=copies))]
     # Several threads may run the model at once.
     entering = threading.local()
+    handles = []
+    if hook.site == "resid_mid" or hook.site in adapter.findings.flat:
+        handles.append(block.register_forward_pre_hook(_on_input(_remembering(entering)), with_kwargs=True))
+    if hook.site == "resid_mid":
+        callback = _middle(callback, entering)
+    return [*handles, _register_inside(adapter, hook, callback, entering)]
 
+
+def _register_inside(
+    adapter: ModelAdapter, hook: HookPoint, callback: Callback, entering: threading.local
+) -> RemovableHandle:
+    """A tap at what attention or MLP read, or at what they add to the stream."""
+    layout, is_attention = adapter.layouts[hook.layer], hook.site in ("attn_in", "attn", "resid_mid")
+    # The middle of the stream is reached by way of what attention adds.
+    site = "attn" if hook.site == "resid_mid" else hook.site
+    copies = site in adapter.findings.edited
+    if site in adapter.findings.flat:
+        callback = _unflattened(callback, entering)
+    if site in ("attn_in", "mlp_in"):
+        module = adapter.module(hook.layer, "attention" if is_attention else "feed_forward")
+        return module.register_forward_pre_hook(_on_input(callback, copies=copies), with_kwargs=True)
+    scale = layout.attn_scale if is_attention else layout.mlp_scale
+    module = adapter.module(hook.layer, "attn_out" if is_attention else "mlp_out")
+    return module.register_forward_hook(_on_output(_scaled(callback, scale), copies=copies))
+
+
+def _remembering(entering: threading.local) -> Callback:
     def remember(residual: Tensor) -> None:
         entering.residual = residual
+
+    return remember
+
+
+def _middle(callback: Callback, entering: threading.local) -> Callback:
+    """The stream between attention and MLP is no module's output: it is rebuilt as block input plus attention output,
+    and a change of it travels on as a change of the attention output."""
 
     def change(attention: Tensor) -> Tensor | None:
         middle = entering.residual + attention
         changed = callback(middle)
         return None if changed is None else attention + (changed - middle)
 
-    return [
-        adapter.blocks[layer].register_forward_pre_hook(_on_input(remember), with_kwargs=True),
-        adapter.module(layer, "attn_out").register_forward_hook(_on_output(change)),
-    ]
+    return change
 
 
-def _on_output(callback: Callback) -> Callable[[nn.Module, Any, Any], Any]:
+def _scaled(callback: Callback, scale: float) -> Callback:
+    """For a module whose output is multiplied before it is added to the stream."""
+    if scale == 1.0:
+        return callback
+
+    def change(output: Tensor) -> Tensor | None:
+        changed = callback(output * scale)
+        return None if changed is None else changed / scale
+
+    return change
+
+
+def _unflattened(callback: Callback, entering: threading.local) -> Callback:
+    """For a module that sees batch and position in one axis."""
+
+    def change(rows: Tensor) -> Tensor | None:
+        changed = callback(rows.view(entering.residual.shape))
+        return None if changed is None else changed.reshape(rows.shape)
+
+    return change
+
+
+def _on_output(callback: Callback, *, copies: bool = False) -> Callable[[nn.Module, Any, Any], Any]:
+    """copies: what goes on is a copy, since the model changes it in place and the callback may keep what it saw."""
+
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
-        if isinstance(output, tuple):
-            changed = callback(output[0])
-            return None if changed is None else (changed, *output[1:])
-        return callback(output)
+        first = output[0] if isinstance(output, tuple) else output
+        changed = callback(first)
+        if copies:
+            changed = (first if changed is None else changed).clone()
+        return (changed, *output[1:]) if isinstance(output, tuple) and changed is not None else changed
 
     return hook
 
 
-def _on_input(callback: Callback) -> Callable[[nn.Module, Any, Any], Any]:
+def _on_input(
+    callback: Callback, *, copies: bool = False
+) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        changed = callback(args[0] if args else kwargs["hidden_states"])
+        first, name = given(args, kwargs), None if args else _residual_name(kwargs)
+        assert first is not None
+        changed = callback(first)
+        if copies:
+            changed = (first if changed is None else changed).clone()
         if changed is None:
             return None
-        return ((changed, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": changed})
+        return ((changed, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: changed})
 
     return hook
+
+
+def _residual_name(kwargs: Mapping[str, Any]) -> str | None:
+    """The keyword by which a module is given the activation that it works on: the first."""
+    if "hidden_states" in kwargs:
+        return "hidden_states"
+    return next((name for name, value in kwargs.items() if isinstance(value, Tensor)), None)
+
+
+def given(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """The activation that a module works on, from what it is called with; None if it is given no tensor first."""
+    name = None if args else _residual_name(kwargs)
+    found = args[0] if args else kwargs[name] if name else None
+    return found if isinstance(found, Tensor) else None
 
 
 @contextmanager
@@ -107,7 +180,8 @@ def block_arguments(adapter: ModelAdapter) -> Iterator[list[tuple[tuple[Any, ...
     seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen.append((args[1:], {name: value for name, value in kwargs.items() if name != "hidden_states"}))
+        residual = None if args else _residual_name(kwargs)
+        seen.append((args[1:], {name: value for name, value in kwargs.items() if name != residual}))
 
     handles = [block.register_forward_pre_hook(hook, with_kwargs=True) for block in adapter.blocks]
     try:

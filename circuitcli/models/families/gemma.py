@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from transformers import PreTrainedModel
 
-from circuitcli.models.layout import GATED_MLP, Layout
+from circuitcli.models.layout import GATED_MLP, Layout, decoder_path, text_config
 
 FIRST = frozenset({"gemma"})
 LATER = frozenset({"gemma2", "gemma3_text"})
@@ -12,21 +12,24 @@ LATER = frozenset({"gemma2", "gemma3_text"})
 
 def layout(model: PreTrainedModel) -> Layout | None:
     """Where Gemma's parts are; None for other families."""
-    if model.config.model_type not in FIRST | LATER:
+    kind, decoder = text_config(model).model_type, decoder_path(model)
+    if kind not in FIRST | LATER:
         return None
     first = Layout(
         family="gemma",
-        embedding="model.embed_tokens",
-        blocks="model.layers",
-        final_norm="model.norm",
+        embedding=f"{decoder}.embed_tokens",
+        blocks=f"{decoder}.layers",
+        final_norm=f"{decoder}.norm",
         attn_norm="input_layernorm",
         attn_out="self_attn",
         mlp_norm="post_attention_layernorm",
         mlp_out="mlp",
+        attention="self_attn",
+        feed_forward="mlp",
         norm_offset=1.0,
         mlp=GATED_MLP,
     )
-    if model.config.model_type in FIRST:
+    if kind in FIRST:
         return first
     return replace(
         first,

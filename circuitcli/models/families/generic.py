@@ -1,66 +1,130 @@
-"""Any other decoder-only model: its parts are guessed from its structure, and the guess is said aloud and checked."""
+"""Any other decoder-only model: its parts are guessed from its structure; `placing` and `checking` run the guess."""
 
-import logging
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from circuitcli.errors import InputError
-from circuitcli.models.layout import Layout
+from circuitcli.models.layout import Layout, text_config
 from circuitcli.models.offloading import weights_at_hand
 
-logger = logging.getLogger(__name__)
-
 ATTENTION = ("self_attn", "attn", "attention", "self_attention")
-MLP = ("mlp", "feed_forward", "ffn", "ff")
+MLP = ("mlp", "feed_forward", "ffn", "ff", "mlp_block", "block_sparse_moe")
+# What some models have in place of attention, in some or all of their blocks.
+MIXERS = ("mamba", "linear_attn", "conv", "temporal_block", "mixer")
+# An MLP whose two projections are parts of the block itself.
+PROJECTIONS = ("fc1", "fc2")
+# How blocks call what they multiply by before they add it to the stream.
+MULTIPLIERS = ("residual_multiplier", "residual_scale")
 
 
-def layout(model: PreTrainedModel) -> Layout:
-    """A guess at where the parts are. Raises InputError if the model shows no stack of decoder blocks."""
-    blocks = _blocks(model)
-    block = next(model.get_submodule(blocks).children())
-    parent = model.get_submodule(blocks.rpartition(".")[0]) if "." in blocks else model
-    attention, mlp = _child(block, ATTENTION), _child(block, MLP)
-    norms = [name for name, child in block.named_children() if _is_norm(child)]
-    final = [name for name, child in parent.named_children() if _is_norm(child)]
-    if attention is None or mlp is None or not norms or not final:
-        raise _unknown(model, f"its block {type(block).__name__} has parts {[n for n, _ in block.named_children()]}")
-    prefix = blocks.rpartition(".")[0]
-    guess = Layout(
+def layouts(model: PreTrainedModel) -> tuple[Layout, ...]:
+    """A guess at where the parts of each block are.
+
+    Raises InputError if the model shows no stack of decoder blocks, or one without attention.
+    """
+    path = blocks_path(model)
+    stack = list(model.get_submodule(path).children())
+    prefix = path.rpartition(".")[0]
+    parent, width = model.get_submodule(prefix), text_config(model).hidden_size
+    final = [name for name, child in parent.named_children() if is_norm(child) and _width(child) in (None, width)]
+    if not any("attention" in type(module).__name__.lower() for block in stack for module in block.modules()):
+        parts = " ".join(name for name, _ in stack[0].named_children())
+        raise unknown(model, f"none of its blocks has attention; those of {type(stack[0]).__name__} have {parts}")
+    whole = Layout(
         family="generic",
         embedding=_path(model, model.get_input_embeddings()),
-        blocks=blocks,
-        final_norm=".".join(part for part in (prefix, final[-1]) if part),
-        attn_norm=norms[0],
-        attn_out=attention,
-        mlp_norm=norms[1] if len(norms) > 1 else norms[0],
-        mlp_out=mlp,
-        is_parallel=_is_parallel(model, len(norms)),
-        norm_offset=_norm_offset(parent.get_submodule(final[-1])),
+        blocks=path,
+        final_norm=".".join(part for part in (prefix, final[-1]) if part) if final else None,
+        attn_norm=None,
+        attn_out=None,
+        mlp_norm=None,
+        mlp_out=None,
+        attention=None,
+        feed_forward=None,
+        norm_offset=norm_offset(parent.get_submodule(final[-1])) if final else 0.0,
     )
-    logger.warning("model type %s is not known; guessed from its structure: %s", model.config.model_type, guess)
-    return guess
+    uses = Counter(id(part) for block in stack for part in block.modules())
+    return tuple(_block_layout(model, whole, block, uses) for block in stack)
 
 
-def _blocks(model: PreTrainedModel) -> str:
+def blocks_path(model: PreTrainedModel) -> str:
+    """Where the list of decoder blocks is. Raises InputError if there is none, or an empty one."""
+    n_layers = getattr(text_config(model), "num_hidden_layers", -1)
+    decoder = model.get_decoder() or model
     lists = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == getattr(model.config, "num_hidden_layers", -1)
+        module
+        for _, module in sorted(decoder.named_modules(), key=lambda named: named[0].count("."))
+        if isinstance(module, nn.ModuleList) and len(module) == n_layers
     ]
-    if not lists:
-        raise _unknown(model, "it has no list of num_hidden_layers blocks")
-    return min(lists, key=lambda name: name.count("."))
+    if not lists or n_layers < 1:
+        raise unknown(model, f"it has no list of num_hidden_layers={n_layers} blocks")
+    return _path(model, lists[0])
 
 
-def _child(block: nn.Module, names: tuple[str, ...]) -> str | None:
-    children = dict(block.named_children())
-    return next((name for name in names if name in children), None)
-
-
-def _is_norm(module: nn.Module) -> bool:
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a norm by its class's name, or has norms and others in it, as DBRX's has."""
     return "norm" in type(module).__name__.lower()
+
+
+def unknown(model: PreTrainedModel, why: str) -> InputError:
+    """The error for a model that cannot be used."""
+    return InputError(
+        f"the structure of model type '{model.config.model_type}' is not understood: {why}",
+        hint="known are GPT-2, GPT-NeoX, Llama, Mistral, Qwen, Gemma, and decoder-only models that are built like them",
+    )
+
+
+def _block_layout(model: PreTrainedModel, whole: Layout, block: nn.Module, uses: Mapping[int, int]) -> Layout:
+    """A block's parts by their names and the names of their classes; a part of several blocks is none of one."""
+    own = {
+        name: part
+        for name, part in block.named_modules()
+        if name and uses[id(part)] == 1 and not is_norm(part) and not isinstance(part, nn.Dropout)
+    }
+    attention = _part(own, ATTENTION, "attention")
+    mixer = None if attention is not None else _part(own, MIXERS, "mixer")
+    mixing = attention or mixer
+    mlp = _part(own, MLP, "mlp", "feedforward", "moe")
+    mlp_out = mlp
+    if mlp is None and all(hasattr(block, name) for name in PROJECTIONS):
+        mlp, mlp_out = PROJECTIONS
+    norms = [name for name, child in block.named_children() if is_norm(child)]
+    scale = next((float(getattr(block, name)) for name in MULTIPLIERS if hasattr(block, name)), 1.0)
+    return replace(
+        whole,
+        attn_norm=norms[0] if norms else None,
+        attn_out=mixing,
+        mlp_norm=norms[min(1, len(norms) - 1)] if norms else None,
+        mlp_out=mlp_out,
+        attention=mixing,
+        feed_forward=mlp,
+        attn_scale=scale,
+        mlp_scale=scale,
+        is_parallel=_is_parallel(model, len(norms)),
+        mixer=None if mixer is None else f"{type(block.get_submodule(mixer)).__name__} '{mixer}'",
+    )
+
+
+def _part(parts: Mapping[str, nn.Module], names: tuple[str, ...], *kinds: str) -> str | None:
+    """The part with one of these names, else of a class with one of these words in its name; parts of parts come after
+    all parts of the block itself."""
+    for depth in (0, 1):
+        here = {name: part for name, part in parts.items() if name.count(".") == depth}
+        named = [name for name in here if name.rpartition(".")[2] in names]
+        classed = [name for name, part in here.items() if any(kind in type(part).__name__.lower() for kind in kinds)]
+        if named or classed:
+            return min(named, key=lambda name: names.index(name.rpartition(".")[2])) if named else classed[0]
+    return None
+
+
+def _width(norm: nn.Module) -> int | None:
+    weight = getattr(norm, "weight", None)
+    return None if weight is None else len(weight)
 
 
 def _path(model: nn.Module, wanted: nn.Module) -> str:
@@ -68,28 +132,28 @@ def _path(model: nn.Module, wanted: nn.Module) -> str:
 
 
 def _is_parallel(model: PreTrainedModel, n_norms: int) -> bool:
+    config = text_config(model)
+    if getattr(config, "new_decoder_architecture", False):
+        return True
     for name in ("use_parallel_residual", "parallel_attn", "parallel_attention"):
-        if hasattr(model.config, name):
-            return bool(getattr(model.config, name))
+        if hasattr(config, name):
+            return bool(getattr(config, name))
     return n_norms == 1
 
 
-def _norm_offset(norm: nn.Module) -> float:
+@torch.no_grad()
+def norm_offset(norm: nn.Module) -> float:
     """1 if the norm multiplies by one plus its weight, 0 if by its weight."""
     weight = getattr(norm, "weight", None)
-    if weight is None or isinstance(norm, nn.LayerNorm):
+    if weight is None:
         return 0.0
-    with torch.no_grad(), weights_at_hand(norm):
+    with weights_at_hand(norm):
         weight = norm.get_parameter("weight")
+        if weight.is_meta:
+            return 0.0
         probe = torch.ones_like(weight)
         probe[::2] = -1.0
-        gain = norm(probe[None, None])[0, 0].float() / probe.float()
-    plain = (gain - weight.float()).abs().max()
-    return 1.0 if (gain - 1.0 - weight.float()).abs().max() < plain else 0.0
-
-
-def _unknown(model: PreTrainedModel, why: str) -> InputError:
-    return InputError(
-        f"the structure of model type '{model.config.model_type}' is not understood: {why}",
-        hint="known are GPT-2, GPT-NeoX, Llama, Mistral, Qwen, Gemma, and decoder-only models that are built like them",
-    )
+        # Without the bias, if there is one.
+        gain = ((norm(probe[None, None]) - norm(-probe[None, None])) / 2)[0, 0].float() / probe.float()
+        plain = (gain - weight.float()).abs().max()
+        return 1.0 if (gain - 1.0 - weight.float()).abs().max() < plain else 0.0

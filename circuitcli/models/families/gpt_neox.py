@@ -2,22 +2,25 @@
 
 from transformers import PreTrainedModel
 
-from circuitcli.models.layout import Layout, MlpLayout
+from circuitcli.models.layout import Layout, MlpLayout, decoder_path, text_config
 
 
 def layout(model: PreTrainedModel) -> Layout | None:
     """Where GPT-NeoX's parts are; None for other families."""
-    if model.config.model_type != "gpt_neox":
+    kind, decoder = text_config(model).model_type, decoder_path(model)
+    if kind != "gpt_neox":
         return None
     return Layout(
         family="gpt_neox",
-        embedding="gpt_neox.embed_in",
-        blocks="gpt_neox.layers",
-        final_norm="gpt_neox.final_layer_norm",
+        embedding=f"{decoder}.embed_in",
+        blocks=f"{decoder}.layers",
+        final_norm=f"{decoder}.final_layer_norm",
         attn_norm="input_layernorm",
         attn_out="attention",
         mlp_norm="post_attention_layernorm",
         mlp_out="mlp",
+        attention="attention",
+        feed_forward="mlp",
         mlp=MlpLayout("mlp.dense_h_to_4h", "mlp.dense_4h_to_h", "mlp.act"),
-        is_parallel=bool(model.config.use_parallel_residual),
+        is_parallel=bool(text_config(model).use_parallel_residual),
     )

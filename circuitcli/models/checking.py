@@ -1,0 +1,192 @@
+"""Whether a model's hook points are what their names say, tested in every block on a few tokens.
+
+`probing` changes copies of the tokens at each site and `verdicts` holds the result against the definitions; here the
+parts that are wrong are refused, and blocks and head, run alone on several rows, must give the model's own numbers.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from circuitcli.errors import CircuitError, InputError, first_line
+from circuitcli.hookpoints import HookPoint
+from circuitcli.models.adapter import ModelAdapter
+from circuitcli.models.partial import CleanPass, clean_pass, growing_axes, run_blocks
+from circuitcli.models.placing import placed
+from circuitcli.models.probing import N_ROWS, OWN_WAY, BlockView, NoStreamError, Probed, probe
+from circuitcli.models.verdicts import Tolerance, Verdict, verdict
+
+logger = logging.getLogger(__name__)
+
+N_TOKENS = 8
+# By which configurations multiply logits, or divide them.
+_LOGIT_SCALES = ("logit_scale", "lm_head_multiplier")
+_LOGIT_DIVISORS = ("logits_scaling",)
+
+
+def adapter_of(model: PreTrainedModel) -> ModelAdapter:
+    """The adapter of a model, its hook points checked; those that are wrong are refused by it, with the reason.
+
+    A model without weights, as used for estimates, is taken as its structure says. Raises InputError if the structure
+    is not understood, or the residual stream itself is not what it should be.
+    """
+    adapter = ModelAdapter.of(model)
+    if adapter.device.type != "meta":
+        adapter = checked(adapter)
+    if adapter.family == "generic":
+        _tell_guess(adapter)
+    return adapter
+
+
+def checked(adapter: ModelAdapter) -> ModelAdapter:
+    """The adapter with what a few tokens showed. Raises InputError as `adapter_of` does."""
+    ids, tolerance = few_tokens(adapter), Tolerance.of(adapter.dtype)
+    with _explained(adapter):
+        if adapter.family == "generic":
+            adapter = placed(adapter, ids, tolerance=tolerance.relative)
+        check = _Check(adapter, tolerance)
+        probed = probe(adapter, ids, check.judge)
+        adapter = check.adapter(probed)
+        clean = clean_pass(adapter, ids)
+        adapter = _with_axes(adapter, probed, clean)
+        check.compare_blocks(adapter, clean)
+        return _with_head(adapter, clean, tolerance)
+
+
+def few_tokens(adapter: ModelAdapter) -> Int[Tensor, "1 position"]:
+    """Ids of ordinary tokens, spread over the vocabulary."""
+    configs = (adapter.model.config, adapter.text_config)
+    special = {value for config in configs for name, value in vars(config).items() if "token" in name and _is_id(value)}
+    n_ids = min(adapter.n_token_ids, int(getattr(adapter.text_config, "vocab_size", adapter.n_token_ids)))
+    spread = (7919 * (step + 1) % n_ids for step in range(N_TOKENS + 10 * len(special)))
+    ordinary = [number for number in spread if number not in special] or [0]
+    return torch.tensor([ordinary[: min(N_TOKENS, adapter.window or N_TOKENS)]], device=adapter.device)
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, int)
+
+
+class _Check:
+    """Collects what the probe shows, block by block."""
+
+    def __init__(self, adapter: ModelAdapter, tolerance: Tolerance) -> None:
+        self._adapter, self._tolerance = adapter, tolerance
+        self._verdicts: list[Verdict] = []
+        self._streams: list[tuple[Tensor, Tensor]] = []
+
+    def judge(self, layer: int, view: BlockView) -> None:
+        """Take a block's view. Raises InputError if something is done to the stream before it."""
+        assert view.arrived is not None
+        if view.left is not None:
+            missed = _apart(view.arrived[list(OWN_WAY)], view.left[list(OWN_WAY)], self._tolerance)
+            if missed > self._tolerance.relative:
+                raise _refused(
+                    self._adapter, f"block {layer} does not read what block {layer - 1} gave, by {missed:.2g} of it"
+                )
+        self._verdicts.append(verdict(view, self._tolerance))
+        rows = list(OWN_WAY)
+        self._streams.append((view.sites["resid_pre"][rows], view.sites["resid"][rows]))
+
+    def adapter(self, probed: Probed) -> ModelAdapter:
+        """The adapter with the verdicts."""
+        old = self._adapter
+        layouts = [
+            replace(layout, is_parallel=found.is_parallel)
+            for layout, found in zip(old.layouts, self._verdicts, strict=True)
+        ]
+        refused = {
+            HookPoint(layer, site): why
+            for layer, found in enumerate(self._verdicts)
+            for site, why in found.wrong.items()
+        }
+        findings = replace(old.findings, refused=refused, edited=probed.edited)
+        return ModelAdapter(old.model, layouts, findings)
+
+    def compare_blocks(self, adapter: ModelAdapter, clean: CleanPass) -> None:
+        """Raise InputError if a block that is run alone on several rows does not give the model's own numbers."""
+        for layer, (before, after) in enumerate(self._streams):
+            with torch.no_grad():
+                alone = run_blocks(adapter, clean, before, start=layer, stop=layer + 1)
+            missed = _apart(alone, after, self._tolerance)
+            if missed > self._tolerance.relative:
+                raise _refused(
+                    adapter, f"block {layer}, run alone on several rows, misses its output by {missed:.2g} of it"
+                )
+
+
+def _apart(one: Tensor, other: Tensor, tolerance: Tolerance) -> float:
+    other = other.to(one.device)
+    norms = other.float().norm(dim=-1)
+    return tolerance.missed((one - other).float().norm(dim=-1), norms, stream=norms)
+
+
+def _with_axes(adapter: ModelAdapter, probed: Probed, clean: CleanPass) -> ModelAdapter:
+    pairs = zip(clean.arguments, probed.arguments, strict=True)
+    axes = tuple(growing_axes(one, several, rows=N_ROWS) for one, several in pairs)
+    return ModelAdapter(adapter.model, adapter.layouts, replace(adapter.findings, axes=axes))
+
+
+def _with_head(adapter: ModelAdapter, clean: CleanPass, tolerance: Tolerance) -> ModelAdapter:
+    """The adapter with the factor of the logits. Raises InputError if the head does not rebuild them."""
+    with torch.no_grad():
+        plain = adapter.head(clean.final_residual)
+    fitted = float((plain.double() * clean.logits.double()).sum() / plain.double().square().sum())
+    missed = float("inf")
+    for scale in (1.0, *_named_scales(adapter), fitted):
+        found = ModelAdapter(adapter.model, adapter.layouts, replace(adapter.findings, logit_scale=scale))
+        with torch.no_grad():
+            missed = _apart(found.head(clean.final_residual), clean.logits, tolerance)
+        if missed <= tolerance.relative:
+            return found
+    raise _refused(
+        adapter, f"final norm and unembedding do not rebuild its logits: they miss them by {missed:.2g} of them"
+    )
+
+
+def _named_scales(adapter: ModelAdapter) -> Iterator[float]:
+    for names, sign in ((_LOGIT_SCALES, 1), (_LOGIT_DIVISORS, -1)):
+        for name in names:
+            value = getattr(adapter.text_config, name, None)
+            if isinstance(value, int | float) and value:
+                yield float(value) ** sign
+
+
+def _refused(adapter: ModelAdapter, why: str) -> InputError:
+    return InputError(
+        f"model type '{adapter.model_type}' cannot be used: {why}",
+        hint="known are GPT-2, GPT-NeoX, Llama, Mistral, Qwen, Gemma, and decoder-only models that are built like them",
+    )
+
+
+@contextmanager
+def _explained(adapter: ModelAdapter) -> Iterator[None]:
+    """A model that fails on a few tokens is no fault of ours."""
+    try:
+        yield
+    except (CircuitError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except NoStreamError as error:
+        raise _refused(adapter, str(error)) from error
+    except Exception as error:
+        raise _refused(adapter, f"it fails on a few tokens: {first_line(error)}") from error
+
+
+def _tell_guess(adapter: ModelAdapter) -> None:
+    """Say what was guessed, and what was refused."""
+    layout = adapter.layout
+    told = f"attention {layout.attention} adds {layout.attn_out}, MLP {layout.feed_forward} adds {layout.mlp_out}"
+    refused = sorted({hook.site for hook in adapter.findings.refused})
+    logger.warning(
+        "model type %s is not known; guessed from its structure and checked on a few tokens: in blocks %s %s%s",
+        adapter.model_type,
+        adapter.layout.blocks,
+        told,
+        f"; not offered in some or all blocks: {' '.join(refused)}" if refused else "",
+    )
