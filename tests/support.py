@@ -5,6 +5,7 @@ import transformers
 from transformers import PreTrainedModel
 
 from circuitcli.hookpoints import HookPoint
+from circuitcli.models import checking
 from circuitcli.models.adapter import ModelAdapter
 from circuitcli.saes.base import SaeConfig, SparseAutoencoder
 from circuitcli.saes.temporal import TemporalSae
@@ -73,8 +74,9 @@ def hf_model(family: str, *, dtype: torch.dtype = torch.float32, seed: int = 0) 
 
 
 def adapter_of(family: str, *, dtype: torch.dtype = torch.float64, seed: int = 0) -> ModelAdapter:
-    """The adapter of such a model."""
-    return ModelAdapter.of(hf_model(family, dtype=dtype, seed=seed))
+    """The adapter of such a model; a guessed one is checked, as it is placed by that."""
+    model = hf_model(family, dtype=dtype, seed=seed)
+    return checking.adapter_of(model) if family == "generic" else ModelAdapter.of(model)
 
 
 def random_ids(n: int = 7, *, seed: int = 1) -> torch.Tensor:

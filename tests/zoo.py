@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 import transformers
+from support import D_MODEL, VOCAB
 from transformers import PreTrainedModel
 
-VOCAB, D_MODEL, D_MLP, N_LAYERS, WINDOW = 61, 24, 40, 2, 32
+D_MLP, N_LAYERS, WINDOW = 40, 2, 32
 
 LLAMA: dict[str, Any] = dict(
     vocab_size=VOCAB,

@@ -62,15 +62,16 @@ def checked(adapter: ModelAdapter) -> ModelAdapter:
 def few_tokens(adapter: ModelAdapter) -> Int[Tensor, "1 position"]:
     """Ids of ordinary tokens, spread over the vocabulary."""
     configs = (adapter.model.config, adapter.text_config)
-    special = {value for config in configs for name, value in vars(config).items() if "token" in name and _is_id(value)}
+    special = {
+        value
+        for config in configs
+        for name, value in vars(config).items()
+        if "token" in name and isinstance(value, int)
+    }
     n_ids = min(adapter.n_token_ids, int(getattr(adapter.text_config, "vocab_size", adapter.n_token_ids)))
     spread = (7919 * (step + 1) % n_ids for step in range(N_TOKENS + 10 * len(special)))
     ordinary = [number for number in spread if number not in special] or [0]
     return torch.tensor([ordinary[: min(N_TOKENS, adapter.window or N_TOKENS)]], device=adapter.device)
-
-
-def _is_id(value: object) -> bool:
-    return isinstance(value, int)
 
 
 class _Check:
@@ -83,48 +84,40 @@ class _Check:
 
     def judge(self, layer: int, view: BlockView) -> None:
         """Take a block's view. Raises InputError if something is done to the stream before it."""
-        assert view.arrived is not None
-        if view.left is not None:
-            missed = _apart(view.arrived[list(OWN_WAY)], view.left[list(OWN_WAY)], self._tolerance)
-            if missed > self._tolerance.relative:
-                raise _refused(
-                    self._adapter, f"block {layer} does not read what block {layer - 1} gave, by {missed:.2g} of it"
-                )
-        self._verdicts.append(verdict(view, self._tolerance))
         rows = list(OWN_WAY)
+        if view.left is not None and view.arrived is not None:
+            left = view.left[rows]
+            why = f"what block {layer - 1} gives is changed before block {layer} reads it"
+            self._compare(view.arrived[rows], left, beside=left, why=why)
+        self._verdicts.append(verdict(view, self._tolerance))
         self._streams.append((view.sites["resid_pre"][rows], view.sites["resid"][rows]))
 
     def adapter(self, probed: Probed) -> ModelAdapter:
         """The adapter with the verdicts."""
         old = self._adapter
-        layouts = [
-            replace(layout, is_parallel=found.is_parallel)
-            for layout, found in zip(old.layouts, self._verdicts, strict=True)
-        ]
-        refused = {
-            HookPoint(layer, site): why
-            for layer, found in enumerate(self._verdicts)
-            for site, why in found.wrong.items()
-        }
-        findings = replace(old.findings, refused=refused, edited=probed.edited)
-        return ModelAdapter(old.model, layouts, findings)
+        found = zip(old.layouts, self._verdicts, strict=True)
+        layouts = [replace(layout, is_parallel=verdict.is_parallel) for layout, verdict in found]
+        blocks = enumerate(self._verdicts)
+        refused = {HookPoint(layer, site): why for layer, verdict in blocks for site, why in verdict.wrong.items()}
+        return ModelAdapter(old.model, layouts, replace(old.findings, refused=refused, edited=probed.edited))
 
     def compare_blocks(self, adapter: ModelAdapter, clean: CleanPass) -> None:
         """Raise InputError if a block that is run alone on several rows does not give the model's own numbers."""
         for layer, (before, after) in enumerate(self._streams):
             with torch.no_grad():
                 alone = run_blocks(adapter, clean, before, start=layer, stop=layer + 1)
-            missed = _apart(alone, after, self._tolerance)
-            if missed > self._tolerance.relative:
-                raise _refused(
-                    adapter, f"block {layer}, run alone on several rows, misses its output by {missed:.2g} of it"
-                )
+            why = f"block {layer}, run alone on several rows, does not add to the stream what it adds in the model"
+            self._compare(alone, after, beside=after - before, why=why)
+
+    def _compare(self, one: Tensor, other: Tensor, *, beside: Tensor, why: str) -> None:
+        missed = _apart(one, other, self._tolerance, beside=beside)
+        if missed > self._tolerance.relative:
+            raise _refused(self._adapter, f"{why}: it is {100 * missed:.2g} % off")
 
 
-def _apart(one: Tensor, other: Tensor, tolerance: Tolerance) -> float:
-    other = other.to(one.device)
+def _apart(one: Tensor, other: Tensor, tolerance: Tolerance, *, beside: Tensor) -> float:
     norms = other.float().norm(dim=-1)
-    return tolerance.missed((one - other).float().norm(dim=-1), norms, stream=norms)
+    return tolerance.missed((one - other).float().norm(dim=-1), beside.float().norm(dim=-1), stream=norms)
 
 
 def _with_axes(adapter: ModelAdapter, probed: Probed, clean: CleanPass) -> ModelAdapter:
@@ -135,19 +128,19 @@ def _with_axes(adapter: ModelAdapter, probed: Probed, clean: CleanPass) -> Model
 
 def _with_head(adapter: ModelAdapter, clean: CleanPass, tolerance: Tolerance) -> ModelAdapter:
     """The adapter with the factor of the logits. Raises InputError if the head does not rebuild them."""
+    width = adapter.unembedding.get_parameter("weight").shape[-1]
+    if width != adapter.d_model:
+        raise _refused(adapter, f"its unembedding reads {width} numbers, which are not the stream's {adapter.d_model}")
+    logits, missed = clean.logits, float("inf")
     with torch.no_grad():
         plain = adapter.head(clean.final_residual)
-    fitted = float((plain.double() * clean.logits.double()).sum() / plain.double().square().sum())
-    missed = float("inf")
-    for scale in (1.0, *_named_scales(adapter), fitted):
-        found = ModelAdapter(adapter.model, adapter.layouts, replace(adapter.findings, logit_scale=scale))
-        with torch.no_grad():
-            missed = _apart(found.head(clean.final_residual), clean.logits, tolerance)
-        if missed <= tolerance.relative:
-            return found
-    raise _refused(
-        adapter, f"final norm and unembedding do not rebuild its logits: they miss them by {missed:.2g} of them"
-    )
+        fitted = float((plain.double() * logits.double()).sum() / plain.double().square().sum())
+        for scale in (1.0, *_named_scales(adapter), fitted):
+            found = ModelAdapter(adapter.model, adapter.layouts, replace(adapter.findings, logit_scale=scale))
+            missed = _apart(found.head(clean.final_residual), logits, tolerance, beside=logits)
+            if missed <= tolerance.relative:
+                return found
+    raise _refused(adapter, f"the guessed final norm and unembedding miss its logits by {100 * missed:.2g} %")
 
 
 def _named_scales(adapter: ModelAdapter) -> Iterator[float]:

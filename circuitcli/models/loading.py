@@ -11,8 +11,9 @@ import torch
 
 from circuitcli import processes
 from circuitcli.errors import CircuitError, InputError, SettingsError, ToolError, first_line
-from circuitcli.models import builtin
+from circuitcli.models import builtin, checking
 from circuitcli.models.adapter import ModelAdapter
+from circuitcli.models.configuration import auto_class, read_configuration
 from circuitcli.models.hub import hub_answers, refusal
 from circuitcli.models.ids_only import IdsOnly, has_tokenizer
 from circuitcli.models.offloading import is_spread, placed, placement
@@ -48,18 +49,17 @@ def load_model(settings: ModelSettings) -> LanguageModel:
 
     Raises InputError for a model that is not there or cannot be read, ToolError without network or device.
     """
-    from transformers import AutoModelForCausalLM
-
     source = _source(settings)
-    options = source.options | {"dtype": getattr(torch, settings.dtype)}
+    options = source.options | _numbers(settings)
     device = None if is_spread(settings) else choose_device(settings.device)
     with _quiet(), _explained(settings, source), placement(settings) as placing:
-        model = AutoModelForCausalLM.from_pretrained(source.place, **options, **placing)
+        config = read_configuration(source.place, source.options)
+        model = auto_class(config).from_pretrained(source.place, config=config, **options, **placing)
     if device is not None:
         model = model.to(device)
     placed(model, placing)
     revision = _commit(settings) if source.is_hub else None
-    return LanguageModel(ModelAdapter.of(model), load_tokenizer(settings), settings.name, revision)
+    return LanguageModel(checking.adapter_of(model), load_tokenizer(settings), settings.name, revision)
 
 
 def _commit(settings: ModelSettings) -> str | None:
@@ -72,16 +72,21 @@ def _commit(settings: ModelSettings) -> str | None:
 
 def load_outline(settings: ModelSettings) -> ModelAdapter:
     """The model's structure without its weights, on the meta device, for estimates. Raises as `load_model` does."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     source = _source(settings)
     with _quiet(), _explained(settings, source):
-        config = AutoConfig.from_pretrained(source.place, **source.options)
+        config = read_configuration(source.place, source.options)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(
-                config, dtype=getattr(torch, settings.dtype), trust_remote_code=settings.trust_remote_code
+            model = auto_class(config).from_config(
+                config, trust_remote_code=settings.trust_remote_code, **_numbers(settings)
             )
-    return ModelAdapter.of(model)
+    return checking.adapter_of(model)
+
+
+def _numbers(settings: ModelSettings) -> dict[str, Any]:
+    """What transformers is told of number types."""
+    # Its fused products of experts have no float64.
+    experts = {"experts_implementation": "eager"} if settings.dtype == "float64" else {}
+    return {"dtype": getattr(torch, settings.dtype), **experts}
 
 
 def load_tokenizer(settings: ModelSettings) -> Tokenizer:

@@ -113,7 +113,7 @@ def mlp_between(
     found = adapter.layout.mlp
     if found is None:
         raise SettingsError(
-            f"the parts of the MLP are not known for model type '{adapter.model.config.model_type}'",
+            f"the parts of the MLP are not known for model type '{adapter.model_type}'",
             hint="Jacobian pairs can be trained on GPT-2, GPT-NeoX, Llama, Mistral, Qwen and Gemma models",
         )
     block = adapter.blocks[reads.layer]

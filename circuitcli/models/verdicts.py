@@ -75,12 +75,17 @@ class _Block:
     def _norm(self, site: str, *rows: int) -> Float[Tensor, "row position"]:
         return self._sites[site][list(rows)].float().norm(dim=-1)
 
-    def _apart(self, site: str, row: int) -> float:
-        """How far a site of one copy is from that of the unchanged one."""
+    def _apart(self, site: str, row: int, *, rounded: Tensor | float = 1.0) -> float:
+        """How far a site of one copy is from that of the unchanged one; rounded: how much larger than it the numbers
+        were that it was made from."""
         apart = (self._sites[site][row] - self._sites[site][CLEAN]).float().norm(dim=-1)
-        # A change that was put in and taken out again leaves its rounding, also beside what is left of the stream.
-        stream = self._norm(site, CLEAN)[0] * 4
-        return self._tolerance.missed(apart, self._norm(site, CLEAN)[0], stream=stream)
+        beside = self._norm(site, CLEAN)[0]
+        return self._tolerance.missed(apart, beside, stream=beside * rounded)
+
+    def _moves(self, site: str, row: int) -> bool:
+        """Whether a site of one copy differs at all from the unchanged one."""
+        apart = (self._sites[site][row] - self._sites[site][CLEAN]).float().norm(dim=-1)
+        return bool((apart > max(1e-5, self._tolerance.epsilon / 2) * self._norm(site, CLEAN)[0]).any())
 
     def is_same(self, site: str, row: int) -> bool:
         """Whether a site of one copy is as in the unchanged one."""
@@ -98,16 +103,16 @@ class _Block:
         missed = self._tolerance.missed((before + added - after).float().norm(dim=-1), beside, stream=stream)
         if missed <= self._tolerance.relative:
             return None
-        return f"{' + '.join(['resid_pre', *parts])} misses resid by {missed:.2g} of what they add"
+        return f"{' + '.join(['resid_pre', *parts])} misses resid by {100 * missed:.2g} % of what they add"
 
     def wrong_middle(self) -> str | None:
         """What the MLP reads depends on resid_pre + attn alone."""
-        missed = self._apart("mlp_in", MIDDLE)
+        # A change that was put in and taken out again leaves its rounding beside what the two make together.
+        middle = (self._sites["resid_pre"] + self._sites["attn"])[CLEAN].float().norm(dim=-1)
+        missed = self._apart("mlp_in", MIDDLE, rounded=2 * self._norm("resid_pre", CLEAN)[0] / middle)
         if missed <= self._tolerance.relative:
             return None
-        return (
-            f"the MLP reads something else than resid_pre + attn: it moved by {missed:.2g} of itself while they stayed"
-        )
+        return f"the MLP reads something else than resid_pre + attn: it moved by {100 * missed:.2g} % while they stayed"
 
     def wrong_input(self, site: str, gives: str, row: int) -> str | None:
         """What a part gives depends on this site alone, and does depend on it; and its weights read it as it is."""
@@ -117,10 +122,10 @@ class _Block:
             return f"{what} reads {width} numbers for each token, which is not the stream's {d_model}"
         missed = self._apart(gives, STREAM)
         if missed > self._tolerance.relative:
-            return f"{what} reads something else too: it moved by {missed:.2g} of itself while {site} stayed"
+            return f"{what} reads something else too: it moved by {100 * missed:.2g} % while {site} stayed"
         if not self._reads.get(site, True):
             return f"no weight of {what} reads it as it is: something lies between"
-        if self.is_same(gives, row):
+        if not self._moves(gives, row):
             return f"{what} does not read it: it stayed the same when {site} was changed"
         return None
 
@@ -128,4 +133,4 @@ class _Block:
         """A change of what one part reads leaves the other part alone, where that does not follow from it."""
         if not is_parallel or self.is_same(other, row):
             return None
-        return f"a change of it also changes {other}, by {self._apart(other, row):.2g} of it"
+        return f"a change of it also changes {other}, by {100 * self._apart(other, row):.2g} %"
