@@ -8,6 +8,8 @@ import transformers
 from support import D_MODEL, VOCAB
 from transformers import PreTrainedModel
 
+from circuitcli.models.configuration import auto_class
+
 D_MLP, N_LAYERS, WINDOW = 40, 2, 32
 
 LLAMA: dict[str, Any] = dict(
@@ -294,6 +296,58 @@ CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
+TEXT = {name: value for name, value in HEADS.items() if not name.endswith("token_id")}
+SEES = dict(
+    hidden_size=16, num_hidden_layers=1, intermediate_size=16, num_attention_heads=2, image_size=8, patch_size=4
+)
+QWEN_SEES = dict(depth=1, embed_dim=16, hidden_size=D_MODEL, num_heads=2, intermediate_size=16, out_hidden_size=D_MODEL)
+MROPE = dict(rope_parameters=dict(rope_type="default", rope_theta=1e4, mrope_section=[1, 1, 1]))
+
+# Models that see too: their configuration has that of a language model in it.
+MULTIMODAL: dict[str, tuple[str, dict[str, Any]]] = {
+    "gemma3": (
+        "Gemma3Config",
+        dict(
+            text_config=TEXT | dict(sliding_window=3),
+            vision_config=SEES,
+            mm_tokens_per_image=4,
+            image_token_index=80,
+            boi_token_index=81,
+            eoi_token_index=82,
+        ),
+    ),
+    "llava": (
+        "LlavaConfig",
+        dict(text_config=TEXT | dict(model_type="llama"), vision_config=SEES | dict(model_type="siglip_vision_model")),
+    ),
+    "mistral3": (
+        "Mistral3Config",
+        dict(
+            text_config=TEXT | dict(model_type="mistral", sliding_window=None),
+            vision_config=SEES | dict(model_type="pixtral", head_dim=8),
+        ),
+    ),
+    "qwen2_vl": ("Qwen2VLConfig", dict(text_config=TEXT | MROPE, vision_config=QWEN_SEES)),
+    "qwen2_5_vl": ("Qwen2_5_VLConfig", dict(text_config=TEXT | MROPE, vision_config=QWEN_SEES)),
+    "qwen3_vl": (
+        "Qwen3VLConfig",
+        dict(text_config=TEXT | MROPE, vision_config=QWEN_SEES | dict(deepstack_visual_indexes=[0])),
+    ),
+    "llama4": (
+        "Llama4Config",
+        dict(
+            text_config=TEXT | dict(intermediate_size_mlp=30, num_local_experts=3, attention_chunk_size=16),
+            vision_config=SEES | dict(vision_output_dim=16, projector_input_dim=16, projector_output_dim=16),
+        ),
+    ),
+    "gemma4": (
+        "Gemma4Config",
+        dict(text_config=TEXT | dict(global_head_dim=6, hidden_size_per_layer_input=0), vision_config=SEES),
+    ),
+    "smolvlm": ("SmolVLMConfig", dict(text_config=TEXT | dict(model_type="llama"), vision_config=SEES)),
+}
+CONFIGURATIONS |= MULTIMODAL
+
 
 # Their own code casts to float32 or overflows in float64.
 SINGLE = frozenset({"xglm"})
@@ -305,7 +359,7 @@ def zoo_model(name: str, *, dtype: torch.dtype = torch.float64, seed: int = 0) -
     torch.manual_seed(seed)
     config = getattr(transformers, kind)(**values)
     # The fused products of experts have no float64.
-    model = transformers.AutoModelForCausalLM.from_config(config, experts_implementation="eager")
+    model = auto_class(config).from_config(config, experts_implementation="eager")
     return randomised(model, torch.float32 if name in SINGLE else dtype)
 
 
