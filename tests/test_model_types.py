@@ -1,6 +1,6 @@
 """Every model type is right or refused: hook points of each, held against what autograd says of whole passes.
 
-Nothing here uses the check that `load_model` makes: what a tap reads and changes is compared with plain modules' inputs,
+Nothing here uses the check that `load_model` makes: what a tap reads and changes is compared with modules' own inputs,
 with the model's hidden states, and with exact derivatives, in which a part that is bypassed shows.
 """
 

@@ -168,16 +168,17 @@ def expanded(arguments: Any, *, rows: int, axes: Mapping[str, int]) -> Any:
     the first axis does, if it is one of several and has size 1.
     """
 
-    def of(value: Any, path: str) -> Any:
-        if isinstance(value, Tensor):
-            return _repeated(value, rows, axes.get(path, 0 if value.ndim > 1 and value.shape[0] == 1 else None))
-        if isinstance(value, tuple | list):
-            return type(value)(of(item, f"{path}.{number}") for number, item in enumerate(value))
-        if isinstance(value, dict):
-            return {name: of(item, f"{path}.{name}") for name, item in value.items()}
-        return value
+    return _expanded(arguments, "", rows, axes)
 
-    return of(arguments, "")
+
+def _expanded(value: Any, path: str, rows: int, axes: Mapping[str, int]) -> Any:
+    if isinstance(value, Tensor):
+        return _repeated(value, rows, axes.get(path, 0 if value.ndim > 1 and value.shape[0] == 1 else None))
+    if isinstance(value, tuple | list):
+        return type(value)(_expanded(item, f"{path}.{number}", rows, axes) for number, item in enumerate(value))
+    if isinstance(value, dict):
+        return {name: _expanded(item, f"{path}.{name}", rows, axes) for name, item in value.items()}
+    return value
 
 
 def _repeated(value: Tensor, rows: int, axis: int | None) -> Tensor:

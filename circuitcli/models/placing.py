@@ -5,9 +5,10 @@ the other is what the block adds to the stream: the modules themselves, norms an
 projection inside, where the module adds the residual itself (BLOOM). `checking` then tests the places by changing them.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -147,49 +148,47 @@ def _flat_sites(layout: Layout, seen: _Seen) -> Iterator[str]:
             yield site
 
 
+class _Watch:
+    """Hooks that see what passes through each block; ``end(layer, seen, output)`` is called after each."""
+
+    def __init__(self, end: Callable[[int, _Seen, Tensor], None]) -> None:
+        self._end = end
+        self._now: dict[int, _Seen] = {}
+
+    def begin(self, layer: int, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """A forward pre-hook of a block."""
+        entering = given(args, kwargs)
+        if entering is not None:
+            self._now[layer] = _Seen(entering.clone())
+
+    def inside(self, layer: int, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        """A forward hook of a part of a block; one that several blocks have counts for that under way."""
+        if layer not in self._now:
+            return
+        seen, output = self._now[layer], output[0] if isinstance(output, tuple) else output
+        # Copies, since the model may change them in place.
+        if isinstance(output, Tensor) and output.numel() == seen.entering.numel():
+            seen.outputs[name] = output.clone()
+        read = given(args, kwargs)
+        if read is not None and read.numel() == seen.entering.numel():
+            seen.inputs[name] = read.clone()
+
+    def over(self, layer: int, module: nn.Module, args: Any, output: Any) -> None:
+        """A forward hook of a block."""
+        if layer in self._now:
+            self._end(layer, self._now.pop(layer), output[0] if isinstance(output, tuple) else output)
+
+
 @contextmanager
-def _watched(adapter: ModelAdapter, end: Any) -> Iterator[None]:
-    """While this is open, ``end(layer, seen, output)`` is called after each block."""
-    now: dict[int, _Seen] = {}
-    handles = []
-
-    def begin(layer: int) -> Any:
-        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            entering = given(args, kwargs)
-            if entering is not None:
-                now[layer] = _Seen(entering.clone())
-
-        return hook
-
-    def inside(layer: int, name: str) -> Any:
-        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            if layer not in now:
-                return
-            size = now[layer].entering.numel()
-            output = output[0] if isinstance(output, tuple) else output
-            # Copies, since the model may change them in place.
-            if isinstance(output, Tensor) and output.numel() == size:
-                now[layer].outputs[name] = output.clone()
-            read = given(args, kwargs)
-            if read is not None and read.numel() == size:
-                now[layer].inputs[name] = read.clone()
-
-        return hook
-
-    def over(layer: int) -> Any:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            # A part that several blocks share would otherwise be seen for all of them.
-            end(layer, now.pop(layer), output[0] if isinstance(output, tuple) else output)
-
-        return hook
-
+def _watched(adapter: ModelAdapter, end: Callable[[int, _Seen, Tensor], None]) -> Iterator[None]:
+    watch, handles = _Watch(end), []
     try:
         for layer, block in enumerate(adapter.blocks):
-            handles.append(block.register_forward_pre_hook(begin(layer), with_kwargs=True))
+            handles.append(block.register_forward_pre_hook(partial(watch.begin, layer), with_kwargs=True))
             for name, module in block.named_modules():
                 if name:
-                    handles.append(module.register_forward_hook(inside(layer, name), with_kwargs=True))
-            handles.append(block.register_forward_hook(over(layer)))
+                    handles.append(module.register_forward_hook(partial(watch.inside, layer, name), with_kwargs=True))
+            handles.append(block.register_forward_hook(partial(watch.over, layer)))
         yield
     finally:
         for handle in handles:

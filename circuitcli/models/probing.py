@@ -13,6 +13,7 @@ Every copy enters each block as the first does, which is not changed. In the oth
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -95,21 +96,30 @@ class _Pass:
 
     def tap(self, layer: int, site: str) -> Callback:
         """Changes the copies at a site."""
+        return partial(self._see, layer, site)
 
-        def callback(x: Tensor) -> Tensor:
-            if site in ("resid_pre", "resid") and (x.ndim != 3 or x.shape[0] != N_ROWS):
-                raise NoStreamError(f"{site}.{layer} is no residual stream but {' x '.join(map(str, x.shape))} numbers")
-            rows = x.clone()
-            if site == "resid_pre":
-                self.view.arrived = x.clone()
-            _change(rows, site, self.view, is_first=layer == 0)
-            self.view.sites[site] = rows.clone()
-            if site == "resid":
-                self._end(layer)
-            self._passed[site] = (rows, rows._version)
-            return rows
+    def _see(self, layer: int, site: str, x: Tensor) -> Tensor:
+        if site in ("resid_pre", "resid") and (x.ndim != 3 or x.shape[0] != N_ROWS):
+            raise NoStreamError(f"{site}.{layer} is no residual stream but {' x '.join(map(str, x.shape))} numbers")
+        rows = x.clone()
+        if site == "resid_pre":
+            self.view.arrived = x.clone()
+        _change(rows, site, self.view, is_first=layer == 0)
+        self.view.sites[site] = rows.clone()
+        if site == "resid":
+            self._end(layer)
+        self._passed[site] = (rows, rows._version)
+        return rows
 
-        return callback
+    def read(self, site: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """A hook at a weight inside attention or the MLP: whether it takes exactly what passed at a site."""
+        read, expected = given(args, kwargs), self.view.sites.get(site)
+        if read is None or expected is None or read.shape[-1] != expected.shape[-1]:
+            return
+        is_it = read.numel() == expected.numel() and torch.allclose(
+            read.reshape(expected.shape).to(expected), expected, rtol=1e-3, atol=1e-5
+        )
+        self.view.reads[site] = self.view.reads.get(site, False) or is_it
 
     def _end(self, layer: int) -> None:
         self.edited |= {site for site, (rows, version) in self._passed.items() if rows._version != version}
@@ -152,7 +162,7 @@ def _readers(adapter: ModelAdapter, pass_: _Pass) -> Iterator[None]:
             if part is not None:
                 for module in adapter.blocks[layer].get_submodule(part).modules():
                     if _is_weight(module):
-                        handles.append(module.register_forward_pre_hook(_reader(pass_, site), with_kwargs=True))
+                        handles.append(module.register_forward_pre_hook(partial(pass_.read, site), with_kwargs=True))
     try:
         yield
     finally:
@@ -162,17 +172,3 @@ def _readers(adapter: ModelAdapter, pass_: _Pass) -> Iterator[None]:
 
 def _is_weight(module: nn.Module) -> bool:
     return not any(True for _ in module.children()) and any(weight.ndim > 1 for weight in module.parameters())
-
-
-def _reader(pass_: _Pass, site: str) -> Callable[[nn.Module, Any, Any], None]:
-    def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-        read, view = given(args, kwargs), pass_.view
-        expected = view.sites.get(site)
-        if read is None or expected is None or read.shape[-1] != expected.shape[-1]:
-            return
-        is_it = read.numel() == expected.numel() and torch.allclose(
-            read.reshape(expected.shape).float(), expected.float(), rtol=1e-3, atol=1e-5
-        )
-        view.reads[site] = view.reads.get(site, False) or is_it
-
-    return hook

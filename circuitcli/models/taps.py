@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,126 +39,84 @@ def attached(adapter: ModelAdapter, callbacks: Mapping[HookPoint, Callback]) -> 
     """`tapped` for hook points of which it is not yet known whether they are what their names say."""
     with ExitStack() as stack:
         for hook in sorted(callbacks):
-            for handle in _register(adapter, hook, _on_one_device(adapter, callbacks[hook])):
+            for handle in _register(adapter, hook, callbacks[hook]):
                 stack.callback(handle.remove)
         yield
 
 
-def _on_one_device(adapter: ModelAdapter, callback: Callback) -> Callback:
-    """The callback sees every activation where the model takes its input, also if its blocks are on several GPUs."""
-
-    def moved(activation: Tensor) -> Tensor | None:
-        changed = callback(activation.to(adapter.device))
-        return None if changed is None else changed.to(activation.device)
-
-    return moved
-
-
 def _register(adapter: ModelAdapter, hook: HookPoint, callback: Callback) -> list[RemovableHandle]:
-    copies = hook.site in adapter.findings.edited
-    if hook.site == "embed":
-        return [adapter.embedding.register_forward_hook(_on_output(callback, copies=copies))]
-    block = adapter.blocks[hook.layer]
-    if hook.site == "resid_pre":
-        return [block.register_forward_pre_hook(_on_input(callback, copies=copies), with_kwargs=True)]
-    if hook.site == "resid":
-        return [block.register_forward_hook(_on_output(callback, copies=copies))]
-    # Several threads may run the model at once.
-    entering = threading.local()
-    handles = []
-    if hook.site == "resid_mid" or hook.site in adapter.findings.flat:
-        handles.append(block.register_forward_pre_hook(_on_input(_remembering(entering)), with_kwargs=True))
-    if hook.site == "resid_mid":
-        callback = _middle(callback, entering)
-    return [*handles, _register_inside(adapter, hook, callback, entering)]
-
-
-def _register_inside(
-    adapter: ModelAdapter, hook: HookPoint, callback: Callback, entering: threading.local
-) -> RemovableHandle:
-    """A tap at what attention or MLP read, or at what they add to the stream."""
-    layout, is_attention = adapter.layouts[hook.layer], hook.site in ("attn_in", "attn", "resid_mid")
+    found, layout = adapter.findings, adapter.layouts[hook.layer]
+    is_middle, is_attention = hook.site == "resid_mid", hook.site in ("attn_in", "attn", "resid_mid")
     # The middle of the stream is reached by way of what attention adds.
-    site = "attn" if hook.site == "resid_mid" else hook.site
-    copies = site in adapter.findings.edited
-    if site in adapter.findings.flat:
-        callback = _unflattened(callback, entering)
+    site = "attn" if is_middle else hook.site
+    tap = _Tap(callback, device=adapter.device, copies=site in found.edited)
+    if site == "embed":
+        return [adapter.embedding.register_forward_hook(tap.on_output)]
+    block = adapter.blocks[hook.layer]
+    if site == "resid_pre":
+        return [block.register_forward_pre_hook(tap.on_input, with_kwargs=True)]
+    if site == "resid":
+        return [block.register_forward_hook(tap.on_output)]
+    tap.is_middle, tap.is_flat = is_middle, site in found.flat
+    handles = []
+    if tap.is_middle or tap.is_flat:
+        handles.append(block.register_forward_pre_hook(tap.remember, with_kwargs=True))
     if site in ("attn_in", "mlp_in"):
         module = adapter.module(hook.layer, "attention" if is_attention else "feed_forward")
-        return module.register_forward_pre_hook(_on_input(callback, copies=copies), with_kwargs=True)
-    scale = layout.attn_scale if is_attention else layout.mlp_scale
+        return [*handles, module.register_forward_pre_hook(tap.on_input, with_kwargs=True)]
+    tap.scale = layout.attn_scale if is_attention else layout.mlp_scale
     module = adapter.module(hook.layer, "attn_out" if is_attention else "mlp_out")
-    return module.register_forward_hook(_on_output(_scaled(callback, scale), copies=copies))
+    return [*handles, module.register_forward_hook(tap.on_output)]
 
 
-def _remembering(entering: threading.local) -> Callback:
-    def remember(residual: Tensor) -> None:
-        entering.residual = residual
+class _Tap:
+    """Shows a module's input or output to a callback as the activation that it stands for.
 
-    return remember
+    device: where the callback sees it: where the model takes its input, also if its blocks are on several GPUs.
+    copies: what goes on is a copy, since the model changes it in place and the callback may keep what it saw.
+    scale: what the model multiplies it by before it adds it. is_flat: batch and position are one axis there.
+    is_middle: the stream between attention and MLP is no module's output: it is rebuilt as the block's input plus what
+    attention adds, and a change of it travels on as a change of that.
+    """
 
+    def __init__(self, callback: Callback, *, device: torch.device, copies: bool) -> None:
+        self._callback, self._device, self._copies = callback, device, copies
+        self.scale, self.is_flat, self.is_middle = 1.0, False, False
+        # Several threads may run the model at once.
+        self._entering = threading.local()
 
-def _middle(callback: Callback, entering: threading.local) -> Callback:
-    """The stream between attention and MLP is no module's output: it is rebuilt as block input plus attention output,
-    and a change of it travels on as a change of the attention output."""
+    def remember(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Keep what enters the block."""
+        self._entering.residual = given(args, kwargs)
 
-    def change(attention: Tensor) -> Tensor | None:
-        middle = entering.residual + attention
-        changed = callback(middle)
-        return None if changed is None else attention + (changed - middle)
-
-    return change
-
-
-def _scaled(callback: Callback, scale: float) -> Callback:
-    """For a module whose output is multiplied before it is added to the stream."""
-    if scale == 1.0:
-        return callback
-
-    def change(output: Tensor) -> Tensor | None:
-        changed = callback(output * scale)
-        return None if changed is None else changed / scale
-
-    return change
-
-
-def _unflattened(callback: Callback, entering: threading.local) -> Callback:
-    """For a module that sees batch and position in one axis."""
-
-    def change(rows: Tensor) -> Tensor | None:
-        changed = callback(rows.view(entering.residual.shape))
-        return None if changed is None else changed.reshape(rows.shape)
-
-    return change
-
-
-def _on_output(callback: Callback, *, copies: bool = False) -> Callable[[nn.Module, Any, Any], Any]:
-    """copies: what goes on is a copy, since the model changes it in place and the callback may keep what it saw."""
-
-    def hook(module: nn.Module, args: Any, output: Any) -> Any:
-        first = output[0] if isinstance(output, tuple) else output
-        changed = callback(first)
-        if copies:
-            changed = (first if changed is None else changed).clone()
+    def on_output(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """A forward hook."""
+        changed = self._passed(output[0] if isinstance(output, tuple) else output)
         return (changed, *output[1:]) if isinstance(output, tuple) and changed is not None else changed
 
-    return hook
-
-
-def _on_input(
-    callback: Callback, *, copies: bool = False
-) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]:
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def on_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A forward pre-hook."""
         first, name = given(args, kwargs), None if args else _residual_name(kwargs)
         assert first is not None
-        changed = callback(first)
-        if copies:
-            changed = (first if changed is None else changed).clone()
+        changed = self._passed(first)
         if changed is None:
             return None
         return ((changed, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: changed})
 
-    return hook
+    def _passed(self, tensor: Tensor) -> Tensor | None:
+        """What goes on in place of a tensor; None if it goes on itself."""
+        x = tensor.to(self._device)
+        x = x.view(self._entering.residual.shape) if self.is_flat else x
+        x = x if self.scale == 1.0 else x * self.scale
+        shown = self._entering.residual.to(self._device) + x if self.is_middle else x
+        changed = self._callback(shown)
+        if changed is None:
+            return tensor.clone() if self._copies else None
+        changed = x + (changed - shown) if self.is_middle else changed
+        changed = changed if self.scale == 1.0 else changed / self.scale
+        changed = changed.reshape(tensor.shape) if self.is_flat else changed
+        changed = changed.to(tensor.device)
+        return changed.clone() if self._copies else changed
 
 
 def _residual_name(kwargs: Mapping[str, Any]) -> str | None:
@@ -174,15 +133,14 @@ def given(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
     return found if isinstance(found, Tensor) else None
 
 
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
 @contextmanager
-def block_arguments(adapter: ModelAdapter) -> Iterator[list[tuple[tuple[Any, ...], dict[str, Any]]]]:
+def block_arguments(adapter: ModelAdapter) -> Iterator[list[Arguments]]:
     """Collects what the model passes to each block, block by block: (arguments after the residual, keywords)."""
-    seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        residual = None if args else _residual_name(kwargs)
-        seen.append((args[1:], {name: value for name, value in kwargs.items() if name != residual}))
-
+    seen: list[Arguments] = []
+    hook = partial(_collect_arguments, seen)
     handles = [block.register_forward_pre_hook(hook, with_kwargs=True) for block in adapter.blocks]
     try:
         yield seen
@@ -191,13 +149,14 @@ def block_arguments(adapter: ModelAdapter) -> Iterator[list[tuple[tuple[Any, ...
             handle.remove()
 
 
+def _collect_arguments(seen: list[Arguments], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    residual = None if args else _residual_name(kwargs)
+    seen.append((args[1:], {name: value for name, value in kwargs.items() if name != residual}))
+
+
 def keep(into: dict[HookPoint, Tensor], hook: HookPoint) -> Callback:
     """A callback that stores what it sees and changes nothing."""
-
-    def callback(activation: Tensor) -> None:
-        into[hook] = activation
-
-    return callback
+    return partial(into.__setitem__, hook)
 
 
 def read(
@@ -225,33 +184,33 @@ def reading(
     chosen = list(hooks)
     deepest = max(hook.layer for hook in chosen)
     under_way = threading.local()
-
-    def stop(activation: Tensor) -> None:
-        raise _Stop
-
-    def run(input_ids: Tensor, attention_mask: Tensor | None, see: See) -> None:
-        under_way.see = see
-        try:
-            adapter.logits(input_ids, attention_mask)
-        except _Stop:
-            pass
-        finally:
-            del under_way.see
-
-    with tapped(adapter, {hook: _shown(hook, under_way) for hook in chosen}):
+    with tapped(adapter, {hook: partial(_show, under_way, hook) for hook in chosen}):
         # Hooks run in the order they were added: this one comes last, when the block's output was already seen.
-        handle = adapter.blocks[deepest].register_forward_hook(_on_output(stop))
+        handle = adapter.blocks[deepest].register_forward_hook(_stop)
         try:
-            yield run
+            yield partial(_run_reading, adapter, under_way)
         finally:
             handle.remove()
 
 
-def _shown(hook: HookPoint, under_way: threading.local) -> Callback:
-    def callback(activation: Tensor) -> None:
-        under_way.see(hook, activation)
+def _run_reading(
+    adapter: ModelAdapter, under_way: threading.local, input_ids: Tensor, attention_mask: Tensor | None, see: See
+) -> None:
+    under_way.see = see
+    try:
+        adapter.logits(input_ids, attention_mask)
+    except _Stop:
+        pass
+    finally:
+        del under_way.see
 
-    return callback
+
+def _show(under_way: threading.local, hook: HookPoint, activation: Tensor) -> None:
+    under_way.see(hook, activation)
+
+
+def _stop(module: nn.Module, args: Any, output: Any) -> None:
+    raise _Stop
 
 
 def leaf(activation: Tensor) -> Tensor:
