@@ -15,7 +15,6 @@ from circuitcli.models.families import gemma, generic, gpt2, gpt_neox, llama
 from circuitcli.models.findings import Findings
 from circuitcli.models.layout import Layout, submodule, text_config
 from circuitcli.models.offloading import running_device, weights_at_hand
-from circuitcli.models.window import window
 
 FAMILIES = (gpt2.layout, gpt_neox.layout, llama.layout, gemma.layout)
 # As several families call them.
@@ -84,11 +83,6 @@ class ModelAdapter:
     def d_model(self) -> int:
         """Width of the residual stream."""
         return int(self.text_config.hidden_size)
-
-    @property
-    def window(self) -> int | None:
-        """The most tokens that the model reads at once; None where it has no limit."""
-        return window(self.text_config)
 
     @property
     def n_token_ids(self) -> int:

@@ -21,6 +21,7 @@ from circuitcli.models.partial import CleanPass, clean_pass, growing_axes, run_b
 from circuitcli.models.placing import placed
 from circuitcli.models.probing import N_ROWS, OWN_WAY, BlockView, NoStreamError, Probed, probe
 from circuitcli.models.verdicts import Tolerance, Verdict, verdict
+from circuitcli.models.window import window
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ def few_tokens(adapter: ModelAdapter) -> Int[Tensor, "1 position"]:
     n_ids = min(adapter.n_token_ids, int(getattr(adapter.text_config, "vocab_size", adapter.n_token_ids)))
     spread = (7919 * (step + 1) % n_ids for step in range(N_TOKENS + 10 * len(special)))
     ordinary = [number for number in spread if number not in special] or [0]
-    return torch.tensor([ordinary[: min(N_TOKENS, adapter.window or N_TOKENS)]], device=adapter.device)
+    return torch.tensor([ordinary[: min(N_TOKENS, window(adapter.model.config) or N_TOKENS)]], device=adapter.device)
 
 
 class _Check:
