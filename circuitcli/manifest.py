@@ -10,14 +10,15 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from circuitcli.errors import InputError
-from circuitcli.reading import read_object
-from circuitcli.schema import LONGEST_TABLE, Count, Number, PathInRun, Text, Word
+from circuitcli.reading import parse_object, read_bytes
+from circuitcli.schema import LONGEST_TABLE, Count, Number, PathInRun, Table, Text, Word
 from circuitcli.settings.model import ModelSettings
 
 FORMAT_VERSION = 1
@@ -26,8 +27,6 @@ NEXT = "next"
 # Settings that are named, at most, where a stage was run with others.
 _NAMED_DIFFERENCES = 4
 _HINT = "choose another --run, or begin anew with `circuit collect --force`"
-
-Table = Annotated[dict[Word, Any], Field(max_length=LONGEST_TABLE)]
 
 
 class _Content(BaseModel):
@@ -68,7 +67,16 @@ class _Manifest(_Content):
 
 def read_manifest(path: Path) -> dict[str, Any]:
     """The content of a run.json. Raises InputError for one that no version of this package has written."""
-    content = read_object(path, hint=_HINT)
+    text = read_bytes(path, hint=_HINT)
+    _check(text, path)
+    content: dict[str, Any] = json.loads(text.decode("utf-8-sig"))
+    return content
+
+
+@lru_cache(maxsize=4)
+def _check(text: bytes, path: Path) -> None:
+    """Raise InputError as `read_manifest` does; commands read the same text many times."""
+    content = parse_object(text, name=str(path), hint=_HINT)
     if content.get("format") != FORMAT_VERSION:
         raise InputError(
             f"{path.parent} has run format {str(content.get('format'))[:60]}; this version reads {FORMAT_VERSION}",
@@ -82,7 +90,6 @@ def read_manifest(path: Path) -> dict[str, Any]:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise InputError(f"{path}: {place}: {first['msg'].lower()}", hint=_HINT) from None
-    return content
 
 
 def digest(content: Any) -> str:

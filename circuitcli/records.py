@@ -81,6 +81,7 @@ class TrainedRecord(Record):
     l0: Number | None = None
     loss_recovered: Number | None = None
     dead: Number | None = None
+    problems: Texts | None = None
 
 
 class SaeRecord(TrainedRecord):

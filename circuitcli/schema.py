@@ -6,7 +6,7 @@ long, no hook point or node, or, in what becomes a path, leads out of the run di
 
 from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
-from typing import Annotated, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import AfterValidator, Field
 
@@ -126,6 +126,8 @@ PathInRun = Annotated[Word, AfterValidator(_path_inside)]
 HookName = Annotated[Word, AfterValidator(_hook)]
 NodeName = Annotated[Word, AfterValidator(_node)]
 FeatureName = Annotated[Word, AfterValidator(_feature_or_error)]
+# Whatever JSON holds, by name; what it is about says which types.
+Table = Annotated[dict[Word, Any], Field(max_length=LONGEST_TABLE)]
 DigestsByHook = Annotated[dict[HookName, Word], Field(max_length=LONGEST_TABLE)]
 NumbersByHook = Annotated[
     dict[HookName, Annotated[dict[Word, Number | None], Field(max_length=100)]], Field(max_length=LONGEST_TABLE)

@@ -20,7 +20,7 @@ from circuitcli.records import EvaluationRecord, SaeRecord, Stream
 from circuitcli.runs import Run
 from circuitcli.saes import files
 from circuitcli.settings.sources import load
-from circuitcli.stages import collect, estimates, evaluate, train, training, verify
+from circuitcli.stages import collect, estimates, evaluate, measuring, train, training, verify
 from circuitcli.stages.measure import HeldOut
 from circuitcli.stages.request import Request
 from circuitcli.training import plan as plan_module
@@ -277,7 +277,7 @@ def test_plan_tells_the_arithmetic_of_measuring(run_path: Path, monkeypatch: pyt
             counted.append(counter.get_total_flops())
             return found
 
-    monkeypatch.setattr(training, "HeldOut", Counted)
+    monkeypatch.setattr(measuring, "HeldOut", Counted)
     train.run(request(run_path, **asked))
     assert len(counted) == 3
     # Without its one step.

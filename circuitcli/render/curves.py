@@ -21,6 +21,8 @@ TOKENS = Axis("tokens", holds=(0.0,))
 SIZE = (190, 115)
 # The folder of variants below RUN/saes, and the name of the run's own SAEs beside them.
 SWEEP, OWN = "sweep", "the run's own"
+# Below it lies what is to take the place of a finished training, and what is left of it while it is removed.
+UNFINISHED, REMOVED, IN_TRAINING = ("checkpoint", "saes"), ".removed", "in training"
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,10 @@ def find_curves(saes: Path) -> list[Curve]:
     """All trainings that left numbers below RUN/saes, finished or not, in the order of the model."""
     found = []
     for path in sorted(saes.rglob(METRICS)):
-        lines = read_metrics(path)
+        place = path.parent.relative_to(saes)
+        lines = [] if any(part.endswith(REMOVED) for part in place.parts) else read_metrics(path)
         if lines:
-            hook, label = _named(path.parent.relative_to(saes))
+            hook, label = _named(place)
             found.append(Curve(hook, label, lines))
     return sorted(found, key=lambda curve: (_order(curve.hook), curve.label))
 
@@ -100,7 +103,8 @@ def _named(place: Path) -> tuple[str, str]:
     parts = list(place.parts)
     for part in parts:
         if is_hook(part):
-            return part, " ".join(other for other in parts if other not in (part, SWEEP))
+            others = [other for other in parts if other not in (part, SWEEP, *UNFINISHED)]
+            return part, " ".join([*others, IN_TRAINING] if UNFINISHED[0] in parts else others)
     return place.as_posix(), ""
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from circuitcli import __version__, group, processes, progress
 from circuitcli.hookpoints import HookPoint
+from circuitcli.manifest import NEXT
 from circuitcli.records import ActivationsRecord, EvaluationRecord, Record
 from circuitcli.runs import atomic
 from circuitcli.stages.inputs import activation_digests, activation_records, open_cache
@@ -18,8 +19,8 @@ from circuitcli.stages.measure import HeldOut
 from circuitcli.stages.request import Request, fingerprint, resumable
 from circuitcli.stages.saes import SaeSource, load_saes, sae_sources
 from circuitcli.stages.train import NAME as TRAIN
-from circuitcli.stages.training import EVALUATION as STAGE
 from circuitcli.stages.training import FOLDER, SWEEP
+from circuitcli.stages.unfinished import EVALUATION as STAGE
 from circuitcli.training.plan import n_held_out
 
 NAME = "train --eval"
@@ -42,7 +43,8 @@ def run(request: Request) -> list[Record]:
     print_ = fingerprint(request, ("train.eval_tokens", "train.loss_tokens", "sae_path"), inputs)
     name = _named(request, STAGE)
     # Measuring again takes nothing away, so other settings need no --force.
-    is_other = request.run.stage(name).get("fingerprint") != print_.digest
+    entry = request.run.stage(name)
+    is_other = not print_.is_of(entry) and not print_.is_of(entry.get(NEXT, {}))
     rows = held_out_rows(request, sources, n_rows=found[0].n_tokens)
     return resumable(
         replace(request, force=request.force or is_other),
@@ -50,6 +52,8 @@ def run(request: Request) -> list[Record]:
         print_,
         lambda resumes: _work(request, sources, rows, resumes=resumes),
         partial=_partial(request),
+        keeps=True,
+        clean=lambda: shutil.rmtree(_partial(request), ignore_errors=True),
     )
 
 
@@ -102,7 +106,6 @@ def _work(
     if processes.is_main():
         content = {"format": FORMAT, "version": __version__, "rows": [rows.start, rows.stop], "saes": measured}
         _write(request.run.path / report, content)
-        shutil.rmtree(partial)
     return [_record(entry, report) for entry in measured], {"report": report.as_posix()}
 
 

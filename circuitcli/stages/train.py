@@ -1,20 +1,23 @@
 """``circuit train``: sparse autoencoders for all collected hook points, in one pass over the cache."""
 
+import logging
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuitcli.hookpoints import HookPoint
-from circuitcli.records import ActivationsRecord, Record, SaeRecord
+from circuitcli.records import ActivationsRecord, Record, SaeRecord, TrainedRecord
 from circuitcli.settings.data import BLOCK_LENGTH
 from circuitcli.settings.settings import Settings
 from circuitcli.stages.estimates import BYTES, arithmetic, memory, pass_flops, size, weight_bytes
 from circuitcli.stages.inputs import activation_records
+from circuitcli.stages.measuring import warnings
 from circuitcli.stages.request import Request, fingerprint, resumable
 from circuitcli.stages.sweep import swept, variants
-from circuitcli.stages.training import CHECKPOINT, FOLDER, SWEEP, Training, check_processes, finished_saes
+from circuitcli.stages.training import FOLDER, SWEEP, Training, check_processes, finished_saes
 from circuitcli.training.plan import (
     Plan,
     check_objective,
@@ -32,6 +35,8 @@ from circuitcli.training.schedule import default_rate
 if TYPE_CHECKING:
     from circuitcli.models.adapter import ModelAdapter
 
+logger = logging.getLogger(__name__)
+
 NAME = "train"
 # Architectures whose codes are as many as the features while they learn.
 DENSE = ("relu", "gated", "jumprelu")
@@ -40,6 +45,8 @@ _DENSE_COPIES, _SPARSE_COPIES = 6, 2
 _LOGITS_COPIES = 5
 # Settings that change no result, or no more than another device does.
 _NO_MATTER = ("train.checkpoint_tokens", "train.log", "train.parallel", "train.tf32")
+# Settings on which the measuring of finished SAEs depends and nothing else: eval_tokens are kept out of the training.
+_MEASURING = ("train.loss_tokens",)
 
 
 def run(request: Request) -> list[Record]:
@@ -55,12 +62,24 @@ def run(request: Request) -> list[Record]:
         _check(settings, found)
     inputs = {f"activations {record.hook}": record.digest for record in found}
     without = {*_NO_MATTER, *unread(chosen.values())}
-    print_ = fingerprint(request, ("sae.", "train.", "seed"), inputs, without=without)
+    print_ = fingerprint(request, ("sae.", "train.", "seed"), inputs, without=without, measuring=_MEASURING)
     is_sweep = bool(request.settings.train.sweep)
-    folder = Path(FOLDER) / SWEEP if is_sweep else Path(FOLDER)
-    training = Training(request, chosen, folder, print_.digest)
-    name = SWEEP if is_sweep else NAME
-    return resumable(request, name, print_, partial(_work, training), partial=training.path / CHECKPOINT)
+    folder, name = (Path(FOLDER) / SWEEP, SWEEP) if is_sweep else (Path(FOLDER), NAME)
+    costs = _costs(chosen, found)
+    held = 4 * 4 * sum(cost.parameters for cost in costs)
+    training = Training(request, name, chosen, folder, print_, held, _features(costs))
+    made = resumable(
+        request,
+        name,
+        print_,
+        partial(_work, training),
+        partial=training.partial,
+        keeps=True,
+        clean=lambda: training.unfinished.remove(),
+    )
+    for line in warnings(record for record in made if isinstance(record, TrainedRecord)):
+        logger.warning(line)
+    return made
 
 
 def _check(settings: Settings, found: list[ActivationsRecord]) -> None:
@@ -86,20 +105,14 @@ def plan(request: Request) -> list[tuple[str, str]]:
     """What `run` would do, as (name, value) for people."""
     found = activation_records(request, stage=NAME)
     made = planned(request.settings, n_rows=found[0].n_tokens)
-    d_models = {HookPoint.parse(record.hook): record.d_model for record in found}
-    costs = [
-        _Cost.of(settings, hooks, [d_models[hook] for hook in hooks])
-        for settings in variants(request.settings).values()
-        for hooks in lessons(settings.sae.architecture, list(d_models))
-    ]
+    costs = _costs(variants(request.settings), found)
     read, outline = _read(request, found), _outline(request)
     parameters = sum(cost.parameters for cost in costs)
     looks = -(-made.n_steps // look_steps(made.n_steps)) if request.settings.train.keep == "best" else 0
-    d_saes = sorted({d_sae for cost in costs for d_sae in cost.d_saes})
     rates = sorted({cost.rate(made.n_steps) for cost in costs})
     return [
         ("autoencoders", f"{sum(len(cost.d_saes) for cost in costs)}: {' '.join(one.hook for one in read)}"),
-        ("features", " ".join(f"{d_sae:,}" for d_sae in d_saes)),
+        ("features", _features(costs)),
         ("tokens", f"{made.tokens:,} in {made.n_steps:,} steps; {made.held_out:,} held out"),
         ("learning rate", " ".join(f"{rate:.2g}" for rate in rates)),
         ("disk", f"{size(4 * parameters)}, and {size(_state_bytes(request.settings, parameters))} while training"),
@@ -107,10 +120,23 @@ def plan(request: Request) -> list[tuple[str, str]]:
         *_revival(costs),
         *arithmetic(
             _flops(request, made, costs, outline, n_looks=looks),
-            width=max(d_models.values()),
+            width=max(record.d_model for record in found),
             device=request.settings.model.device,
         ),
     ]
+
+
+def _costs(variants: Mapping[str, Settings], found: list[ActivationsRecord]) -> "list[_Cost]":
+    d_models = {HookPoint.parse(record.hook): record.d_model for record in found}
+    return [
+        _Cost.of(settings, hooks, [d_models[hook] for hook in hooks])
+        for settings in variants.values()
+        for hooks in lessons(settings.sae.architecture, list(d_models))
+    ]
+
+
+def _features(costs: "list[_Cost]") -> str:
+    return " ".join(f"{d_sae:,}" for d_sae in sorted({d_sae for cost in costs for d_sae in cost.d_saes}))
 
 
 @dataclass(frozen=True)

@@ -1,25 +1,25 @@
 """What `circuit train` does for one SAE at each hook point as for all variants of a sweep: train, measure, save."""
 
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from circuitcli import group, processes, progress, runs
+from circuitcli import group, processes, runs
 from circuitcli.allocator import give_back_freed_memory
-from circuitcli.errors import InputError, SettingsError
-from circuitcli.hookpoints import HookPoint, is_hook
-from circuitcli.records import ActivationsRecord, EvaluationRecord, Record
-from circuitcli.saes.folder import is_recorded
+from circuitcli.errors import SettingsError
+from circuitcli.hookpoints import HookPoint
+from circuitcli.manifest import NEXT, Fingerprint
+from circuitcli.records import ActivationsRecord, TrainedRecord
 from circuitcli.settings.settings import Settings
 from circuitcli.settings.sources import flatten
 from circuitcli.stages.learners import CALIBRATION_TOKENS, calibrate, new_learners
-from circuitcli.stages.measure import HeldOut
+from circuitcli.stages.measuring import Bench, measured_again, measured_learners
 from circuitcli.stages.mlps import mlps_between
 from circuitcli.stages.request import Request, changing_nothing
 from circuitcli.stages.text_batches import then_texts
+from circuitcli.stages.unfinished import CHECKPOINT, Finished, Unfinished, remove_others
 from circuitcli.training.log import METRICS
 from circuitcli.training.plan import END_TO_END, Plan, pool_tokens, read_hooks
 from circuitcli.training.plan import plan as planned
@@ -29,16 +29,13 @@ if TYPE_CHECKING:
 
     from circuitcli.activations.batches import ShuffledBatches
     from circuitcli.activations.cache import ActivationCache
-    from circuitcli.saes.base import SparseAutoencoder
     from circuitcli.training.architectures.student import Batch
     from circuitcli.training.checkpoint import Checkpoints
     from circuitcli.training.learner import Learner
     from circuitcli.training.trackers.tracker import TrackedRun
 
 FOLDER, SWEEP = "saes", "sweep"
-EVALUATION = "evaluate"
 ACTIVATIONS = "activations"
-CHECKPOINT = "checkpoint"
 LOGS = "logs"
 
 
@@ -47,33 +44,29 @@ class Training:
     """One call: settings by the name of their variant (empty without a sweep), and the folder below the run for all."""
 
     request: Request
+    name: str
     variants: Mapping[str, Settings]
     folder: Path
-    digest: str
+    print_: Fingerprint
+    # Of all SAEs: weights, gradients and moments; and how many features they have.
+    state_bytes: int
+    features: str
 
     @property
-    def path(self) -> Path:
-        """Where SAEs, metrics and checkpoints go."""
-        return self.request.run.path / self.folder
+    def digest(self) -> str:
+        """What tells this training from others."""
+        return self.print_.digest
 
+    @cached_property
+    def unfinished(self) -> Unfinished:
+        """What is under way; as the manifest says it once the work has begun."""
+        is_aside = NEXT in self.request.run.stage(self.name)
+        return Unfinished(self.request.run.path, self.folder, self.digest, self.print_.measuring, is_aside)
 
-@dataclass(frozen=True)
-class Finished:
-    """A trained SAE that was measured and saved: its variant, and what records tell of it."""
-
-    variant: str
-    fields: Mapping[str, Any]
-
-    @classmethod
-    def of(
-        cls, variant: str, sae: "SparseAutoencoder", *, path: Path, digest: str, facts: Mapping[str, Any]
-    ) -> "Finished":
-        """The SAE at a path below the run."""
-        scores = {name: facts.get(name) for name in ("explained_variance", "l0", "loss_recovered", "dead")}
-        target = {"target": str(sae.target)} if sae.is_transcoder else {}
-        shape = {"architecture": sae.architecture, "d_in": sae.d_in, "d_sae": sae.d_sae, **sae.options}
-        place = {"path": path.as_posix(), "digest": digest}
-        return cls(variant, {"hook": str(sae.hook), **target, **shape, **place, **scores})
+    @property
+    def partial(self) -> Path:
+        """Where that is."""
+        return self.request.run.path / self.folder / CHECKPOINT
 
 
 def check_processes(settings: Settings) -> None:
@@ -94,67 +87,102 @@ def check_processes(settings: Settings) -> None:
 def finished_saes(training: Training, found: list[ActivationsRecord], *, resumes: bool) -> list[Finished]:
     """Train, from a checkpoint if there is one, measure and save. Raises CircuitError if a loss stops being finite.
 
-    Of several processes the main one gets what all have made, the others what they know of.
+    What the run holds already counts until all of this is done. Of several processes the main one gets what all have
+    made, the others what they know of.
     """
+    unfinished = training.unfinished
+    finished = _all_known(unfinished) if resumes else None
+    if finished is None:
+        finished = _made(training, found, resumes=resumes)
+    if processes.is_main():
+        unfinished.keep_all(finished)
+        # From here on a kill is made up for by giving out what is there.
+        training.request.run.promote(training.name)
+        unfinished.give_out()
+        pattern = "*/*" if training.folder.name == SWEEP else "*"
+        remove_others(training.request.run, training.folder, finished, pattern=pattern)
+    return finished
+
+
+def _all_known(unfinished: Unfinished) -> list[Finished] | None:
+    """What was made before a kill that came at the very end; all processes are told by the main one."""
+    known = unfinished.all_known(measured=True) if processes.is_main() else None
+    told = group.share(None if known is None else [vars(one) for one in known])
+    return None if told is None else [Finished(**one) for one in told]
+
+
+def _made(training: Training, found: list[ActivationsRecord], *, resumes: bool) -> list[Finished]:
     from circuitcli.activations.cache import ActivationCache
     from circuitcli.models.loading import choose_device
     from circuitcli.training.checkpoint import Checkpoints
+    from circuitcli.training.memory import check_fits
     from circuitcli.training.trackers.tracker import check_trackers
 
-    request = training.request
-    checkpoints = Checkpoints(training.path / CHECKPOINT, training.digest)
+    request, unfinished = training.request, training.unfinished
+    checkpoints = Checkpoints(unfinished.directory, training.digest)
     with changing_nothing():
         cache = ActivationCache(request.run.path / ACTIVATIONS, [HookPoint.parse(record.hook) for record in found])
         made = planned(request.settings, n_rows=cache.n_tokens)
         device = choose_device(request.settings.model.device)
         check_trackers(request.settings.train.log)
+        check_fits(
+            training.state_bytes,
+            device,
+            what=f"weights, gradients and moments of SAEs of {training.features} features",
+            hint="lower sae.d_sae or sae.expansion, or train fewer hook points at once; --dry-run tells the memory",
+        )
     group.start(device)
-    if not resumes and processes.is_main():
-        checkpoints.remove()
+    if processes.is_main():
+        if not resumes:
+            unfinished.remove()
+        elif not unfinished.is_aside:
+            # A kill came while SAEs were given out, and they are to be measured in another way.
+            unfinished.give_out()
     group.barrier()
-    learners = _trained(training, cache, made, checkpoints, device)
+    bench = Bench(request, unfinished, cache, made)
+    try:
+        trained = _trained_before(training, checkpoints) if resumes or unfinished.is_aside else None
+        mine = _measured_mine(training, bench, checkpoints, device, trained)
+        return _in_order(Finished(**one) for part in group.gather([vars(one) for one in mine]) for one in part)
+    except BaseException:
+        if processes.is_main() and not checkpoints.step() and not unfinished.has_results:
+            unfinished.remove()
+        raise
+
+
+def _trained_before(training: Training, checkpoints: "Checkpoints") -> list[Finished] | None:
+    """SAEs that need no training but are to be measured in another way; None if there is no such thing."""
+    trained: list[Finished] | None = None
+    if processes.is_main() and not training.request.force:
+        run, unfinished = training.request.run, training.unfinished
+        trained = unfinished.all_known(measured=False)
+        entry = run.stage(training.name)
+        if trained is None and unfinished.is_aside and training.print_.is_of(entry) and not checkpoints.step():
+            kept = [one for one in run.stage_records(training.name) if isinstance(one, TrainedRecord)]
+            trained = [Finished(str(getattr(one, "variant", "")), one.model_dump(exclude_none=True)) for one in kept]
+    told = group.share(None if trained is None else [vars(one) for one in trained])
+    return None if told is None else [Finished(**one) for one in told]
+
+
+def _measured_mine(
+    training: Training,
+    bench: Bench,
+    checkpoints: "Checkpoints",
+    device: "torch.device",
+    trained: list[Finished] | None,
+) -> list[Finished]:
+    """What this process measures of the SAEs, which are trained before unless they are already."""
+    if trained is not None:
+        return [*measured_again(bench, trained[processes.rank() :: processes.count()])]
+    learners = _trained(training, bench.cache, bench.made, checkpoints, device)
     for learner in learners:
         learner.let_go()
     # Measuring runs the model, whose tensors have other sizes.
     give_back_freed_memory()
-    shares_rows = request.settings.train.parallel == "data"
+    shares_rows = training.request.settings.train.parallel == "data"
     # Processes that shared rows all have all SAEs.
     mine = learners[processes.rank() :: processes.count()] if shares_rows else learners
-    told = group.gather([vars(one) for one in _measured(training, cache, made, mine)])
-    finished = _in_order(Finished(**one) for part in told for one in part)
-    if processes.is_main():
-        checkpoints.remove()
-        _remove_others(training, finished)
-    return finished
-
-
-def _remove_others(training: Training, finished: Sequence[Finished]) -> None:
-    """Remove what an earlier training left: SAEs of other hook points or variants, and what was measured of them.
-
-    Those that it did not make, which have no metrics, stay.
-    """
-    run, kept = training.request.run, {str(one.fields["path"]) for one in finished}
-    pattern = "*/*" if training.folder.name == SWEEP else "*"
-    for metrics in sorted(training.path.glob(f"{pattern}/{METRICS}")):
-        folder = metrics.parent
-        if is_hook(folder.name) and folder.relative_to(run.path).as_posix() not in kept:
-            shutil.rmtree(folder)
-            if training.folder.name == SWEEP and not any(folder.parent.iterdir()):
-                folder.parent.rmdir()
-    finished_stages = [name for name, entry in run.manifest()["stages"].items() if entry.get("state") == "finished"]
-    measured = [name for name in finished_stages if name.partition(":")[0] == EVALUATION]
-    run.forget(name for name in measured if not all(_is_there(run, record) for record in run.stage_records(name)))
-
-
-def _is_there(run: runs.Run, record: Record) -> bool:
-    """Whether an SAE that was measured is still what it was; those of other runs are not looked at."""
-    if not isinstance(record, EvaluationRecord) or not record.path.startswith(f"{FOLDER}/"):
-        return True
-    directory = run.path / record.path
-    try:
-        return is_recorded(directory, record.digest)
-    except InputError:
-        return False
+    return [*measured_learners(bench, mine, training.variants)]
 
 
 def _in_order(finished: Iterable[Finished]) -> list[Finished]:
@@ -201,7 +229,7 @@ def _trained(
             batch_size=train.batch_size,
             checkpoints=checkpoints,
             checkpoint_steps=max(1, train.checkpoint_tokens // train.batch_size),
-            logs={place: MetricsLog(training.path / place / METRICS) for place in places},
+            logs={place: MetricsLog(training.unfinished.saes / place / METRICS) for place in places},
             trackers=opened,
             ranks=ranks,
             shares_rows=shares_rows,
@@ -211,7 +239,9 @@ def _trained(
     for learner in learners if train.keep == "best" else ():
         learner.take_best()
     del batches
-    if uncalibrated := [learner for learner in learners if learner.student.needs_calibration]:
+    known = training.unfinished.known
+    left = [one for one in learners if any(known(one.place(hook)) is None for hook in one.student.sae_hooks)]
+    if uncalibrated := [learner for learner in left if learner.student.needs_calibration]:
         hooks = sorted({hook for one in uncalibrated for hook in one.student.hooks})
         calibrate(uncalibrated, _batches(training, cache, made, hooks, pool=pool, most_tokens=CALIBRATION_TOKENS))
     return learners
@@ -274,36 +304,3 @@ def _tracked(training: Training, *, starts_over: bool) -> "TrackedRun":
         starts_over=starts_over,
         settings={name: value for name, value in flatten(request.settings).items() if name.startswith(kept)},
     )
-
-
-def _measured(
-    training: Training, cache: "ActivationCache", made: Plan, learners: "list[Learner]"
-) -> Iterator[Finished]:
-    """Measure each SAE and write its files."""
-    if not learners:
-        return
-    held_out = HeldOut.of(training.request, cache, made.held_out_rows)
-    for learner in progress.track(learners, "measure", unit="SAEs"):
-        for sae in learner.finished().values():
-            yield _saved(training, learner, sae, made, held_out.facts(sae.to(held_out.device)))
-
-
-def _saved(
-    training: Training, learner: "Learner", sae: "SparseAutoencoder", made: Plan, facts: dict[str, Any]
-) -> Finished:
-    from circuitcli.saes import files
-
-    request, settings = training.request, training.variants[learner.variant]
-    path = training.folder / learner.place(sae.hook)
-    facts = facts | {
-        "trained_as": settings.sae.architecture,
-        "dead": learner.student.dead_share(sae.hook),
-        "dead_tokens": planned(settings, n_rows=made.n_rows).dead_tokens,
-        "trained_tokens": made.tokens,
-        "kept_tokens": (learner.best.step or made.n_steps) * made.batch_size,
-        "learning_rate": learner.pace.schedule.peak,
-        "model": request.run.manifest().get("model", request.settings.model.name),
-        "seed": settings.seed,
-    }
-    digest = files.save(sae, request.run.path / path, **facts)
-    return Finished.of(learner.variant, sae, path=path, digest=digest, facts=facts)

@@ -1,0 +1,181 @@
+"""The end of a training: each SAE is measured, saved and judged, one after the other, and none twice after a kill."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from circuitcli import progress
+from circuitcli.errors import InputError
+from circuitcli.records import TrainedRecord
+from circuitcli.saes.folder import is_recorded, read_config
+from circuitcli.stages.measure import HeldOut
+from circuitcli.stages.request import Request
+from circuitcli.stages.unfinished import Finished, Unfinished
+from circuitcli.training.plan import Plan
+from circuitcli.training.plan import plan as planned
+
+if TYPE_CHECKING:
+    from circuitcli.activations.cache import ActivationCache
+    from circuitcli.saes.base import SparseAutoencoder
+    from circuitcli.settings.settings import Settings
+    from circuitcli.training.learner import Learner
+
+# What training alone can tell of an SAE.
+_OF_TRAINING = (
+    "trained_as",
+    "dead",
+    "dead_tokens",
+    "trained_tokens",
+    "kept_tokens",
+    "learning_rate",
+    "model",
+    "seed",
+)
+_SCORES = ("explained_variance", "l0", "loss_recovered", "dead")
+MOST = 0.5
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where SAEs are measured: the rows that training left out, and what is kept of the results."""
+
+    request: Request
+    unfinished: Unfinished
+    cache: "ActivationCache"
+    made: Plan
+
+    def held_out(self) -> HeldOut:
+        """The rows, and the model, which this loads."""
+        return HeldOut.of(self.request, self.cache, self.made.held_out_rows)
+
+    def saved(self, held_out: HeldOut, place: str, sae: "SparseAutoencoder", trained: "Trained") -> Finished:
+        """Measure an SAE, write its files and remember the result."""
+        from circuitcli.saes import files
+
+        facts = finite(held_out.facts(sae.to(held_out.device)) | dict(trained.facts))
+        digest = files.save(sae, self.unfinished.saes / place, **facts)
+        path = self.unfinished.folder / place
+        finished = Finished(trained.variant, _fields(sae, facts, path=path.as_posix(), digest=digest))
+        self.unfinished.keep(place, finished)
+        return finished
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training tells of an SAE."""
+
+    variant: str
+    facts: Mapping[str, Any]
+
+
+def measured_learners(
+    bench: Bench, learners: "Sequence[Learner]", variants: "Mapping[str, Settings]"
+) -> Iterator[Finished]:
+    """Measure the SAEs of learners that have learned, but for those that were measured before a kill."""
+    known = {
+        place: found
+        for learner in learners
+        for hook in learner.student.sae_hooks
+        if (found := bench.unfinished.known(place := learner.place(hook))) is not None
+    }
+    yield from known.values()
+    left = [one for one in learners if any(one.place(hook) not in known for hook in one.student.sae_hooks)]
+    if not left:
+        return
+    held_out = bench.held_out()
+    for learner in progress.track(left, "measure", unit="SAEs"):
+        for sae in learner.finished().values():
+            if (place := learner.place(sae.hook)) not in known:
+                settings = variants[learner.variant]
+                facts = _told(learner, sae, settings, bench)
+                yield bench.saved(held_out, place, sae, Trained(learner.variant, facts))
+
+
+def _told(learner: "Learner", sae: "SparseAutoencoder", settings: "Settings", bench: Bench) -> dict[str, Any]:
+    made, request = bench.made, bench.request
+    return {
+        "trained_as": settings.sae.architecture,
+        "dead": learner.student.dead_share(sae.hook),
+        "dead_tokens": planned(settings, n_rows=made.n_rows).dead_tokens,
+        "trained_tokens": made.tokens,
+        "kept_tokens": (learner.best.step or made.n_steps) * made.batch_size,
+        "learning_rate": learner.pace.schedule.peak,
+        "model": request.run.manifest().get("model", request.settings.model.name),
+        "seed": settings.seed,
+    }
+
+
+def measured_again(bench: Bench, trained: Iterable[Finished]) -> Iterator[Finished]:
+    """Measure SAEs that were trained before, which are in their places, by other settings.
+
+    Raises InputError for one that is not what was recorded.
+    """
+    places = {Path(one.path).relative_to(bench.unfinished.folder).as_posix(): one for one in trained}
+    known = {place: found for place in places if (found := bench.unfinished.known(place)) is not None}
+    yield from known.values()
+    left = [place for place in places if place not in known]
+    if not left:
+        return
+    held_out = bench.held_out()
+    for place in progress.track(left, "measure", unit="SAEs"):
+        yield _again(bench, held_out, place, places[place])
+
+
+def _again(bench: Bench, held_out: HeldOut, place: str, before: Finished) -> Finished:
+    from circuitcli.saes import files
+
+    directory = bench.request.run.path / before.path
+    if not is_recorded(directory, str(before.fields["digest"])):
+        raise InputError(f"the SAE in {directory} is not the one that was recorded", hint="train again with --force")
+    config = read_config(directory)
+    facts = {name: config[name] for name in _OF_TRAINING if name in config}
+    return bench.saved(held_out, place, files.load(directory), Trained(before.variant, facts))
+
+
+def _fields(sae: "SparseAutoencoder", facts: Mapping[str, Any], *, path: str, digest: str) -> dict[str, Any]:
+    """What records tell of an SAE."""
+    target = {"target": str(sae.target)} if sae.is_transcoder else {}
+    shape = {"architecture": sae.architecture, "d_in": sae.d_in, "d_sae": sae.d_sae, **sae.options}
+    scores = {name: facts.get(name) for name in _SCORES}
+    wrong = {"problems": found} if (found := problems(facts)) else {}
+    return {"hook": str(sae.hook), **target, **shape, "path": path, "digest": digest, **scores, **wrong}
+
+
+def problems(facts: Mapping[str, Any]) -> list[str]:
+    """What tells that a training came to nothing; empty if nothing does."""
+    explained, dead = facts.get("explained_variance"), facts.get("dead")
+    found = []
+    if explained is None or not math.isfinite(explained):
+        found.append("the training diverged: the variance that it explains is no number")
+    elif explained < 0:
+        found.append(f"the training diverged: it explains {explained:.3g} of the variance, less than a constant does")
+    if dead is not None and dead > MOST:
+        found.append(f"{dead:.0%} of the features are dead")
+    return found
+
+
+def warnings(made: Iterable[TrainedRecord]) -> list[str]:
+    """A line for each SAE whose training came to nothing, with what to try."""
+    lines = []
+    for record in made:
+        if record.problems:
+            name = record.path.rpartition("saes/")[2]
+            lower = any("diverged" in problem for problem in record.problems)
+            advice = (
+                "a lower train.learning_rate"
+                if lower
+                else "more --tokens, fewer features or a larger train.auxk_weight"
+            )
+            lines.append(f"{name}: {'; '.join(record.problems)}; try {advice}, with --force")
+    return lines
+
+
+def finite(content: Any) -> Any:
+    """The same without numbers that JSON cannot hold."""
+    if isinstance(content, Mapping):
+        return {name: finite(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
