@@ -141,6 +141,7 @@ def test_a_table_of_one_column_needs_no_field(tmp_path):
         ("a.csv", "id,body\n1,2\n", "has no text in field"),
         ("a.parquet", "PAR1 and then nothing", "is no Parquet file"),
         ("a.npy", "\x93NUMPY and then nothing", "cannot be read as token ids"),
+        ("a.npy", "\x93NUMPY\x01\x00\x10\x00{'descr': '|b1' ]", "cannot be read as token ids"),
         ("a.safetensors", "\xff" * 64, "cannot be read as token ids"),
     ],
 )

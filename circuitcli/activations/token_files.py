@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from circuitcli.activations.token_ids import HINT, Ids, document_ids
 from circuitcli.errors import InputError, first_line
@@ -89,11 +89,14 @@ def _array(path: Path, field: str | None) -> Any:
     """Something with a shape that gives its slices. Raises InputError unless it holds integers in one or two axes."""
     try:
         array = _tensor(path, field) if path.suffix == ".safetensors" else np.lib.format.open_memmap(path, mode="r")
-    except (SafetensorError, ValueError, EOFError, SyntaxError) as error:
-        message = f"{path} cannot be read as token ids: {first_line(error)}"
-        raise InputError(message, hint="write it with numpy.save or safetensors; pickled objects are refused") from None
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}", hint="check its permissions") from None
+    except Exception as error:
+        # NumPy takes headers for Python and fails on bad ones in all ways in which Python does.
+        message = f"{path} cannot be read as token ids: {first_line(error)}"
+        raise InputError(message, hint="write it with numpy.save or safetensors; pickled objects are refused") from None
     kind = array.dtype if isinstance(array, _Tensor) else array.dtype.name
     if not str(kind).lower().startswith(("i", "u")):
         raise InputError(f"{path} holds {kind}, and token ids are integers", hint=HINT)
