@@ -1,11 +1,13 @@
 """A model that comes without a tokenizer goes through every command on token ids; what needs a text says so."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from support_collect import BOS, hf_gpt2
+from support_collect import BOS, hf_gpt2, hf_tokenizer, tokenizer
+from test_prompts import TEMPLATE
 
 from circuitcli.cli.app import run as circuit
 from circuitcli.runs import Run
@@ -77,3 +79,25 @@ def test_what_needs_a_text_says_that_there_is_no_tokenizer_and_what_to_give(fold
     assert status == 3, error
     assert "has no tokenizer" in error and "hint: give token ids" in error
     assert Run(folder / "run").manifest()["stages"].keys() == before
+
+
+def test_with_a_tokenizer_the_same_run_explains_chats_and_tests_them_on_chats(folder):
+    run, model = Run(folder / "chats"), folder / "chatting"
+    shutil.copytree(folder / "run", run.path)
+    shutil.copytree(folder / "model", model)
+    hf = hf_tokenizer()
+    hf.chat_template = TEMPLATE
+    hf.save_pretrained(model)
+    run.update_manifest(model_settings=run.manifest()["model_settings"] | {"model.name": str(model)})
+    options = ["--run", str(run.path), "--json", "-q"]
+    asked = ["--chat", "--prompt", "hi", "--target", "a", "--baseline", "zero", "--down", "3", "--up", "2"]
+    assert circuit(["graph-grad", *asked, "--name", "chat", *options]) == 0
+    head = json.loads((run.path / "graphs" / "chat.jsonl").read_text().splitlines()[0])
+    assert head["ids"] == [BOS, *tokenizer().encode("[user]hi<|eos|>[assistant]")]
+    assert (head["prompt"], head["chat"], head["bos"]) == ("hi", True, True)
+    (folder / "texts.jsonl").write_text('{"prompt": "ho", "target": "b"}\n')
+    quick = ["--set", "validate.samples=1", "--set", "validate.bootstrap=5", "--set", "validate.minimality=false"]
+    for more in ([], ["--prompts", str(folder / "texts.jsonl"), "--force"]):
+        assert circuit(["validate", "--graph", "chat", *quick, *more, *options]) == 0
+    report = json.loads((run.path / "reports" / "chat.json").read_text())
+    assert [example["messages"] for example in report["prompts"]] == [[["user", "ho"]]]

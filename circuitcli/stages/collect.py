@@ -300,8 +300,9 @@ def describe(request: Request, model: "LanguageModel", *, layers: str) -> None:
     settings = {name: value for name, value in flatten(request.settings).items() if name.startswith("model.")}
     # What was typed is shown; what later commands load must not depend on where they are called.
     settings["model.name"] = absolute_name(model.name)
+    is_name = Path(model.name).name not in ("", "..")
     request.run.update_manifest(
-        model=model.name,
+        model=model.name if is_name else settings["model.name"],
         revision=model.revision,
         layers=layers,
         model_settings=settings,
