@@ -34,10 +34,10 @@ AT_IMPORT = (
     "GLIBC_",
     "OMP_",
     "MKL_",
-    "CUDA_",
     "PYTHON",
     "LD_",
 )
+NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 # Set to what this file makes of it, and no matter to a process that has its modules.
 NO_MATTER = ("PYTHONPATH", "PYTHONHASHSEED")
 CLIENT = """#!{python} -IS
@@ -100,8 +100,8 @@ def address() -> str:
 
 
 def _environment() -> dict[str, str]:
-    """The variables of the nursery."""
-    return os.environ | {"OMP_NUM_THREADS": "1"}
+    """The variables of the nursery. A GPU that one process has asked for is of no use to those that it forks."""
+    return os.environ | {"OMP_NUM_THREADS": "1", **NO_GPU}
 
 
 def client(path: Path) -> None:
@@ -127,19 +127,13 @@ def run(
     *,
     cwd: Path,
     env: Mapping[str, str] | None = None,
-    stdin: int | None = None,
     input: str | None = None,
     timeout: float | None = None,
-    encoding: str = "utf-8",
 ) -> subprocess.CompletedProcess:
     """``python WORDS`` to its end, with what it printed; without ``input`` there is nothing to read."""
     env = dict(os.environ if env is None else env)
     if differs(env):
-        source: dict[str, Any] = {"stdin": subprocess.DEVNULL} if input is None else {"input": input}
-        command = [sys.executable, *words]
-        return subprocess.run(
-            command, cwd=cwd, env=env, capture_output=True, encoding=encoding, timeout=timeout, **source
-        )
+        return run_anew(words, cwd=cwd, env=env, input=input, timeout=timeout)
     with _given(input) as given, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as error:
         process = start(words, cwd=cwd, env=env, streams=[given, out.fileno(), error.fileno()])
         try:
@@ -148,8 +142,17 @@ def run(
             process.kill()
         for stream in (out, error):
             stream.seek(0)
-        told = [stream.read().decode(encoding) for stream in (out, error)]
+        told = [stream.read().decode() for stream in (out, error)]
     return subprocess.CompletedProcess(list(words), process.returncode, *told)
+
+
+def run_anew(
+    words: Sequence[str], *, cwd: Path, env: Mapping[str, str], input: str | None = None, timeout: float | None = None
+) -> subprocess.CompletedProcess:
+    """The same in a process that loads everything for itself."""
+    source: dict[str, Any] = {"stdin": subprocess.DEVNULL} if input is None else {"input": input}
+    command = [sys.executable, *words]
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, encoding="utf-8", timeout=timeout, **source)
 
 
 @contextlib.contextmanager
@@ -255,7 +258,7 @@ def _become(asked: dict[str, Any], streams: Sequence[int]) -> None:
         for number, mode, errors in ((0, "rb", "strict"), (1, "wb", "strict"), (2, "wb", "backslashreplace"))
     )
     os.environ.clear()
-    os.environ.update(asked["env"])
+    os.environ.update(asked["env"] | NO_GPU)
     os.chdir(asked["cwd"])
     status = 1
     try:

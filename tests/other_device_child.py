@@ -16,8 +16,10 @@ from circuitcli.training.architectures.registry import SINGLE, new_student
 from circuitcli.training.learner import Learner
 from circuitcli.training.plan import JACOBIANS, STAIRCASES
 
-other_device.register()
-OTHER = torch.device(other_device.NAME)
+IS_REAL = other_device.is_real()
+if not IS_REAL:
+    other_device.register()
+OTHER = torch.device(os.environ.get("TESTS_DEVICE", other_device.NAME))
 # Few: Triton's interpreter takes a millisecond for a row or a feature.
 N_STEPS, D_SAE, BATCH = 2, 16, 16
 OPTIONS = {"relu": {"l1_weight": 1.0}, "gated": {"l1_weight": 2.0}, "matryoshka": {"prefixes": (0.5, 1.0)}}
@@ -74,9 +76,11 @@ def test_a_student_learns_as_on_the_cpu(architecture: str):
     here, there = (first_step(architecture, device) for device in (torch.device("cpu"), OTHER))
     assert here.keys() == there.keys() and any("auxk" in name for name in here)
     for name, value in here.items():
-        assert torch.allclose(there[name], value, rtol=1e-4, atol=1e-6), name
+        atol = 1e-5 * max(1.0, float(value.abs().max())) if IS_REAL else 1e-6
+        assert torch.allclose(there[name], value, rtol=1e-3 if IS_REAL else 1e-4, atol=atol), name
 
 
+@pytest.mark.skipif(IS_REAL, reason="this is about the stand-in")
 def test_a_mix_of_devices_is_refused():
     far, near = torch.ones(3, device=OTHER), torch.ones(3)
     assert (far + far).tolist() == [2, 2, 2] and (far * torch.tensor(2.0)).tolist() == [2, 2, 2]

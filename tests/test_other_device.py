@@ -1,12 +1,18 @@
-"""Every command on a device that is not the CPU: the same numbers, and no tensor left behind on the wrong one."""
+"""Every command on a device that is not the CPU: the same numbers, and no tensor left behind on the wrong one.
+
+The device is a stand-in, or the real one that TESTS_DEVICE names (tests/on_gpu.sh). That adds up in another order, and
+trains in TF32: its numbers are compared less closely, and of long lists a few may differ, where two were nearly equal.
+"""
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import nursery
 import pytest
 import torch
 from cli_support import ROOT, TESTS, TIMEOUT_S, environment
@@ -14,6 +20,10 @@ from cli_support import ROOT, TESTS, TIMEOUT_S, environment
 from circuitcli.activations.cache import ActivationCache
 from circuitcli.hookpoints import HookPoint
 
+DEVICE = os.environ.get("TESTS_DEVICE", "other")
+IS_STAND_IN = DEVICE == "other"
+# How many times as far apart numbers may be, and which share of a list may be further apart.
+SLACK, STRAY = (1, 0.0) if IS_STAND_IN else (4, 0.02)
 PROMPT = "    def __init__(self, name): self.name ="
 SETTINGS = ["--set", "sae.d_sae=128", "--set", "sae.k=8", "--set", "train.tokens=8192", "--set", "train.batch_size=512"]
 MAKING = [
@@ -38,9 +48,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("devices")
     _circuit(MAKING, device="cpu", run=folder / "cpu")
     shutil.copytree(folder / "cpu", folder / "read")
-    _circuit(MAKING, device="other", run=folder / "other")
+    _circuit(MAKING, device=DEVICE, run=folder / "other")
     _circuit(READING, device="cpu", run=folder / "cpu")
-    _circuit(READING, device="other", run=folder / "read")
+    _circuit(READING, device=DEVICE, run=folder / "read")
     return {name: folder / name for name in ("cpu", "other", "read")}
 
 
@@ -48,15 +58,10 @@ def _circuit(commands: list[list[str]], *, device: str, run: Path) -> None:
     """Run commands one after the other in one process; the other device has no float64, as Apple's GPUs."""
     run.mkdir(exist_ok=True)
     words = [word for command in commands for word in (*command, "--device", device, "--run", ".", "+")]
-    done = subprocess.run(
-        [sys.executable, str(TESTS / "other_device.py"), *words[:-1]],
-        cwd=run,
-        env=environment(OTHER_DEVICE_FLOAT64="0"),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        encoding="utf-8",
-        timeout=TIMEOUT_S,
-    )
+    program = ["-c", "import sys, other_device; sys.exit(other_device.main(sys.argv[1:]))", *words[:-1]]
+    variables = environment(OTHER_DEVICE_FLOAT64="0", **({} if IS_STAND_IN else {"TESTS_DEVICE": DEVICE}))
+    run_program = nursery.run if IS_STAND_IN else nursery.run_anew
+    done = run_program(program, cwd=run, env=variables, timeout=TIMEOUT_S)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -69,8 +74,9 @@ def test_the_cache_is_the_same(runs: dict[str, Path]):
     here, there = (ActivationCache(runs[name] / "activations", hooks) for name in ("cpu", "other"))
     assert here.n_tokens == there.n_tokens > 8000
     for hook in hooks:
-        assert torch.equal(*(cache.rows(hook, 0, here.n_tokens) for cache in (here, there)))
-        assert here.mean_square_norm(hook) == pytest.approx(there.mean_square_norm(hook), rel=1e-6)
+        one, other = (cache.rows(hook, 0, here.n_tokens).float() for cache in (here, there))
+        assert torch.equal(one, other) if IS_STAND_IN else (one - other).norm() < 1e-3 * one.norm()
+        assert here.mean_square_norm(hook) == pytest.approx(there.mean_square_norm(hook), rel=1e-6 * SLACK)
 
 
 def test_training_comes_to_the_same_quality(runs: dict[str, Path]):
@@ -78,21 +84,29 @@ def test_training_comes_to_the_same_quality(runs: dict[str, Path]):
     assert len(here) == len(there) == 6
     for one, other in zip(here, there, strict=True):
         assert one["hook"] == other["hook"]
-        assert one["explained_variance"] == pytest.approx(other["explained_variance"], abs=0.01)
+        assert one["explained_variance"] == pytest.approx(other["explained_variance"], abs=0.01 * SLACK)
 
 
 def test_measures_of_the_same_saes_agree(runs: dict[str, Path]):
     here, there = (json.loads((runs[name] / "reports/evaluate.json").read_text()) for name in ("cpu", "read"))
     for one, other in zip(here["saes"], there["saes"], strict=True):
         for name in ("l0", "mse", "explained_variance", "cosine", "ce_spliced", "ce_mean", "kl_spliced"):
-            assert one[name] == pytest.approx(other[name], rel=1e-4, abs=1e-6), name
+            assert one[name] == pytest.approx(other[name], rel=1e-4 * SLACK, abs=1e-6 * SLACK), name
 
 
 def test_features_agree(runs: dict[str, Path]):
     for file in sorted((runs["cpu"] / "features").glob("*.jsonl")):
-        for one, other in zip(records(file), records(runs["read"] / "features" / file.name), strict=True):
-            assert one["id"] == other["id"] and one["max"] == pytest.approx(other["max"], rel=1e-3)
-            assert one["density"] == pytest.approx(other["density"], abs=2e-3)
+        ones, others = (
+            {line["id"]: line for line in records(runs[name] / "features" / file.name)} for name in ("cpu", "read")
+        )
+        assert len(ones.keys() ^ others.keys()) <= STRAY * len(ones) and len(ones) > 20
+        different = {
+            name
+            for name in ones.keys() & others.keys()
+            if ones[name]["max"] != pytest.approx(others[name]["max"], rel=1e-3 * SLACK)
+            or ones[name]["density"] != pytest.approx(others[name]["density"], abs=2e-3 * SLACK)
+        }
+        assert len(different) <= STRAY * len(ones), different
 
 
 @pytest.mark.parametrize("name", ["circuit", "atp", "naive"])
@@ -104,9 +118,13 @@ def test_circuits_agree(runs: dict[str, Path], name: str):
             for parts in (here, there)
         )
         assert len(ones.keys() & others.keys()) >= 0.95 * len(ones) > 5
-        largest = max(map(abs, ones.values()))
-        for place in ones.keys() & others.keys():
-            assert ones[place] == pytest.approx(others[place], rel=1e-2, abs=1e-3 * largest), place
+        least = 1e-3 * SLACK * max(map(abs, ones.values()))
+        different = {
+            place
+            for place in ones.keys() & others.keys()
+            if ones[place] != pytest.approx(others[place], rel=1e-2 * SLACK, abs=least)
+        }
+        assert len(different) <= STRAY * len(ones), different
 
 
 def key(part: dict) -> tuple:
@@ -123,14 +141,15 @@ def test_a_circuit_is_as_faithful(runs: dict[str, Path]):
     )
     assert {"faithfulness", "completeness"} <= here.keys()
     for name, value in here.items():
-        assert value == pytest.approx(there[name], abs=2e-3), name
+        assert value == pytest.approx(there[name], abs=2e-3 * SLACK), name
 
 
-@pytest.mark.parametrize("way", ["dense", "kernels"])
+# A real GPU has no other way than its kernels.
+@pytest.mark.parametrize("way", ["dense", "kernels"] if IS_STAND_IN else ["kernels"])
 def test_all_architectures_learn_there(way: str):
     if way == "kernels":
         pytest.importorskip("triton")
-    variables = {"OTHER_DEVICE_KERNELS": "1", "TRITON_INTERPRET": "1"} if way == "kernels" else {}
+    variables = {"OTHER_DEVICE_KERNELS": "1", "TRITON_INTERPRET": "1"} if way == "kernels" and IS_STAND_IN else {}
     child = TESTS / "other_device_child.py"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", str(child)],
@@ -142,4 +161,4 @@ def test_all_architectures_learn_there(way: str):
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     passed = re.search(r"(\d+) passed", done.stdout)
-    assert passed and int(passed[1]) >= 12 and "skipped" not in done.stdout
+    assert passed and int(passed[1]) >= 11 and ("skipped" not in done.stdout or not IS_STAND_IN)
