@@ -6,12 +6,13 @@ are never renamed; a kind that nobody knows passes through.
 
 import json
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import IO, Annotated, Any, ClassVar, TextIO, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from circuitcli.errors import InputError
-from circuitcli.reading import parse_json
+from circuitcli.reading import parse_json, text_lines
 from circuitcli.schema import (
     AnyPath,
     BaselineName,
@@ -364,6 +365,11 @@ def read(lines: Iterable[str], *, name: str = "stdin") -> Stream:
     return Stream(
         parse_line(line, place=f"{name} line {number}") for number, line in enumerate(lines, 1) if line.strip()
     )
+
+
+def read_file(path: Path, *, hint: str = "") -> Stream:
+    """All records of a file, which is read a line at a time. Raises InputError, naming the line or the file."""
+    return Stream(parse_line(line, place=place) for place, line in text_lines(path, hint=hint))
 
 
 def to_line(record: Record) -> str:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -193,6 +194,36 @@ def test_nasty_text_survives_the_real_dot() -> None:
     svg = numbers_of(picture(dot_source(nasty_drawing(NASTY), RenderSettings(logits=99)), form="svg"))
     for text in NASTY:
         assert visible(text).replace(" ", "\xa0") in svg, repr(text)
+
+
+@needs_dot
+@pytest.mark.parametrize("text", ["x", "&", "\u0301", "😀", "\x00"])
+def test_text_without_end_is_cut_to_what_dot_takes(text: str) -> None:
+    drawing = nasty_drawing((text,) * 3)
+    # The schema of records is shorter, but a drawing must not rely on it.
+    long = {name: text * 20_000 for name in ("name", "method", "metric", "prompt", "model", "target", "foil")}
+    long_head = drawing.graph.head.model_copy(update={**long, "tokens": (text * 20_000,) * 9})
+    scores = [score.model_copy(update={"name": text * 20_000}) for score in drawing.scores]
+    pairs = ((text * 20_000, 1.0),)
+    context = Context(tokens=(text * 20_000,) * 9, activations=(1.0,) * 9, peak=3)
+    known = Details(id="resid.0/7", label=text * 20_000, contexts=(context,), promoted=pairs, suppressed=pairs)
+    units = tuple(replace(edge, unit=text * 20_000) for edge in drawing.graph.edges)
+    nodes = tuple(replace(node, unit=text * 20_000) for node in drawing.graph.nodes)
+    graph = replace(drawing.graph, head=long_head, nodes=nodes, edges=units)
+    drawing = draw(graph, details={"resid.0/7": known}, scores=scores)
+    source = dot_source(drawing, RenderSettings(logits=99))
+    svg = numbers_of(picture(source, form="svg"))
+    assert visible(text[:1]).replace(" ", "\xa0") in svg and "…" in svg
+    assert len(source) < 100_000
+
+
+@needs_dot
+def test_of_a_long_prompt_the_beginning_and_the_end_are_drawn() -> None:
+    tokens = tuple(f"word{index}" for index in range(5000))
+    svg = numbers_of(picture(dot_source(draw(small_graph(tokens=tokens)), RenderSettings()), form="svg"))
+    hidden = int(re.search(r"…\xa0([\d,]+)\xa0tokens", svg)[1].replace(",", ""))
+    assert "word0" in svg and "word4999" in svg and "word2500" not in svg
+    assert hidden + heading(draw(small_graph(tokens=tokens))).count(">word") == 5000
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)

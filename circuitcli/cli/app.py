@@ -12,6 +12,7 @@ import typer
 from circuitcli import __version__, group, processes
 from circuitcli.cli import demo, failures
 from circuitcli.cli.bars import show_progress
+from circuitcli.cli.checks import check
 from circuitcli.cli.commands import (
     collect,
     export,
@@ -150,6 +151,7 @@ def _execute(name: str, body: Callable[[Call], None], flags: Sequence[Flag], giv
     _calm_libraries(debug=given["debug"])
     show_progress()
     try:
+        check(call)
         body(call)
     except BrokenPipeError:
         _flushed()

@@ -1,5 +1,6 @@
 """The one printer: records on stdout; messages, tables, progress and errors on stderr."""
 
+import json
 import logging
 import os
 import sys
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from rich.console import Console as RichConsole
     from rich.console import RenderableType
 
+# A message that is longer says less.
+LONGEST_LINE = 1000
 RED, CYAN, RESET = "\x1b[1;31m", "\x1b[36m", "\x1b[0m"
 
 
@@ -55,9 +58,9 @@ class Printer:
 
     def rich(self, *, stderr: bool) -> "RichConsole":
         """A rich console on stdout or stderr."""
-        from rich.console import Console
+        from circuitcli.cli.terminal import SafeConsole
 
-        return Console(stderr=stderr, no_color=None if self.colorful else True, highlight=False, soft_wrap=False)
+        return SafeConsole(stderr=stderr, no_color=None if self.colorful else True)
 
     def data(self, text: str) -> None:
         """Print to stdout, unchanged."""
@@ -65,9 +68,9 @@ class Printer:
         sys.stdout.flush()
 
     def records(self, lines: Iterable[str]) -> None:
-        """Print one record a line to stdout."""
+        """Print one record a line to stdout, as it is; on a terminal what could steer it is escaped, as JSON does."""
         for line in lines:
-            sys.stdout.write(line + "\n")
+            sys.stdout.write((json_printable(line) if sys.stdout.isatty() else line) + "\n")
         sys.stdout.flush()
 
     def view(self, renderable: "RenderableType") -> None:
@@ -75,9 +78,9 @@ class Printer:
         self.rich(stderr=False).print(renderable)
 
     def say(self, text: str) -> None:
-        """Tell people something, unless they asked for quiet."""
+        """Tell people something, in printable lines, unless they asked for quiet."""
         if not self.quiet:
-            _write_error(text + "\n")
+            _write_error("\n".join(printable(line) for line in text.split("\n")) + "\n")
 
     def hello(self, text: str) -> None:
         """Say at once, to a person at a terminal, what is about to happen; what follows may take seconds to load."""
@@ -138,13 +141,25 @@ def stderr_is_terminal() -> bool:
 
 
 def one_line(text: str) -> str:
-    """The text on one line, without control characters."""
-    return printable(" ".join(text.split()))
+    """The text on one line, without control characters, cut in its middle if it is very long."""
+    line = printable(" ".join(text.split()))
+    half = LONGEST_LINE // 2
+    return line if len(line) <= LONGEST_LINE else f"{line[:half]} ... {line[-half:]}"
 
 
 def printable(text: str) -> str:
     """The text with line breaks and control characters written out, so that model text cannot steer a terminal."""
+    if text.isprintable():
+        return text
     return "".join(character if character.isprintable() else _visible(character) for character in text)
+
+
+def json_printable(line: str) -> str:
+    """A line of JSON that means the same, in which what no terminal should get is escaped."""
+    if line.isprintable():
+        return line
+    # Outside its texts JSON is ASCII, and controls in them are escaped already.
+    return "".join(character if character.isprintable() else json.dumps(character).strip('"') for character in line)
 
 
 def _visible(character: str) -> str:

@@ -80,7 +80,7 @@ def _window(context: Context) -> tuple[int, int]:
     """Tokens around the peak that fit the box, more before it than after it."""
     n_tokens = min(len(context.tokens), len(context.activations))
     peak = min(max(context.peak, 0), max(n_tokens - 1, 0))
-    widths = [min(max(width(token), 1), TOKEN_COLUMNS) for token in context.tokens[:n_tokens]]
+    widths = [max(width(shortened(token, TOKEN_COLUMNS)), 1) for token in context.tokens[:n_tokens]]
     first, last = peak, min(peak + 1, n_tokens)
     room = COLUMNS - sum(widths[first:last])
     for step in ("before", "before", "after") * n_tokens:

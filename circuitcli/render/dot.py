@@ -13,8 +13,9 @@ from circuitcli.graphs import Edge, Node
 from circuitcli.render.boxes import box, summary
 from circuitcli.render.drawing import Drawing
 from circuitcli.render.heading import heading
+from circuitcli.render.labels import LONGEST
 from circuitcli.render.scales import sign_colour
-from circuitcli.render.text import signed, visible
+from circuitcli.render.text import shortened, signed
 from circuitcli.settings.render import RenderSettings
 
 FONT = "Helvetica,Arial,sans-serif"
@@ -127,4 +128,4 @@ def _add_edge(dot: Digraph, edge: Edge, drawing: Drawing) -> None:
 def _plain(text: str) -> str:
     """Text for a tooltip or an edge's label, in which entities and backslashes have a meaning."""
     # Graphviz 2.43 resolves escapes in tooltips of nodes twice and of edges once; no spelling of \N suits both.
-    return visible(text).replace("&", "&amp;").replace("\\", BACKSLASH)
+    return shortened(text, LONGEST).replace("&", "&amp;").replace("\\", BACKSLASH)

@@ -9,6 +9,8 @@ from circuitcli.render.text import number, percent, quoted, shortened, signed, w
 LINE_COLUMNS = 110
 TOKEN_COLUMNS = 24
 SCORES = 12
+# Of a longer prompt the beginning and the end are shown.
+PROMPT_LINES = 20
 READING = "An edge says what its lower end contributes to its upper end."
 
 
@@ -99,7 +101,12 @@ def _prompt(head: GraphRecord) -> list[str]:
         lines[-1].append((position, shown))
     if not head.tokens:
         return [span(line, size=12) for line in ([shortened(head.prompt, LINE_COLUMNS)] if head.prompt else [])]
-    return [_token_table(line) for line in lines]
+    if len(lines) <= PROMPT_LINES:
+        return [_token_table(line) for line in lines]
+    n_hidden = sum(len(line) for line in lines[PROMPT_LINES // 2 : -PROMPT_LINES // 2])
+    more = span(f"… {n_hidden:,} tokens …", size=11, colour=GREY)
+    tables = [_token_table(line) for line in (*lines[: PROMPT_LINES // 2], *lines[-PROMPT_LINES // 2 :])]
+    return [*tables[: PROMPT_LINES // 2], more, *tables[PROMPT_LINES // 2 :]]
 
 
 def _token_table(line: list[tuple[int, str]]) -> str:

@@ -1,14 +1,17 @@
 """Graphviz HTML-like labels from small parts; whatever comes from outside passes through `span`."""
 
 from circuitcli.render.scales import shade, sign_colour
-from circuitcli.render.text import markup, signed
+from circuitcli.render.text import markup, shortened, signed
 
 GREY = "#666666"
+# `dot` fails on 16,384 bytes in a row; a character takes up to six.
+LONGEST = 400
 
 
 def span(text: str, *, colour: str | None = None, size: int | None = None, bold: bool = False) -> str:
-    """Escaped text in a colour, size and weight."""
-    inside = f"<B>{markup(text)}</B>" if bold else markup(text)
+    """Escaped text in a colour, size and weight, cut where it is longer than any line."""
+    written = markup(shortened(text, LONGEST))
+    inside = f"<B>{written}</B>" if bold else written
     attributes = (f' COLOR="{colour}"' if colour else "") + (f' POINT-SIZE="{size}"' if size else "")
     return f"<FONT{attributes}>{inside}</FONT>" if attributes else inside
 

@@ -11,9 +11,18 @@ _DIRECTIONS = frozenset(
 )
 
 
+# A letter may carry accents, an emoji is several characters.
+_CHARACTERS_PER_COLUMN = 4
+
+
 def visible(text: str) -> str:
     """The text on one line, with a visible sign for each control character; all else, emoji too, stays as it is."""
-    return "".join(_visible(character) for character in text)
+    return text if _is_plain(text) else "".join(_visible(character) for character in text)
+
+
+def _is_plain(text: str) -> bool:
+    """Whether each character is one column that shows itself, as most texts are; there is much of them."""
+    return text.isascii() and text.isprintable()
 
 
 def _visible(character: str) -> str:
@@ -29,7 +38,7 @@ def _visible(character: str) -> str:
 
 def width(text: str) -> int:
     """Columns that the visible text takes; East Asian characters and emoji take two."""
-    return sum(_columns(character) for character in visible(text))
+    return len(text) if _is_plain(text) else sum(_columns(character) for character in visible(text))
 
 
 def _columns(character: str) -> int:
@@ -40,23 +49,31 @@ def _columns(character: str) -> int:
 
 def shortened(text: str, columns: int) -> str:
     """The visible text, cut with an ellipsis where it is wider."""
-    shown = visible(text)
+    shown = visible(text[: _enough(columns)])
     beginning = _beginning(shown, columns)
     return shown if beginning == shown else _beginning(shown, columns - 1) + "…"
 
 
+def _enough(columns: int) -> int:
+    """Characters of which some are left over in so many columns, whatever they are."""
+    return _CHARACTERS_PER_COLUMN * max(columns, 1) + 1
+
+
 def _beginning(shown: str, columns: int) -> str:
-    """As much of the text as fits."""
+    """As much of the text as fits; of accents and other characters without a width only so many."""
+    if _is_plain(shown):
+        return shown[: max(columns, 0)]
+    most = _CHARACTERS_PER_COLUMN * max(columns, 1)
     for index, character in enumerate(shown):
         columns -= _columns(character)
-        if columns < 0:
+        if columns < 0 or index == most:
             return shown[:index]
     return shown
 
 
 def wrapped(text: str, columns: int, *, lines: int) -> list[str]:
     """The visible text on a few lines, broken at spaces where there are some, cut with an ellipsis."""
-    shown = visible(text).strip()
+    shown = visible(text.strip(" ")[: _enough(columns * lines)]).strip()
     broken: list[str] = []
     while len(broken) < lines - 1 and (cut := _beginning(shown, columns)) != shown:
         # The blank after a word that just fits is a place to break too.

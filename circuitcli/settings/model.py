@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator
 
 from circuitcli.reading import as_path
-from circuitcli.settings.section import FilePath, Section, Words
+from circuitcli.settings.section import Device, FilePath, FolderPath, Section, Words
 
 # Where a model runs changes none of its numbers but the last digits: what was made elsewhere is still valid.
 PLACEMENT = ("model.device", "model.device_map", "model.max_memory", "model.offload_folder")
@@ -27,20 +27,20 @@ def _limits(words: tuple[str, ...]) -> tuple[str, ...]:
 class ModelSettings(Section):
     """Which language model, and where it runs."""
 
-    name: str = "builtin:tiny"
+    name: FilePath = "builtin:tiny"
     """Hub id, local directory, .gguf file, or builtin:tiny."""
     revision: str | None = None
     """Branch, tag or commit of a hub model; training checkpoints are revisions too."""
     dtype: Literal["float32", "float16", "bfloat16", "float64"] = "float32"
     """Number type of weights and activations."""
-    device: str = "auto"
+    device: Device = "auto"
     """cpu, cuda, cuda:1, mps, or what else PyTorch calls a GPU; auto takes the one that is there, else the CPU."""
     device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = None
     """Spread a model that no device holds alone over GPUs, memory and disk, by accelerate; in place of --device."""
     max_memory: Annotated[Words, AfterValidator(_limits)] = ()
     """The most that the weights take of each device, as 0=20GiB,cpu=64GiB: GPUs by number, then memory; the rest of the
     weights stay on disk. Devices that are not named give what they have free. Implies device_map=auto."""
-    offload_folder: FilePath | None = None
+    offload_folder: FolderPath | None = None
     """Where weights go that are to stay on disk, if the model's own files cannot be read piece by piece; removed when
     the command ends. By default the system's folder for temporary files."""
     trust_remote_code: bool = False

@@ -1,5 +1,6 @@
 """What all sections of the settings share."""
 
+import re
 from collections.abc import Iterable
 from typing import Annotated, Any
 
@@ -11,6 +12,8 @@ from circuitcli.reading import as_path, is_text
 
 # Of what is counted in tokens: more than any corpus has, and far from the end of 64 bits.
 MOST_TOKENS = 2**50
+# PyTorch knows which names there are, but it takes seconds to load.
+_DEVICE = re.compile(r"[a-zA-Z][a-zA-Z0-9_]{0,30}(:[0-9]{1,4})?")
 
 
 class Section(BaseModel):
@@ -50,6 +53,12 @@ Texts = Annotated[tuple[str, ...], BeforeValidator(_lines)]
 Shares = Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], BeforeValidator(_split)]
 
 
+def _device(name: str) -> str:
+    if not _DEVICE.fullmatch(name):
+        raise SettingsError(f"'{name}' is no device", hint="use cpu, cuda, cuda:1 or mps")
+    return name
+
+
 def _slice(text: str) -> str:
     parse_slice(text)
     return text
@@ -72,7 +81,8 @@ def _expanded(text: str) -> str:
     return str(as_path(text, error=SettingsError)) if text.startswith("~") else text
 
 
-def _reachable(text: str) -> str:
+def reachable(text: str) -> str:
+    """The text, which may name a file. Raises SettingsError if it is one in the home folder of nobody."""
     # sae_lens:~/saes names a home folder too.
     for place in _places(text):
         as_path(place, error=SettingsError)
@@ -85,8 +95,9 @@ def _places(text: str) -> Iterable[str]:
 
 # What a run is needed for is not all that can be wrong with these: their notation is looked at before one is sought.
 Layers = Annotated[str, AfterValidator(_slice)]
+Device = Annotated[str, AfterValidator(_device)]
 Sites = Annotated[Words, AfterValidator(_sites)]
 Pins = Annotated[Texts, AfterValidator(_pins)]
 # A file or folder, or FORMAT:PATH, or a name of another kind.
-FilePath = Annotated[str, AfterValidator(_reachable)]
+FilePath = Annotated[str, AfterValidator(reachable)]
 FolderPath = Annotated[str, AfterValidator(_expanded)]

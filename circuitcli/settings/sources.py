@@ -100,7 +100,7 @@ def to_toml(loaded: Loaded) -> str:
         if head != section:
             lines += ["", f"[{head}]"]
             section = head
-        origin = loaded.origins.get(name, "default")
+        origin = "".join(map(_escaped, loaded.origins.get(name, "default")))
         written = f"{key} = {toml_value(value)}" if value is not None else f"# {key} is not set"
         lines.append(f"{written}  # {origin}" if value is not None else f"{written} ({origin})")
     return "\n".join(lines).lstrip("\n") + "\n"

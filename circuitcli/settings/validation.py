@@ -11,7 +11,7 @@ from circuitcli.settings.section import FilePath, Pins, Section
 class ValidationSettings(Section):
     """How a circuit is put to the test."""
 
-    graph: str | None = None
+    graph: FilePath | None = None
     """Name or file of the graph to test; by default the one made last."""
     name: str | None = None
     """Name of the report; by default that of the graph, or pins."""

@@ -1,5 +1,6 @@
 """``circuit render --curves``: how the run's autoencoders learned. Needs no torch and no model."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from circuitcli.errors import InputError, SettingsError
@@ -21,12 +22,7 @@ def run(request: Request, *, stdout: Writer) -> list[Record]:
     Files go where the settings say, by default to RUN/figures/curves.svg; ``-`` is SVG on stdout. Raises InputError if
     nothing was trained, SettingsError for a file that is no .svg.
     """
-    outputs = request.settings.render.output or (str(request.run.path / DEFAULT),)
-    for name in outputs:
-        if name != STDOUT and Path(name).suffix.lower() != ".svg":
-            raise SettingsError(
-                f"cannot draw curves as '{name}'", hint="name a file that ends in .svg, or - for stdout"
-            )
+    outputs = checked_curves(request.settings.render.output) or [str(request.run.path / DEFAULT)]
     curves = find_curves(request.run.path / SAES)
     if not curves:
         raise InputError(f"{request.run.path} holds no training", hint="run `circuit train` before it")
@@ -38,3 +34,14 @@ def run(request: Request, *, stdout: Writer) -> list[Record]:
             with atomic(Path(name)) as stream:
                 stream.write(text)
     return [FigureRecord(path=recorded(Path(name), request.run.path)) for name in outputs if name != STDOUT]
+
+
+def checked_curves(outputs: Iterable[str]) -> list[str]:
+    """The outputs. Raises SettingsError for a file that is no .svg."""
+    names = list(outputs)
+    for name in names:
+        if name != STDOUT and Path(name).suffix.lower() != ".svg":
+            raise SettingsError(
+                f"cannot draw curves as '{name}'", hint="name a file that ends in .svg, or - for stdout"
+            )
+    return names

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.hookpoints import HookPoint
+from circuitcli.reading import as_path
 from circuitcli.records import ActivationsRecord, ExportRecord, Record
 from circuitcli.runs import write_error
 from circuitcli.saes.exchange import sparsify
@@ -33,12 +34,7 @@ def run(request: Request, *, format_: str | None, output: str | None) -> list[Re
     Raises SettingsError without a format or a directory, InputError for SAEs that the format cannot hold, and for a
     directory that holds something, unless ``force`` is set.
     """
-    if format_ not in WRITABLE:
-        what = f"'{format_}' is no format that is written" if format_ else "no format is named"
-        raise SettingsError(f"export: {what}", hint=f"add --to {'|'.join(WRITABLE)}")
-    if output is None:
-        raise SettingsError("export: no directory is named", hint="add -o DIR")
-    directory = Path(output).expanduser()
+    format_, directory = wanted(format_, output)
     if directory.exists() and not directory.is_dir():
         raise InputError(f"{directory} is a file", hint="name a directory with -o")
     if directory.is_dir() and not request.force and not _is_empty(directory):
@@ -55,6 +51,16 @@ def run(request: Request, *, format_: str | None, output: str | None) -> list[Re
         ExportRecord(hook=str(hook), format=format_, path=str(path.absolute()))
         for hook, path in zip(sources, paths, strict=True)
     ]
+
+
+def wanted(format_: str | None, output: str | None) -> tuple[str, Path]:
+    """The format and the directory that are named. Raises SettingsError if one is not, or is none."""
+    if format_ is None or format_ not in WRITABLE:
+        what = f"'{format_}' is no format that is written" if format_ else "no format is named"
+        raise SettingsError(f"export: {what}", hint=f"add --to {'|'.join(WRITABLE)}")
+    if not output:
+        raise SettingsError("export: no directory is named", hint="add -o DIR")
+    return format_, as_path(output, error=SettingsError)
 
 
 def _written(

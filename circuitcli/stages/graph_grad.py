@@ -52,7 +52,7 @@ def _work(task: Task) -> tuple[list[Record], dict[str, Any]]:
 
 def _why_empty(prepared: "Prepared", effects: "dict[HookPoint, Effects]") -> str:
     """What a graph without nodes lacks."""
-    if all(effect.is_zero for effect in effects.values()):
+    if not any(bool(part.any()) for effect in effects.values() for part in (effect.features, effect.error)):
         return why_nothing_differs(prepared) or "no node has an effect on the metric"
     return "no node with an effect has a path to the output"
 
@@ -61,7 +61,7 @@ def _sums(effects: "dict[HookPoint, Effects]") -> dict[str, dict[str, float | No
     """For each hook point what features and errors add up to, and what integration missed; in the metric's unit."""
     return {
         str(hook): {
-            "features": effect.parts.total(),
+            "features": float(effect.features.sum()),
             "errors": float(effect.error.sum()),
             "gap": effect.gap,
         }

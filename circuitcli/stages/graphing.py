@@ -85,10 +85,9 @@ def task_of(request: Request, stage: str, *, name: str, positions: str, baseline
     Raises SettingsError without a prompt or for settings that do not go together, InputError without SAEs.
     """
     settings = request.settings.graph
-    if settings.name is not None:
-        valid_name(settings.name)
-    _check_together(settings, positions=settings.positions or positions, baseline=settings.baseline or baseline)
+    check_settings(settings)
     check_text(request, stage=stage)
+    _warn_of_unused(settings, baseline=settings.baseline or baseline)
     if settings.extend is not None:
         read_graphs(Path(settings.extend))
     task = Task(
@@ -111,10 +110,12 @@ def task_of(request: Request, stage: str, *, name: str, positions: str, baseline
     return replace(task, name=chosen)
 
 
-def _check_together(settings: GraphSettings, *, positions: str, baseline: str) -> None:
-    """Raise SettingsError for settings of which one makes no sense with another; warn where it changes nothing."""
+def check_settings(settings: GraphSettings) -> None:
+    """Raise SettingsError for a name that is none, and for settings of which one makes no sense with another."""
     metric = settings.metric
-    if metric == "cross-entropy" and positions == "last":
+    if settings.name is not None:
+        valid_name(settings.name)
+    if metric == "cross-entropy" and settings.positions == "last":
         raise SettingsError(
             "nothing at the last position can change the cross-entropy, which ends with the prompt's last token",
             hint="use --positions all or sum, or --metric log-prob",
@@ -127,6 +128,9 @@ def _check_together(settings: GraphSettings, *, positions: str, baseline: str) -
         raise SettingsError(
             f"the metric {metric} has no target", hint="use --metric log-prob or logit-diff, or leave --target out"
         )
+
+
+def _warn_of_unused(settings: GraphSettings, *, baseline: str) -> None:
     if (settings.counterfactual or settings.counterfactual_ids) is not None and baseline != "counterfactual":
         logger.warning("the baseline %s uses no counterfactual prompt; --baseline counterfactual does", baseline)
 

@@ -47,13 +47,10 @@ def activation_digests(request: Request) -> dict[str, str]:
 
 def read_graphs(path: Path) -> list[CircuitGraph]:
     """The graphs of a file of records. Raises InputError if it holds none."""
-    try:
-        with path.open(encoding="utf-8") as lines:
-            found = graphs.from_records(records.read(lines, name=str(path)))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {error}", hint="name a file below RUN/graphs") from None
+    hint = "name a file below RUN/graphs"
+    found = graphs.from_records(records.read_file(path, hint=hint))
     if not found:
-        raise InputError(f"{path} holds no graph", hint="name a file below RUN/graphs")
+        raise InputError(f"{path} holds no graph", hint=hint)
     return found
 
 

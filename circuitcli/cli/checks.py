@@ -1,0 +1,71 @@
+"""What is wrong with a command line by itself; looked for before any record is read or any run is sought.
+
+So a malformed option is told as such (exit status 2), whether or not there is a run to work on (3).
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from circuitcli.errors import SettingsError
+from circuitcli.hookpoints import NodeId
+from circuitcli.reading import as_path
+from circuitcli.settings.section import reachable
+
+if TYPE_CHECKING:
+    from circuitcli.cli.jobs import Call
+
+
+def check(call: "Call") -> None:
+    """Raise SettingsError for options that no run could make sense of."""
+    if (file := call.extras.get("file")) not in (None, "-"):
+        as_path(file, error=SettingsError)
+    _CHECKS.get(call.command, lambda call: None)(call)
+
+
+def _train(call: "Call") -> None:
+    from circuitcli.stages.sweep import variants
+    from circuitcli.training.plan import check_objective
+
+    for settings in variants(call.loaded.settings).values():
+        check_objective(settings)
+
+
+def _interp(call: "Call") -> None:
+    for text in call.extras["feature"] or ():
+        NodeId.parse(text)
+
+
+def _graph(call: "Call") -> None:
+    from circuitcli.stages.graphing import check_settings
+
+    check_settings(call.loaded.settings.graph)
+
+
+def _render(call: "Call") -> None:
+    from circuitcli.render.write import checked
+    from circuitcli.stages.curves import checked_curves
+
+    outputs = call.loaded.settings.render.output
+    (checked_curves if call.extras["curves"] else checked)(outputs)
+
+
+def _inspect(call: "Call") -> None:
+    if call.extras["sae"] is not None:
+        reachable(call.extras["sae"])
+
+
+def _export(call: "Call") -> None:
+    from circuitcli.stages.export import wanted
+
+    wanted(call.extras["to"], call.extras["output"])
+
+
+_CHECKS: "dict[str, Callable[[Call], None]]" = {
+    "train": _train,
+    "interp": _interp,
+    "graph-grad": _graph,
+    "graph-naive": _graph,
+    "render": _render,
+    "inspect": _inspect,
+    "export": _export,
+}

@@ -1,0 +1,143 @@
+"""Every option of every command, given what makes no sense, ends at once in one error line that says what to do.
+
+In this process, in a directory with and without a run; no model is there, so nothing is ever computed.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import fake_stages
+import pytest
+import typer.main
+from cli_support import Outcome
+
+from circuitcli import progress, stages
+from circuitcli.cli.app import COMMANDS, app, run
+from circuitcli.errors import InputError
+from circuitcli.records import Stream
+from circuitcli.runs import Run
+from circuitcli.settings.settings import Settings
+from circuitcli.stages.request import Request
+
+# A few for each kind: numbers, digits of others, no text, paths, markup, names that lead elsewhere, files of no kind.
+NASTY = (
+    "",
+    " ",
+    "a\0b",
+    "\udcff",
+    "~no-such-user-here/x",
+    "sae_lens:~no-such-user-here",
+    "٣:٥",
+    "1:²",
+    "9" * 5000,
+    "-1",
+    "1e308",
+    "nan",
+    "[red]x[/red]",
+    "\x1b]0;owned\x07",
+    "../../evil",
+    "/dev/zero",
+    "x" * 5000,
+    "6:",
+    "resid.0/1@²",
+    "@resid.1",
+    "fifo",
+    "folder",
+    "deep.json",
+    "binary",
+)
+TRIED = [command for command in COMMANDS if command != "demo"]
+# What each command needs besides the option that is tried.
+MORE = {"export": ("--to", "sae_lens", "-o", "out"), "collect": ("--model", "./none")}
+# The text has tests of its own; its folders and files may be anything.
+ELSEWHERE = {"--text", "--from"}
+
+
+def _options(command: str) -> list[str]:
+    """The names of a command's options that take a value, and "" for its argument."""
+    found = [parameter for parameter in typer.main.get_command(app).commands[command].params]
+    names = [one.opts[0] for one in found if not getattr(one, "is_flag", False)]
+    return [name if name.startswith("-") else "" for name in names if name not in ELSEWHERE]
+
+
+def _words(command: str, option: str, value: str) -> list[str]:
+    given = [option, value] if option else ["--", value]
+    return [command, *MORE.get(command, ()), *given]
+
+
+@pytest.fixture
+def directory(inside: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A directory with files of the wrong kinds and a run without SAEs, in which no command loads a model."""
+    os.mkfifo("fifo")
+    Path("folder").mkdir()
+    Path("deep.json").write_text("[" * 50_000)
+    Path("binary").write_bytes(b"\xff\xfe\0")
+    fake_stages.collect(Request(Settings(), Stream(), Run(Path("made"))))
+    collect = ModuleType("circuitcli.stages.collect")
+    vars(collect).update(run=_nothing_there, plan=_nothing_there)
+    monkeypatch.setitem(sys.modules, collect.__name__, collect)
+    monkeypatch.setattr(stages, "collect", collect, raising=False)
+    yield inside
+    progress.set_sink(None)
+
+
+def _nothing_there(request: object) -> object:
+    raise InputError("there is no model", hint="name one")
+
+
+def _refused(words: list[str], capsys: pytest.CaptureFixture) -> Outcome:
+    """What a command left that must end in one error line and, if there is one, a hint."""
+    begun = time.monotonic()
+    outcome = Outcome(run(words), *capsys.readouterr())
+    said = f"{str(words)[:200]}: {outcome}"
+    assert outcome.status in (2, 3, 4), said
+    assert [line.partition(":")[0] for line in outcome.errors] in (["error"], ["error", "hint"]), said
+    assert "fault of circuit" not in outcome.stderr and not outcome.stdout, said
+    assert outcome.stderr.replace("\n", "").isprintable() and len(outcome.stderr) < 3000, said
+    assert time.monotonic() - begun < 20, said
+    return outcome
+
+
+@pytest.mark.parametrize("command", TRIED)
+def test_nonsense_in_any_option_is_refused_with_and_without_a_run(command: str, directory: Path, capsys):
+    # A quarter of the kinds for each option, another one for the next.
+    for number, option in enumerate(_options(command)):
+        for count, value in enumerate(NASTY[(number + TRIED.index(command)) % 4 :: 4]):
+            with_run = count % 2 and option != "--run" and command != "collect"
+            _refused([*_words(command, option, value), *(["--run", "made"] if with_run and option else [])], capsys)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("validate", "--pin", "6:²"),
+        ("validate", "--pin", "6"),
+        ("graph-naive", "--pin", "٦:1"),
+        ("graph-naive", "--name", "../../evil"),
+        ("graph-grad", "--name", "a/b"),
+        ("graph-grad", "--layers", "1:²"),
+        ("graph-grad", "--sites", "heads"),
+        ("graph-grad", "--metric", "logit-diff"),
+        ("graph-grad", "--metric", "kl", "--target", "x"),
+        ("graph-grad", "--device", "²"),
+        ("graph-naive", "--extend", "~no-such-user-here/x"),
+        ("train", "--sweep", "sae.k"),
+        ("train", "--sweep", "sae.k=1,x"),
+        ("train", "--sweep", "run=1,2"),
+        ("train", "--set", "train.downstream_weight=1"),
+        ("interp", "--feature", "resid.9/²"),
+        ("interp", "--feature", "resid.9"),
+        ("export", "--to", "nothing", "-o", "out"),
+        ("export", "--to", "sae_lens"),
+        ("render", "-o", "x.gif"),
+        ("render", "--curves", "-o", "x.png"),
+        ("render", "~no-such-user-here/x"),
+        ("inspect", "sae_lens:~no-such-user-here"),
+    ],
+)
+def test_a_malformed_option_is_a_usage_error_before_a_missing_run_is_told(words: tuple[str, ...], directory, capsys):
+    assert _refused([*words, "--run", "missing"], capsys).status == 2
