@@ -2,16 +2,20 @@
 
 import io
 import json
+import math
+import re
 import subprocess
 import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.records import Stream
-from circuitcli.render.curves import PLOTS, figure, find_curves
+from circuitcli.render.curves import PLOTS, Curve, figure, find_curves
 from circuitcli.render.plot import svg
 from circuitcli.runs import Run
 from circuitcli.settings.sources import load
@@ -107,6 +111,59 @@ def test_nothing_trained_and_other_suffixes_are_errors_with_hints(tmp_path: Path
     with pytest.raises(SettingsError, match=r"curves as 'c\.png'") as refused:
         stage.run(request(tmp_path, "c.png"), stdout=io.StringIO())
     assert ".svg" in refused.value.hint
+
+
+numbers = st.floats() | st.integers(-(2**63), 2**64) | st.sampled_from([0.0, 1e308, -1e308, 5e-324, math.inf, math.nan])
+
+
+@given(st.lists(st.tuples(numbers, numbers, numbers), min_size=1, max_size=4))
+@settings(max_examples=100, deadline=None)
+def test_any_numbers_can_be_drawn(found: list[tuple]) -> None:
+    lines = [dict(step=1, tokens=tokens, loss=loss, dead=dead, learning_rate=loss) for tokens, loss, dead in found]
+    text = svg(figure([Curve("resid.1", "", lines)], title="t"))
+    drawn = [element.attrib for element in ElementTree.fromstring(text).iter()]
+    shown = " ".join(value for attributes in drawn for name, value in attributes.items() if name != "font-family")
+    assert not re.search(r"\b(nan|inf)\b|e\+", shown) and len(text) < 100_000
+
+
+def test_curves_of_a_diverged_training_are_drawn(tmp_path: Path) -> None:
+    """As far as its numbers are numbers; one that has no dead features at all is drawn too."""
+    case = Path(__file__).parents[2] / "shared" / "cases" / "metrics-of-a-diverged-training.jsonl"
+    lines = (
+        case.read_text() if case.is_file() else json.dumps({"step": 1, "tokens": 128, "learning_rate": 8.7e35}) + "\n"
+    )
+    (tmp_path / "run" / "saes" / "resid.1").mkdir(parents=True)
+    spoilt = (
+        '{"step": 2, "tokens": 256, "loss": Infinity, "fvu": NaN, "l0": 4.0, "dead": 0.0, "learning_rate": 8.7e35}\n'
+    )
+    (tmp_path / "run" / "saes" / "resid.1" / "metrics.jsonl").write_text(lines + spoilt)
+    stage.run(request(tmp_path / "run"), stdout=io.StringIO())
+    assert polylines((tmp_path / "run" / "figures" / "curves.svg").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"[]",
+        b"\xff",
+        b"{" * 50_000,
+        b'{"step": 1}',
+        b'{"step": "1", "tokens": 1}',
+        b'{"step": 1, "tokens": null}',
+        b'{"step": 1.5, "tokens": 1}',
+        b'{"step": 1, "tokens": 1, "loss": true}',
+        b'{"step": 1, "tokens": ' + b"9" * 5000 + b"}",
+    ],
+)
+def test_a_line_that_is_no_line_of_metrics_is_named(tmp_path: Path, line: bytes) -> None:
+    write(tmp_path / "resid.1", n_lines=2)
+    with (tmp_path / "resid.1" / "metrics.jsonl").open("ab") as file:
+        file.write(line[:1])
+    assert [len(curve.lines) for curve in find_curves(tmp_path)] == [2]
+    with (tmp_path / "resid.1" / "metrics.jsonl").open("ab") as file:
+        file.write(line[1:] + b"\n")
+    with pytest.raises(InputError, match=r"metrics\.jsonl line 3"):
+        find_curves(tmp_path)
 
 
 def test_command_draws_curves_without_torch(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ Number = float | int
 LOG_RATIO = 50.0
 # Room beyond the outermost points, as a share of the axis.
 MARGIN = 0.05
+# What is further from zero has no place, as infinities have none; what is nearer is zero: neither overflows.
+LARGEST, SMALLEST = 1e250, 1e-250
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Axis:
 
     def span(self, values: Iterable[Number]) -> "Span":
         """What the axis covers to show these numbers. A log axis has no place for what is not positive."""
-        finite = [value for value in values if math.isfinite(value)]
+        finite = [_shown(value) for value in values if has_place(value)]
         is_log = self.scale == "log" or (self.scale == "auto" and _is_wide(finite))
         if is_log:
             logs = [math.log10(value) for value in (*finite, *self.holds) if value > 0] or [0.0]
@@ -46,10 +48,10 @@ class Span:
 
     def place(self, value: Number) -> float | None:
         """0 at the low end, 1 at the high one; None for what has no place."""
-        if not math.isfinite(value) or (self.is_log and value <= 0):
+        if not has_place(value) or (self.is_log and _shown(value) <= 0):
             return None
         if self.is_log:
-            return math.log(value / self.low) / math.log(self.high / self.low)
+            return (math.log(value) - math.log(self.low)) / (math.log(self.high) - math.log(self.low))
         return (value - self.low) / (self.high - self.low)
 
     def ticks(self, *, most: int = 6) -> list[float]:
@@ -57,12 +59,22 @@ class Span:
         if not self.is_log:
             return _multiples(self.low, self.high, most=most)
         first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
-        for factors, every in (((1, 2, 5), 1), ((1, 3), 1), ((1,), 1), ((1,), 2), ((1,), 3), ((1,), 6)):
+        few = max(6, -(-(last - first) // max(1, most - 1)))
+        for factors, every in (((1, 2, 5), 1), ((1, 3), 1), ((1,), 1), ((1,), 2), ((1,), 3), ((1,), few)):
             found = [factor * 10.0**power for power in range(first, last + 1, every) for factor in factors]
             inside = [value for value in found if self.low <= value <= self.high]
             if len(inside) <= most:
                 break
         return inside if len(inside) > 1 else _multiples(self.low, self.high, most=most)
+
+
+def has_place(value: Number) -> bool:
+    """Whether an axis can show a number at all; whole numbers of hundreds of digits and infinities it cannot."""
+    return -LARGEST <= value <= LARGEST
+
+
+def _shown(value: Number) -> Number:
+    return value if abs(value) >= SMALLEST else 0.0
 
 
 def tick_texts(values: Sequence[Number], *, is_log: bool = False) -> list[str]:
@@ -99,6 +111,9 @@ def _padded(low: Number, high: Number, *, holds: tuple[Number, ...], least: floa
     else:
         margin = MARGIN * (high - low)
         wide_low, wide_high = low - margin, high + margin
+    if low == high:
+        # All numbers are one that the axis was to hold: the room is above it.
+        return (low if low in holds else wide_low), wide_high
     return (low if low in holds else wide_low), (high if high in holds else wide_high)
 
 

@@ -4,7 +4,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
+from circuitcli.errors import InputError
+from circuitcli.reading import parse_object, read_bytes
 from circuitcli.runs import atomic, write_error
 
 METRICS = "metrics.jsonl"
@@ -13,6 +16,9 @@ Numbers = Mapping[str, float | int]
 REQUIRED = ("step", "tokens")
 # Parts of the loss by name have lines' keys of this beginning.
 PART = "loss_"
+# A line for each of 250 moments has some hundred bytes.
+LARGEST_BYTES = 2**28
+_HINT = "move the file away, or train again with --force"
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,8 @@ class MetricsLog:
 
         Returns the step of the last line that stood there, 0 if nothing is kept.
         """
-        found = read_metrics(self.path) if step else []
+        # A machine that lost its power may leave anything behind the checkpoint.
+        found = read_metrics(self.path, until_damaged=True) if step else []
         with atomic(self.path) as stream:
             stream.writelines(json.dumps(line) + "\n" for line in found if line["step"] <= step)
         return int(found[-1]["step"]) if found else 0
@@ -76,17 +83,33 @@ class MetricsLog:
             raise write_error(self.path, error) from None
 
 
-def read_metrics(path: Path) -> list[Numbers]:
-    """The lines of a file up to the first that is no whole line; none if there is no file."""
+def read_metrics(path: Path, *, until_damaged: bool = False) -> list[Numbers]:
+    """The lines of a file, but for a last one that a killed training left half written; none if there is no file.
+
+    Raises InputError, naming the line, for one that holds anything but numbers by name, or ends there if asked to;
+    infinities are numbers.
+    """
     if not path.is_file():
         return []
+    content = read_bytes(path, limit_bytes=LARGEST_BYTES, hint=_HINT)
+    whole = content[: content.rfind(b"\n") + 1]
+    named = ((f"{path} line {number}", text) for number, text in enumerate(whole.split(b"\n"), 1) if text.strip())
     lines: list[Numbers] = []
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            break
-        if not isinstance(line, dict) or any(name not in line for name in REQUIRED):
-            break
-        lines.append(line)
+    try:
+        for place, text in named:
+            lines.append(_checked(parse_object(text, name=place, finite=False, hint=_HINT), place))
+    except InputError:
+        if not until_damaged:
+            raise
     return lines
+
+
+def _checked(line: dict[str, Any], place: str) -> Numbers:
+    wrong = [name for name, value in line.items() if isinstance(value, bool) or not isinstance(value, int | float)]
+    missing = [name for name in REQUIRED if name not in line]
+    if wrong or missing:
+        what = f"'{wrong[0][:60]}' is no number" if wrong else f"it lacks '{missing[0]}'"
+        raise InputError(f"{place}: no line of metrics: {what}", hint=_HINT)
+    if not 0 <= line["step"] < 2**63 or not isinstance(line["step"], int):
+        raise InputError(f"{place}: no line of metrics: step {line['step']}", hint=_HINT)
+    return line
