@@ -281,6 +281,24 @@ class FigureRecord(Record):
     path: AnyPath
 
 
+class ReportRecord(Record):
+    """A report that lies in the run."""
+
+    kind: str = "report"
+    path: PathInRun
+
+
+class StageRecord(Record):
+    """A stage that worked on a run: by which command, and whether it is finished."""
+
+    kind: str = "stage"
+    name: Word
+    state: Word
+    command: Text = ""
+    started: Word | None = None
+    seconds: Number | None = None
+
+
 class UnknownRecord(Record):
     """A line of a kind that this version does not know."""
 
@@ -302,6 +320,8 @@ KINDS: dict[str, type[Record]] = {
     "score": ScoreRecord,
     "shift": ShiftRecord,
     "figure": FigureRecord,
+    "report": ReportRecord,
+    "stage": StageRecord,
 }
 
 R = TypeVar("R", bound=Record)

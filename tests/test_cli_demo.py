@@ -77,3 +77,22 @@ def test_the_settings_of_the_demo_are_known(tmp_path: Path):
 @pytest.mark.parametrize("step", demo.STEPS, ids=lambda step: step[0])
 def test_every_command_line_of_the_demo_is_one_that_circuit_takes(step: tuple[str, ...], inside: Path):
     assert run([*step, "--print-settings", "--run", "none", "--config", str(demo.CONFIG)]) == 0
+
+
+def test_the_demo_prints_the_settings_that_its_commands_load(
+    ran: list[list[str]], inside: Path, capsys: pytest.CaptureFixture
+):
+    assert run(["demo", "--print-settings", "--run", "elsewhere"]) == 0
+    printed = capsys.readouterr().out
+    assert ran == []
+    (inside / "printed.toml").write_text(printed, encoding="utf-8")
+    found = load({}, config=[inside / "printed.toml"]).settings
+    assert (found.run, found.model.name, found.data.layers, found.graph.prompt) == (
+        "elsewhere",
+        "builtin:tiny",
+        "2:4",
+        demo.PROMPT,
+    )
+    assert found.train == load({}, config=[demo.CONFIG]).settings.train and found.graph.sites is None
+    assert [line.split()[2] for line in printed.splitlines() if line.startswith("# circuit")] == demo_order()[:-1]
+    assert "tokens = 600000  # demo.toml" in printed and 'layers = "2:4"  # demo' in printed

@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -26,7 +27,7 @@ from circuitcli.cli.commands import (
 from circuitcli.cli.commands import (
     inspect as inspection,
 )
-from circuitcli.cli.console import console, listen
+from circuitcli.cli.console import console, listen, one_line
 from circuitcli.cli.input import stdin_has_records
 from circuitcli.cli.jobs import Call, check_command, with_model_of
 from circuitcli.cli.options import Flag, parameters
@@ -160,6 +161,9 @@ def _execute(name: str, body: Callable[[Call], None], flags: Sequence[Flag], giv
 
 def _print_settings(call: Call) -> None:
     loaded = call.loaded
+    if call.command == "demo":
+        console.data("".join(f"# circuit {one_line(shlex.join(words))}\n" for words in demo.commands(call)))
+        return console.data(to_toml(demo.settings(call)))
     if call.command != "collect" and (call.run_is_explicit or not stdin_has_records()):
         run = current(loaded.settings.run)
         loaded = with_model_of(run, loaded) if run is not None else loaded

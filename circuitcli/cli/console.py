@@ -89,24 +89,12 @@ class Printer:
 
     def table(self, rows: Rows) -> None:
         """Show a table on stderr, unless quiet."""
-        if self.quiet or not rows.rows:
-            return
-        from rich.table import Table
-        from rich.text import Text
+        if not self.quiet and rows.rows:
+            self.rich(stderr=True).print(_table(rows))
 
-        table = Table(
-            title=rows.title or None,
-            title_justify="left",
-            box=None,
-            pad_edge=False,
-            header_style="bold",
-            show_header=any(rows.columns),
-        )
-        for column in rows.columns:
-            table.add_column(column, overflow="fold")
-        for row in rows.rows:
-            table.add_row(*(Text(printable(cell)) for cell in row))
-        self.rich(stderr=True).print(table)
+    def view_table(self, rows: Rows) -> None:
+        """Print a table that was asked for to stdout."""
+        self.rich(stderr=False).print(_table(rows))
 
     def error(self, message: str, hint: str = "") -> None:
         """One ``error:`` line and, if there is a hint, one ``hint:`` line."""
@@ -117,6 +105,25 @@ class Printer:
     def _colored(self, text: str, color: str) -> str:
         plain = not self.colorful or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
         return text if plain or not stderr_is_terminal() else color + text + RESET
+
+
+def _table(rows: Rows) -> "RenderableType":
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        title=Text(printable(rows.title)) if rows.title else None,
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        header_style="bold",
+        show_header=any(rows.columns),
+    )
+    for column in rows.columns:
+        table.add_column(column, overflow="fold")
+    for row in rows.rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    return table
 
 
 class Messages(logging.Handler):

@@ -6,14 +6,17 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from circuitcli import records
+from circuitcli.cli.commands import collect, graph_grad, render, validate
 from circuitcli.cli.console import console
 from circuitcli.cli.jobs import Call
 from circuitcli.cli.options import RUN
 from circuitcli.cli.verdict import verdict
 from circuitcli.errors import ExitStatus
 from circuitcli.records import FigureRecord, ScoreRecord
+from circuitcli.settings.sources import Loaded, load
 
 FLAGS = RUN
 EXTRAS = ()
@@ -32,6 +35,14 @@ STEPS = (
     ("render", "--graph", "circuit"),
 )
 
+# Of the commands whose words are settings for all.
+_FLAGS = {
+    "collect": collect.FLAGS,
+    "graph-grad": graph_grad.FLAGS,
+    "validate": validate.FLAGS,
+    "render": render.FLAGS,
+}
+
 
 def demo(call: Call) -> None:
     """Run all stages on a tiny built-in model.
@@ -39,7 +50,7 @@ def demo(call: Call) -> None:
     Takes a few minutes and downloads nothing.
     """
     directory = call.loaded.settings.run or DIRECTORY
-    printed = {step[0]: _step([*step, "--run", directory, "--config", str(CONFIG)], force=call.force) for step in STEPS}
+    printed = {words[0]: _step(words, force=call.force) for words in commands(call)}
     scores = records.read(printed["validate"].split("\n")).of(ScoreRecord)
     figures = records.read(printed["render"].split("\n")).of(FigureRecord)
     console.say("")
@@ -49,6 +60,24 @@ def demo(call: Call) -> None:
         console.say(line)
     if console.prints_records:
         console.records(records.to_line(record) for record in (*scores, *figures))
+
+
+def settings(call: Call) -> Loaded:
+    """What the commands of the demo use; ``graph-naive`` differs as its words say."""
+    given: dict[str, Any] = {"run": call.loaded.settings.run or DIRECTORY}
+    for name, *words in STEPS:
+        known = {flag.name: flag.setting for flag in _FLAGS.get(name, ())}
+        pairs = zip(words[::2], words[1::2], strict=True)
+        given |= {known[flag]: value for flag, value in pairs if flag in known}
+    loaded = load(given, config=[CONFIG], environment={})
+    names = {"flag": "demo", str(CONFIG): CONFIG.name}
+    return Loaded(loaded.settings, {name: names.get(origin, origin) for name, origin in loaded.origins.items()})
+
+
+def commands(call: Call) -> list[list[str]]:
+    """The words of the commands, one after the other."""
+    directory = call.loaded.settings.run or DIRECTORY
+    return [[*step, "--run", directory, "--config", str(CONFIG)] for step in STEPS]
 
 
 def ending(scores: Sequence[ScoreRecord], directory: str) -> list[str]:

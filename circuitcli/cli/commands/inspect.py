@@ -1,5 +1,6 @@
 """``circuit inspect``."""
 
+import shlex
 from inspect import Parameter
 
 import typer
@@ -7,7 +8,9 @@ import typer
 from circuitcli.cli.console import console
 from circuitcli.cli.inspection_view import show
 from circuitcli.cli.jobs import Call
+from circuitcli.cli.listing_view import table
 from circuitcli.cli.options import MODEL, RUN, Flag
+from circuitcli.records import to_line
 
 FLAGS = (Flag("inspect.tokens", "--tokens"), Flag("data.text", "--text"), *MODEL, *RUN)
 SAE = Parameter(
@@ -18,30 +21,46 @@ SAE = Parameter(
         None,
         metavar="SAE",
         show_default=False,
-        help="What --sae takes, or the name of a release; by default the run's own SAEs.",
+        help="What --sae takes, or the name of a release; without it the run is listed.",
     ),
 )
 EXTRAS = (SAE,)
 
 
 def inspect(call: Call) -> None:
-    """Tell what an SAE is, expects and lacks.
+    """List what the run holds, or tell what an SAE is.
 
-    With a run or a model also how well it fits real activations, and what looks wrong.
+    With a run or a model also how well it fits real activations, and what looks wrong. A run's own SAEs are named by
+    its directory.
 
     \b
     circuit inspect
+    circuit inspect runs/gpt2
     circuit inspect gpt2-small-res-jb/resid_pre.8 --model gpt2
     circuit inspect sae_lens:path/to/sae --run runs/gpt2
     """
+    text = call.extras["sae"]
+    if text is None:
+        return _list(call)
     from circuitcli.stages import inspect as stage
 
-    text = call.extras["sae"]
-    if text is not None and (listed := stage.listing(text)):
+    if listed := stage.listing(text):
         return show(listed)
     job = call.open_for_saes(text)
-    is_chosen = text is None or call.run_is_explicit or "model.name" in call.loaded.origins
+    is_chosen = call.run_is_explicit or "model.name" in call.loaded.origins
     made = stage.run(job.request, is_chosen=is_chosen)
     show(made, before=job.received.lines)
     if not is_chosen and not any(getattr(record, "activations", None) for record in made):
         console.say("add --model or --run to see how it fits real activations")
+
+
+def _list(call: Call) -> None:
+    """What the run holds: as records, or as a table."""
+    from circuitcli.stages.listing import listing
+
+    run = call.open().request.run
+    made = listing(run)
+    if console.prints_records:
+        return console.records(map(to_line, made))
+    console.view_table(table(made))
+    console.say(f"next: `circuit inspect {shlex.quote(str(run.path))}` looks at its SAEs")
