@@ -170,7 +170,7 @@ def test_messages_and_chats_are_collected_as_the_template_writes_them(tmp_path, 
         cache = ActivationCache(tmp_path / str(number) / "activations", [RESID])
         assert cache.tokens(0, cache.n_tokens).token.tolist() == tokenizer().encode(expected)
     plain = save_model(tmp_path / "plain")
-    with pytest.raises(InputError, match="this model has no chat template"):
+    with pytest.raises(InputError, match="document 0, counted from 0: this model has no chat template"):
         collect.run(stage_request(tmp_path / "run", plain, text, chat=True))
     assert not (tmp_path / "run").exists()
 

@@ -208,6 +208,12 @@ def test_a_field_is_refused_where_there_is_none(tmp_path):
     assert list(documents(str(tmp_path / "texts"), field="body")) == ["a", "b"]
 
 
+def test_a_chat_is_refused_where_there_is_no_text(tmp_path):
+    np.save(tmp_path / "a.npy", np.arange(3))
+    with pytest.raises(SettingsError, match="--chat writes texts"):
+        documents(str(tmp_path / "a.npy"), chat=True, vocabulary=Vocabulary(10))
+
+
 def test_configurations_among_texts_stay_texts_unless_a_field_is_named(tmp_path):
     (tmp_path / "a.json").write_text('{"name": "x"}')
     (tmp_path / "b.json").write_text('[{"text": "b"}]')

@@ -83,11 +83,13 @@ def test_a_chat_is_written_by_the_template_with_one_bos_and_the_answer_begun(ada
 def test_what_the_settings_ask_for_is_a_text_a_chat_or_ids():
     assert asked_prompt(GraphSettings(prompt="a")) == "a"
     assert asked_prompt(GraphSettings(prompt="a", chat=True)) == Conversation.of_user("a")
-    assert asked_prompt(GraphSettings.model_validate({"prompt_ids": "3, 4,5", "chat": True})) == (3, 4, 5)
+    assert asked_prompt(GraphSettings.model_validate({"prompt_ids": "3, 4,5"})) == (3, 4, 5)
     assert asked_counterfactual(GraphSettings(counterfactual_ids=(1, 2))) == (1, 2)
     assert asked_counterfactual(GraphSettings()) is None
     with pytest.raises(SettingsError, match=r"graph.prompt and graph.prompt_ids are both set"):
         asked_prompt(GraphSettings(prompt="a", prompt_ids=(1,)))
+    with pytest.raises(SettingsError, match=r"graph.chat writes a text, and graph.prompt_ids are token ids"):
+        asked_prompt(GraphSettings(prompt_ids=(1,), chat=True))
 
 
 def test_a_model_without_a_chat_template_and_a_chat_that_it_refuses_are_told_apart(adapter):

@@ -18,6 +18,7 @@ from jaxtyping import Int, Int64, Shaped
 from torch import Tensor
 
 from circuitcli.activations.token_ids import Document, Ids, as_array
+from circuitcli.errors import InputError
 from circuitcli.models.chat import Conversation
 from circuitcli.models.tokenizer import Tokenizer
 
@@ -115,18 +116,29 @@ def token_blocks(
         yield Block(prefix + piece.ids[n_cut:], len(prefix), index - 1, after, places)
 
 
-def _token_ids(documents: Iterable[Document], tokenizer: Tokenizer) -> Iterator["array[int]"]:
+def _token_ids(documents: Documents, tokenizer: Tokenizer, *, start: int) -> Iterator["array[int]"]:
     """The tokens of each document without a BOS in front that blocks have anyway; a blank text has none.
 
-    Raises InputError for a conversation if there is no chat template, or one that refuses it.
+    From number ``start`` on. Raises InputError for a conversation if there is no chat template, or one that refuses it.
     """
-    written = (tokenizer.render(each) if isinstance(each, Conversation) else each for each in documents)
-    for group in _groups(written):
+    for group in _groups(_written(documents(start), tokenizer, start=start)):
         texts = {at: document for at, document in enumerate(group) if isinstance(document, str) and document.strip()}
         encoded = dict(zip(texts, tokenizer.encode_all([*texts.values()]) if texts else (), strict=True))
         for at, document in enumerate(group):
             ids = encoded.get(at, array("i")) if isinstance(document, str) else as_array(document)
             yield tokenizer.own_part(ids)
+
+
+def _written(documents: Iterable[Document], tokenizer: Tokenizer, *, start: int) -> Iterator[str | Ids]:
+    """The documents with conversations as texts. Raises InputError, naming the document, for one that cannot be."""
+    for number, document in enumerate(documents, start):
+        if not isinstance(document, Conversation):
+            yield document
+            continue
+        try:
+            yield tokenizer.render(document)
+        except InputError as error:
+            raise InputError(f"document {number}, counted from 0: {error.message}", hint=error.hint) from None
 
 
 def _groups(documents: Iterable[str | Ids]) -> Iterator[list[str | Ids]]:
@@ -149,7 +161,7 @@ def _groups(documents: Iterable[str | Ids]) -> Iterator[list[str | Ids]]:
 def _apart(documents: Documents, tokenizer: Tokenizer, *, length: int, start: Cursor) -> Iterator[_Piece]:
     """Pieces of at most ``length`` tokens of one document each."""
     offset = start.offset
-    for number, ids in enumerate(_token_ids(documents(start.document), tokenizer), start.document):
+    for number, ids in enumerate(_token_ids(documents, tokenizer, start=start.document), start.document):
         while offset < len(ids):
             piece = ids[offset : offset + length]
             offset += length
@@ -163,7 +175,7 @@ def _packed(documents: Documents, tokenizer: Tokenizer, *, length: int, start: C
     filled = array("i")
     separators: list[int] = []
     offset, number = start.offset, start.document
-    for number, ids in enumerate(_token_ids(documents(start.document), tokenizer), start.document):
+    for number, ids in enumerate(_token_ids(documents, tokenizer, start=start.document), start.document):
         # At the beginning of a block there is nothing to separate from.
         if filled and ids and ids[0] != separator:
             separators.append(len(filled))

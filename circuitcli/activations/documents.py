@@ -37,6 +37,8 @@ def documents(
     network or ``datasets``.
     """
     check_field(source, field)
+    if chat and _shards(source) is not None:
+        raise SettingsError(f"--chat writes texts, and {source} holds token ids", hint="leave it out, or give a text")
     found = _documents(source, field=field, vocabulary=vocabulary, start=start)
     if not chat:
         return found

@@ -57,6 +57,10 @@ def _asked(settings: GraphSettings, name: str, *, chat: bool) -> Written | None:
     text, ids = getattr(settings, name), getattr(settings, f"{name}_ids")
     if text is not None and ids is not None:
         raise SettingsError(f"graph.{name} and graph.{name}_ids are both set", hint="leave one of them out")
+    if ids is not None and chat:
+        raise SettingsError(
+            f"graph.chat writes a text, and graph.{name}_ids are token ids", hint="leave --chat out, or give a text"
+        )
     if ids is not None:
         return tuple(ids)
     return Conversation.of_user(text) if chat and text is not None else text

@@ -90,5 +90,5 @@ def no_template() -> CircuitError:
     """What is said where a conversation meets a model that has no chat template."""
     return InputError(
         "this model has no chat template",
-        hint="leave --chat out, give texts that are written as the model wants them, or take the model's chat version",
+        hint="leave --chat out, choose a field of texts with --field, or take the model's chat version",
     )
