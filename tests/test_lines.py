@@ -25,6 +25,7 @@ LINES = (
     "circuit train",
     "circuit graph-grad --down 10 --up 5",
     "circuit validate --pin 3:A,B",
+    "circuit validate --pin 6:8339,14104 --sae gpt2-small-res-jb",
 )
 # For a test of seconds: what a file of settings in the working directory says.
 SETTINGS = """
@@ -158,3 +159,10 @@ def test_the_graph_is_about_the_runs_own_text_and_says_so(ended: list[Ended]):
 def test_pins_of_the_runs_own_features_are_ablated_on_its_text(ended: list[Ended]):
     effect = [score for score in ended[3].records("score") if score["name"] == "effect"][-1]
     assert effect["value"] != 0 and (effect["unit"], effect["n_nodes"]) == ("nats", 2)
+
+
+def test_pins_of_a_releases_layer_are_those_of_what_enters_the_block(ended: list[Ended]):
+    (effect,) = ended[4].records("score")[-1:]
+    assert effect["value"] != 0 and effect["n_nodes"] == 2 and effect["graph"] == "pins-2"
+    assert "the pins of layer 6 are features of resid_pre.6" in ended[4].stderr
+    assert "next: " not in ended[4].stderr

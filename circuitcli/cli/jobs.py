@@ -57,7 +57,7 @@ class Job:
         console.say(summaries.sentence(self.command, made, str(run.path), seconds))
         if console.prints_records:
             console.records([*self.received.forwarded(made), *map(records.to_line, made)])
-        elif step := summaries.next_step(self.command):
+        elif step := summaries.next_step(self.command, made):
             console.say(f"next: {step}")
 
 

@@ -31,8 +31,10 @@ NEXT = {
 }
 
 
-def next_step(command: str) -> str | None:
-    """The command to type after this one."""
+def next_step(command: str, made: Sequence[Record] = ()) -> str | None:
+    """The command to type after this one, if what it made is something to go on with: pins are not drawn."""
+    if command == "validate" and any(isinstance(record, ShiftRecord) for record in made):
+        return None
     return NEXT.get(command)
 
 

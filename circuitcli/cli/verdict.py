@@ -26,13 +26,21 @@ def verdict(made: Iterable[Record]) -> list[str]:
 
 
 def _of_pins(scores: Sequence[ScoreRecord]) -> Iterator[str]:
-    """What ablating features does to the metric."""
+    """What ablating features does to the metric; on the run's text that is minus the cross-entropy."""
     for score in scores:
-        if score.name != "effect" or score.value == 0:
+        if score.name != "effect":
             continue
         error = "" if score.standard_error is None else f" ± {score.standard_error:.2g}"
-        way = "lowers" if score.value > 0 else "raises"
-        yield f"ablating them together {way} the metric by {abs(score.value):.4g}{error} {score.unit or ''}".rstrip()
+        size = f"{abs(score.value):.4g}{error} {score.unit or ''}".rstrip()
+        if (blocks := _extra(score, "n_blocks")) is None:
+            yield f"ablating them together {'lowers' if score.value > 0 else 'raises'} the metric by {size}"
+            continue
+        way = "raises" if score.value > 0 else "lowers"
+        tokens, active = _extra(score, "n_tokens") or 0, _extra(score, "n_active_blocks") or 0
+        yield (
+            f"ablating them together {way} the cross-entropy of the run's text by {size} a token, on average over "
+            f"{blocks:,} blocks ({tokens:,} tokens); they are active in {active:,} of them"
+        )
 
 
 def _kept(judged: ScoreRecord, beside: dict[str, ScoreRecord]) -> str:
