@@ -256,6 +256,12 @@ class ScoreRecord(Record):
     ablation: BaselineName | None = None
     n_nodes: Count | None = None
     n_prompts: Count | None = None
+    n_blocks: Count | None = None
+    n_active_blocks: Count | None = None
+    n_tokens: Count | None = None
+    metric_clean: Number | None = None
+    metric_circuit: Number | None = None
+    metric_empty: Number | None = None
     samples: Count | None = None
     rank: Count | None = None
     overlap: Number | None = None

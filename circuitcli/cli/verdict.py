@@ -32,14 +32,14 @@ def _of_pins(scores: Sequence[ScoreRecord]) -> Iterator[str]:
             continue
         error = "" if score.standard_error is None else f" ± {score.standard_error:.2g}"
         size = f"{abs(score.value):.4g}{error} {score.unit or ''}".rstrip()
-        if (blocks := _extra(score, "n_blocks")) is None:
+        if score.n_blocks is None:
             yield f"ablating them together {'lowers' if score.value > 0 else 'raises'} the metric by {size}"
             continue
         way = "raises" if score.value > 0 else "lowers"
-        tokens, active = _extra(score, "n_tokens") or 0, _extra(score, "n_active_blocks") or 0
+        tokens, active = score.n_tokens or 0, score.n_active_blocks or 0
         yield (
             f"ablating them together {way} the cross-entropy of the run's text by {size} a token, on average over "
-            f"{blocks:,} blocks ({tokens:,} tokens); they are active in {active:,} of them"
+            f"{score.n_blocks:,} blocks ({tokens:,} tokens); they are active in {active:,} of them"
         )
 
 
@@ -54,7 +54,7 @@ def _kept(judged: ScoreRecord, beside: dict[str, ScoreRecord]) -> str:
 
 def _remarks(judged: ScoreRecord, beside: dict[str, ScoreRecord]) -> Iterator[str]:
     """What shares below none and above all of the behaviour mean, and what there was to keep."""
-    clean, empty = _extra(judged, "metric_clean"), _extra(judged, "metric_empty")
+    clean, empty = judged.metric_clean, judged.metric_empty
     if clean is not None and empty is not None and clean < empty:
         yield (
             f"the metric is better with all nodes at their baseline ({empty:.3g}) than in the model ({clean:.3g}): "
@@ -105,8 +105,3 @@ def _interval(score: ScoreRecord) -> str:
 def share(value: float) -> str:
     """A share of the behaviour in per cent."""
     return f"{100 * value:.0f} %".replace("-0 %", "0 %") if abs(value) < _NEAR else f"{100 * value:.0f} %"
-
-
-def _extra(score: ScoreRecord, name: str) -> float | None:
-    value = (score.model_extra or {}).get(name)
-    return value if isinstance(value, int | float) else None
