@@ -159,6 +159,7 @@ def test_the_graph_is_about_the_runs_own_text_and_says_so(ended: list[Ended]):
 def test_pins_of_the_runs_own_features_are_ablated_on_its_text(ended: list[Ended]):
     effect = [score for score in ended[3].records("score") if score["name"] == "effect"][-1]
     assert effect["value"] != 0 and (effect["unit"], effect["n_nodes"]) == ("nats", 2)
+    assert effect["n_blocks"] >= 1 and "n_prompts" not in effect
 
 
 def test_pins_of_a_releases_layer_are_those_of_what_enters_the_block(ended: list[Ended]):
