@@ -1,12 +1,8 @@
 """``circuit export``: SAEs in the files of another library, or in our own."""
 
-import errno
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from circuitcli.errors import InputError, SettingsError
@@ -14,7 +10,7 @@ from circuitcli.hookpoints import HookPoint
 from circuitcli.reading import as_path
 from circuitcli.records import ActivationsRecord, ExportRecord, Record
 from circuitcli.runs import write_error
-from circuitcli.saes.exchange import sparsify
+from circuitcli.saes.exchange import sparsify, target
 from circuitcli.saes.exchange.formats import WRITABLE
 from circuitcli.stages.request import Request
 from circuitcli.stages.saes import SaeSource, load_sae, sae_sources
@@ -24,8 +20,6 @@ if TYPE_CHECKING:
     from circuitcli.saes.exchange.tensors import Foreign
 
 NAME = "export"
-# Beginning of the names of folders in which files are written before they take their places.
-_ASIDE = ".circuit-export-"
 
 
 def run(request: Request, *, format_: str | None, output: str | None) -> list[Record]:
@@ -37,14 +31,18 @@ def run(request: Request, *, format_: str | None, output: str | None) -> list[Re
     format_, directory = wanted(format_, output)
     if directory.exists() and not directory.is_dir():
         raise InputError(f"{directory} is a file", hint="name a directory with -o")
-    if directory.is_dir() and not request.force and not _is_empty(directory):
+    try:
+        target.sweep(directory)
+    except OSError as error:
+        raise write_error(directory, error) from None
+    if directory.is_dir() and not request.force and not target.is_empty(directory):
         raise InputError(f"{directory} is there already and not empty", hint="use --force to write into it")
     sources = sae_sources(request, stage=NAME)
     items = [_completed(request, load_sae(source), source) for source in sources.values()]
     if format_ == sparsify.NAME:
         items = _with_modules(request, items)
     try:
-        paths = _written(items, WRITABLE[format_].write, directory)
+        paths = target.filled(directory, partial(WRITABLE[format_].write, items))
     except OSError as error:
         raise write_error(directory, error) from None
     return [
@@ -61,34 +59,6 @@ def wanted(format_: str | None, output: str | None) -> tuple[str, Path]:
     if not output:
         raise SettingsError("export: no directory is named", hint="add -o DIR")
     return format_, as_path(output, error=SettingsError)
-
-
-def _written(
-    items: "Sequence[Foreign]", write: "Callable[[Sequence[Foreign], Path], list[Path]]", directory: Path
-) -> list[Path]:
-    """Write all files elsewhere on the disk before the first takes its place; other files there stay.
-
-    Raises OSError, also for a folder where a file is to be, or a file where a folder is.
-    """
-    there = next(place for place in (directory, *directory.absolute().parents) if place.is_dir())
-    aside = Path(tempfile.mkdtemp(prefix=_ASIDE, dir=there))
-    try:
-        made = write(items, aside)
-        moves = [(file, directory / file.relative_to(aside)) for file in aside.rglob("*") if file.is_file()]
-        for _, target in moves:
-            if target.is_dir():
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
-            target.parent.mkdir(parents=True, exist_ok=True)
-        for file, target in moves:
-            file.replace(target)
-        return [directory / path.relative_to(aside) for path in made]
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def _is_empty(directory: Path) -> bool:
-    """Whether there is nothing but what a killed export left."""
-    return all(entry.name.startswith(_ASIDE) for entry in directory.iterdir())
 
 
 def _completed(request: Request, found: "Foreign", source: SaeSource) -> "Foreign":
