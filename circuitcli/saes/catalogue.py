@@ -4,6 +4,7 @@ What is known of a release is data, in catalogue.toml; which files an SAE has, i
 """
 
 import difflib
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from typing import Any
 from circuitcli.errors import InputError, ToolError, first_line
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.hub import hub_answers, refusal
+from circuitcli.saes.exchange import hooks
 from circuitcli.saes.exchange.place import Changes
 
 DATA = Path(__file__).with_name("catalogue.toml")
@@ -34,6 +36,12 @@ class Entry:
         """Its hook point, if the catalogue tells it."""
         return self.changes.hook
 
+    @property
+    def short_names(self) -> tuple[str, ...]:
+        """What stands for its path where no other has it: the last part, without the file's type, or parts joined."""
+        last = self.path.rpartition("/")[2]
+        return (last, last.removesuffix(".safetensors").removesuffix(".pt"), self.path.replace("/", "_"))
+
 
 @dataclass(frozen=True)
 class Release:
@@ -46,12 +54,19 @@ class Release:
     entries: tuple[Entry, ...]
 
     def entry(self, wanted: str) -> Entry:
-        """The SAE of an id, of a hook point, or of a path in the repository.
+        """The SAE of an id, SAELens's too, of a hook point in our words or TransformerLens's, or of a path.
 
         Of several at a hook point the catalogue's first counts. Raises InputError for what cannot be a path either.
         """
         for found in self.entries:
-            if wanted in (found.id, found.path, str(found.hook)):
+            if wanted in (found.id, found.path):
+                return found
+        of_part = [found for found in self.entries if wanted in found.short_names]
+        if len(of_part) == 1:
+            return of_part[0]
+        hook = _of_transformer_lens(wanted)
+        for found in self.entries:
+            if found.hook is not None and (wanted == str(found.hook) or found.hook == hook):
                 return found
         known = [found.id for found in self.entries] + [str(found.hook) for found in self.entries]
         if not self.entries or "/" in wanted:
@@ -86,8 +101,17 @@ def _content() -> dict[str, Any]:
 
 
 def nearest(name: str) -> list[str]:
-    """Names of releases that look like this one, best first."""
-    return difflib.get_close_matches(name, releases(), n=3, cutoff=0.6)
+    """Names of releases that look like this one, best first; of models of the same size if there are such."""
+    known = [*releases(), *refused()]
+    begun = [one for one in known if one.startswith(name)]
+    near = difflib.get_close_matches(name, known, n=len(known), cutoff=0.6)
+    same = [one for one in near if _sizes(name) == _sizes(one)]
+    return list(dict.fromkeys(begun + (same or near)))[:3]
+
+
+def _sizes(name: str) -> list[str]:
+    """The numbers in a name: a model of another version or size is another model."""
+    return re.findall(r"[0-9.]+[bmk]?", name.lower())
 
 
 def fetch(release: Release, entry: Entry) -> Path:
@@ -109,6 +133,13 @@ def fetch(release: Release, entry: Entry) -> Path:
     if not path.exists():
         raise _not_there(release, entry, online=online, why="no such path")
     return path
+
+
+def _of_transformer_lens(name: str) -> HookPoint | None:
+    try:
+        return hooks.from_transformer_lens(name).hook
+    except InputError:
+        return None
 
 
 def _not_there(release: Release, entry: Entry, *, online: bool, why: str) -> InputError | ToolError:

@@ -25,8 +25,13 @@ NAME = "dictionary_learning"
 CONFIG, WEIGHTS, CHECKPOINT = "config.json", "ae.pt", re.compile(r"ae_[0-9]{1,9}\.pt")
 
 _SITES = {"resid_pre": "resid_pre", "resid_mid": "resid_mid", "resid_post": "resid", "mlp_out": "mlp"}
+_SITES |= {"resid_out": "resid"}
 _SITES |= {"attn_out": "attn", "attention_out": "attn"}
-_SITE = re.compile(r"(resid_pre|resid_mid|resid_post|mlp_out|attn_out|attention_out)(?:_layer)?_([0-9]{1,9})")
+# Also as in mlp_out_layer1/10_32768, the folders of Marks et al. 2024 (arXiv:2403.19647) of submodule, id and width.
+_SITE = re.compile(
+    r"(resid_pre|resid_mid|resid_post|resid_out|mlp_out|attn_out|attention_out)(?:_layer)?_?([0-9]{1,9})"
+)
+_EMBEDDING, _ID, _PYTHIA = "embed", re.compile(r"[0-9]{1,9}_[0-9]{1,9}"), re.compile(r"pythia-[0-9.]+[mb](-deduped)?")
 _TRAINING = ("trainer_class", "steps", "lr", "l1_penalty", "sparsity_penalty", "target_l0", "k", "seed", "auxk_alpha")
 _TRAINER = {
     **dict.fromkeys(_TRAINING, FACT),
@@ -48,7 +53,8 @@ def places(directory: Path, names: frozenset[str]) -> list[Place]:
     trainer, buffer = _config(config_path)
     files = (path, config_path) if config_path.is_file() else (path,)
     hook = _hook(trainer, buffer, path)
-    return [Place(NAME, path if directory.name == "checkpoints" else directory, files, hook, model=_model(trainer))]
+    model = _model(trainer) or _model_of_folders(path)
+    return [Place(NAME, path if directory.name == "checkpoints" else directory, files, hook, model=model)]
 
 
 def _config_path(weights: Path) -> Path:
@@ -69,6 +75,12 @@ def _model(trainer: Mapping[str, Any]) -> str | None:
     return trainer.get("lm_name")
 
 
+def _model_of_folders(path: Path) -> str | None:
+    """Of Marks et al.'s dictionaries, which lie in a folder that is named for the model."""
+    found = next((part.name for part in path.parents if _PYTHIA.fullmatch(part.name)), None)
+    return None if found is None else f"EleutherAI/{found}"
+
+
 def _hook(trainer: Mapping[str, Any], buffer: Mapping[str, Any], path: Path) -> HookPoint | None:
     """From the submodule's name, which is a site and a layer or a module's path; else from the folders' names."""
     named = trainer.get("submodule_name", "")
@@ -78,6 +90,8 @@ def _hook(trainer: Mapping[str, Any], buffer: Mapping[str, Any], path: Path) -> 
         )
         if found is not None:
             return HookPoint(int(found[2]), _SITES[found[1]])
+    if _ID.fullmatch(path.parent.name) and path.parent.parent.name == _EMBEDDING:
+        return HookPoint(0, "embed")
     site = next((ours for theirs, ours in _SITES.items() if named.startswith(theirs)), None)
     if site is not None and trainer.get("layer") is not None:
         return HookPoint(trainer["layer"], site)
@@ -117,7 +131,7 @@ def read(place: Place) -> "Foreign":
     if architecture == "relu" and "threshold" in tensors:
         notes.append("its threshold was never set, so it is a plain ReLU, as in dictionary_learning")
     about = About(
-        model=_model(trainer),
+        model=place.model,
         hook=trainer.get("submodule_name"),
         context_length=buffer.get("ctx_len"),
         dtype=tensors.dtype_of("W_enc", "encoder.weight"),

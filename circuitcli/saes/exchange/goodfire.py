@@ -1,4 +1,7 @@
-"""Goodfire's ReLU SAEs of Llama's residual stream: one file of two linear layers, named for the model and the layer."""
+"""Goodfire's ReLU SAEs of Llama's residual stream, and Qresearch's of DeepSeek's distilled one in the same manner.
+
+One file of two linear layers, named for the model and the layer.
+"""
 
 import re
 from pathlib import Path
@@ -11,7 +14,8 @@ if TYPE_CHECKING:
     from circuitcli.saes.exchange.tensors import Foreign
 
 NAME = "goodfire"
-_FILE = re.compile(r"(?P<model>Llama-.+)-SAE-l(?P<layer>[0-9]{1,9})\.pth?")
+_OWNERS = {"Llama": "meta-llama", "DeepSeek": "deepseek-ai"}
+_FILE = re.compile(r"(?P<model>(?P<family>Llama|DeepSeek)-.+)-SAE-l(?P<layer>[0-9]{1,9})\.pth?")
 _DATASET = "lmsys/lmsys-chat-1m"
 
 
@@ -23,7 +27,7 @@ def places(directory: Path, names: frozenset[str]) -> list[Place]:
             directory / name,
             (directory / name,),
             HookPoint(int(found["layer"]), "resid"),
-            model=f"meta-llama/{found['model']}",
+            model=f"{_OWNERS[found['family']]}/{found['model']}",
         )
         for name in sorted(names)
         if (found := _FILE.fullmatch(name))
@@ -36,11 +40,10 @@ def read(place: Place) -> "Foreign":
     from circuitcli.saes.exchange.tensors import Foreign, Tensors, build
 
     tensors = Tensors.pickled(place.files[0])
-    parameters = tensors.linear_layers(
-        "encoder_linear.weight", "encoder_linear.bias", "decoder_linear.weight", "decoder_linear.bias"
-    )
+    names = ("encoder_linear", "decoder_linear") if "encoder_linear.weight" in tensors else ("encoder", "decoder")
+    parameters = tensors.linear_layers(*(f"{name}.{kind}" for name in names for kind in ("weight", "bias")))
     d_in, d_sae = parameters["W_enc"].shape
     assert place.hook is not None
     config = SaeConfig(place.hook, d_in, d_sae, subtract_decoder_bias=False)
-    about = About(model=place.model, dtype=tensors.dtype_of("encoder_linear.weight"), dataset=_DATASET)
+    about = About(model=place.model, dtype=tensors.dtype_of(f"{names[0]}.weight"), dataset=_DATASET)
     return Foreign(build("relu", config, parameters, path=tensors.path), about)

@@ -4,6 +4,9 @@ JumpReLU with one threshold. Activations were multiplied by the root of the widt
 in that space; the threshold is given in the space of the raw activations. Where ``sparsity_include_decoder_norm`` is
 set, the authors compare pre-activations times the norm of the decoder row with it; SAELens does not, so the two
 differ unless those norms are 1.
+
+Its successors of the same library, OpenMOSS's, are folders of config.json and sae_weights.safetensors with a threshold
+for each feature in the space of the codes. Those of R1 leave out the factor of the activations, which the catalogue has.
 """
 
 import re
@@ -16,12 +19,16 @@ from circuitcli.saes.exchange.fields import FLAG, NUMBER, POSITIVE, TEXT, checke
 from circuitcli.saes.exchange.place import About, Place, read_object, scaled_note
 
 if TYPE_CHECKING:
-    from circuitcli.saes.exchange.tensors import Foreign
+    from torch import Tensor
+
+    from circuitcli.saes.exchange.tensors import Foreign, Tensors
 
 NAME = "llama_scope"
 CONFIG, WEIGHTS = "hyperparams.json", Path("checkpoints") / "final.safetensors"
+CONFIG_OF_FOLDER, WEIGHTS_OF_FOLDER = "config.json", "sae_weights.safetensors"
 _CONTEXT_LENGTH, _DATASET = 1024, "cerebras/SlimPajama-627B"
 _FIELDS = {
+    "sae_type": TEXT,
     "hook_point_in": TEXT,
     "hook_point_out": TEXT,
     "act_fn": TEXT,
@@ -34,14 +41,32 @@ _FIELDS = {
 
 
 def places(directory: Path, names: frozenset[str]) -> list[Place]:
-    """The SAE of a directory with these files."""
-    if CONFIG not in names or not (directory / WEIGHTS).is_file():
+    """The SAE of a directory with these files. Raises InputError for others of OpenMOSS's library."""
+    if CONFIG in names and (directory / WEIGHTS).is_file():
+        files = (directory / WEIGHTS, directory / CONFIG)
+    elif CONFIG_OF_FOLDER in names and _is_of_library(directory / CONFIG_OF_FOLDER):
+        files = (directory / WEIGHTS_OF_FOLDER, directory / CONFIG_OF_FOLDER)
+    else:
         return []
-    config = _config(directory / CONFIG)
-    hook, _ = hooks.from_transformer_lens(field_of(config, "hook_point_in", directory / CONFIG))
+    config = _config(files[1])
+    if (kind := config.get("sae_type", "sae")) != "sae" or not files[0].is_file():
+        lacks = f"holds a {kind}" if kind != "sae" else f"has no {files[0].name}"
+        raise InputError(
+            f"{directory}, in the format of OpenMOSS's library, {lacks}",
+            hint="its SAEs are read from safetensors; for others write SAELens's files with its to_saelens",
+        )
+    hook, _ = hooks.from_transformer_lens(field_of(config, "hook_point_in", files[1]))
     target, _ = hooks.from_transformer_lens(config.get("hook_point_out") or config["hook_point_in"])
-    files = (directory / WEIGHTS, directory / CONFIG)
     return [Place(NAME, directory, files, hook, None if target == hook else target, _model(directory))]
+
+
+def _is_of_library(path: Path) -> bool:
+    """Whether a config.json, of which there are many kinds, is of OpenMOSS's library."""
+    try:
+        content = read_object(path)
+    except InputError:
+        return False
+    return "hook_point_in" in content or "sae_type" in content
 
 
 def _config(path: Path) -> dict[str, Any]:
@@ -58,22 +83,25 @@ def read(place: Place) -> "Foreign":
     from circuitcli.saes.exchange import folding
     from circuitcli.saes.exchange.tensors import Foreign, Tensors, build
 
-    config, path = _config(place.path / CONFIG), place.path / CONFIG
+    weights, path = place.files
+    config = _config(path)
     if config.get("act_fn", "jumprelu") != "jumprelu":
         raise InputError(f"{path}: the activation '{config['act_fn']}' is not known", hint="it is jumprelu")
-    tensors = Tensors.safetensors(place.path / WEIGHTS)
+    tensors = Tensors.safetensors(weights)
     encoder = tensors.take("encoder.weight", shape=(None, None))
     d_sae, d_in = encoder.shape
     W_dec = tensors.take("decoder.weight", shape=(None, d_sae)).T
-    scale_in, scale_out = _scale(config, "in", d_in, path), _scale(config, "out", W_dec.shape[1], path)
-    threshold = field_of(config, "jump_relu_threshold", path) * scale_in
+    scale_in, scale_out = (
+        place.changes.scale or _scale(config, end, width, path) for end, width in (("in", d_in), ("out", len(W_dec.T)))
+    )
     norms = W_dec.norm(dim=1).clamp_min(1e-8)  # (d_sae,)
+    threshold = _threshold(tensors, config, path, scale=scale_in, like=norms)
     parameters = {
         "W_enc": encoder.T,
         "b_enc": tensors.take("encoder.bias", shape=(d_sae,)),
         "W_dec": W_dec,
         "b_dec": tensors.take("decoder.bias", shape=(W_dec.shape[1],)),
-        "threshold": threshold / norms if config.get("sparsity_include_decoder_norm") else 0 * norms + threshold,
+        "threshold": threshold / norms if config.get("sparsity_include_decoder_norm") else threshold,
     }
     assert place.hook is not None
     sae_config = SaeConfig(
@@ -100,11 +128,23 @@ def read(place: Place) -> "Foreign":
     return Foreign(sae, about)
 
 
+def _threshold(tensors: "Tensors", config: dict[str, Any], path: Path, *, scale: float, like: "Tensor") -> "Tensor":
+    """What a pre-activation must be over, for each feature, in the space of the codes."""
+    if path.name == CONFIG_OF_FOLDER:
+        return tensors.take("log_jumprelu_threshold", shape=(len(like),)).exp()
+    return 0 * like + field_of(config, "jump_relu_threshold", path) * scale
+
+
 def _scale(config: dict[str, Any], end: str, width: int, path: Path) -> float:
     """The factor of the activations at one end."""
     if config.get("norm_activation", "dataset-wise") != "dataset-wise":
         raise InputError(
             f"{path}: norm_activation '{config['norm_activation']}' is not known", hint="it is dataset-wise"
+        )
+    if path.name == CONFIG_OF_FOLDER and "dataset_average_activation_norm" not in config:
+        raise InputError(
+            f"{path} does not tell the mean norm of the activations, by which inputs were divided",
+            hint='add it: "dataset_average_activation_norm": {"in": NUMBER, "out": NUMBER}',
         )
     norms = field_of(config, "dataset_average_activation_norm", path)
     return float(width**0.5 / field_of(norms, end, path))
