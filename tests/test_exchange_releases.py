@@ -557,7 +557,7 @@ def test_our_topk_transcoders_say_so_to_circuit_tracer(
     tensors = load_file(written(sae, "circuit_tracer", tmp_path, model="org/model"))
     config = yaml.safe_load((tmp_path / "config.yaml").read_text())
     assert (config["activation"], config["k"]) == ("topk", K) and "k" not in tensors
-    assert ("keeps others where fewer than k" in caplog.text) == (architecture == "topk")
+    assert ("fewer than k features are positive" in caplog.text) == (architecture == "topk")
     x = inputs()[(sae.pre_activations(inputs()) > 0).sum(dim=1) >= K]
     assert len(x) > 30
     assert_same(sae, *signed_topk(tensors, x, k=K), x)

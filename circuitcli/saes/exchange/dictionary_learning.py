@@ -85,9 +85,7 @@ def _hook(trainer: Mapping[str, Any], buffer: Mapping[str, Any], path: Path) -> 
     """From the submodule's name, which is a site and a layer or a module's path; else from the folders' names."""
     named = trainer.get("submodule_name", "")
     for text in (named, *(part.name for part in path.parents)):
-        found = re.search(
-            r"(resid_pre|resid_mid|resid_post|mlp_out|attn_out|attention_out)(?:_layer)?_([0-9]{1,9})", text
-        )
+        found = _SITE.search(text)
         if found is not None:
             return HookPoint(int(found[2]), _SITES[found[1]])
     if _ID.fullmatch(path.parent.name) and path.parent.parent.name == _EMBEDDING:

@@ -6,7 +6,7 @@ set, the authors compare pre-activations times the norm of the decoder row with 
 differ unless those norms are 1.
 
 Its successors of the same library, OpenMOSS's, are folders of config.json and sae_weights.safetensors with a threshold
-for each feature in the space of the codes. Those of R1 leave out the factor of the activations, which the catalogue has.
+for each feature in the space of the codes. Those of R1 do not tell the factor of the activations; the catalogue does.
 """
 
 import re

@@ -1,0 +1,235 @@
+"""The catalogue held against SAELens's own list, and releases with folders of their own kinds."""
+
+import importlib.util
+import json
+import logging
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from exchange_support import D_IN, D_SAE, assert_same, inputs, only, random_sae, written
+from safetensors.torch import save_file
+
+from circuitcli.errors import InputError
+from circuitcli.hookpoints import HookPoint
+from circuitcli.records import ActivationsRecord, Stream
+from circuitcli.runs import Run
+from circuitcli.saes import catalogue
+from circuitcli.saes.exchange import formats
+from circuitcli.saes.exchange.naming import named
+from circuitcli.saes.exchange.place import Changes
+from circuitcli.settings.settings import Settings
+from circuitcli.stages.request import Request
+from circuitcli.stages.saes import load_saes, sae_sources
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+# Of each release so many ids are looked up, spread over all of them.
+N_IDS = 12
+
+
+@pytest.fixture(scope="module")
+def listed() -> dict[str, Any]:
+    """The releases that the installed SAELens knows, without importing it."""
+    found = importlib.util.find_spec("sae_lens")
+    if found is None or found.origin is None:
+        pytest.skip("sae-lens is not installed")
+    path = Path(found.origin).with_name("pretrained_saes.yaml")
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    content = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
+    return dict(content.get("SAES", content))
+
+
+def test_every_release_of_sae_lens_is_known_or_refused_with_a_reason(listed: dict[str, Any]):
+    known, refused = catalogue.releases(), catalogue.refused()
+    assert len(listed) >= 170
+    assert [name for name in listed if name not in known and name not in refused] == []
+    assert all(len(reason) > 30 for reason in refused.values())
+    heads = {name for name in listed if name.startswith("gemma-scope") and "-att" in name}
+    assert heads <= refused.keys() and len(heads) > 20
+
+
+def test_releases_hold_the_saes_that_sae_lens_lists_under_their_ids_and_paths(listed: dict[str, Any]):
+    known = catalogue.releases()
+    for name in listed.keys() & known.keys():
+        release, saes = known[name], listed[name]["saes"]
+        assert release.repo == listed[name]["repo_id"], name
+        if not release.entries:
+            continue
+        assert {sae["path"] for sae in saes} <= {entry.path for entry in release.entries}, name
+        for sae in saes[:: max(1, len(saes) // N_IDS)]:
+            assert release.entry(sae["id"]).path == release.entry(sae["path"]).path == sae["path"], name
+        told = {entry.path: entry.changes.scale for entry in release.entries if entry.changes.scale is not None}
+        assert told == {sae["path"]: pytest.approx(sae["norm_scaling_factor"]) for sae in saes if sae["path"] in told}
+    assert all(entry.changes.scale for entry in known["llama_scope_r1_distill"].entries)
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        ("gemma-scope-2-4b-pt-att", "before the output projection", "attn, mlp or a residual stream"),
+        ("mntss-gemma-2-2b-2.5m-clt-as-per-layer/layer_3", "a cross-layer transcoder", "attn, mlp or a residual"),
+        ("gemma-scope-2-4b-pt-resid/resid.9", "no release of that name", "did you mean gemma-scope-2-4b-pt-res or"),
+        ("sae_bench_gemma-2-2b_topk", "no release of that name", "sae_bench_gemma-2-2b_topk_width-2pow12_date-1109"),
+        ("gpt2-small-res-jb/blocks.88.hook_resid_pre", "has no SAE", "did you mean gpt2-small-res-jb/"),
+    ],
+)
+def test_refused_and_similar_releases_are_told(text: str, message: str, hint: str):
+    with pytest.raises(InputError) as caught:
+        named(text)
+    assert message in caught.value.message and hint in caught.value.hint
+
+
+def test_similar_names_of_models_of_another_size_are_no_suggestion():
+    assert all("-4b-" in name for name in catalogue.nearest("gemma-scope-2-4b-pt-resid"))
+
+
+def test_a_part_of_a_path_that_several_share_names_none():
+    release = catalogue.releases()["sae_bench_gemma-2-2b_topk_width-2pow12_date-1109"]
+    with pytest.raises(InputError, match="has no SAE 'trainer_0'"):
+        release.entry("trainer_0")
+    assert release.entry("resid.12").path.endswith("resid_post_layer_12/trainer_0")
+
+
+def dictionary(folder: Path) -> dict[str, torch.Tensor]:
+    """ae.pt of the sparse-feature-circuits paper; no config lies beside it."""
+    folder.mkdir(parents=True)
+    generator = torch.Generator().manual_seed(0)
+    shapes = {
+        "encoder.weight": (D_SAE, D_IN),
+        "encoder.bias": (D_SAE,),
+        "decoder.weight": (D_IN, D_SAE),
+        "bias": (D_IN,),
+    }
+    state = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    state["decoder.weight"] /= state["decoder.weight"].norm(dim=0)
+    torch.save(state, folder / "ae.pt")
+    return state
+
+
+@pytest.mark.parametrize(
+    ("folder", "hook"),
+    [
+        ("attn_out_layer0", "attn.0"),
+        ("mlp_out_layer1", "mlp.1"),
+        ("resid_out_layer5", "resid.5"),
+        ("embed", "embed"),
+    ],
+)
+def test_dictionaries_of_the_sparse_feature_circuits_paper_are_at_their_submodule(
+    folder: str, hook: str, tmp_path: Path
+):
+    path = tmp_path / "dictionaries/pythia-70m-deduped" / folder / "10_32768"
+    state = dictionary(path)
+    found = only(tmp_path)
+    codes = ((inputs() - state["bias"]) @ state["encoder.weight"].T + state["encoder.bias"]).relu()
+    assert_same(found.sae, codes, codes @ state["decoder.weight"].T + state["bias"], inputs())
+    assert (str(found.sae.hook), found.about.model) == (hook, "EleutherAI/pythia-70m-deduped")
+
+
+def test_all_submodules_of_that_paper_are_found_below_their_model(tmp_path: Path):
+    for folder in ("embed", "attn_out_layer0", "mlp_out_layer0", "resid_out_layer0", "resid_out_layer11"):
+        dictionary(tmp_path / "pythia-70m-deduped" / folder / "10_32768")
+    assert {str(place.hook) for place in formats.find(tmp_path)} == {"embed", "attn.0", "mlp.0", "resid.0", "resid.11"}
+
+
+def openmoss(directory: Path, *, weights: str = "sae_weights.safetensors", **config: Any) -> dict[str, torch.Tensor]:
+    """A folder of OpenMOSS's library, as its SAEs of R1 are."""
+    directory.mkdir(parents=True, exist_ok=True)
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"encoder.weight": (D_SAE, D_IN), "encoder.bias": (D_SAE,), "decoder.weight": (D_IN, D_SAE)}
+    shapes |= {"decoder.bias": (D_IN,), "log_jumprelu_threshold": (D_SAE,)}
+    tensors = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    save_file(tensors, directory / weights)
+    hooks = {name: "blocks.5.hook_resid_post" for name in ("hook_point_in", "hook_point_out")}
+    content = {"d_model": D_IN, "expansion_factor": 3, "act_fn": "jumprelu", "norm_activation": "dataset-wise"}
+    (directory / "config.json").write_text(json.dumps(hooks | content | config))
+    return tensors
+
+
+@pytest.mark.parametrize("by_norm", [True, False])
+def test_llama_scope_r1_has_its_factor_from_the_catalogue(by_norm: bool, tmp_path: Path):
+    w, scale = openmoss(tmp_path, sparsity_include_decoder_norm=by_norm), 3.5
+    pre = scale * inputs() @ w["encoder.weight"].T + w["encoder.bias"]
+    compared = pre * w["decoder.weight"].norm(dim=0) if by_norm else pre
+    codes = pre.relu() * (compared > w["log_jumprelu_threshold"].exp())
+    expected = (codes @ w["decoder.weight"].T + w["decoder.bias"]) / scale
+    assert_same(only(tmp_path, changes=Changes(scale=scale)).sae, codes, expected, inputs())
+    with pytest.raises(InputError, match="does not tell the mean norm") as caught:
+        only(tmp_path)
+    assert "dataset_average_activation_norm" in caught.value.hint
+    norm = math.sqrt(D_IN) / scale
+    openmoss(
+        tmp_path,
+        sparsity_include_decoder_norm=by_norm,
+        dataset_average_activation_norm={"in": norm, "out": norm},
+    )
+    assert_same(only(tmp_path).sae, codes, expected, inputs())
+
+
+@pytest.mark.parametrize(
+    ("config", "weights", "message"),
+    [
+        ({"sae_type": "crosscoder"}, "sae_weights.safetensors", "holds a crosscoder"),
+        ({"sae_type": "clt"}, "sae_weights.safetensors", "holds a clt"),
+        ({}, "sae_weights.dcp", r"has no sae_weights\.safetensors"),
+        ({"act_fn": "topk"}, "sae_weights.safetensors", "the activation 'topk' is not known"),
+    ],
+)
+def test_other_folders_of_openmoss_are_told_by_what_they_are(config: dict, weights: str, message: str, tmp_path: Path):
+    openmoss(tmp_path, weights=weights, **config)
+    with pytest.raises(InputError, match=message) as caught:
+        only(tmp_path, changes=Changes(scale=1.0))
+    assert caught.value.hint
+
+
+def test_a_config_of_something_else_is_passed_over(tmp_path: Path):
+    for name, text in (("model", '{"model_type": "gpt2"}'), ("junk", "[[[")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(text)
+    written(random_sae("relu"), "sae_lens", tmp_path)
+    assert len(formats.find(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("names", [("encoder", "decoder"), ("encoder_linear", "decoder_linear")])
+def test_the_sae_of_deepseeks_distilled_llama_is_two_linear_layers(names: tuple[str, str], tmp_path: Path):
+    layers = torch.nn.Linear(D_IN, D_SAE), torch.nn.Linear(D_SAE, D_IN)
+    state = {
+        f"{name}.{key}": value for name, of in zip(names, layers, strict=True) for key, value in of.state_dict().items()
+    }
+    torch.save(state, tmp_path / "DeepSeek-R1-Distill-Llama-8B-SAE-l19.pt")
+    found = only(tmp_path)
+    with torch.no_grad():
+        codes = layers[0](inputs()).relu()
+        assert_same(found.sae, codes, layers[1](codes), inputs())
+    assert (str(found.sae.hook), found.about.model) == ("resid.19", "deepseek-ai/DeepSeek-R1-Distill-Llama-8B")
+
+
+def test_of_a_release_only_what_is_needed_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    root = tmp_path / "hub/models--jbloom--GPT2-Small-SAEs-Reformatted"
+    source = written(random_sae("relu", hook=HookPoint(6, "resid_pre")), "sae_lens", tmp_path / "theirs", model="gpt2")
+    snapshot = root / "snapshots" / COMMIT
+    shutil.copytree(source, snapshot / "blocks.6.hook_resid_pre")
+    # All others would fail to be read.
+    for layer in (5, 7, 8):
+        (snapshot / f"blocks.{layer}.hook_resid_pre").mkdir()
+        (snapshot / f"blocks.{layer}.hook_resid_pre/cfg.json").write_text("{")
+    (root / "refs").mkdir()
+    (root / "refs/main").write_text(COMMIT)
+    record = {"path": "x", "n_tokens": 1, "d_model": D_IN, "dtype": "float32", "digest": "x"}
+    collected = Stream([ActivationsRecord(hook=f"resid.{layer}", **record) for layer in (3, 4)])
+    request = Request(Settings(sae_path="gpt2-small-res-jb"), collected, Run(tmp_path))
+    sources = sae_sources(request, stage="validate", layers={6})
+    assert list(sources) == [HookPoint(6, "resid_pre")]
+    with caplog.at_level(logging.WARNING, logger="circuitcli"):
+        found = load_saes(sources, sources, model="gpt2", adapter=None)[HookPoint(6, "resid_pre")]
+    assert found.sae.config.normalisation == "centre" and not caplog.records
