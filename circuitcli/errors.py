@@ -86,6 +86,9 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:
         return True
+    if isinstance(error, CircuitError) and error.__context__ is not None:
+        # A library's error that was wrapped at its door.
+        return is_out_of_memory(error.__context__)
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
 
 

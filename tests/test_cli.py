@@ -156,6 +156,17 @@ def memory_error(allocate: Callable[[], object]) -> BaseException:
     return caught.value
 
 
+def wrapped(error: BaseException) -> BaseException:
+    """The error of a door that took the library's error for something else."""
+    try:
+        try:
+            raise error
+        except type(error):
+            raise InputError("cannot read weights") from None
+    except InputError as made:
+        return made
+
+
 @pytest.mark.parametrize(
     ("error", "status", "line"),
     [
@@ -166,6 +177,7 @@ def memory_error(allocate: Callable[[], object]) -> BaseException:
         (memory_error(lambda: torch.zeros(10**15, 10**5)), 4, "error: out of memory"),
         (memory_error(lambda: numpy.zeros(2**50)), 4, "error: out of memory"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), 4, "error: out of memory"),
+        (wrapped(MemoryError()), 4, "error: out of memory"),
         (OSError(12, "Cannot allocate memory", "shard"), 4, "error: out of memory"),
         (OSError(28, "No space left on device", "shard"), 3, "error: no space left on the disk: shard"),
         (OSError("Unable to write: No space left on device"), 3, "error: no space left on the disk"),

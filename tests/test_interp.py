@@ -15,7 +15,7 @@ from circuitcli import records, runs
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.features import scan as scanning
 from circuitcli.hookpoints import HookPoint
-from circuitcli.records import SaeRecord, Stream
+from circuitcli.records import FeaturesRecord, SaeRecord, Stream
 from circuitcli.runs import Run
 from circuitcli.saes import files
 from circuitcli.saes.base import SaeConfig
@@ -140,6 +140,35 @@ def test_other_settings_are_refused_by_name_and_replaced_by_force(request_: Requ
         interp.run(with_interp(request_, window=2))
     interp.run(with_interp(request_, window=2, force=True))
     assert all(len(context["tokens"]) <= 5 for context in lines(request_, HOOKS[1])[0]["contexts"])
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError(), InputError("no")])
+def test_force_that_fails_gives_the_finished_descriptions_back(
+    request_: Request, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    finished = interp.run(request_)
+    before = {path.name: path.read_bytes() for path in (request_.run.path / "features").iterdir()}
+    scan, seen = scanning.scan, []
+
+    def failing(cache, sae, **options):
+        seen.append(str(sae.hook))
+        if len(seen) == 2:
+            raise error
+        return scan(cache, sae, **options)
+
+    monkeypatch.setattr(scanning, "scan", failing)
+    with pytest.raises(type(error)):
+        interp.run(with_interp(request_, window=2, force=True))
+    assert request_.run.stream().of(FeaturesRecord) == finished == interp.run(request_)
+    assert {path.name: path.read_bytes() for path in (request_.run.path / "features").glob("*.jsonl")} == before
+    if isinstance(error, KeyboardInterrupt):
+        made = interp.run(with_interp(request_, window=2))
+        assert seen == ["mlp_in.1", "resid.1", "resid.1"]
+    else:
+        made = interp.run(with_interp(request_, window=2, force=True))
+    assert request_.run.stream().of(FeaturesRecord) == made != finished
+    assert sorted(path.name for path in (request_.run.path / "features").iterdir()) == sorted(before)
+    assert [runs.file_digest(request_.run.path / record.path) for record in made] == [record.digest for record in made]
 
 
 def test_a_half_written_file_is_made_again(request_: Request) -> None:

@@ -48,6 +48,8 @@ def _told_by_another(failure: Failure) -> int | None:
 
 def explain(error: BaseException, command: str = "circuit") -> Failure:
     """The failure behind an exception; what nobody foresaw is a fault of the program."""
+    if is_out_of_memory(error):
+        return Failure("out of memory", ExitStatus.TOOL, _less_memory(command))
     if isinstance(error, CircuitError):
         return Failure(error.message, error.exit_status, error.hint)
     if isinstance(error, KeyboardInterrupt):
@@ -57,8 +59,6 @@ def explain(error: BaseException, command: str = "circuit") -> Failure:
     # Typer's usage errors have no public name that all its versions share; their texts do.
     if hasattr(error, "format_message"):
         return _usage(error, error.format_message(), command)
-    if is_out_of_memory(error):
-        return Failure("out of memory", ExitStatus.TOOL, _less_memory(command))
     if isinstance(error, OSError) and (failure := _system(error)) is not None:
         return failure
     return Failure(

@@ -1,6 +1,7 @@
 """What the features of the SAEs mean: one file and one record for each hook point, one line for each live feature."""
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from circuitcli import runs
 from circuitcli.errors import InputError
 from circuitcli.features.lines import wanted_lines
 from circuitcli.hookpoints import HookPoint, NodeId
+from circuitcli.manifest import NEXT
 from circuitcli.reading import parse_object, text_lines
 from circuitcli.records import ActivationsRecord, FeaturesRecord, Record, SaeRecord
 from circuitcli.runs import Fingerprint
@@ -26,6 +28,8 @@ Sources = Mapping[HookPoint, SaeSource]
 
 NAME = "interp"
 FOLDER = "features"
+# Where files are made that are to take the place of finished ones.
+ASIDE = f"{FOLDER}/next"
 
 
 def run(request: Request) -> list[Record]:
@@ -34,7 +38,15 @@ def run(request: Request) -> list[Record]:
     Raises InputError if SAEs or activations are missing or do not fit together.
     """
     sources = _sources(request)
-    return resumable(request, NAME, _fingerprint(request, sources), lambda resumes: _work(request, sources))
+    print_ = _fingerprint(request, sources)
+    return resumable(
+        request,
+        NAME,
+        print_,
+        lambda resumes: _work(request, sources, resumes=resumes),
+        keeps=True,
+        clean=lambda: shutil.rmtree(request.run.path / ASIDE, ignore_errors=True),
+    )
 
 
 def describe(request: Request, ids: Sequence[str]) -> list[dict[str, Any]]:
@@ -67,19 +79,40 @@ def _fingerprint(request: Request, sources: Sources) -> Fingerprint:
     return fingerprint(request, ("interp.",), inputs, without=("interp.batch_size",))
 
 
-def _work(request: Request, sources: Sources) -> tuple[list[Record], dict[str, Any]]:
-    """Describe the hook points that have no file of the same fingerprint yet."""
+def _work(request: Request, sources: Sources, *, resumes: bool) -> tuple[list[Record], dict[str, Any]]:
+    """Describe the hook points that have no file of the same fingerprint yet.
+
+    Where finished files are to be replaced, they stay until all new ones are there.
+    """
+    run, aside = request.run, request.run.path / ASIDE
+    is_aside = NEXT in run.stage(NAME)
+    if not resumes:
+        shutil.rmtree(aside, ignore_errors=True)
+    elif not is_aside:
+        _give_out(request)
+    folder = aside if is_aside else run.path / FOLDER
     prints = {hook: _fingerprint(request, {hook: source}).digest for hook, source in sources.items()}
-    widths = {} if request.force else {hook: _made_width(_file(request, hook), prints[hook]) for hook in sources}
+    starts_over = request.force and not resumes
+    widths = {} if starts_over else {hook: _made_width(folder / _name(hook), prints[hook]) for hook in sources}
     missing = [hook for hook in sources if widths.get(hook) is None]
     if missing:
-        widths |= _describe(request, sources, {hook: prints[hook] for hook in missing})
+        widths |= _describe(request, sources, {hook: prints[hook] for hook in missing}, folder)
+    run.promote(NAME)
+    _give_out(request)
     made = [_record(request, hook, source, d_sae=widths[hook] or 0) for hook, source in sources.items()]
     return [*made], {"n_features": sum(record.n_live for record in made)}
 
 
-def _describe(request: Request, sources: Sources, prints: Mapping[HookPoint, str]) -> dict[HookPoint, int]:
-    """Write the files of these hook points. Returns how many features their SAEs have."""
+def _give_out(request: Request) -> None:
+    """Put new files in the place of old ones."""
+    for path in sorted((request.run.path / ASIDE).glob("*.jsonl")):
+        path.replace(request.run.path / FOLDER / path.name)
+
+
+def _describe(
+    request: Request, sources: Sources, prints: Mapping[HookPoint, str], folder: Path
+) -> dict[HookPoint, int]:
+    """Write the files of these hook points into a folder. Returns how many features their SAEs have."""
     from circuitcli.models.loading import load_model
 
     cache = open_cache(request, prints, purpose=NAME)
@@ -93,7 +126,7 @@ def _describe(request: Request, sources: Sources, prints: Mapping[HookPoint, str
         place = {"path": f"{FOLDER}/{hook}.jsonl", "sae": sources[hook].digest}
         facts = place | {"interp": digest, "d_sae": widths[hook]}
         lines = _lines(request, loaded[hook].sae, cache, model)
-        with runs.atomic(_file(request, hook)) as stream:
+        with runs.atomic(folder / _name(hook)) as stream:
             for line in lines:
                 stream.write(json.dumps(line | facts, ensure_ascii=False, allow_nan=False) + "\n")
     return widths
@@ -126,8 +159,12 @@ def _lines(
     return described(sae.hook, summary, effects, model.tokenizer)
 
 
+def _name(hook: HookPoint) -> str:
+    return f"{hook}.jsonl"
+
+
 def _file(request: Request, hook: HookPoint) -> Path:
-    return request.run.path / FOLDER / f"{hook}.jsonl"
+    return request.run.path / FOLDER / _name(hook)
 
 
 def _made_width(path: Path, digest: str) -> int | None:
