@@ -270,6 +270,41 @@ def test_a_killed_naive_graph_goes_on_at_the_next_hook_point(ask, run, monkeypat
     assert not (run.path / "graphs" / "broken.parts").exists()
 
 
+def test_a_damaged_part_of_a_killed_naive_graph_is_made_again(ask, run, monkeypatch):
+    monkeypatch.setattr("circuitcli.attribution.naive.NaiveSearch.graph", lambda *given: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        graph_naive.run(ask(graph__thin=0.01))
+    parts = sorted((run.path / "graphs" / "naive.parts").iterdir())
+    whole = [part.read_text(encoding="utf-8") for part in parts]
+    assert len(parts) == 4
+    fingerprint = json.loads(whole[0])["fingerprint"]
+    for part, content in zip(
+        parts, ("", "[1]", '{"nodes": 3', f'{{"fingerprint": "{fingerprint}", "nodes": 3}}'), strict=True
+    ):
+        part.write_text(content, encoding="utf-8")
+    with pytest.raises(ZeroDivisionError):
+        graph_naive.run(ask(graph__thin=0.01))
+    assert [part.read_text(encoding="utf-8") for part in parts] == whole
+
+
+@pytest.mark.parametrize("stage", [graph_grad, graph_naive])
+def test_what_is_not_finite_is_an_error_of_the_input(ask, monkeypatch, stage):
+    """As where activations overflow in half precision."""
+    from circuitcli.attribution.metrics import LogProb
+
+    original = LogProb.value
+    monkeypatch.setattr(LogProb, "value", lambda self, logits: original(self, logits) * float("nan"))
+    with pytest.raises(InputError, match="the metric of this prompt is not finite") as caught:
+        stage.run(ask(graph__thin=0.01))
+    assert "--dtype float32" in caught.value.hint
+    # The clean run and that with nothing have one row each; of several, as in ablations and gradients, one overflows.
+    monkeypatch.setattr(
+        LogProb, "value", lambda self, logits: original(self, logits) * (1.0 if len(logits) == 1 else float("nan"))
+    )
+    with pytest.raises(InputError, match="is not finite"):
+        stage.run(ask(graph__thin=0.05))
+
+
 def test_scores_of_a_graph_have_their_policies_and_stand_beside_chance(ask, run):
     graph_grad.run(ask())
     made = Stream(validate.run(ask())).of(ScoreRecord)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from circuitcli.attribution.ablation import Ablated, Source, ablate, live_sources, pinned_sources
 from circuitcli.attribution.baselines import Baseline
-from circuitcli.attribution.subject import Subject
+from circuitcli.attribution.subject import Subject, check_finite
 from circuitcli.errors import InputError
 from circuitcli.graphs import CircuitGraph, Edge, Node, sorted_graph
 from circuitcli.hookpoints import OUTPUT, HookPoint, NodeId
@@ -109,6 +109,7 @@ class NaiveSearch:
     ) -> tuple[float, float]:
         """Add a batch's nodes and edges; returns the total size of kept and of dropped edges."""
         unit = self.subject.metric.unit
+        check_finite(batch.effect.tolist(), f"the metric without a node of {hook}")
         names = [self._name(hook, source.index, source.position) for source in batch.sources]
         for name, source, effect in zip(names, batch.sources, batch.effect.tolist(), strict=True):
             nodes[name] = Node(name, self._activation(hook, source.index, source.position), effect, unit)
@@ -120,6 +121,7 @@ class NaiveSearch:
             strong = weights.abs() > self.threshold
             kept += float(weights[strong].abs().sum())
             dropped += float(weights[~strong].abs().sum())
+            check_finite((kept, dropped), f"what {hook} changes at {other}")
             for row, position, index in strong.nonzero().tolist():
                 where = {"all": position, "last": self.subject.prompt.n_spliced - 1}.get(self.positions)
                 target = self._name(other, index, where)

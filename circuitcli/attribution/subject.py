@@ -1,6 +1,7 @@
 """The behaviour under study: a prompt run through a model with SAEs, its metric, and its baseline."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -119,6 +120,12 @@ def fitted(sae: SparseAutoencoder, adapter: ModelAdapter) -> SparseAutoencoder:
     sae.check_width(adapter.d_model)
     dtype = torch.float64 if adapter.dtype == torch.float64 else torch.float32
     return sae.to(adapter.device, dtype).requires_grad_(False)
+
+
+def check_finite(numbers: Iterable[float], what: str) -> None:
+    """Raise InputError, naming what it is, for what is no number: in half precision large activations overflow."""
+    if not all(math.isfinite(number) for number in numbers):
+        raise InputError(f"{what} is not finite", hint="run the model in float32: --dtype float32")
 
 
 def chosen_hooks(available: Sequence[HookPoint], settings: GraphSettings, *, n_layers: int) -> list[HookPoint]:

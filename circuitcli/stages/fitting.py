@@ -6,6 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from circuitcli.hookpoints import HookPoint
+from circuitcli.progress import track
 from circuitcli.records import ActivationsRecord
 from circuitcli.stages.request import Request
 from circuitcli.stages.saes import SaeSource
@@ -44,9 +45,9 @@ def warn_of_misfits(
     """
     from circuitcli.validation.fit import fit, n_tokens
 
-    for hook, (sae, about, _) in loaded.items():
-        if sources[hook].is_own:
-            continue
+    foreign = [hook for hook in loaded if not sources[hook].is_own]
+    for hook in track(foreign, "fit of SAEs", unit="SAEs") if foreign else ():
+        sae, about, _ = loaded[hook]
         ends, count = list(dict.fromkeys((sae.hook, sae.target))), n_tokens(sae)
         found = cached(request, ends, n_tokens=count) or _of_prompt(clean, ends, first=first)
         if found is None or found.rows[sae.hook].shape[1] != sae.d_in:

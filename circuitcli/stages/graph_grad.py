@@ -32,6 +32,7 @@ def run(request: Request) -> list[Record]:
 
 def _work(task: Task) -> tuple[list[Record], dict[str, Any]]:
     from circuitcli.attribution.selection import Search
+    from circuitcli.attribution.subject import check_finite
 
     prepared = prepare(task)
     head = head_of(
@@ -44,6 +45,8 @@ def _work(task: Task) -> tuple[list[Record], dict[str, Any]]:
     )
     search = Search(prepared.subject, prepared.baseline, task.settings, task.positions)
     effects = search.effects()
+    for hook, effect in effects.items():
+        check_finite((effect.parts.total(), float(effect.error.sum()), effect.gap or 0.0), f"an effect at {hook}")
     graph = search.graph(head.model_copy(update={"effects": _sums(effects)}), effects)
     if len(graph.nodes) <= 1:
         warn_of_emptiness(task, _why_empty(prepared, effects))

@@ -66,21 +66,10 @@ def _work(task: Task, resumes: bool) -> tuple[list[Record], dict[str, Any]]:
 
 
 def _part(search: "NaiveSearch", hook: HookPoint, folder: Path, digest: str) -> "NaivePart":
-    """The ablations of one hook point: from the file of an earlier, killed run, or made now and kept in a file.
-
-    A file of another fingerprint is not used.
-    """
-    from circuitcli.attribution.naive import NaivePart
-
+    """The ablations of one hook point: from the file of an earlier, killed run, or made now and kept in a file."""
     path = folder / f"{hook}.json"
-    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if content.get("fingerprint") == digest:
-        return NaivePart(
-            tuple(Node(**node) for node in content["nodes"]),
-            tuple(Edge(**edge) for edge in content["edges"]),
-            content["kept_total"],
-            content["dropped_total"],
-        )
+    if (kept := _kept(path, digest)) is not None:
+        return kept
     part = search.part(hook)
     with atomic(path) as stream:
         json.dump(
@@ -94,3 +83,21 @@ def _part(search: "NaiveSearch", hook: HookPoint, folder: Path, digest: str) -> 
             stream,
         )
     return part
+
+
+def _kept(path: Path, digest: str) -> "NaivePart | None":
+    """What a file holds; None if it is not there, of another fingerprint, or damaged."""
+    from circuitcli.attribution.naive import NaivePart
+
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["fingerprint"] != digest:
+            return None
+        return NaivePart(
+            tuple(Node(**node) for node in content["nodes"]),
+            tuple(Edge(**edge) for edge in content["edges"]),
+            float(content["kept_total"]),
+            float(content["dropped_total"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None

@@ -228,15 +228,20 @@ def head_of(task: Task, prepared: Prepared, *, method: str, **facts: Any) -> Gra
 
     Raises InputError if the graph that is to be extended is another one's.
     """
+    from circuitcli.attribution.subject import check_finite
+
     subject, settings = prepared.subject, task.settings
+    clean, empty = subject.metric_clean, empty_metric(prepared)
+    check_finite((clean,), "the metric of this prompt")
+    check_finite((empty,), "the metric with every node at its baseline")
     head = GraphRecord(
         name=task.name,
         method=method,
         metric=subject.metric.name,
         prompt=subject.prompt.text,
         tokens=subject.prompt.tokens,
-        metric_clean=subject.metric_clean,
-        metric_baseline=empty_metric(prepared),
+        metric_clean=clean,
+        metric_baseline=empty,
         dtype=task.request.settings.model.dtype,
         unit=subject.metric.unit,
         baseline=task.baseline,
