@@ -5,10 +5,10 @@ import torch
 from subjects import random_baseline, random_subject, subject_with
 from support import D_SAE
 
-from circuitcli.attribution import baselines
+from circuitcli.attribution import baselines, contributions
 from circuitcli.attribution.ablation import Source
 from circuitcli.attribution.naive import NaiveSearch
-from circuitcli.attribution.selection import Search, extremes
+from circuitcli.attribution.selection import Search, Strongest, extremes
 from circuitcli.errors import InputError
 from circuitcli.hookpoints import OUTPUT, HookPoint, NodeId
 from circuitcli.records import GraphRecord
@@ -202,3 +202,43 @@ def test_extremes_are_the_largest_of_each_sign():
     assert list(extremes(values, 2)) == [(3, 5.0), (2, 2.0), (1, -3.0), (4, -1.0)]
     assert list(extremes(torch.zeros(3), 2)) == []
     assert list(extremes(values, 99))[-1] == (4, -1.0)
+
+
+@pytest.mark.parametrize(
+    ("positions", "normalisation"), [("all", "layer-norm"), ("all", "context"), ("last", "none"), ("sum", "none")]
+)
+def test_taken_in_small_pieces_graphs_are_the_same(monkeypatch, positions, normalisation):
+    """As for SAEs whose codes at all positions would not fit into memory a few times over."""
+    subject = random_subject("gpt2", sites=("resid",), layers=(1, 2), n=4, first=1, normalisation=normalisation)
+    baseline, zero = random_baseline(subject), baselines.zero(subject.saes)
+    whole = grad_graph(subject, baseline, positions=positions)
+    naive = naive_graph(subject, zero, positions=positions)
+    largest = []
+    original = contributions.Contributions._of
+
+    def seen(self, features):
+        largest.append(original(self, features))
+        return largest[-1]
+
+    monkeypatch.setattr(contributions, "AT_ONCE", 9 * subject.prompt.n_spliced)
+    monkeypatch.setattr(contributions.Contributions, "_of", seen)
+    for module in ("selection", "naive"):
+        monkeypatch.setattr(f"circuitcli.attribution.{module}.CODES_AT_ONCE", D_SAE)
+    pieces = grad_graph(subject, baseline, positions=positions)
+    assert max(values.numel() for values in largest) <= 9 * subject.prompt.n_spliced
+    for one, other in ((whole[2], pieces[2]), (naive, naive_graph(subject, zero, positions=positions))):
+        assert [node.id for node in one.nodes] == [node.id for node in other.nodes] and len(one.nodes) > 5
+        effects = {node.id: node.effect or 0.0 for node in other.nodes}
+        assert {node.id: node.effect or 0.0 for node in one.nodes} == pytest.approx(effects, rel=1e-9, abs=1e-12)
+        weights = {(edge.source, edge.target): edge.weight for edge in other.edges}
+        assert {(edge.source, edge.target): edge.weight for edge in one.edges} == pytest.approx(weights, rel=1e-9)
+    for hook in subject.hooks:
+        assert whole[1][hook].gap == pytest.approx(pieces[1][hook].gap, abs=1e-9)
+
+
+def test_the_strongest_of_pieces_are_those_of_the_whole():
+    values = torch.randn(60, generator=torch.Generator().manual_seed(2))
+    best = Strongest[int](4)
+    for start in range(0, 60, 7):
+        best.add(start, values[start : start + 7])
+    assert [(start + index, value) for start, index, value in best.found()] == list(extremes(values, 4))

@@ -15,6 +15,7 @@ from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.loading import LanguageModel
 from circuitcli.models.partial import clean_pass
+from circuitcli.progress import task
 from circuitcli.saes.base import SparseAutoencoder
 
 ROWS = 2048
@@ -52,12 +53,14 @@ def _mean(sae: SparseAutoencoder, cache: ActivationCache, hook: HookPoint, start
     codes = torch.zeros(sae.d_sae, dtype=torch.float64)
     error = torch.zeros(sae.d_in, dtype=torch.float64)
     count = 0
-    with torch.no_grad():
-        for first, last in cache.pieces(start, stop, size=ROWS, by_text=sae.reads_context):
+    pieces = cache.pieces(start, stop, size=min(ROWS, sae.rows_at_once), by_text=sae.reads_context)
+    with torch.no_grad(), task(f"mean of {hook}", total=stop - start, unit="tokens") as advance:
+        for first, last in pieces:
             coded = sae.code(cache.rows(hook, first, last).to(sae.W_enc))
             codes += coded.codes.sum(dim=0).cpu().double()
             error += coded.error.sum(dim=0).cpu().double()
             count += last - first
+            advance(last - first)
     return Absent((codes / count).to(sae.W_enc)[None, None], (error / count).to(sae.W_enc)[None, None])
 
 

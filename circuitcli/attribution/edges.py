@@ -8,13 +8,14 @@ following ``x``.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from circuitcli.attribution.baselines import Baseline
+from circuitcli.attribution.contributions import Contributions
 from circuitcli.attribution.gradients import Effects, difference, effects_of, moved, path_gradient
 from circuitcli.attribution.subject import Subject
 from circuitcli.hookpoints import HookPoint
@@ -38,8 +39,13 @@ class Target:
 class Incoming:
     """Weights of the edges from one hook point's features and error into each target."""
 
-    features: Float[Tensor, "target position d_sae"]
+    parts: Contributions
     error: Float[Tensor, "target position"]
+
+    @property
+    def features(self) -> Float[Tensor, "target position d_sae"]:
+        """Edges from all features at once; for wide SAEs they are better taken in pieces."""
+        return self.parts.dense()
 
 
 def sources_of(hooks: Sequence[HookPoint], target: HookPoint | None) -> list[HookPoint]:
@@ -99,24 +105,37 @@ def _weighted_values(
     sae: SparseAutoencoder, x: Float[Tensor, "target position d_in"], targets: Sequence[Target], effects: Effects
 ) -> Float[Tensor, " target"]:
     """``g_d f_d`` of each feature target and ``g_x . e`` of each error target, in its own row of ``x``."""
+    gradient = effects.gradient.expand(len(targets), -1, -1)
+    if needs_one_position(sae, targets):
+        # The codes of other positions are not needed, and of a wide SAE they would be most of the memory.
+        at = torch.tensor([target.position for target in targets], device=x.device)
+        rows = torch.arange(len(targets), device=x.device)
+        x, gradient = x[rows, at][:, None], gradient[rows, at][:, None]  # (target, 1, d_in)
+        targets = [replace(target, position=0) for target in targets]
     coded = sae.code(x)
-    gradient = sae.code_gradient(effects.gradient[None], coded.frame)  # (1 or target, position, d_sae)
     values = []
     for row, target in enumerate(targets):
         if target.index is None:
-            terms = (effects.gradient * coded.error[row]).sum(dim=-1)
+            terms = (gradient[row] * coded.error[row]).sum(dim=-1)
         else:
-            terms = gradient[row if len(gradient) > 1 else 0, :, target.index] * coded.codes[row, :, target.index]
+            slope = gradient[row] @ sae.W_dec[target.index]
+            slope = slope if coded.frame is None else slope * coded.frame.scale[row, :, 0]
+            terms = slope * coded.codes[row, :, target.index]
         values.append(terms.sum() if target.position is None else terms[target.position])
     return torch.stack(values)
+
+
+def needs_one_position(sae: SparseAutoencoder, targets: Sequence[Target]) -> bool:
+    """Whether what a target is comes from the activation at its own position alone."""
+    return not sae.reads_context and all(target.position is not None for target in targets)
 
 
 def _weights(
     subject: Subject, source: HookPoint, gradient: Float[Tensor, "target position d_in"], baseline: Baseline
 ) -> Incoming:
     sae, coded, absent = subject.saes[source], subject.coded[source], baseline[source]
-    features = sae.code_gradient(gradient, coded.frame) * (coded.codes - absent.codes)
-    return Incoming(features, (gradient * (coded.error - absent.error)).sum(dim=-1))
+    error = (gradient * (coded.error - absent.error)).sum(dim=-1)
+    return Incoming(Contributions(sae, coded, absent, gradient), error)
 
 
 def to_output(

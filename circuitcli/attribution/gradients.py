@@ -6,13 +6,14 @@ Integrated gradients average dm/dx over the path on which codes and error of one
 baseline to the clean run, while later hook points run free (midpoint rule).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from circuitcli.attribution.baselines import Absent, Baseline
+from circuitcli.attribution.contributions import Contributions
 from circuitcli.attribution.subject import Subject
 from circuitcli.errors import SettingsError
 from circuitcli.hookpoints import HookPoint
@@ -24,16 +25,30 @@ from circuitcli.saes.base import Coded, SparseAutoencoder
 
 @dataclass(frozen=True)
 class Effects:
-    """Effects of one hook point's nodes on the metric, and the gradient they come from.
+    """Effects of one hook point's nodes on the metric: of features as contributions along ``gradient``, and of errors.
 
     ``gap`` is what the effects of all features and the error miss of ``m(clean) - m(hook point at baseline)``;
     None for attribution patching, which makes no such promise.
     """
 
-    gradient: Float[Tensor, "position d_in"]
-    features: Float[Tensor, "position d_sae"]
+    parts: Contributions
     error: Float[Tensor, " position"]
     gap: float | None
+
+    @property
+    def gradient(self) -> Float[Tensor, "position d_in"]:
+        """The gradient that the effects come from."""
+        return self.parts.gradient
+
+    @property
+    def features(self) -> Float[Tensor, "position d_sae"]:
+        """Effects of all features at once; for wide SAEs they are better taken in pieces."""
+        return self.parts.dense()
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether no node has an effect."""
+        return not bool(self.error.any()) and not any(bool(values.any()) for _, values in self.parts.pieces())
 
 
 def node_effects(
@@ -88,9 +103,8 @@ def effects_of(
 ) -> Effects:
     """Effects of codes and error for a gradient by the activation."""
     gradient = gradient.to(sae.W_enc)
-    features = sae.code_gradient(gradient[None], coded.frame) * (coded.codes - absent.codes)
     error = (gradient * (coded.error - absent.error)[0]).sum(dim=-1)
-    return Effects(gradient, features[0], error, gap)
+    return Effects(Contributions(sae, coded, absent, gradient), error, gap)
 
 
 def difference(sae: SparseAutoencoder, coded: Coded, absent: Absent) -> Float[Tensor, "1 spliced d_in"]:
@@ -111,8 +125,7 @@ def integrated_gradients(subject: Subject, hook: HookPoint, absent: Absent, *, s
         ends = moved(subject, hook, step, torch.ones_like(shares[:1]))
         away = subject.metric_of({hook: lambda x: ends.to(x)})
     reached = subject.metric_clean - float(away[0])
-    gap = float(effects.features.sum() + effects.error.sum()) - reached
-    return Effects(effects.gradient, effects.features, effects.error, gap)
+    return replace(effects, gap=effects.parts.total() + float(effects.error.sum()) - reached)
 
 
 def moved(

@@ -15,7 +15,7 @@ from circuitcli.graphs import CircuitGraph, Edge, Node, sorted_graph
 from circuitcli.hookpoints import OUTPUT, HookPoint, NodeId
 from circuitcli.progress import task
 from circuitcli.records import GraphRecord
-from circuitcli.saes.base import strongest
+from circuitcli.saes.base import CODES_AT_ONCE, strongest
 from circuitcli.settings.graph import GraphSettings
 
 ACTIVATION = "activation"
@@ -85,12 +85,17 @@ class NaiveSearch:
                 sources,
                 self.baseline,
                 measured=measured,
-                batch_size=self.settings.batch_size,
+                batch_size=self._rows(measured),
             ):
                 sums = self._collect(hook, batch, nodes, edges, is_last=not measured)
                 kept, dropped = kept + sums[0], dropped + sums[1]
                 advance(len(batch.sources))
         return NaivePart(tuple(nodes.values()), tuple(edges), kept, dropped)
+
+    def _rows(self, measured: Sequence[HookPoint]) -> int:
+        """Ablations in one pass, so that the codes that they are measured by stay under an eighth of a gigabyte."""
+        widest = max((self.subject.saes[hook].d_sae for hook in measured), default=1)
+        return max(1, min(self.settings.batch_size, CODES_AT_ONCE // (self.subject.prompt.n_spliced * widest)))
 
     def graph(self, head: GraphRecord, parts: Sequence[NaivePart]) -> CircuitGraph:
         """All parts in one graph, without the nodes that no edge touches."""

@@ -7,23 +7,33 @@ node, cut to ``down`` of each sign and hook point by node effect. Nodes without 
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from circuitcli.attribution.baselines import Baseline
-from circuitcli.attribution.edges import Incoming, Target, incoming, sources_of, to_output
+from circuitcli.attribution.edges import Incoming, Target, incoming, needs_one_position, to_output
 from circuitcli.attribution.gradients import Effects, node_effects
 from circuitcli.attribution.subject import Subject
 from circuitcli.graphs import CircuitGraph, Edge, Node, connected_to_output, sorted_graph
 from circuitcli.hookpoints import OUTPUT, HookPoint, NodeId
 from circuitcli.progress import task
 from circuitcli.records import GraphRecord
-from circuitcli.saes.base import strongest
+from circuitcli.saes.base import CODES_AT_ONCE, strongest
 from circuitcli.settings.graph import GraphSettings
 
 Key = tuple[HookPoint, Target]
+P = TypeVar("P")
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Some features of a hook point from ``start`` on, or its error (None)."""
+
+    hook: HookPoint
+    start: int | None
+    width: int
 
 
 @dataclass
@@ -63,7 +73,7 @@ class Search:
             batch_size=self.settings.batch_size,
         )
         for hook in output:
-            found.candidates[hook] = set(self._strongest(effects[hook], self.settings.down))
+            found.candidates[hook] = set(self._strongest(hook, effects[hook]))
         with task("edges", total=len(self.subject.hooks), unit="hook points") as advance:
             for hook in reversed(self.subject.hooks):
                 self._climb(hook, effects[hook], found)
@@ -75,17 +85,22 @@ class Search:
         kept = self._cut(found.candidates.get(hook, ()), effects)
         found.kept[hook] = kept
         live = [target for target in kept if self._is_live(hook, target)]
-        batches = incoming(self.subject, hook, live, effects, self.baseline, batch_size=self._rows(hook))
+        batches = incoming(self.subject, hook, live, effects, self.baseline, batch_size=self._rows(hook, live))
         for targets, sources in batches:
-            for row, target in enumerate(targets):
-                for source, end, weight in self._strongest_edges(sources, row):
-                    found.candidates.setdefault(source, set()).add(end)
-                    found.edges.append(((source, end), (hook, target), weight))
+            strongest = [Strongest[_Piece](self.settings.up) for _ in targets]
+            for source, edges in sources.items():
+                self._offer(strongest, source, edges)
+            for target, best in zip(targets, strongest, strict=True):
+                for piece, index, weight in best.found():
+                    end = self._target(piece, index)
+                    found.candidates.setdefault(piece.hook, set()).add(end)
+                    found.edges.append(((piece.hook, end), (hook, target), weight))
 
-    def _rows(self, hook: HookPoint) -> int:
-        """Targets in one backward pass; the widest code matrix of a batch stays under a quarter of a gigabyte."""
-        d_sae = max(self.subject.saes[source].d_sae for source in [*sources_of(self.subject.hooks, hook), hook])
-        return max(1, min(self.settings.batch_size, 2**26 // (self.subject.prompt.n_spliced * d_sae)))
+    def _rows(self, hook: HookPoint, targets: Sequence[Target]) -> int:
+        """Targets in one backward pass, so that their codes stay under an eighth of a gigabyte."""
+        sae = self.subject.saes[hook]
+        n_coded = 1 if needs_one_position(sae, targets) else self.subject.prompt.n_spliced
+        return max(1, min(self.settings.batch_size, CODES_AT_ONCE // (n_coded * sae.d_sae)))
 
     def _is_live(self, hook: HookPoint, target: Target) -> bool:
         """Whether a node can have incoming edges: the error, or a feature that is active in the clean run."""
@@ -94,51 +109,41 @@ class Search:
         codes = self.subject.coded[hook].codes[0, :, target.index]
         return bool((codes if target.position is None else codes[target.position]).any())
 
-    def _flat(self, features: Tensor, error: Tensor) -> Float[Tensor, "position nodes"]:
-        """Values of all nodes of a hook point, the error last; one row for each position that has nodes of its own."""
-        values = torch.cat([features, error[:, None]], dim=-1)  # (position, d_sae + 1)
-        if self.positions == "sum":
-            return values.sum(dim=0, keepdim=True)
-        return values[-1:] if self.positions == "last" else values
+    def _offer(self, strongest: Sequence["Strongest[_Piece]"], hook: HookPoint, values: Effects | Incoming) -> None:
+        """Show all nodes of a hook point: effects, or the edges into each of several targets."""
+        for features, part in values.parts.pieces():
+            piece = _Piece(hook, features.start, features.stop - features.start)
+            for best, row in zip(strongest, part.reshape(len(strongest), *part.shape[-2:]), strict=True):
+                best.add(piece, self._flat(row))
+        error = _Piece(hook, None, 1)
+        for best, row in zip(strongest, values.error.reshape(len(strongest), -1), strict=True):
+            best.add(error, self._flat(row[:, None]))
 
-    def _target(self, flat: int, width: int) -> Target:
-        """The node at an index of the flattened values."""
-        row, index = divmod(flat, width)
+    def _flat(self, values: Float[Tensor, "position nodes"]) -> Float[Tensor, " nodes_at_positions"]:
+        """Values of some nodes of a hook point, for each position that has nodes of its own."""
+        if self.positions == "sum":
+            return values.sum(dim=0)
+        return (values[-1:] if self.positions == "last" else values).flatten()
+
+    def _target(self, piece: "_Piece", flat: int) -> Target:
+        """The node at an index of a piece's flattened values."""
+        row, column = divmod(flat, piece.width)
         position = None if self.positions == "sum" else row
         if self.positions == "last":
             position = self.subject.prompt.n_spliced - 1
-        return Target(None if index == width - 1 else index, position)
+        return Target(None if piece.start is None else piece.start + column, position)
 
-    def value(self, target: Target, features: Tensor, error: Tensor) -> float:
-        """The value of one node, summed over positions if the node is."""
-        values = error if target.index is None else features[:, target.index]
-        return float(values.sum() if target.position is None else values[target.position])
-
-    def _strongest(self, effects: Effects, count: int) -> list[Target]:
-        values = self._flat(effects.features, effects.error)
-        width = values.shape[1]
-        return [self._target(index, width) for index, _ in extremes(values.flatten(), count)]
+    def _strongest(self, hook: HookPoint, effects: Effects) -> list[Target]:
+        best = Strongest[_Piece](self.settings.down)
+        self._offer([best], hook, effects)
+        return [self._target(piece, index) for piece, index, _ in best.found()]
 
     def _cut(self, candidates: Iterable[Target], effects: Effects) -> list[Target]:
-        valued = [(self.value(target, effects.features, effects.error), target) for target in candidates]
+        valued = [(value_of(effects, target), target) for target in candidates]
         valued.sort(key=lambda pair: (-abs(pair[0]), _rank(pair[1])))
         positive = [target for value, target in valued if value > 0][: self.settings.down]
         negative = [target for value, target in valued if value < 0][: self.settings.down]
         return positive + negative
-
-    def _strongest_edges(self, sources: dict[HookPoint, Incoming], row: int) -> list[tuple[HookPoint, Target, float]]:
-        """The strongest edges of each sign into one target, over all its sources."""
-        flats = [self._flat(edges.features[row], edges.error[row]) for edges in sources.values()]
-        if not flats:
-            return []
-        everything = torch.cat([flat.flatten() for flat in flats])
-        bounds = torch.tensor([0, *(flat.numel() for flat in flats)]).cumsum(0).tolist()
-        hooks = list(sources)
-        strongest = []
-        for index, weight in extremes(everything, self.settings.up):
-            number = next(n for n, bound in enumerate(bounds[1:]) if index < bound)
-            strongest.append((hooks[number], self._target(index - bounds[number], flats[number].shape[1]), weight))
-        return strongest
 
     def _assembled(
         self,
@@ -157,7 +162,7 @@ class Search:
         ]
         for hook, target in kept:
             if hook in output:
-                weight = self.value(target, output[hook].features, output[hook].error)
+                weight = value_of(output[hook], target)
                 if weight != 0:
                     edges.append(Edge(self.node_id(hook, target), OUTPUT, weight, unit))
         graph = CircuitGraph(head, (*nodes, Node(OUTPUT)), tuple(edges))
@@ -173,11 +178,37 @@ class Search:
         if target.index is not None:
             codes = self.subject.coded[hook].codes[0, :, target.index]
             activation = float(strongest(codes) if target.position is None else codes[target.position])
-        return Node(self.node_id(hook, target), activation, self.value(target, effects.features, effects.error), unit)
+        return Node(self.node_id(hook, target), activation, value_of(effects, target), unit)
+
+
+def value_of(effects: Effects, target: Target) -> float:
+    """The effect of one node, summed over positions if the node is."""
+    values = effects.error if target.index is None else effects.parts.at(target.index)
+    return float(values.sum() if target.position is None else values[target.position])
 
 
 def _rank(target: Target) -> tuple[int, int]:
     return (-1 if target.position is None else target.position, 2**62 if target.index is None else target.index)
+
+
+class Strongest(Generic[P]):
+    """The ``count`` largest positive and the ``count`` most negative values of all that were added, in pieces."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._found: dict[bool, list[tuple[P, int, float]]] = {True: [], False: []}
+
+    def add(self, piece: P, values: Float[Tensor, " n"]) -> None:
+        """Take in the values of a piece; of equals those that came first stay."""
+        both = [(piece, index, value) for index, value in extremes(values, self._count)]
+        for sign, found in self._found.items():
+            found += [entry for entry in both if (entry[2] > 0) == sign]
+            found.sort(key=lambda entry: -abs(entry[2]))
+            del found[self._count :]
+
+    def found(self) -> list[tuple[P, int, float]]:
+        """Piece, index in it and value: the positive ones, then the negative ones, strongest first."""
+        return [*self._found[True], *self._found[False]]
 
 
 def extremes(values: Float[Tensor, " n"], count: int) -> Sequence[tuple[int, float]]:

@@ -55,7 +55,7 @@ def _work(task: Task) -> tuple[list[Record], dict[str, Any]]:
 
 def _why_empty(prepared: "Prepared", effects: "dict[HookPoint, Effects]") -> str:
     """What a graph without nodes lacks."""
-    if not any(bool(part.any()) for effect in effects.values() for part in (effect.features, effect.error)):
+    if all(effect.is_zero for effect in effects.values()):
         return why_nothing_differs(prepared) or "no node has an effect on the metric"
     return "no node with an effect has a path to the output"
 
@@ -64,7 +64,7 @@ def _sums(effects: "dict[HookPoint, Effects]") -> dict[str, dict[str, float | No
     """For each hook point what features and errors add up to, and what integration missed; in the metric's unit."""
     return {
         str(hook): {
-            "features": float(effect.features.sum()),
+            "features": effect.parts.total(),
             "errors": float(effect.error.sum()),
             "gap": effect.gap,
         }
