@@ -20,7 +20,7 @@ from circuitcli.models.adapter import ModelAdapter
 from circuitcli.models.partial import CleanPass, clean_pass, growing_axes, run_blocks
 from circuitcli.models.placing import placed
 from circuitcli.models.probing import N_ROWS, OWN_WAY, BlockView, NoStreamError, Probed, probe
-from circuitcli.models.verdicts import Tolerance, Verdict, verdict
+from circuitcli.models.verdicts import Tolerance, Verdict, percent, verdict
 from circuitcli.models.window import window
 
 logger = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ class _Check:
     def _compare(self, one: Tensor, other: Tensor, *, beside: Tensor, why: str) -> None:
         missed = _apart(one, other, self._tolerance, beside=beside)
         if missed > self._tolerance.relative:
-            raise _refused(self._adapter, f"{why}: it is {100 * missed:.2g} % off")
+            raise _refused(self._adapter, f"{why}: it is {percent(missed)} off")
 
 
 def _apart(one: Tensor, other: Tensor, tolerance: Tolerance, *, beside: Tensor) -> float:
@@ -141,7 +141,7 @@ def _with_head(adapter: ModelAdapter, clean: CleanPass, tolerance: Tolerance) ->
             missed = _apart(found.head(clean.final_residual), logits, tolerance, beside=logits)
             if missed <= tolerance.relative:
                 return found
-    raise _refused(adapter, f"the guessed final norm and unembedding miss its logits by {100 * missed:.2g} %")
+    raise _refused(adapter, f"the guessed final norm and unembedding miss its logits by {percent(missed)}")
 
 
 def _named_scales(adapter: ModelAdapter) -> Iterator[float]:
@@ -178,8 +178,9 @@ def _tell_guess(adapter: ModelAdapter) -> None:
     told = f"attention {layout.attention} adds {layout.attn_out}, MLP {layout.feed_forward} adds {layout.mlp_out}"
     refused = sorted({hook.site for hook in adapter.findings.refused})
     logger.warning(
-        "model type %s is not known; guessed from its structure and checked on a few tokens: in blocks %s %s%s",
+        "model type %s is not known; guessed from its structure%s: in blocks %s %s%s",
         adapter.model_type,
+        "" if adapter.device.type == "meta" else " and checked on a few tokens",
         adapter.layout.blocks,
         told,
         f"; not offered in some or all blocks: {' '.join(refused)}" if refused else "",

@@ -14,17 +14,14 @@ def read_configuration(place: str, options: Mapping[str, Any]) -> Any:
 
     Raises InputError for one that asks for a model that cannot be, so that it is not tried.
     """
-    from transformers import AutoConfig
+    from transformers import AutoConfig, PreTrainedConfig
 
+    # Some classes of configurations list a kind for each layer when they are made. Reading a .gguf twice takes seconds.
+    if "gguf_file" not in options:
+        _check_numbers(PreTrainedConfig.get_config_dict(place, **options)[0])
     config = AutoConfig.from_pretrained(place, **options)
+    _check_numbers(config.to_dict())
     _check_layers(config)
-    for name, value in _numbers(config.to_dict()):
-        for word, most in (("layer", MOST_LAYERS), ("expert", MOST_EXPERTS)):
-            if word in name and value > most:
-                raise InputError(
-                    f"the model's configuration asks for {name}={value:,}, and no model has more than {most:,}",
-                    hint="correct config.json in the model's folder",
-                )
     return config
 
 
@@ -34,6 +31,16 @@ def auto_class(config: Any) -> Any:
 
     classes = (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM)
     return next((kind for kind in classes if type(config) in kind._model_mapping), AutoModelForCausalLM)
+
+
+def _check_numbers(values: Mapping[Any, Any]) -> None:
+    for name, value in _numbers(values):
+        for word, most in (("layer", MOST_LAYERS), ("expert", MOST_EXPERTS)):
+            if word in name and value > most:
+                raise InputError(
+                    f"the model's configuration asks for {name}={value:,}, and no model has more than {most:,}",
+                    hint="correct config.json in the model's folder",
+                )
 
 
 def _check_layers(config: Any) -> None:

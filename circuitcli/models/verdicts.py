@@ -66,6 +66,11 @@ def verdict(view: BlockView, tolerance: Tolerance) -> Verdict:
     return Verdict({site: why for site, why in wrong.items() if why is not None}, is_parallel)
 
 
+def percent(share: float) -> str:
+    """A share for people."""
+    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
+
+
 class _Block:
     """The identities of one block, each None if it holds, else in words with a number."""
 
@@ -103,7 +108,7 @@ class _Block:
         missed = self._tolerance.missed((before + added - after).float().norm(dim=-1), beside, stream=stream)
         if missed <= self._tolerance.relative:
             return None
-        return f"{' + '.join(['resid_pre', *parts])} misses resid by {100 * missed:.2g} % of what they add"
+        return f"{' + '.join(['resid_pre', *parts])} misses resid by {percent(missed)} of what they add"
 
     def wrong_middle(self) -> str | None:
         """What the MLP reads depends on resid_pre + attn alone."""
@@ -112,7 +117,7 @@ class _Block:
         missed = self._apart("mlp_in", MIDDLE, rounded=2 * self._norm("resid_pre", CLEAN)[0] / middle)
         if missed <= self._tolerance.relative:
             return None
-        return f"the MLP reads something else than resid_pre + attn: it moved by {100 * missed:.2g} % while they stayed"
+        return f"the MLP reads something else than resid_pre + attn: it moved by {percent(missed)} while they stayed"
 
     def wrong_input(self, site: str, gives: str, row: int) -> str | None:
         """What a part gives depends on this site alone, and does depend on it; and its weights read it as it is."""
@@ -122,7 +127,7 @@ class _Block:
             return f"{what} reads {width} numbers for each token, which is not the stream's {d_model}"
         missed = self._apart(gives, STREAM)
         if missed > self._tolerance.relative:
-            return f"{what} reads something else too: it moved by {100 * missed:.2g} % while {site} stayed"
+            return f"{what} reads something else too: it moved by {percent(missed)} while {site} stayed"
         if not self._reads.get(site, True):
             return f"no weight of {what} reads it as it is: something lies between"
         if not self._moves(gives, row):
@@ -133,4 +138,4 @@ class _Block:
         """A change of what one part reads leaves the other part alone, where that does not follow from it."""
         if not is_parallel or self.is_same(other, row):
             return None
-        return f"a change of it also changes {other}, by {100 * self._apart(other, row):.2g} %"
+        return f"a change of it also changes {other}, by {percent(self._apart(other, row))}"
