@@ -1,6 +1,5 @@
 """Tiny random models of many types, each made from its configuration: two layers, no two axis sizes the same."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -353,9 +352,13 @@ CONFIGURATIONS |= MULTIMODAL
 SINGLE = frozenset({"xglm"})
 
 
-def zoo_model(name: str, *, dtype: torch.dtype = torch.float64, seed: int = 0) -> PreTrainedModel:
-    """A random model whose norms and biases are random too, so that no term can hide behind a zero or a one."""
+def zoo_model(name: str, *, dtype: torch.dtype = torch.float64, seed: int = 0, **changes: Any) -> PreTrainedModel:
+    """A random model whose norms and biases are random too, so that no term can hide behind a zero or a one.
+
+    changes: of the language model's configuration.
+    """
     kind, values = CONFIGURATIONS[name]
+    values = values | ({"text_config": values["text_config"] | changes} if name in MULTIMODAL else changes)
     torch.manual_seed(seed)
     config = getattr(transformers, kind)(**values)
     # The fused products of experts have no float64.
@@ -372,6 +375,3 @@ def randomised(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
             else:
                 parameter.normal_(0, parameter.shape[-1] ** -0.5)
     return model.to(dtype).eval()
-
-
-ZOO: dict[str, Callable[[], PreTrainedModel]] = {name: (lambda name=name: zoo_model(name)) for name in CONFIGURATIONS}

@@ -131,8 +131,8 @@ class ModelAdapter:
             )
 
     def _hint(self, layer: int) -> str:
-        right = [site for site in SITES if self.offers(HookPoint(layer, site))]
-        return f"use --sites resid; what this block has right is {' '.join(right)}"
+        right = [site for site in SITES[1:] if self.offers(HookPoint(layer, site))]
+        return f"use --sites resid; this block offers {' '.join(right)}"
 
     def offers(self, hook: HookPoint) -> bool:
         """Whether the model has a hook point that is what its name says."""
