@@ -20,8 +20,9 @@ from circuitcli.models.adapter import ModelAdapter
 from circuitcli.models.layout import Layout, text_config
 from circuitcli.models.taps import given
 
-# A multiplier within this of one that the configuration or the block has is that one.
-SNAP = 5e-3
+# A multiplier within this of one that the configuration or the block has is that one; the more the number type rounds,
+# the less exactly it is found.
+_SNAP, _SNAP_ROUNDED = 2e-3, 0.03
 
 
 @dataclass
@@ -65,9 +66,9 @@ def _placed_block(adapter: ModelAdapter, layer: int, seen: _Seen, leaving: Tenso
     )
     if found is None:
         return layout
-    named = _named_numbers(block, adapter)
-    layout = replace(layout, attn_out=found.attention, attn_scale=_snapped(found.attn_scale, named))
-    return replace(layout, mlp_out=found.mlp, mlp_scale=_snapped(found.mlp_scale, named)) if whole else layout
+    named, share = _named_numbers(block, adapter), _SNAP if torch.finfo(adapter.dtype).bits > 16 else _SNAP_ROUNDED
+    layout = replace(layout, attn_out=found.attention, attn_scale=_snapped(found.attn_scale, named, share))
+    return replace(layout, mlp_out=found.mlp, mlp_scale=_snapped(found.mlp_scale, named, share)) if whole else layout
 
 
 def _best(fits: "list[_Fit]", tolerance: float) -> "_Fit | None":
@@ -124,10 +125,10 @@ def _named_numbers(block: nn.Module, adapter: ModelAdapter) -> list[float]:
     return [1.0, *(value for value in own if isinstance(value, float) and value != 0.0)]
 
 
-def _snapped(scale: float, named: Iterable[float]) -> float:
+def _snapped(scale: float, named: Iterable[float], share: float) -> float:
     """The multiplier that a model has by name, in place of one that was fitted to rounded numbers."""
     nearest = min(named, key=lambda value: abs(value - scale))
-    return nearest if abs(nearest - scale) < SNAP * abs(scale) else scale
+    return nearest if abs(nearest - scale) < share * abs(scale) else scale
 
 
 def _giving(seen: _Seen, reader: str | None, block: nn.Module) -> str | None:

@@ -41,7 +41,7 @@ class BlockView:
     """What passed the sites of one block in all copies, after the changes.
 
     arrived: the block's input before its changes; left: what the block before gave, None at the first. reads: of
-    attn_in and mlp_in, whether a weight inside the module takes exactly that; absent if none of its width is there.
+    attn_in and mlp_in, whether a weight inside the module takes exactly that; absent if none takes as many numbers.
     """
 
     left: Float[Tensor, "row position d_model"] | None
@@ -51,7 +51,7 @@ class BlockView:
 
     @property
     def change(self) -> Float[Tensor, "position d_model"]:
-        """What resid_pre, attn and mlp are changed by."""
+        """What resid_pre is changed by, and attn and mlp at least."""
         return self.sites["resid_pre"][STREAM] - self.sites["resid_pre"][CLEAN]
 
 
@@ -139,12 +139,18 @@ def _change(rows: Tensor, site: str, view: BlockView, *, is_first: bool) -> None
             rows[FREE] += change
     elif site == "attn":
         rows[MIDDLE] = rows[CLEAN] - view.change
-        rows[ATTN] += view.change
+        rows[ATTN] += _at_least(view.change, rows[CLEAN])
     elif site == "mlp":
-        rows[MLP] += view.change
+        rows[MLP] += _at_least(view.change, rows[CLEAN])
     elif site in ("attn_in", "mlp_in"):
         rows[STREAM] = rows[CLEAN]
         rows[ATTN_IN if site == "attn_in" else MLP_IN] += _change_of(rows[CLEAN])
+
+
+def _at_least(change: Tensor, x: Float[Tensor, "position width"]) -> Float[Tensor, "position width"]:
+    """The change, made larger where it would be small beside what is there."""
+    size, wanted = change.norm(dim=-1, keepdim=True), _CHANGE * x.norm(dim=-1, keepdim=True)
+    return change * (wanted / size.clamp(min=1e-12)).clamp(min=1.0)
 
 
 def _change_of(x: Float[Tensor, "position width"]) -> Float[Tensor, "position width"]:
@@ -171,4 +177,4 @@ def _readers(adapter: ModelAdapter, pass_: _Pass) -> Iterator[None]:
 
 
 def _is_weight(module: nn.Module) -> bool:
-    return not any(True for _ in module.children()) and any(weight.ndim > 1 for weight in module.parameters())
+    return any(weight.ndim > 1 for weight in module.parameters(recurse=False))

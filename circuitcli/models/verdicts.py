@@ -47,7 +47,7 @@ def verdict(view: BlockView, tolerance: Tolerance) -> Verdict:
     """What the copies of one block show. Sites that the block has not are not spoken of."""
     block = _Block(view, tolerance)
     has_attention, has_mlp = "attn" in view.sites, "mlp" in view.sites
-    is_parallel = has_attention and has_mlp and block.is_same("mlp_in", ATTN)
+    is_parallel = has_attention and has_mlp and not block.moves("mlp_in", ATTN)
     wrong: dict[str, str | None] = {}
     if has_attention and has_mlp and not is_parallel:
         wrong["resid_mid"] = block.wrong_middle()
@@ -80,14 +80,14 @@ class _Block:
     def _norm(self, site: str, *rows: int) -> Float[Tensor, "row position"]:
         return self._sites[site][list(rows)].float().norm(dim=-1)
 
-    def _apart(self, site: str, row: int, *, rounded: Tensor | float = 1.0) -> float:
+    def _apart(self, site: str, row: int, *, rounded: Tensor | float = 0.25) -> float:
         """How far a site of one copy is from that of the unchanged one; rounded: how much larger than it the numbers
         were that it was made from."""
         apart = (self._sites[site][row] - self._sites[site][CLEAN]).float().norm(dim=-1)
         beside = self._norm(site, CLEAN)[0]
         return self._tolerance.missed(apart, beside, stream=beside * rounded)
 
-    def _moves(self, site: str, row: int) -> bool:
+    def moves(self, site: str, row: int) -> bool:
         """Whether a site of one copy differs at all from the unchanged one."""
         apart = (self._sites[site][row] - self._sites[site][CLEAN]).float().norm(dim=-1)
         return bool((apart > max(1e-5, self._tolerance.epsilon / 2) * self._norm(site, CLEAN)[0]).any())
@@ -128,9 +128,9 @@ class _Block:
         missed = self._apart(gives, STREAM)
         if missed > self._tolerance.relative:
             return f"{what} reads something else too: it moved by {percent(missed)} while {site} stayed"
-        if not self._reads.get(site, True):
+        if not self._reads.get(site, False):
             return f"no weight of {what} reads it as it is: something lies between"
-        if not self._moves(gives, row):
+        if not self.moves(gives, row):
             return f"{what} does not read it: it stayed the same when {site} was changed"
         return None
 

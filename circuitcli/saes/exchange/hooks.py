@@ -117,16 +117,16 @@ def to_module(hook: HookPoint, layout: "Layout") -> str:
     """The path of the module whose output a hook point is. Raises InputError for one that is no module's output."""
     parts = {
         "attn_in": layout.attn_norm,
-        "attn": layout.attn_out,
+        "attn": layout.attn_out if layout.attn_scale == 1.0 else None,
         "mlp_in": layout.mlp_norm,
-        "mlp": layout.mlp_out,
+        "mlp": layout.mlp_out if layout.mlp_scale == 1.0 else None,
         "resid": "",
     }
     if hook.site == "embed":
         return layout.embedding
     if hook.site == "resid_pre" and hook.layer > 0:
         return f"{layout.blocks}.{hook.layer - 1}"
-    if hook.site not in parts:
+    if parts.get(hook.site) is None:
         raise InputError(f"{hook} is the output of no module", hint="choose another --to, or other SAEs with --sae")
     return f"{layout.blocks}.{hook.layer}" + (f".{parts[hook.site]}" if parts[hook.site] else "")
 
