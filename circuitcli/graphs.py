@@ -91,7 +91,8 @@ def content_digest(graph: CircuitGraph) -> str:
     """``sha256:...`` of what a test of the graph depends on: its nodes, prompt, target, metric, baseline and SAEs."""
     head = graph.head
     content = [sorted(graph.by_id), head.prompt, head.target, head.foil, head.metric, head.baseline, head.saes]
-    text = json.dumps(content, sort_keys=True)
+    # The same words in a chat are another prompt.
+    text = json.dumps([*content, head.ids] if head.chat else content, sort_keys=True)
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -218,6 +218,7 @@ def test_only_local_models_get_a_whole_path(inside, name, kept):
     assert (absolute_name(name) == name) == kept
 
 
-def test_an_empty_text_is_a_usage_error():
-    with pytest.raises(SettingsError, match=r"data.text=''"):
-        load({"data.text": ""}, environment={})
+@pytest.mark.parametrize("text", ["", " ", "\n"])
+def test_an_empty_text_is_a_usage_error(text):
+    with pytest.raises(SettingsError, match="--text names nothing"):
+        load({"data.text": text}, environment={})

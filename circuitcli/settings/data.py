@@ -2,18 +2,25 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
+from circuitcli.errors import SettingsError
 from circuitcli.settings.section import MOST_TOKENS, FilePath, Layers, Section, Sites
 
 # Of a block, unless another length is set or the model's window is shorter.
 BLOCK_LENGTH = 128
 
 
+def _named(text: str) -> str:
+    if not text.strip():
+        raise SettingsError("--text names nothing", hint="give a file or a folder, or leave it out")
+    return text
+
+
 class DataSettings(Section):
     """Which text, which hook points, and how activations are cached."""
 
-    text: Annotated[FilePath, Field(min_length=1)] | None = None
+    text: Annotated[FilePath, AfterValidator(_named)] | None = None
     """builtin:python, a file of text or of data (.jsonl, .json, .csv, .tsv, .parquet), a folder, - for stdin, or
     hf:NAME[:CONFIG][:SPLIT], NAME on the hub or a folder; or token ids: .npy or .safetensors files, or a folder of
     them, with one axis (a stream, cut at EOS and BOS) or two (a row for each document). By default builtin:python for
