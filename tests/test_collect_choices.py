@@ -20,7 +20,7 @@ from support_collect import (
 from test_prompts import TALK, TEMPLATE
 
 from circuitcli.activations.cache import ActivationCache
-from circuitcli.activations.choosing import MOST_ROUNDING, ROOM, rounding_share, suited
+from circuitcli.activations.choosing import MOST_ROUNDING, ROOM, Spread, suited
 from circuitcli.activations.shards import DTYPES
 from circuitcli.cli.jobs import with_model_of
 from circuitcli.errors import InputError, SettingsError
@@ -58,28 +58,37 @@ def loud_model(folder, *, norm):
     return folder
 
 
+def rounding_slowly(x, dtype):
+    """Number by number."""
+    mean = x.double().mean(dim=0).tolist()
+    pairs = [
+        pair for a, b in zip(x.tolist(), x.to(dtype).double().tolist(), strict=True) for pair in zip(a, b, strict=True)
+    ]
+    spread = sum((value - mean[at % len(mean)]) ** 2 for at, (value, _) in enumerate(pairs))
+    return sum((a - b) ** 2 for a, b in pairs) / spread
+
+
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
 @pytest.mark.parametrize("constant", [0.0, 1.0, 30.0, 3000.0])
 def test_the_chosen_type_is_the_first_that_holds_range_and_variance(scale, constant):
     generator = torch.Generator().manual_seed(int(constant))
-    x = scale * (torch.randn(500, 24, generator=generator) + constant * torch.linspace(1, 2, 24))
-    chosen = suited({HookPoint(0, "attn"): torch.randn(9, 24, generator=generator), RESID: x})
+    x = scale * (torch.randn(60, 24, generator=generator) + constant * torch.linspace(1, 2, 24))
+    spread, shares = Spread(), {name: rounding_slowly(x, dtype) for name, dtype in DTYPES.items()}
+    for part in x.split(17):
+        spread.add(part)
+    assert {name: spread.rounding(name) for name in DTYPES} == pytest.approx(shares, rel=1e-4, abs=1e-15)
+    chosen = suited({HookPoint(0, "attn"): Spread.of(torch.randn(9, 24, generator=generator)), RESID: spread})
     fits = {
-        name: float(x.abs().max()) * ROOM <= torch.finfo(dtype).max and rounding_share(x, dtype) <= MOST_ROUNDING
+        name: float(x.abs().max()) * ROOM <= torch.finfo(dtype).max and shares[name] <= MOST_ROUNDING
         for name, dtype in DTYPES.items()
     }
     assert chosen.dtype == next(name for name in ("float16", "bfloat16", "float32") if fits[name])
     assert ("resid.2" in chosen.reason) == (chosen.dtype != "float16")
 
 
-def test_the_rounding_share_is_that_of_the_slow_definition():
-    x = torch.randn(50, 6, generator=torch.Generator().manual_seed(1)) + 40
-    rows, mean = x.double().tolist(), x.double().mean(dim=0).tolist()
-    rounded = x.half().double().tolist()
-    error = sum((a - b) ** 2 for row, other in zip(rows, rounded, strict=True) for a, b in zip(row, other, strict=True))
-    spread = sum((a - b) ** 2 for row in rows for a, b in zip(row, mean, strict=True))
-    assert rounding_share(x, torch.float16) == pytest.approx(error / spread, rel=1e-9)
-    assert rounding_share(torch.ones(3, 2), torch.float16) == rounding_share(torch.zeros(3, 2), torch.float16) == 0
+def test_rows_that_do_not_vary_are_judged_by_their_size():
+    for value in (0.0, 1.0, 1.0001):
+        assert Spread.of(torch.full((3, 2), value)).rounding("float16") < 1e-7
 
 
 @pytest.mark.parametrize(("norm", "dtype"), [(0, "float16"), (2000, "float32")])

@@ -27,31 +27,54 @@ class NumberType:
     reason: str
 
 
-def suited(rows: Mapping[HookPoint, Float[Tensor, "row d_model"]]) -> NumberType:
+class Spread:
+    """Range, variance and rounding of activations that come a few at a time; takes the memory of a few rows."""
+
+    def __init__(self) -> None:
+        self.largest = 0.0
+        self._n_rows, self._square = 0, 0.0
+        self._sum: Tensor | float = 0.0
+        self._errors = dict.fromkeys(ORDER, 0.0)
+
+    @classmethod
+    def of(cls, rows: Float[Tensor, "row d_model"]) -> "Spread":
+        """That of some rows."""
+        made = cls()
+        made.add(rows)
+        return made
+
+    def add(self, rows: Float[Tensor, "row d_model"]) -> None:
+        """Take in further rows, at least one."""
+        exact = rows.double()
+        # Of NaN nothing is larger: what holds it is refused where it would be stored.
+        self.largest = max(self.largest, float(exact.abs().max()))
+        self._n_rows, self._sum = self._n_rows + len(rows), self._sum + exact.sum(dim=0)
+        self._square += float(exact.square().sum())
+        for name in ORDER:
+            self._errors[name] += float((exact - rows.to(DTYPES[name]).double()).square().sum())
+
+    def rounding(self, name: str) -> float:
+        """Mean squared rounding error in a type over the variance of the rows; over their mean square if that is 0."""
+        mean_square = float(torch.as_tensor(self._sum).square().sum()) / max(1, self._n_rows)
+        variance = self._square - mean_square
+        whole = variance if variance > 1e-12 * self._square else self._square
+        return self._errors[name] / whole if whole > 0 else 0.0
+
+
+def suited(spreads: Mapping[HookPoint, Spread]) -> NumberType:
     """The first type of `ORDER` that suits the activations at all hook points, by range and by rounding."""
     reasons: list[str] = []
-    for dtype in ORDER[:-1]:
-        reason = next((found for hook, values in rows.items() if (found := _misfit(hook, values, dtype))), None)
+    for name in ORDER[:-1]:
+        reason = next((found for hook, spread in spreads.items() if (found := _misfit(hook, spread, name))), None)
         if reason is None:
-            return NumberType(dtype, "; ".join(reasons))
+            return NumberType(name, "; ".join(reasons))
         reasons.append(reason)
     return NumberType(ORDER[-1], "; ".join(reasons))
 
 
-def _misfit(hook: HookPoint, values: Tensor, name: str) -> str | None:
+def _misfit(hook: HookPoint, spread: Spread, name: str) -> str | None:
     """What is wrong with a type for some activations, None for nothing."""
-    x, dtype = values.float(), DTYPES[name]
-    largest, end = float(x.abs().max()), torch.finfo(dtype).max
-    if largest * ROOM > end:
-        return f"{hook} reaches {largest:,.0f}, and {name} ends at {end:,.0f}"
-    share = rounding_share(x, dtype)
+    end, share = torch.finfo(DTYPES[name]).max, spread.rounding(name)
+    if spread.largest * ROOM > end:
+        return f"{hook} reaches {spread.largest:,.0f}, and {name} ends at {end:,.0f}"
     return f"{name} would round away {share:.1g} of the variance at {hook}" if share > MOST_ROUNDING else None
-
-
-def rounding_share(x: Float[Tensor, "row d_model"], dtype: torch.dtype) -> float:
-    """Mean squared rounding error in the type over the variance of the rows; over their mean square if that is 0."""
-    exact = x.double()
-    error = (exact - x.to(dtype).double()).square().sum()
-    spread = (exact - exact.mean(dim=0)).square().sum()
-    whole = spread if float(spread) > 0 else exact.square().sum()
-    return float(error / whole) if float(whole) > 0 else 0.0

@@ -136,9 +136,9 @@ def _source(
 
 
 def _suited_type(source: "CachedSource") -> "NumberType":
-    from circuitcli.activations.choosing import suited
+    from circuitcli.activations.choosing import Spread, suited
 
-    return suited({source.hook: source.first_rows(LOOKED_AT)})
+    return suited({source.hook: Spread.of(source.first_rows(LOOKED_AT))})
 
 
 def _check_model(model: "LanguageModel", source: "CachedSource") -> None:

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,15 @@ from circuitcli.settings.settings import Settings
 from circuitcli.settings.sources import flatten
 from circuitcli.stages.estimates import BYTES, arithmetic, memory, pass_flops, size, weight_bytes
 from circuitcli.stages.request import Request, changing_nothing, fingerprint, resumable
-from circuitcli.stages.storing import AUTO, USUAL, type_for, with_block_length, with_data, with_number_type
+from circuitcli.stages.storing import (
+    AUTO,
+    USUAL,
+    first_blocks,
+    type_for,
+    with_block_length,
+    with_data,
+    with_number_type,
+)
 
 if TYPE_CHECKING:
     from circuitcli.activations.blocks import Block, Documents
@@ -149,9 +158,8 @@ def _work(request: Request, digest: str, resumes: bool) -> tuple[list[Record], d
         model = load_model(request.settings.model)
         hooks = _hooks(request.settings, model.adapter)
         request = with_block_length(request, model.adapter)
-        if not resumes:
-            _check_text(request, model)
-        choose = partial(_suited_type, request, model, hooks)
+        begun = [] if resumes else _first_blocks(request, model)
+        choose = partial(_suited_type, request, model, hooks, begun)
         request = with_number_type(request, NAME, choose, resumes=resumes)
         check_disk(request, root, n_hooks=len(hooks), d_model=model.adapter.d_model)
     prepare(request, root, resumes=resumes)
@@ -180,18 +188,22 @@ def check_origin(root: Path, *, is_known: bool) -> None:
         )
 
 
-def _check_text(request: Request, model: "LanguageModel") -> None:
-    """Raise InputError unless the text begins with something that can be stored."""
+def _first_blocks(request: Request, model: "LanguageModel") -> "list[Block]":
+    """What the text begins with. Raises InputError if that is nothing that can be stored."""
     data = request.settings.data
-    if next(_blocks(request, model), None) is None:
+    found = first_blocks(_blocks(request, model) if data.dtype == AUTO else islice(_blocks(request, model), 1))
+    if not found:
         raise InputError(
             f"{data.text} has no usable text",
             hint="--text takes a file, a folder, - or hf:NAME; of data with other fields, choose one with --field",
         )
+    return found
 
 
-def _suited_type(request: Request, model: "LanguageModel", hooks: Sequence[HookPoint]) -> "NumberType":
-    return type_for(model, hooks, _blocks(request, model))
+def _suited_type(
+    request: Request, model: "LanguageModel", hooks: Sequence[HookPoint], begun: "Sequence[Block]"
+) -> "NumberType":
+    return type_for(model, hooks, begun or _first_blocks(request, model))
 
 
 def _blocks(request: Request, model: "LanguageModel") -> "Iterator[Block]":

@@ -67,22 +67,28 @@ def with_number_type(request: Request, stage: str, choose: "Callable[[], NumberT
 
 
 def type_for(model: "LanguageModel", hooks: Sequence[HookPoint], blocks: "Iterable[Block]") -> "NumberType":
-    """The number type that suits what the model has at the hook points of the first blocks."""
+    """The number type that suits what the model has at the hook points of some blocks."""
     import torch
 
     from circuitcli.activations.blocks import padded
-    from circuitcli.activations.choosing import suited
+    from circuitcli.activations.choosing import Spread, suited
     from circuitcli.models.taps import read
 
-    rows: dict[HookPoint, list[Any]] = {hook: [] for hook in hooks}
-    n_rows = 0
+    spreads = {hook: Spread() for hook in hooks}
     for block in blocks:
         batch = padded([block], pad_id=model.tokenizer.pad_id)
         with torch.no_grad():
             found = read(model.adapter, batch.input_ids.to(model.adapter.device), None, list(hooks))
         for hook, activation in found.items():
-            rows[hook].append(batch.stored(activation, torch.float32).cpu())
-        n_rows += block.n_rows
-        if n_rows >= LOOKED_AT:
+            spreads[hook].add(batch.stored(activation, torch.float32).cpu())
+    return suited(spreads)
+
+
+def first_blocks(blocks: "Iterable[Block]") -> "list[Block]":
+    """Blocks with as many rows as a number type is chosen by, or all."""
+    taken: list[Block] = []
+    for block in blocks:
+        taken.append(block)
+        if sum(each.n_rows for each in taken) >= LOOKED_AT:
             break
-    return suited({hook: torch.cat(parts) for hook, parts in rows.items()})
+    return taken
