@@ -60,9 +60,18 @@ def test_the_manifest_says_which_model_the_run_belongs_to(tmp_path, model, text)
     manifest = Run(tmp_path / "run").manifest()
     assert (manifest["model"], manifest["n_layers"], manifest["d_model"]) == (str(model), 3, 24)
     assert manifest["model_settings"]["model.name"] == str(model)
-    assert set(manifest["model_settings"]) == {
-        f"model.{name}" for name in ("name", "revision", "dtype", "device", "device_map", "trust_remote_code", "bos")
-    }
+    names = (
+        "name",
+        "revision",
+        "dtype",
+        "device",
+        "device_map",
+        "max_memory",
+        "offload_folder",
+        "trust_remote_code",
+        "bos",
+    )
+    assert set(manifest["model_settings"]) == {f"model.{name}" for name in names}
 
 
 def test_a_finished_run_answers_again_even_where_it_was_moved_to(tmp_path, model, text):
