@@ -155,3 +155,12 @@ def test_layers_and_sites_mean_the_data_for_collect_and_the_circuit_for_graphs(t
     for line in ('layers = "1:"  # flag', 'sites = ["resid", "mlp"]  # flag'):
         assert data.index("[data]") < data.index(line) < data.index("[sae]")
         assert graph.index("[graph]") < graph.index(line) < graph.index("[validate]")
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command != "demo"])
+def test_help_names_the_built_in_model_as_default_only_where_a_run_begins(command: str, capsys):
+    assert run([command, "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    model = shown.partition("--model")[2].partition("--revision")[0]
+    assert ("[default: builtin:tiny]" in model) == (command == "collect")
+    assert ("[default: the run's]" in model) == (command not in ("collect", "render"))

@@ -1,7 +1,7 @@
 """Options of the commands: which flag stands for which setting. Help texts are those of the settings."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import Parameter
 from itertools import chain
 from pathlib import Path
@@ -16,13 +16,14 @@ from circuitcli.settings.sources import known_names
 
 @dataclass(frozen=True)
 class Flag:
-    """A command-line name for a setting."""
+    """A command-line name for a setting; ``default`` says what it is if it is not the setting's own."""
 
     setting: str
     name: str
     short: str | None = None
     metavar: str | None = None
     repeats: bool = False
+    default: str | None = None
 
     @property
     def parameter(self) -> str:
@@ -36,6 +37,11 @@ MODEL = (
     Flag("model.revision", "--revision"),
     Flag("model.device", "--device"),
     Flag("model.dtype", "--dtype"),
+)
+# Where a run begins the model is chosen; what works on the run takes it from there.
+MODEL_OF_RUN = tuple(
+    replace(flag, default="the run's") if flag.setting in ("model.name", "model.revision", "model.dtype") else flag
+    for flag in MODEL
 )
 SEED = (Flag("seed", "--seed"),)
 SAE = (Flag("sae_path", "--sae", metavar="PATH"),)
@@ -127,7 +133,7 @@ def _parameter(flag: Flag) -> Parameter:
     info = typer.Option(
         None,
         *names,
-        help=known_names()[flag.setting] + _default(flag.setting),
+        help=known_names()[flag.setting] + _default(flag),
         metavar=_metavar(flag),
         show_default=False,
         autocompletion=(lambda: list(words)) if words else None,
@@ -172,8 +178,8 @@ def _metavar(flag: Flag) -> str:
     return "N" if int in types else "X" if float in types else flag.name.lstrip("-").upper()
 
 
-def _default(setting: str) -> str:
-    default = field(setting).default
+def _default(flag: Flag) -> str:
+    default = flag.default or field(flag.setting).default
     if default is None or default == () or default is False:
         return ""
     shown = ",".join(default) if isinstance(default, tuple) else default

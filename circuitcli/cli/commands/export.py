@@ -1,9 +1,9 @@
 """``circuit export``."""
 
 from circuitcli.cli.jobs import Call
-from circuitcli.cli.options import FILE, MODEL, RUN, SAE, option
+from circuitcli.cli.options import FILE, MODEL_OF_RUN, RUN, SAE, option
 
-FLAGS = (*SAE, *MODEL, *RUN)
+FLAGS = (*SAE, *MODEL_OF_RUN, *RUN)
 TO = option(
     "to",
     "--to",

@@ -1,7 +1,7 @@
 """``circuit graph-grad``."""
 
 from circuitcli.cli.jobs import Call
-from circuitcli.cli.options import FILE, GRAPH, MODEL, RUN, SAE, SEED, Flag
+from circuitcli.cli.options import FILE, GRAPH, MODEL_OF_RUN, RUN, SAE, SEED, Flag
 
 FLAGS = (
     *GRAPH,
@@ -10,7 +10,7 @@ FLAGS = (
     Flag("graph.method", "--method"),
     Flag("graph.ig_steps", "--steps"),
     *SAE,
-    *MODEL,
+    *MODEL_OF_RUN,
     *RUN,
     *SEED,
 )

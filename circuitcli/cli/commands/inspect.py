@@ -9,10 +9,10 @@ from circuitcli.cli.console import console
 from circuitcli.cli.inspection_view import show
 from circuitcli.cli.jobs import Call
 from circuitcli.cli.listing_view import table
-from circuitcli.cli.options import MODEL, RUN, Flag
+from circuitcli.cli.options import MODEL_OF_RUN, RUN, Flag
 from circuitcli.records import to_line
 
-FLAGS = (Flag("inspect.tokens", "--tokens"), Flag("data.text", "--text"), *MODEL, *RUN)
+FLAGS = (Flag("inspect.tokens", "--tokens"), Flag("data.text", "--text"), *MODEL_OF_RUN, *RUN)
 SAE = Parameter(
     "sae",
     Parameter.KEYWORD_ONLY,

@@ -2,9 +2,9 @@
 
 from circuitcli.cli.feature_view import show_features
 from circuitcli.cli.jobs import Call
-from circuitcli.cli.options import FILE, MODEL, RUN, SAE, Flag, option
+from circuitcli.cli.options import FILE, MODEL_OF_RUN, RUN, SAE, Flag, option
 
-FLAGS = (Flag("interp.tokens", "--tokens"), *SAE, *MODEL, *RUN)
+FLAGS = (Flag("interp.tokens", "--tokens"), *SAE, *MODEL_OF_RUN, *RUN)
 FEATURE = option(
     "feature",
     "--feature",

@@ -1,7 +1,7 @@
 """``circuit train``."""
 
 from circuitcli.cli.jobs import Call, show_plan
-from circuitcli.cli.options import DRY_RUN, FILE, MODEL, RUN, SAE, SEED, Flag, switch
+from circuitcli.cli.options import DRY_RUN, FILE, MODEL_OF_RUN, RUN, SAE, SEED, Flag, switch
 from circuitcli.errors import SettingsError
 
 # SAEs are trained in float32 on what was collected, whatever the model's number type.
@@ -9,7 +9,7 @@ FLAGS = (
     Flag("train.tokens", "--tokens"),
     Flag("train.log", "--log"),
     Flag("train.sweep", "--sweep", metavar="NAME=VALUES", repeats=True),
-    *(flag for flag in MODEL if flag.setting != "model.dtype"),
+    *(flag for flag in MODEL_OF_RUN if flag.setting != "model.dtype"),
     *RUN,
     *SAE,
     *SEED,

@@ -2,7 +2,7 @@
 
 from circuitcli.cli.console import console
 from circuitcli.cli.jobs import Call
-from circuitcli.cli.options import BEHAVIOUR, FILE, MODEL, RUN, SAE, SEED, Flag
+from circuitcli.cli.options import BEHAVIOUR, FILE, MODEL_OF_RUN, RUN, SAE, SEED, Flag
 from circuitcli.cli.verdict import verdict
 
 FLAGS = (
@@ -15,7 +15,7 @@ FLAGS = (
     Flag("validate.name", "--name"),
     *BEHAVIOUR,
     *SAE,
-    *MODEL,
+    *MODEL_OF_RUN,
     *RUN,
     *SEED,
 )
