@@ -114,12 +114,12 @@ def run(words: Sequence[str]) -> int:
 
 def _check_text(words: Sequence[str]) -> None:
     """Refuse what could neither be printed nor kept in a record; a file can be renamed."""
+    hint = "rename the file, or convert the text, for example with iconv"
+    if sys.getfilesystemencoding() != "utf-8":
+        hint = "choose a UTF-8 locale, for example LC_ALL=C.UTF-8"
     for word in words:
         if not is_text(word) or "\0" in word:
-            raise SettingsError(
-                f"argument '{word}' is no UTF-8 text",
-                hint="rename the file, or convert the text, for example with iconv",
-            )
+            raise SettingsError(f"argument '{word}' is no UTF-8 text", hint=hint)
 
 
 def _run(words: list[str]) -> int:

@@ -110,6 +110,10 @@ def _system(error: OSError) -> Failure | None:
     if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
         place = f": {error.filename}" if error.filename else ""
         return Failure(f"no space left on the disk{place}", ExitStatus.INPUT, f"make space; {how_to_go_on()}")
-    if error.filename is None or error.strerror is None:
+    if error.strerror is None:
         return None
+    if error.filename is None:
+        # Of a stream or a connection that broke.
+        status = ExitStatus.TOOL if isinstance(error, ConnectionError | TimeoutError) else ExitStatus.INPUT
+        return Failure(error.strerror.lower(), status, "--debug shows where it happened")
     return Failure(f"{error.strerror.lower()}: {error.filename}", ExitStatus.INPUT)

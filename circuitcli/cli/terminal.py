@@ -7,6 +7,9 @@ from rich.console import Console
 
 from circuitcli.cli.console import printable
 
+# A terminal that says it is narrower, or has no width at all, breaks longer lines by itself.
+NARROWEST, USUAL = 40, 80
+
 if TYPE_CHECKING:
     from rich.console import ConsoleOptions, RenderableType
     from rich.segment import Segment
@@ -17,6 +20,8 @@ class SafeConsole(Console):
 
     def __init__(self, *, stderr: bool, no_color: bool | None) -> None:
         super().__init__(stderr=stderr, no_color=no_color, highlight=False, soft_wrap=False, markup=False, emoji=False)
+        if self.width < NARROWEST:
+            self.width = NARROWEST if self.width > 0 else USUAL
 
     def render(self, renderable: "RenderableType", options: "ConsoleOptions | None" = None) -> "Iterable[Segment]":
         """What rich makes of a renderable, with its texts made printable."""
