@@ -52,7 +52,7 @@ NASTY = (
 )
 TRIED = [command for command in COMMANDS if command != "demo"]
 # What each command needs besides the option that is tried.
-MORE = {"export": ("--to", "sae_lens", "-o", "out"), "collect": ("--model", "./none")}
+MORE = {"export": ("--to", "sae_lens", "-o", "out"), "collect": ("--model", "./none"), "inspect": ("./none",)}
 # The text has tests of its own; its folders and files may be anything.
 ELSEWHERE = {"--text", "--from"}
 
@@ -65,8 +65,9 @@ def _options(command: str) -> list[str]:
 
 
 def _words(command: str, option: str, value: str) -> list[str]:
-    given = [option, value] if option else ["--", value]
-    return [command, *MORE.get(command, ()), *given]
+    if not option:
+        return [command, *(word for word in MORE.get(command, ()) if command == "export"), "--", value]
+    return [command, *MORE.get(command, ()), option, value]
 
 
 @pytest.fixture
