@@ -42,11 +42,15 @@ def _graph(call: "Call") -> None:
 
 
 def _render(call: "Call") -> None:
-    from circuitcli.render.write import checked
-    from circuitcli.stages.curves import checked_curves
-
     outputs = call.loaded.settings.render.output
-    (checked_curves if call.extras["curves"] else checked)(outputs)
+    if call.extras["curves"]:
+        from circuitcli.stages.curves import checked_curves
+
+        checked_curves(outputs)
+    else:
+        from circuitcli.render.write import checked
+
+        checked(outputs)
 
 
 def _inspect(call: "Call") -> None:
