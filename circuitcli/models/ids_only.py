@@ -9,7 +9,10 @@ from circuitcli.models.chat import Conversation
 from circuitcli.models.tokenizer import Tokenizer, Vocabulary
 from circuitcli.reading import whole_number
 
-HINT = "give token ids: --prompt-ids 12,7,3, lines with ids in --prompts, or --text FILE.npy; or put a tokenizer there"
+HINT = (
+    "give token ids: --prompt-ids 12,7,3 (--set graph.counterfactual_ids=... likewise), lines with ids in --prompts, "
+    "or --text FILE.npy; or put a tokenizer beside the model"
+)
 
 # A tokenizer has one of these, whatever its kind.
 _FILES = (

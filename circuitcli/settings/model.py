@@ -46,8 +46,8 @@ class ModelSettings(Section):
     trust_remote_code: bool = False
     """Run Python code that comes with a hub model."""
     bos: Literal["auto", "always", "never"] = "auto"
-    """Begin every text with the tokenizer's BOS token; auto does so if there is one.
-    Its position carries no features."""
+    """Begin every text with the tokenizer's BOS token; auto does so if there is one. A text that begins with it already
+    gets no second one, and keeps its own with never. Its position carries no features."""
 
     @property
     def memory_limits(self) -> dict[int | str, int]:

@@ -22,8 +22,8 @@ class ValidationSettings(Section):
     """Pins without a prompt: blocks of the run's text, held-out ones first, in which a pinned feature is active and is
     ablated; the blocks looked at, of 65,536 tokens at most, all count in the mean."""
     prompts: FilePath | None = None
-    """JSONL file of prompts, one object a line with prompt and, if wanted, target and foil; by default the graph's
-    prompt."""
+    """JSONL file of prompts, one object a line with prompt (or ids, or messages) and, if wanted, target and foil; by
+    default the graph's prompt."""
     baseline: Baseline | None = None
     """What ablated nodes are set to; by default the graph's own baseline, zero for pins."""
     errors: Literal["nodes", "kept", "removed"] = "nodes"

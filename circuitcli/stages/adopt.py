@@ -106,7 +106,7 @@ def _work(request: Request, folder: Path, digest: str, resumes: bool) -> tuple[l
         model.adapter.check(hook)
         source = _source(contexts, model, hook, special_tokens=request.settings.data.special_tokens)
         _check_model(model, source)
-        request = with_number_type(request, collect.NAME, partial(_suited_type, source), resumes=resumes)
+        request = with_number_type(request, collect.NAME, choose=partial(_suited_type, source), resumes=resumes)
         request = with_data(request, block_length=contexts.length)
         source = source.stored_as(request.settings.data.dtype)
         collect.check_disk(request, root, n_hooks=1, d_model=contexts.d_in)

@@ -160,7 +160,7 @@ def _work(request: Request, digest: str, resumes: bool) -> tuple[list[Record], d
         request = with_block_length(request, model.adapter)
         begun = [] if resumes else _first_blocks(request, model)
         choose = partial(_suited_type, request, model, hooks, begun)
-        request = with_number_type(request, NAME, choose, resumes=resumes)
+        request = with_number_type(request, NAME, choose=choose, resumes=resumes)
         check_disk(request, root, n_hooks=len(hooks), d_model=model.adapter.d_model)
     prepare(request, root, resumes=resumes)
     describe(request, model, layers=request.settings.data.layers)

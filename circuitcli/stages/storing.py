@@ -48,7 +48,7 @@ def with_block_length(request: Request, adapter: "ModelAdapter") -> Request:
     return request
 
 
-def with_number_type(request: Request, stage: str, choose: "Callable[[], NumberType]", *, resumes: bool) -> Request:
+def with_number_type(request: Request, stage: str, *, choose: "Callable[[], NumberType]", resumes: bool) -> Request:
     """The request with the number type in which to store: as set, else what ``choose`` finds.
 
     What was found is kept in the run's manifest: an unfinished collection goes on with it, whatever is found later. Of
