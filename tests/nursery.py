@@ -122,6 +122,12 @@ def start(words: Sequence[str], *, cwd: Path, env: Mapping[str, str], streams: S
     return Process(link)
 
 
+def script(path: str, *arguments: str) -> list[str]:
+    """What `run` and `start` take for ``python PATH ARGUMENTS``."""
+    program = "import runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    return ["-c", program, path, *arguments]
+
+
 def run(
     words: Sequence[str],
     *,

@@ -4,10 +4,10 @@ smallest of them."""
 import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
+import nursery
 import pytest
 import torch
 from test_staircase import layers, staircase
@@ -166,10 +166,8 @@ def test_a_killed_training_remembers_its_best(tmp_path: Path, monkeypatch: pytes
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
         broken = tmp_path / "broken"
-        command = [sys.executable, __file__, str(broken)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+        done = nursery.run(nursery.script(__file__, str(broken)), cwd=tmp_path, timeout=120)
         assert done.returncode == -signal.SIGKILL, done.stderr
         whole, resumed = trainer(tmp_path / "whole", clip=1e9), trainer(broken, clip=1e9)
         assert resumed.checkpoints.step() == 49

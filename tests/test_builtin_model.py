@@ -21,6 +21,12 @@ DIRECTORY = builtin.directory("tiny")
 
 
 @pytest.fixture(scope="module")
+def tokens(vocabulary):
+    """The text that the model was trained on, and what was held out of it."""
+    return corpus.tokenize(corpus.documents(SETTINGS), vocabulary, context_length=SETTINGS.context_length)
+
+
+@pytest.fixture(scope="module")
 def vocabulary():
     """The shipped tokenizer."""
     return AutoTokenizer.from_pretrained(DIRECTORY)
@@ -72,8 +78,7 @@ def test_its_tokenizer_restores_every_text(vocabulary, text: str):
     assert vocabulary.decode(vocabulary(text).input_ids) == text
 
 
-def test_held_out_text_is_predicted_far_better_than_by_frequency(model, vocabulary):
-    tokens = corpus.tokenize(corpus.documents(SETTINGS), vocabulary, context_length=SETTINGS.context_length)
+def test_held_out_text_is_predicted_far_better_than_by_frequency(model, tokens):
     unigram = corpus.unigram_loss(tokens, vocab_size=SETTINGS.vocab_size)
     loss = trainer.evaluate(model, tokens, SETTINGS, n_windows=60)
     assert loss < unigram - 2.5 < corpus.uniform_loss(SETTINGS.vocab_size)
@@ -136,9 +141,8 @@ def test_a_name_seen_before_is_copied(next_token):
         assert max(told[other][name] for other in names if other != name) < 0.1
 
 
-def test_held_out_text_is_far_easier_the_second_time(model, vocabulary):
-    source = corpus.tokenize(corpus.documents(SETTINGS), vocabulary, context_length=SETTINGS.context_length)
-    losses = _losses_of_repeats(model, source.validation[source.validation != 0], length=20)  # (position,)
+def test_held_out_text_is_far_easier_the_second_time(model, tokens):
+    losses = _losses_of_repeats(model, tokens.validation[tokens.validation != 0], length=20)  # (position,)
     assert losses[21:].mean() < 0.65 * losses[:20].mean()
 
 

@@ -11,6 +11,7 @@ from test_train_stage import request
 from circuitcli.errors import ExitStatus, InputError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.records import Stream
+from circuitcli.runs import Run
 from circuitcli.saes import files
 from circuitcli.saes.base import SaeConfig
 from circuitcli.saes.relu import ReluSae
@@ -32,6 +33,15 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("this user may not mount file systems")
     yield folder
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing has broken."""
+    run = tmp_path_factory.mktemp("trained") / "run"
+    collect.run(request(run, Stream()))
+    train.run(request(run))
+    return run
 
 
 class Filler:
@@ -56,7 +66,7 @@ def written(run: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("left", [0, 100_000, 1_000_000])
-def test_collect_goes_on_when_there_is_space_again(disk: Path, tmp_path: Path, left: int, monkeypatch):
+def test_collect_goes_on_when_there_is_space_again(disk: Path, trained: Path, left: int, monkeypatch):
     filler, run = Filler(disk), disk / "run"
     checked = collect.check_disk
 
@@ -79,15 +89,13 @@ def test_collect_goes_on_when_there_is_space_again(disk: Path, tmp_path: Path, l
     filler.go()
     collect.run(request(run, Stream()))
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    collect.run(request(tmp_path / "unbroken", Stream()))
-    assert written(run) == written(tmp_path / "unbroken")
+    assert written(run) == written(trained)
 
 
 @pytest.mark.parametrize("left", [0, 20_000, 500_000, 1_200_000])
-def test_train_goes_on_when_there_is_space_again(disk: Path, tmp_path: Path, left: int):
-    filler, run, unbroken = Filler(disk), disk / "run", tmp_path / "unbroken"
+def test_train_goes_on_when_there_is_space_again(disk: Path, trained: Path, left: int):
+    filler, run = Filler(disk), disk / "run"
     collect.run(request(run, Stream()))
-    collect.run(request(unbroken, Stream()))
     filler.leave(left)
     with pytest.raises(InputError, match=r"No space left on device") as raised:
         train.run(request(run))
@@ -95,7 +103,7 @@ def test_train_goes_on_when_there_is_space_again(disk: Path, tmp_path: Path, lef
     assert not list(run.rglob("*.partial"))
     filler.go()
     digests = [record.digest for record in train.run(request(run))]
-    assert digests == [record.digest for record in train.run(request(unbroken))]
+    assert digests == [record.digest for record in Run(trained).stage_records("train")]
 
 
 def test_a_finished_training_is_told_again_on_a_full_disk(disk: Path):

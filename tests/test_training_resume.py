@@ -5,7 +5,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
+import nursery
 import pytest
 import torch
 from training_fakes import planted, trainer
@@ -65,19 +65,18 @@ def assert_same(directory: Path, reference: Path) -> None:
             }
 
 
-def child(directory: Path) -> subprocess.Popen[str]:
-    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, __file__, str(directory)], env=environment, text=True, stdout=subprocess.PIPE
-    )
-
-
-def wait_for_step(process: subprocess.Popen[str], step: int) -> None:
-    assert process.stdout is not None
-    for line in process.stdout:
-        if int(line) >= step:
-            return
+def child_at_step(directory: Path, step: int) -> nursery.Process:
+    """A process that trains and has done so many steps."""
+    end, begin = os.pipe()
+    with Path(os.devnull).open() as nothing, os.fdopen(begin, "w") as stdout:
+        streams = [nothing.fileno(), stdout.fileno(), 2]
+        words = nursery.script(__file__, str(directory))
+        process = nursery.start(words, cwd=directory.parent, env=dict(os.environ), streams=streams)
+    with os.fdopen(end) as lines:
+        for line in lines:
+            if int(line) >= step:
+                break
+    return process
 
 
 def signalled(made: Trainer, number: signal.Signals) -> None:
@@ -97,10 +96,9 @@ def test_killed_training_goes_on_to_the_same_bits(tmp_path: Path):
     broken = tmp_path / "broken"
     moments = random.Random(0)
     for step in (3, 20):
-        process = child(broken)
-        wait_for_step(process, step)
+        process = child_at_step(broken, step)
         time.sleep(moments.random() * 0.01)
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         assert process.wait() == -signal.SIGKILL
     make(broken).run()
     assert_same(broken, tmp_path / "unbroken")
