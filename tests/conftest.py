@@ -16,6 +16,31 @@ torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# Those that take longest, so that no process is left with one of them when the others are done.
+LONGEST = (
+    "test_real_model",
+    "test_other_device",
+    "test_readme",
+    "test_project",
+    "test_kernels",
+    "test_collect_processes",
+    "test_train_processes",
+    "test_allocator",
+    "test_end_to_end",
+    "test_best_weights",
+    "test_auxk",
+    "test_large_models",
+    "test_staircase",
+    "test_loading",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):

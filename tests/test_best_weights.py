@@ -259,7 +259,7 @@ def test_the_stage_keeps_the_best_and_says_from_when(run_path: Path, monkeypatch
     monkeypatch.setattr(Schedule, "rate", lambda self, step: 3.0 if step >= 25 else usual(self, step))
     kept = {}
     for keep in ("last", "best"):
-        (record, _) = train.run(request(run_path, force=True, train__keep=keep, train__clip=1e9))
+        (record, _) = train.run(request(run_path, force=True, train__keep=keep, train__clip=1e6))
         config = json.loads((run_path / record.path / "config.json").read_text())
         kept[keep] = (record.explained_variance, config["kept_tokens"], config["trained_tokens"])
     assert kept["last"][1:] == (39 * 128, 39 * 128)
@@ -287,7 +287,7 @@ def test_batchtopk_gets_the_threshold_of_the_weights_that_are_kept(
 
     usual = Schedule.rate
     monkeypatch.setattr(Schedule, "rate", lambda self, step: 3.0 if step >= 25 else usual(self, step))
-    records = train.run(request(run_path, sae__architecture="batchtopk", train__keep="best", train__clip=1e9))
+    records = train.run(request(run_path, sae__architecture="batchtopk", train__keep="best", train__clip=1e6))
     assert all(record.l0 == pytest.approx(8, rel=0.25) for record in records)
 
 

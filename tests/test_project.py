@@ -150,3 +150,9 @@ def test_licence_and_readme_of_the_metadata_are_there(project: dict) -> None:
     assert project["license"] == "MIT"
     assert all((ROOT / name).is_file() for name in [project["readme"], *project["license-files"]])
     assert (ROOT / "LICENSE").read_text(encoding="utf-8").startswith("MIT License")
+
+
+def test_files_of_tests_that_are_to_come_first_are_there() -> None:
+    from conftest import LONGEST
+
+    assert all((ROOT / "tests" / f"{name}.py").is_file() for name in LONGEST) and len(LONGEST) == len(set(LONGEST))

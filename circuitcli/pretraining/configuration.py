@@ -16,8 +16,8 @@ class PretrainingSettings(BaseModel):
 
     text: str = "builtin:python"
     """Text source, as in `circuit collect --text`."""
-    field: str = "text"
-    """Field of a JSON line that is the text."""
+    field: str | None = None
+    """Field of a JSON line that is the text; by default text."""
     validation_every: int = Field(20, ge=2)
     """Every n-th document is held out."""
     vocab_size: int = Field(2048, ge=257, le=65_536)
