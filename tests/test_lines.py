@@ -26,6 +26,7 @@ LINES = (
     "circuit graph-grad --down 10 --up 5",
     "circuit validate --pin 3:A,B",
     "circuit validate --pin 6:8339,14104 --sae gpt2-small-res-jb",
+    "circuit graph-naive --layers 6:7 --pin 6:8339 --sae gpt2-small-res-jb --threshold-exp -30",
 )
 # For a test of seconds: what a file of settings in the working directory says.
 SETTINGS = """
@@ -167,3 +168,9 @@ def test_pins_of_a_releases_layer_are_those_of_what_enters_the_block(ended: list
     assert effect["value"] != 0 and effect["n_nodes"] == 2 and effect["graph"] == "pins-2"
     assert "the pins of layer 6 are features of resid_pre.6" in ended[4].stderr
     assert "next: " not in ended[4].stderr
+
+
+def test_a_graph_takes_the_layers_of_a_release_that_it_asks_for(ended: list[Ended]):
+    (head,) = ended[5].records("graph")[-1:]
+    assert list(head["saes"]) == ["resid_pre.6"] and (head["name"], head["to"]) == ("naive", "next")
+    assert {edge["source"] for edge in ended[5].records("edge")[-1:]} == {"resid_pre.6/8339"}

@@ -12,6 +12,7 @@ from circuitcli.records import Record
 from circuitcli.runs import atomic
 from circuitcli.stages.graphing import Task, finish, head_of, prepare, task_of, warn_of_emptiness, why_nothing_differs
 from circuitcli.stages.request import Request, resumable
+from circuitcli.stages.saes import hook_of_pin
 
 if TYPE_CHECKING:
     from circuitcli.attribution.naive import NaivePart, NaiveSearch
@@ -45,7 +46,7 @@ def _work(task: Task, resumes: bool) -> tuple[list[Record], dict[str, Any]]:
     if not resumes:
         shutil.rmtree(folder, ignore_errors=True)
     prepared = prepare(task)
-    pins = parse_pins(task.settings.pin)
+    pins = {hook_of_pin(hook, task.sources): found for hook, found in parse_pins(task.settings.pin).items()}
     seed = task.request.settings.seed
     search = NaiveSearch(prepared.subject, prepared.baseline, task.settings, task.positions, pins, seed)
     # All pins are checked before the first ablation.

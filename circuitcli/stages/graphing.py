@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from circuitcli import graphs, records
 from circuitcli.errors import SettingsError
 from circuitcli.graphs import CircuitGraph
-from circuitcli.hookpoints import HookPoint
+from circuitcli.hookpoints import HookPoint, parse_pins, parse_slice
 from circuitcli.records import GraphRecord, Record
 from circuitcli.runs import Fingerprint, atomic, file_digest
 from circuitcli.settings.graph import GraphSettings
@@ -96,7 +96,7 @@ def task_of(request: Request, stage: str, *, name: str, positions: str, baseline
         name=settings.name or name,
         positions=settings.positions or positions,
         baseline=settings.baseline or baseline,
-        sources=sae_sources(request, stage=stage),
+        sources=sae_sources(request, stage=stage, layers=_named_layers(settings)),
         foreign=tuple(f"graph.{field}" for field in foreign),
     )
     chosen = chosen_name(
@@ -108,6 +108,14 @@ def task_of(request: Request, stage: str, *, name: str, positions: str, baseline
         force=request.force,
     )
     return replace(task, name=chosen)
+
+
+def _named_layers(settings: GraphSettings) -> set[int]:
+    """Layers at which SAEs of a whole release are wanted: those of pins, and of a slice that no model is needed for."""
+    named = parse_slice(settings.layers or "0:0")
+    start, stop = named.start or 0, named.stop
+    sliced = range(start, stop, named.step or 1) if stop is not None and min(start, stop) >= 0 else ()
+    return {*sliced, *(hook.layer for hook in parse_pins(settings.pin))}
 
 
 def check_settings(settings: GraphSettings) -> None:

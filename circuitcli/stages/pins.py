@@ -14,7 +14,7 @@ from circuitcli.settings.graph import GraphSettings
 from circuitcli.stages.prompts import Example, asked_example, graph_example, read_prompts
 from circuitcli.stages.report import write_report
 from circuitcli.stages.request import Request, resumable
-from circuitcli.stages.saes import SaeSource, sae_sources
+from circuitcli.stages.saes import SaeSource, hook_of_pin, sae_sources
 from circuitcli.stages.trials import Bench, Plan
 
 if TYPE_CHECKING:
@@ -57,27 +57,15 @@ def _plan(request: Request) -> Plan:
 
 
 def pinned(request: Request) -> tuple[dict[HookPoint, tuple[int, ...]], dict[HookPoint, SaeSource]]:
-    """The pins by the hook points of SAEs, and the SAEs.
-
-    A layer without a site means its residual stream or, where no SAE is there, the only hook point of the layer that
-    has one: of SAEs that read what enters the block, `6:` is resid_pre.6. Raises InputError if there is no such SAE.
-    """
+    """The pins by the hook points of SAEs, and the SAEs; see `hook_of_pin`. Raises InputError where there is none."""
     pins = parse_pins(request.settings.validation.pin)
-    layers = {hook.layer for hook in pins}
-    sources = sae_sources(request, stage="validate", layers=layers)
-    found = {hook: _place(hook, sources) for hook in pins}
-    return {found[hook]: indices for hook, indices in pins.items()}, sources
-
-
-def _place(hook: HookPoint, sources: dict[HookPoint, SaeSource]) -> HookPoint:
-    if hook in sources:
-        return hook
-    near = [other for other in sources if other.layer == hook.layer and other.site != "embed"]
-    if hook.site == "resid" and len(near) == 1:
-        note(f"the pins of layer {hook.layer} are features of {near[0]}, the only hook point there with an SAE")
-        return near[0]
-    there = " ".join(str(known) for known in sources)
-    raise InputError(f"no SAE at pinned hook point {hook}", hint=f"there are SAEs at {there}")
+    sources = sae_sources(request, stage="validate", layers={hook.layer for hook in pins})
+    found = {hook_of_pin(hook, sources): indices for hook, indices in pins.items()}
+    for hook in found:
+        if hook not in sources:
+            there = " ".join(str(known) for known in sources)
+            raise InputError(f"no SAE at pinned hook point {hook}", hint=f"there are SAEs at {there}")
+    return found, sources
 
 
 def _behaviour(request: Request) -> tuple[tuple[Example, ...], GraphSettings]:

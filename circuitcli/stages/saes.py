@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from circuitcli.errors import InputError
 from circuitcli.hookpoints import SITES, HookPoint
+from circuitcli.progress import note
 from circuitcli.records import ActivationsRecord, SaeRecord
 from circuitcli.saes.exchange import native
 from circuitcli.saes.exchange.hooks import same_model
@@ -53,6 +54,19 @@ def sae_sources(request: Request, *, stage: str, layers: Iterable[int] = ()) -> 
             f"{stage} read no 'sae' record", hint="run `circuit train` before it, or name SAEs with --sae PATH"
         )
     return {hook: found[hook] for hook in sorted(found)}
+
+
+def hook_of_pin(hook: HookPoint, sources: Mapping[HookPoint, SaeSource]) -> HookPoint:
+    """Where the SAE is whose features are pinned: at the hook point that was named if there is one.
+
+    A layer without a site means its residual stream or, where no SAE is there, the only hook point of the layer that
+    has one, which is said: of SAEs that read what enters the block, `6:` is resid_pre.6.
+    """
+    near = [other for other in sources if other.layer == hook.layer and other.site != "embed"]
+    if hook in sources or hook.site != "resid" or len(near) != 1:
+        return hook
+    note(f"the pins of layer {hook.layer} are features of {near[0]}, the only hook point there with an SAE")
+    return near[0]
 
 
 def load_saes(
