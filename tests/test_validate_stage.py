@@ -251,14 +251,27 @@ def test_the_effect_is_the_mean_over_all_prompts_with_its_standard_error(ask, gr
     assert effects[1].standard_error is None
 
 
-def test_a_target_that_the_model_does_not_know_is_refused(ask, graph, run):
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"target_id": 10**9}, "is token id 1000000000, and this model knows 0 to"),
+        ({"saes": {}}, "its head names no SAE there"),
+        ({"ids": (1, 10**6)}, "has token id 1000000"),
+        ({"ids": (0, 5)}, "at a position that the prompt lacks"),
+        ({"saes": {"resid.2": "sha256:other"}}, "has other weights"),
+        ({"baseline": "resample", "baseline_ids": (1, 2)}, "row of the resample baseline has 2 tokens"),
+        ({"baseline": "counterfactual"}, "needs another prompt"),
+    ],
+)
+def test_a_head_that_does_not_fit_is_refused_and_leaves_the_run_as_it_was(ask, graph, run, changes, message):
     graph()
+    before = run.manifest()
     stream = Stream(
-        record.model_copy(update={"target_id": 10**9}) if isinstance(record, GraphRecord) else record
-        for record in run.stream()
+        record.model_copy(update=changes) if isinstance(record, GraphRecord) else record for record in run.stream()
     )
-    with pytest.raises(InputError, match="is token id 1000000000, and this model knows 0 to"):
+    with pytest.raises(InputError, match=message):
         validate.run(Request(ask().settings, stream, run))
+    assert run.manifest() == before and not list((run.path / "reports").glob("*"))
 
 
 def pins_of(run: Run, *, hook: HookPoint, silent: bool, prompt: str | None = None) -> list[int]:

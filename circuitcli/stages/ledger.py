@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from circuitcli import records
-from circuitcli.errors import InputError
+from circuitcli.errors import CircuitError, InputError
 from circuitcli.reading import parse_object
 from circuitcli.records import Record
 from circuitcli.runs import atomic, write_error
@@ -43,6 +43,9 @@ class Ledger:
     ) -> None:
         assert self._stream is not None
         self._stream.close()
+        if isinstance(error, CircuitError) and not self._kept:
+            # Nothing was measured before the input was refused, so nothing is left to go on with.
+            self.path.unlink(missing_ok=True)
 
     def take(self, step: str, make: Callable[[], list[float]]) -> list[float]:
         """The numbers of a step: those that are kept, or those that are made now, and kept from now on."""

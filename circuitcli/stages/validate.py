@@ -66,6 +66,10 @@ def _plan(request: Request) -> Plan:
     nodes = tuple(node.place for node in graph.nodes if node.place is not None)
     if not nodes:
         raise InputError(f"graph '{graph.head.name}' has no node", hint="raise --down and --up of graph-grad")
+    if lost := [node for node in nodes if node.hook not in hooks]:
+        raise InputError(
+            f"graph '{graph.head.name}' has {lost[0]}, and its head names no SAE there", hint="make the graph again"
+        )
     # A graph of a chat is tested on chats.
     chat = request.settings.graph.chat or bool(graph.head.chat)
     examples = read_prompts(settings.prompts, chat=chat) if settings.prompts else (graph_example(graph),)
