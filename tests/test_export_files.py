@@ -10,13 +10,18 @@ import pytest
 import torch
 from exchange_support import D_IN, random_sae, random_transcoder
 
-from circuitcli.errors import InputError
+from circuitcli.errors import InputError, SettingsError
 from circuitcli.hookpoints import HookPoint
+from circuitcli.records import Stream
+from circuitcli.runs import Run
 from circuitcli.saes import files
 from circuitcli.saes.exchange import formats, target
 from circuitcli.saes.exchange.place import About
 from circuitcli.saes.exchange.tensors import Foreign
 from circuitcli.saes.tensor_files import save_pickled, save_tensors
+from circuitcli.settings.settings import Settings
+from circuitcli.stages import export
+from circuitcli.stages.request import Request
 
 
 def two_files(folder: Path) -> list[Path]:
@@ -154,3 +159,51 @@ def test_a_hook_point_is_a_folder(tmp_path: Path):
     made = target.filled(tmp_path, lambda folder: formats.WRITABLE["circuit"].write(items, folder))
     assert made == [tmp_path / "resid.1", tmp_path / "resid.3"]
     assert [str(place.hook) for place in formats.find(tmp_path)] == ["resid.1", "resid.3"]
+
+
+EVERY = ["resid.0", "mlp_in.2", "mlp.2", "resid.2", "resid.5"]
+
+
+@pytest.mark.parametrize(
+    ("layers", "sites", "expected"),
+    [
+        (None, None, EVERY),
+        ("2", None, ["mlp_in.2", "mlp.2", "resid.2"]),
+        ("2:", ["resid,mlp"], ["mlp.2", "resid.2", "resid.5"]),
+        (":2000", ["resid", "mlp_in"], ["resid.0", "mlp_in.2", "resid.2", "resid.5"]),
+        ("-1:", None, ["resid.5"]),
+        (None, ["mlp resid_pre"], ["mlp.2"]),
+    ],
+)
+def test_layers_and_sites_choose_what_is_exported(
+    layers: str | None, sites: list[str] | None, expected: list[str], tmp_path: Path
+):
+    for hook in EVERY:
+        made = (
+            random_transcoder("relu") if hook.startswith("mlp_in") else random_sae("relu", hook=HookPoint.parse(hook))
+        )
+        files.save(made, tmp_path / "saes" / hook)
+    request = Request(Settings(sae_path=str(tmp_path / "saes")), Stream(), Run(tmp_path / "run"))
+    choice = export.Choice.of(layers, sites)
+    made = export.run(request, format_="circuit", output=str(tmp_path / "out"), choice=choice)
+    assert [record.hook for record in made] == expected == [Path(record.path).name for record in made]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(expected)
+
+
+@pytest.mark.parametrize(
+    ("layers", "sites", "error", "message"),
+    [
+        ("x", None, SettingsError, "'x' is no slice"),
+        (None, ["residual"], SettingsError, "unknown site 'residual'"),
+        ("7:9", None, InputError, "no SAE at layers 7:9, sites any"),
+        (None, ["attn"], InputError, "no SAE at layers :, sites attn"),
+    ],
+)
+def test_a_choice_of_nothing_is_told(
+    layers: str | None, sites: list[str] | None, error: type, message: str, tmp_path: Path
+):
+    files.save(random_sae("relu"), tmp_path / "sae")
+    request = Request(Settings(sae_path=str(tmp_path / "sae")), Stream(), Run(tmp_path / "run"))
+    with pytest.raises(error, match=message) as caught:
+        export.run(request, format_="circuit", output=str(tmp_path / "out"), choice=export.Choice.of(layers, sites))
+    assert caught.value.hint and not (tmp_path / "out").exists()

@@ -59,9 +59,10 @@ def _inspect(call: "Call") -> None:
 
 
 def _export(call: "Call") -> None:
-    from circuitcli.stages.export import wanted
+    from circuitcli.stages.export import Choice, wanted
 
     wanted(call.extras["to"], call.extras["output"])
+    Choice.of(call.extras["layers"], call.extras["sites"])
 
 
 _CHECKS: "dict[str, Callable[[Call], None]]" = {

@@ -1,13 +1,13 @@
 """``circuit export``: SAEs in the files of another library, or in our own."""
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuitcli.errors import InputError, SettingsError
-from circuitcli.hookpoints import HookPoint
+from circuitcli.hookpoints import HookPoint, check_site, parse_slice
 from circuitcli.reading import as_path
 from circuitcli.records import ActivationsRecord, ExportRecord, Record
 from circuitcli.runs import write_error
@@ -21,10 +21,50 @@ if TYPE_CHECKING:
     from circuitcli.saes.exchange.tensors import Foreign
 
 NAME = "export"
+# Of more blocks than any model has: of SAEs from elsewhere nothing tells how many theirs has.
+_LAYERS = 4096
 
 
-def run(request: Request, *, format_: str | None, output: str | None) -> list[Record]:
-    """One record for each SAE that was written: those of ``sae_path``, else the run's own.
+@dataclass(frozen=True)
+class Choice:
+    """Which SAEs are exported: those at blocks, a slice, and sites; all where neither is said."""
+
+    layers: str | None = None
+    sites: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, layers: str | None, sites: Iterable[str] | None) -> "Choice":
+        """What options say. Raises SettingsError for what is no slice of layers, or no site."""
+        if layers is not None:
+            parse_slice(layers)
+        named = tuple(part for text in sites or () for part in text.replace(",", " ").split())
+        for site in named:
+            check_site(site)
+        return cls(layers, named)
+
+    def numbers(self, n_layers: int = _LAYERS) -> list[int]:
+        """The layers that are named; none where all are meant."""
+        return [] if self.layers is None else list(range(n_layers)[parse_slice(self.layers)])
+
+    def among(self, sources: Mapping[HookPoint, SaeSource]) -> dict[HookPoint, SaeSource]:
+        """The chosen ones; negative layers count from the last that there is. Raises InputError if none is chosen."""
+        n_layers = max(hook.layer for hook in sources) + 1
+        layers = None if self.layers is None else set(self.numbers(n_layers))
+        found = {
+            hook: source
+            for hook, source in sources.items()
+            if (layers is None or hook.layer in layers) and (not self.sites or hook.site in self.sites)
+        }
+        if not found:
+            raise InputError(
+                f"no SAE at layers {self.layers or ':'}, sites {' '.join(self.sites) or 'any'}",
+                hint=f"there are SAEs at {' '.join(map(str, sources))}",
+            )
+        return found
+
+
+def run(request: Request, *, format_: str | None, output: str | None, choice: Choice | None = None) -> list[Record]:
+    """One record for each SAE that was written: those of ``sae_path``, else the run's own, as far as they are chosen.
 
     Raises SettingsError without a format or a directory, InputError for SAEs that the format cannot hold, and for a
     directory that holds something, unless ``force`` is set.
@@ -38,7 +78,8 @@ def run(request: Request, *, format_: str | None, output: str | None) -> list[Re
         raise write_error(directory, error) from None
     if directory.is_dir() and not request.force and not target.is_empty(directory):
         raise InputError(f"{directory} is there already and not empty", hint="use --force to write into it")
-    sources = sae_sources(request, stage=NAME)
+    choice = choice or Choice()
+    sources = choice.among(sae_sources(request, stage=NAME, layers=choice.numbers()))
     items = [_completed(request, load_sae(source), source) for source in sources.values()]
     if format_ == sparsify.NAME:
         items = _with_modules(request, items)

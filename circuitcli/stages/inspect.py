@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from circuitcli.errors import InputError, SettingsError
+from circuitcli.progress import track
 from circuitcli.records import ActivationsRecord, InspectionRecord, Record, ReleaseRecord
 from circuitcli.saes import catalogue
 from circuitcli.saes.exchange.hooks import same_model
@@ -53,7 +54,7 @@ def run(request: Request, *, is_chosen: bool) -> list[Record]:
     else:
         sources = [SaeSource(place, place.digest, is_own=False) for place in named(path)]
     bench = _Bench(request, is_chosen)
-    return [_inspected(source, bench) for source in sources]
+    return [_inspected(source, bench) for source in track(sources, "inspect", unit="SAEs")]
 
 
 @dataclass

@@ -10,7 +10,7 @@ from circuitcli.saes.abstopk import AbsTopKSae
 from circuitcli.saes.base import SparseAutoencoder
 from circuitcli.saes.jumprelu import JumpReluSae
 from circuitcli.saes.signed_topk import SignedTopKSae
-from circuitcli.training.geometry import geometry_facts, nearest_cosines
+from circuitcli.training.geometry import PIECE, geometry_facts, nearest_cosines
 from circuitcli.validation.fit import Fit
 
 # Two decoder rows of this cosine write the same thing.
@@ -29,7 +29,7 @@ def weight_facts(sae: SparseAutoencoder, *, radius: float | None = None) -> dict
     radius: the largest length of an input, from which follows which features can fire at all; known by itself where
     the input is normalised. Cosines are left out where weights are not finite.
     """
-    not_finite = {name: int((~tensor.isfinite()).sum()) for name, tensor in sae.state_dict().items()}
+    not_finite = {name: _n_not_finite(tensor) for name, tensor in sae.state_dict().items()}
     norms, encoder_norms = sae.W_dec.float().norm(dim=1), sae.W_enc.float().norm(dim=0)
     facts: dict[str, Any] = {
         "not_finite": {name: count for name, count in not_finite.items() if count},
@@ -44,10 +44,14 @@ def weight_facts(sae: SparseAutoencoder, *, radius: float | None = None) -> dict
     if (silent := _cannot_fire(sae, radius)) is not None:
         facts["cannot_fire"] = silent
     if not facts["not_finite"]:
-        nearest = nearest_cosines(torch.nn.functional.normalize(sae.W_dec.float(), dim=1))
+        nearest = nearest_cosines(sae.W_dec)
         facts |= geometry_facts(sae, nearest)
         facts["share_of_duplicates"] = int((nearest > SAME_COSINE).sum()) / max(1, len(nearest))
     return facts
+
+
+def _n_not_finite(tensor: Tensor) -> int:
+    return sum(int((~part.isfinite()).sum()) for part in tensor.flatten().split(PIECE))
 
 
 def _range(values: Tensor) -> dict[str, float | None]:

@@ -15,7 +15,23 @@ TO = option(
 OUTPUT = option(
     "output", "--output", "-o", annotation=str | None, default=None, metavar="DIR", help="Directory to write into."
 )
-EXTRAS = (FILE, TO, OUTPUT)
+LAYERS = option(
+    "layers",
+    "--layers",
+    annotation=str | None,
+    default=None,
+    metavar="LAYERS",
+    help="Blocks of the SAEs to write, as a Python slice: 3:5 is 3 and 4. By default all.",
+)
+SITES = option(
+    "sites",
+    "--sites",
+    annotation=list[str] | None,
+    default=None,
+    metavar="SITES",
+    help="Which of embed resid_pre attn_in attn resid_mid mlp_in mlp resid to write; by default all. May be repeated.",
+)
+EXTRAS = (FILE, TO, OUTPUT, LAYERS, SITES)
 
 
 def export(call: Call) -> None:
@@ -25,10 +41,12 @@ def export(call: Call) -> None:
 
     \b
     circuit export --to sae_lens -o exported
+    circuit export --to circuit_tracer --sites mlp_in -o transcoders
     circuit export --to circuit --sae gpt2-small-res-jb/resid_pre.8 -o ours
     """
     from circuitcli.stages import export as stage
 
     job = call.open_for_saes(call.loaded.settings.sae_path)
-    made = stage.run(job.request, format_=call.extras["to"], output=call.extras["output"])
+    choice = stage.Choice.of(call.extras["layers"], call.extras["sites"])
+    made = stage.run(job.request, format_=call.extras["to"], output=call.extras["output"], choice=choice)
     job.emit(made)
