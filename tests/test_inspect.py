@@ -439,7 +439,7 @@ def test_nothing_to_inspect_is_one_clear_error(tmp_path: Path):
         (["inspect", "gpt2-small-res-jp"], 3, "no SAE in gpt2-small-res-jp"),
         (["inspect"], 3, "there is no run"),
         (["export", "--sae", "nowhere", "--to", "sae_lens", "-o", "x"], 3, "no SAE in nowhere"),
-        (["export", "--to", "sae_lens"], 3, "there is no run"),
+        (["export", "--to", "sae_lens", "-o", "x"], 3, "there is no run"),
     ]:
         outcome = circuit(*words, cwd=tmp_path)
         assert outcome.status == status and error in outcome.errors[0], words

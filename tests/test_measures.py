@@ -1,12 +1,16 @@
 """Densities, cosines between weights and standard errors, each against its slow definition."""
 
 import math
+from contextlib import contextmanager
 
 import pytest
 import torch
 import torch.nn.functional as F
 from support import D_SAE, random_sae
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from circuitcli import progress
 from circuitcli.hookpoints import HookPoint
 from circuitcli.saes.base import SaeConfig
 from circuitcli.saes.relu import ReluSae
@@ -14,6 +18,7 @@ from circuitcli.training import geometry
 from circuitcli.training.density import density_facts
 from circuitcli.training.geometry import geometry_facts, nearest_cosines
 from circuitcli.training.jackknife import merged, standard_errors
+from circuitcli.validation import health
 
 HOOK = HookPoint(1, "resid")
 
@@ -66,6 +71,39 @@ def test_pieces_change_nothing_and_a_wide_sae_is_sampled(monkeypatch: pytest.Mon
     monkeypatch.setattr(geometry, "MOST_COMPARED", D_SAE - 1)
     monkeypatch.setattr(geometry, "SAMPLE", 4)
     assert torch.allclose(nearest_cosines(unit), whole[torch.tensor([0, 10, 20, 30])])
+
+
+def test_looking_at_weights_makes_no_copy_of_them_and_tells_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    sae = random_sae(HOOK)
+    monkeypatch.setattr(geometry, "PIECE", 2 * sae.d_in)
+    monkeypatch.setattr(health, "PIECE", 2 * sae.d_in)
+    monkeypatch.setattr(geometry, "MOST_COMPARED", 3)
+    monkeypatch.setattr(geometry, "SAMPLE", 4)
+    monkeypatch.setattr(geometry, "MANY", D_SAE)
+    own, sizes, told = {tensor.data_ptr() for tensor in sae.state_dict().values()}, [], []
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            made = func(*args, **(kwargs or {}))
+            found = [one for one in (made if isinstance(made, tuple | list) else [made]) if isinstance(one, Tensor)]
+            sizes.extend(one.numel() for one in found if one.untyped_storage().data_ptr() not in own)
+            return made
+
+    @contextmanager
+    def sink(title, total, unit, done):
+        told.append((title, total))
+        yield lambda amount=1, note="": None
+
+    progress.set_sink(sink)
+    try:
+        with Sizes():
+            health.weight_facts(sae)
+    finally:
+        progress.set_sink(None)
+    # Numbers of one feature each are no copy of weights.
+    assert max(sizes) <= max(D_SAE, 4 * sae.d_in) < sae.W_dec.numel() // 3
+    (bar,) = told
+    assert bar[0] == "compare features" and bar[1] > 3
 
 
 def test_a_dead_row_and_a_single_feature_have_no_nan() -> None:

@@ -28,7 +28,7 @@ def geometry_facts(sae: SparseAutoencoder, nearest: Float[Tensor, " compared"] |
     """
     facts: dict[str, Any] = {}
     if not sae.is_transcoder:
-        cosines = torch.cat([_own_cosines(sae, piece) for piece in _pieces(sae.d_sae, width=sae.d_in)])
+        cosines = torch.cat([_own_cosines(sae, piece) for piece in pieces(sae.d_sae, width=sae.d_in)])
         facts |= {
             "encoder_decoder_cosine_mean": float(cosines.cpu().double().mean()),
             "encoder_decoder_cosine_max": float(cosines.max()),
@@ -44,7 +44,7 @@ def geometry_facts(sae: SparseAutoencoder, nearest: Float[Tensor, " compared"] |
     }
 
 
-def _pieces(n: int, *, width: int) -> list[slice]:
+def pieces(n: int, *, width: int) -> list[slice]:
     """Slices of n features of which so many numbers each are held at once."""
     size = max(1, PIECE // width)
     return [slice(first, min(first + size, n)) for first in range(0, n, size)]
@@ -67,8 +67,8 @@ def nearest_cosines(rows: Float[Tensor, "d_sae d"]) -> Float[Tensor, " compared"
     chosen = (torch.arange(n) if n <= MOST_COMPARED else torch.arange(SAMPLE) * n // SAMPLE).to(rows.device)
     ours = F.normalize(rows[chosen].float(), dim=1)
     found = ours.new_full((len(chosen),), -torch.inf)
-    pieces = _pieces(n, width=len(chosen))
-    for piece in track(pieces, "compare features", unit="pieces") if n >= MANY else pieces:
+    parts = pieces(n, width=max(len(chosen), rows.shape[1]))
+    for piece in track(parts, "compare features", unit="pieces") if n >= MANY else parts:
         cosines = ours @ F.normalize(rows[piece].float(), dim=1).T  # (compared, piece)
         own = ((chosen >= piece.start) & (chosen < piece.stop)).nonzero()[:, 0]
         cosines[own, chosen[own] - piece.start] = -torch.inf

@@ -10,7 +10,7 @@ from circuitcli.saes.abstopk import AbsTopKSae
 from circuitcli.saes.base import SparseAutoencoder
 from circuitcli.saes.jumprelu import JumpReluSae
 from circuitcli.saes.signed_topk import SignedTopKSae
-from circuitcli.training.geometry import PIECE, geometry_facts, nearest_cosines
+from circuitcli.training.geometry import PIECE, geometry_facts, nearest_cosines, pieces
 from circuitcli.validation.fit import Fit
 
 # Two decoder rows of this cosine write the same thing.
@@ -30,7 +30,7 @@ def weight_facts(sae: SparseAutoencoder, *, radius: float | None = None) -> dict
     the input is normalised. Cosines are left out where weights are not finite.
     """
     not_finite = {name: _n_not_finite(tensor) for name, tensor in sae.state_dict().items()}
-    norms, encoder_norms = sae.W_dec.float().norm(dim=1), sae.W_enc.float().norm(dim=0)
+    norms, encoder_norms = _row_norms(sae.W_dec), _row_norms(sae.W_enc.T)
     facts: dict[str, Any] = {
         "not_finite": {name: count for name, count in not_finite.items() if count},
         "decoder_norm": _range(norms),
@@ -48,6 +48,10 @@ def weight_facts(sae: SparseAutoencoder, *, radius: float | None = None) -> dict
         facts |= geometry_facts(sae, nearest)
         facts["share_of_duplicates"] = int((nearest > SAME_COSINE).sum()) / max(1, len(nearest))
     return facts
+
+
+def _row_norms(rows: Tensor) -> Tensor:
+    return torch.cat([rows[piece].float().norm(dim=1) for piece in pieces(len(rows), width=rows.shape[1])])
 
 
 def _n_not_finite(tensor: Tensor) -> int:
