@@ -7,6 +7,7 @@ process alone pays nothing: no torch is imported for it.
 
 import json
 import os
+import socket
 import time
 from datetime import timedelta
 from functools import cache
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from circuitcli import processes
 from circuitcli.errors import CircuitError, ExitStatus, ToolError, first_line, how_to_go_on
+from circuitcli.reading import whole_number
 
 if TYPE_CHECKING:
     import torch
@@ -23,8 +25,8 @@ T = TypeVar("T")
 
 _POLL_S = 0.02
 _FAILURE = "failure"
-# How long connecting may block signals, and how long a connected store may take for an answer.
-_CONNECT_S, _ANSWER_S = 5.0, 1800.0
+# How long connecting to what listens may take, and how long a connected store may take for an answer.
+_CONNECT_S, _ANSWER_S = 30.0, 1800.0
 _numbers = count()
 _wait_s = 300.0
 
@@ -136,21 +138,29 @@ def _connected() -> Any:
     """The store that all processes share. Raises ToolError if it does not appear in time."""
     from torch.distributed.rendezvous import rendezvous
 
+    if not processes.is_main():
+        _await_listener()
+    try:
+        # Told of one process it does not wait for all, which no signal could end.
+        store, _, _ = next(rendezvous("env://", processes.rank(), 1, timeout=timedelta(seconds=_CONNECT_S)))
+    except (RuntimeError, ValueError) as error:
+        raise _lost(error) from error
+    store.set_timeout(timedelta(seconds=_ANSWER_S))
+    return store
+
+
+def _await_listener() -> None:
+    """Return when somebody listens where the main process is to be; torch would fill the terminal while it waits."""
+    address, port = os.environ.get("MASTER_ADDR", ""), whole_number(os.environ.get("MASTER_PORT", ""))
     deadline = time.monotonic() + _wait_s
-    while True:
+    while address and port is not None:
         try:
-            # Told of one process it does not wait for all, which no signal could end.
-            found = rendezvous("env://", processes.rank(), 1, timeout=timedelta(seconds=min(_CONNECT_S, _wait_s)))
-            store, _, _ = next(found)
-        except (RuntimeError, ValueError) as error:
-            if isinstance(error, ValueError) or processes.is_main():
-                raise _lost(error) from error
+            socket.create_connection((address, port), timeout=_CONNECT_S).close()
+            return
+        except (OSError, OverflowError):
             if time.monotonic() > deadline:
-                raise _absent([0]) from error
-            time.sleep(_POLL_S)
-            continue
-        store.set_timeout(timedelta(seconds=_ANSWER_S))
-        return store
+                raise _absent([0]) from None
+            time.sleep(10 * _POLL_S)
 
 
 @cache
