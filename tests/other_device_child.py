@@ -7,11 +7,15 @@ import other_device
 import pytest
 import torch
 import torch.nn.functional as F
+from support import hf_model, random_ids
 from torch import Tensor
 from training_fakes import D_IN, moments, planted, recipe, taught
 
 from circuitcli.hookpoints import HookPoint
+from circuitcli.models.adapter import ModelAdapter
 from circuitcli.models.mlp import Mlp, Projection
+from circuitcli.models.partial import clean_pass, first_block, rerun
+from circuitcli.models.taps import leaf
 from circuitcli.training.architectures.registry import SINGLE, new_student
 from circuitcli.training.learner import Learner
 from circuitcli.training.plan import JACOBIANS, STAIRCASES
@@ -78,6 +82,35 @@ def test_a_student_learns_as_on_the_cpu(architecture: str):
     for name, value in here.items():
         atol = 1e-5 * max(1.0, float(value.abs().max())) if IS_REAL else 1e-6
         assert torch.allclose(there[name], value, rtol=1e-3 if IS_REAL else 1e-4, atol=atol), name
+
+
+def numbers(adapter: ModelAdapter) -> list[Tensor]:
+    """Logits, those of a changed rerun, a gradient and logit effects, on the CPU."""
+    ids, hook, seen = random_ids().to(adapter.device), HookPoint(1, "resid_mid"), []
+
+    def change(activation: Tensor) -> Tensor:
+        seen.append(leaf(activation * torch.arange(1, 4, device=adapter.device)[:, None, None]))
+        return seen[0]
+
+    clean = clean_pass(adapter, ids, (hook,))
+    logits = adapter.head(rerun(adapter, clean, {hook: change}, rows=3, start=first_block(hook)))
+    logits[:, -1].log_softmax(-1)[:, 5].sum().backward()
+    found = [clean.logits, clean.activations[hook], logits, seen[0].grad]
+    assert {number.device.type for number in found} == {OTHER.type}
+    return [number.detach().cpu() for number in (*found, adapter.logit_effect(torch.ones(2, adapter.d_model)))]
+
+
+def test_a_model_on_two_devices_gives_the_numbers_of_one():
+    import accelerate
+
+    plain = hf_model("llama", dtype=torch.float32).to(OTHER)
+    split, there, here = hf_model("llama", dtype=torch.float32), f"{OTHER.type}:0", torch.device("cpu")
+    layout = ModelAdapter.of(plain).layout
+    places = {layout.embedding: there, "model.rotary_emb": there, layout.final_norm: there, "lm_head": here}
+    places |= {f"{layout.blocks}.{number}": here if number == 1 else there for number in range(3)}
+    accelerate.dispatch_model(split, places, force_hooks=True)
+    for one, other in zip(numbers(ModelAdapter.of(plain)), numbers(ModelAdapter.of(split)), strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.skipif(IS_REAL, reason="this is about the stand-in")
