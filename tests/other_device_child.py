@@ -100,6 +100,7 @@ def numbers(adapter: ModelAdapter) -> list[Tensor]:
     return [number.detach().cpu() for number in (*found, adapter.logit_effect(torch.ones(2, adapter.d_model)))]
 
 
+@pytest.mark.skipif(OTHER.type == "cpu", reason="that is one device")
 def test_a_model_on_two_devices_gives_the_numbers_of_one():
     import accelerate
 
