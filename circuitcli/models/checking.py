@@ -135,7 +135,9 @@ def _with_head(adapter: ModelAdapter, clean: CleanPass, tolerance: Tolerance) ->
     logits, missed = clean.logits, float("inf")
     with torch.no_grad():
         plain = adapter.head(clean.final_residual)
-        fitted = float((plain.double() * logits.double()).sum() / plain.double().square().sum())
+        # Some devices have no float64.
+        ours, its = plain.cpu().double(), logits.cpu().double()
+        fitted = float((ours * its).sum() / ours.square().sum())
         for scale in (1.0, *_named_scales(adapter), fitted):
             found = ModelAdapter(adapter.model, adapter.layouts, replace(adapter.findings, logit_scale=scale))
             missed = _apart(found.head(clean.final_residual), logits, tolerance, beside=logits)

@@ -109,8 +109,8 @@ class _Fit:
     @classmethod
     def of(cls, seen: _Seen, leaving: Tensor, *, attention: str | None, mlp: str | None) -> "_Fit":
         """By least squares; what is missed is relative to what is added."""
-        wanted = (leaving - seen.entering).reshape(-1, 1).double().cpu()
-        parts = [seen.outputs[name].reshape(-1).double().cpu() for name in (attention, mlp) if name is not None]
+        wanted = (leaving - seen.entering).reshape(-1, 1).cpu().double()
+        parts = [seen.outputs[name].reshape(-1).cpu().double() for name in (attention, mlp) if name is not None]
         if not parts:
             return cls(None, None, 1.0, 1.0, float("inf"))
         columns = torch.stack(parts, dim=1)  # (number, part)

@@ -32,7 +32,7 @@ class Tolerance:
         All are norms of tokens; the number is the largest of the share of tokens that count.
         """
         missed = (apart - 8 * self.epsilon * stream).clamp(min=0) / beside.clamp(min=1e-30)
-        return float(missed.double().flatten().quantile(self.share))
+        return float(missed.float().cpu().flatten().quantile(self.share))
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,10 @@
 """Any other decoder-only model: its parts are guessed from its structure; `placing` and `checking` run the guess."""
 
+import inspect
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,6 +22,11 @@ MIXERS = ("mamba", "linear_attn", "conv", "temporal_block", "mixer")
 PROJECTIONS = ("fc1", "fc2")
 # How blocks call what they multiply by before they add it to the stream.
 MULTIPLIERS = ("residual_multiplier", "residual_scale")
+# Norms behind attention and MLP.
+NORMS_BEHIND = (
+    ("post_self_attn_layernorm", "post_mlp_layernorm"),
+    ("post_attention_layernorm", "post_feedforward_layernorm"),
+)
 
 
 def layouts(model: PreTrainedModel) -> tuple[Layout, ...]:
@@ -93,20 +100,42 @@ def _block_layout(model: PreTrainedModel, whole: Layout, block: nn.Module, uses:
     mlp_out = mlp
     if mlp is None and all(hasattr(block, name) for name in PROJECTIONS):
         mlp, mlp_out = PROJECTIONS
-    norms = [name for name, child in block.named_children() if is_norm(child)]
     scale = next((float(getattr(block, name)) for name in MULTIPLIERS if hasattr(block, name)), 1.0)
-    return replace(
+    guess = replace(
         whole,
-        attn_norm=norms[0] if norms else None,
-        attn_out=mixing,
-        mlp_norm=norms[min(1, len(norms) - 1)] if norms else None,
-        mlp_out=mlp_out,
+        attn_out=_adding(block, mixing),
+        mlp_out=_adding(block, mlp_out),
         attention=mixing,
         feed_forward=mlp,
         attn_scale=scale,
         mlp_scale=scale,
-        is_parallel=_is_parallel(model, len(norms)),
         mixer=None if mixer is None else f"{type(block.get_submodule(mixer)).__name__} '{mixer}'",
+    )
+    return _with_norms(guess, block, text_config(model))
+
+
+def _adding(block: nn.Module, part: str | None) -> str | None:
+    """What gives a part's output: its last projection, where it is given the residual and adds it itself."""
+    if part is None or "residual" not in inspect.signature(block.get_submodule(part).forward).parameters:
+        return part
+    projections = [name for name, child in block.get_submodule(part).named_children() if isinstance(child, nn.Linear)]
+    return f"{part}.{projections[-1]}" if projections else part
+
+
+def _with_norms(guess: Layout, block: nn.Module, config: Any) -> Layout:
+    """The norms before attention and MLP, and those behind them whose output is what they add, by their names."""
+    norms = [name for name, child in block.named_children() if is_norm(child)]
+    behind = next((pair for pair in NORMS_BEHIND if set(pair) <= set(norms)), None)
+    if behind is not None:
+        guess = replace(guess, attn_out=behind[0], mlp_out=behind[1])
+    before = [name for name in norms if behind is None or name not in behind]
+    # As falcons have them, the first comes last.
+    before.sort(key=lambda name: name != "input_layernorm")
+    return replace(
+        guess,
+        attn_norm=before[0] if before else None,
+        mlp_norm=before[min(1, len(before) - 1)] if before else None,
+        is_parallel=_is_parallel(config, len(norms)),
     )
 
 
@@ -131,8 +160,7 @@ def _path(model: nn.Module, wanted: nn.Module) -> str:
     return next(name for name, module in model.named_modules() if module is wanted)
 
 
-def _is_parallel(model: PreTrainedModel, n_norms: int) -> bool:
-    config = text_config(model)
+def _is_parallel(config: Any, n_norms: int) -> bool:
     if getattr(config, "new_decoder_architecture", False):
         return True
     for name in ("use_parallel_residual", "parallel_attn", "parallel_attention"):
