@@ -82,7 +82,10 @@ def whole_number(text: str) -> int | None:
 def read_bytes(
     path: str | Path, *, limit_bytes: int = FILE_BYTES, hint: str = "", error: type[CircuitError] = InputError
 ) -> bytes:
-    """All of a regular file. Raises ``error`` if there is none, or if it has more than ``limit_bytes``."""
+    """All of a regular file, or of a pipe that the shell opened, as of ``<(...)``.
+
+    Raises ``error`` if there is none, or if it has more than ``limit_bytes``.
+    """
     refusal = Refusal(hint, error)
     with _opened(path, refusal) as stream:
         content = _from(stream.read, limit_bytes + 1, path, refusal)
@@ -103,10 +106,9 @@ def text_lines(
 ) -> Iterator[tuple[str, str]]:
     """Place ("FILE line 3") and text of each line that is not blank; the file is read as they are asked for.
 
-    Pipes that the shell opened, as of ``<(...)``, are read too. Raises ``error`` as `read_text` does, and for a line
-    of more than ``limit_bytes``.
+    Raises ``error`` as `read_text` does, and for a line of more than ``limit_bytes``.
     """
-    with _opened(path, Refusal(hint, error), pipes=True) as stream:
+    with _opened(path, Refusal(hint, error)) as stream:
         yield from stream_lines(stream, name=str(path), limit_bytes=limit_bytes, hint=hint, error=error)
 
 
@@ -229,8 +231,8 @@ def read_toml(
     return parse_toml(text, name=str(path), hint=hint, error=error)
 
 
-def _opened(path: str | Path, refusal: Refusal, *, pipes: bool = False) -> BinaryIO:
-    """A regular file, open for reading; with ``pipes`` also one that the shell has connected to a pipe."""
+def _opened(path: str | Path, refusal: Refusal) -> BinaryIO:
+    """A regular file, open for reading, or a pipe that the shell has opened for this process."""
     try:
         # A FIFO without a writer would never open.
         number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -239,7 +241,7 @@ def _opened(path: str | Path, refusal: Refusal, *, pipes: bool = False) -> Binar
     except ValueError:
         raise refusal(f"cannot read {path}: this is no path") from None
     mode = os.fstat(number).st_mode
-    is_pipe = pipes and str(path).startswith(_OPEN_PIPES) and (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode))
+    is_pipe = str(path).startswith(_OPEN_PIPES) and (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode))
     if not stat.S_ISREG(mode) and not is_pipe:
         os.close(number)
         raise refusal(f"cannot read {path}: it is {_kind(mode)}, not a file")

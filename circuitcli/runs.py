@@ -241,11 +241,7 @@ class Run:
     def stage_records(self, name: str) -> list[Record]:
         """What a finished stage emitted."""
         path = self._records_path(name)
-        try:
-            with path.open(encoding="utf-8") as lines:
-                return list(records.read(lines, name=str(path)))
-        except OSError as error:
-            raise InputError(f"cannot read {path}: {error.strerror}", hint="run the stage again with --force") from None
+        return list(records.read_file(path, hint="run the stage again with --force"))
 
     def stream(self) -> Stream:
         """The records of all finished stages, in the order in which they finished; what a pipe would have carried."""

@@ -172,12 +172,13 @@ def test_more_bytes_than_the_use_allows_are_refused(tmp_path: Path):
         list(reading.text_lines(path, limit_bytes=99))
 
 
-def test_lines_come_from_a_pipe_that_the_shell_opened():
+@pytest.mark.parametrize("read", [reading.read_object, lambda path: next(reading.json_lines(path))[1]])
+def test_a_pipe_that_the_shell_opened_is_read_as_a_file_is(read: Callable[[str], object]):
     reader, writer = os.pipe()
     os.write(writer, b'{"a": 1}\n')
     os.close(writer)
     try:
-        assert [content for _, content in reading.json_lines(f"/dev/fd/{reader}")] == [{"a": 1}]
+        assert read(f"/dev/fd/{reader}") == {"a": 1}
     finally:
         os.close(reader)
 

@@ -75,3 +75,16 @@ def test_a_table_can_be_read_whatever_the_width_of_the_terminal_is_said_to_be(co
     shown = capsys.readouterr().err
     for part in ("hook point", "resid.2", "topk", "resid.3", "relu"):
         assert part in shown
+
+
+def test_a_directory_that_is_gone_or_has_no_utf8_name_is_told(inside: Path, capsys):
+    places = [inside / "gone", Path(os.fsdecode(bytes(inside) + b"/\xff"))]
+    for place in places:
+        place.mkdir()
+        os.chdir(place)
+        if place.name == "gone":
+            place.rmdir()
+        assert run(["train"]) == 3
+        error = capsys.readouterr().err
+        assert "current directory" in error and error.count("\n") == 2
+    os.chdir(inside)

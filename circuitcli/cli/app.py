@@ -6,6 +6,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -31,7 +32,7 @@ from circuitcli.cli.console import console, listen, one_line
 from circuitcli.cli.input import stdin_has_records
 from circuitcli.cli.jobs import Call, check_command, with_model_of
 from circuitcli.cli.options import Flag, parameters
-from circuitcli.errors import ExitStatus, SettingsError
+from circuitcli.errors import ExitStatus, InputError, SettingsError
 from circuitcli.reading import is_text
 from circuitcli.runs import current
 from circuitcli.settings.sources import load, to_toml
@@ -122,6 +123,17 @@ def _check_text(words: Sequence[str]) -> None:
             raise SettingsError(f"argument '{word}' is no UTF-8 text", hint=hint)
 
 
+def _check_directory() -> None:
+    """Refuse a working directory that is gone, or whose path no record could hold."""
+    hint = "cd to another directory"
+    try:
+        here = str(Path.cwd())
+    except OSError:
+        raise InputError("the current directory is gone", hint=hint) from None
+    if not is_text(here):
+        raise InputError(f"the path of the current directory, '{here}', is no UTF-8 text", hint=hint)
+
+
 def _run(words: list[str]) -> int:
     if not words[0].startswith("-") and words[0] not in COMMANDS:
         failure = failures.unknown_command(words[0], COMMANDS)
@@ -135,6 +147,7 @@ def _run(words: list[str]) -> int:
 
 def _execute(name: str, body: Callable[[Call], None], flags: Sequence[Flag], given: dict[str, Any]) -> None:
     check_command(name)
+    _check_directory()
     console.configure(
         quiet=given["quiet"] or not processes.is_main(), colorful=not given["no_color"], json=given["json"]
     )
