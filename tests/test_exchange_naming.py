@@ -147,6 +147,37 @@ def test_a_path_names_one_sae_or_several_and_a_run_its_own(tmp_path: Path):
     assert list(by_hook(named(str(tmp_path)))) == [HookPoint(1, "resid"), HookPoint(2, "resid")]
 
 
+@pytest.mark.parametrize("name", ["blocks.3.attn.hook_z", "blocks.0.attn.hook_v", "blocks.2.attn.hook_result"])
+def test_saes_of_attention_heads_are_told_what_they_are(name: str, tmp_path: Path):
+    path = written(random_sae("relu"), "sae_lens", tmp_path)
+    config = json.loads((path / "cfg.json").read_text())
+    for changes in ({"hook_name": name}, {"reshape_activations": "hook_z"}, {"hook_head_index": 3}):
+        flat = {key: value for key, value in config.items() if key != "metadata"} | config["metadata"] | changes
+        (path / "cfg.json").write_text(json.dumps({key: value for key, value in flat.items() if value is not None}))
+        with pytest.raises(InputError, match="inside attention, before the output projection") as caught:
+            formats.find(tmp_path)
+        assert "an SAE of attn, which is behind that projection" in caught.value.hint
+
+
+def test_a_transcoder_that_nobody_places_asks_for_both_ends(tmp_path: Path):
+    transcoder = random_transcoder("topk", d_out=D_IN)
+    traced = written(transcoder, "circuit_tracer", tmp_path / "traced")
+    (traced.parent / "config.yaml").unlink()
+    sparse = written(transcoder, "sparsify", tmp_path / "sparse", module="layers.2.mlp")
+    renamed = sparse.rename(tmp_path / "renamed")
+    for path in (traced, renamed):
+        with pytest.raises(InputError, match="tell its hook points, what it reads and what it predicts") as caught:
+            named(str(path))
+        assert f"{path}@mlp_in.8:mlp.8" in caught.value.hint
+        (place,) = named(f"{path}@mlp_in.8:mlp.8")
+        found = formats.read(place).sae
+        assert (found.hook, found.target) == (HookPoint(8, "mlp_in"), HookPoint(8, "mlp"))
+    files = written(random_sae("topk"), "sparsify", tmp_path / "sae", module="layers.2")
+    with pytest.raises(InputError, match="tell its hook point") as caught:
+        named(str(files.rename(tmp_path / "other")))
+    assert "@resid.8" in caught.value.hint
+
+
 def test_a_prefix_chooses_the_format(tmp_path: Path):
     written(random_sae("relu"), "sae_lens", tmp_path)
     assert named(f"sae_lens:{tmp_path}")[0].format == named(str(tmp_path))[0].format == "sae_lens"

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,8 +26,9 @@ from circuitcli.saes import files
 from circuitcli.saes.architectures import ARCHITECTURES
 from circuitcli.saes.base import SaeConfig, SparseAutoencoder
 from circuitcli.saes.exchange import formats
+from circuitcli.saes.exchange.place import About
 from circuitcli.settings.settings import Settings
-from circuitcli.stages import collect, evaluate, export, inspect, interp
+from circuitcli.stages import collect, evaluate, export, fitting, inspect, interp
 from circuitcli.stages.request import Request
 from circuitcli.stages.saes import fold_gain
 from circuitcli.validation.fit import Fit, fit, n_tokens
@@ -316,6 +318,31 @@ def test_damaged_weights_are_told_and_are_json(ask, tmp_path: Path):
     json.dumps(found.model_dump(), allow_nan=False)
 
 
+@pytest.mark.parametrize(
+    ("trained", "had", "is_cached", "told"),
+    [
+        (True, False, True, "trained with .*there is none: try `circuit collect --set model.bos=always` into another"),
+        (False, True, False, "trained without .*there is one: try --set model.bos=never$"),
+        (True, True, True, "^$"),
+        (None, True, True, "^$"),
+        (False, None, False, "^$"),
+    ],
+)
+def test_another_bos_is_told_with_what_mends_it(trained: bool | None, had: bool | None, is_cached: bool, told: str):
+    assert re.search(told, fitting.other_bos(About(bos=trained), had, is_cached=is_cached))
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_the_bos_of_the_cache_counts_and_not_that_of_a_model(ask, trained: bool, tmp_path: Path):
+    sae = ARCHITECTURES["relu"](SaeConfig(HOOK, 24, 6))
+    with torch.no_grad():
+        sae.W_enc.normal_(generator=torch.Generator().manual_seed(1))
+        sae.W_dec.normal_(generator=torch.Generator().manual_seed(2))
+    path = written(sae, "sae_lens", tmp_path, bos=trained)
+    (found,) = inspect.run(ask(str(path)), is_chosen=True)
+    assert any("BOS token in front" in problem for problem in found.problems) == (not trained)
+
+
 def test_stages_warn_of_an_sae_that_does_not_fit(ask, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     sae = ARCHITECTURES["relu"](SaeConfig(HOOK, 24, 6))
     with torch.no_grad():
@@ -326,7 +353,8 @@ def test_stages_warn_of_an_sae_that_does_not_fit(ask, tmp_path: Path, caplog: py
         interp.run(ask(str(bad), force=True))
     told = [record.getMessage() for record in caplog.records]
     assert told[0] == f"the SAE at resid.1 was trained on gpt2, not on {ask().settings.model.name}"
-    assert told[1].startswith("the SAE at resid.1 explains -") and "without a BOS token in front" in told[1]
+    assert told[1].startswith("the SAE at resid.1 explains -")
+    assert "without a BOS token in front, and here there is one: try `circuit collect --set model.bos=never`" in told[1]
     caplog.clear()
     save_exact(tmp_path / "good", ask().settings.model.name)
     with caplog.at_level(logging.WARNING, logger="circuitcli"):

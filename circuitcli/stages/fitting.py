@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from circuitcli.models.loading import LanguageModel
     from circuitcli.models.partial import CleanPass
+    from circuitcli.saes.exchange.place import About
     from circuitcli.saes.exchange.tensors import Foreign
     from circuitcli.validation.fit import Sample
 
@@ -49,7 +50,8 @@ def warn_of_misfits(
     for hook in track(foreign, "fit of SAEs", unit="SAEs") if foreign else ():
         sae, about, _ = loaded[hook]
         ends, count = list(dict.fromkeys((sae.hook, sae.target))), n_tokens(sae)
-        found = cached(request, ends, n_tokens=count) or _of_prompt(clean, ends, first=first)
+        from_cache = cached(request, ends, n_tokens=count)
+        found = from_cache or _of_prompt(clean, ends, first=first)
         if found is None or found.rows[sae.hook].shape[1] != sae.d_in:
             continue
         target = found.rows[sae.target] if sae.is_transcoder else None
@@ -59,19 +61,40 @@ def warn_of_misfits(
             found.rows[sae.hook],
             target=target,
             lengths=found.lengths,
-            recorded=about.training.get(RECORDED),
+            recorded=number(about, RECORDED),
         )
         made = tried()
         if made.is_bad and (others := elsewhere(request, ends, n_tokens=count)):
             made = tried(elsewhere=others)
         if made.is_bad:
-            logger.warning("the SAE at %s %s%s", hook, made.sentence(), _causes(about.bos, model, named=made.better))
+            had = model.tokenizer.bos_id is not None if found.bos is None else found.bos
+            cause = other_bos(about, had, is_cached=from_cache is not None) if not made.better else ""
+            told = f"; {cause}" if cause else _causes(made.better)
+            logger.warning("the SAE at %s %s%s", hook, made.sentence(), told)
 
 
-def _causes(bos: bool | None, model: "LanguageModel", *, named: Mapping[str, float]) -> str:
+def other_bos(about: "About", had: bool | None, *, is_cached: bool) -> str:
+    """What to tell of an SAE that was trained with a BOS token in front of texts that ``had`` none, or without one.
+
+    Empty if they agree or one is not known. is_cached: the activations were collected so, and stay so.
+    """
+    if about.bos is None or had is None or about.bos == had:
+        return ""
+    with_, setting = ("with", "always") if about.bos else ("without", "never")
+    here = "here there is none" if about.bos else "here there is one"
+    option = f"--set model.bos={setting}"
+    again = f"`circuit collect {option}` into another --run" if is_cached else option
+    return f"it was trained {with_} a BOS token in front, and {here}: try {again}"
+
+
+def number(about: "About", name: str) -> float | None:
+    """A fact of the training, if it is a number."""
+    value = about.training.get(name)
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _causes(named: Mapping[str, float]) -> str:
     """What to look at, where no other convention explains it."""
-    if bos is not None and bos != (model.tokenizer.bos_id is not None):
-        return f"; it was trained {'with' if bos else 'without'} a BOS token in front, see --set model.bos"
     return "" if named else "; is it of this model, checkpoint and hook point? `circuit inspect` tells what it expects"
 
 
@@ -85,7 +108,8 @@ def cached(request: Request, hooks: Sequence[HookPoint], *, n_tokens: int) -> "S
         return None
     cache = ActivationCache(request.run.path / FOLDER, hooks)
     stop = min(n_tokens, cache.n_tokens)
-    return Sample({hook: cache.rows(hook, 0, stop) for hook in hooks}, cache.block_lengths(0, stop))
+    rows = {hook: cache.rows(hook, 0, stop) for hook in hooks}
+    return Sample(rows, cache.block_lengths(0, stop), bos=cache.bos_id is not None)
 
 
 def elsewhere(request: Request, hooks: Sequence[HookPoint], *, n_tokens: int) -> "dict[str, Tensor]":

@@ -11,7 +11,7 @@ from circuitcli.records import ActivationsRecord, InspectionRecord, Record, Rele
 from circuitcli.saes import catalogue
 from circuitcli.saes.exchange.hooks import same_model
 from circuitcli.saes.exchange.naming import named
-from circuitcli.stages.fitting import RECORDED, cached, elsewhere
+from circuitcli.stages.fitting import RECORDED, cached, elsewhere, number, other_bos
 from circuitcli.stages.request import Request
 from circuitcli.stages.saes import SaeSource, fold_gain, load_sae, sae_sources
 
@@ -64,6 +64,9 @@ class _Bench:
     request: Request
     is_chosen: bool
     loaded: "list[LanguageModel]" = field(default_factory=list)
+    # Of the activations that were last read.
+    bos: bool | None = None
+    is_cached: bool = False
 
     @property
     def model(self) -> "LanguageModel":
@@ -89,7 +92,9 @@ class _Bench:
 
         count = min(n_tokens(sae), self.request.settings.inspect.tokens)
         ends = list(dict.fromkeys((sae.hook, sae.target)))
-        if (found := cached(self.request, ends, n_tokens=count)) is not None:
+        found = cached(self.request, ends, n_tokens=count)
+        self.is_cached, self.bos = found is not None, None if found is None else found.bos
+        if found is not None:
             return f"the cache of {self.request.run.path}", found
         if not self.is_chosen:
             return None
@@ -102,11 +107,8 @@ class _Bench:
         from circuitcli.stages.live import read_rows
 
         text, rows = read_rows(self.request, self.model, ends, n_tokens=count)
+        self.bos = self.model.tokenizer.bos_id is not None
         return f"{self.model.name} on {text}", rows
-
-    def bos(self) -> bool | None:
-        """Whether the model gets a BOS token in front, if it is loaded."""
-        return self.loaded[0].tokenizer.bos_id is not None if self.loaded else None
 
 
 def _inspected(source: SaeSource, bench: _Bench) -> InspectionRecord:
@@ -118,10 +120,10 @@ def _inspected(source: SaeSource, bench: _Bench) -> InspectionRecord:
     origin, fit = _fitted(found, bench, wrong)
     radius = None if fit is None else fit.radius
     weights = weight_facts(sae, radius=radius)
-    dead = about.training.get("dead") if frequency is None else float((frequency < 1e-8).double().mean())
-    wrong += problems(sae, weights, fit, dead=dead, recorded_l0=about.training.get("l0"))
-    if bench.bos() is not None and about.bos is not None and bench.bos() != about.bos and (fit is None or fit.is_bad):
-        wrong.append(f"it was trained {'with' if about.bos else 'without'} a BOS token in front; see --set model.bos")
+    dead = number(about, "dead") if frequency is None else float((frequency < 1e-8).double().mean())
+    wrong += problems(sae, weights, fit, dead=dead, recorded_l0=number(about, "l0"))
+    if fit is not None and fit.is_bad and (told := other_bos(about, bench.bos, is_cached=bench.is_cached)):
+        wrong.append(told)
     return InspectionRecord(
         **_what_it_is(source, sae, about),
         weights=_finite(weights),
@@ -146,7 +148,7 @@ def _fitted(found: "Foreign", bench: _Bench, wrong: list[str]) -> "tuple[str, Fi
     activations = bench.activations(sae, wrong) if bench.is_for(about) else None
     if activations is None:
         return "", None
-    origin, (rows, lengths) = activations
+    origin, (rows, lengths, _) = activations
     for hook, width in {sae.hook: sae.d_in, sae.target: sae.d_out}.items():
         if rows[hook].shape[1] != width:
             wrong.append(f"it is for width {width} at {hook}, where the model has {rows[hook].shape[1]}")
@@ -156,7 +158,7 @@ def _fitted(found: "Foreign", bench: _Bench, wrong: list[str]) -> "tuple[str, Fi
     others = {str(hook): found for hook, found in rows.items() if hook not in (sae.hook, sae.target)}
     others |= elsewhere(bench.request, (sae.hook, sae.target), n_tokens=len(rows[sae.hook]))
     target = rows[sae.target] if sae.is_transcoder else None
-    recorded = about.training.get(RECORDED)
+    recorded = number(about, RECORDED)
     return origin, fit(sae, rows[sae.hook], target=target, elsewhere=others, lengths=lengths, recorded=recorded)
 
 

@@ -30,10 +30,14 @@ _WORDS: dict[str, str] = {
 
 
 class Sample(NamedTuple):
-    """Activations of some tokens, (token, width) at each hook point, and how many of the tokens each text has."""
+    """Activations of some tokens, (token, width) at each hook point, and how many of the tokens each text has.
+
+    bos: whether a BOS token stood in front of each text, where that is known.
+    """
 
     rows: Mapping[HookPoint, Float[Tensor, "token _"]]
     lengths: Sequence[int]
+    bos: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def _place(directory: Path, name: str, layer: int, config: Mapping[str, Any], ha
     path = directory / name
     files = (path, directory / CONFIG) if has_config else (path,)
     if not {"feature_input_hook", "feature_output_hook"} <= config.keys():
-        return Place(NAME, path, files, None, None, config.get("model_name"))
+        return Place(NAME, path, files, None, None, config.get("model_name"), transcodes=True)
     hook, _ = hooks.from_transformer_lens(f"blocks.{layer}.{config['feature_input_hook']}")
     target, _ = hooks.from_transformer_lens(f"blocks.{layer}.{config['feature_output_hook']}")
     return Place(NAME, path, files, hook, target, config.get("model_name"))

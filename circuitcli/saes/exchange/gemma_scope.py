@@ -62,7 +62,11 @@ def _first(directory: Path) -> Place:
     elif found is not None and layer is not None:
         hook = HookPoint(int(layer[1]), _SITES[found["part"]])
         target = HookPoint(int(layer[1]), "mlp") if found["part"] == "transcoders" else None
-    return Place(NAME, directory, (directory / FIRST,), hook, target, model)
+    return Place(NAME, directory, (directory / FIRST,), hook, target, model, transcodes=_says_transcoder(directory))
+
+
+def _says_transcoder(directory: Path) -> bool:
+    return any("transcoder" in part for part in directory.parts[-4:])
 
 
 def _second(directory: Path, *, has_config: bool) -> Place:
@@ -79,7 +83,7 @@ def _second(directory: Path, *, has_config: bool) -> Place:
     model = _model(str(config.get("model_name") or _repository(directory) or "gemma-3"))
     files = tuple(directory / name for name in ((SECOND, CONFIG) if has_config else (SECOND,)))
     if entry is None:
-        return Place(NAME, directory, files, None, None, model)
+        return Place(NAME, directory, files, None, None, model, transcodes=_says_transcoder(directory))
     hook = hooks.from_module(entry, model=model)
     target = None if leave in (None, entry) else hooks.from_module(leave, model=model)
     return Place(NAME, directory, files, hook, target, model)

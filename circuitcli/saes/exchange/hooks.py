@@ -60,6 +60,9 @@ _INPUT = {
     "pre_feedforward_layernorm": "resid_mid",
     "mlp": "mlp_in",
 }
+# What SAEs of single heads read, in TransformerLens's words and as the input of a module.
+_OF_HEADS = re.compile(r"hook_(z|q|k|v|result)$|o_proj\.input$")
+OF_HEADS = "it is inside attention, before the output projection mixes the heads"
 _EMBEDDINGS = frozenset({"wte", "embed_in", "embed_tokens"})
 
 
@@ -147,6 +150,11 @@ def _plain(name: str) -> str:
 
 
 def _unknown(name: str) -> InputError:
+    if _OF_HEADS.search(name):
+        return InputError(
+            f"the SAE's hook point '{name}' is none that circuit knows: {OF_HEADS}",
+            hint="name an SAE of attn, which is behind that projection, of mlp or of a residual stream",
+        )
     return InputError(
         f"the SAE's hook point '{name}' is none that circuit knows",
         hint="sites are " + " ".join(dict.fromkeys(("embed", *_IN_BLOCK.values()))),

@@ -37,9 +37,11 @@ def named(text: str, *, hooks: Collection[HookPoint] = ()) -> list[Place]:
     found = [place.changed(_joined(place.changes, changes)) for place in there]
     for place in found:
         if place.hook is None:
+            what = "hook points, what it reads and what it predicts" if place.transcodes else "hook point"
+            example = f"them behind an @, for example {base}@mlp_in.8:mlp.8"
             raise InputError(
-                f"neither the files nor the path of {place.path} tell its hook point",
-                hint=f"say it behind an @, for example {base}@resid.8",
+                f"neither the files nor the path of {place.path} tell its {what}",
+                hint=f"say {example if place.transcodes else f'it behind an @, for example {base}@resid.8'}",
             )
     return found
 

@@ -65,7 +65,8 @@ class Changes:
 class Place:
     """One SAE on disk. hook is None where neither files nor path tell it.
 
-    files: those that decide its codes, weights first; they are digested.
+    files: those that decide its codes, weights first; they are digested. transcodes: it is known to be a transcoder,
+    even where its two hook points are not known.
     """
 
     format: str
@@ -75,6 +76,7 @@ class Place:
     target: HookPoint | None = None
     model: str | None = None
     changes: Changes = Changes()
+    transcodes: bool = False
 
     @property
     def digest(self) -> str:

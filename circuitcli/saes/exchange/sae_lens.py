@@ -103,7 +103,10 @@ def places(directory: Path, names: frozenset[str]) -> list[Place]:
         return []
     config = _config(directory / CONFIG)
     if config.get("hook_head_index") is not None or config.get("reshape_activations", "none") != "none":
-        raise InputError(f"{directory} holds an SAE of single heads or of hook_z, which circuit does not know")
+        raise InputError(
+            f"{directory} holds an SAE of single heads or of hook_z, which circuit does not know: {hooks.OF_HEADS}",
+            hint="name an SAE of attn, which is behind that projection, of mlp or of a residual stream",
+        )
     hook = _hook(config, "hook_name", directory)
     is_transcoder = "transcoder" in config["architecture"]
     target = _hook(config, "hook_name_out", directory).hook if is_transcoder else None

@@ -46,7 +46,7 @@ def places(directory: Path, names: frozenset[str]) -> list[Place]:
     transcodes = bool(config.get("transcode"))
     if not hooks.names_module(directory.name):
         # Copied into a folder of another name.
-        return [Place(NAME, directory, files, None, None, model)]
+        return [Place(NAME, directory, files, None, None, model, transcodes=transcodes)]
     hook = hooks.from_module(directory.name, model=model, takes_input=transcodes)
     target = hooks.from_module(directory.name, model=model) if transcodes else None
     return [Place(NAME, directory, files, hook, target, model)]
