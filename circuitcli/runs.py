@@ -164,9 +164,10 @@ class Run:
         entry = self.stage(name)
         attempt = entry.pop(NEXT, {})
         if entry and not force and not fingerprint.is_of(entry) and not fingerprint.is_of(attempt):
+            or_name = " or --name" if name.startswith(("graph:", "validate:")) else ""
             raise InputError(
                 f"{self.path} already has {name} with other settings: {fingerprint.first_difference(entry)}",
-                hint=f"use --force to replace it, or another --run{' or --name' if name.startswith('graph') else ''}",
+                hint=f"use --force to replace it, or another --run{or_name}",
             )
         is_aside = keeps and entry.get("state") == "finished"
         before = attempt if is_aside else entry

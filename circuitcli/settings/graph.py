@@ -32,7 +32,8 @@ class GraphSettings(Section):
     sites: Sites | None = None
     """Sites of the circuit; by default all that have SAEs."""
     name: str | None = None
-    """Name of the graph; by default circuit (graph-grad) or naive (graph-naive)."""
+    """Name of the graph; by default circuit (graph-grad) or naive (graph-naive), with -2 and so on behind it where
+    that is taken by other settings."""
     positions: Literal["all", "last", "sum"] | None = None
     """Nodes at each position, at the last one only, or summed over positions; by default all (graph-grad) or sum
     (graph-naive)."""
