@@ -56,7 +56,7 @@ class _Entry(_Attempt):
 
 class _Manifest(_Content):
     version: Word = ""
-    model: Word | None = None
+    model: Word = ""
     revision: Word | None = None
     layers: Word = ":"
     n_layers: Count | None = None

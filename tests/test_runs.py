@@ -23,6 +23,7 @@ from circuitcli.runs import Fingerprint, Run
 from circuitcli.settings.render import RenderSettings
 from circuitcli.settings.settings import Settings
 from circuitcli.settings.sources import load
+from circuitcli.stages.naming import GRAPH, chosen_name
 from circuitcli.stages.request import Request, fingerprint, resumable
 
 values = st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.lists(st.integers(), max_size=2)
@@ -318,6 +319,21 @@ def test_finished_work_counts_until_what_replaces_it_is_finished(run: Run, stop:
     assert run.stream().of(NodeRecord) == [other] and run.stage("train")["n"] == 2 and "next" not in run.stage("train")
 
 
+def test_work_that_replaces_a_default_name_is_found_again_by_it(run: Run):
+    def name(k: int, *, force: bool = False) -> str:
+        return chosen_name(run, GRAPH, asked=None, default="circuit", fingerprint=print_of(k=k), force=force)
+
+    resumable(Request(Settings(), Stream(), run), GRAPH.entry(name(1)), print_of(k=1), lambda _: ([NODE], {}))
+    with pytest.raises(KeyboardInterrupt):
+        forced = Request(Settings(), Stream(), run, force=True)
+        resumable(forced, GRAPH.entry(name(2, force=True)), print_of(k=2), interrupted, keeps=True)
+    assert [name(k) for k in (1, 2, 3)] == ["circuit", "circuit", "circuit-2"]
+
+
+def interrupted(resumes: bool) -> tuple[list[Record], dict]:
+    raise KeyboardInterrupt
+
+
 def test_what_is_measured_otherwise_is_measured_again_and_needs_no_force(run: Run):
     request = Request(Settings(), Stream(), run)
     prints = {n: Fingerprint({"k": 1}, {}, {"train.loss_tokens": n}) for n in (5, 6)}
@@ -388,7 +404,7 @@ MANIFEST = {
 }
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_a_manifest_with_any_value_of_a_wrong_kind_is_an_input_error_or_works(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

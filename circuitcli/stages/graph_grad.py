@@ -27,7 +27,7 @@ def run(request: Request) -> list[Record]:
     if settings.method == "atp" and settings.ig_steps != type(settings)().ig_steps:
         logger.warning("attribution patching takes one step, so --steps changes nothing; --method ig takes several")
     task = task_of(request, "graph-grad", name="circuit", positions="all", baseline="mean", foreign=_NAIVE)
-    return resumable(request, task.entry, task.fingerprint(), lambda resumes: _work(task))
+    return resumable(request, task.entry, task.fingerprint(), lambda resumes: _work(task), keeps=True)
 
 
 def _work(task: Task) -> tuple[list[Record], dict[str, Any]]:

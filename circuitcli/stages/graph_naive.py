@@ -30,7 +30,7 @@ def run(request: Request) -> list[Record]:
     task = task_of(request, "graph-naive", name="naive", positions="sum", baseline="zero", foreign=_GRADIENT)
     parse_pins(task.settings.pin)
     return resumable(
-        request, task.entry, task.fingerprint(), lambda resumes: _work(task, resumes), partial=_parts(task)
+        request, task.entry, task.fingerprint(), lambda resumes: _work(task, resumes), partial=_parts(task), keeps=True
     )
 
 

@@ -6,6 +6,7 @@ from itertools import count
 from pathlib import Path
 
 from circuitcli.errors import InputError, SettingsError
+from circuitcli.manifest import NEXT
 from circuitcli.progress import note
 from circuitcli.runs import Fingerprint, Run
 from circuitcli.schema import name_problem
@@ -52,7 +53,8 @@ def chosen_name(
         return name
     names = [*_taken(run, what, default)]
     for name in names:
-        if run.stage(what.entry(name)).get("fingerprint") == fingerprint.digest:
+        entry = run.stage(what.entry(name))
+        if fingerprint.is_of(entry) or fingerprint.is_of(entry.get(NEXT, {})):
             if name != default:
                 note(f"these settings made the {what.word} {name}")
             return name

@@ -31,7 +31,7 @@ def run(request: Request) -> list[Record]:
     Raises SettingsError for what judges a circuit, InputError for pins that are not there or active nowhere.
     """
     plan = _plan(request).named()
-    return resumable(request, plan.entry, plan.fingerprint(), lambda resumes: _work(plan))
+    return resumable(request, plan.entry, plan.fingerprint(), lambda resumes: _work(plan), keeps=True)
 
 
 def _plan(request: Request) -> Plan:

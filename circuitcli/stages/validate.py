@@ -39,7 +39,7 @@ def run(request: Request) -> list[Record]:
         return pins.run(request)
     plan = _plan(request).named()
     return resumable(
-        request, plan.entry, plan.fingerprint(), lambda resumes: _work(plan, resumes), partial=plan.partial
+        request, plan.entry, plan.fingerprint(), lambda resumes: _work(plan, resumes), partial=plan.partial, keeps=True
     )
 
 
