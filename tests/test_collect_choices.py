@@ -26,10 +26,11 @@ from circuitcli.cli.jobs import with_model_of
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models import taps
+from circuitcli.models.loading import load_model
 from circuitcli.runs import Run
-from circuitcli.settings.model import absolute_name
+from circuitcli.settings.model import ModelSettings, absolute_name
 from circuitcli.settings.sources import load
-from circuitcli.stages import collect, storing
+from circuitcli.stages import collect
 
 RESID = HookPoint(2, "resid")
 
@@ -49,10 +50,10 @@ def write(path, *rows):
 
 
 def loud_model(folder, *, norm):
-    """The tests' model with a constant vector of this norm added to the stream."""
+    """The tests' model with a constant vector of this norm that its last MLP adds to the stream."""
     hf = hf_gpt2()
     with torch.no_grad():
-        hf.transformer.wpe.weight.add_(norm * torch.nn.functional.normalize(torch.arange(24.0) - 11, dim=0))
+        hf.transformer.h[2].mlp.c_proj.bias.add_(norm * torch.nn.functional.normalize(torch.arange(24.0) - 11, dim=0))
     hf.save_pretrained(folder)
     hf_tokenizer().save_pretrained(folder)
     return folder
@@ -77,13 +78,14 @@ def test_the_chosen_type_is_the_first_that_holds_range_and_variance(scale, const
     for part in x.split(17):
         spread.add(part)
     assert {name: spread.rounding(name) for name in DTYPES} == pytest.approx(shares, rel=1e-4, abs=1e-15)
-    chosen = suited({HookPoint(0, "attn"): Spread.of(torch.randn(9, 24, generator=generator)), RESID: spread})
+    chosen = suited(RESID, spread)
     fits = {
         name: float(x.abs().max()) * ROOM <= torch.finfo(dtype).max and shares[name] <= MOST_ROUNDING
         for name, dtype in DTYPES.items()
     }
     assert chosen.dtype == next(name for name in ("float16", "bfloat16", "float32") if fits[name])
     assert ("resid.2" in chosen.reason) == (chosen.dtype != "float16")
+    assert chosen.reason.count("; ") == (chosen.dtype == "float32")
 
 
 def test_rows_that_do_not_vary_are_judged_by_their_size():
@@ -92,17 +94,25 @@ def test_rows_that_do_not_vary_are_judged_by_their_size():
 
 
 @pytest.mark.parametrize(("norm", "dtype"), [(0, "float16"), (2000, "float32")])
-def test_the_choice_is_in_records_and_manifest_said_and_exact_enough(tmp_path, caplog, norm, dtype):
+def test_the_choice_of_each_hook_point_is_in_records_manifest_and_files_and_said(tmp_path, caplog, norm, dtype):
     folder = loud_model(tmp_path / "model", norm=norm)
     text = write(tmp_path / "text.jsonl", *texts(40, 30, 50, 20))
     with caplog.at_level(logging.INFO):
         _, *made = collect.run(stage_request(tmp_path / "run", folder, text, tokens=100))
     entry = Run(tmp_path / "run").stage("collect")
-    assert {record.dtype for record in made} == {entry["dtype"]} == {dtype}
-    said = [record.getMessage() for record in caplog.records if "are stored as" in record.getMessage()]
-    assert bool(said) == bool(entry["dtype_reason"]) == (dtype != "float16")
-    cache = ActivationCache(tmp_path / "run" / "activations", [RESID])
-    assert cache.dtype(RESID) == DTYPES[dtype]
+    expected = {"mlp.1": "float16", "resid.1": "float16", "mlp.2": dtype, "resid.2": dtype}
+    assert {record.hook: record.dtype for record in made} == entry["dtype"] == expected
+    said = [record.getMessage() for record in caplog.records if "stored as" in record.getMessage()]
+    assert [line.partition(":")[0] for line in said] == (["mlp.2 resid.2 are stored as float32"] if norm else [])
+    assert set(entry["dtype_reasons"]) == ({"mlp.2", "resid.2"} if norm else set())
+    cache = ActivationCache(tmp_path / "run" / "activations", [HookPoint.parse(hook) for hook in expected])
+    assert [cache.dtype(hook) for hook in cache.hooks] == [DTYPES[name] for name in expected.values()]
+    block = next(cache.blocks(0, cache.n_tokens))
+    own = taps.read(load_model(ModelSettings(name=str(folder))).adapter, torch.tensor([block.ids]), None, cache.hooks)
+    for hook in cache.hooks:
+        rows = own[hook][0, block.positions].detach()
+        stored = cache.rows(hook, block.start_row, block.stop_row)
+        torch.testing.assert_close(stored, rows.to(cache.dtype(hook)).float(), rtol=1e-3, atol=1e-3)
 
 
 def test_a_collection_goes_on_with_the_type_that_it_began_with(tmp_path, model, monkeypatch):
@@ -114,7 +124,7 @@ def test_a_collection_goes_on_with_the_type_that_it_began_with(tmp_path, model, 
         file.unlink()
     Run(tmp_path / "broken").update_stage("collect", state="interrupted")
     # Whatever would be chosen now.
-    monkeypatch.setattr(storing, "type_for", None)
+    monkeypatch.setattr(collect, "types_for", None)
     collect.run(ask("broken"))
     assert stored_bytes(tmp_path / "broken" / "activations") == stored_bytes(tmp_path / "whole" / "activations")
 

@@ -1,6 +1,5 @@
 """Which number type activations are stored in, chosen by the first of them."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -61,11 +60,11 @@ class Spread:
         return self._errors[name] / whole if whole > 0 else 0.0
 
 
-def suited(spreads: Mapping[HookPoint, Spread]) -> NumberType:
-    """The first type of `ORDER` that suits the activations at all hook points, by range and by rounding."""
+def suited(hook: HookPoint, spread: Spread) -> NumberType:
+    """The first type of `ORDER` that suits the activations at a hook point, by range and by rounding."""
     reasons: list[str] = []
     for name in ORDER[:-1]:
-        reason = next((found for hook, spread in spreads.items() if (found := _misfit(hook, spread, name))), None)
+        reason = _misfit(hook, spread, name)
         if reason is None:
             return NumberType(name, "; ".join(reasons))
         reasons.append(reason)

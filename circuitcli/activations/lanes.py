@@ -57,11 +57,11 @@ class Scratch(threading.local):
     """Memory in which each thread works on rows; it is used again, because fresh memory costs more than the work."""
 
     def __init__(self) -> None:
-        self._flat = torch.empty(0)
+        self._flat = torch.empty(0, dtype=torch.uint8)
 
     def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """A tensor with any content, which holds until the next is taken."""
-        n_numbers = torch.Size(shape).numel()
-        if self._flat.numel() < n_numbers or self._flat.dtype != dtype:
-            self._flat = torch.empty(n_numbers, dtype=dtype)
-        return self._flat[:n_numbers].view(shape)
+        n_bytes = torch.Size(shape).numel() * dtype.itemsize
+        if self._flat.numel() < n_bytes:
+            self._flat = torch.empty(n_bytes, dtype=torch.uint8)
+        return self._flat[:n_bytes].view(dtype).view(shape)

@@ -28,7 +28,7 @@ class Passes:
 
     def __init__(self, model: LanguageModel, collection: Collection, disk: DiskQueue, run: Callable[..., None]) -> None:
         self._model, self._disk, self._run = model, disk, run
-        self._dtype = DTYPES[collection.dtype]
+        self._dtypes = {hook: DTYPES[collection.dtype_of(hook)] for hook in collection.hooks}
         self._scratch = Scratch()
         self._is_over = threading.Event()
 
@@ -50,46 +50,50 @@ class Passes:
                 return
             if activation.device.type == "cpu":
                 place = files.rows(hook).place(planned.pieces[0])
-                rows, memory = self._rows(activation, parts, n_bos=batch.n_bos, place=place)
+                dtype = self._dtypes[hook]
+                rows, memory = self._rows(activation, parts, n_bos=batch.n_bos, place=place, dtype=dtype)
                 files.store(hook, rows, planned.pieces, memory=memory, disk=self._disk)
             else:
-                on_device[hook] = batch.stored(activation, self._dtype)
+                on_device[hook] = batch.stored(activation, self._dtypes[hook])
 
         mask = None if batch.attention_mask is None else batch.attention_mask.to(device)
         self._run(batch.input_ids.to(device), mask, see)
         # A copy waits for the device: the whole pass is under way before the first.
         for hook, rows in on_device.items():
-            memory, numbers = self._memory(rows.shape, place=files.rows(hook).place(planned.pieces[0]))
+            place = files.rows(hook).place(planned.pieces[0])
+            memory, numbers = self._memory(rows.shape, place=place, dtype=rows.dtype)
             files.store(hook, StoredRows.of(rows, numbers), planned.pieces, memory=memory, disk=self._disk)
         return sum(block.n_rows for block in planned.blocks)
 
-    def _rows(self, activation: Tensor, parts: Sequence[Part], *, n_bos: int, place: int) -> tuple[StoredRows, Tensor]:
+    def _rows(
+        self, activation: Tensor, parts: Sequence[Part], *, n_bos: int, place: int, dtype: torch.dtype
+    ) -> tuple[StoredRows, Tensor]:
         """The rows to store, as `Batch.stored` gives them, and the memory of the disk's queue that they are in.
 
         Each part is rounded and summed up while it is in the processor's cache: reading all rows again for every step
         takes a tenth longer.
         """
         behind = activation[:, n_bos:]
-        memory, rows = self._memory((parts[-1].rows.stop, activation.shape[-1]), place=place)
+        memory, rows = self._memory((parts[-1].rows.stop, activation.shape[-1]), place=place, dtype=dtype)
         sums = RowSums(*rows.shape, n_times=len(parts))
         for part in parts:
             own, stored = behind[part.blocks], rows[part.rows]
             if part.places is None:
                 stored.view(own.shape).copy_(own)
             else:
-                rounded = self._scratch.take(own.shape, self._dtype).copy_(own).flatten(0, 1)
+                rounded = self._scratch.take(own.shape, dtype).copy_(own).flatten(0, 1)
                 torch.index_select(rounded, 0, part.places, out=stored)
             sums.add(stored)
         return sums.over(rows), memory
 
-    def _memory(self, shape: Sequence[int], *, place: int) -> tuple[Tensor, Tensor]:
+    def _memory(self, shape: Sequence[int], *, place: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Memory of the disk's queue, and a part of it as numbers of this shape, which lies as in the file."""
-        n_bytes = torch.Size(shape).numel() * self._dtype.itemsize
+        n_bytes = torch.Size(shape).numel() * dtype.itemsize
         memory = self._disk.take(n_bytes + ALIGNMENT)
         first = (place - memory.data_ptr()) % ALIGNMENT
-        if first % self._dtype.itemsize:
+        if first % dtype.itemsize:
             first = 0
-        return memory, memory[first : first + n_bytes].view(self._dtype).view(shape)
+        return memory, memory[first : first + n_bytes].view(dtype).view(shape)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ the tokens of the shard before tell: any shard can be made by itself, by any of 
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Literal
@@ -41,6 +41,11 @@ class Collection:
     fingerprint: str = ""
     pack: bool = False
     special_tokens: Literal["keep", "drop"] = "keep"
+    dtypes: Mapping[HookPoint, str] = field(default_factory=dict)
+
+    def dtype_of(self, hook: HookPoint) -> str:
+        """The number type in which a hook point is stored: its own, else that of all."""
+        return self.dtypes.get(hook, self.dtype)
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ class ShardFiles:
                     hook=hook,
                     pieces=self.layout.pieces,
                     d_model=self._d_model,
-                    dtype=self._collection.dtype,
+                    dtype=self._collection.dtype_of(hook),
                     first_row=self.plan.first_row,
                     fingerprint=self._collection.fingerprint,
                 )

@@ -12,7 +12,7 @@ from circuitcli.hookpoints import HookPoint
 from circuitcli.records import Record
 from circuitcli.stages import collect
 from circuitcli.stages.request import Request, changing_nothing, resumable
-from circuitcli.stages.storing import AUTO, LOOKED_AT, USUAL, with_data, with_number_type
+from circuitcli.stages.storing import AUTO, LOOKED_AT, USUAL, number_types, with_data
 
 if TYPE_CHECKING:
     from circuitcli.activations.choosing import NumberType
@@ -106,15 +106,16 @@ def _work(request: Request, folder: Path, digest: str, resumes: bool) -> tuple[l
         model.adapter.check(hook)
         source = _source(contexts, model, hook, special_tokens=request.settings.data.special_tokens)
         _check_model(model, source)
-        request = with_number_type(request, collect.NAME, choose=partial(_suited_type, source), resumes=resumes)
+        choose = partial(_suited_types, source)
+        types = number_types(request, collect.NAME, [hook], choose=choose, resumes=resumes)
         request = with_data(request, block_length=contexts.length)
-        source = source.stored_as(request.settings.data.dtype)
-        collect.check_disk(request, root, n_hooks=1, d_model=contexts.d_in)
+        source = source.stored_as(types[hook])
+        collect.check_disk(request, root, types, d_model=contexts.d_in)
     collect.prepare(request, root, resumes=resumes)
     collect.describe(request, model, layers=str(hook.layer))
-    collection = collect.collection_of(request, root, [hook], digest)
+    collection = collect.collection_of(request, root, types, digest)
     collected = adopt(source, collection)
-    return collect.records_of(request, collected, model), collect.facts_of(request, collected, model)
+    return collect.records_of(collected, types, model), collect.facts_of(request, collected, types, model)
 
 
 def _source(
@@ -135,10 +136,10 @@ def _source(
     )
 
 
-def _suited_type(source: "CachedSource") -> "NumberType":
+def _suited_types(source: "CachedSource") -> "dict[HookPoint, NumberType]":
     from circuitcli.activations.choosing import Spread, suited
 
-    return suited({source.hook: Spread.of(source.first_rows(LOOKED_AT))})
+    return {source.hook: suited(source.hook, Spread.of(source.first_rows(LOOKED_AT)))}
 
 
 def _check_model(model: "LanguageModel", source: "CachedSource") -> None:

@@ -21,15 +21,7 @@ from circuitcli.settings.settings import Settings
 from circuitcli.settings.sources import flatten
 from circuitcli.stages.estimates import BYTES, arithmetic, memory, pass_flops, size, weight_bytes
 from circuitcli.stages.request import Request, changing_nothing, fingerprint, resumable
-from circuitcli.stages.storing import (
-    AUTO,
-    USUAL,
-    first_blocks,
-    type_for,
-    with_block_length,
-    with_data,
-    with_number_type,
-)
+from circuitcli.stages.storing import AUTO, USUAL, first_blocks, number_types, types_for, with_block_length, with_data
 
 if TYPE_CHECKING:
     from circuitcli.activations.blocks import Block, Documents
@@ -103,9 +95,13 @@ def disk_line(request: Request, n_bytes: int) -> str:
 
 
 def disk_bytes(settings: Settings, *, n_hooks: int, d_model: int) -> int:
-    """Bytes that the cache takes on disk."""
+    """Bytes that the cache takes on disk if all hook points have one number type."""
     dtype = USUAL if settings.data.dtype == AUTO else settings.data.dtype
-    return settings.data.tokens * (n_hooks * d_model * BYTES[dtype] + _TOKEN_BYTES)
+    return _disk_bytes(settings, [dtype] * n_hooks, d_model=d_model)
+
+
+def _disk_bytes(settings: Settings, types: Iterable[str], *, d_model: int) -> int:
+    return settings.data.tokens * (d_model * sum(BYTES[dtype] for dtype in types) + _TOKEN_BYTES)
 
 
 def _resolved(request: Request) -> Request:
@@ -159,13 +155,13 @@ def _work(request: Request, digest: str, resumes: bool) -> tuple[list[Record], d
         hooks = _hooks(request.settings, model.adapter)
         request = with_block_length(request, model.adapter)
         begun = [] if resumes else _first_blocks(request, model)
-        choose = partial(_suited_type, request, model, hooks, begun)
-        request = with_number_type(request, NAME, choose=choose, resumes=resumes)
-        check_disk(request, root, n_hooks=len(hooks), d_model=model.adapter.d_model)
+        choose = partial(_suited_types, request, model, hooks, begun)
+        types = number_types(request, NAME, hooks, choose=choose, resumes=resumes)
+        check_disk(request, root, types, d_model=model.adapter.d_model)
     prepare(request, root, resumes=resumes)
     describe(request, model, layers=request.settings.data.layers)
-    collected = collect(model, _documents(request, model), collection_of(request, root, hooks, digest))
-    return records_of(request, collected, model), facts_of(request, collected, model)
+    collected = collect(model, _documents(request, model), collection_of(request, root, types, digest))
+    return records_of(collected, types, model), facts_of(request, collected, types, model)
 
 
 def prepare(request: Request, root: Path, *, resumes: bool) -> None:
@@ -200,10 +196,10 @@ def _first_blocks(request: Request, model: "LanguageModel") -> "list[Block]":
     return found
 
 
-def _suited_type(
+def _suited_types(
     request: Request, model: "LanguageModel", hooks: Sequence[HookPoint], begun: "Sequence[Block]"
-) -> "NumberType":
-    return type_for(model, hooks, begun or _first_blocks(request, model))
+) -> "dict[HookPoint, NumberType]":
+    return types_for(model, hooks, begun or _first_blocks(request, model))
 
 
 def _blocks(request: Request, model: "LanguageModel") -> "Iterator[Block]":
@@ -227,14 +223,16 @@ def _documents(request: Request, model: "LanguageModel") -> "Documents":
     return lambda start: documents(str(data.text), field=data.field, vocabulary=vocabulary, chat=data.chat, start=start)
 
 
-def facts_of(request: Request, collected: "Collected", model: "LanguageModel") -> dict[str, Any]:
+def facts_of(
+    request: Request, collected: "Collected", types: Mapping[HookPoint, str], model: "LanguageModel"
+) -> dict[str, Any]:
     """What the manifest tells of a collection besides its settings: what was chosen where these leave it open."""
     data, bos_id = request.settings.data, model.tokenizer.bos_id
     is_local = data.text is not None and data.text != BUILTIN and not data.text.startswith("hf:")
     return {
         "n_tokens": collected.n_tokens,
         "block_length": data.block_length,
-        "dtype": data.dtype,
+        "dtype": {str(hook): dtype for hook, dtype in types.items()},
         "bos": "one in front of each block, not stored"
         if bos_id is not None
         else "none but that of a text, not stored",
@@ -243,7 +241,7 @@ def facts_of(request: Request, collected: "Collected", model: "LanguageModel") -
     }
 
 
-def records_of(request: Request, collected: "Collected", model: "LanguageModel") -> list[Record]:
+def records_of(collected: "Collected", types: Mapping[HookPoint, str], model: "LanguageModel") -> list[Record]:
     """The record of each hook point."""
     return [
         ActivationsRecord(
@@ -251,7 +249,7 @@ def records_of(request: Request, collected: "Collected", model: "LanguageModel")
             path=f"{FOLDER}/{hook}",
             n_tokens=collected.n_tokens,
             d_model=model.adapter.d_model,
-            dtype=request.settings.data.dtype,
+            dtype=types[hook],
             digest=digest,
             bos=model.tokenizer.bos_id is not None,
         )
@@ -259,7 +257,7 @@ def records_of(request: Request, collected: "Collected", model: "LanguageModel")
     ]
 
 
-def collection_of(request: Request, root: Path, hooks: Sequence[HookPoint], digest: str) -> "Collection":
+def collection_of(request: Request, root: Path, types: Mapping[HookPoint, str], digest: str) -> "Collection":
     """What is to be stored, as the settings say."""
     from circuitcli.activations.plans import Collection
 
@@ -267,11 +265,12 @@ def collection_of(request: Request, root: Path, hooks: Sequence[HookPoint], dige
     assert data.block_length is not None
     return Collection(
         root=root,
-        hooks=tuple(hooks),
+        hooks=tuple(types),
         n_tokens=data.tokens,
         block_length=data.block_length,
         batch_size=data.batch_size,
-        dtype=data.dtype,
+        dtype=USUAL,
+        dtypes=types,
         shard_tokens=data.shard_tokens,
         fingerprint=digest,
         pack=data.pack,
@@ -287,10 +286,10 @@ def _hooks(settings: Settings, adapter: "ModelAdapter") -> list[HookPoint]:
     return hooks
 
 
-def check_disk(request: Request, root: Path, *, n_hooks: int, d_model: int) -> None:
+def check_disk(request: Request, root: Path, types: Mapping[HookPoint, str], *, d_model: int) -> None:
     """Raise InputError if what is still missing cannot fit on the disk."""
     there = sum(file.stat().st_size for file in root.rglob("*.h5"))
-    missing = disk_bytes(request.settings, n_hooks=n_hooks, d_model=d_model) - there
+    missing = _disk_bytes(request.settings, types.values(), d_model=d_model) - there
     free = _free_bytes(request.run.path)
     if missing > free:
         raise InputError(

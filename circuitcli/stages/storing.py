@@ -1,6 +1,6 @@
 """How activations are stored where the settings leave it open: chosen once, then kept for whoever goes on."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +9,7 @@ from circuitcli.errors import SettingsError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.progress import note
 from circuitcli.settings.data import BLOCK_LENGTH
+from circuitcli.stages.estimates import BYTES
 from circuitcli.stages.request import Request
 
 if TYPE_CHECKING:
@@ -48,26 +49,51 @@ def with_block_length(request: Request, adapter: "ModelAdapter") -> Request:
     return request
 
 
-def with_number_type(request: Request, stage: str, *, choose: "Callable[[], NumberType]", resumes: bool) -> Request:
-    """The request with the number type in which to store: as set, else what ``choose`` finds.
+def number_types(
+    request: Request,
+    stage: str,
+    hooks: Sequence[HookPoint],
+    *,
+    choose: "Callable[[], Mapping[HookPoint, NumberType]]",
+    resumes: bool,
+) -> dict[HookPoint, str]:
+    """In what each hook point is stored: as set, else what ``choose`` finds.
 
     What was found is kept in the run's manifest: an unfinished collection goes on with it, whatever is found later. Of
     several processes the main one chooses.
     """
     if request.settings.data.dtype != AUTO:
-        return request
-    kept = request.run.stage(stage).get("dtype") if resumes else None
-    if kept is None and processes.is_main():
+        return dict.fromkeys(hooks, request.settings.data.dtype)
+    kept = _kept(request.run.stage(stage).get("dtype"), hooks) if resumes else {}
+    if not kept and processes.is_main():
         chosen = choose()
-        kept = chosen.dtype
-        request.run.update_stage(stage, dtype=kept, dtype_reason=chosen.reason)
-        if chosen.dtype != USUAL:
-            note(f"activations are stored as {kept}: {chosen.reason}")
-    return with_data(request, dtype=group.share(kept))
+        kept = {str(hook): found.dtype for hook, found in chosen.items()}
+        reasons = {str(hook): found.reason for hook, found in chosen.items() if found.reason}
+        request.run.update_stage(stage, dtype=kept, dtype_reasons=reasons)
+        _tell(kept, reasons)
+    kept = group.share(kept)
+    return {hook: kept[str(hook)] for hook in hooks}
 
 
-def type_for(model: "LanguageModel", hooks: Sequence[HookPoint], blocks: "Iterable[Block]") -> "NumberType":
-    """The number type that suits what the model has at the hook points of some blocks."""
+def _kept(entry: Any, hooks: Sequence[HookPoint]) -> dict[str, str]:
+    """What a manifest says, if it says it of all hook points."""
+    names = [str(hook) for hook in hooks]
+    is_whole = isinstance(entry, dict) and all(entry.get(name) in BYTES for name in names)
+    return {name: entry[name] for name in names} if is_whole else {}
+
+
+def _tell(kept: Mapping[str, str], reasons: Mapping[str, str]) -> None:
+    """Say what is stored in another type than usual, and why of the first of it."""
+    for dtype in dict.fromkeys(kept.values()):
+        names = [name for name, chosen in kept.items() if chosen == dtype]
+        if dtype != USUAL:
+            note(f"{' '.join(names)} {'is' if len(names) == 1 else 'are'} stored as {dtype}: {reasons[names[0]]}")
+
+
+def types_for(
+    model: "LanguageModel", hooks: Sequence[HookPoint], blocks: "Iterable[Block]"
+) -> "dict[HookPoint, NumberType]":
+    """The number types that suit what the model has at the hook points of some blocks."""
     import torch
 
     from circuitcli.activations.blocks import padded
@@ -81,7 +107,7 @@ def type_for(model: "LanguageModel", hooks: Sequence[HookPoint], blocks: "Iterab
             found = read(model.adapter, batch.input_ids.to(model.adapter.device), None, list(hooks))
         for hook, activation in found.items():
             spreads[hook].add(batch.stored(activation, torch.float32).cpu())
-    return suited(spreads)
+    return {hook: suited(hook, spread) for hook, spread in spreads.items()}
 
 
 def first_blocks(blocks: "Iterable[Block]") -> "list[Block]":
