@@ -76,6 +76,8 @@ def adapted(line: str, directory: Path) -> str:
     line = line.replace("configs/", f"{ROOT}/configs/")
     if "--feature" in line:
         line = re.sub(r"resid\.2/\d+", f"resid.2/{live_feature(directory, 'resid.2')}", line)
+    if "--pin 2:" in line:
+        line = line.replace("2:5,", f"2:{live_feature(directory, 'resid.2')},")
     if "--extend" in line:
         line = re.sub(r"mlp\.1:\d+", f"mlp.1:{live_feature(directory, 'mlp.1', 'graph')}", line)
     return line

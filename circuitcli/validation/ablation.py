@@ -12,7 +12,7 @@ from circuitcli.attribution.subject import Subject
 from circuitcli.hookpoints import HookPoint, NodeId
 from circuitcli.models.taps import Callback
 from circuitcli.saes.base import Coded, SparseAutoencoder, strongest
-from circuitcli.saes.splice import Change, splice
+from circuitcli.saes.splice import Change, Edit, splice
 from circuitcli.validation.circuits import kept_nodes
 
 Strongest = Mapping[HookPoint, Float[Tensor, " d_sae"]]
@@ -44,18 +44,12 @@ def without(
     later: SAEs that are only looked at. where: the positions at which nodes may be taken away, of those that carry
     nodes; None for all.
     """
-    gone = kept_nodes(subject, nodes)
-    may = torch.ones(subject.prompt.n_spliced, dtype=torch.bool) if where is None else where
-    keeps = ~may.to(subject.adapter.device)[:, None]
     seen: dict[HookPoint, Coded] = {}
+    ablate = _ablation(subject, nodes, baseline, where=where)
 
     def edit(hook: HookPoint, coded: Coded) -> Change:
         seen[hook] = coded
-        absent = baseline[hook]
-        return Change(
-            (absent.codes - coded.codes).masked_fill(~gone.features[hook] | keeps, 0.0),
-            (absent.error - coded.error).masked_fill(~gone.errors[hook][:, None] | keeps, 0.0),
-        )
+        return ablate(hook, coded)
 
     codes = _Looked(later, subject.prompt.first)
     with torch.no_grad():
@@ -73,6 +67,24 @@ def without(
         before={hook: value for hook, value in sorted(before.items()) if first < hook},
         after={hook: value for hook, value in sorted(after.items()) if first < hook},
     )
+
+
+def _ablation(
+    subject: Subject, nodes: Iterable[NodeId], baseline: Baseline, *, where: Bool[Tensor, " position"] | None
+) -> Edit:
+    """The edit that takes nodes to their baseline, at these positions."""
+    gone = kept_nodes(subject, nodes)
+    may = torch.ones(subject.prompt.n_spliced, dtype=torch.bool) if where is None else where
+    keeps = ~may.to(subject.adapter.device)[:, None]
+
+    def edit(hook: HookPoint, coded: Coded) -> Change:
+        absent = baseline[hook]
+        return Change(
+            (absent.codes - coded.codes).masked_fill(~gone.features[hook] | keeps, 0.0),
+            (absent.error - coded.error).masked_fill(~gone.errors[hook][:, None] | keeps, 0.0),
+        )
+
+    return edit
 
 
 class _Looked:
