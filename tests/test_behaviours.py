@@ -24,12 +24,13 @@ from circuitcli.saes.topk import TopKSae
 from circuitcli.settings.sources import load
 from circuitcli.stages import collect, graph_grad, graph_naive, validate
 from circuitcli.stages.request import Request
+from circuitcli.validation import fit
 
 HOOK = HookPoint(2, "resid")
 SMALL = {
     "model.device": "cpu",
     "data.layers": "2:3",
-    "data.sites": "resid",
+    "data.sites": "resid,mlp",
     "data.tokens": 2500,
     "data.block_length": 100,
     "graph.method": "atp",
@@ -180,3 +181,13 @@ def test_a_foil_goes_with_the_chosen_prompt(ask):
     assert (found.unit, found.foil) == ("logits", "(")
     with pytest.raises(InputError, match="is not one token"):
         graph_grad.run(ask(graph__metric="logit-diff", graph__foil=" two words"))
+
+
+def test_an_sae_that_misfits_is_tried_under_each_other_convention_once(ask, monkeypatch, caplog):
+    tried = []
+    original = fit._quality
+    monkeypatch.setattr(fit, "_quality", lambda sae, *given: tried.append(sae) or original(sae, *given))
+    graph_grad.run(ask())
+    conventions = len(fit._others(tried[0]))
+    assert conventions > 3 and "explains -" in caplog.text
+    assert len(tried) == 1 + conventions + 1, "as it is, under each convention, and at the other collected hook point"

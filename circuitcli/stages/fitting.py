@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING
 
 from circuitcli.hookpoints import HookPoint
@@ -44,7 +43,7 @@ def warn_of_misfits(
     Judged by the run's cached activations if it has them at the SAE's hook points, else by a prompt's clean run from
     position ``first`` on, else not at all.
     """
-    from circuitcli.validation.fit import fit, n_tokens
+    from circuitcli.validation.fit import judge, n_tokens, otherwise
 
     foreign = [hook for hook in loaded if not sources[hook].is_own]
     for hook in track(foreign, "fit of SAEs", unit="SAEs") if foreign else ():
@@ -54,18 +53,12 @@ def warn_of_misfits(
         found = from_cache or _of_prompt(clean, ends, first=first)
         if found is None or found.rows[sae.hook].shape[1] != sae.d_in:
             continue
+        x, lengths = found.rows[sae.hook], found.lengths
         target = found.rows[sae.target] if sae.is_transcoder else None
-        tried = partial(
-            fit,
-            sae,
-            found.rows[sae.hook],
-            target=target,
-            lengths=found.lengths,
-            recorded=number(about, RECORDED),
-        )
-        made = tried()
-        if made.is_bad and (others := elsewhere(request, ends, n_tokens=count)):
-            made = tried(elsewhere=others)
+        made = judge(sae, x, target=target, lengths=lengths, recorded=number(about, RECORDED))
+        if made.is_bad:
+            others = elsewhere(request, ends, n_tokens=count)
+            made = otherwise(made, sae, x, target=target, elsewhere=others, lengths=lengths)
         if made.is_bad:
             had = model.tokenizer.bos_id is not None if found.bos is None else found.bos
             cause = other_bos(about, had, is_cached=from_cache is not None) if not made.better else ""

@@ -97,20 +97,46 @@ def fit(
     target: what a transcoder is to predict. elsewhere: activations of the same tokens at other hook points, by name.
     lengths: tokens of each text, all of one if not given, for an SAE that reads context.
     """
-    sizes = list(lengths or [len(x)]) if sae.reads_context else BATCH
-    quality = _quality(sae, x, target, sizes)
-    found = Fit(quality, _radius(sae, x), recorded)
-    if not found.is_bad:
-        return found
+    found = judge(sae, x, target=target, lengths=lengths, recorded=recorded)
+    return otherwise(found, sae, x, target=target, elsewhere=elsewhere, lengths=lengths) if found.is_bad else found
+
+
+def otherwise(
+    found: Fit,
+    sae: SparseAutoencoder,
+    x: Float[Tensor, "token d_in"],
+    *,
+    target: Float[Tensor, "token d_out"] | None = None,
+    elsewhere: Mapping[str, Float[Tensor, "token _"]] | None = None,
+    lengths: Sequence[int] | None = None,
+) -> Fit:
+    """What was found, with how the SAE would fit better; it takes ten times as long as to judge it."""
+    sizes = _sizes(sae, x, lengths)
     explained: dict[str, float | None] = {
         words: _quality(other, x, target, sizes).explained_variance for words, other in _others(sae).items()
     }
     for name, activations in (elsewhere or {}).items():
         if not sae.is_transcoder and activations.shape[1] == sae.d_in:
             explained[f"at {name} instead"] = _quality(sae, activations, None, sizes).explained_variance
-    least = (quality.explained_variance or 0) + CLEARLY_BETTER
+    least = (found.quality.explained_variance or 0) + CLEARLY_BETTER
     better = {name: value for name, value in explained.items() if value is not None and value > max(least, 0)}
     return replace(found, better=dict(sorted(better.items(), key=lambda item: -item[1])))
+
+
+def judge(
+    sae: SparseAutoencoder,
+    x: Float[Tensor, "token d_in"],
+    *,
+    target: Float[Tensor, "token d_out"] | None = None,
+    lengths: Sequence[int] | None = None,
+    recorded: float | None = None,
+) -> Fit:
+    """As `fit`, without how it would fit otherwise."""
+    return Fit(_quality(sae, x, target, _sizes(sae, x, lengths)), _radius(sae, x), recorded)
+
+
+def _sizes(sae: SparseAutoencoder, x: Tensor, lengths: Sequence[int] | None) -> int | list[int]:
+    return list(lengths or [len(x)]) if sae.reads_context else BATCH
 
 
 def _radius(sae: SparseAutoencoder, x: Tensor) -> float:
