@@ -58,6 +58,9 @@ steps=(
 )
 
 step_versions() {
+    if command -v nvidia-smi >/dev/null; then
+        nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm --format=csv,noheader || true
+    fi
     "$python" - "$device" <<'PYTHON'
 import importlib.metadata, platform, sys
 import torch
