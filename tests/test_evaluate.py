@@ -227,3 +227,32 @@ def test_naming_saes_without_asking_to_measure_them_is_an_error(
     monkeypatch.chdir(tmp_path)
     assert app.run(["train", "--run", str(run_path), "--sae", "somewhere"]) == 2
     assert "--eval" in capsys.readouterr().err
+
+
+def test_measuring_again_that_is_killed_keeps_what_was_measured(
+    run_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fewer = {"train__eval_tokens": 100, "train__loss_tokens": 0}
+    first = evaluate.run(request(run_path, train__loss_tokens=0))
+    facts, seen = HeldOut.facts, []
+
+    def dying(self, sae):
+        seen.append(str(sae.hook))
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return facts(self, sae)
+
+    monkeypatch.setattr(HeldOut, "facts", dying)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.run(request(run_path, **fewer))
+    assert Run(run_path).stream().of(EvaluationRecord) == first
+    (kept,) = (run_path / "reports" / "evaluate.partial").iterdir()
+    whole = kept.read_bytes()
+    for damaged in (b"[" * 50_000, b"\xff", b'{"hook": 3}'):
+        kept.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"damaged|UTF-8|nested"):
+            evaluate.run(request(run_path, **fewer))
+    kept.write_bytes(whole)
+    made = evaluate.run(request(run_path, **fewer))
+    assert [record.n_eval_tokens for record in made] == [100, 100, 100]
+    assert seen.count(str(kept.stem)) == 1 and not kept.parent.exists()

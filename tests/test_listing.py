@@ -108,3 +108,9 @@ def test_the_command_prints_records_and_needs_no_torch(run: Run, monkeypatch: py
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == [
         json.loads(records.to_line(record)) for record in listing(run)
     ]
+
+
+@pytest.mark.parametrize("words", [["--tokens", "100"], ["--text", "x.txt"], ["--model", "gpt2"], ["--device", "cpu"]])
+def test_options_for_looking_at_saes_need_one(run: Run, words: list[str], capsys) -> None:
+    assert command(["inspect", "--run", str(run.path), *words]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {words[0]} is for looking at SAEs")

@@ -56,6 +56,13 @@ def _render(call: "Call") -> None:
 def _inspect(call: "Call") -> None:
     if call.extras["sae"] is not None:
         reachable(call.extras["sae"])
+        return
+    measuring = ("inspect.tokens", "data.text", "model.name", "model.revision", "model.device", "model.dtype")
+    if given := [name for name in measuring if call.loaded.origins.get(name) == "flag"]:
+        raise SettingsError(
+            f"--{given[0].rpartition('.')[2].replace('name', 'model')} is for looking at SAEs, and none is named",
+            hint="name them, for example `circuit inspect runs/gpt2`; without an SAE the run is listed",
+        )
 
 
 def _export(call: "Call") -> None:

@@ -9,9 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from circuitcli import __version__, group, processes, progress
+from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.manifest import NEXT
+from circuitcli.reading import read_object
 from circuitcli.records import ActivationsRecord, EvaluationRecord, Record
 from circuitcli.runs import atomic
 from circuitcli.stages.inputs import activation_digests, activation_records, open_cache
@@ -26,6 +30,7 @@ from circuitcli.training.plan import n_held_out
 NAME = "train --eval"
 REPORTS = Path("reports")
 FORMAT = 1
+_AGAIN = "measure again: `circuit train --eval --force`"
 # What training alone can tell of an SAE.
 _KEPT = ("dead", "dead_tokens", "trained_tokens", "kept_tokens")
 
@@ -100,7 +105,7 @@ def _work(
             group.check()
             _write(_entry(partial, hook), _measured(request, held_out, {hook: sources[hook]}))
     group.barrier()
-    measured = [json.loads(_entry(partial, hook).read_text(encoding="utf-8")) for hook in sources]
+    measured = [read_object(_entry(partial, hook), hint=_AGAIN) for hook in sources]
     report = _report(request)
     group.barrier()
     if processes.is_main():
@@ -146,7 +151,11 @@ def _measured(request: Request, held_out: HeldOut, source: Mapping[HookPoint, Sa
 def _record(entry: Mapping[str, Any], report: Path) -> EvaluationRecord:
     """The numbers that fit on a line."""
     flat = {name: value for name, value in entry.items() if not isinstance(value, dict)}
-    return EvaluationRecord(report=report.as_posix(), **flat)
+    try:
+        return EvaluationRecord.model_validate({"report": report.as_posix(), **flat})
+    except ValidationError as error:
+        place = ".".join(map(str, error.errors()[0]["loc"]))
+        raise InputError(f"what was measured before a kill is damaged: {place}", hint=_AGAIN) from None
 
 
 def _named(request: Request, name: str) -> str:
