@@ -5,6 +5,7 @@ are never renamed; a kind that nobody knows passes through.
 """
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Annotated, Any, ClassVar, TextIO, TypeVar
@@ -331,6 +332,8 @@ KINDS: dict[str, type[Record]] = {
 }
 
 R = TypeVar("R", bound=Record)
+# Controls past ASCII, and what changes the direction of the text around it; JSON escapes all other controls.
+_STEERING = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 class Stream:
@@ -401,7 +404,13 @@ def read_file(path: Path, *, hint: str = "") -> Stream:
 def to_line(record: Record) -> str:
     """One JSON object on one line, ``kind`` first, without fields that are not set."""
     content: dict[str, Any] = record.model_dump(mode="json", exclude_none=not isinstance(record, UnknownRecord))
-    return json.dumps({"kind": content.pop("kind"), **content}, ensure_ascii=False, allow_nan=False)
+    return json_text({"kind": content.pop("kind"), **content})
+
+
+def json_text(content: Any) -> str:
+    """One line of JSON, in which what could steer the terminal that it may come to is escaped."""
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False)
+    return text if text.isprintable() else _STEERING.sub(lambda found: json.dumps(found[0])[1:-1], text)
 
 
 def write(records: Iterable[Record], stream: TextIO | IO[str]) -> None:

@@ -2,7 +2,9 @@
 
 import json
 import logging
+import re
 import sys
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,15 +12,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import circuitcli
 from circuitcli.cli import feature_view, inspection_view
 from circuitcli.cli.bars import Bars
 from circuitcli.cli.console import Printer, Rows, console, json_printable, listen
-from circuitcli.records import InspectionRecord, ReleaseRecord
+from circuitcli.records import InspectionRecord, ReleaseRecord, json_text
 from circuitcli.settings.sources import load, to_toml
 
 # A title for the window, a colour in eight bits, a bell, text that runs backwards, a carriage return, and markup.
 EVIL = "\x1b]0;owned\x07\x9b31m\u202e\rx[red]y[/red][link=file:///etc]z[/link]:smile:\\[b]"
 STEERING = ("\x1b]", "\x07", "\x9b", "\u202e", "\rx", "\x1b[31m")
+# Embeddings, overrides and isolates.
+DIRECTIONS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 RECORD = {"hook": EVIL, "architecture": EVIL, "d_in": 2, "d_sae": 3, "format": EVIL, "path": EVIL, "digest": EVIL}
 FEATURE = {
     "id": EVIL,
@@ -114,3 +119,18 @@ def test_a_message_without_end_is_cut_in_its_middle(capsys: pytest.CaptureFixtur
     console.error("begins " + "x" * 10**6 + " ends")
     shown = capsys.readouterr().err
     assert len(shown) < 1100 and "begins" in shown and shown.endswith("ends\n")
+
+
+@given(st.text(), st.text(st.characters(min_codepoint=0x7F, max_codepoint=0x2070)))
+def test_records_hold_no_code_that_steers_a_terminal_and_mean_the_same(before: str, text: str):
+    content = {"kind": "x", "text": before + text}
+    line = json_text(content)
+    assert json.loads(line) == content
+    assert not any(unicodedata.category(character) == "Cc" for character in line)
+    assert not any(unicodedata.bidirectional(character) in DIRECTIONS for character in line)
+
+
+def test_nothing_but_the_terminal_makes_a_rich_console():
+    sources = Path(circuitcli.__file__).parent.rglob("*.py")
+    made = [path.name for path in sources if re.search(r"\bConsole\(|\(Console\)|\brich\.print\b", path.read_text())]
+    assert made == ["terminal.py"]

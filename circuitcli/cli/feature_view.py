@@ -1,10 +1,10 @@
 """One feature as people read it in a terminal: contexts shaded by activation, quantiles, promoted tokens."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from circuitcli.cli.console import console, printable
+from circuitcli.records import json_text
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -16,7 +16,7 @@ SHADE = (255, 140, 0)
 def show_features(features: Iterable[Mapping[str, Any]]) -> None:
     """Print features for people, or as JSON lines where stdout is no terminal."""
     if console.prints_records:
-        return console.records(json.dumps(feature, ensure_ascii=False) for feature in features)
+        return console.records(map(json_text, features))
     for feature in features:
         console.view(feature_text(feature, marks=console.is_plain))
 

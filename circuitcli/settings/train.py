@@ -56,7 +56,7 @@ class TrainSettings(Section):
     log: Annotated[tuple[Tracker, ...], Split] = ()
     """Where metrics go besides metrics.jsonl; several with commas. Each needs its package: pip install
     '.[wandb]' in the folder of this source."""
-    eval_tokens: int = Field(16_384, ge=1, le=MOST_TOKENS)
+    eval_tokens: int = Field(16_384, ge=2, le=MOST_TOKENS)
     """Held-out tokens on which the finished SAEs are measured."""
     loss_tokens: int = Field(4096, ge=0, le=MOST_TOKENS)
     """How many of these the model reads, to measure its loss with each SAE; 0 for none."""

@@ -32,7 +32,7 @@ class ValidationSettings(Section):
     """Exit with 5 if faithfulness is below this."""
     samples: int = Field(100, ge=0, le=10_000)
     """Random circuits to compare with, of as many nodes at the same hook points and positions."""
-    bootstrap: int = Field(1000, ge=0, le=1_000_000)
+    bootstrap: int = Field(1000, ge=0, le=100_000)
     """Resamples of the prompts for the confidence interval."""
     top: int = Field(10, ge=1, le=10_000)
     """Tokens and features listed with the largest changes."""
