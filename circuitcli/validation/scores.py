@@ -161,7 +161,8 @@ def _batches(count: int, size: int) -> Iterator[tuple[int, int]]:
 def kept_metric(case: Case, circuits: Iterable[Kept], batch_size: int, keep: Keeper, step: str) -> list[float]:
     """The metric of a prompt with only each circuit's nodes, kept under the name of the step."""
     return keep(
-        step, lambda: circuit_metric(case.subject, case.baseline, circuits, batch_size=batch_size).double().tolist()
+        step,
+        lambda: circuit_metric(case.subject, case.baseline, circuits, batch_size=batch_size).cpu().double().tolist(),
     )
 
 
