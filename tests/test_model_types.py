@@ -23,6 +23,7 @@ from circuitcli.models.taps import attached, leaf, read, tapped
 REFUSED = {
     "opt-350m": "its unembedding reads 10 numbers",
     "gemma3n_text": "no residual stream but 4 x",
+    "modernbert-decoder": "miss its logits",
     "mamba": "none of its blocks has attention",
 }
 SUM, NO_ATTENTION = "misses resid by", "has no attention but"
@@ -32,6 +33,16 @@ WITHOUT: dict[str, dict[tuple[int, ...], dict[str, str]]] = {
     "opt-after": {(0, 1): {"mlp": SUM}},
     "bloom-after": {(0, 1): {"attn": SUM, "mlp": SUM, "resid_mid": "moved by"}},
     "minimax": {(0, 1): {"attn": SUM, "mlp": SUM, "resid_mid": "moved by"}},
+    "openai-gpt": {(0, 1): {"mlp": SUM}},
+    # The last block adds a bias behind attention.
+    "gpt_neox_japanese": {(1,): {"attn": SUM, "mlp": SUM, "resid_mid": "nothing in the block reads"}},
+    # One part in each block.
+    "nemotron_h": {
+        (0,): {"attn": NO_ATTENTION, "attn_in": NO_ATTENTION},
+        (2,): {"attn": "no attention", "attn_in": "no attention"},
+        (0, 1, 3): {"mlp": "no MLP", "mlp_in": "no MLP"},
+        (0, 1, 2, 3): {"resid_mid": "no two parts"},
+    },
     # They multiply the stream itself.
     "doge": {(0, 1): {"attn": SUM, "mlp": SUM, "resid_mid": "moved by"}},
     # Something is added beside attention and MLP.
@@ -60,7 +71,7 @@ FIRST_WEIGHTS = {
     *("input_linear", "w1", "gate_and_up_proj"),
 }
 # Their outline names other modules than the check finds.
-UNKNOWN_OUTLINES = {"opt-after", "dbrx", "zamba"}
+UNKNOWN_OUTLINES = {"openai-gpt", "opt-after", "dbrx", "zamba"}
 WORKING = sorted(set(CONFIGURATIONS) - set(REFUSED))
 
 

@@ -73,6 +73,29 @@ CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "gpt_neox": ("GPTNeoXConfig", PLAIN),
     "gpt_neox-sequential": ("GPTNeoXConfig", PLAIN | dict(use_parallel_residual=False)),
+    "gpt_neox_japanese": ("GPTNeoXJapaneseConfig", PLAIN | dict(intermediate_multiple_size=2)),
+    "openai-gpt": ("OpenAIGPTConfig", GPT),
+    "modernbert-decoder": (
+        "ModernBertDecoderConfig",
+        PLAIN | dict(layer_types=["sliding_attention", "full_attention"], local_attention=6),
+    ),
+    "nemotron_h": (
+        "NemotronHConfig",
+        LLAMA
+        | dict(
+            layers_block_type=["mamba", "attention", "moe", "attention"],
+            mamba_num_heads=4,
+            mamba_head_dim=6,
+            ssm_state_size=4,
+            n_groups=2,
+            chunk_size=4,
+            head_dim=6,
+            n_routed_experts=3,
+            num_experts_per_tok=2,
+            moe_intermediate_size=10,
+            moe_shared_expert_intermediate_size=8,
+        ),
+    ),
     "gptj": ("GPTJConfig", GPT | dict(rotary_dim=4)),
     "gpt_bigcode": ("GPTBigCodeConfig", GPT),
     "codegen": ("CodeGenConfig", GPT | dict(n_head=4, rotary_dim=4)),
@@ -349,7 +372,7 @@ CONFIGURATIONS |= MULTIMODAL
 
 
 # Their own code casts to float32 or overflows in float64.
-SINGLE = frozenset({"xglm"})
+SINGLE = frozenset({"xglm", "nemotron_h"})
 
 
 def zoo_model(name: str, *, dtype: torch.dtype = torch.float64, seed: int = 0, **changes: Any) -> PreTrainedModel:

@@ -84,7 +84,9 @@ class _Check:
         self._streams: list[tuple[Tensor, Tensor]] = []
 
     def judge(self, layer: int, view: BlockView) -> None:
-        """Take a block's view. Raises InputError if something is done to the stream before it."""
+        """Take a block's view. Raises InputError out of its turn, or if something is done to the stream before it."""
+        if layer != len(self._verdicts):
+            raise _refused(self._adapter, "its blocks do not run once each, one after the other")
         rows = list(OWN_WAY)
         if view.left is not None and view.arrived is not None:
             left = view.left[rows]

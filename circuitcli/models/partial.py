@@ -14,7 +14,7 @@ from torch import Tensor
 
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.adapter import ModelAdapter
-from circuitcli.models.taps import Callback, block_arguments, keep, read, tapped
+from circuitcli.models.taps import Callback, block_arguments, first_of, keep, read, tapped
 
 
 @dataclass(frozen=True)
@@ -120,12 +120,13 @@ def run_blocks(
     stop: int | None = None,
 ) -> Float[Tensor, "batch position d_model"]:
     """The residual after blocks start .. stop - 1, from the residual before block ``start``."""
+    # Copies of one text share their memory, and some families reshape what enters a block.
+    residual = residual.contiguous()
     for layer in range(start, adapter.n_layers if stop is None else stop):
         args, kwargs = clean.arguments[layer]
         if clean.input_ids.shape[0] == 1 and residual.shape[0] > 1:
             args, kwargs = expanded((args, kwargs), rows=residual.shape[0], axes=adapter.findings.axes_of(layer))
-        output = adapter.blocks[layer](residual, *args, **kwargs)
-        residual = output[0] if isinstance(output, tuple) else output
+        residual = first_of(adapter.blocks[layer](residual, *args, **kwargs))
     return residual.to(adapter.device)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from circuitcli.models.adapter import ModelAdapter
 from circuitcli.models.layout import Layout, text_config
-from circuitcli.models.taps import given
+from circuitcli.models.taps import first_of, given
 
 # A multiplier within this of one that the configuration or the block has is that one; the more the number type rounds,
 # the less exactly it is found.
@@ -166,7 +166,7 @@ class _Watch:
         """A forward hook of a part of a block; one that several blocks have counts for that under way."""
         if layer not in self._now:
             return
-        seen, output = self._now[layer], output[0] if isinstance(output, tuple) else output
+        seen, output = self._now[layer], first_of(output)
         # Copies, since the model may change them in place.
         if isinstance(output, Tensor) and output.numel() == seen.entering.numel():
             seen.outputs[name] = output.clone()
@@ -176,8 +176,9 @@ class _Watch:
 
     def over(self, layer: int, module: nn.Module, args: Any, output: Any) -> None:
         """A forward hook of a block."""
-        if layer in self._now:
-            self._end(layer, self._now.pop(layer), output[0] if isinstance(output, tuple) else output)
+        seen, leaving = self._now.pop(layer, None), first_of(output)
+        if seen is not None and isinstance(leaving, Tensor) and leaving.shape == seen.entering.shape:
+            self._end(layer, seen, leaving)
 
 
 @contextmanager

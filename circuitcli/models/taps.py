@@ -91,8 +91,8 @@ class _Tap:
 
     def on_output(self, module: nn.Module, args: Any, output: Any) -> Any:
         """A forward hook."""
-        changed = self._passed(output[0] if isinstance(output, tuple) else output)
-        return (changed, *output[1:]) if isinstance(output, tuple) and changed is not None else changed
+        changed = self._passed(first_of(output))
+        return changed if changed is None or isinstance(output, Tensor) else type(output)((changed, *output[1:]))
 
     def on_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A forward pre-hook."""
@@ -124,6 +124,11 @@ def _residual_name(kwargs: Mapping[str, Any]) -> str | None:
     if "hidden_states" in kwargs:
         return "hidden_states"
     return next((name for name, value in kwargs.items() if isinstance(value, Tensor)), None)
+
+
+def first_of(output: Any) -> Any:
+    """What a module gives as the activation, which some give together with other things."""
+    return output[0] if isinstance(output, tuple | list) else output
 
 
 def given(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:

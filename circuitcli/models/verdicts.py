@@ -49,9 +49,9 @@ def verdict(view: BlockView, tolerance: Tolerance) -> Verdict:
     has_attention, has_mlp = "attn" in view.sites, "mlp" in view.sites
     is_parallel = has_attention and has_mlp and not block.moves("mlp_in", ATTN)
     wrong: dict[str, str | None] = {}
-    if has_attention and has_mlp and not is_parallel:
-        wrong["resid_mid"] = block.wrong_middle()
     sums = block.wrong_sum(CLEAN, FREE)
+    if has_attention and has_mlp and not is_parallel:
+        wrong["resid_mid"] = block.wrong_middle() or (sums and block.unread_middle())
     if has_attention:
         in_the_middle = has_mlp and not is_parallel and wrong["resid_mid"] is None
         wrong["attn"] = None if in_the_middle else sums or block.wrong_sum(ATTN)
@@ -118,6 +118,10 @@ class _Block:
         if missed <= self._tolerance.relative:
             return None
         return f"the MLP reads something else than resid_pre + attn: it moved by {percent(missed)} while they stayed"
+
+    def unread_middle(self) -> str | None:
+        """resid_pre + attn, without which the sum is not understood, is what a norm or the MLP takes."""
+        return None if self._reads.get("resid_mid", False) else "nothing in the block reads exactly resid_pre + attn"
 
     def wrong_input(self, site: str, gives: str, row: int) -> str | None:
         """What a part gives depends on this site alone, and does depend on it; and its weights read it as it is."""

@@ -62,10 +62,11 @@ def layouts(model: PreTrainedModel) -> tuple[Layout, ...]:
 def blocks_path(model: PreTrainedModel) -> str:
     """Where the list of decoder blocks is. Raises InputError if there is none, or an empty one."""
     n_layers = getattr(text_config(model), "num_hidden_layers", -1)
-    decoder = model.get_decoder() or model
+    # Inside the decoder first, as other parts may have as many layers; some call their unembedding that.
     lists = [
         module
-        for _, module in sorted(decoder.named_modules(), key=lambda named: named[0].count("."))
+        for part in (model.get_decoder() or model, model)
+        for _, module in sorted(part.named_modules(), key=lambda named: named[0].count("."))
         if isinstance(module, nn.ModuleList) and len(module) == n_layers
     ]
     if not lists or n_layers < 1:
@@ -95,9 +96,10 @@ def _block_layout(model: PreTrainedModel, whole: Layout, block: nn.Module, uses:
     }
     attention = _part(own, ATTENTION, "attention")
     mixer = None if attention is not None else _part(own, MIXERS, "mixer")
-    mixing = attention or mixer
     mlp = _part(own, MLP, "mlp", "feedforward", "moe")
-    mlp_out = mlp
+    # Nemotron-H calls the one part of every block a mixer.
+    mixer = None if mixer == mlp else mixer
+    mixing, mlp_out = attention or mixer, mlp
     if mlp is None and all(hasattr(block, name) for name in PROJECTIONS):
         mlp, mlp_out = PROJECTIONS
     scale = next((float(getattr(block, name)) for name in MULTIPLIERS if hasattr(block, name)), 1.0)
@@ -133,9 +135,9 @@ def _with_norms(guess: Layout, block: nn.Module, config: Any) -> Layout:
     before.sort(key=lambda name: name != "input_layernorm")
     return replace(
         guess,
-        attn_norm=before[0] if before else None,
-        mlp_norm=before[min(1, len(before) - 1)] if before else None,
-        is_parallel=_is_parallel(config, len(norms)),
+        attn_norm=before[0] if before and guess.attention else None,
+        mlp_norm=before[min(1, len(before) - 1)] if before and guess.feed_forward else None,
+        is_parallel=bool(guess.attention and guess.feed_forward) and _is_parallel(config, len(norms)),
     )
 
 
