@@ -191,3 +191,12 @@ def test_an_sae_that_misfits_is_tried_under_each_other_convention_once(ask, monk
     conventions = len(fit._others(tried[0]))
     assert conventions > 3 and "explains -" in caplog.text
     assert len(tried) == 1 + conventions + 1, "as it is, under each convention, and at the other collected hook point"
+
+
+def test_resampling_needs_collected_text_and_no_activations_of_the_spliced_hook_points(ask, tmp_path):
+    files.save(TopKSae(SaeConfig(HookPoint(1, "resid"), 128, 30), k=3), tmp_path / "other")
+    other = {"sae_path": str(tmp_path / "other"), "graph__prompt": "import os"}
+    head = graphs.from_records(Stream(graph_grad.run(ask(graph__baseline="resample", **other))))[-1].head
+    assert len(head.baseline_ids) == head.n_positions and set(head.saes) == {"resid.1"}
+    with pytest.raises(InputError, match=r"the mean baseline needs cached activations of resid\.1"):
+        graph_grad.run(ask(graph__baseline="mean", **other))

@@ -380,6 +380,7 @@ def test_prompts_from_a_file_give_an_interval(ask, tmp_path):
         (graph_naive, {"graph__positions": "last", "graph__pin": "1:0"}, InputError, "is silent at the last position"),
         (graph_grad, {"graph__metric": "kl", "graph__method": "atp"}, SettingsError, "no gradient at the clean run"),
         (graph_grad, {"graph__layers": "7:9"}, SettingsError, "reaches past the model"),
+        (graph_grad, {"graph__layers": "1:999999999999999"}, SettingsError, "reaches past the model"),
         (graph_grad, {"graph__layers": "3:4"}, InputError, "no SAE at layers 3:4"),
         (graph_grad, {"graph__name": "../x"}, SettingsError, "cannot be the name"),
         (graph_grad, {"graph__extend": "missing.jsonl"}, InputError, "cannot read missing.jsonl"),

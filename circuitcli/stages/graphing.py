@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Of a slice of layers that is read without the model; no release has more.
+_MOST_LAYERS = 1024
+
 # Where the model runs and how many rows at once changes rounding only; the file to extend is an input.
 _NO_MATTER = (*PLACEMENT, "graph.batch_size", "graph.extend", "graph.name")
 
@@ -114,7 +117,8 @@ def _named_layers(settings: GraphSettings) -> set[int]:
     """Layers at which SAEs of a whole release are wanted: those of pins, and of a slice that no model is needed for."""
     named = parse_slice(settings.layers or "0:0")
     start, stop = named.start or 0, named.stop
-    sliced = range(start, stop, named.step or 1) if stop is not None and min(start, stop) >= 0 else ()
+    is_plain = stop is not None and min(start, stop) >= 0
+    sliced = range(start, min(stop, _MOST_LAYERS), named.step or 1) if is_plain else ()
     return {*sliced, *(hook.layer for hook in parse_pins(settings.pin))}
 
 
@@ -216,10 +220,13 @@ def take_baseline(
 
 
 def draw_row(request: Request, subject: "Subject") -> list[int]:
-    """Token ids of cached text that `resample` goes to. Raises InputError without a cache or text of that length."""
+    """Token ids of cached text that `resample` goes to, whichever hook points it was collected at.
+
+    Raises InputError without a cache or text of that length.
+    """
     from circuitcli.attribution.baselines import drawn_row
 
-    cache = open_cache(request, subject.hooks, purpose="the resample baseline")
+    cache = open_cache(request, (), purpose="the resample baseline")
     return drawn_row(cache, n_positions=subject.prompt.ids.shape[1], seed=request.settings.seed)
 
 
