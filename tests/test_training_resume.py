@@ -20,6 +20,7 @@ from training_fakes import planted, trainer
 from circuitcli import progress
 from circuitcli.errors import CircuitError, InputError
 from circuitcli.hookpoints import HookPoint
+from circuitcli.stages.unfinished import Unfinished
 from circuitcli.training import trainer as trainer_module
 from circuitcli.training.checkpoint import Checkpoints
 from circuitcli.training.log import MetricsLog
@@ -299,7 +300,7 @@ def test_a_kill_at_any_step_of_saving_and_removing_checkpoints_leaves_one_to_go_
         with monkeypatch.context() as patched:
             broken_at(patched, n)
             try:
-                made.checkpoints.remove()
+                Unfinished(tmp_path, Path(), "test", {}, is_aside=False).remove()
             except Killed:
                 assert Checkpoints(made.checkpoints.directory, "test").step() in (0, step)
                 assert made.checkpoints.load(made.learners) in (0, step)

@@ -119,12 +119,6 @@ class Checkpoints:
         is_whole = all((folder / file).is_file() for file in state.files) and any(folder.rglob("*.safetensors"))
         return state if is_whole else None
 
-    def remove(self) -> None:
-        """Remove all checkpoints, of whatever run, and what else lies beside them."""
-        for path in self.directory.glob("step-*"):
-            _remove(path)
-        shutil.rmtree(self.directory, ignore_errors=True)
-
 
 class _State(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
