@@ -12,6 +12,7 @@ from zoo import zoo_model
 from circuitcli.activations.cache import ActivationCache
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.hookpoints import HookPoint
+from circuitcli.models import checking
 from circuitcli.models.loading import load_model, load_outline
 from circuitcli.records import EdgeRecord, NodeRecord, Stream
 from circuitcli.runs import Run
@@ -83,6 +84,18 @@ def test_sites_that_a_model_has_not_right_are_refused_at_collect_with_those_that
     assert not (run.path / "activations").exists()
     made = collect.run(request(run, model, data__text=str(text), data__sites="resid"))
     assert len(made) == 2
+
+
+def test_a_site_that_some_blocks_have_is_refused_with_their_numbers():
+    adapter = checking.adapter_of(zoo_model("jamba"))
+    with pytest.raises(
+        SettingsError, match=r"attn\.0 does not exist: this block has no attention but JambaMamba"
+    ) as caught:
+        adapter.check(HookPoint(0, "attn"))
+    assert caught.value.hint.startswith(
+        "use --sites resid, or --layers of those with attn: 1; this block offers resid_pre"
+    )
+    adapter.check(HookPoint(1, "attn"))
 
 
 @pytest.mark.parametrize(

@@ -123,16 +123,18 @@ class ModelAdapter:
             )
         lacking = self.layouts[hook.layer].lacks(hook.site)
         if lacking is not None:
-            raise SettingsError(f"{hook} does not exist: {lacking}", hint=self._hint(hook.layer))
+            raise SettingsError(f"{hook} does not exist: {lacking}", hint=self._hint(hook))
         wrong = self.findings.refused.get(hook)
         if wrong is not None:
             raise SettingsError(
-                f"{hook} is not offered for model type '{self.model_type}': {wrong}", hint=self._hint(hook.layer)
+                f"{hook} is not offered for model type '{self.model_type}': {wrong}", hint=self._hint(hook)
             )
 
-    def _hint(self, layer: int) -> str:
-        right = [site for site in SITES[1:] if self.offers(HookPoint(layer, site))]
-        return f"use --sites resid; this block offers {' '.join(right)}"
+    def _hint(self, hook: HookPoint) -> str:
+        right = [site for site in SITES[1:] if self.offers(HookPoint(hook.layer, site))]
+        others = [str(layer) for layer in range(self.n_layers) if self.offers(HookPoint(layer, hook.site))]
+        elsewhere = f", or --layers of those with {hook.site}: {' '.join(others)}" if others else ""
+        return f"use --sites resid{elsewhere}; this block offers {' '.join(right)}"
 
     def offers(self, hook: HookPoint) -> bool:
         """Whether the model has a hook point that is what its name says."""

@@ -184,7 +184,7 @@ def _tell_guess(adapter: ModelAdapter) -> None:
     logger.warning(
         "model type %s is not known; guessed from its structure%s: in blocks %s %s%s",
         adapter.model_type,
-        "" if adapter.device.type == "meta" else " and checked on a few tokens",
+        ", which is checked when it runs" if adapter.device.type == "meta" else " and checked on a few tokens",
         adapter.layout.blocks,
         told,
         f"; not offered in some or all blocks: {' '.join(refused)}" if refused else "",
