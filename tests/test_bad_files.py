@@ -10,6 +10,7 @@ import pytest
 from cli_support import Outcome
 
 from circuitcli import progress
+from circuitcli.cli import input as source
 from circuitcli.cli.app import run
 from circuitcli.records import Stream
 from circuitcli.runs import Run, remember
@@ -96,6 +97,18 @@ def test_nonsense_in_a_file_of_records_is_refused(words: tuple[str, ...], made: 
     for content in CONTENTS.values():
         Path("records.jsonl").write_bytes(content)
         _refused((*words, "records.jsonl", "--run", "made"), capsys)
+
+
+def test_records_without_end_are_refused_before_they_fill_the_memory(made: Path, capsys, monkeypatch):
+    monkeypatch.setattr(source, "MOST_BYTES", 2**16)
+    reader, writer = os.pipe()
+    os.write(writer, b'{"kind": "x"}\n' * 2000)
+    try:
+        # The pipe is never closed: what is read of it is enough.
+        _refused(("render", f"/dev/fd/{reader}"), capsys)
+    finally:
+        os.close(reader)
+        os.close(writer)
 
 
 def test_nonsense_in_a_file_of_settings_is_refused(inside: Path, capsys):

@@ -18,7 +18,7 @@ from circuitcli.runs import Run
 
 # How long a pipe may be silent before a log is told what the command waits for.
 WAIT_S = 10.0
-# Of records in all; whoever writes without end fills no memory.
+# In memory, of all records; whoever writes without end does not fill it.
 MOST_BYTES = 2**30
 
 
@@ -99,12 +99,12 @@ def _file_lines(file: str) -> tuple[str, ...]:
 
 
 def _all(lines: Iterable[tuple[str, str]], *, name: str) -> tuple[str, ...]:
-    kept, n_characters = list[str](), 0
+    kept, n_bytes = list[str](), 0
     for _, line in lines:
-        n_characters += len(line)
-        if n_characters > MOST_BYTES:
+        n_bytes += sys.getsizeof(line)
+        if n_bytes > MOST_BYTES:
             hint = "does what writes them ever end?"
-            raise InputError(f"{name} has more than {MOST_BYTES:,} bytes of records", hint=hint)
+            raise InputError(f"{name} has more records than {MOST_BYTES:,} bytes of memory hold", hint=hint)
         kept.append(line)
     return tuple(kept)
 

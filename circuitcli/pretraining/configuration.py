@@ -1,12 +1,12 @@
 """Settings of a pretraining run, read from one TOML file."""
 
 import hashlib
-import tomllib
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from circuitcli.errors import SettingsError
+from circuitcli.reading import read_toml
 
 
 class PretrainingSettings(BaseModel):
@@ -63,13 +63,9 @@ class PretrainingSettings(BaseModel):
 
 def load(path: Path) -> PretrainingSettings:
     """Settings from a TOML file; raises SettingsError if it is missing, broken or has an unknown key."""
+    hint = "pass --config FILE.toml, for example configs/tiny-model.toml"
     try:
-        values = tomllib.loads(path.read_text("utf-8"))
-        return PretrainingSettings.model_validate(values)
-    except OSError as error:
-        raise SettingsError(f"cannot read {path}: {error.strerror}", hint="pass --config FILE.toml") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} is not TOML: {error}", hint="see configs/tiny-model.toml") from None
+        return PretrainingSettings.model_validate(read_toml(path, hint=hint, error=SettingsError))
     except ValidationError as error:
         known = ", ".join(PretrainingSettings.model_fields)
         raise SettingsError(f"{path}: {_first(error)}", hint=f"the keys are {known}") from None
