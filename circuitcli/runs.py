@@ -192,6 +192,12 @@ class Run:
         if NEXT in entry:
             self._set_stage(name, dict(entry[NEXT]))
 
+    def give_up(self, name: str) -> None:
+        """Forget unfinished work that was to take the place of what is finished."""
+        entry = self.stage(name)
+        if entry.pop(NEXT, None) is not None:
+            self._set_stage(name, entry)
+
     def finish(self, name: str, emitted: Iterable[Record], *, seconds: float, **facts: Any) -> None:
         """Keep a stage's records and mark it as finished; ``facts`` join its entry."""
         # Records of the one with the entry of the other would be taken for finished work.

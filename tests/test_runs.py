@@ -1,6 +1,7 @@
 """A run directory: whole files or none, one process at a time, and work that is kept, continued or refused."""
 
 import copy
+import functools
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -319,6 +321,10 @@ def test_finished_work_counts_until_what_replaces_it_is_finished(run: Run, stop:
     assert run.stream().of(NodeRecord) == [other] and run.stage("train")["n"] == 2 and "next" not in run.stage("train")
 
 
+def interrupted(resumes: bool) -> tuple[list[Record], dict]:
+    raise KeyboardInterrupt
+
+
 def test_work_that_replaces_a_default_name_is_found_again_by_it(run: Run):
     def name(k: int, *, force: bool = False) -> str:
         return chosen_name(run, GRAPH, asked=None, default="circuit", fingerprint=print_of(k=k), force=force)
@@ -330,8 +336,20 @@ def test_work_that_replaces_a_default_name_is_found_again_by_it(run: Run):
     assert [name(k) for k in (1, 2, 3)] == ["circuit", "circuit", "circuit-2"]
 
 
-def interrupted(resumes: bool) -> tuple[list[Record], dict]:
-    raise KeyboardInterrupt
+def test_unfinished_work_that_would_make_the_same_again_is_given_up(run: Run):
+    request, cleaned = Request(Settings(), Stream(), run), []
+
+    def ask(k: int, work=interrupted, *, force: bool = False) -> list[Record]:
+        clean = functools.partial(cleaned.append, k)
+        return resumable(replace(request, force=force), "train", print_of(k=k), work, keeps=True, clean=clean)
+
+    ask(1, lambda resumes: ([NODE], {}))
+    for k in (1, 2):
+        with pytest.raises(KeyboardInterrupt):
+            ask(k, force=True)
+        cleaned.clear()
+        assert ask(1) == [NODE]
+        assert (cleaned, "next" in run.stage("train")) == (([1], False) if k == 1 else ([], True))
 
 
 def test_what_is_measured_otherwise_is_measured_again_and_needs_no_force(run: Run):

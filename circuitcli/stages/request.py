@@ -74,7 +74,10 @@ def resumable(
         if not request.force and (kept := run.finished(name, print_)) is not None:
             run.touch(name)
             group.share({"works": False})
-            if NEXT not in run.stage(name):
+            attempt = run.stage(name).get(NEXT)
+            # What is unfinished with other settings stays; with these it would make the same again.
+            if attempt is None or print_.is_of(attempt):
+                run.give_up(name)
                 clean()
             return kept
         before = run.stages()
