@@ -48,13 +48,13 @@ pytest() {
 steps=(
     "versions 60 what is here: the device, its memory, and versions"
     "kernels 120 Triton's kernels against their definition"
-    "devices 240 all commands on builtin:tiny, and training of every architecture, against the CPU's numbers"
+    "collect 90 random weights of GPT-2's size: collect and train"
+    "graph 90 a circuit of it: graph-grad, graph-naive, validate"
     "bench 90 a training step: ${size[*]}"
+    "devices 220 all commands on builtin:tiny, and training of every architecture, against the CPU's numbers"
     "ours 60 circuit train in a race of libraries: ${race[*]}"
     "sae_lens 90 the same by sae-lens"
     "sparsify 90 the same by eai-sparsify"
-    "collect 90 random weights of GPT-2's size: collect and train"
-    "graph 90 a circuit of it: graph-grad, graph-naive, validate"
 )
 
 step_versions() {
@@ -125,7 +125,9 @@ asked = parser.parse_args()
 tokenizer = transformers.AutoTokenizer.from_pretrained(builtin.directory("tiny"))
 torch.manual_seed(0)
 vocabulary = 50257 if asked.width >= 768 else len(tokenizer)
-config = transformers.GPT2Config(n_layer=asked.layers, n_embd=asked.width, n_head=asked.heads, vocab_size=vocabulary)
+special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id")}
+sizes = {"n_layer": asked.layers, "n_embd": asked.width, "n_head": asked.heads, "vocab_size": vocabulary}
+config = transformers.GPT2Config(**sizes, **special)
 transformers.GPT2LMHeadModel(config).save_pretrained(asked.folder)
 tokenizer.save_pretrained(asked.folder)
 PYTHON
