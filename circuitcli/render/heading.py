@@ -62,6 +62,9 @@ _UNSAID = (
     "metric_clean",
     "metric_circuit",
     "metric_empty",
+    "median",
+    "overlap_features",
+    "n_pool",
     "what",
 )
 

@@ -17,6 +17,7 @@ from circuitcli.attribution.baselines import Baseline
 from circuitcli.attribution.subject import Subject
 from circuitcli.errors import InputError
 from circuitcli.hookpoints import NodeId
+from circuitcli.progress import task
 from circuitcli.validation.circuits import Kept, circuit_metric, kept_nodes, rows_at_once
 
 LEAST_RANGE = 1e-6
@@ -144,13 +145,15 @@ def metrics_of(
     """The metric of each prompt with only the nodes of each circuit. What was run stays with the keeper, by ``name``
     and the circuits' numbers."""
     columns = []
-    for number, case in enumerate(cases):
-        step = f"{name}, {policy} errors, prompt {number}"
-        column: list[float] = []
-        for begin, end in _batches(len(circuits), rows_at_once(case.subject, batch_size=batch_size)):
-            masks = (kept_nodes(case.subject, nodes).with_errors(policy) for nodes in circuits[begin:end])
-            column += kept_metric(case, masks, batch_size, keep, f"{step}, {begin} to {end}")
-        columns.append(column)
+    with task(name, total=len(cases) * len(circuits), unit="passes") as advance:
+        for number, case in enumerate(cases):
+            step = f"{name}, {policy} errors, prompt {number}"
+            column: list[float] = []
+            for begin, end in _batches(len(circuits), rows_at_once(case.subject, batch_size=batch_size)):
+                masks = (kept_nodes(case.subject, nodes).with_errors(policy) for nodes in circuits[begin:end])
+                column += kept_metric(case, masks, batch_size, keep, f"{step}, {begin} to {end}")
+                advance(end - begin)
+            columns.append(column)
     return torch.tensor(columns, dtype=torch.float64).T
 
 

@@ -25,11 +25,11 @@ EXTRAS = (FILE,)
 def validate(call: Call) -> None:
     """Measure how much of a behaviour a circuit explains.
 
-    With --pin, ablate these features together instead.
+    With --pin, ablate these features together instead: without a prompt, in the run's own text.
 
     \b
     circuit validate --at-least 0.8
-    circuit validate --pin 6:8339,14104 --prompt "The capital of France is"
+    circuit validate --pin 6:8339,14104
     """
     job = call.open()
     from circuitcli.stages import validate as stage
