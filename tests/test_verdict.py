@@ -43,6 +43,7 @@ def test_scores_are_said_with_their_directions_and_beside_chance():
         ({"value": 1.2}, "more than 100 %: what the circuit leaves out works against the behaviour"),
         ({"value": -0.2}, "less than nothing: alone, the circuit's nodes work against the behaviour"),
         ({"left": 0.6}, "more is left without the circuit than it keeps"),
+        ({"left": -0.3}, "less than nothing is left: without the circuit, all else works against the behaviour"),
         ({"n_prompts": 1}, "one prompt has no interval"),
         ({"metric_clean": -9.5}, "the metric is better with all nodes at their baseline (-9) than in the model (-9.5)"),
     ],

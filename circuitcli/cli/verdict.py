@@ -67,6 +67,8 @@ def _remarks(judged: ScoreRecord, beside: dict[str, ScoreRecord]) -> Iterator[st
     left = beside.get("completeness")
     if left is not None and left.value > judged.value:
         yield "more is left without the circuit than it keeps: most of the behaviour runs elsewhere"
+    if left is not None and left.value < -_NEAR:
+        yield "less than nothing is left: without the circuit, all else works against the behaviour"
     if judged.n_prompts == 1:
         yield "one prompt has no interval; --prompts FILE tests on more"
 
