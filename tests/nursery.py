@@ -211,6 +211,7 @@ def _serve(path: str, parent: int) -> None:
             _attend(link)
             os._exit(0)
         link.close()
+    shutil.rmtree(Path(path).parent, ignore_errors=True)
 
 
 def _load() -> None:
