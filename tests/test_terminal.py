@@ -99,7 +99,11 @@ def test_records_are_made_printable_on_a_terminal_and_unchanged_in_a_pipe(
     assert terminal.readouterr().out == line + "\n"
 
 
-@given(st.recursive(st.none() | st.floats(allow_nan=False) | st.text(), lambda x: st.dictionaries(st.text(), x)))
+@given(
+    st.recursive(
+        st.none() | st.floats(allow_nan=False) | st.text(), lambda x: st.dictionaries(st.text(), x), max_leaves=4
+    )
+)
 def test_printable_json_means_the_same(value: object):
     line = json_printable(json.dumps(value, ensure_ascii=False))
     assert line.isprintable() and json.loads(line) == value
