@@ -17,7 +17,7 @@ from circuitcli.errors import InputError, SettingsError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.loading import load_model
 from circuitcli.records import EvaluationRecord, SaeRecord, Stream
-from circuitcli.runs import Run
+from circuitcli.runs import Fingerprint, Run
 from circuitcli.saes import files
 from circuitcli.settings.sources import load
 from circuitcli.stages import collect, estimates, evaluate, measuring, train, training, verify
@@ -105,7 +105,7 @@ from circuitcli.stages import train
 from circuitcli.stages.request import Request
 from circuitcli.training.readers import unread
 from circuitcli.settings.sources import load
-from circuitcli.runs import Run
+from circuitcli.runs import Fingerprint, Run
 run = Run({str(run_path)!r} and __import__("pathlib").Path({str(run_path)!r}))
 records = train.run(Request(load({OPTIONS!r}).settings, run.stream(), run))
 assert "torch" not in sys.modules
@@ -289,7 +289,7 @@ def shares(path: Path, **changes) -> tuple[list[list[torch.Tensor]], int]:
     asked = request(path, **changes)
     cache = ActivationCache(path / "activations", [*map(HookPoint.parse, HOOKS)])
     made = planned(asked.settings, n_rows=cache.n_tokens)
-    one = training.Training(asked, {"": asked.settings}, Path("saes"), "")
+    one = training.Training(asked, "train", {"": asked.settings}, Path("saes"), Fingerprint({}, {}), 0, "")
     pool = training._pool_tokens(one, cache)
     found = []
     for hooks in (cache.hooks, cache.hooks[1:]):
