@@ -5,30 +5,16 @@ frequencies), and in a checkpoint activation_scaler.json and activation_whitenin
 not apply when it loads the SAE.
 """
 
-import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuitcli.errors import InputError
-from circuitcli.hookpoints import HookPoint
 from circuitcli.saes.exchange import hooks, temporal
-from circuitcli.saes.exchange.fields import (
-    ANY,
-    COUNT,
-    FACT,
-    FLAG,
-    NUMBER,
-    OBJECT,
-    POSITIVE,
-    TEXT,
-    checked,
-    either,
-    field_of,
-    objects,
-)
+from circuitcli.saes.exchange.fields import COUNT, POSITIVE, checked, field_of
 from circuitcli.saes.exchange.place import About, Place, read_object, scaled_note
+from circuitcli.saes.exchange.sae_lens_config import NORMALISATIONS, TRAINING, config_of, is_centred
+from circuitcli.saes.exchange.sae_lens_writing import CONFIG, WEIGHTS, write
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,17 +22,13 @@ if TYPE_CHECKING:
     from circuitcli.saes.base import SaeConfig, SparseAutoencoder
     from circuitcli.saes.exchange.tensors import Foreign, Tensors
 
-NAME = "sae_lens"
-CONFIG, WEIGHTS, SPARSITY = "cfg.json", "sae_weights.safetensors", "sparsity.safetensors"
-SCALER, WHITENING = "activation_scaler.json", "activation_whitening.safetensors"
-# The first version that reads what `write` writes.
-VERSION = "6.0.0"
+# `write` is this format's own too.
+__all__ = ["CONFIG", "NAME", "WEIGHTS", "places", "read", "write"]
 
-_RENAMED = {
-    "hook_point": "hook_name",
-    "hook_point_head_index": "hook_head_index",
-    "activation_fn_str": "activation_fn",
-}
+NAME = "sae_lens"
+SPARSITY = "sparsity.safetensors"
+SCALER, WHITENING = "activation_scaler.json", "activation_whitening.safetensors"
+
 _ARCHITECTURES = {
     "standard": "relu",
     "gated": "gated",
@@ -63,45 +45,14 @@ _ARCHITECTURES = {
     "temporal": "temporal",
 }
 _PURSUIT, _TEMPORAL = "matching_pursuit", "temporal"
-_NORMALISATIONS = {
-    "none": "none",
-    "layer_norm": "layer-norm",
-    "constant_norm_rescale": "rms-norm",
-    # Folded into the weights when training ends; before that the factor lies in a file of its own.
-    "expected_average_only_in": "none",
-    "covariance_whitening": "none",
-    # Of temporal SAEs alone, whose config has the factor.
-    "constant_scalar_rescale": "none",
-}
-_TRAINING = ("l1_coefficient", "lr", "training_tokens", "total_training_tokens", "training_architecture", "l0")
-_FIELDS = {
-    **dict.fromkeys(("architecture", "hook_name", "hook_name_out", "hf_hook_name", "hf_hook_name_out"), TEXT),
-    **dict.fromkeys(("model_name", "dataset_path", "activation_fn", "reshape_activations"), TEXT),
-    **dict.fromkeys(("sae_lens_version", "sae_lens_training_version"), TEXT),
-    **dict.fromkeys(("apply_b_dec_to_input", "rescale_acts_by_decoder_norm", "prepend_bos"), FLAG),
-    **dict.fromkeys(("finetuning_scaling_factor", "stop_on_duplicate_support"), FLAG),
-    **dict.fromkeys(("d_in", "d_sae", "context_size", "max_iterations"), COUNT),
-    **dict.fromkeys(_TRAINING, FACT),
-    **temporal.FIELDS,
-    # A BatchTopK, whose k is a mean, may have a fraction.
-    "k": POSITIVE,
-    "hook_head_index": ANY,
-    "normalize_activations": either(TEXT, FLAG),
-    "activation_fn_kwargs": objects({"k": COUNT}),
-    "model_from_pretrained_kwargs": objects({"center_writing_weights": FLAG}),
-    "residual_threshold": NUMBER,
-}
 _SCALER_FIELDS = {"scaling_factor": POSITIVE}
-# Names of models whose norms are LayerNorms: TransformerLens centred what these write, unless told not to.
-_CENTRED_FROM, _CENTRED_UNTIL = (3, 0, 0), (3, 19, 2)
-_LAYER_NORM_MODELS = ("gpt2", "gpt-neo", "pythia", "opt-", "attn-only", "gelu-", "solu-")
 
 
 def places(directory: Path, names: frozenset[str]) -> list[Place]:
     """The SAE of a directory with these files. Raises InputError for one at a hook point that is not known here."""
     if not {CONFIG, WEIGHTS} <= names:
         return []
-    config = _config(directory / CONFIG)
+    config = config_of(directory / CONFIG)
     if config.get("hook_head_index") is not None or config.get("reshape_activations", "none") != "none":
         raise InputError(
             f"{directory} holds an SAE of single heads or of hook_z, which circuit does not know: {hooks.OF_HEADS}",
@@ -112,24 +63,6 @@ def places(directory: Path, names: frozenset[str]) -> list[Place]:
     target = _hook(config, "hook_name_out", directory).hook if is_transcoder else None
     files = tuple(directory / name for name in (WEIGHTS, CONFIG, SCALER, WHITENING) if name in names)
     return [Place(NAME, directory, files, hook.hook, target, config.get("model_name"))]
-
-
-def _config(path: Path) -> dict[str, Any]:
-    """cfg.json in today's words and without levels."""
-    content = read_object(path)
-    levels = (content, checked(content, {"metadata": OBJECT}, path).get("metadata", {}))
-    flat = {_RENAMED.get(name, name): value for level in levels for name, value in level.items()}
-    config = checked(flat, _FIELDS, path)
-    config["is_oldest"] = "hook_point" in content
-    config.setdefault("architecture", "standard")
-    kwargs = config.get("activation_fn_kwargs", {})
-    if config.get("activation_fn", "relu") == "topk":
-        config |= {"architecture": "topk", "k": kwargs.get("k")}
-    elif config.get("activation_fn", "relu") != "relu":
-        raise InputError(f"{path}: the activation function '{config['activation_fn']}' is not known")
-    normalisation = config.get("normalize_activations") or "none"
-    config["normalize_activations"] = "expected_average_only_in" if normalisation is True else normalisation
-    return config
 
 
 def _hook(config: Mapping[str, Any], name: str, directory: Path) -> hooks.NamedHook:
@@ -147,7 +80,7 @@ def read(place: Place) -> "Foreign":
     """The SAE with its conventions applied. Raises InputError for an architecture that is not known, or bad files."""
     from circuitcli.saes.exchange.tensors import Foreign, Tensors
 
-    config = _config(place.path / CONFIG)
+    config = config_of(place.path / CONFIG)
     tensors = Tensors.safetensors(place.path / WEIGHTS)
     sae, notes = _built(place, config, tensors)
     frequency = None
@@ -228,33 +161,11 @@ def _sae_config(place: Place, config: Mapping[str, Any], tensors: "Tensors") -> 
 
 def _normalisation(place: Place, config: Mapping[str, Any]) -> Any:
     name = config["normalize_activations"]
-    if name not in _NORMALISATIONS:
+    if name not in NORMALISATIONS:
         raise InputError(f"{place.path}: the normalisation '{name}' is not known")
-    found = _NORMALISATIONS[name]
+    found = NORMALISATIONS[name]
     assert place.hook is not None
-    return "centre" if found == "none" and _is_centred(config, place.hook) else found
-
-
-def _is_centred(config: Mapping[str, Any], hook: HookPoint) -> bool:
-    """Whether the activations had their mean over the width removed, as TransformerLens does unless told not to.
-
-    SAELens loaded models in that way while it wrote the oldest files and up to 3.19.1, and without it ever since
-    (decoderesearch/SAELens, pull request 279).
-    """
-    if hook.site in ("attn_in", "mlp_in"):
-        return False
-    asked = config.get("model_from_pretrained_kwargs", {}).get("center_writing_weights")
-    if asked is not None:
-        return bool(asked)
-    if not config["is_oldest"] and not _CENTRED_FROM <= _version(config) < _CENTRED_UNTIL:
-        return False
-    return any(part in str(config.get("model_name")).lower() for part in _LAYER_NORM_MODELS)
-
-
-def _version(config: Mapping[str, Any]) -> tuple[int, ...]:
-    """Of SAELens, with which the SAE was trained; zeros where nothing tells."""
-    found = re.match(r"([0-9]{1,4})\.([0-9]{1,4})\.([0-9]{1,4})", config.get("sae_lens_training_version", ""))
-    return tuple(map(int, found.groups())) if found else (0, 0, 0)
+    return "centre" if found == "none" and is_centred(config, place.hook) else found
 
 
 def _parameters(
@@ -349,118 +260,5 @@ def _about(config: Mapping[str, Any], tensors: "Tensors", place: Place) -> About
         dtype=tensors.dtype_of("W_dec"),
         dataset=config.get("dataset_path"),
         before_gain="hf_hook_name" not in config and hooks.from_transformer_lens(hook).before_gain,
-        training={name: config[name] for name in _TRAINING if config.get(name) is not None},
+        training={name: config[name] for name in TRAINING if config.get(name) is not None},
     )
-
-
-_OF_VERSION_5 = ("relu", "gated", "topk", "jumprelu")
-_WRITTEN = {
-    "relu": "standard",
-    "gated": "gated",
-    "topk": "topk",
-    "abstopk": "abstopk",
-    "jumprelu": "jumprelu",
-    _PURSUIT: _PURSUIT,
-    _TEMPORAL: _TEMPORAL,
-}
-_WRITTEN_TRANSCODERS = {
-    ("relu", False): "transcoder",
-    ("relu", True): "skip_transcoder",
-    ("jumprelu", False): "jumprelu_transcoder",
-    ("jumprelu", True): "jumprelu_skip_transcoder",
-}
-
-
-def write(items: "Sequence[Foreign]", directory: Path) -> list[Path]:
-    """Write each SAE into a directory of its own, named by TransformerLens's hook point, in the files of 6.x.
-
-    Those of SAEs that 5.x has too are read by it as well.
-
-    Raises InputError for an SAE that SAELens has no architecture for.
-    """
-    from circuitcli.saes.exchange import folding
-    from circuitcli.saes.tensor_files import save_tensors
-
-    made = []
-    for sae, about, _ in items:
-        if sae.is_transcoder:
-            sae = folding.with_decoder_bias_rule(sae, subtracts=False)
-        config = _written_config(sae, about)
-        tensors = dict(sae.state_dict())
-        if sae.architecture == _PURSUIT:
-            tensors = _tied(sae)
-        if sae.architecture == _TEMPORAL:
-            tensors = temporal.tensors_of(sae)
-        if sae.architecture == "gated":
-            tensors["b_gate"] = tensors.pop("b_enc")
-        folder = directory / config["metadata"]["hook_name"]
-        folder.mkdir(parents=True, exist_ok=True)
-        save_tensors(tensors, folder / WEIGHTS)
-        (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-        made.append(folder)
-    return made
-
-
-def _tied(sae: "SparseAutoencoder") -> "dict[str, Tensor]":
-    """The tensors of matching pursuit. Raises InputError if its encoder is not the decoder."""
-    if not bool((sae.W_dec == sae.W_enc.T).all()) or bool(sae.b_enc.any()):
-        raise InputError(f"SAELens ties encoder and decoder of matching pursuit, unlike the SAE at {sae.hook}")
-    return {name: tensor for name, tensor in sae.state_dict().items() if name in ("W_dec", "b_dec")}
-
-
-def _written_config(sae: "SparseAutoencoder", about: About) -> dict[str, Any]:
-    kind = (sae.architecture, sae.config.skip)
-    architecture = _WRITTEN_TRANSCODERS.get(kind) if sae.is_transcoder else _WRITTEN.get(sae.architecture)
-    if architecture is None:
-        kind_of_sae = "transcoder" if sae.is_transcoder else "SAE"
-        raise InputError(
-            f"SAELens has no {sae.architecture} {kind_of_sae}, as at {sae.hook}", hint="choose another --to"
-        )
-    is_centred = sae.config.normalisation == "centre"
-    written = {ours: theirs for theirs, ours in reversed(_NORMALISATIONS.items())}
-    metadata = {
-        "model_name": about.model,
-        "hook_name": hooks.to_transformer_lens(sae.hook, before_gain=about.before_gain),
-        "context_size": about.context_length,
-        "prepend_bos": about.bos,
-        "dataset_path": about.dataset,
-        "model_from_pretrained_kwargs": {"center_writing_weights": True} if is_centred else {},
-        "sae_lens_version": VERSION,
-        "sae_lens_training_version": None,
-    }
-    config = {
-        "architecture": architecture,
-        "d_in": sae.d_in,
-        "d_sae": sae.d_sae,
-        "dtype": "float32",
-        "device": "cpu",
-        "apply_b_dec_to_input": sae.config.subtract_decoder_bias,
-        "normalize_activations": "none" if is_centred else written[sae.config.normalisation],
-        "reshape_activations": "none",
-        "metadata": metadata,
-    }
-    config |= temporal.config_of(sae) if sae.architecture == _TEMPORAL else sae.options
-    if sae.architecture in ("topk", "abstopk"):
-        config["rescale_acts_by_decoder_norm"] = False
-    if sae.is_transcoder:
-        config["d_out"] = sae.d_out
-        metadata["hook_name_out"] = hooks.to_transformer_lens(sae.target)
-    elif sae.architecture in _OF_VERSION_5:
-        config |= _fields_of_version_5(sae, metadata)
-    return config
-
-
-def _fields_of_version_5(sae: "SparseAutoencoder", metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """What 5.x reads beside the fields that it shares with 6.x, which passes over them."""
-    k = sae.options.get("k")
-    fields = {
-        **{name: metadata[name] for name in ("model_name", "hook_name", "context_size", "dataset_path")},
-        "model_from_pretrained_kwargs": metadata["model_from_pretrained_kwargs"],
-        "hook_layer": sae.hook.layer,
-        "hook_head_index": None,
-        "activation_fn_str": "relu" if k is None else "topk",
-        "activation_fn_kwargs": {} if k is None else {"k": k},
-        "finetuning_scaling_factor": False,
-    }
-    # It takes a missing field for true, and an empty one for false.
-    return fields if metadata["prepend_bos"] is None else fields | {"prepend_bos": metadata["prepend_bos"]}
