@@ -13,9 +13,10 @@ from circuitcli.models.tokenizer import Tokenizer
 from circuitcli.saes.base import SaeConfig
 from circuitcli.saes.topk import TopKSae
 from circuitcli.schema import POLICIES
+from circuitcli.validation import tally as tally_module
 from circuitcli.validation.circuits import circuit_metric, kept_nodes
 from circuitcli.validation.scores import Case, measure, minimality, ratio
-from circuitcli.validation.tally import Tally
+from circuitcli.validation.tally import Shift, Tally
 
 
 def live_nodes(subject, hook):
@@ -184,6 +185,24 @@ def test_the_effect_on_several_prompts_is_their_mean_with_its_standard_error():
         node = NodeId.parse(name)
         clean_each = [float(subject.coded[node.hook].codes[0, :, node.index].max()) for subject in subjects]
         assert clean == pytest.approx(sum(clean_each) / 3) and clean != pytest.approx(ablated)
+
+
+def test_contexts_that_change_by_as_much_are_listed_in_the_order_of_the_text(monkeypatch):
+    subject = random_subject("gpt2")
+    case = Case(subject, baselines.zero(subject.saes), ())
+    sizes = iter([[0.1], [0.5], [-0.5], [0.5, 0.2], [0.25]])
+    names = iter("abcdef")
+
+    def shifts(*_args):
+        return [Shift(next(names), 0.5, 0.5 + size) for size in next(sizes)]
+
+    monkeypatch.setattr(tally_module, "_context_shifts", shifts)
+    tally = Tally((), {}, Letters(), top=3)
+    monkeypatch.setattr(tally, "_run", lambda case, where: None)
+    for _ in range(5):
+        tally.add_text(case, torch.ones(1, dtype=torch.bool))
+    tally.clean = tally.ablated = [0.0]
+    assert [shift.name for shift in tally.result().contexts] == ["b", "c", "d"]
 
 
 def test_later_saes_are_only_looked_at_transcoders_too():

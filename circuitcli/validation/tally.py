@@ -1,6 +1,5 @@
 """What taking nodes away did, over several prompts or pieces of text: the metric, the next token, later features."""
 
-import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -74,7 +73,7 @@ class Tally:
         self._before: dict[HookPoint, Tensor] = {}
         self._after: dict[HookPoint, Tensor] = {}
         self._n_measured = 0
-        self._contexts: list[tuple[float, int, Shift]] = []
+        self._contexts: list[Shift] = []
 
     def add(self, case: Case, prompt: str) -> None:
         """A prompt, of which the next token counts."""
@@ -86,9 +85,8 @@ class Tally:
     def add_text(self, case: Case, where: Bool[Tensor, " position"]) -> None:
         """A piece of text, of which all tokens count; nodes are ablated at these positions."""
         run = self._run(case, where)
-        for shift in _context_shifts(case, run, self.tokenizer, self.top):
-            heapq.heappush(self._contexts, (abs(shift.change), -len(self._contexts), shift))
-        self._contexts = heapq.nlargest(self.top, self._contexts)
+        found = [*self._contexts, *_context_shifts(case, run, self.tokenizer, self.top)]
+        self._contexts = sorted(found, key=lambda shift: -abs(shift.change))[: self.top]
 
     def add_unchanged(self) -> None:
         """A piece of text in which the nodes are at baseline anyway, so that nothing changes."""
@@ -118,7 +116,7 @@ class Tally:
             tokens=self._told[0].tokens if self._told else (),
             features=self._feature_shifts(),
             prompts=tuple(self._told),
-            contexts=tuple(shift for _, _, shift in sorted(self._contexts, reverse=True)),
+            contexts=tuple(self._contexts),
         )
 
     def _feature_shifts(self) -> tuple[Shift, ...]:
