@@ -198,6 +198,16 @@ def test_saes_that_were_trained_elsewhere_may_see_more_of_the_cache(run_path: Pa
     assert evaluate.run(request(run_path, **changes))[0].n_eval_tokens == n_rows // 10
 
 
+def test_an_sae_of_huge_weights_is_measured_without_what_is_no_number(run_path: Path, tmp_path: Path) -> None:
+    huge = ReluSae(SaeConfig(RESID, 128, 20)).requires_grad_(False)
+    huge.W_enc.fill_(1e30)
+    huge.W_dec.fill_(1e30)
+    files.save(huge, tmp_path / "huge")
+    (record,) = evaluate.run(request(run_path, sae_path=str(tmp_path / "huge"), train__loss_tokens=0))
+    (entry,) = json.loads((run_path / record.report).read_text())["saes"]
+    assert record.explained_variance is entry["mse"] is None and record.l0 > 0
+
+
 def test_an_sae_without_cached_activations_or_of_another_width_is_refused(run_path: Path, tmp_path: Path) -> None:
     for name, hook, width in (("missing", HookPoint(2, "resid"), 128), ("narrow", RESID, 64)):
         files.save(ReluSae(SaeConfig(hook, width, 20)), tmp_path / name)

@@ -20,6 +20,7 @@ from circuitcli.records import ActivationsRecord, EvaluationRecord, Record
 from circuitcli.runs import atomic
 from circuitcli.stages.inputs import activation_digests, activation_records, open_cache
 from circuitcli.stages.measure import HeldOut
+from circuitcli.stages.measuring import finite
 from circuitcli.stages.request import Request, fingerprint, resumable
 from circuitcli.stages.saes import SaeSource, load_saes, sae_sources
 from circuitcli.stages.train import NAME as TRAIN
@@ -103,7 +104,7 @@ def _work(
         held_out = HeldOut.of(request, open_cache(request, hooks, purpose=NAME), rows)
         for hook in progress.track(mine, "measure", unit="SAEs"):
             group.check()
-            _write(_entry(partial, hook), _measured(request, held_out, {hook: sources[hook]}))
+            _write(_entry(partial, hook), finite(_measured(request, held_out, {hook: sources[hook]})))
     group.barrier()
     measured = [read_object(_entry(partial, hook), hint=_AGAIN) for hook in sources]
     report = _report(request)
