@@ -128,6 +128,17 @@ def test_a_model_that_fails_on_a_few_tokens_is_an_input_error():
         checking.adapter_of(model)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "generic"])
+@pytest.mark.parametrize(("dtype", "hint"), [("float16", "--dtype float32"), ("float32", "weights damaged")])
+def test_a_model_that_overflows_its_number_type_is_told_from_one_of_unknown_structure(family, dtype, hint):
+    model = hf_model(family, dtype=DTYPES[dtype])
+    with torch.no_grad():
+        model.get_input_embeddings().weight.fill_(torch.inf)
+    with pytest.raises(InputError, match=f"gives no finite numbers in {dtype}") as caught:
+        checking.adapter_of(model)
+    assert hint in caught.value.hint
+
+
 def test_arguments_grow_along_the_axis_that_grows_with_the_texts():
     heads, tokens = 3, 5
     one = ((torch.arange(15.0).view(heads, 1, tokens),), {"rope": (torch.ones(2, 1, tokens, 4), None), "flag": True})

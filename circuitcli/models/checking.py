@@ -48,7 +48,7 @@ def adapter_of(model: PreTrainedModel) -> ModelAdapter:
 def checked(adapter: ModelAdapter) -> ModelAdapter:
     """The adapter with what a few tokens showed. Raises InputError as `adapter_of` does."""
     ids, tolerance = few_tokens(adapter), Tolerance.of(adapter.dtype)
-    with _explained(adapter):
+    with _explained(adapter, ids):
         if adapter.family == "generic":
             adapter = placed(adapter, ids, tolerance=tolerance.relative)
         check = _Check(adapter, tolerance)
@@ -164,16 +164,38 @@ def _refused(adapter: ModelAdapter, why: str) -> InputError:
 
 
 @contextmanager
-def _explained(adapter: ModelAdapter) -> Iterator[None]:
-    """A model that fails on a few tokens is no fault of ours."""
+def _explained(adapter: ModelAdapter, ids: Int[Tensor, "1 position"]) -> Iterator[None]:
+    """A model that fails on a few tokens, or overflows its number type there, is no fault of ours."""
     try:
         yield
-    except (CircuitError, MemoryError, torch.OutOfMemoryError):
+    except (MemoryError, torch.OutOfMemoryError):
         raise
-    except NoStreamError as error:
-        raise _refused(adapter, str(error)) from error
     except Exception as error:
-        raise _refused(adapter, f"it fails on a few tokens: {first_line(error)}") from error
+        if not _is_finite(adapter, ids):
+            raise _not_finite(adapter) from error
+        if isinstance(error, CircuitError):
+            raise
+        why = str(error) if isinstance(error, NoStreamError) else f"it fails on a few tokens: {first_line(error)}"
+        raise _refused(adapter, why) from error
+
+
+def _is_finite(adapter: ModelAdapter, ids: Int[Tensor, "1 position"]) -> bool:
+    """Whether the model's own logits are; where they are not, nothing can be told of its hook points."""
+    try:
+        with torch.no_grad():
+            return bool(adapter.logits(ids).isfinite().all())
+    except Exception:
+        # What fails altogether is told by its own error.
+        return True
+
+
+def _not_finite(adapter: ModelAdapter) -> InputError:
+    name = str(adapter.dtype).removeprefix("torch.")
+    is_small = torch.finfo(adapter.dtype).bits < 32
+    return InputError(
+        f"the model gives no finite numbers in {name}",
+        hint="run it in another number type, --dtype float32" if is_small else "are its weights damaged? copy it again",
+    )
 
 
 def _tell_guess(adapter: ModelAdapter) -> None:
