@@ -202,11 +202,6 @@ class SparseAutoencoder(nn.Module, ABC):
         changed = difference @ self.W_dec
         return changed if frame is None else changed * frame.scale
 
-    def code_gradient(self, gradient: Float[Tensor, "... d_in"], frame: Frame | None) -> Float[Tensor, "... d_sae"]:
-        """Derivative by each code from the derivative by the activation: ``scale * W_dec[i] . gradient``."""
-        projected = gradient @ self.W_dec.T
-        return projected if frame is None else projected * frame.scale
-
     def check_width(self, d_model: int) -> None:
         """Raise InputError if the activations have another width."""
         if d_model != self.d_in:

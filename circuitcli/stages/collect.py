@@ -40,11 +40,6 @@ _NO_MATTER = (*PLACEMENT, "data.batch_size")
 _WIDTHS_OF_A_BLOCK = 16
 # Token, block and position of a row.
 _TOKEN_BYTES = 16
-# What stands in front of each block, by whether a BOS token is put there.
-_BOS_RULES = {
-    True: "one BOS token in front of each block, never two, not stored",
-    False: "no BOS token is put in front; one that a text begins with stays, not stored",
-}
 # That of `activations.shards`, which imports torch.
 CACHE_FORMAT = 2
 

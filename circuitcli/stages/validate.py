@@ -148,7 +148,7 @@ def _check_saes(graph: CircuitGraph, sources: dict[HookPoint, SaeSource]) -> Non
     for name, expected in graph.head.saes.items():
         source = sources.get(HookPoint.parse(name))
         if source is None or source.digest != expected:
-            what = "is missing" if source is None else "has other weights"
+            what = "is missing" if source is None else "has other weights or another configuration"
             raise InputError(
                 f"the SAE at {name} that graph '{graph.head.name}' was made with {what}",
                 hint="make the graph again, or name its SAEs with --sae PATH",
