@@ -9,6 +9,7 @@ import json
 import os
 import socket
 import time
+from contextlib import suppress
 from datetime import timedelta
 from functools import cache
 from itertools import count
@@ -27,6 +28,8 @@ _POLL_S = 0.02
 _FAILURE = "failure"
 # How long connecting to what listens may take, and how long a connected store may take for an answer.
 _CONNECT_S, _ANSWER_S = 30.0, 1800.0
+# How long a process that fails waits for the others to appear.
+_FAREWELL_S = 15.0
 _numbers = count()
 _wait_s = 300.0
 
@@ -77,9 +80,16 @@ def leave() -> None:
 
 
 def tell_failure(message: str, *, hint: str, status: int) -> None:
-    """Tell all processes why this one fails, unless another has told before."""
+    """Tell all processes why this one fails, unless another has told before.
+
+    The main process, which keeps what is told, waits a while for those that have not appeared yet, to hear of it.
+    """
+    limit_wait(min(_wait_s, _FAREWELL_S))
     content = {"rank": processes.rank(), "message": message, "hint": hint, "status": status}
     _asked(lambda store: store.compare_set(_FAILURE, "", json.dumps(content)))
+    if processes.is_main():
+        with suppress(CircuitError):
+            _await_all()
 
 
 def failure_of_another() -> CircuitError | None:

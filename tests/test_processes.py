@@ -192,6 +192,7 @@ def test_a_process_whose_peers_never_come_gives_up_and_says_who_is_missing(
             group.share({"works": True})
         assert "torchrun" in caught.value.hint and "--set wait_s" in caught.value.hint
         # Telling the others of it does not wait once more.
+        monkeypatch.setattr(group, "_FAREWELL_S", 0.2)
         assert failures.report(caught.value) == 4
         assert "did not appear" in capsys.readouterr().err
     finally:
