@@ -19,6 +19,9 @@ from torch import Tensor
 
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.hookpoints import HookPoint
+from circuitcli.models import loading
+from circuitcli.models.adapter import ModelAdapter
+from circuitcli.models.findings import Findings
 from circuitcli.models.taps import read
 from circuitcli.records import InspectionRecord, SaeRecord, Stream
 from circuitcli.runs import Run
@@ -28,7 +31,7 @@ from circuitcli.saes.base import SaeConfig, SparseAutoencoder
 from circuitcli.saes.exchange import formats
 from circuitcli.saes.exchange.place import About
 from circuitcli.settings.settings import Settings
-from circuitcli.stages import collect, evaluate, export, fitting, inspect, interp
+from circuitcli.stages import collect, evaluate, export, fitting, inspect, interp, live
 from circuitcli.stages.request import Request
 from circuitcli.stages.saes import fold_gain
 from circuitcli.validation.fit import Fit, fit, n_tokens
@@ -273,6 +276,20 @@ def test_the_model_reads_some_text_where_nothing_is_cached(ask, tmp_path: Path):
     assert found.activations["of"].endswith("on builtin:python") and found.activations["n_tokens"] == 2048
     (found,) = inspect.run(request, is_chosen=False)
     assert found.activations is None and found.weights["zero_decoder_rows"] == 0
+
+
+def test_what_a_model_does_not_offer_beside_the_hook_point_is_not_looked_at(ask, tmp_path: Path, monkeypatch):
+    save_exact(tmp_path / "sae", "test", HookPoint(2, "mlp"))
+    model = loading.load_model(ask().settings.model)
+    refused = {HookPoint(2, "attn"): "it is another thing"}
+    adapter = ModelAdapter(model.adapter.model, model.adapter.layouts, Findings(refused=refused))
+    monkeypatch.setattr(loading, "load_model", lambda settings: replace(model, adapter=adapter))
+    data = ask().settings.data.model_copy(update={"block_length": 16})
+    request = ask(str(tmp_path / "sae"), with_run=False, data=data)
+    (found,) = inspect.run(request, is_chosen=True)
+    assert found.activations["explained_variance"] == pytest.approx(1, abs=1e-4)
+    _, sample = live.read_rows(request, loading.load_model(None), [HookPoint(2, "mlp")], n_tokens=20)
+    assert {hook.site for hook in sample.rows} == {"resid_pre", "mlp", "resid"}
 
 
 def test_an_sae_of_another_width_is_told_and_not_measured(ask, tmp_path: Path):

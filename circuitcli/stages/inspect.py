@@ -1,6 +1,5 @@
 """``circuit inspect``: what an SAE is and expects, how healthy it is, and how it fits real activations."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from circuitcli.saes import catalogue
 from circuitcli.saes.exchange.hooks import same_model
 from circuitcli.saes.exchange.naming import named
 from circuitcli.stages.fitting import RECORDED, cached, elsewhere, number, other_bos
+from circuitcli.stages.measuring import finite
 from circuitcli.stages.request import Request
 from circuitcli.stages.saes import SaeSource, fold_gain, load_sae, sae_sources
 
@@ -126,8 +126,8 @@ def _inspected(source: SaeSource, bench: _Bench) -> InspectionRecord:
         wrong.append(told)
     return InspectionRecord(
         **_what_it_is(source, sae, about),
-        weights=_finite(weights),
-        activations=None if fit is None else _finite(_quality(fit, origin)),
+        weights=finite(weights),
+        activations=None if fit is None else finite(_quality(fit, origin)),
         dead_in_training=dead,
         problems=tuple(wrong),
     )
@@ -183,7 +183,7 @@ def _what_it_is(source: SaeSource, sae: "SparseAutoencoder", about: "About") -> 
         "before_gain": about.before_gain or None,
         **{name: getattr(about, name) for name in ("model", "bos", "context_length", "dtype", "dataset")},
         "notes": about.notes,
-        "training": _finite(_numbers(about.training)),
+        "training": finite(_numbers(about.training)),
     }
 
 
@@ -195,10 +195,3 @@ def _numbers(training: Mapping[str, Any]) -> dict[str, Any]:
 def _quality(fit: "Fit", origin: str) -> dict[str, Any]:
     made = asdict(fit.quality)
     return {"of": origin, **{name: made[name] for name in _QUALITY}, "better": dict(fit.better)}
-
-
-def _finite(content: Any) -> Any:
-    """The same without numbers that JSON cannot hold."""
-    if isinstance(content, dict):
-        return {name: _finite(value) for name, value in content.items()}
-    return None if isinstance(content, float) and not math.isfinite(content) else content

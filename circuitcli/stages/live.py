@@ -68,7 +68,7 @@ def _default(model: str) -> str:
 
 
 def _neighbours(hook: HookPoint, model: "LanguageModel") -> list[HookPoint]:
-    """The streams around the block of a hook point, and what its parts add."""
+    """The streams around the block of a hook point, and what its parts add, as far as the model offers them."""
     layer = hook.layer
-    found = [HookPoint(layer, site) for site in ("resid_pre", "attn", "mlp", "resid")]
-    return found + ([HookPoint(layer + 1, "resid")] if layer + 1 < model.adapter.n_layers else [])
+    found = [*(HookPoint(layer, site) for site in ("resid_pre", "attn", "mlp", "resid")), HookPoint(layer + 1, "resid")]
+    return [other for other in found if model.adapter.offers(other)]
