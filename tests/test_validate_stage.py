@@ -134,6 +134,7 @@ def test_a_graph_is_tested_on_its_own_metric_and_on_other_prompts_on_the_one_ask
     graph(graph__metric="cross-entropy")
     for changes, message in (
         ({"graph__metric": "kl"}, "is about the metric cross-entropy, not kl"),
+        ({"graph__chat": True}, "is about a text as it stands, not about a chat"),
         ({"graph__metric": "log-prob"}, "is about the metric cross-entropy, not log-prob"),
     ):
         with pytest.raises(SettingsError, match=message):
@@ -367,6 +368,9 @@ def test_without_a_prompt_pins_are_ablated_in_whole_blocks_of_the_runs_text(ask,
     assert changes == sorted(changes, reverse=True) and " → " in shifts[0].name
     with pytest.raises(SettingsError, match="judged by cross-entropy, not by kl"):
         validate.run(ask(validate__pin="1:1", graph__metric="kl"))
+    for option, value in {"target": " x", "foil": " y", "chat": True, "counterfactual": "z"}.items():
+        with pytest.raises(SettingsError, match=f"--{option} belongs to a prompt, and validate --pin has none"):
+            validate.run(ask(validate__pin="1:1", **{f"graph__{option}": value}))
 
 
 def test_a_layer_without_a_site_is_its_only_hook_point_with_an_sae(ask, run, tmp_path, caplog):

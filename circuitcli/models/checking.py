@@ -114,7 +114,7 @@ class _Check:
 
     def _compare(self, one: Tensor, other: Tensor, *, beside: Tensor, why: str) -> None:
         missed = _apart(one, other, self._tolerance, beside=beside)
-        if missed > self._tolerance.relative:
+        if not missed <= self._tolerance.relative:
             raise _refused(self._adapter, f"{why}: it is {percent(missed)} off")
 
 

@@ -31,12 +31,12 @@ def check_text(request: Request, *, stage: str) -> None:
     hint = f'add --prompt, for example circuit {stage} --prompt "The capital of"'
     if not request.records.of(ActivationsRecord):
         raise SettingsError(f"{stage} has no prompt, and the run has no collected text to take one from", hint=hint)
-    if (named := _of_prompts(settings)) is not None:
+    if (named := of_prompts(settings)) is not None:
         raise SettingsError(f"{named} belongs to a prompt, and {stage} has none", hint=hint)
 
 
-def _of_prompts(settings: GraphSettings) -> str | None:
-    """The option that makes sense with a prompt only."""
+def of_prompts(settings: GraphSettings) -> str | None:
+    """The option that makes sense with a prompt only; None if there is none. A foil has one without a prompt too."""
     given = {
         "--target": settings.target,
         "--counterfactual": settings.counterfactual,

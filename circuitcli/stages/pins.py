@@ -11,6 +11,7 @@ from circuitcli.hookpoints import HookPoint, NodeId, parse_pins
 from circuitcli.progress import note
 from circuitcli.records import ActivationsRecord, Record, ScoreRecord, ShiftRecord
 from circuitcli.settings.graph import GraphSettings
+from circuitcli.stages.behaviours import of_prompts
 from circuitcli.stages.prompts import Example, asked_example, graph_example, read_prompts
 from circuitcli.stages.report import write_report
 from circuitcli.stages.request import Request, resumable
@@ -70,12 +71,14 @@ def pinned(request: Request) -> tuple[dict[HookPoint, tuple[int, ...]], dict[Hoo
 
 def _behaviour(request: Request) -> tuple[tuple[Example, ...], GraphSettings]:
     """Prompts and metric: those asked for; without a prompt none, for the run's own text and its cross-entropy; where
-    no text was collected those of the last graph."""
+    no text was collected those of the last graph. Raises SettingsError for what only a prompt has, without one."""
     settings = request.settings
     if settings.validation.prompts:
         return read_prompts(settings.validation.prompts, chat=settings.graph.chat), settings.graph
     if (asked := asked_example(settings.graph)) is not None:
         return (asked,), settings.graph
+    if (named := of_prompts(settings.graph) or ("--foil" if settings.graph.foil is not None else None)) is not None:
+        raise SettingsError(f"{named} belongs to a prompt, and validate --pin has none", hint="add --prompt TEXT")
     chosen = settings.graph.metric if "metric" in settings.graph.model_fields_set else None
     if request.records.of(ActivationsRecord):
         if chosen not in ("cross-entropy", None):

@@ -115,7 +115,7 @@ def _drawn_row(graph: CircuitGraph) -> tuple[int, ...] | None:
 
 
 def _check_behaviour(settings: GraphSettings, graph: CircuitGraph, *, has_prompts: bool) -> None:
-    """Raise SettingsError for a prompt, target or metric that are not the graph's: a graph is tested on its own.
+    """Raise SettingsError for a prompt, target, metric or chat that are not the graph's: a graph is tested on its own.
 
     On other prompts a metric that is asked for counts.
     """
@@ -136,6 +136,11 @@ def _check_behaviour(settings: GraphSettings, graph: CircuitGraph, *, has_prompt
                 f"graph '{graph.head.name}' is about the {name} {own!r}, not {asked!r}",
                 hint="leave it out, or test on other prompts with --prompts FILE",
             )
+    if settings.chat and not graph.head.chat and not has_prompts:
+        raise SettingsError(
+            f"graph '{graph.head.name}' is about a text as it stands, not about a chat",
+            hint="leave --chat out, or test on other prompts with --prompts FILE",
+        )
     ids, own = settings.prompt_ids, graph.head.ids or ()
     if ids is not None and ids not in (own, own[1:]):
         raise SettingsError(
