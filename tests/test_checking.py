@@ -16,6 +16,7 @@ from circuitcli.models import checking
 from circuitcli.models.adapter import ModelAdapter
 from circuitcli.models.partial import clean_pass, expanded, growing_axes
 from circuitcli.models.taps import keep, tapped
+from circuitcli.models.verdicts import Tolerance
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -126,6 +127,15 @@ def test_a_model_that_fails_on_a_few_tokens_is_an_input_error():
     model.model.layers[1].mlp.forward = fail
     with pytest.raises(InputError, match=r"type 'llama' cannot be used: it fails on a few tokens: no such kernel$"):
         checking.adapter_of(model)
+
+
+def test_what_is_no_number_counts_as_far_apart_in_as_many_tokens_as_must_agree():
+    apart, ones = torch.zeros(8), torch.ones(8)
+    for n_bad, is_right in ((0, (True, True)), (1, (False, True)), (3, (False, False))):
+        for number in (torch.nan, torch.inf):
+            apart[:n_bad] = number
+            found = [Tolerance.of(DTYPES[name]) for name in ("float32", "float16")]
+            assert tuple(one.missed(apart, ones, stream=ones) <= one.relative for one in found) == is_right
 
 
 @pytest.mark.parametrize("family", ["gpt2", "generic"])

@@ -8,6 +8,9 @@ from torch import Tensor
 
 from circuitcli.models.probing import ATTN, ATTN_IN, CLEAN, FREE, MIDDLE, MLP, MLP_IN, STREAM, BlockView
 
+# What is further apart than that, or no number, is as far apart as can be.
+_BEYOND = 1e4
+
 
 @dataclass(frozen=True)
 class Tolerance:
@@ -32,7 +35,7 @@ class Tolerance:
         All are norms of tokens; the number is the largest of the share of tokens that count.
         """
         missed = (apart - 8 * self.epsilon * stream).clamp(min=0) / beside.clamp(min=1e-30)
-        return float(missed.float().cpu().flatten().quantile(self.share))
+        return float(missed.float().cpu().flatten().nan_to_num(nan=_BEYOND).clamp(max=_BEYOND).quantile(self.share))
 
 
 @dataclass(frozen=True)
