@@ -74,6 +74,11 @@ def is_text(text: str) -> bool:
     return text.isascii() or _SURROGATE.search(text) is None
 
 
+def whole_characters(text: str) -> str:
+    """The text without the halves of characters that JSON can spell and no tokenizer takes."""
+    return text if text.isascii() else _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
 def whole_number(text: str) -> int | None:
     """The number that 1 to 18 ASCII digits write; None for anything else, such as ``²``, ``٣``, ``+1`` or ``1_0``."""
     return int(text) if _DIGITS.fullmatch(text) else None

@@ -1,13 +1,11 @@
 """Conversations, and how a model's own chat template writes them as one text."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from circuitcli.errors import CircuitError, InputError, ToolError, first_line
-
-_SURROGATE = re.compile("[\ud800-\udfff]")
+from circuitcli.reading import whole_characters
 
 
 @dataclass(frozen=True)
@@ -54,11 +52,6 @@ def _is_message(message: object) -> bool:
     if not isinstance(message, dict):
         return False
     return all(isinstance(message.get(name), str) for name in ("role", "content"))
-
-
-def whole_characters(text: str) -> str:
-    """The text without the halves of characters that JSON can spell and no tokenizer takes."""
-    return _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def render(hf: Any, conversation: Conversation, *, answers: bool) -> str:
