@@ -228,6 +228,8 @@ def test_contexts_without_bos_belong_to_a_model_without(tmp_path, model):
     ("data", "error", "message"),
     [
         (dict(text="builtin:python"), SettingsError, "come with their own text"),
+        (dict(field="text"), SettingsError, "come with their own text, of which --field tells nothing"),
+        (dict(chat=True), SettingsError, "come with their own text, of which --chat tells nothing"),
         (dict(activations="tensors:here"), SettingsError, "'tensors:here' is no cache of activations"),
         (dict(activations="sae_lens:nowhere"), InputError, "there is no folder nowhere"),
     ],

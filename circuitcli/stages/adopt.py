@@ -66,6 +66,11 @@ def _folder(request: Request) -> Path:
             f"activations from {named} come with their own text, and --text {data.text} is another",
             hint="leave one of them out",
         )
+    if named_too := [option for option, given in (("--field", data.field), ("--chat", data.chat)) if given]:
+        raise SettingsError(
+            f"activations from {named} come with their own text, of which {named_too[0]} tells nothing",
+            hint="leave it out",
+        )
     path = Path(named.removeprefix(PREFIX)).expanduser()
     if not path.is_dir():
         raise InputError(f"there is no folder {path}", hint=f"write --from {PREFIX}PATH")
