@@ -87,7 +87,7 @@ def read(place: Place) -> "Foreign":
     if (place.path / SPARSITY).is_file():
         found = Tensors.safetensors(place.path / SPARSITY).take("sparsity", shape=(sae.d_sae,))
         frequency = 10**found
-    return Foreign(sae, _about(config, tensors, place).noting(*notes), frequency)
+    return Foreign(sae, _about(config, tensors).noting(*notes), frequency)
 
 
 def _built(place: Place, config: Mapping[str, Any], tensors: "Tensors") -> "tuple[SparseAutoencoder, list[str]]":
@@ -249,7 +249,7 @@ def _unwhiten(sae: "SparseAutoencoder", path: Path) -> None:
     )
 
 
-def _about(config: Mapping[str, Any], tensors: "Tensors", place: Place) -> About:
+def _about(config: Mapping[str, Any], tensors: "Tensors") -> About:
     hook = config["hook_name"]
     return About(
         model=config.get("model_name"),
