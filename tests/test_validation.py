@@ -1,5 +1,8 @@
 """Scores of circuits: their fixed points, and slow definitions."""
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 from subjects import random_baseline, random_subject
@@ -13,6 +16,7 @@ from circuitcli.models.tokenizer import Tokenizer
 from circuitcli.saes.base import SaeConfig
 from circuitcli.saes.topk import TopKSae
 from circuitcli.schema import POLICIES
+from circuitcli.validation import scores
 from circuitcli.validation import tally as tally_module
 from circuitcli.validation.circuits import circuit_metric, kept_nodes
 from circuitcli.validation.scores import Case, measure, minimality, ratio
@@ -185,6 +189,38 @@ def test_the_effect_on_several_prompts_is_their_mean_with_its_standard_error():
         node = NodeId.parse(name)
         clean_each = [float(subject.coded[node.hook].codes[0, :, node.index].max()) for subject in subjects]
         assert clean == pytest.approx(sum(clean_each) / 3) and clean != pytest.approx(ablated)
+
+
+def test_an_ablation_that_overflows_is_no_effect_of_zero(monkeypatch):
+    subject = random_subject("gpt2")
+    case, whole = Case(subject, baselines.zero(subject.saes), ()), tally_module.without
+
+    def overflows(*given, **named):
+        return replace(whole(*given, **named), metric=math.nan)
+
+    monkeypatch.setattr(tally_module, "without", overflows)
+    with pytest.raises(InputError, match="the metric without these nodes is not finite") as caught:
+        tally_of([case], [])
+    assert "--dtype float32" in caught.value.hint
+
+
+def test_a_circuit_that_overflows_is_told_and_not_kept(monkeypatch):
+    subject = random_subject("gpt2")
+    nodes = everything(subject)[:2]
+    case, kept = Case(subject, baselines.zero(subject.saes), tuple(nodes)), {}
+
+    def keep(step, make):
+        kept[step] = make()
+        return kept[step]
+
+    runs = measure([case], policy="nodes", batch_size=4, keep=keep)
+    assert len(kept) == 1
+    monkeypatch.setattr(scores, "circuit_metric", lambda *given, **named: torch.tensor([1.0, math.inf]))
+    with pytest.raises(InputError, match=r"the metric with circuit less a node, nodes errors, prompt 0, .*not finite"):
+        minimality([case], runs, policy="nodes", batch_size=4, keep=keep)
+    with pytest.raises(InputError, match="the metric with kept errors, prompt 0 is not finite"):
+        measure([case], policy="kept", batch_size=4, keep=keep)
+    assert len(kept) == 1
 
 
 def test_contexts_that_change_by_as_much_are_listed_in_the_order_of_the_text(monkeypatch):

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitcli.attribution.baselines import Baseline
-from circuitcli.attribution.subject import Subject
+from circuitcli.attribution.subject import Subject, check_finite
 from circuitcli.errors import InputError
 from circuitcli.hookpoints import NodeId
 from circuitcli.progress import task
@@ -74,18 +74,15 @@ class Runs:
 
 
 def measure(cases: Sequence[Case], *, policy: str, batch_size: int, keep: Keeper = anew) -> Runs:
-    """Run every prompt with the circuit, with its complement, with nothing."""
+    """Run every prompt with the circuit, with its complement, with nothing. Raises InputError as `kept_metric` does."""
     rows = []
     for number, case in enumerate(cases):
+        check_finite((case.subject.metric_clean,), f"the metric of prompt {number}")
         kept = kept_nodes(case.subject, case.nodes)
         circuits = [chosen.with_errors(policy) for chosen in (kept_nodes(case.subject, ()), kept, kept.complement())]
         values = kept_metric(case, circuits, batch_size, keep, f"{policy} errors, prompt {number}")
         rows.append([case.subject.metric_clean, *values])
     table = torch.tensor(rows, dtype=torch.float64)
-    if not bool(table.isfinite().all()):
-        raise InputError(
-            f"the metric is not finite with {policy} errors", hint="run the model in float32: --dtype float32"
-        )
     return Runs(table[:, 0], table[:, 1], table[:, 2], table[:, 3])
 
 
@@ -162,11 +159,18 @@ def _batches(count: int, size: int) -> Iterator[tuple[int, int]]:
 
 
 def kept_metric(case: Case, circuits: Iterable[Kept], batch_size: int, keep: Keeper, step: str) -> list[float]:
-    """The metric of a prompt with only each circuit's nodes, kept under the name of the step."""
-    return keep(
-        step,
-        lambda: circuit_metric(case.subject, case.baseline, circuits, batch_size=batch_size).cpu().double().tolist(),
-    )
+    """The metric of a prompt with only each circuit's nodes, kept under the name of the step.
+
+    Raises InputError, and keeps nothing, if it is not finite.
+    """
+
+    def made() -> list[float]:
+        metrics = circuit_metric(case.subject, case.baseline, circuits, batch_size=batch_size)
+        values: list[float] = metrics.cpu().double().tolist()
+        check_finite(values, f"the metric with {step}")
+        return values
+
+    return keep(step, made)
 
 
 def counted(nodes: Sequence[NodeId], policy: str) -> list[NodeId]:

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from circuitcli.attribution.subject import check_finite
 from circuitcli.hookpoints import HookPoint, NodeId
 from circuitcli.models.tokenizer import Tokenizer
 from circuitcli.saes.base import SparseAutoencoder
@@ -76,14 +77,14 @@ class Tally:
         self._contexts: list[Shift] = []
 
     def add(self, case: Case, prompt: str) -> None:
-        """A prompt, of which the next token counts."""
+        """A prompt, of which the next token counts. Raises InputError if its metric is not finite."""
         subject = case.subject
         run = self._run(case, None)
         tokens = _token_shifts(subject.clean.logits[0, -1], run.logits[-1], self.tokenizer, self.top)
         self._told.append(Told(prompt, subject.metric_clean - run.metric, tokens))
 
     def add_text(self, case: Case, where: Bool[Tensor, " position"]) -> None:
-        """A piece of text, of which all tokens count; nodes are ablated at these positions."""
+        """A piece of text, of which all tokens count; nodes are ablated at these positions. Raises as `add` does."""
         run = self._run(case, where)
         found = [*self._contexts, *_context_shifts(case, run, self.tokenizer, self.top)]
         self._contexts = sorted(found, key=lambda shift: -abs(shift.change))[: self.top]
@@ -95,6 +96,8 @@ class Tally:
 
     def _run(self, case: Case, where: Tensor | None) -> Without:
         run = without(case.subject, self.nodes, case.baseline, later=self.later, where=where)
+        check_finite((case.subject.metric_clean,), "the metric")
+        check_finite((run.metric,), "the metric without these nodes")
         self.clean.append(case.subject.metric_clean)
         self.ablated.append(run.metric)
         self._n_measured += 1
