@@ -40,6 +40,8 @@ GOOD: dict[str, dict[str, object]] = {
     "score": {"name": "faithfulness", "value": 0.5, "graph": "circuit", "errors": "nodes"},
     "shift": {"of": "token", "name": " a", "clean": 0.5, "ablated": 0.1, "unit": "probability", "graph": "pins"},
     "figure": {"path": "../circuit.svg"},
+    "report": {"path": "reports/circuit.json"},
+    "stage": {"name": "graph:circuit", "state": "finished", "command": "circuit graph-grad", "seconds": 2.5},
 }
 # What a field can hold that its neighbours can, and what no field can; NaN and infinity are read by Python's parser.
 WRONG: list[object] = [
