@@ -111,14 +111,17 @@ def test_numbers_that_are_none_make_it_none():
     assert found(x, error, parts, [1, 2], k=1, subtracts=True).isnan()
 
 
+# As every command keeps freed memory: by glibc's defaults the gaps between tensors differ from run to run.
 GROWTH = """
 import sys
 
 import torch
+from circuitcli.allocator import keep_freed_memory
 from circuitcli.saes.sparse import Encoder
 from circuitcli.training.auxk import auxk
 from circuitcli.training.memory import peak_process_bytes
 
+keep_freed_memory()
 n, d, d_sae, k = 16_384, 64, 4_096, int(sys.argv[1])
 x, W_enc, W_dec = torch.randn(n, d), torch.randn(d, d_sae).requires_grad_(), torch.randn(d_sae, d).requires_grad_()
 
