@@ -87,12 +87,16 @@ def connected_to_output(graph: CircuitGraph) -> CircuitGraph:
     return restricted(graph, reached)
 
 
+# What decides a test beside what every head has; heads of earlier versions lack these.
+_DECIDING = ("ids", "counterfactual", "counterfactual_ids", "baseline_ids")
+
+
 def content_digest(graph: CircuitGraph) -> str:
     """``sha256:...`` of what a test of the graph depends on: its nodes, prompt, target, metric, baseline and SAEs."""
     head = graph.head
     content = [sorted(graph.by_id), head.prompt, head.target, head.foil, head.metric, head.baseline, head.saes]
-    # The same words in a chat are another prompt.
-    text = json.dumps([*content, head.ids] if head.chat else content, sort_keys=True)
+    told = {name: value for name in _DECIDING if (value := getattr(head, name)) is not None}
+    text = json.dumps([*content, told] if told else content, sort_keys=True)
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 

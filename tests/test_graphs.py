@@ -10,6 +10,7 @@ from circuitcli.graphs import (
     Edge,
     Node,
     connected_to_output,
+    content_digest,
     from_records,
     merged,
     restricted,
@@ -223,3 +224,9 @@ def test_heads_of_an_earlier_version_can_be_extended_unless_they_lack_what_numbe
     assert merged(graph(), graph(**common)).head.target_id == 5
     with pytest.raises(InputError, match="another seed: None"):
         merged(graph(baseline="resample"), graph(baseline="resample", seed=0, baseline_ids=(1, 2)))
+
+
+@pytest.mark.parametrize("other", [{"ids": (1, 2)}, {"counterfactual": "b"}, {"baseline_ids": (3,)}, {"target": "b"}])
+def test_what_decides_a_test_of_a_graph_decides_its_digest(other):
+    edge = "resid.0/1>output"
+    assert content_digest(graph(edge, **other)) != content_digest(graph(edge)) == content_digest(graph(edge, name="x"))

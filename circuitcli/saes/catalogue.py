@@ -151,7 +151,7 @@ def _not_there(release: Release, entry: Entry, *, online: bool, why: str) -> Inp
         )
     if why == "no such path":
         return InputError(f"{what}: the repository has no such path", hint=f"see https://huggingface.co/{release.repo}")
-    return ToolError(f"cannot download {what}: {why}", hint="a gated repository needs `hf auth login`")
+    return ToolError(f"cannot download {what}: {why}", hint="a gated repository needs HF_TOKEN, or `hf auth login`")
 
 
 def _release(name: str, table: Mapping[str, Any]) -> Release:
