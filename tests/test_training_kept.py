@@ -1,7 +1,6 @@
 """What a training never costs: the finished one that it is to replace, and what it has trained and measured itself."""
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from disk_kills import Killed, broken_at
 
 from circuitcli.cli.failures import explain
 from circuitcli.errors import CircuitError, InputError, ToolError
@@ -41,10 +41,6 @@ OPTIONS = {
 }
 
 
-class Killed(BaseException):
-    """As SIGKILL: nothing after it is done, by whoever."""
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with SAEs of sae.k=4; tests copy it."""
@@ -67,22 +63,9 @@ def request(path: Path, records: Stream | None = None, *, force: bool = False, *
 
 @contextmanager
 def killed_at(monkeypatch: pytest.MonkeyPatch, n: int) -> Iterator[list[str]]:
-    """Let only n more names of files change; all that comes after is as undone as after SIGKILL."""
-    done: list[str] = []
-
-    def counted(name: str, change):
-        def wrapped(*args, **kwargs):
-            if len(done) >= n:
-                raise Killed
-            done.append(name)
-            return change(*args, **kwargs)
-
-        return wrapped
-
+    """Let only n more names of files change while this is open."""
     with monkeypatch.context() as patched:
-        for name in ("replace", "rename", "unlink", "rmdir", "mkdir"):
-            patched.setattr(os, name, counted(name, getattr(os, name)))
-        yield done
+        yield broken_at(patched, n)
 
 
 def content(path: Path) -> dict[str, object]:

@@ -15,6 +15,7 @@ from pathlib import Path
 import nursery
 import pytest
 import torch
+from disk_kills import NAMES, Killed, broken_at
 from training_fakes import planted, trainer
 
 from circuitcli import progress
@@ -255,28 +256,6 @@ def test_checkpoint_of_another_run_or_half_written_is_not_used(tmp_path: Path):
     assert [path.name for path in directory.glob("step-*")].count("step-00000007") == 1
 
 
-def broken_at(monkeypatch: pytest.MonkeyPatch, n: int) -> list[str]:
-    """Let the n-th change of names or contents of the disk from now on be the last that this process makes."""
-    done: list[str] = []
-
-    def counted(name: str, change):
-        def wrapped(*args, **kwargs):
-            if len(done) >= n:
-                raise Killed
-            done.append(name)
-            return change(*args, **kwargs)
-
-        return wrapped
-
-    for name in ("replace", "rename", "unlink", "rmdir", "mkdir", "fsync"):
-        monkeypatch.setattr(os, name, counted(name, getattr(os, name)))
-    return done
-
-
-class Killed(BaseException):
-    """As SIGKILL: nothing after it is done, by whoever."""
-
-
 def test_a_kill_at_any_step_of_saving_and_removing_checkpoints_leaves_one_to_go_on_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -286,7 +265,7 @@ def test_a_kill_at_any_step_of_saving_and_removing_checkpoints_leaves_one_to_go_
     for n in range(100):
         before = made.checkpoints.step()
         with monkeypatch.context() as patched:
-            done = broken_at(patched, n)
+            done = broken_at(patched, n, changes=(*NAMES, "fsync"))
             with suppress(Killed):
                 made.checkpoints.save(before + 1, made.learners)
             is_over = len(done) < n
@@ -298,7 +277,7 @@ def test_a_kill_at_any_step_of_saving_and_removing_checkpoints_leaves_one_to_go_
     assert seen == {0, 1} and [path.name for path in made.checkpoints.directory.iterdir()] == [f"step-{step:08d}"]
     for n in range(100):
         with monkeypatch.context() as patched:
-            broken_at(patched, n)
+            broken_at(patched, n, changes=(*NAMES, "fsync"))
             try:
                 Unfinished(tmp_path, Path(), "test", {}, is_aside=False).remove()
             except Killed:

@@ -30,7 +30,6 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 FILE_DTYPES = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
 ROWS = "activations"
 DIGEST_BYTES = 16
-_READ_BYTES = 16 * 2**20
 
 
 def hook_path(root: Path, hook: HookPoint, index: int) -> Path:
