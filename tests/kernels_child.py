@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from test_sparse import SELECTIONS, gradients, inputs, weights
 from torch import Tensor
 
-from circuitcli.saes import kernels
-from circuitcli.saes.selection import Selection
-from circuitcli.saes.sparse import dense_pre_activations, pre_activations
+from circuitcli.saes.fast import kernels
+from circuitcli.saes.fast.selection import Selection
+from circuitcli.saes.fast.sparse import dense_pre_activations, pre_activations
 
 DEVICE = torch.device("cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda")
 

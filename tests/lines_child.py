@@ -12,8 +12,8 @@ from contextlib import redirect_stderr, redirect_stdout
 from pydoc_data.topics import topics
 from types import SimpleNamespace
 
-from circuitcli.activations import data_sets
 from circuitcli.cli.app import run
+from circuitcli.text import data_sets
 
 
 class Rows(list):

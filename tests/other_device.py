@@ -160,7 +160,7 @@ def _check_launch(args: Iterable[Any]) -> None:
 def run_kernels(change: Callable[[Any, str, Any], None]) -> None:
     """Take the way of a GPU with kernels, which Triton's interpreter runs; with what `change`, as setattr, changes."""
     os.environ["TRITON_INTERPRET"] = "1"
-    from circuitcli.saes import kernels, sparse
+    from circuitcli.saes.fast import kernels, sparse
 
     for name in ("_sums_kernel", "_products_kernel"):
         change(kernels, name, Launcher(getattr(kernels, name)))

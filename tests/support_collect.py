@@ -8,12 +8,11 @@ import torch
 import transformers
 from transformers import PreTrainedTokenizerFast
 
-from circuitcli.activations.blocks import Cursor
 from circuitcli.activations.plans import Collection
-from circuitcli.activations.shards import DTYPES, hook_path
-from circuitcli.activations.stored_rows import StoredRows
-from circuitcli.activations.token_shards import TokenRows, TokenShard, tokens_path, write_tokens
-from circuitcli.activations.writing import RowsWriter
+from circuitcli.activations.storage.shards import DTYPES, hook_path
+from circuitcli.activations.storage.stored_rows import StoredRows
+from circuitcli.activations.storage.token_shards import TokenRows, TokenShard, tokens_path, write_tokens
+from circuitcli.activations.storage.writing import RowsWriter
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.adapter import ModelAdapter
 from circuitcli.models.loading import LanguageModel
@@ -24,6 +23,7 @@ from circuitcli.settings.data import DataSettings
 from circuitcli.settings.model import ModelSettings
 from circuitcli.settings.settings import Settings
 from circuitcli.stages.request import Request
+from circuitcli.text.blocks import Cursor
 
 BOS, EOS, PAD, UNK = range(256, 260)
 SPECIAL = {"<|bos|>": BOS, "<|eos|>": EOS, "<|pad|>": PAD, "<|unk|>": UNK}

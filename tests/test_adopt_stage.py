@@ -14,7 +14,7 @@ from support_sae_lens import HOOK, LENGTH, activations_of, contexts, save, save_
 
 from circuitcli.activations.cache import ActivationCache
 from circuitcli.activations.sae_lens import CachedContexts
-from circuitcli.activations.token_shards import TokenShard
+from circuitcli.activations.storage.token_shards import TokenShard
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.records import Stream

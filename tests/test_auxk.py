@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from circuitcli.saes.sparse import Encoder
+from circuitcli.saes.fast.sparse import Encoder
 from circuitcli.training import auxk as module
 from circuitcli.training.auxk import auxk
 
@@ -117,7 +117,7 @@ import sys
 
 import torch
 from circuitcli.allocator import keep_freed_memory
-from circuitcli.saes.sparse import Encoder
+from circuitcli.saes.fast.sparse import Encoder
 from circuitcli.training.auxk import auxk
 from circuitcli.training.memory import peak_process_bytes
 

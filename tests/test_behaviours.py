@@ -13,6 +13,7 @@ from circuitcli.activations.cache import ActivationCache
 from circuitcli.attribution import behaviours
 from circuitcli.attribution.behaviours import best_prediction
 from circuitcli.errors import InputError, SettingsError
+from circuitcli.evaluation import fit
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.loading import load_model
 from circuitcli.progress import NOTE
@@ -24,7 +25,6 @@ from circuitcli.saes.topk import TopKSae
 from circuitcli.settings.sources import load
 from circuitcli.stages import collect, graph_grad, graph_naive, validate
 from circuitcli.stages.request import Request
-from circuitcli.validation import fit
 
 HOOK = HookPoint(2, "resid")
 SMALL = {

@@ -18,6 +18,7 @@ from training_fakes import MemoryBatches, learner, planted, recipe
 
 from circuitcli.activations.cache import ActivationCache
 from circuitcli.errors import SettingsError
+from circuitcli.evaluation.quality import reconstruction
 from circuitcli.hookpoints import HookPoint
 from circuitcli.saes import files
 from circuitcli.stages import train
@@ -26,7 +27,6 @@ from circuitcli.training.checkpoint import Checkpoints
 from circuitcli.training.learner import Learner
 from circuitcli.training.log import MetricsLog
 from circuitcli.training.plan import line_steps, look_steps
-from circuitcli.training.quality import reconstruction
 from circuitcli.training.trainer import Trainer
 
 N_STEPS = 60

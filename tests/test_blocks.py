@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support_collect import BOS, EOS, PAD, UNK, hf_tokenizer, source, texts, tokenizer
 
-from circuitcli.activations.blocks import Block, Cursor, padded, token_blocks
 from circuitcli.errors import InputError
 from circuitcli.models.tokenizer import Tokenizer
+from circuitcli.text.blocks import Block, Cursor, padded, token_blocks
 
 DOCUMENTS = texts(40, 0, 7, 15, 16, 1, 0)
 

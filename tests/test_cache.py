@@ -13,12 +13,12 @@ from support_collect import (
     write_cache,
 )
 
-from circuitcli.activations.blocks import token_blocks
 from circuitcli.activations.cache import ActivationCache
 from circuitcli.activations.collection import collect
-from circuitcli.activations.shards import DTYPES, hook_path
-from circuitcli.activations.token_shards import TokenShard, tokens_path
+from circuitcli.activations.storage.shards import DTYPES, hook_path
+from circuitcli.activations.storage.token_shards import TokenShard, tokens_path
 from circuitcli.errors import InputError
+from circuitcli.text.blocks import token_blocks
 
 WIDTHS = {HOOKS[0]: 3, HOOKS[1]: 5}
 SIZES = [4, 7, 1, 6]

@@ -9,17 +9,18 @@ import torch
 from support_collect import HOOKS, collection, language_model, source, stored_bytes, texts, tokenizer
 
 from circuitcli import progress
-from circuitcli.activations import disk, lanes
-from circuitcli.activations.blocks import token_blocks
+from circuitcli.activations import lanes
 from circuitcli.activations.cache import ActivationCache
 from circuitcli.activations.collection import collect, finished_shards
 from circuitcli.activations.lanes import blocks_at_once
-from circuitcli.activations.shards import DTYPES, hook_path
-from circuitcli.activations.token_shards import tokens_path
+from circuitcli.activations.storage import disk
+from circuitcli.activations.storage.shards import DTYPES, hook_path
+from circuitcli.activations.storage.token_shards import tokens_path
 from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models import taps
 from circuitcli.models.adapter import ModelAdapter
+from circuitcli.text.blocks import token_blocks
 
 DOCUMENTS = texts(40, 0, 7, 15, 16, 33, 1, 90, 0, 5)
 

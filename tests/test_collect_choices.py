@@ -21,7 +21,7 @@ from test_prompts import TALK, TEMPLATE
 
 from circuitcli.activations.cache import ActivationCache
 from circuitcli.activations.choosing import MOST_ROUNDING, ROOM, Spread, suited
-from circuitcli.activations.shards import DTYPES
+from circuitcli.activations.storage.shards import DTYPES
 from circuitcli.cli.jobs import with_model_of
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.hookpoints import HookPoint

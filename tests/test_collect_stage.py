@@ -16,8 +16,8 @@ from safetensors.numpy import save_file
 from support_collect import BOS, EOS, PAD, language_model, save_model, stage_request, stored_bytes, texts, tokenizer
 
 from circuitcli import runs
-from circuitcli.activations import shards
 from circuitcli.activations.cache import ActivationCache
+from circuitcli.activations.storage import shards
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.records import ActivationsRecord, RunRecord

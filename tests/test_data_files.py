@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 from test_prompts import TALK
 
-from circuitcli.activations import data_files
-from circuitcli.activations.documents import documents, source_digest, texts
 from circuitcli.errors import CircuitError, InputError, SettingsError
 from circuitcli.models.chat import Conversation
 from circuitcli.models.tokenizer import Vocabulary
+from circuitcli.text import data_files
+from circuitcli.text.documents import documents, source_digest, texts
 
 CASES = Path(__file__).parents[2] / "shared" / "cases"
 ROWS = [

@@ -10,13 +10,13 @@ from types import SimpleNamespace
 import datasets
 import pytest
 
-from circuitcli.activations import data_sets
-from circuitcli.activations.data_sets import DataSet
-from circuitcli.activations.documents import documents, source_digest, texts
-from circuitcli.activations.text import BUILTIN
 from circuitcli.errors import InputError, ToolError
 from circuitcli.models import hub
 from circuitcli.models.tokenizer import Vocabulary
+from circuitcli.text import data_sets
+from circuitcli.text.data_sets import DataSet
+from circuitcli.text.documents import documents, source_digest, texts
+from circuitcli.text.files import BUILTIN
 
 
 @pytest.mark.parametrize(

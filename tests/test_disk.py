@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from circuitcli.activations import disk
-from circuitcli.activations.disk import ALIGNMENT, PlacedFile
+from circuitcli.activations.storage import disk
+from circuitcli.activations.storage.disk import ALIGNMENT, PlacedFile
 
 N_BYTES = 5 * 2**20 + 123
 

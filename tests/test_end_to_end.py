@@ -14,13 +14,13 @@ from training_fakes import recipe
 
 from circuitcli.activations.cache import ActivationCache
 from circuitcli.errors import SettingsError
+from circuitcli.evaluation import spliced
 from circuitcli.hookpoints import SITES, HookPoint
 from circuitcli.models.adapter import ModelAdapter
 from circuitcli.models.taps import tapped
 from circuitcli.records import Stream
 from circuitcli.saes import files
 from circuitcli.stages import collect, train
-from circuitcli.training import spliced
 from circuitcli.training.architectures.registry import new_student
 from circuitcli.training.architectures.student import Moments
 from circuitcli.training.end_to_end import EndToEnd, head_kl

@@ -9,7 +9,7 @@ from support import D_MODEL, D_SAE, VOCAB, adapter_of, random_sae
 from support_collect import text_of_rows
 
 from circuitcli.activations.cache import ActivationCache, Text
-from circuitcli.activations.token_shards import TokenRows
+from circuitcli.activations.storage.token_shards import TokenRows
 from circuitcli.features import describe, logits, peaks, scan
 from circuitcli.features.statistics import QUANTILES, ActivationStatistics
 from circuitcli.hookpoints import HookPoint

@@ -12,12 +12,12 @@ import huggingface_hub
 import pytest
 from cli_support import here
 
-from circuitcli.activations.data_sets import DataSet, row_documents
 from circuitcli.errors import CircuitError, InputError, ToolError
 from circuitcli.models.hub import refusal
 from circuitcli.models.loading import load_model, load_tokenizer
 from circuitcli.saes import catalogue
 from circuitcli.settings.model import ModelSettings
+from circuitcli.text.data_sets import DataSet, row_documents
 
 TOKEN = "hf_nobodymayseethis"
 # By what a repository is called: status, X-Error-Code and X-Error-Message.

@@ -18,6 +18,8 @@ from support_collect import save_model, texts
 from torch import Tensor
 
 from circuitcli.errors import InputError, SettingsError
+from circuitcli.evaluation.fit import Fit, fit, n_tokens
+from circuitcli.evaluation.health import problems, weight_facts
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models import loading
 from circuitcli.models.adapter import ModelAdapter
@@ -34,8 +36,6 @@ from circuitcli.settings.settings import Settings
 from circuitcli.stages import collect, evaluate, export, fitting, inspect, interp, live
 from circuitcli.stages.request import Request
 from circuitcli.stages.saes import fold_gain
-from circuitcli.validation.fit import Fit, fit, n_tokens
-from circuitcli.validation.health import problems, weight_facts
 
 D, RANK, N = 12, 4, 300
 HOOK = HookPoint(1, "resid")

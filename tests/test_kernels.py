@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from circuitcli.saes import sparse
+from circuitcli.saes.fast import sparse
 
 CHILD = Path(__file__).with_name("kernels_child.py")
 
@@ -41,7 +41,7 @@ import itertools
 from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from circuitcli.saes import kernels
+from circuitcli.saes.fast import kernels
 
 shapes = {"ENTRIES": 8, "COLUMNS": 256}
 forms = [

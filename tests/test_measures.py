@@ -11,14 +11,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from circuitcli import progress
+from circuitcli.evaluation import geometry, health
+from circuitcli.evaluation.density import density_facts
+from circuitcli.evaluation.geometry import geometry_facts, nearest_cosines
+from circuitcli.evaluation.jackknife import merged, standard_errors
 from circuitcli.hookpoints import HookPoint
 from circuitcli.saes.base import SaeConfig
 from circuitcli.saes.relu import ReluSae
-from circuitcli.training import geometry
-from circuitcli.training.density import density_facts
-from circuitcli.training.geometry import geometry_facts, nearest_cosines
-from circuitcli.training.jackknife import merged, standard_errors
-from circuitcli.validation import health
 
 HOOK = HookPoint(1, "resid")
 

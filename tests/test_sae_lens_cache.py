@@ -6,9 +6,9 @@ import torch
 from support_collect import BOS, EOS, PAD
 from support_sae_lens import HOOK, LENGTH, activations_of, contexts, save
 
-from circuitcli.activations.blocks import Cursor
 from circuitcli.activations.sae_lens import CachedContexts, CachedSource
 from circuitcli.errors import InputError
+from circuitcli.text.blocks import Cursor
 
 
 @pytest.fixture(scope="module")

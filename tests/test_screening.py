@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from circuitcli.saes import screening, selection
-from circuitcli.saes.screening import Screen, flat_places, not_below
-from circuitcli.saes.selection import Above, BatchTopK, Crowded, TopK
-from circuitcli.saes.sparse import Encoder, decode, dense_pre_activations, encode, pre_activations
+from circuitcli.saes.fast import screening, selection
+from circuitcli.saes.fast.screening import Screen, flat_places, not_below
+from circuitcli.saes.fast.selection import Above, BatchTopK, Crowded, TopK
+from circuitcli.saes.fast.sparse import Encoder, decode, dense_pre_activations, encode, pre_activations
 
 BATCH, D_IN, D_SAE, K = 24, 48, 400, 4
 

@@ -12,11 +12,11 @@ import torch
 import xxhash
 from support_collect import HOOKS, complete, write_cache
 
-from circuitcli.activations import disk
-from circuitcli.activations.shards import DTYPES, RowsShard, hook_path
-from circuitcli.activations.stored_rows import StoredRows
-from circuitcli.activations.token_shards import read_tokens, tokens_path
-from circuitcli.activations.writing import RowsWriter
+from circuitcli.activations.storage import disk
+from circuitcli.activations.storage.shards import DTYPES, RowsShard, hook_path
+from circuitcli.activations.storage.stored_rows import StoredRows
+from circuitcli.activations.storage.token_shards import read_tokens, tokens_path
+from circuitcli.activations.storage.writing import RowsWriter
 from circuitcli.errors import InputError
 
 HOOK = HOOKS[0]

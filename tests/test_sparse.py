@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from circuitcli.hookpoints import HookPoint
-from circuitcli.saes import selection
 from circuitcli.saes.base import SaeConfig
-from circuitcli.saes.selection import Above, BatchTopK, Crowded, Selection, TopK, largest_of_each
-from circuitcli.saes.sparse import (
+from circuitcli.saes.fast import selection
+from circuitcli.saes.fast.selection import Above, BatchTopK, Crowded, Selection, TopK, largest_of_each
+from circuitcli.saes.fast.sparse import (
     Encoder,
     by_feature,
     decode,
@@ -211,8 +211,8 @@ def test_entries_of_one_feature_stay_in_the_order_of_tokens():
 
 GROWTH = """
 import torch
-from circuitcli.saes.selection import TopK
-from circuitcli.saes.sparse import Encoder, decode, encode
+from circuitcli.saes.fast.selection import TopK
+from circuitcli.saes.fast.sparse import Encoder, decode, encode
 from circuitcli.training.memory import peak_process_bytes
 
 n, d, d_sae, k = 16_384, 768, 2_048, 32

@@ -8,14 +8,14 @@ import torch.nn.functional as F
 from support import D_MODEL, adapter_of, random_ids, random_sae
 from test_training_quality import HOOK, constant_sae, identity_sae
 
+from circuitcli.evaluation import spliced
+from circuitcli.evaluation.spliced import Listener, ModelLoss, Texts
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.adapter import ModelAdapter
 from circuitcli.models.taps import read, tapped
 from circuitcli.saes import base
 from circuitcli.saes.base import SaeConfig, SparseAutoencoder
 from circuitcli.saes.relu import ReluSae
-from circuitcli.training import spliced
-from circuitcli.training.spliced import Listener, ModelLoss, Texts
 
 LENGTHS = (7, 5, 9, 1)
 MLP_IN, MLP = HookPoint(1, "mlp_in"), HookPoint(1, "mlp")

@@ -11,6 +11,7 @@ from torch import Tensor
 from training_fakes import MemoryBatches, learner, moments, planted, recipe, taught
 
 from circuitcli.errors import SettingsError
+from circuitcli.evaluation.quality import reconstruction
 from circuitcli.hookpoints import HookPoint
 from circuitcli.records import SaeRecord, Stream
 from circuitcli.saes import files
@@ -20,7 +21,6 @@ from circuitcli.training.architectures.registry import new_student
 from circuitcli.training.checkpoint import Checkpoints
 from circuitcli.training.learner import Learner
 from circuitcli.training.plan import lessons
-from circuitcli.training.quality import reconstruction
 from circuitcli.training.trainer import Trainer
 
 HOOKS = tuple(HookPoint(layer, "resid") for layer in (1, 2, 3))

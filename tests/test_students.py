@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from training_fakes import ACTIVE, D_IN, MemoryBatches, learner, planted, recipe, taught
 
+from circuitcli.evaluation.quality import reconstruction
 from circuitcli.hookpoints import HookPoint
 from circuitcli.saes import base
 from circuitcli.saes.jumprelu import JumpReluSae
@@ -16,7 +17,6 @@ from circuitcli.training.architectures.relu import default_l1_weight
 from circuitcli.training.architectures.thresholded import ThresholdedStudent
 from circuitcli.training.initial import folded, with_unit_decoder
 from circuitcli.training.plan import lessons
-from circuitcli.training.quality import reconstruction
 
 HOOK = HookPoint(1, "resid")
 READS, PREDICTS = HookPoint(1, "mlp_in"), HookPoint(1, "mlp")

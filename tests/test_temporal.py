@@ -20,6 +20,9 @@ from torch import Tensor
 from circuitcli.activations.cache import ActivationCache
 from circuitcli.attribution import baselines
 from circuitcli.errors import InputError, SettingsError
+from circuitcli.evaluation.fit import fit
+from circuitcli.evaluation.quality import reconstruction
+from circuitcli.evaluation.spliced import Listener, Texts
 from circuitcli.features import scan as scanning
 from circuitcli.hookpoints import HookPoint
 from circuitcli.records import NodeRecord, Stream
@@ -31,9 +34,6 @@ from circuitcli.saes.temporal import TemporalSae
 from circuitcli.stages import evaluate, graph_grad, graph_naive, inspect, interp, validate
 from circuitcli.stages.measure import HeldOut
 from circuitcli.stages.request import Request
-from circuitcli.training.quality import reconstruction
-from circuitcli.training.spliced import Listener, Texts
-from circuitcli.validation.fit import fit
 
 HOOK = HookPoint(2, "resid")
 D_IN, D_SAE = 6, 24

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from circuitcli.activations import text
-from circuitcli.activations.documents import documents, source_digest
-from circuitcli.activations.text import BUILTIN
 from circuitcli.errors import InputError
 from circuitcli.models.tokenizer import Vocabulary
+from circuitcli.text import files as text
+from circuitcli.text.documents import documents, source_digest
+from circuitcli.text.files import BUILTIN
 
 
 @pytest.fixture
@@ -218,7 +218,5 @@ def test_every_digest_is_a_sha256(folder: Path):
 
 
 def test_text_sources_import_no_torch():
-    code = (
-        "import sys, circuitcli.activations.text as t; next(t.documents(t.BUILTIN)); assert 'torch' not in sys.modules"
-    )
+    code = "import sys, circuitcli.text.files as t; next(t.documents(t.BUILTIN)); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch_file
 
-from circuitcli.activations import token_files
-from circuitcli.activations.documents import documents, source_digest, texts
 from circuitcli.errors import InputError
 from circuitcli.models.tokenizer import Vocabulary
+from circuitcli.text import token_files
+from circuitcli.text.documents import documents, source_digest, texts
 
 BOS, EOS, PAD = 7, 8, 9
 VOCABULARY = Vocabulary(10, BOS, EOS, PAD)

@@ -12,7 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from circuitcli.activations.cache import ActivationCache
-from circuitcli.activations.shards import ROWS
+from circuitcli.activations.storage.shards import ROWS
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.loading import load_model

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from training_fakes import D_IN, MemoryBatches, learner, moments, planted, recipe, trained
 
 from circuitcli.errors import InputError, SettingsError
+from circuitcli.evaluation.quality import reconstruction
 from circuitcli.hookpoints import HookPoint
 from circuitcli.settings.sae import SaeSettings
 from circuitcli.settings.settings import Settings
@@ -15,7 +16,6 @@ from circuitcli.settings.train import TrainSettings
 from circuitcli.training.initial import geometric_median, input_scale
 from circuitcli.training.loss import missed_variance
 from circuitcli.training.plan import plan, pool_tokens, width
-from circuitcli.training.quality import reconstruction
 from circuitcli.training.schedule import Schedule, default_rate
 from circuitcli.training.trainer import total
 

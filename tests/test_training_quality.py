@@ -7,12 +7,12 @@ import torch
 from support import D_MODEL, random_sae
 from torch import nn
 
+from circuitcli.evaluation.quality import Reconstruction, ReconstructionMeter
+from circuitcli.evaluation.quality import reconstruction as measured
 from circuitcli.hookpoints import HookPoint
 from circuitcli.saes.base import SaeConfig
 from circuitcli.saes.relu import ReluSae
 from circuitcli.saes.topk import TopKSae
-from circuitcli.training.quality import Reconstruction, ReconstructionMeter
-from circuitcli.training.quality import reconstruction as measured
 
 HOOK = HookPoint(1, "resid")
 

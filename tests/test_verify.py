@@ -12,7 +12,7 @@ from support_collect import save_model, stage_request, stored_bytes, texts, writ
 from test_collect_stage import write_text
 
 from circuitcli.activations import passes
-from circuitcli.activations.verification import verify as verify_cache
+from circuitcli.activations.storage.verification import verify as verify_cache
 from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.runs import Run

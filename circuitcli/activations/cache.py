@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from circuitcli.activations.shards import DTYPES, VERIFY, RowsShard, hook_path
-from circuitcli.activations.token_shards import TokenRows, TokenShard, read_left_out, read_tokens, tokens_path
+from circuitcli.activations.storage.shards import DTYPES, VERIFY, RowsShard, hook_path
+from circuitcli.activations.storage.token_shards import TokenRows, TokenShard, read_left_out, read_tokens, tokens_path
 from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
 

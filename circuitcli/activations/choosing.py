@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitcli.activations.shards import DTYPES
+from circuitcli.activations.storage.shards import DTYPES
 from circuitcli.hookpoints import HookPoint
 
 # From the smallest range and the least rounding for two bytes to what is always good enough.

@@ -12,17 +12,17 @@ from functools import partial
 
 from circuitcli import group, processes, progress, runs
 from circuitcli.activations.background import Worker, ahead
-from circuitcli.activations.blocks import Block, Cursor, Documents, token_blocks
 from circuitcli.activations.cache import ActivationCache
-from circuitcli.activations.disk import DiskQueue, n_buffers
 from circuitcli.activations.lanes import blocks_at_once, lanes, n_lanes
 from circuitcli.activations.passes import passes
 from circuitcli.activations.plans import BlocksFrom, Collection, Found, complete, plans, survey
-from circuitcli.activations.shard_files import ShardFiles
-from circuitcli.activations.token_shards import TokenShard, tokens_path
-from circuitcli.activations.writing import remove_partials
+from circuitcli.activations.storage.disk import DiskQueue, n_buffers
+from circuitcli.activations.storage.shard_files import ShardFiles
+from circuitcli.activations.storage.token_shards import TokenShard, tokens_path
+from circuitcli.activations.storage.writing import remove_partials
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.loading import LanguageModel
+from circuitcli.text.blocks import Block, Cursor, Documents, token_blocks
 
 logger = logging.getLogger(__name__)
 

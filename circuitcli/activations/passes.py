@@ -7,16 +7,16 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from circuitcli.activations.blocks import Part, padded
-from circuitcli.activations.disk import ALIGNMENT, DiskQueue
 from circuitcli.activations.lanes import Scratch
 from circuitcli.activations.plans import Collection, PlannedBatch
-from circuitcli.activations.shard_files import ShardFiles
-from circuitcli.activations.shards import DTYPES
-from circuitcli.activations.stored_rows import CACHED_NUMBERS, RowSums, StoredRows
+from circuitcli.activations.storage.disk import ALIGNMENT, DiskQueue
+from circuitcli.activations.storage.shard_files import ShardFiles
+from circuitcli.activations.storage.shards import DTYPES
+from circuitcli.activations.storage.stored_rows import CACHED_NUMBERS, RowSums, StoredRows
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models import taps
 from circuitcli.models.loading import LanguageModel
+from circuitcli.text.blocks import Part, padded
 
 
 class Stopped(Exception):

@@ -14,11 +14,11 @@ from typing import Literal
 import numpy as np
 
 from circuitcli import processes
-from circuitcli.activations.blocks import Block, Cursor
-from circuitcli.activations.shards import RowsShard, hook_path
-from circuitcli.activations.token_shards import TokenRows, TokenShard, tokens_path
+from circuitcli.activations.storage.shards import RowsShard, hook_path
+from circuitcli.activations.storage.token_shards import TokenRows, TokenShard, tokens_path
 from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
+from circuitcli.text.blocks import Block, Cursor
 
 # The blocks of a text from a cursor on.
 BlocksFrom = Callable[[Cursor], Iterator[Block]]

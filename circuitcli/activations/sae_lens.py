@@ -14,13 +14,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitcli.activations.blocks import Block, Cursor, padded
-from circuitcli.activations.data_sets import is_saved, load_library
-from circuitcli.activations.shards import DTYPES
-from circuitcli.activations.stored_rows import StoredRows
-from circuitcli.activations.token_ids import Ids, as_array, check_ids
+from circuitcli.activations.storage.shards import DTYPES
+from circuitcli.activations.storage.stored_rows import StoredRows
 from circuitcli.errors import InputError, first_line
 from circuitcli.hookpoints import HookPoint
+from circuitcli.text.blocks import Block, Cursor, padded
+from circuitcli.text.data_sets import is_saved, load_library
+from circuitcli.text.token_ids import Ids, as_array, check_ids
 
 _TOKENS = "token_ids"
 # Contexts whose tokens are read at once.

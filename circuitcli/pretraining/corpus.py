@@ -11,9 +11,9 @@ from jaxtyping import Int64
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from circuitcli.activations.documents import texts as documents_of
 from circuitcli.errors import InputError
 from circuitcli.pretraining.configuration import PretrainingSettings
+from circuitcli.text.documents import texts as documents_of
 
 
 @dataclass(frozen=True)

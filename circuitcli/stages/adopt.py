@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuitcli import runs
-from circuitcli.activations.data_sets import files_of, states
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.records import Record
 from circuitcli.stages import collect
 from circuitcli.stages.request import Request, changing_nothing, resumable
 from circuitcli.stages.storing import AUTO, LOOKED_AT, USUAL, number_types, with_data
+from circuitcli.text.data_sets import files_of, states
 
 if TYPE_CHECKING:
     from circuitcli.activations.choosing import NumberType
@@ -127,7 +127,7 @@ def _source(
     contexts: "CachedContexts", model: "LanguageModel", hook: HookPoint, *, special_tokens: str
 ) -> "CachedSource":
     from circuitcli.activations.sae_lens import CachedSource
-    from circuitcli.activations.shards import DTYPES
+    from circuitcli.activations.storage.shards import DTYPES
 
     tokenizer = model.tokenizer
     return CachedSource(
@@ -151,8 +151,8 @@ def _check_model(model: "LanguageModel", source: "CachedSource") -> None:
     """Raise InputError unless the model gives the cached activations of the first context."""
     import torch
 
-    from circuitcli.activations.blocks import Cursor, padded
     from circuitcli.models.taps import read
+    from circuitcli.text.blocks import Cursor, padded
 
     contexts, hook, adapter = source.cached, source.hook, model.adapter
     block = next(source.blocks(Cursor()), None)

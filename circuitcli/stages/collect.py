@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuitcli import processes, runs
-from circuitcli.activations.documents import check_field, documents, source_digest
-from circuitcli.activations.text import BUILTIN
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.hookpoints import HookPoint, hook_points, parse_layers
 from circuitcli.reading import as_path
@@ -22,14 +20,16 @@ from circuitcli.settings.sources import flatten
 from circuitcli.stages.estimates import BYTES, arithmetic, memory, pass_flops, size, weight_bytes
 from circuitcli.stages.request import Request, changing_nothing, fingerprint, resumable
 from circuitcli.stages.storing import AUTO, USUAL, first_blocks, number_types, types_for, with_block_length, with_data
+from circuitcli.text.documents import check_field, documents, source_digest
+from circuitcli.text.files import BUILTIN
 
 if TYPE_CHECKING:
-    from circuitcli.activations.blocks import Block, Documents
     from circuitcli.activations.choosing import NumberType
     from circuitcli.activations.collection import Collected
     from circuitcli.activations.plans import Collection
     from circuitcli.models.adapter import ModelAdapter
     from circuitcli.models.loading import LanguageModel
+    from circuitcli.text.blocks import Block, Documents
 
 NAME = "collect"
 FOLDER = "activations"
@@ -199,7 +199,7 @@ def _suited_types(
 
 def _blocks(request: Request, model: "LanguageModel") -> "Iterator[Block]":
     """The text as the model is to see it."""
-    from circuitcli.activations.blocks import token_blocks
+    from circuitcli.text.blocks import token_blocks
 
     data = request.settings.data
     assert data.block_length is not None
@@ -320,8 +320,8 @@ def describe(request: Request, model: "LanguageModel", *, layers: str) -> None:
 def _memory(settings: Settings, adapter: "ModelAdapter", *, n_hooks: int) -> list[tuple[str, str]]:
     """The weights, what a block makes of each batch under way, on a GPU the rows of all hook points, and those of some
     on their way to the disk."""
-    from circuitcli.activations.disk import n_buffers
     from circuitcli.activations.lanes import blocks_at_once, lanes_on
+    from circuitcli.activations.storage.disk import n_buffers
     from circuitcli.models.loading import choose_device
 
     data, device = settings.data, choose_device(settings.model.device).type

@@ -13,11 +13,11 @@ from circuitcli.stages.saes import SaeSource
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from circuitcli.evaluation.fit import Sample
     from circuitcli.models.loading import LanguageModel
     from circuitcli.models.partial import CleanPass
     from circuitcli.saes.exchange.place import About
     from circuitcli.saes.exchange.tensors import Foreign
-    from circuitcli.validation.fit import Sample
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def warn_of_misfits(
     Judged by the run's cached activations if it has them at the SAE's hook points, else by a prompt's clean run from
     position ``first`` on, else not at all.
     """
-    from circuitcli.validation.fit import judge, n_tokens, otherwise
+    from circuitcli.evaluation.fit import judge, n_tokens, otherwise
 
     foreign = [hook for hook in loaded if not sources[hook].is_own]
     for hook in track(foreign, "fit of SAEs", unit="SAEs") if foreign else ():
@@ -94,7 +94,7 @@ def _causes(named: Mapping[str, float]) -> str:
 def cached(request: Request, hooks: Sequence[HookPoint], *, n_tokens: int) -> "Sample | None":
     """The first rows of the run's cache at these hook points; None if one was not collected."""
     from circuitcli.activations.cache import ActivationCache
-    from circuitcli.validation.fit import Sample
+    from circuitcli.evaluation.fit import Sample
 
     collected = {record.hook for record in request.records.of(ActivationsRecord)}
     if not {str(hook) for hook in hooks} <= collected:
@@ -114,7 +114,7 @@ def elsewhere(request: Request, hooks: Sequence[HookPoint], *, n_tokens: int) ->
 
 
 def _of_prompt(clean: "CleanPass | None", hooks: list[HookPoint], *, first: int) -> "Sample | None":
-    from circuitcli.validation.fit import Sample
+    from circuitcli.evaluation.fit import Sample
 
     if clean is None or not all(hook in clean.activations for hook in hooks):
         return None

@@ -16,11 +16,11 @@ from circuitcli.stages.request import Request
 from circuitcli.stages.saes import SaeSource, fold_gain, load_sae, sae_sources
 
 if TYPE_CHECKING:
+    from circuitcli.evaluation.fit import Fit, Sample
     from circuitcli.models.loading import LanguageModel
     from circuitcli.saes.base import SparseAutoencoder
     from circuitcli.saes.exchange.place import About
     from circuitcli.saes.exchange.tensors import Foreign
-    from circuitcli.validation.fit import Fit, Sample
 
 NAME = "inspect"
 # What is told of the quality on real activations.
@@ -88,7 +88,7 @@ class _Bench:
 
         None if there are none; to ``wrong`` is added what the model lacks.
         """
-        from circuitcli.validation.fit import n_tokens
+        from circuitcli.evaluation.fit import n_tokens
 
         count = min(n_tokens(sae), self.request.settings.inspect.tokens)
         ends = list(dict.fromkeys((sae.hook, sae.target)))
@@ -112,7 +112,7 @@ class _Bench:
 
 
 def _inspected(source: SaeSource, bench: _Bench) -> InspectionRecord:
-    from circuitcli.validation.health import problems, weight_facts
+    from circuitcli.evaluation.health import problems, weight_facts
 
     found = load_sae(source)
     sae, about, frequency = found
@@ -142,7 +142,7 @@ def _of_model(about: "About", bench: _Bench) -> list[str]:
 
 def _fitted(found: "Foreign", bench: _Bench, wrong: list[str]) -> "tuple[str, Fit | None]":
     """How it fits real activations, if there are some of its width."""
-    from circuitcli.validation.fit import fit
+    from circuitcli.evaluation.fit import fit
 
     sae, about, _ = found
     activations = bench.activations(sae, wrong) if bench.is_for(about) else None

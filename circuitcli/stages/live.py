@@ -3,19 +3,19 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from circuitcli.activations.text import BUILTIN
 from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.hub import hub_answers
 from circuitcli.stages.collect import DEFAULT_TEXT
 from circuitcli.stages.request import Request
 from circuitcli.stages.storing import with_block_length
+from circuitcli.text.files import BUILTIN
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from circuitcli.evaluation.fit import Sample
     from circuitcli.models.loading import LanguageModel
-    from circuitcli.validation.fit import Sample
 
 
 def read_rows(
@@ -29,10 +29,10 @@ def read_rows(
     """
     import torch
 
-    from circuitcli.activations.blocks import token_blocks
-    from circuitcli.activations.documents import documents
+    from circuitcli.evaluation.fit import Sample
     from circuitcli.models.taps import read
-    from circuitcli.validation.fit import Sample
+    from circuitcli.text.blocks import token_blocks
+    from circuitcli.text.documents import documents
 
     request = with_block_length(request, model.adapter)
     data = request.settings.data

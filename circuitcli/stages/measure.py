@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     import torch
 
     from circuitcli.activations.cache import ActivationCache, TokenBlock
+    from circuitcli.evaluation.spliced import Listener
     from circuitcli.models.loading import LanguageModel
     from circuitcli.saes.base import SparseAutoencoder
-    from circuitcli.training.spliced import Listener
 
 _LOSS_BATCH = 8
 # Number types and devices change activations by a few per cent at most, of their norm.
@@ -38,8 +38,8 @@ class HeldOut:
         rows: of the cache; the text of the first ``train.loss_tokens`` of them is put through the model, which is not
         loaded if there is none. Raises InputError if the model has changed.
         """
+        from circuitcli.evaluation.spliced import Listener, Texts
         from circuitcli.models.loading import choose_device, load_model
-        from circuitcli.training.spliced import Listener, Texts
 
         read = rows[: request.settings.train.loss_tokens]
         blocks = [block for block in cache.blocks(read.start, read.stop) if len(block.ids) > 1]
@@ -58,8 +58,8 @@ class HeldOut:
         ``density`` and ``standard_errors`` hold further names. Raises InputError if its activations were not collected,
         or are no numbers.
         """
-        from circuitcli.training.geometry import geometry_facts
-        from circuitcli.training.quality import reconstruction
+        from circuitcli.evaluation.geometry import geometry_facts
+        from circuitcli.evaluation.quality import reconstruction
 
         self._check_collected(sae)
         n_rows = min(_EVAL_ROWS, sae.rows_at_once, -(-len(self.rows) // _EVAL_PARTS))

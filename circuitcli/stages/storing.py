@@ -13,10 +13,10 @@ from circuitcli.stages.estimates import BYTES
 from circuitcli.stages.request import Request
 
 if TYPE_CHECKING:
-    from circuitcli.activations.blocks import Block
     from circuitcli.activations.choosing import NumberType
     from circuitcli.models.adapter import ModelAdapter
     from circuitcli.models.loading import LanguageModel
+    from circuitcli.text.blocks import Block
 
 AUTO = "auto"
 # What a dry run counts with: the type that is chosen most often.
@@ -96,9 +96,9 @@ def types_for(
     """The number types that suit what the model has at the hook points of some blocks."""
     import torch
 
-    from circuitcli.activations.blocks import padded
     from circuitcli.activations.choosing import Spread, suited
     from circuitcli.models.taps import read
+    from circuitcli.text.blocks import padded
 
     spreads = {hook: Spread() for hook in hooks}
     for block in blocks:

@@ -175,7 +175,7 @@ class _Cost:
     def dtype(self) -> str:
         """The number type of the largest products while it learns."""
         from circuitcli.models.loading import choose_device
-        from circuitcli.saes import screening
+        from circuitcli.saes.fast import screening
 
         sae, device = self.settings.sae, choose_device(self.settings.model.device)
         screens = not self.is_dense and screening.pays(device, d_sae=self.d_saes[0], k=sae.k)
@@ -238,7 +238,7 @@ def _memory(
 ) -> list[tuple[str, str]]:
     """Rows of the cache and a batch of them; weights, their gradients and the optimiser's two moments, what one SAE
     makes of a batch, and the model that is put through the SAEs at the end."""
-    from circuitcli.training.spliced import LOGITS_AT_ONCE
+    from circuitcli.evaluation.spliced import LOGITS_AT_ONCE
 
     train = request.settings.train
     row_bytes = sum(one.d_model * BYTES[one.dtype] for one in read)

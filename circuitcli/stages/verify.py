@@ -31,7 +31,7 @@ def run(of: Run) -> list[Record]:
 
 
 def _check(of: Run, state: str, hooks: list[HookPoint]) -> None:
-    from circuitcli.activations.verification import verify
+    from circuitcli.activations.storage.verification import verify
 
     root = of.path / collect.FOLDER
     is_finished = state in ("finished", "damaged")

@@ -7,8 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from circuitcli.saes.selection import TopK
-from circuitcli.saes.sparse import Encoder, decode, encode
+from circuitcli.saes.fast.selection import TopK
+from circuitcli.saes.fast.sparse import Encoder, decode, encode
 from circuitcli.saes.topk import largest
 from circuitcli.training.ranks import ALONE, Ranks
 

@@ -14,13 +14,13 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from circuitcli.evaluation.spliced import log_softmax, rows_at_once
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.adapter import ModelAdapter
 from circuitcli.models.taps import Callback, keep
 from circuitcli.training.architectures.student import Batch, Objective
 from circuitcli.training.loss import missed_variance
 from circuitcli.training.readings import Reading
-from circuitcli.training.spliced import log_softmax, rows_at_once
 
 
 @dataclass(frozen=True)

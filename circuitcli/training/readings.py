@@ -16,12 +16,12 @@ from torch import Tensor
 from circuitcli.activations.batches import ShuffledBatches
 from circuitcli.activations.cache import ActivationCache
 from circuitcli.errors import InputError
+from circuitcli.evaluation.spliced import MISSED_TARGET, Block, Texts
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.adapter import ModelAdapter
 from circuitcli.models.partial import BlockPass, block_pass, first_block, rerun
 from circuitcli.models.taps import Callback
 from circuitcli.training.architectures.student import Batch
-from circuitcli.training.spliced import MISSED_TARGET, Block, Texts
 
 
 @dataclass(frozen=True)

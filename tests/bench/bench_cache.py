@@ -19,14 +19,14 @@ import torch
 from torch import Tensor
 
 from circuitcli.activations.batches import ShuffledBatches
-from circuitcli.activations.blocks import Cursor
 from circuitcli.activations.cache import ActivationCache
-from circuitcli.activations.shards import hook_path
-from circuitcli.activations.stored_rows import StoredRows
-from circuitcli.activations.token_shards import TokenRows, TokenShard, tokens_path, write_tokens
-from circuitcli.activations.writing import RowsWriter
+from circuitcli.activations.storage.shards import hook_path
+from circuitcli.activations.storage.stored_rows import StoredRows
+from circuitcli.activations.storage.token_shards import TokenRows, TokenShard, tokens_path, write_tokens
+from circuitcli.activations.storage.writing import RowsWriter
 from circuitcli.allocator import keep_freed_memory
 from circuitcli.hookpoints import HookPoint
+from circuitcli.text.blocks import Cursor
 from circuitcli.training.plan import POOL_TOKENS
 from tests.bench.bench_train import BATCH, D_IN, D_SAE, K, learner_of
 

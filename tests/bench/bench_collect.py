@@ -21,9 +21,7 @@ from pathlib import Path
 
 import torch
 
-from circuitcli.activations import text
 from circuitcli.activations.batches import ShuffledBatches
-from circuitcli.activations.blocks import Block, padded, token_blocks
 from circuitcli.activations.cache import ActivationCache
 from circuitcli.activations.collection import collect
 from circuitcli.activations.plans import Collection
@@ -33,6 +31,8 @@ from circuitcli.models import taps
 from circuitcli.models.loading import LanguageModel, load_model
 from circuitcli.settings.data import DataSettings
 from circuitcli.settings.model import ModelSettings
+from circuitcli.text import files as text
+from circuitcli.text.blocks import Block, padded, token_blocks
 from circuitcli.training.memory import peak_process_bytes
 
 DATA = DataSettings()

@@ -17,9 +17,8 @@ from itertools import islice
 import torch
 import torch.nn.functional as F
 
-from circuitcli.activations import text
-from circuitcli.activations.blocks import token_blocks
 from circuitcli.allocator import keep_freed_memory
+from circuitcli.evaluation.spliced import MISSED_TARGET, Listener, Texts, constant
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.adapter import ModelAdapter
 from circuitcli.models.loading import load_model
@@ -28,7 +27,8 @@ from circuitcli.saes.base import SaeConfig
 from circuitcli.saes.splice import replaced
 from circuitcli.saes.topk import TopKSae
 from circuitcli.settings.model import ModelSettings
-from circuitcli.training.spliced import MISSED_TARGET, Listener, Texts, constant
+from circuitcli.text import files as text
+from circuitcli.text.blocks import token_blocks
 from tests.bench.bench_collect import seconds
 
 BATCH, LENGTH, K = 8, 128, 32

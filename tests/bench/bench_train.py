@@ -21,8 +21,8 @@ from torch import Tensor
 
 from circuitcli.allocator import keep_freed_memory
 from circuitcli.hookpoints import HookPoint
-from circuitcli.saes import screening
 from circuitcli.saes.base import SaeConfig
+from circuitcli.saes.fast import screening
 from circuitcli.saes.topk import TopKSae
 from circuitcli.settings.sae import SaeSettings
 from circuitcli.training.architectures.registry import new_student

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from circuitcli.saes.base import SparseAutoencoder
+from circuitcli.saes.fast.selection import BatchTopK, Selection
 from circuitcli.saes.jumprelu import JumpReluSae
-from circuitcli.saes.selection import BatchTopK, Selection
 from circuitcli.training.architectures.student import Batch
 from circuitcli.training.architectures.topk import TopKStudent
 

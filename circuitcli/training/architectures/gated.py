@@ -9,8 +9,8 @@ from typing import cast
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from circuitcli.saes.fast.sparse import Codes, decode
 from circuitcli.saes.gated import GatedSae
-from circuitcli.saes.sparse import Codes, decode
 from circuitcli.training.architectures.relu import ReluStudent
 from circuitcli.training.architectures.student import Attempt
 from circuitcli.training.architectures.thresholded import active_features

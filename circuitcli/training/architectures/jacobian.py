@@ -9,7 +9,7 @@ from torch import Tensor
 
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.mlp import Mlp
-from circuitcli.saes.sparse import Codes
+from circuitcli.saes.fast.sparse import Codes
 from circuitcli.training.architectures.student import Attempt, Batch, JointStudent, Outcome
 from circuitcli.training.architectures.topk import TopKStudent
 from circuitcli.training.jacobian import Active, jacobian_size

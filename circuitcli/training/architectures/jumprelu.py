@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from circuitcli.saes.fast.sparse import Codes, decode
 from circuitcli.saes.jumprelu import JumpReluSae
-from circuitcli.saes.sparse import Codes, decode
 from circuitcli.training.architectures.student import Attempt, Batch
 from circuitcli.training.architectures.thresholded import ThresholdedStudent, active_features
 

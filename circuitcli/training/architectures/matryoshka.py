@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitcli.saes.sparse import Codes, decode
+from circuitcli.saes.fast.sparse import Codes, decode
 from circuitcli.training.architectures.batchtopk import BatchTopKStudent
 from circuitcli.training.architectures.student import Attempt
 from circuitcli.training.loss import missed_variance

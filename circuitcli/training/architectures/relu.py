@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitcli.saes.base import SparseAutoencoder
-from circuitcli.saes.sparse import Codes, decode
+from circuitcli.saes.fast.sparse import Codes, decode
 from circuitcli.training.architectures.student import Attempt
 from circuitcli.training.architectures.thresholded import ThresholdedStudent, active_features
 from circuitcli.training.initial import with_unit_decoder

@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from circuitcli.hookpoints import HookPoint
 from circuitcli.saes.base import SaeConfig, SparseAutoencoder
-from circuitcli.saes.sparse import Codes
+from circuitcli.saes.fast.sparse import Codes
 from circuitcli.saes.topk import TopKSae
 from circuitcli.training.architectures.student import (
     Attempt,

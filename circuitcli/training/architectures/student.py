@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from circuitcli.hookpoints import HookPoint
 from circuitcli.saes.base import SparseAutoencoder
-from circuitcli.saes.sparse import Encoder
+from circuitcli.saes.fast.sparse import Encoder
 from circuitcli.settings.sae import SaeSettings
 from circuitcli.training.auxk import auxk
 from circuitcli.training.initial import folded, input_scale

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from circuitcli.hookpoints import HookPoint
 from circuitcli.saes.base import SparseAutoencoder
-from circuitcli.saes.screening import flat_places
-from circuitcli.saes.selection import Above, Crowded
-from circuitcli.saes.sparse import Codes, pre_activations
+from circuitcli.saes.fast.screening import flat_places
+from circuitcli.saes.fast.selection import Above, Crowded
+from circuitcli.saes.fast.sparse import Codes, pre_activations
 from circuitcli.training.architectures.student import Attempt, Lesson, Moments, SingleStudent
 
 # Measured where both ways take equally long: 576 dimensions, 4,608 features.

@@ -5,8 +5,8 @@ from dataclasses import replace
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitcli.saes.selection import Selection, TopK
-from circuitcli.saes.sparse import Codes, decode, encode
+from circuitcli.saes.fast.selection import Selection, TopK
+from circuitcli.saes.fast.sparse import Codes, decode, encode
 from circuitcli.training.architectures.student import Attempt, SingleStudent
 
 

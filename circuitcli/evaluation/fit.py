@@ -9,9 +9,9 @@ from typing import NamedTuple, get_args
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitcli.evaluation.quality import Reconstruction, reconstruction
 from circuitcli.hookpoints import HookPoint
 from circuitcli.saes.base import Normalisation, SparseAutoencoder
-from circuitcli.training.quality import Reconstruction, reconstruction
 
 # Tokens to judge by: enough for a ratio of variances, and for wide SAEs so many that it takes seconds.
 MOST_TOKENS, FEWEST_TOKENS, PRODUCTS = 2048, 64, 4e10

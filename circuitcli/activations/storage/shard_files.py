@@ -6,12 +6,12 @@ from concurrent.futures import Future
 
 from torch import Tensor
 
-from circuitcli.activations.disk import DiskQueue
 from circuitcli.activations.plans import Collection, Plan
-from circuitcli.activations.shards import hook_path
-from circuitcli.activations.stored_rows import StoredRows
-from circuitcli.activations.token_shards import TokenShard, tokens_path, write_tokens
-from circuitcli.activations.writing import RowsWriter
+from circuitcli.activations.storage.disk import DiskQueue
+from circuitcli.activations.storage.shards import hook_path
+from circuitcli.activations.storage.stored_rows import StoredRows
+from circuitcli.activations.storage.token_shards import TokenShard, tokens_path, write_tokens
+from circuitcli.activations.storage.writing import RowsWriter
 from circuitcli.hookpoints import HookPoint
 
 

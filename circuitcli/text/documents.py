@@ -8,15 +8,15 @@ import platform
 from collections.abc import Iterator
 from pathlib import Path
 
-from circuitcli.activations import text
-from circuitcli.activations.data_files import SUFFIXES, is_data
-from circuitcli.activations.data_sets import PREFIX, DataSet, files_of, is_saved, row_documents, states
-from circuitcli.activations.token_files import is_shard, shard_documents, token_shards
-from circuitcli.activations.token_ids import Document
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.models.chat import Conversation
 from circuitcli.models.tokenizer import Vocabulary
 from circuitcli.reading import as_path
+from circuitcli.text import files as text
+from circuitcli.text.data_files import SUFFIXES, is_data
+from circuitcli.text.data_sets import PREFIX, DataSet, files_of, is_saved, row_documents, states
+from circuitcli.text.token_files import is_shard, shard_documents, token_shards
+from circuitcli.text.token_ids import Document
 
 
 def documents(

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitcli.evaluation.density import density_facts
+from circuitcli.evaluation.jackknife import N_PARTS, standard_errors
 from circuitcli.saes.base import SparseAutoencoder
-from circuitcli.training.density import density_facts
-from circuitcli.training.jackknife import N_PARTS, standard_errors
 
 # What is summed over tokens: y is what is to be reconstructed, o a fixed origin, r the reconstruction, f the codes.
 SUMS = ("tokens", "|y-o|2", "|y-r|2", "cos(y,r)", "|r|/|y|", "y!=0", "r.y", "|r|2", "|f|0", "|f|1")

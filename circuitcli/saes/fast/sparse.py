@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from circuitcli.saes.selection import Chosen, Selection
+from circuitcli.saes.fast.selection import Chosen, Selection
 
 
 class Encoder(NamedTuple):
@@ -124,7 +124,7 @@ def _kernels(device: torch.device) -> ModuleType | None:
 @cache
 def _compiled() -> ModuleType | None:
     try:
-        from circuitcli.saes import kernels
+        from circuitcli.saes.fast import kernels
     except ImportError:
         return None
     return kernels

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
-from circuitcli.activations.token_ids import HINT, Ids, document_ids
 from circuitcli.errors import InputError, first_line
 from circuitcli.models.tokenizer import Vocabulary
+from circuitcli.text.token_ids import HINT, Ids, document_ids
 
 SUFFIXES = (".npy", ".safetensors")
 PIECE_TOKENS = 65_536

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from circuitcli.evaluation.fit import Fit
+from circuitcli.evaluation.geometry import PIECE, geometry_facts, nearest_cosines, pieces
 from circuitcli.saes.abstopk import AbsTopKSae
 from circuitcli.saes.base import SparseAutoencoder
 from circuitcli.saes.jumprelu import JumpReluSae
 from circuitcli.saes.signed_topk import SignedTopKSae
-from circuitcli.training.geometry import PIECE, geometry_facts, nearest_cosines, pieces
-from circuitcli.validation.fit import Fit
 
 # Two decoder rows of this cosine write the same thing.
 SAME_COSINE = 0.99

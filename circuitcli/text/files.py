@@ -15,12 +15,12 @@ from itertools import islice
 from pathlib import Path
 from typing import TextIO
 
-from circuitcli.activations.data_files import is_data, is_parquet, records
-from circuitcli.activations.fields import document_of
-from circuitcli.activations.token_ids import Document
 from circuitcli.errors import InputError
 from circuitcli.models.tokenizer import Vocabulary
 from circuitcli.reading import as_path
+from circuitcli.text.data_files import is_data, is_parquet, records
+from circuitcli.text.fields import document_of
+from circuitcli.text.token_ids import Document
 
 BUILTIN = "builtin:python"
 

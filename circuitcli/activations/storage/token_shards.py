@@ -18,8 +18,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from circuitcli import runs
-from circuitcli.activations.blocks import Block, Cursor
-from circuitcli.activations.shards import damaged, digest, opened
+from circuitcli.activations.storage.shards import damaged, digest, opened
+from circuitcli.text.blocks import Block, Cursor
 
 _FOLDER = "tokens"
 _COLUMNS = {"token": "<i4", "block": "<i8", "position": "<i4"}

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from circuitcli import progress
 from circuitcli.activations.background import Worker
-from circuitcli.activations.shards import RowsShard, damaged, hook_path
-from circuitcli.activations.token_shards import TokenShard, tokens_path, verify_tokens
+from circuitcli.activations.storage.shards import RowsShard, damaged, hook_path
+from circuitcli.activations.storage.token_shards import TokenShard, tokens_path, verify_tokens
 from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
 

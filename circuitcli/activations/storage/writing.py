@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from circuitcli import runs
-from circuitcli.activations.disk import PlacedFile
-from circuitcli.activations.shards import DIGEST_BYTES, DTYPES, FILE_DTYPES, ROWS, Header, Summary, digest
-from circuitcli.activations.stored_rows import StoredRows
+from circuitcli.activations.storage.disk import PlacedFile
+from circuitcli.activations.storage.shards import DIGEST_BYTES, DTYPES, FILE_DTYPES, ROWS, Header, Summary, digest
+from circuitcli.activations.storage.stored_rows import StoredRows
 from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.runs import make_folder

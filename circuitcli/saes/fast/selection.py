@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuitcli.saes import screening
-from circuitcli.saes.screening import Entries, Screen, flat_places
+from circuitcli.saes.fast import screening
+from circuitcli.saes.fast.screening import Entries, Screen, flat_places
 
 # Pre-activations are made and searched for so many tokens at once, which bounds memory and costs no time.
 PIECE_ROWS = 1024

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from circuitcli.activations.token_ids import Document, document_ids, listed_ids
 from circuitcli.errors import InputError
 from circuitcli.models.chat import Conversation, is_conversation
 from circuitcli.models.tokenizer import Vocabulary
 from circuitcli.reading import whole_characters
+from circuitcli.text.token_ids import Document, document_ids, listed_ids
 
 # What is looked for, in this order, if no field is named.
 NAMES = ("text", "input_ids", "tokens", "messages")

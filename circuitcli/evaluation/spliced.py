@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from circuitcli.evaluation.jackknife import standard_errors
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.adapter import ModelAdapter
 from circuitcli.models.partial import block_pass, first_block, rerun, started_at
 from circuitcli.models.taps import Callback
 from circuitcli.saes.base import SparseAutoencoder
 from circuitcli.saes.splice import replaced
-from circuitcli.training.jackknife import standard_errors
 
 MISSED_TARGET = -100
 LOGITS_AT_ONCE = 2**23

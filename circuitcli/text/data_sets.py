@@ -7,12 +7,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from circuitcli.activations.fields import document_of
-from circuitcli.activations.token_ids import Document
 from circuitcli.errors import CircuitError, InputError, ToolError, first_line
 from circuitcli.models.hub import hub_answers, refusal
 from circuitcli.models.tokenizer import Vocabulary
 from circuitcli.reading import as_path
+from circuitcli.text.fields import document_of
+from circuitcli.text.token_ids import Document
 
 PREFIX = "hf:"
 _SPLITS = ("train", "validation", "valid", "dev", "test")

@@ -17,10 +17,10 @@ import torch
 from jaxtyping import Int, Int64, Shaped
 from torch import Tensor
 
-from circuitcli.activations.token_ids import Document, Ids, as_array
 from circuitcli.errors import InputError
 from circuitcli.models.chat import Conversation
 from circuitcli.models.tokenizer import Tokenizer
+from circuitcli.text.token_ids import Document, Ids, as_array
 
 # Documents are tokenized together, in several threads, until they have so many characters. The first goes alone: who
 # wants a few tokens only shall not wait for many.

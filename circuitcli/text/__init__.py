@@ -1,0 +1,1 @@
+"""Text from anywhere, cut into blocks of tokens."""
