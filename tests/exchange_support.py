@@ -7,7 +7,7 @@ from torch import Tensor
 
 from circuitcli.hookpoints import HookPoint
 from circuitcli.saes.architectures import ARCHITECTURES
-from circuitcli.saes.base import SaeConfig, SparseAutoencoder
+from circuitcli.saes.base import SaeConfig, SparseCoder
 from circuitcli.saes.exchange import formats
 from circuitcli.saes.exchange.place import About, Changes
 from circuitcli.saes.exchange.tensors import Foreign
@@ -17,7 +17,7 @@ HOOK, MLP_IN, MLP = HookPoint(2, "resid"), HookPoint(2, "mlp_in"), HookPoint(2, 
 OPTIONS = {"topk": {"k": K}, "abstopk": {"k": K}, "signed_topk": {"k": K}}
 
 
-def random_sae(architecture: str, *, seed: int = 0, hook: HookPoint = HOOK, **config) -> SparseAutoencoder:
+def random_sae(architecture: str, *, seed: int = 0, hook: HookPoint = HOOK, **config) -> SparseCoder:
     """An SAE in float32; thresholds are positive."""
     sae = ARCHITECTURES[architecture](SaeConfig(hook, D_IN, D_SAE, **config), **OPTIONS.get(architecture, {}))
     generator = torch.Generator().manual_seed(seed)
@@ -33,7 +33,7 @@ def random_sae(architecture: str, *, seed: int = 0, hook: HookPoint = HOOK, **co
     return sae.eval().requires_grad_(False)
 
 
-def random_transcoder(architecture: str, *, layer: int = 2, **config) -> SparseAutoencoder:
+def random_transcoder(architecture: str, *, layer: int = 2, **config) -> SparseCoder:
     chosen = {"subtract_decoder_bias": False, "target": HookPoint(layer, "mlp"), "d_out": D_OUT, **config}
     return random_sae(architecture, hook=HookPoint(layer, "mlp_in"), **chosen)
 
@@ -48,13 +48,13 @@ def only(path: Path, name: str | None = None, changes: Changes | None = None) ->
     return formats.read(place if changes is None else place.changed(changes))
 
 
-def written(sae: SparseAutoencoder, name: str, directory: Path, **about) -> Path:
+def written(sae: SparseCoder, name: str, directory: Path, **about) -> Path:
     """Where an SAE was written in another format."""
     (path,) = formats.WRITABLE[name].write([Foreign(sae, About(**about))], directory)
     return path
 
 
-def assert_same(sae: SparseAutoencoder, codes: Tensor, reconstruction: Tensor, x: Tensor) -> None:
+def assert_same(sae: SparseCoder, codes: Tensor, reconstruction: Tensor, x: Tensor) -> None:
     """Codes and reconstructions are the expected ones, and some features fire and some do not."""
     assert (codes != 0).any() and (codes == 0).any()
     assert torch.allclose(sae.encode(x), codes, rtol=1e-4, atol=1e-4)

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models import checking
 from circuitcli.models.adapter import ModelAdapter
-from circuitcli.saes.base import SaeConfig, SparseAutoencoder
+from circuitcli.saes.base import SaeConfig, SparseCoder
 from circuitcli.saes.temporal import TemporalSae
 from circuitcli.saes.topk import TopKSae
 
@@ -86,10 +86,10 @@ def random_ids(n: int = 7, *, seed: int = 1) -> torch.Tensor:
 
 def random_sae(
     hook: HookPoint, *, normalisation: str = "none", dtype: torch.dtype = torch.float64, seed: int = 0
-) -> SparseAutoencoder:
+) -> SparseCoder:
     """A random TopK SAE in double precision; "context" is one that takes off what earlier tokens predict."""
     generator = torch.Generator().manual_seed(1000 * seed + 10 * hook.layer + len(hook.site))
-    sae: SparseAutoencoder
+    sae: SparseCoder
     if normalisation == "context":
         sae = TemporalSae(SaeConfig(hook, D_MODEL, D_SAE), K, n_heads=2, n_attention_layers=2, bottleneck_factor=5)
     else:
@@ -100,6 +100,6 @@ def random_sae(
     return sae.to(dtype).eval().requires_grad_(False)
 
 
-def random_saes(hooks, **options) -> dict[HookPoint, SparseAutoencoder]:
+def random_saes(hooks, **options) -> dict[HookPoint, SparseCoder]:
     """One random SAE for each hook point."""
     return {hook: random_sae(hook, **options) for hook in hooks}

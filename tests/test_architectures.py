@@ -13,7 +13,7 @@ from circuitcli.errors import InputError, SettingsError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.saes import files
 from circuitcli.saes.architectures import ARCHITECTURES
-from circuitcli.saes.base import SaeConfig, SparseAutoencoder
+from circuitcli.saes.base import SaeConfig, SparseCoder
 from circuitcli.saes.matching_pursuit import MatchingPursuitSae
 
 D_IN, D_OUT, D_SAE, K = 6, 5, 17, 4
@@ -26,7 +26,7 @@ TOKENWISE = [name for name, made in ARCHITECTURES.items() if not made.reads_cont
 TRANSCODING = [name for name in TOKENWISE if name != "matching_pursuit"]
 
 
-def random_sae(architecture: str, *, seed: int = 0, **config) -> SparseAutoencoder:
+def random_sae(architecture: str, *, seed: int = 0, **config) -> SparseCoder:
     """An SAE in double precision with no parameter at zero."""
     made = ARCHITECTURES[architecture](SaeConfig(HOOK, D_IN, D_SAE, **config), **OPTIONS.get(architecture, {})).double()
     generator = torch.Generator().manual_seed(seed)
@@ -39,7 +39,7 @@ def inputs(n: int = 11) -> Tensor:
     return 2 * torch.randn(n, D_IN, generator=torch.Generator().manual_seed(7), dtype=torch.float64) + 1
 
 
-def slow_codes(sae: SparseAutoencoder, x: list[float]) -> list[float]:
+def slow_codes(sae: SparseCoder, x: list[float]) -> list[float]:
     """Codes of one (already standardised) activation, number by number."""
     if sae.config.subtract_decoder_bias:
         x = [value - float(bias) for value, bias in zip(x, sae.b_dec, strict=True)]
@@ -62,7 +62,7 @@ def slow_codes(sae: SparseAutoencoder, x: list[float]) -> list[float]:
     return [rules[sae.architecture](j) for j in range(D_SAE)]
 
 
-def slow_pursuit(sae: SparseAutoencoder, left: list[float]) -> list[float]:
+def slow_pursuit(sae: SparseCoder, left: list[float]) -> list[float]:
     """Codes of one (already centred) activation, round by round."""
     codes, left = [0.0] * D_SAE, list(left)
     for _ in range(sae.max_iterations or D_IN):
@@ -103,7 +103,7 @@ def test_the_gradient_of_matching_pursuit_is_that_of_its_rounds():
     assert torch.autograd.gradcheck(sae.encode, (x,), eps=1e-6, atol=1e-6)
 
 
-def slow_reconstruction(sae: SparseAutoencoder, codes: list[float]) -> list[float]:
+def slow_reconstruction(sae: SparseCoder, codes: list[float]) -> list[float]:
     return [
         sum(codes[j] * float(sae.W_dec[j, i]) for j in range(D_SAE)) + float(sae.b_dec[i])
         for i in range(len(sae.b_dec))

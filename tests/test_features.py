@@ -14,7 +14,7 @@ from circuitcli.features import describe, logits, peaks, scan
 from circuitcli.features.statistics import QUANTILES, ActivationStatistics
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.tokenizer import Tokenizer
-from circuitcli.saes.base import SparseAutoencoder
+from circuitcli.saes.base import SparseCoder
 from circuitcli.saes.topk import TopKSae
 
 HOOK = HookPoint(1, "resid")
@@ -54,7 +54,7 @@ class MemoryCache(ActivationCache):
         return Text(self.everything.at(chosen), self.has_row[chosen])
 
 
-class ReluSae(SparseAutoencoder):
+class ReluSae(SparseCoder):
     """An SAE that is not TopK: half of its features are active at a token."""
 
     architecture = "relu"
@@ -81,7 +81,7 @@ def cache() -> MemoryCache:
     return MemoryCache(LENGTHS)
 
 
-def sae_of(architecture: str) -> SparseAutoencoder:
+def sae_of(architecture: str) -> SparseCoder:
     topk = random_sae(HOOK, dtype=torch.float32)
     # Feature 7 is dead.
     topk.b_enc.data[7] = -1e4
@@ -92,7 +92,7 @@ def sae_of(architecture: str) -> SparseAutoencoder:
     return relu.requires_grad_(False)
 
 
-def scanned(cache: MemoryCache, sae: SparseAutoencoder, *, batch_size: int = 16, n_tokens: int | None = None):
+def scanned(cache: MemoryCache, sae: SparseCoder, *, batch_size: int = 16, n_tokens: int | None = None):
     return scan.scan(
         cache,
         sae,

@@ -29,7 +29,7 @@ from circuitcli.records import InspectionRecord, SaeRecord, Stream
 from circuitcli.runs import Run
 from circuitcli.saes import files
 from circuitcli.saes.architectures import ARCHITECTURES
-from circuitcli.saes.base import SaeConfig, SparseAutoencoder
+from circuitcli.saes.base import SaeConfig, SparseCoder
 from circuitcli.saes.exchange import formats
 from circuitcli.saes.exchange.place import About
 from circuitcli.settings.settings import Settings
@@ -47,7 +47,7 @@ def basis() -> Tensor:
     return torch.linalg.qr(drawn - drawn.mean(dim=0)).Q
 
 
-def exact_sae(**config) -> SparseAutoencoder:
+def exact_sae(**config) -> SparseCoder:
     """A ReLU SAE that reconstructs what lies in the span of the basis, and nothing else."""
     sae = ARCHITECTURES["relu"](SaeConfig(HOOK, D, 2 * RANK, **config))
     with torch.no_grad():

@@ -47,7 +47,9 @@ def test_the_schema_knows_what_every_architecture_and_every_sae_has():
     options = {name for names in folder.OPTIONS.values() for name in names}
     assert {field.name for field in fields(SaeConfig)} | options <= set(known)
     for name in folder.OPTIONS:
-        config = folder.NativeConfig(architecture=name, hook="resid.1", d_in=2, d_sae=4)
+        config = folder.NativeConfig(
+            architecture=name, hook="mlp_in.1", target="mlp.1", further=["mlp.2"], d_in=2, d_sae=4
+        )
         expected = {field.name for field in fields(SaeConfig)} | {*folder.OPTIONS[name], "architecture", "before_gain"}
         assert set(config.deciding()) == expected
 

@@ -14,7 +14,7 @@ from circuitcli.hookpoints import HookPoint
 from circuitcli.models.adapter import ModelAdapter
 from circuitcli.models.taps import read, tapped
 from circuitcli.saes import base
-from circuitcli.saes.base import SaeConfig, SparseAutoencoder
+from circuitcli.saes.base import SaeConfig, SparseCoder
 from circuitcli.saes.relu import ReluSae
 
 LENGTHS = (7, 5, 9, 1)
@@ -37,9 +37,7 @@ def texts(blocks: list[Rows] | None = None) -> Texts:
     return Texts.of(rows() if blocks is None else blocks, pad_id=3, batch_size=2, device=torch.device("cpu"))
 
 
-def loss(
-    adapter: ModelAdapter, sae: SparseAutoencoder, mean: torch.Tensor, blocks: list[Rows] | None = None
-) -> ModelLoss:
+def loss(adapter: ModelAdapter, sae: SparseCoder, mean: torch.Tensor, blocks: list[Rows] | None = None) -> ModelLoss:
     return Listener(adapter, texts(blocks), {sae.hook, sae.target}).loss(sae, mean=mean)
 
 
@@ -153,9 +151,9 @@ def test_codes_are_held_of_a_piece_of_the_text_and_the_losses_stay(at_once: int,
     whole = [loss(adapter, sae, mean_at(adapter, sae.target)) for sae in saes]
     monkeypatch.setattr(base, "CODES_AT_ONCE", at_once)
     sizes: list[int] = []
-    encode = SparseAutoencoder.encode
+    encode = SparseCoder.encode
     monkeypatch.setattr(
-        SparseAutoencoder, "encode", lambda sae, x: (sizes.append(x.shape[:-1].numel() * sae.d_sae), encode(sae, x))[1]
+        SparseCoder, "encode", lambda sae, x: (sizes.append(x.shape[:-1].numel() * sae.d_sae), encode(sae, x))[1]
     )
     for sae, expected in zip(saes, whole, strict=True):
         sizes.clear()

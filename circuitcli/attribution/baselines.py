@@ -16,7 +16,7 @@ from circuitcli.hookpoints import HookPoint
 from circuitcli.models.loading import LanguageModel
 from circuitcli.models.partial import clean_pass
 from circuitcli.progress import task
-from circuitcli.saes.base import SparseAutoencoder
+from circuitcli.saes.base import SparseCoder
 
 ROWS = 2048
 
@@ -32,7 +32,7 @@ class Absent:
 Baseline = Mapping[HookPoint, Absent]
 
 
-def zero(saes: Mapping[HookPoint, SparseAutoencoder]) -> dict[HookPoint, Absent]:
+def zero(saes: Mapping[HookPoint, SparseCoder]) -> dict[HookPoint, Absent]:
     """No feature and no error."""
     return {
         hook: Absent(sae.W_enc.new_zeros(1, 1, sae.d_sae), sae.W_enc.new_zeros(1, 1, sae.d_in))
@@ -40,16 +40,14 @@ def zero(saes: Mapping[HookPoint, SparseAutoencoder]) -> dict[HookPoint, Absent]
     }
 
 
-def mean(
-    saes: Mapping[HookPoint, SparseAutoencoder], cache: ActivationCache, *, n_tokens: int
-) -> dict[HookPoint, Absent]:
+def mean(saes: Mapping[HookPoint, SparseCoder], cache: ActivationCache, *, n_tokens: int) -> dict[HookPoint, Absent]:
     """Mean code and mean error over the last ``n_tokens`` rows of the cache, which training holds out first."""
     stop = cache.n_tokens
     start = max(0, stop - n_tokens)
     return {hook: _mean(sae, cache, hook, start, stop) for hook, sae in saes.items()}
 
 
-def _mean(sae: SparseAutoencoder, cache: ActivationCache, hook: HookPoint, start: int, stop: int) -> Absent:
+def _mean(sae: SparseCoder, cache: ActivationCache, hook: HookPoint, start: int, stop: int) -> Absent:
     codes = torch.zeros(sae.d_sae, dtype=torch.float64)
     error = torch.zeros(sae.d_in, dtype=torch.float64)
     count = 0

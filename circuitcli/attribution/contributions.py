@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitcli.attribution.baselines import Absent
-from circuitcli.saes.base import Coded, SparseAutoencoder
+from circuitcli.saes.base import Coded, SparseCoder
 
 # Numbers that are in memory at once, a few times over.
 AT_ONCE = 2**23
@@ -21,7 +21,7 @@ AT_ONCE = 2**23
 class Contributions:
     """Of all features of a hook point, for one gradient or a row of them (``...``)."""
 
-    sae: SparseAutoencoder
+    sae: SparseCoder
     coded: Coded
     absent: Absent
     gradient: Float[Tensor, "... position d_in"]

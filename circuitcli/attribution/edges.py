@@ -21,7 +21,7 @@ from circuitcli.attribution.subject import Subject
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.partial import first_block, rerun
 from circuitcli.models.taps import Callback, leaf
-from circuitcli.saes.base import SparseAutoencoder
+from circuitcli.saes.base import SparseCoder
 
 # Everything that comes later in the model goes through these.
 FULL_STREAM = frozenset({"embed", "resid_pre", "resid_mid", "resid"})
@@ -102,7 +102,7 @@ def _held(place: Tensor) -> Callback:
 
 
 def _weighted_values(
-    sae: SparseAutoencoder, x: Float[Tensor, "target position d_in"], targets: Sequence[Target], effects: Effects
+    sae: SparseCoder, x: Float[Tensor, "target position d_in"], targets: Sequence[Target], effects: Effects
 ) -> Float[Tensor, " target"]:
     """``g_d f_d`` of each feature target and ``g_x . e`` of each error target, in its own row of ``x``."""
     gradient = effects.gradient.expand(len(targets), -1, -1)
@@ -125,7 +125,7 @@ def _weighted_values(
     return torch.stack(values)
 
 
-def needs_one_position(sae: SparseAutoencoder, targets: Sequence[Target]) -> bool:
+def needs_one_position(sae: SparseCoder, targets: Sequence[Target]) -> bool:
     """Whether what a target is comes from the activation at its own position alone."""
     return not sae.reads_context and all(target.position is not None for target in targets)
 

@@ -20,7 +20,7 @@ from circuitcli.hookpoints import HookPoint
 from circuitcli.models.partial import first_block
 from circuitcli.models.taps import Callback, leaf
 from circuitcli.progress import track
-from circuitcli.saes.base import Coded, SparseAutoencoder
+from circuitcli.saes.base import Coded, SparseCoder
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def _spliced(subject: Subject, gradient: Float[Tensor, "position d_in"]) -> Floa
 
 
 def effects_of(
-    sae: SparseAutoencoder, coded: Coded, absent: Absent, gradient: Float[Tensor, "position d_in"], gap: float | None
+    sae: SparseCoder, coded: Coded, absent: Absent, gradient: Float[Tensor, "position d_in"], gap: float | None
 ) -> Effects:
     """Effects of codes and error for a gradient by the activation."""
     gradient = gradient.to(sae.W_enc)
@@ -107,7 +107,7 @@ def effects_of(
     return Effects(Contributions(sae, coded, absent, gradient), error, gap)
 
 
-def difference(sae: SparseAutoencoder, coded: Coded, absent: Absent) -> Float[Tensor, "1 spliced d_in"]:
+def difference(sae: SparseCoder, coded: Coded, absent: Absent) -> Float[Tensor, "1 spliced d_in"]:
     """Activation of the clean run minus activation with all features and the error at baseline."""
     return sae.change(coded.codes - absent.codes, coded.frame) + coded.error - absent.error
 

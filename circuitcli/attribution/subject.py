@@ -17,7 +17,7 @@ from circuitcli.models.adapter import ModelAdapter
 from circuitcli.models.loading import LanguageModel
 from circuitcli.models.partial import CleanPass, clean_pass, first_block, rerun
 from circuitcli.models.taps import Callback
-from circuitcli.saes.base import Coded, SparseAutoencoder
+from circuitcli.saes.base import Coded, SparseCoder
 from circuitcli.settings.graph import GraphSettings
 
 
@@ -34,7 +34,7 @@ class Subject:
     """One prompt, run cleanly once; codes, errors and frames at its spliced positions; and what is measured."""
 
     adapter: ModelAdapter
-    saes: Mapping[HookPoint, SparseAutoencoder]
+    saes: Mapping[HookPoint, SparseCoder]
     prompt: Prompt
     clean: CleanPass
     coded: Mapping[HookPoint, Coded]
@@ -68,7 +68,7 @@ class Subject:
 
 def build(
     language_model: LanguageModel,
-    saes: Mapping[HookPoint, SparseAutoencoder],
+    saes: Mapping[HookPoint, SparseCoder],
     settings: GraphSettings,
     *,
     prompt: Written,
@@ -99,7 +99,7 @@ def build(
 
 def subject_of(
     adapter: ModelAdapter,
-    saes: Mapping[HookPoint, SparseAutoencoder],
+    saes: Mapping[HookPoint, SparseCoder],
     prompt: Prompt,
     clean: CleanPass,
     metric: Metric,
@@ -108,13 +108,13 @@ def subject_of(
     return Subject(adapter, saes, prompt, clean, code_run(saes, clean, first=prompt.first), metric)
 
 
-def code_run(saes: Mapping[HookPoint, SparseAutoencoder], clean: CleanPass, *, first: int) -> dict[HookPoint, Coded]:
+def code_run(saes: Mapping[HookPoint, SparseCoder], clean: CleanPass, *, first: int) -> dict[HookPoint, Coded]:
     """Codes, errors and frames (1, spliced position, ...) of a clean run."""
     with torch.no_grad():
         return {hook: sae.code(clean.activations[hook][:, first:].to(sae.W_enc)) for hook, sae in saes.items()}
 
 
-def fitted(sae: SparseAutoencoder, adapter: ModelAdapter) -> SparseAutoencoder:
+def fitted(sae: SparseCoder, adapter: ModelAdapter) -> SparseCoder:
     """The SAE on the model's device, in double precision for a double-precision model. Raises if it does not fit."""
     adapter.check(sae.hook)
     sae.check_width(adapter.d_model)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from circuitcli.evaluation.quality import Reconstruction, reconstruction
 from circuitcli.hookpoints import HookPoint
-from circuitcli.saes.base import Normalisation, SparseAutoencoder
+from circuitcli.saes.base import Normalisation, SparseCoder
 
 # Tokens to judge by: enough for a ratio of variances, and for wide SAEs so many that it takes seconds.
 MOST_TOKENS, FEWEST_TOKENS, PRODUCTS = 2048, 64, 4e10
@@ -78,13 +78,13 @@ def _share(value: float | None) -> str:
     return "an unknown share" if value is None or math.isnan(value) else f"{value:.2f}"
 
 
-def n_tokens(sae: SparseAutoencoder) -> int:
+def n_tokens(sae: SparseCoder) -> int:
     """How many tokens to judge an SAE by."""
     return max(FEWEST_TOKENS, min(MOST_TOKENS, int(PRODUCTS / (2 * sae.d_in * sae.d_sae))))
 
 
 def fit(
-    sae: SparseAutoencoder,
+    sae: SparseCoder,
     x: Float[Tensor, "token d_in"],
     *,
     target: Float[Tensor, "token d_out"] | None = None,
@@ -103,7 +103,7 @@ def fit(
 
 def otherwise(
     found: Fit,
-    sae: SparseAutoencoder,
+    sae: SparseCoder,
     x: Float[Tensor, "token d_in"],
     *,
     target: Float[Tensor, "token d_out"] | None = None,
@@ -124,7 +124,7 @@ def otherwise(
 
 
 def judge(
-    sae: SparseAutoencoder,
+    sae: SparseCoder,
     x: Float[Tensor, "token d_in"],
     *,
     target: Float[Tensor, "token d_out"] | None = None,
@@ -135,22 +135,22 @@ def judge(
     return Fit(_quality(sae, x, target, _sizes(sae, x, lengths)), _radius(sae, x), recorded)
 
 
-def _sizes(sae: SparseAutoencoder, x: Tensor, lengths: Sequence[int] | None) -> int | list[int]:
+def _sizes(sae: SparseCoder, x: Tensor, lengths: Sequence[int] | None) -> int | list[int]:
     return list(lengths or [len(x)]) if sae.reads_context else BATCH
 
 
-def _radius(sae: SparseAutoencoder, x: Tensor) -> float:
+def _radius(sae: SparseCoder, x: Tensor) -> float:
     centred = x - x.mean(dim=1, keepdim=True) if sae.config.normalisation == "centre" else x
     return float(centred.norm(dim=1).max())
 
 
-def _quality(sae: SparseAutoencoder, x: Tensor, target: Tensor | None, sizes: int | list[int]) -> Reconstruction:
+def _quality(sae: SparseCoder, x: Tensor, target: Tensor | None, sizes: int | list[int]) -> Reconstruction:
     """sizes: of the pieces in which the tokens are taken."""
     targets = None if target is None else target.split(sizes)
     return reconstruction(sae, x.split(sizes), targets=targets)
 
 
-def _others(sae: SparseAutoencoder) -> dict[str, SparseAutoencoder]:
+def _others(sae: SparseCoder) -> dict[str, SparseCoder]:
     """The same weights under other conventions, by what they are."""
     config = sae.config
     found = {
@@ -163,7 +163,7 @@ def _others(sae: SparseAutoencoder) -> dict[str, SparseAutoencoder]:
     return found
 
 
-def _with(sae: SparseAutoencoder, **changes: object) -> SparseAutoencoder:
+def _with(sae: SparseCoder, **changes: object) -> SparseCoder:
     """One that shares the weights."""
     other = copy.copy(sae)
     other.config = replace(sae.config, **changes)  # type: ignore[arg-type]

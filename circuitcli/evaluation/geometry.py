@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitcli.progress import track
-from circuitcli.saes.base import SparseAutoencoder
+from circuitcli.saes.base import SparseCoder
 
 # Cosines that are held at once, and features that are compared with all others where comparing all takes too long.
 PIECE = 2**24
@@ -18,7 +18,7 @@ MANY = 2**17
 
 
 @torch.no_grad()
-def geometry_facts(sae: SparseAutoencoder, nearest: Float[Tensor, " compared"] | None = None) -> dict[str, Any]:
+def geometry_facts(sae: SparseCoder, nearest: Float[Tensor, " compared"] | None = None) -> dict[str, Any]:
     """Cosines between weights; the nearest other decoder row is looked for among all features.
 
     encoder_decoder_cosine: of a feature's encoder column and decoder row, mean and largest over features; a transcoder,
@@ -50,7 +50,7 @@ def pieces(n: int, *, width: int) -> list[slice]:
     return [slice(first, min(first + size, n)) for first in range(0, n, size)]
 
 
-def _own_cosines(sae: SparseAutoencoder, piece: slice) -> Float[Tensor, " piece"]:
+def _own_cosines(sae: SparseCoder, piece: slice) -> Float[Tensor, " piece"]:
     encoder, decoder = (F.normalize(side[piece].float(), dim=1) for side in (sae.W_enc.T, sae.W_dec))
     return torch.linalg.vecdot(encoder, decoder)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from circuitcli.evaluation.fit import Fit
 from circuitcli.evaluation.geometry import PIECE, geometry_facts, nearest_cosines, pieces
 from circuitcli.saes.abstopk import AbsTopKSae
-from circuitcli.saes.base import SparseAutoencoder
+from circuitcli.saes.base import SparseCoder
 from circuitcli.saes.jumprelu import JumpReluSae
 from circuitcli.saes.signed_topk import SignedTopKSae
 
@@ -23,7 +23,7 @@ DENSE = 0.5
 
 
 @torch.no_grad()
-def weight_facts(sae: SparseAutoencoder, *, radius: float | None = None) -> dict[str, Any]:
+def weight_facts(sae: SparseCoder, *, radius: float | None = None) -> dict[str, Any]:
     """Numbers about the weights by name.
 
     radius: the largest length of an input, from which follows which features can fire at all; known by itself where
@@ -66,7 +66,7 @@ def _range(values: Tensor) -> dict[str, float | None]:
     return {"min": float(finite.min()), "median": float(finite.median()), "max": float(finite.max())}
 
 
-def _cannot_fire(sae: SparseAutoencoder, radius: float | None) -> int | None:
+def _cannot_fire(sae: SparseCoder, radius: float | None) -> int | None:
     """How many features no input of this length can make positive; None where that cannot be told."""
     if sae.config.normalisation in ("layer-norm", "rms-norm"):
         radius = sae.d_in**0.5
@@ -79,7 +79,7 @@ def _cannot_fire(sae: SparseAutoencoder, radius: float | None) -> int | None:
 
 
 def problems(
-    sae: SparseAutoencoder,
+    sae: SparseCoder,
     weights: Mapping[str, Any],
     fit: Fit | None,
     *,
@@ -93,7 +93,7 @@ def problems(
     return found + _of_fit(sae, fit, recorded_l0)
 
 
-def _of_weights(sae: SparseAutoencoder, facts: Mapping[str, Any]) -> list[str]:
+def _of_weights(sae: SparseCoder, facts: Mapping[str, Any]) -> list[str]:
     found = [f"{name} has {count:,} numbers that are not finite" for name, count in facts["not_finite"].items()]
     if facts["zero_decoder_rows"]:
         found.append(f"{_some(facts['zero_decoder_rows'], sae)} write nothing: their decoder rows are zero")
@@ -109,11 +109,11 @@ def _of_weights(sae: SparseAutoencoder, facts: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _some(count: int, sae: SparseAutoencoder) -> str:
+def _some(count: int, sae: SparseCoder) -> str:
     return f"{count:,} of {sae.d_sae:,} features"
 
 
-def _of_fit(sae: SparseAutoencoder, fit: Fit | None, recorded_l0: float | None) -> list[str]:
+def _of_fit(sae: SparseCoder, fit: Fit | None, recorded_l0: float | None) -> list[str]:
     if fit is None:
         return []
     quality, found = fit.quality, []

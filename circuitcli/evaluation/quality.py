@@ -11,7 +11,7 @@ from torch import Tensor
 
 from circuitcli.evaluation.density import density_facts
 from circuitcli.evaluation.jackknife import N_PARTS, standard_errors
-from circuitcli.saes.base import SparseAutoencoder
+from circuitcli.saes.base import SparseCoder
 
 # What is summed over tokens: y is what is to be reconstructed, o a fixed origin, r the reconstruction, f the codes.
 SUMS = ("tokens", "|y-o|2", "|y-r|2", "cos(y,r)", "|r|/|y|", "y!=0", "r.y", "|r|2", "|f|0", "|f|1")
@@ -117,7 +117,7 @@ class ReconstructionMeter:
 
 @torch.no_grad()
 def reconstruction(
-    sae: SparseAutoencoder,
+    sae: SparseCoder,
     batches: Iterable[Float[Tensor, "_ d_in"]],
     *,
     targets: Iterable[Float[Tensor, "_ d_out"]] | None = None,

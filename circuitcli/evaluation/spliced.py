@@ -15,7 +15,7 @@ from circuitcli.hookpoints import HookPoint
 from circuitcli.models.adapter import ModelAdapter
 from circuitcli.models.partial import block_pass, first_block, rerun, started_at
 from circuitcli.models.taps import Callback
-from circuitcli.saes.base import SparseAutoencoder
+from circuitcli.saes.base import SparseCoder
 from circuitcli.saes.splice import replaced
 
 MISSED_TARGET = -100
@@ -148,7 +148,7 @@ class Listener:
         self._of_constants: dict[HookPoint, Float[Tensor, "text 4"]] = {}
 
     @torch.no_grad()
-    def loss(self, sae: SparseAutoencoder, *, mean: Float[Tensor, " d_out"]) -> ModelLoss:
+    def loss(self, sae: SparseCoder, *, mean: Float[Tensor, " d_out"]) -> ModelLoss:
         """The losses with an SAE that stands alone at its hook point, wherever activations are stored.
 
         mean: of the raw activations that it reconstructs: at its hook point, for a transcoder at its target.

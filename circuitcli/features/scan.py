@@ -11,7 +11,7 @@ from circuitcli import progress
 from circuitcli.activations.cache import ActivationCache
 from circuitcli.features.peaks import CodedBlocks, Peaks, entries
 from circuitcli.features.statistics import ActivationStatistics
-from circuitcli.saes.base import SparseAutoencoder
+from circuitcli.saes.base import SparseCoder
 
 # Numbers in one piece of codes at most, so that wide SAEs need no more memory than narrow ones (256 MiB).
 MAX_CODES = 2**26
@@ -29,7 +29,7 @@ class Summary:
 
 def scan(
     cache: ActivationCache,
-    sae: SparseAutoencoder,
+    sae: SparseCoder,
     *,
     n_tokens: int,
     batch_size: int,
@@ -78,7 +78,7 @@ def _last_edge(block: Int[Tensor, " row"]) -> int:
     return int(edges[-1]) + 1 if len(edges) else 0
 
 
-def _coded(cache: ActivationCache, sae: SparseAutoencoder, start: int, stop: int) -> CodedBlocks:
+def _coded(cache: ActivationCache, sae: SparseCoder, start: int, stop: int) -> CodedBlocks:
     """The text of the rows, with no code where a token has no row."""
     pieces = cache.pieces(start, stop, size=stop - start, by_text=sae.reads_context)
     rows = (cache.rows(sae.hook, *piece).to(sae.W_enc.device, sae.W_enc.dtype) for piece in pieces)

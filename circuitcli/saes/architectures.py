@@ -1,7 +1,7 @@
 """The architectures that an SAE can have, by name."""
 
 from circuitcli.saes.abstopk import AbsTopKSae
-from circuitcli.saes.base import SparseAutoencoder
+from circuitcli.saes.base import SparseCoder
 from circuitcli.saes.gated import GatedSae
 from circuitcli.saes.jumprelu import JumpReluSae
 from circuitcli.saes.matching_pursuit import MatchingPursuitSae
@@ -10,7 +10,7 @@ from circuitcli.saes.signed_topk import SignedTopKSae
 from circuitcli.saes.temporal import TemporalSae
 from circuitcli.saes.topk import TopKSae
 
-ARCHITECTURES: dict[str, type[SparseAutoencoder]] = {
+ARCHITECTURES: dict[str, type[SparseCoder]] = {
     made.architecture: made
     for made in (ReluSae, GatedSae, TopKSae, AbsTopKSae, SignedTopKSae, JumpReluSae, MatchingPursuitSae, TemporalSae)
 }

@@ -1,4 +1,8 @@
-"""What every sparse autoencoder is: codes, reconstruction, and the error that makes them exact."""
+"""What every sparse coder is: it reads one hook point and writes one or more, by codes of which few are not zero.
+
+A sparse autoencoder (SAE) writes what it reads. A transcoder reads ``mlp_in.l`` and writes ``mlp.l``; a layer of a
+cross-layer transcoder (CLT) writes ``mlp.l``, ``mlp.l+1``, ... What is written and not explained is the error there.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -41,7 +45,8 @@ class SaeConfig:
     """What an SAE is and expects; kept in its config.json.
 
     A transcoder reads ``hook`` and predicts ``target``, of width ``d_out``, where its kind of file names one; ``skip``
-    adds a linear map of the input to that (Paulo et al. 2025, arXiv:2501.18823).
+    adds a linear map of the input to that (Paulo et al. 2025, arXiv:2501.18823). A layer of a cross-layer transcoder
+    predicts ``further`` hook points too, by a decoder for each.
     """
 
     hook: HookPoint
@@ -52,16 +57,25 @@ class SaeConfig:
     target: HookPoint | None = None
     d_out: int | None = None
     skip: bool = False
+    further: tuple[HookPoint, ...] = ()
+
+    @property
+    def writes(self) -> tuple[HookPoint, ...]:
+        """What it predicts, in the order of its decoders."""
+        return (self.target or self.hook, *self.further)
 
     def content(self) -> dict[str, Any]:
         """As config.json holds it: hook points by name."""
-        return {name: str(value) if isinstance(value, HookPoint) else value for name, value in vars(self).items()}
+        told = {name: str(value) if isinstance(value, HookPoint) else value for name, value in vars(self).items()}
+        further = told.pop("further")
+        return {**told, "further": [str(hook) for hook in further]} if further else told
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> "SaeConfig":
         """The config of such a content, which may hold more. Raises KeyError if it lacks something."""
         values = {field.name: content[field.name] for field in fields(cls) if field.name in content}
         hooks = {name: HookPoint.parse(values[name]) for name in ("hook", "target") if values.get(name) is not None}
+        values["further"] = tuple(HookPoint.parse(name) for name in values.get("further") or ())
         return cls(**{"hook": content["hook"], "d_in": content["d_in"], "d_sae": content["d_sae"], **values, **hooks})
 
 
@@ -71,11 +85,12 @@ def strongest(codes: Float[Tensor, "position ..."]) -> Float[Tensor, "..."]:
     return codes.gather(0, place)[0]
 
 
-class SparseAutoencoder(nn.Module, ABC):
-    """Encoder, decoder and the way back to the activation.
+class SparseCoder(nn.Module, ABC):
+    """Encoder, decoders and the way back to the activations.
 
-    W_enc (d_in, d_sae), b_enc (d_sae,), W_dec (d_sae, d_out), b_dec (d_out,), with a skip W_skip (d_out, d_in).
-    Subclasses say how codes are made sparse.
+    W_enc (d_in, d_sae), b_enc (d_sae,), W_dec (d_sae, d_out), b_dec (d_out,), with a skip W_skip (d_out, d_in). Of the
+    n-th further hook point that it writes: W_dec_n, b_dec_n, W_skip_n, of the same shapes. Subclasses say how codes are
+    made sparse.
     """
 
     architecture: ClassVar[str]
@@ -93,6 +108,9 @@ class SparseAutoencoder(nn.Module, ABC):
         self.b_dec = nn.Parameter(torch.zeros(self.d_out))
         if config.skip:
             self.W_skip = nn.Parameter(torch.zeros(self.d_out, config.d_in))
+        for number in range(1, len(config.writes)):
+            for name in self.writing_names(0):
+                self.register_parameter(f"{name}_{number}", nn.Parameter(torch.zeros_like(getattr(self, name))))
 
     @property
     def hook(self) -> HookPoint:
@@ -101,8 +119,13 @@ class SparseAutoencoder(nn.Module, ABC):
 
     @property
     def target(self) -> HookPoint:
-        """What it reconstructs: what it reads, or a transcoder's output."""
+        """What it reconstructs: what it reads, or a transcoder's output; of several the first."""
         return self.config.target or self.config.hook
+
+    @property
+    def writes(self) -> tuple[HookPoint, ...]:
+        """All hook points that it reconstructs, in the order of its decoders."""
+        return self.config.writes
 
     @property
     def is_transcoder(self) -> bool:
@@ -123,6 +146,28 @@ class SparseAutoencoder(nn.Module, ABC):
     def d_sae(self) -> int:
         """Number of features."""
         return self.config.d_sae
+
+    def writing_names(self, number: int) -> tuple[str, ...]:
+        """Names of the parameters that write the hook point of this number among `writes`."""
+        names = ("W_dec", "b_dec", "W_skip") if self.config.skip else ("W_dec", "b_dec")
+        return names if number == 0 else tuple(f"{name}_{number}" for name in names)
+
+    def decoder(self, hook: HookPoint) -> Float[Tensor, "d_sae d_out"]:
+        """The decoder of a hook point that it writes."""
+        return self._writing("W_dec", hook)
+
+    def decoder_bias(self, hook: HookPoint) -> Float[Tensor, " d_out"]:
+        """The bias of a hook point that it writes."""
+        return self._writing("b_dec", hook)
+
+    def skip(self, x: Float[Tensor, "*batch d_in"], hook: HookPoint) -> Float[Tensor, "*batch d_out"] | None:
+        """What its skip carries from what it reads to a hook point that it writes; None without a skip."""
+        return x @ self._writing("W_skip", hook).T if self.config.skip else None
+
+    def _writing(self, name: str, hook: HookPoint) -> Tensor:
+        number = self.writes.index(hook)
+        found: Tensor = getattr(self, name if number == 0 else f"{name}_{number}")
+        return found
 
     @property
     def rows_at_once(self) -> int:
@@ -174,10 +219,20 @@ class SparseAutoencoder(nn.Module, ABC):
         """Codes of activations."""
         return self.sparsify(self.pre_activations(x))
 
-    def decode(self, codes: Float[Tensor, "*batch d_sae"], frame: Frame | None = None) -> Float[Tensor, "*batch d_out"]:
-        """Reconstruction of the activation, in its own scale; of a transcoder's target, without the skip."""
-        decoded = codes @ self.W_dec + self.b_dec
+    def decode(
+        self, codes: Float[Tensor, "*batch d_sae"], frame: Frame | None = None, *, hook: HookPoint | None = None
+    ) -> Float[Tensor, "*batch d_out"]:
+        """Reconstruction of an activation, in its own scale; of what a transcoder predicts, without the skip.
+
+        hook: which one of those that it writes; the first unless given.
+        """
+        place = self.target if hook is None else hook
+        decoded = codes @ self.decoder(place) + self.decoder_bias(place)
         return decoded if frame is None else decoded * frame.scale + frame.mean
+
+    def written_frame(self, x: Float[Tensor, "*batch d_in"]) -> Frame | None:
+        """What is put back after decoding: of an SAE its frame; of what is read statistics say nothing of the rest."""
+        return None if self.is_transcoder else self.frame(x)
 
     def reconstruct(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
         """What it makes of an activation: the activation again, or a transcoder's prediction of its target."""
@@ -187,7 +242,7 @@ class SparseAutoencoder(nn.Module, ABC):
         self, x: Float[Tensor, "*batch d_in"], codes: Float[Tensor, "*batch d_sae"]
     ) -> Float[Tensor, "*batch d_out"]:
         """`reconstruct` with codes in place of the activation's own. A transcoder's output has no frame."""
-        decoded = self.decode(codes, None if self.is_transcoder else self.frame(x))
+        decoded = self.decode(codes, self.written_frame(x))
         return decoded + x @ self.W_skip.T if self.config.skip else decoded
 
     def code(self, x: Float[Tensor, "*batch d_in"]) -> Coded:
@@ -197,9 +252,11 @@ class SparseAutoencoder(nn.Module, ABC):
         codes, frame = self.encode(x), self.frame(x)
         return Coded(codes, x - self.decode(codes, frame), frame)
 
-    def change(self, difference: Float[Tensor, "*batch d_sae"], frame: Frame | None) -> Float[Tensor, "*batch d_in"]:
-        """Change of the activation when its codes change by ``difference``."""
-        changed = difference @ self.W_dec
+    def change(
+        self, difference: Float[Tensor, "*batch d_sae"], frame: Frame | None, *, hook: HookPoint | None = None
+    ) -> Float[Tensor, "*batch d_out"]:
+        """Change of an activation that it writes, the first unless given, when its codes change by ``difference``."""
+        changed = difference @ self.decoder(self.target if hook is None else hook)
         return changed if frame is None else changed * frame.scale
 
     def check_width(self, d_model: int) -> None:

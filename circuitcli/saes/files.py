@@ -12,14 +12,14 @@ from torch import Tensor
 from circuitcli.errors import InputError, SettingsError, first_line
 from circuitcli.runs import atomic, make_folder, write_error
 from circuitcli.saes.architectures import ARCHITECTURES
-from circuitcli.saes.base import SaeConfig, SparseAutoencoder
+from circuitcli.saes.base import SaeConfig, SparseCoder
 from circuitcli.saes.folder import CONFIG, FORMAT, WEIGHTS, check_file, read_config, sae_digest
 from circuitcli.saes.tensor_files import save_tensors
 
 _AGAIN = "train or copy the SAE again"
 
 
-def save(sae: SparseAutoencoder, directory: Path, **facts: Any) -> str:
+def save(sae: SparseCoder, directory: Path, **facts: Any) -> str:
     """Write the SAE, config last, and return its `sae_digest`. ``facts`` (scores, training) join config.json."""
     weights = {name: tensor.float() for name, tensor in sae.state_dict().items()}
     path = directory / WEIGHTS
@@ -37,7 +37,7 @@ def save(sae: SparseAutoencoder, directory: Path, **facts: Any) -> str:
     return sae_digest(directory)
 
 
-def load(directory: Path) -> SparseAutoencoder:
+def load(directory: Path) -> SparseCoder:
     """The SAE of a directory, on the CPU, taking no gradients. Raises InputError for missing or damaged files."""
     config = read_config(directory)
     path = directory / WEIGHTS
@@ -65,7 +65,7 @@ def _check_shape(path: Path, weights: Mapping[str, Tensor], name: str, shape: tu
         raise InputError(f"{path}: {name} holds {found.dtype} and no real numbers", hint=_AGAIN)
 
 
-def _build(content: dict[str, Any], directory: Path) -> SparseAutoencoder:
+def _build(content: dict[str, Any], directory: Path) -> SparseCoder:
     made = ARCHITECTURES[content["architecture"]]
     try:
         return made(SaeConfig.of(content), **{name: content[name] for name in made.option_names})

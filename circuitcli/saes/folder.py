@@ -2,6 +2,7 @@
 
 import logging
 import os
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -56,6 +57,7 @@ class NativeConfig(BaseModel):
     target: _Hook | None = None
     d_out: _Count | None = None
     skip: bool = False
+    further: list[_Hook] = []
     before_gain: bool | None = None
 
     k: _Count | None = None
@@ -81,6 +83,8 @@ class NativeConfig(BaseModel):
         shape = ("architecture", "hook", "d_in", "d_sae", "normalisation", "subtract_decoder_bias", "target", "d_out")
         return {
             **{name: getattr(self, name) for name in (*shape, "skip", *OPTIONS[self.architecture])},
+            # What was written before it could be said keeps its digest.
+            **({"further": self.further} if self.further else {}),
             "before_gain": bool(self.before_gain),
         }
 
@@ -123,9 +127,19 @@ def _check_ends(config: NativeConfig, path: Path) -> None:
     if config.target is not None:
         if HookPoint.parse(config.target) < HookPoint.parse(config.hook):
             raise InputError(f"{path}: it predicts {config.target} from {config.hook}, which comes later", hint=_AGAIN)
-    elif config.skip or config.d_out not in (None, config.d_in):
-        what = "a skip connection" if config.skip else f"{config.d_out} outputs"
+        _check_further(config, path)
+    elif config.skip or config.further or config.d_out not in (None, config.d_in):
+        what = "a skip connection" if config.skip else f"{len(config.further) + 1} hook points that it writes"
+        what = f"{config.d_out} outputs" if config.d_out not in (None, config.d_in) else what
         raise InputError(f"{path}: an SAE of {config.d_in} inputs that predicts no 'target' has {what}", hint=_AGAIN)
+
+
+def _check_further(config: NativeConfig, path: Path) -> None:
+    """Raise InputError unless the hook points that it writes follow each other, each once."""
+    writes = [HookPoint.parse(name) for name in (config.target or config.hook, *config.further)]
+    for before, after in pairwise(writes):
+        if not before < after:
+            raise InputError(f"{path}: it writes {after} behind {before}, which is not before it", hint=_AGAIN)
 
 
 def sae_digest(directory: Path) -> str:

@@ -4,10 +4,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from circuitcli.saes.base import SaeConfig, SparseAutoencoder
+from circuitcli.saes.base import SaeConfig, SparseCoder
 
 
-class GatedSae(SparseAutoencoder):
+class GatedSae(SparseCoder):
     """Pre-activations are those of the gate; ``b_enc`` is the gate's bias.
 
     With z the encoder's product, the gate is ``z + b_enc`` and the magnitude ``z * exp(r_mag) + b_mag``; r_mag and

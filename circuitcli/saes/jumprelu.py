@@ -4,10 +4,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from circuitcli.saes.base import SaeConfig, SparseAutoencoder
+from circuitcli.saes.base import SaeConfig, SparseCoder
 
 
-class JumpReluSae(SparseAutoencoder):
+class JumpReluSae(SparseCoder):
     """``threshold`` (d_sae,) is in units of the pre-activations, raw, not a logarithm."""
 
     architecture = "jumprelu"

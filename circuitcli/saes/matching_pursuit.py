@@ -8,10 +8,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitcli.errors import SettingsError
-from circuitcli.saes.base import SaeConfig, SparseAutoencoder
+from circuitcli.saes.base import SaeConfig, SparseCoder
 
 
-class MatchingPursuitSae(SparseAutoencoder):
+class MatchingPursuitSae(SparseCoder):
     """Each round takes the feature with the largest pre-activation, and its decoder row times that off the activation.
 
     A token is done after ``max_iterations`` rounds (by default its width); when less than ``residual_threshold`` of it

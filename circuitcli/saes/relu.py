@@ -3,10 +3,10 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitcli.saes.base import SparseAutoencoder
+from circuitcli.saes.base import SparseCoder
 
 
-class ReluSae(SparseAutoencoder):
+class ReluSae(SparseCoder):
     """Sparse because it was trained with a penalty on its codes."""
 
     architecture = "relu"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.taps import Callback
-from circuitcli.saes.base import Coded, SparseAutoencoder
+from circuitcli.saes.base import Coded, SparseCoder
 
 
 class Change(NamedTuple):
@@ -26,7 +26,7 @@ class Change(NamedTuple):
 Edit = Callable[[HookPoint, Coded], Change]
 
 
-def splice(saes: Mapping[HookPoint, SparseAutoencoder], edit: Edit, *, first: int) -> dict[HookPoint, Callback]:
+def splice(saes: Mapping[HookPoint, SparseCoder], edit: Edit, *, first: int) -> dict[HookPoint, Callback]:
     """Taps that run the model through the SAEs with an edit.
 
     first: the first position that is spliced; 1 where position 0 is a BOS token, which cannot depend on the text.
@@ -34,7 +34,7 @@ def splice(saes: Mapping[HookPoint, SparseAutoencoder], edit: Edit, *, first: in
     return {hook: _callback(hook, sae, edit, first) for hook, sae in saes.items()}
 
 
-def _callback(hook: HookPoint, sae: SparseAutoencoder, edit: Edit, first: int) -> Callback:
+def _callback(hook: HookPoint, sae: SparseCoder, edit: Edit, first: int) -> Callback:
     def callback(x: Tensor) -> Tensor | None:
         coded = sae.code(x[:, first:].to(sae.W_enc))
         change = edit(hook, coded)
@@ -55,7 +55,7 @@ def shifted(
     return result
 
 
-def replaced(sae: SparseAutoencoder, *, first: int) -> dict[HookPoint, Callback]:
+def replaced(sae: SparseCoder, *, first: int) -> dict[HookPoint, Callback]:
     """Taps that put what an SAE reconstructs in the place of its activations.
 
     A transcoder's prediction replaces its target, computed from what it reads in the same run.
@@ -77,9 +77,7 @@ def replaced(sae: SparseAutoencoder, *, first: int) -> dict[HookPoint, Callback]
     return {sae.hook: read, sae.target: write} if sae.is_transcoder else {sae.hook: both}
 
 
-def _reconstructed(
-    sae: SparseAutoencoder, x: Float[Tensor, "batch position d_in"]
-) -> Float[Tensor, "batch position d_out"]:
+def _reconstructed(sae: SparseCoder, x: Float[Tensor, "batch position d_in"]) -> Float[Tensor, "batch position d_out"]:
     """What the SAE makes of the activations, a piece after the other: codes of them all would be most of the memory."""
     if sae.reads_context:
         return torch.cat([sae.reconstruct(text) for text in x.split(1)])

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from circuitcli.errors import SettingsError
-from circuitcli.saes.base import Coded, Frame, SaeConfig, SparseAutoencoder
+from circuitcli.saes.base import Coded, Frame, SaeConfig, SparseCoder
 from circuitcli.saes.topk import largest
 
 # Keeps a prediction of length zero from being divided by.
@@ -36,7 +36,7 @@ class ContextAttention(nn.Module):
         return self.out(attended.transpose(-3, -2).flatten(-2))
 
 
-class TemporalSae(SparseAutoencoder):
+class TemporalSae(SparseCoder):
     """Codes are the k largest positive pre-activations (all of them without k) of what the context does not predict.
 
     The prediction of each attention layer is ``decode(relu(attention(codes)))``, stretched to what explains most of the
@@ -76,7 +76,7 @@ class TemporalSae(SparseAutoencoder):
         return self._frame(x, self.predicted(super().centred(x)))
 
     def code(self, x: Float[Tensor, "*text position d_in"]) -> Coded:
-        """See `SparseAutoencoder`. Predicts once for codes and frame."""
+        """See `SparseCoder`. Predicts once for codes and frame."""
         seen = super().centred(x)
         predicted = self.predicted(seen)
         codes, frame = self.sparsify((seen - predicted) @ self.W_enc + self.b_enc), self._frame(x, predicted)
@@ -89,7 +89,7 @@ class TemporalSae(SparseAutoencoder):
         return Frame(normal.mean + predicted * normal.scale, normal.scale)
 
     def centred(self, x: Float[Tensor, "*text position d_in"]) -> Float[Tensor, "*text position d_in"]:
-        """See `SparseAutoencoder`: without what the context predicts, too."""
+        """See `SparseCoder`: without what the context predicts, too."""
         seen = super().centred(x)
         return seen - self.predicted(seen)
 

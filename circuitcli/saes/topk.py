@@ -5,10 +5,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitcli.errors import SettingsError
-from circuitcli.saes.base import SaeConfig, SparseAutoencoder
+from circuitcli.saes.base import SaeConfig, SparseCoder
 
 
-class TopKSae(SparseAutoencoder):
+class TopKSae(SparseCoder):
     """Exactly the k largest pre-activations of a token are kept, and of those the positive ones."""
 
     architecture = "topk"

@@ -18,7 +18,7 @@ from circuitcli.stages.saes import SaeSource, fold_gain, load_sae, sae_sources
 if TYPE_CHECKING:
     from circuitcli.evaluation.fit import Fit, Sample
     from circuitcli.models.loading import LanguageModel
-    from circuitcli.saes.base import SparseAutoencoder
+    from circuitcli.saes.base import SparseCoder
     from circuitcli.saes.exchange.place import About
     from circuitcli.saes.exchange.tensors import Foreign
 
@@ -83,7 +83,7 @@ class _Bench:
         has_cache = bool(self.request.records.of(ActivationsRecord))
         return has_cache and about.model is not None and same_model(about.model, self.request.settings.model.name)
 
-    def activations(self, sae: "SparseAutoencoder", wrong: list[str]) -> "tuple[str, Sample] | None":
+    def activations(self, sae: "SparseCoder", wrong: list[str]) -> "tuple[str, Sample] | None":
         """Where they are from, and those at the SAE's hook points and, of the same tokens, at others.
 
         None if there are none; to ``wrong`` is added what the model lacks.
@@ -162,7 +162,7 @@ def _fitted(found: "Foreign", bench: _Bench, wrong: list[str]) -> "tuple[str, Fi
     return origin, fit(sae, rows[sae.hook], target=target, elsewhere=others, lengths=lengths, recorded=recorded)
 
 
-def _what_it_is(source: SaeSource, sae: "SparseAutoencoder", about: "About") -> dict[str, Any]:
+def _what_it_is(source: SaeSource, sae: "SparseCoder", about: "About") -> dict[str, Any]:
     config = sae.config
     return {
         "hook": str(sae.hook),

@@ -22,7 +22,7 @@ from circuitcli.stages.saes import SaeSource, load_saes, sae_sources
 if TYPE_CHECKING:
     from circuitcli.activations.cache import ActivationCache
     from circuitcli.models.loading import LanguageModel
-    from circuitcli.saes.base import SparseAutoencoder
+    from circuitcli.saes.base import SparseCoder
 
 Sources = Mapping[HookPoint, SaeSource]
 
@@ -133,7 +133,7 @@ def _describe(
 
 
 def _lines(
-    request: Request, sae: "SparseAutoencoder", cache: "ActivationCache", model: "LanguageModel"
+    request: Request, sae: "SparseCoder", cache: "ActivationCache", model: "LanguageModel"
 ) -> Iterator[dict[str, Any]]:
     from circuitcli.features import logits
     from circuitcli.features.describe import describe as described

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from circuitcli.activations.cache import ActivationCache, TokenBlock
     from circuitcli.evaluation.spliced import Listener
     from circuitcli.models.loading import LanguageModel
-    from circuitcli.saes.base import SparseAutoencoder
+    from circuitcli.saes.base import SparseCoder
 
 _LOSS_BATCH = 8
 # Number types and devices change activations by a few per cent at most, of their norm.
@@ -52,7 +52,7 @@ class HeldOut:
         first = int(cache.bos_id is not None)
         return cls(cache, rows, device, Listener(model.adapter, texts, cache.hooks, first=first))
 
-    def facts(self, sae: "SparseAutoencoder") -> dict[str, Any]:
+    def facts(self, sae: "SparseCoder") -> dict[str, Any]:
         """All that was measured of an SAE or transcoder, by name; it must be on ``device``.
 
         ``density`` and ``standard_errors`` hold further names. Raises InputError if its activations were not collected,
@@ -75,7 +75,7 @@ class HeldOut:
         errors = facts["standard_errors"] | loss.pop("standard_errors")
         return {**facts, **loss, "loss_ablation": "mean", "standard_errors": errors}
 
-    def _check_collected(self, sae: "SparseAutoencoder") -> None:
+    def _check_collected(self, sae: "SparseCoder") -> None:
         missing = [str(hook) for hook in dict.fromkeys((sae.hook, sae.target)) if hook not in self.cache.hooks]
         if missing:
             raise InputError(

@@ -18,7 +18,7 @@ from circuitcli.training.plan import plan as planned
 
 if TYPE_CHECKING:
     from circuitcli.activations.cache import ActivationCache
-    from circuitcli.saes.base import SparseAutoencoder
+    from circuitcli.saes.base import SparseCoder
     from circuitcli.settings.settings import Settings
     from circuitcli.training.learner import Learner
 
@@ -50,7 +50,7 @@ class Bench:
         """The rows, and the model, which this loads."""
         return HeldOut.of(self.request, self.cache, self.made.held_out_rows)
 
-    def saved(self, held_out: HeldOut, place: str, sae: "SparseAutoencoder", trained: "Trained") -> Finished:
+    def saved(self, held_out: HeldOut, place: str, sae: "SparseCoder", trained: "Trained") -> Finished:
         """Measure an SAE, write its files and remember the result."""
         from circuitcli.saes import files
 
@@ -93,7 +93,7 @@ def measured_learners(
                 yield bench.saved(held_out, place, sae, Trained(learner.variant, facts))
 
 
-def _told(learner: "Learner", sae: "SparseAutoencoder", settings: "Settings", bench: Bench) -> dict[str, Any]:
+def _told(learner: "Learner", sae: "SparseCoder", settings: "Settings", bench: Bench) -> dict[str, Any]:
     made, request = bench.made, bench.request
     return {
         "trained_as": settings.sae.architecture,
@@ -134,7 +134,7 @@ def _again(bench: Bench, held_out: HeldOut, place: str, before: Finished) -> Fin
     return bench.saved(held_out, place, files.load(directory), Trained(before.variant, facts))
 
 
-def _fields(sae: "SparseAutoencoder", facts: Mapping[str, Any], *, path: str, digest: str) -> dict[str, Any]:
+def _fields(sae: "SparseCoder", facts: Mapping[str, Any], *, path: str, digest: str) -> dict[str, Any]:
     """What records tell of an SAE."""
     target = {"target": str(sae.target)} if sae.is_transcoder else {}
     shape = {"architecture": sae.architecture, "d_in": sae.d_in, "d_sae": sae.d_sae, **sae.options}

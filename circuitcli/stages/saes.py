@@ -18,7 +18,7 @@ from circuitcli.stages.request import Request
 
 if TYPE_CHECKING:
     from circuitcli.models.adapter import ModelAdapter
-    from circuitcli.saes.base import SparseAutoencoder
+    from circuitcli.saes.base import SparseCoder
     from circuitcli.saes.exchange.tensors import Foreign
 
 logger = logging.getLogger(__name__)
@@ -117,7 +117,7 @@ def load_sae(source: SaeSource) -> "Foreign":
     return formats.read(source.place)
 
 
-def fold_gain(sae: "SparseAutoencoder", adapter: "ModelAdapter | None") -> None:
+def fold_gain(sae: "SparseCoder", adapter: "ModelAdapter | None") -> None:
     """Let an SAE that was trained on a norm's output before its weight and bias read it after them, as models give it.
 
     Raises InputError if that cannot be folded into the weights.

@@ -22,7 +22,7 @@ from circuitcli.stages.saes import SaeSource, load_saes
 if TYPE_CHECKING:
     from circuitcli.attribution.baselines import Baseline
     from circuitcli.models.loading import LanguageModel
-    from circuitcli.saes.base import SparseAutoencoder
+    from circuitcli.saes.base import SparseCoder
     from circuitcli.saes.exchange.tensors import Foreign
     from circuitcli.validation.scores import Case
 
@@ -116,7 +116,7 @@ class Bench:
     plan: Plan
     language_model: "LanguageModel"
     loaded: "Mapping[HookPoint, Foreign]"
-    later: "Mapping[HookPoint, SparseAutoencoder]"
+    later: "Mapping[HookPoint, SparseCoder]"
 
     @classmethod
     def of(cls, plan: Plan) -> "Bench":
@@ -129,7 +129,7 @@ class Bench:
         return cls(plan, language_model, loaded, dict(_later(plan, language_model)))
 
     @property
-    def spliced(self) -> "dict[HookPoint, SparseAutoencoder]":
+    def spliced(self) -> "dict[HookPoint, SparseCoder]":
         """The SAEs through which the model is run."""
         return {hook: found.sae for hook, found in self.loaded.items()}
 
@@ -178,7 +178,7 @@ def _check_target(example: Example, *, n_ids: int) -> None:
         )
 
 
-def _later(plan: Plan, language_model: "LanguageModel") -> "Iterator[tuple[HookPoint, SparseAutoencoder]]":
+def _later(plan: Plan, language_model: "LanguageModel") -> "Iterator[tuple[HookPoint, SparseCoder]]":
     """The SAEs, transcoders too, behind the first spliced hook point that are not spliced; bad ones are left out."""
     from circuitcli.attribution.subject import fitted
 

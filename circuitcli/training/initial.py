@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitcli.hookpoints import HookPoint
-from circuitcli.saes.base import SparseAutoencoder
+from circuitcli.saes.base import SparseCoder
 
 
 def geometric_median(
@@ -45,7 +45,7 @@ def unit_rows(n: int, width: int, generator: torch.Generator) -> Float[Tensor, "
 
 @torch.no_grad()
 def start_autoencoder(
-    sae: SparseAutoencoder, first: Float[Tensor, "batch d_in"], *, norm: float, generator: torch.Generator
+    sae: SparseCoder, first: Float[Tensor, "batch d_in"], *, norm: float, generator: torch.Generator
 ) -> None:
     """Random decoder rows of this norm, the encoder their transpose, the decoder bias the median of ``first``.
 
@@ -58,7 +58,7 @@ def start_autoencoder(
 
 @torch.no_grad()
 def start_transcoder(
-    sae: SparseAutoencoder,
+    sae: SparseCoder,
     x: Float[Tensor, "batch d_in"],
     y: Float[Tensor, "batch d_out"],
     *,
@@ -82,7 +82,7 @@ _PRODUCTS = ("W_enc", "W_skip")
 
 
 @torch.no_grad()
-def folded(sae: SparseAutoencoder, *, scale: float, target_scale: float | None = None) -> SparseAutoencoder:
+def folded(sae: SparseCoder, *, scale: float, target_scale: float | None = None) -> SparseCoder:
     """The SAE for raw activations that does what this one does for activations times ``scale``.
 
     A transcoder's target was multiplied by ``target_scale``. Decoder rows keep their norm, so that codes are in units
@@ -99,7 +99,7 @@ def folded(sae: SparseAutoencoder, *, scale: float, target_scale: float | None =
 
 
 @torch.no_grad()
-def with_unit_decoder(sae: SparseAutoencoder) -> SparseAutoencoder:
+def with_unit_decoder(sae: SparseCoder) -> SparseCoder:
     """The SAE with decoder rows of length one that reconstructs the same: their norms move into the codes.
 
     Not for TopK, where the norms would change which codes are largest. A row of length zero stays.

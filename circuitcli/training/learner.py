@@ -8,7 +8,7 @@ from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from circuitcli.hookpoints import HookPoint
-from circuitcli.saes.base import SparseAutoencoder
+from circuitcli.saes.base import SparseCoder
 from circuitcli.training.architectures.student import Batch, Outcome, Student
 from circuitcli.training.ranks import ALONE
 from circuitcli.training.schedule import Schedule
@@ -135,7 +135,7 @@ class Learner:
         for name, tensor in self.student.state_dict().items():
             tensor.copy_(weights[name])
 
-    def finished(self) -> dict[HookPoint, SparseAutoencoder]:
+    def finished(self) -> dict[HookPoint, SparseCoder]:
         """The SAEs for raw activations, on the CPU."""
         return self.student.finished()
 

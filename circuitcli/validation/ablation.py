@@ -11,7 +11,7 @@ from circuitcli.attribution.baselines import Baseline
 from circuitcli.attribution.subject import Subject
 from circuitcli.hookpoints import HookPoint, NodeId
 from circuitcli.models.taps import Callback
-from circuitcli.saes.base import Coded, SparseAutoencoder, strongest
+from circuitcli.saes.base import Coded, SparseCoder, strongest
 from circuitcli.saes.splice import Change, Edit, splice
 from circuitcli.validation.circuits import kept_nodes
 
@@ -36,7 +36,7 @@ def without(
     nodes: Iterable[NodeId],
     baseline: Baseline,
     *,
-    later: Mapping[HookPoint, SparseAutoencoder],
+    later: Mapping[HookPoint, SparseCoder],
     where: Bool[Tensor, " position"] | None = None,
 ) -> Without:
     """Run with these nodes at baseline.
@@ -90,7 +90,7 @@ def _ablation(
 class _Looked:
     """Taps that look at hook points with SAEs, and change nothing."""
 
-    def __init__(self, saes: Mapping[HookPoint, SparseAutoencoder], first: int) -> None:
+    def __init__(self, saes: Mapping[HookPoint, SparseCoder], first: int) -> None:
         self.saes, self.first = saes, first
         self.seen: dict[HookPoint, Tensor] = {}
 

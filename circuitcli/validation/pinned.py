@@ -16,7 +16,7 @@ from circuitcli.attribution.subject import Subject, fitted, subject_of
 from circuitcli.hookpoints import HookPoint, NodeId
 from circuitcli.models.loading import LanguageModel
 from circuitcli.models.partial import clean_pass
-from circuitcli.saes.base import SparseAutoencoder, strongest
+from circuitcli.saes.base import SparseCoder, strongest
 from circuitcli.validation.circuits import check_node
 from circuitcli.validation.scores import Case
 
@@ -84,7 +84,7 @@ class Piece:
         return Case(self.subject, baseline, tuple(nodes))
 
 
-def pieces(folder: Path, language_model: LanguageModel, saes: Mapping[HookPoint, SparseAutoencoder]) -> Iterator[Piece]:
+def pieces(folder: Path, language_model: LanguageModel, saes: Mapping[HookPoint, SparseCoder]) -> Iterator[Piece]:
     """The blocks of the cached text, the last first, as training holds the last ones out; at most 65,536 tokens."""
     cache = ActivationCache(folder, ())
     prepared = {hook: fitted(sae, language_model.adapter) for hook, sae in saes.items()}
@@ -94,7 +94,7 @@ def pieces(folder: Path, language_model: LanguageModel, saes: Mapping[HookPoint,
             yield _piece(block, language_model, prepared)
 
 
-def _piece(block: TokenBlock, language_model: LanguageModel, saes: Mapping[HookPoint, SparseAutoencoder]) -> Piece:
+def _piece(block: TokenBlock, language_model: LanguageModel, saes: Mapping[HookPoint, SparseCoder]) -> Piece:
     adapter, tokenizer = language_model.adapter, language_model.tokenizer
     first = tokenizer.n_bos(block.ids)
     ids = torch.tensor([block.ids], device=adapter.device)

@@ -10,7 +10,7 @@ from torch import Tensor
 from circuitcli.attribution.subject import check_finite
 from circuitcli.hookpoints import HookPoint, NodeId
 from circuitcli.models.tokenizer import Tokenizer
-from circuitcli.saes.base import SparseAutoencoder
+from circuitcli.saes.base import SparseCoder
 from circuitcli.validation.ablation import Without, without
 from circuitcli.validation.scores import Case
 
@@ -65,7 +65,7 @@ class Tally:
     """Ablates the nodes in one case after the other, and adds up; the ``top`` largest changes are listed."""
 
     def __init__(
-        self, nodes: Sequence[NodeId], later: Mapping[HookPoint, SparseAutoencoder], tokenizer: Tokenizer, *, top: int
+        self, nodes: Sequence[NodeId], later: Mapping[HookPoint, SparseCoder], tokenizer: Tokenizer, *, top: int
     ) -> None:
         self.nodes, self.later, self.tokenizer, self.top = tuple(nodes), later, tokenizer, top
         self.clean: list[float] = []

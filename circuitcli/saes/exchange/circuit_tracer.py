@@ -19,7 +19,7 @@ from circuitcli.saes.exchange.fields import COUNT, LIST, TEXT, checked
 from circuitcli.saes.exchange.place import About, Place, read_yaml
 
 if TYPE_CHECKING:
-    from circuitcli.saes.base import SparseAutoencoder
+    from circuitcli.saes.base import SparseCoder
     from circuitcli.saes.exchange.tensors import Foreign, Tensors
 
 logger = logging.getLogger(__name__)
@@ -191,7 +191,7 @@ def write(items: "Sequence[Foreign]", directory: Path) -> list[Path]:
 _WRITTEN = {"relu": "relu", "jumprelu": "jumprelu", "topk": "topk", "signed_topk": "topk"}
 
 
-def _check_writable(sae: "SparseAutoencoder") -> None:
+def _check_writable(sae: "SparseCoder") -> None:
     kind = "transcoder" if sae.is_transcoder else "SAE"
     fits = sae.is_transcoder and sae.architecture in _WRITTEN and sae.config.normalisation == "none"
     if not fits or sae.hook.layer != sae.target.layer:

@@ -18,7 +18,7 @@ from circuitcli.saes.exchange.place import About, Place, read_object
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from circuitcli.saes.base import SparseAutoencoder
+    from circuitcli.saes.base import SparseCoder
     from circuitcli.saes.exchange.tensors import Foreign, Tensors
 
 NAME = "dictionary_learning"
@@ -237,7 +237,7 @@ _READERS = {
 }
 
 
-def _unit_norm(sae: "SparseAutoencoder") -> list[str]:
+def _unit_norm(sae: "SparseCoder") -> list[str]:
     """Do what the library does whenever it loads this class: decoder rows of length 1, codes multiplied."""
     from circuitcli.saes.exchange import folding
 
@@ -291,7 +291,7 @@ _WRITTEN = {
 }
 
 
-def _written(sae: "SparseAutoencoder") -> "tuple[str, dict[str, Any]]":
+def _written(sae: "SparseCoder") -> "tuple[str, dict[str, Any]]":
     """The class and its state dict."""
     import torch
 

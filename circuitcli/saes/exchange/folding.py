@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitcli.errors import InputError
-from circuitcli.saes.base import SparseAutoencoder
+from circuitcli.saes.base import SparseCoder
 from circuitcli.saes.gated import GatedSae
 from circuitcli.saes.jumprelu import JumpReluSae
 from circuitcli.saes.matching_pursuit import MatchingPursuitSae
@@ -19,7 +19,7 @@ from circuitcli.saes.temporal import TemporalSae
 
 
 @torch.no_grad()
-def scale_input(sae: SparseAutoencoder, factor: float, *, output: float | None = None) -> None:
+def scale_input(sae: SparseCoder, factor: float, *, output: float | None = None) -> None:
     """Take over an SAE that was trained on inputs multiplied by ``factor``, targets by ``output``; its codes stay.
 
     output: that of the input unless given. Not for an SAE that normalises its input, to which a factor is nothing.
@@ -33,7 +33,7 @@ def scale_input(sae: SparseAutoencoder, factor: float, *, output: float | None =
 
 @torch.no_grad()
 def whiten_input(
-    sae: SparseAutoencoder,
+    sae: SparseCoder,
     *,
     mean: Float[Tensor, " d_in"],
     matrix: Float[Tensor, "d_in d_in"],
@@ -51,7 +51,7 @@ def whiten_input(
 
 
 @torch.no_grad()
-def fold_decoder_norms(sae: SparseAutoencoder) -> None:
+def fold_decoder_norms(sae: SparseCoder) -> None:
     """Give every decoder row length 1; codes are multiplied by the lengths, reconstructions stay.
 
     For a TopK this selects by ``pre * |W_dec|``, and a JumpReLU's threshold is multiplied too.
@@ -67,7 +67,7 @@ def fold_decoder_norms(sae: SparseAutoencoder) -> None:
         sae.b_mag.mul_(norms)
 
 
-def with_decoder_bias_rule(sae: SparseAutoencoder, *, subtracts: bool) -> SparseAutoencoder:
+def with_decoder_bias_rule(sae: SparseCoder, *, subtracts: bool) -> SparseCoder:
     """One that subtracts the decoder bias before encoding or does not, its encoder's bias moved: the codes stay."""
     if sae.config.subtract_decoder_bias == subtracts:
         return sae
@@ -81,7 +81,7 @@ def with_decoder_bias_rule(sae: SparseAutoencoder, *, subtracts: bool) -> Sparse
 
 @torch.no_grad()
 def fold_affine_input(
-    sae: SparseAutoencoder, gain: Float[Tensor, " d_in"], bias: Float[Tensor, " d_in"] | None = None
+    sae: SparseCoder, gain: Float[Tensor, " d_in"], bias: Float[Tensor, " d_in"] | None = None
 ) -> None:
     """Take over an SAE that was trained on y where it now reads ``y * gain + bias``; its codes stay.
 
@@ -107,7 +107,7 @@ def fold_affine_input(
             sae.b_dec.add_(bias)
 
 
-def _check_plain(sae: SparseAutoencoder) -> None:
+def _check_plain(sae: SparseCoder) -> None:
     """Raises InputError for codes that follow from more than pre-activations."""
     if isinstance(sae, MatchingPursuitSae):
         raise InputError(
@@ -121,7 +121,7 @@ def _check_plain(sae: SparseAutoencoder) -> None:
         )
 
 
-def _shift(sae: SparseAutoencoder, by: Float[Tensor, " d_in"]) -> None:
+def _shift(sae: SparseCoder, by: Float[Tensor, " d_in"]) -> None:
     """Add to the input, by way of the biases."""
     z = by @ sae.W_enc  # (d_sae,)
     sae.b_enc.add_(z)

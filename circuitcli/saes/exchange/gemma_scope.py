@@ -18,7 +18,7 @@ from circuitcli.saes.exchange.place import About, Place, read_object
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from circuitcli.saes.base import SparseAutoencoder
+    from circuitcli.saes.base import SparseCoder
     from circuitcli.saes.exchange.tensors import Foreign, Tensors
 
 NAME = "gemma_scope"
@@ -141,7 +141,7 @@ def read(place: Place) -> "Foreign":
     return Foreign(sae, about)
 
 
-def _built(place: Place, tensors: "Tensors") -> "SparseAutoencoder":
+def _built(place: Place, tensors: "Tensors") -> "SparseCoder":
     from circuitcli.saes.base import SaeConfig
     from circuitcli.saes.exchange.tensors import build
 
@@ -173,7 +173,7 @@ def _built(place: Place, tensors: "Tensors") -> "SparseAutoencoder":
     return build("jumprelu", config, parameters, path=tensors.path)
 
 
-def _unscaled(sae: "SparseAutoencoder") -> tuple[str, ...]:
+def _unscaled(sae: "SparseCoder") -> tuple[str, ...]:
     """Let an SAE of embedding rows read what the model makes of them."""
     from circuitcli.saes.exchange import folding
 

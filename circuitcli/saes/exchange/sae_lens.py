@@ -19,7 +19,7 @@ from circuitcli.saes.exchange.sae_lens_writing import CONFIG, WEIGHTS, write
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from circuitcli.saes.base import SaeConfig, SparseAutoencoder
+    from circuitcli.saes.base import SaeConfig, SparseCoder
     from circuitcli.saes.exchange.tensors import Foreign, Tensors
 
 # `write` is this format's own too.
@@ -90,7 +90,7 @@ def read(place: Place) -> "Foreign":
     return Foreign(sae, _about(config, tensors).noting(*notes), frequency)
 
 
-def _built(place: Place, config: Mapping[str, Any], tensors: "Tensors") -> "tuple[SparseAutoencoder, list[str]]":
+def _built(place: Place, config: Mapping[str, Any], tensors: "Tensors") -> "tuple[SparseCoder, list[str]]":
     from circuitcli.saes.exchange.tensors import build
 
     name = config["architecture"]
@@ -204,7 +204,7 @@ def _threshold(tensors: "Tensors", W_dec: "Tensor", said: Mapping[str, Any]) -> 
     return found.exp() if name == "log_threshold" else found
 
 
-def _fold(sae: "SparseAutoencoder", place: Place, config: Mapping[str, Any]) -> list[str]:
+def _fold(sae: "SparseCoder", place: Place, config: Mapping[str, Any]) -> list[str]:
     """Fold decoder norms and what was done to the inputs into the weights; what to tell of it."""
     from circuitcli.saes.exchange import folding
 
@@ -236,7 +236,7 @@ def _factor(path: Path) -> float | None:
     return checked(read_object(path), _SCALER_FIELDS, path).get("scaling_factor") if path.is_file() else None
 
 
-def _unwhiten(sae: "SparseAutoencoder", path: Path) -> None:
+def _unwhiten(sae: "SparseCoder", path: Path) -> None:
     from circuitcli.saes.exchange import folding
     from circuitcli.saes.exchange.tensors import Tensors
 

@@ -13,7 +13,7 @@ from circuitcli.saes.exchange.sae_lens_config import NORMALISATIONS
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from circuitcli.saes.base import SparseAutoencoder
+    from circuitcli.saes.base import SparseCoder
     from circuitcli.saes.exchange.tensors import Foreign
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
@@ -69,14 +69,14 @@ def write(items: "Sequence[Foreign]", directory: Path) -> list[Path]:
     return made
 
 
-def _tied(sae: "SparseAutoencoder") -> "dict[str, Tensor]":
+def _tied(sae: "SparseCoder") -> "dict[str, Tensor]":
     """The tensors of matching pursuit. Raises InputError if its encoder is not the decoder."""
     if not bool((sae.W_dec == sae.W_enc.T).all()) or bool(sae.b_enc.any()):
         raise InputError(f"SAELens ties encoder and decoder of matching pursuit, unlike the SAE at {sae.hook}")
     return {name: tensor for name, tensor in sae.state_dict().items() if name in ("W_dec", "b_dec")}
 
 
-def _written_config(sae: "SparseAutoencoder", about: About) -> dict[str, Any]:
+def _written_config(sae: "SparseCoder", about: About) -> dict[str, Any]:
     kind = (sae.architecture, sae.config.skip)
     architecture = _WRITTEN_TRANSCODERS.get(kind) if sae.is_transcoder else _WRITTEN.get(sae.architecture)
     if architecture is None:
@@ -118,7 +118,7 @@ def _written_config(sae: "SparseAutoencoder", about: About) -> dict[str, Any]:
     return config
 
 
-def _fields_of_version_5(sae: "SparseAutoencoder", metadata: Mapping[str, Any]) -> dict[str, Any]:
+def _fields_of_version_5(sae: "SparseCoder", metadata: Mapping[str, Any]) -> dict[str, Any]:
     """What 5.x reads beside the fields that it shares with 6.x, which passes over them."""
     k = sae.options.get("k")
     fields = {

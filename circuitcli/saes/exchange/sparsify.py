@@ -16,7 +16,7 @@ from circuitcli.saes.exchange.fields import COUNT, FACT, FLAG, INDEX, TEXT, chec
 from circuitcli.saes.exchange.place import About, Place, read_object
 
 if TYPE_CHECKING:
-    from circuitcli.saes.base import SparseAutoencoder
+    from circuitcli.saes.base import SparseCoder
     from circuitcli.saes.exchange.tensors import Foreign
 
 NAME = "sparsify"
@@ -164,7 +164,7 @@ def module_name(hook: HookPoint, module: str | None) -> str:
     return rest if rest and head in ("model", "transformer", "gpt_neox") else module
 
 
-def _check_writable(sae: "SparseAutoencoder") -> None:
+def _check_writable(sae: "SparseCoder") -> None:
     fits = sae.architecture == "topk" and sae.config.normalisation == "none" and sae.d_in == sae.d_out
     same_module = not sae.is_transcoder or (sae.hook.site, sae.target.site) in {("mlp_in", "mlp"), ("attn_in", "attn")}
     if not fits or not same_module or sae.hook.layer != sae.target.layer:
@@ -175,7 +175,7 @@ def _check_writable(sae: "SparseAutoencoder") -> None:
         )
 
 
-def _written_config(sae: "SparseAutoencoder") -> dict[str, Any]:
+def _written_config(sae: "SparseCoder") -> dict[str, Any]:
     return {
         "activation": "topk",
         "expansion_factor": max(1, sae.d_sae // sae.d_in),

@@ -18,7 +18,7 @@ from circuitcli.saes.exchange.place import About, Place, read_yaml, scaled_note
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from circuitcli.saes.base import SparseAutoencoder
+    from circuitcli.saes.base import SparseCoder
     from circuitcli.saes.exchange.tensors import Foreign, Tensors
 
 NAME = "temporal"
@@ -137,7 +137,7 @@ def attention(tensors: "Tensors", *, n_layers: int) -> "dict[str, Tensor]":
     return found
 
 
-def tensors_of(sae: "SparseAutoencoder") -> "dict[str, Tensor]":
+def tensors_of(sae: "SparseCoder") -> "dict[str, Tensor]":
     """What SAELens's file holds. Raises InputError for an encoder with a bias."""
     if bool(sae.b_enc.any()):
         raise InputError(f"SAELens's temporal SAEs have no bias in the encoder, unlike the one at {sae.hook}")
@@ -151,7 +151,7 @@ def tensors_of(sae: "SparseAutoencoder") -> "dict[str, Tensor]":
     return state
 
 
-def config_of(sae: "SparseAutoencoder") -> dict[str, Any]:
+def config_of(sae: "SparseCoder") -> dict[str, Any]:
     """What SAELens's config says of it."""
     k = sae.options["k"]
     return {

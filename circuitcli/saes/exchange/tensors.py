@@ -14,7 +14,7 @@ from torch import Tensor
 
 from circuitcli.errors import InputError, SettingsError, first_line
 from circuitcli.saes.architectures import ARCHITECTURES
-from circuitcli.saes.base import SaeConfig, SparseAutoencoder
+from circuitcli.saes.base import SaeConfig, SparseCoder
 from circuitcli.saes.exchange.place import About
 from circuitcli.saes.folder import check_file
 
@@ -24,7 +24,7 @@ _AGAIN = "copy the SAE again"
 class Foreign(NamedTuple):
     """An SAE as it was read; ``frequency`` (d_sae,) is the share of tokens on which a feature fired in training."""
 
-    sae: SparseAutoencoder
+    sae: SparseCoder
     about: About
     frequency: Tensor | None = None
 
@@ -129,7 +129,7 @@ class Tensors:
 
 def build(
     architecture: str, config: SaeConfig, parameters: Mapping[str, Tensor], *, path: Path, **options: Any
-) -> SparseAutoencoder:
+) -> SparseCoder:
     """An SAE of these parameters, on the CPU, taking no gradients. Raises InputError if one does not fit the others."""
     try:
         made = ARCHITECTURES[architecture](config, **options)

@@ -7,7 +7,7 @@ on average, and the SAE is kept as a JumpReLU one.
 import torch
 from torch import Tensor
 
-from circuitcli.saes.base import SparseAutoencoder
+from circuitcli.saes.base import SparseCoder
 from circuitcli.saes.fast.selection import BatchTopK, Selection
 from circuitcli.saes.jumprelu import JumpReluSae
 from circuitcli.training.architectures.student import Batch
@@ -42,7 +42,7 @@ class BatchTopKStudent(TopKStudent):
         n_kept = k * self._n_seen
         self.threshold = float(self._largest[n_kept - 1 : n_kept + 1].mean()) if len(self._largest) > n_kept else 0.0
 
-    def inference(self) -> SparseAutoencoder:
+    def inference(self) -> SparseCoder:
         """See `SingleStudent`. Needs `calibrate`."""
         assert self.threshold is not None
         made = JumpReluSae(self.sae.config).to(self.sae.W_enc.device)

@@ -9,7 +9,7 @@ from torch import Tensor
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.mlp import Mlp
 from circuitcli.saes.architectures import ARCHITECTURES
-from circuitcli.saes.base import SaeConfig, SparseAutoencoder
+from circuitcli.saes.base import SaeConfig, SparseCoder
 from circuitcli.saes.gated import GatedSae
 from circuitcli.saes.jumprelu import JumpReluSae
 from circuitcli.saes.relu import ReluSae
@@ -27,7 +27,7 @@ from circuitcli.training.initial import generator_of, start_autoencoder, start_t
 from circuitcli.training.plan import JACOBIANS, STAIRCASES
 
 # The student of an architecture, and the SAE that it trains.
-SINGLE: dict[str, tuple[type[SingleStudent], type[SparseAutoencoder]]] = {
+SINGLE: dict[str, tuple[type[SingleStudent], type[SparseCoder]]] = {
     "relu": (ReluStudent, ReluSae),
     "gated": (GatedStudent, GatedSae),
     "topk": (TopKStudent, TopKSae),
@@ -67,7 +67,7 @@ def new_student(
 
 def _single(
     made: type[OneStudent],
-    kind: type[SparseAutoencoder],
+    kind: type[SparseCoder],
     hooks: tuple[HookPoint, ...],
     first: Mapping[HookPoint, Float[Tensor, "batch _"]],
     lesson: Lesson,
@@ -104,6 +104,6 @@ def _config(hook: HookPoint, target: HookPoint, first: Mapping[HookPoint, Tensor
     )
 
 
-def _options(kind: type[SparseAutoencoder], lesson: Lesson) -> dict[str, Any]:
+def _options(kind: type[SparseCoder], lesson: Lesson) -> dict[str, Any]:
     assert ARCHITECTURES[kind.architecture] is kind
     return {name: getattr(lesson.sae, name) for name in kind.option_names}

@@ -6,7 +6,7 @@ Decoder rows are free, as the penalty counts their length; in the end it moves i
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitcli.saes.base import SparseAutoencoder
+from circuitcli.saes.base import SparseCoder
 from circuitcli.saes.fast.sparse import Codes, decode
 from circuitcli.training.architectures.student import Attempt
 from circuitcli.training.architectures.thresholded import ThresholdedStudent, active_features
@@ -55,6 +55,6 @@ class ReluStudent(ThresholdedStudent):
             weight = default_l1_weight(self.sae.d_in)
         return weight * min(1.0, share / PENALTY_WARMUP) * l1 / self.variance
 
-    def inference(self) -> SparseAutoencoder:
+    def inference(self) -> SparseCoder:
         """See `SingleStudent`."""
         return with_unit_decoder(self.sae)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from circuitcli.hookpoints import HookPoint
-from circuitcli.saes.base import SaeConfig, SparseAutoencoder
+from circuitcli.saes.base import SaeConfig, SparseCoder
 from circuitcli.saes.fast.sparse import Codes
 from circuitcli.saes.topk import TopKSae
 from circuitcli.training.architectures.student import (
@@ -66,7 +66,7 @@ class StepStudent(TopKStudent):
         return replace(made, measures=measures)
 
     @torch.no_grad()
-    def inference(self) -> SparseAutoencoder:
+    def inference(self) -> SparseCoder:
         """See `SingleStudent`: an SAE whose weights are its own."""
         made = TopKSae(self.sae.config, k=self.lesson.sae.k).to(self.sae.b_enc.device)
         for name, parameter in made.named_parameters():
@@ -134,7 +134,7 @@ class StaircaseStudent(JointStudent):
         """See `Student`."""
         rows_made_unit(self.W_dec)
 
-    def finished(self) -> dict[HookPoint, SparseAutoencoder]:
+    def finished(self) -> dict[HookPoint, SparseCoder]:
         """See `Student`: an ordinary TopK SAE for each layer."""
         self._lend()
         return super().finished()

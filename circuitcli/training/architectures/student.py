@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from circuitcli.hookpoints import HookPoint
-from circuitcli.saes.base import SparseAutoencoder
+from circuitcli.saes.base import SparseCoder
 from circuitcli.saes.fast.sparse import Encoder
 from circuitcli.settings.sae import SaeSettings
 from circuitcli.training.auxk import auxk
@@ -102,7 +102,7 @@ class Student(nn.Module, ABC):
         """What each SAE made of raw activations, ``share`` (0 to 1) of the run being behind it."""
 
     @abstractmethod
-    def finished(self) -> dict[HookPoint, SparseAutoencoder]:
+    def finished(self) -> dict[HookPoint, SparseCoder]:
         """The SAEs for raw activations, on the CPU."""
 
     @abstractmethod
@@ -133,7 +133,7 @@ class SingleStudent(Student):
     has_unit_decoder: ClassVar[bool] = True
     objective: Objective | None = None
 
-    def __init__(self, sae: SparseAutoencoder, lesson: Lesson, moments: Mapping[HookPoint, Moments]) -> None:
+    def __init__(self, sae: SparseCoder, lesson: Lesson, moments: Mapping[HookPoint, Moments]) -> None:
         """moments: of the hook points that the SAE reads and predicts."""
         super().__init__()
         self.sae, self.lesson = sae, lesson
@@ -223,11 +223,11 @@ class SingleStudent(Student):
         if self.has_unit_decoder:
             rows_made_unit(self.sae.W_dec)
 
-    def inference(self) -> SparseAutoencoder:
+    def inference(self) -> SparseCoder:
         """The SAE as it will be used, on scaled activations."""
         return self.sae
 
-    def finished(self) -> dict[HookPoint, SparseAutoencoder]:
+    def finished(self) -> dict[HookPoint, SparseCoder]:
         """See `Student`."""
         made = folded(self.inference(), scale=self.scale, target_scale=self.target_scale)
         return {self.sae.hook: made.cpu()}
@@ -251,7 +251,7 @@ class JointStudent(Student):
         """See `Student`."""
         return tuple(student.sae.hook for student in self.students)
 
-    def finished(self) -> dict[HookPoint, SparseAutoencoder]:
+    def finished(self) -> dict[HookPoint, SparseCoder]:
         """See `Student`."""
         return {hook: sae for student in self.students for hook, sae in student.finished().items()}
 

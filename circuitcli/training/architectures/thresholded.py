@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitcli.hookpoints import HookPoint
-from circuitcli.saes.base import SparseAutoencoder
+from circuitcli.saes.base import SparseCoder
 from circuitcli.saes.fast.screening import flat_places
 from circuitcli.saes.fast.selection import Above, Crowded
 from circuitcli.saes.fast.sparse import Codes, pre_activations
@@ -26,7 +26,7 @@ SPARSE_SHARE = 1 / 24
 class ThresholdedStudent(SingleStudent):
     """Works on entries where few pre-activations are above the floor, on matrices where many are."""
 
-    def __init__(self, sae: SparseAutoencoder, lesson: Lesson, moments: Mapping[HookPoint, Moments]) -> None:
+    def __init__(self, sae: SparseCoder, lesson: Lesson, moments: Mapping[HookPoint, Moments]) -> None:
         super().__init__(sae, lesson, moments)
         # Kept in checkpoints: a resumed training goes on in the same way, to the last bit.
         self.register_buffer("share_above", torch.ones(()))
