@@ -7,22 +7,28 @@ The graph lies this low because attribution makes it, validation reads it and re
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 
 from circuitcli.errors import InputError, SettingsError
-from circuitcli.hookpoints import OUTPUT, NodeId
+from circuitcli.hookpoints import OUTPUT, NodeId, NodeOrder
 from circuitcli.records import EdgeRecord, GraphRecord, NodeRecord, Record, Stream
 
 
 @dataclass(frozen=True)
 class Node:
-    """A node; ``effect`` is what it contributes to the metric, in the metric's unit; positive supports the metric."""
+    """A node; ``effect`` is what it contributes to the metric, in the metric's unit; positive supports the metric.
+
+    Of several prompts activation and effect are means, ``standard_error`` is that of the effect, and ``active`` the
+    share of the prompts in which the node is not zero.
+    """
 
     id: str
     activation: float | None = None
     effect: float | None = None
     unit: str | None = None
+    standard_error: float | None = None
+    active: float | None = None
 
     @property
     def is_output(self) -> bool:
@@ -37,12 +43,17 @@ class Node:
 
 @dataclass(frozen=True)
 class Edge:
-    """What ``source`` contributes to ``target``, in ``unit``."""
+    """What ``source`` contributes to ``target``, in ``unit``; of several prompts the mean, with its standard error.
+
+    ``active`` is the share of the prompts in which the weight is not zero.
+    """
 
     source: str
     target: str
     weight: float
     unit: str
+    standard_error: float | None = None
+    active: float | None = None
 
 
 @dataclass(frozen=True)
@@ -61,14 +72,15 @@ class CircuitGraph:
         return len(self.nodes)
 
 
-def _order(node: Node) -> tuple[bool, tuple[tuple[int, int], int, int]]:
+def _order(node: Node, span_names: Sequence[str] = ()) -> tuple[bool, NodeOrder]:
     place = node.place
-    return (place is None, place.order if place is not None else ((0, 0), 0, 0))
+    return (True, ((0, 0), (0, ""), 0)) if place is None else (False, place.order_among(span_names))
 
 
 def sorted_graph(graph: CircuitGraph) -> CircuitGraph:
     """The same graph with nodes in model order and edges by target, then falling strength."""
-    nodes = tuple(sorted(graph.nodes, key=_order))
+    names = graph.head.span_names or ()
+    nodes = tuple(sorted(graph.nodes, key=lambda node: _order(node, names)))
     rank = {node.id: number for number, node in enumerate(nodes)}
     edges = sorted(graph.edges, key=lambda edge: (rank[edge.target], -abs(edge.weight), rank[edge.source]))
     return replace(graph, nodes=nodes, edges=tuple(edges))
@@ -88,7 +100,7 @@ def connected_to_output(graph: CircuitGraph) -> CircuitGraph:
 
 
 # What decides a test beside what every head has; heads of earlier versions lack these.
-_DECIDING = ("ids", "counterfactual", "counterfactual_ids", "baseline_ids")
+_DECIDING = ("ids", "counterfactual", "counterfactual_ids", "baseline_ids", "prompts_digest", "writes")
 
 
 def content_digest(graph: CircuitGraph) -> str:
@@ -126,6 +138,8 @@ _MEANING = (
     "foil",
     "baseline",
     "positions",
+    "span_names",
+    "prompts_digest",
 )
 # What a baseline is taken from.
 _BASELINE = {
@@ -152,6 +166,8 @@ def check_joinable(old: GraphRecord, new: GraphRecord) -> None:
     for hook in old.saes:
         if old.saes[hook] != new.saes[hook]:
             raise _mismatch(f"SAE at {hook}", old.saes[hook], new.saes[hook])
+        if old.written(hook) != new.written(hook):
+            raise _mismatch(f"set of hook points written from {hook}", *(" ".join(h.written(hook)) for h in (old, new)))
 
 
 def merged(old: CircuitGraph, new: CircuitGraph) -> CircuitGraph:
@@ -172,12 +188,8 @@ def _mismatch(name: str, before: object, after: object) -> InputError:
 
 def to_records(graph: CircuitGraph) -> list[Record]:
     """The head, then one record for each node and each edge."""
-    nodes = [
-        NodeRecord(id=node.id, activation=node.activation, effect=node.effect, unit=node.unit) for node in graph.nodes
-    ]
-    edges = [
-        EdgeRecord(source=edge.source, target=edge.target, weight=edge.weight, unit=edge.unit) for edge in graph.edges
-    ]
+    nodes = [NodeRecord(**vars(node)) for node in graph.nodes]
+    edges = [EdgeRecord(**vars(edge)) for edge in graph.edges]
     return [graph.head, *nodes, *edges]
 
 
@@ -193,7 +205,7 @@ def from_records(records: Stream) -> list[CircuitGraph]:
         elif isinstance(record, NodeRecord) and heads:
             heads[-1][1][record.id] = _read_node(record)
         elif isinstance(record, EdgeRecord) and heads:
-            edge = Edge(record.source, record.target, record.weight, record.unit)
+            edge = _read_edge(record)
             heads[-1][2][edge.source, edge.target] = edge
     return [
         CircuitGraph(
@@ -206,9 +218,13 @@ def from_records(records: Stream) -> list[CircuitGraph]:
 
 
 def _read_node(record: NodeRecord) -> Node:
-    node = Node(record.id, record.activation, record.effect, record.unit)
+    node = Node(**{field.name: getattr(record, field.name) for field in fields(Node)})
     try:
         _order(node)
     except SettingsError as error:
         raise InputError(f"node record: {error.message}", hint=error.hint) from None
     return node
+
+
+def _read_edge(record: EdgeRecord) -> Edge:
+    return Edge(**{field.name: getattr(record, field.name) for field in fields(Edge)})

@@ -1,14 +1,14 @@
 """Names of places in the network: hook points, features, nodes; slices of layers and pins.
 
-A hook point prints as ``resid.9``, a feature as ``resid.9/23433``, a node as ``resid.9/23433@4``
-(at a position), ``resid.9/error@4`` (what the SAE misses there) or ``output``.
+A hook point prints as ``resid.9``, a feature as ``resid.9/23433``, a node as ``resid.9/23433@4`` (at a position),
+``resid.9/23433@verb`` (at a named span of positions), ``resid.9/error@4`` (what the SAE misses there) or ``output``.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from circuitcli.errors import SettingsError
+from circuitcli.errors import InputError, SettingsError
 from circuitcli.reading import whole_number
 
 # In the order in which a block computes them.
@@ -16,6 +16,8 @@ SITES = ("embed", "resid_pre", "attn_in", "attn", "resid_mid", "mlp_in", "mlp", 
 
 ERROR = "error"
 OUTPUT = "output"
+# Of numbers a position has at most 18 digits.
+_PAST_NUMBERS = 10**18
 
 
 @dataclass(frozen=True)
@@ -76,17 +78,41 @@ def is_hook(text: str) -> bool:
 
 # Whole numbers are ASCII digits, as many as 64 bits hold.
 _NUMBER = "[0-9]{1,18}"
-_NODE = re.compile(rf"(?P<hook>[a-z_]+(?:\.{_NUMBER})?)/(?P<name>{_NUMBER}|error)(?:@(?P<position>{_NUMBER}))?")
+# Names of spans begin with a letter, so that none is a number.
+_SPAN = re.compile("[A-Za-z][A-Za-z0-9_-]{0,63}")
+_NODE = re.compile(
+    rf"(?P<hook>[a-z_]+(?:\.{_NUMBER})?)/(?P<name>{_NUMBER}|error)(?:@(?P<position>{_NUMBER}|{_SPAN.pattern}))?"
+)
 _SLICE_PART = re.compile(rf"\s*(?P<number>[+-]?{_NUMBER})?\s*")
+
+
+Position = int | str | None
+NodeOrder = tuple[tuple[int, int], tuple[int, str], int]
+
+
+def is_span_name(text: str) -> bool:
+    """Whether a text can name a span of positions: a letter, then up to 63 letters, digits, ``_`` or ``-``."""
+    return _SPAN.fullmatch(text) is not None
+
+
+def position_order(position: Position, span_names: Sequence[str] = ()) -> tuple[int, str]:
+    """Sort key: no position, then numbers, then names in the order given, and others by name."""
+    if isinstance(position, str):
+        rank = span_names.index(position) if position in span_names else len(span_names)
+        return _PAST_NUMBERS + rank, position
+    return -1 if position is None else position, ""
 
 
 @dataclass(frozen=True)
 class NodeId:
-    """A feature (``index`` set) or an SAE error term (``index`` None), at a position or over all of them."""
+    """A feature (``index`` set) or an SAE error term (``index`` None), at a position or over all of them.
+
+    A position is a number, or the name of a span of positions that several prompts have in common.
+    """
 
     hook: HookPoint
     index: int | None
-    position: int | None = None
+    position: Position = None
 
     @property
     def is_error(self) -> bool:
@@ -102,13 +128,24 @@ class NodeId:
         return self.feature if self.position is None else f"{self.feature}@{self.position}"
 
     @property
-    def order(self) -> tuple[tuple[int, int], int, int]:
+    def number(self) -> int | None:
+        """The position where it is a number. Raises InputError for the name of a span."""
+        if isinstance(self.position, str):
+            raise InputError(
+                f"{self} is at a named span, which a single text does not have",
+                hint="give the prompts with their spans: --prompts FILE",
+            )
+        return self.position
+
+    @property
+    def order(self) -> NodeOrder:
         """Sort key: model order, then position, then feature index with the error last."""
-        return (
-            self.hook.order,
-            -1 if self.position is None else self.position,
-            2**62 if self.index is None else self.index,
-        )
+        return self.order_among(())
+
+    def order_among(self, span_names: Sequence[str]) -> NodeOrder:
+        """`order` with named positions in the order of these names."""
+        index = 2**62 if self.index is None else self.index
+        return self.hook.order, position_order(self.position, span_names), index
 
     @classmethod
     def parse(cls, text: str) -> "NodeId":
@@ -119,11 +156,12 @@ class NodeId:
                 f"'{text}' names no feature",
                 hint="write HOOK/INDEX, for example resid.9/23433 or resid.9/23433@4",
             )
-        position = match["position"]
+        written = match["position"]
+        position = written if written is None or is_span_name(written) else int(written)
         return cls(
             HookPoint.parse(match["hook"]),
             None if match["name"] == ERROR else int(match["name"]),
-            None if position is None else int(position),
+            position,
         )
 
 

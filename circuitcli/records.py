@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from circuitcli.errors import InputError
 from circuitcli.reading import parse_json, text_lines
 from circuitcli.schema import (
+    Alternatives,
     AnyPath,
     BaselineName,
     Count,
@@ -23,6 +24,7 @@ from circuitcli.schema import (
     FeatureName,
     Flag,
     HookName,
+    HooksByHook,
     MethodName,
     MetricName,
     Name,
@@ -32,6 +34,8 @@ from circuitcli.schema import (
     PathInRun,
     PolicyName,
     PositionsName,
+    Share,
+    SpanNames,
     Text,
     Texts,
     UnitName,
@@ -180,7 +184,12 @@ class FeatureRecord(Record):
 
 
 class GraphRecord(Record):
-    """Head of a circuit graph; its nodes and edges follow."""
+    """Head of a circuit graph; its nodes and edges follow.
+
+    Of several prompts, ``prompts`` names their file, ``columns`` holds alternative tokens for each position, and
+    ``span_names`` the names that stand for positions, in the order of the text. ``saes`` gives the digest of the coder
+    that reads each hook point, and ``writes`` what a coder writes, where that is not what it reads.
+    """
 
     kind: str = "graph"
     name: Name
@@ -204,12 +213,17 @@ class GraphRecord(Record):
     seed: Count | None = None
     bos: Flag | None = None
     n_prompts: Count = 1
+    prompts: Text | None = None
+    prompts_digest: Word | None = None
     n_positions: Count | None = None
+    span_names: SpanNames | None = None
+    columns: Alternatives | None = None
     baseline_tokens: Annotated[Count, Field(ge=1)] | None = None
     baseline_ids: Counts | None = None
     counterfactual: Text | None = None
     counterfactual_ids: Counts | None = None
     saes: DigestsByHook = {}
+    writes: HooksByHook | None = None
     path: PathInRun | None = None
     steps: Count | None = None
     down: Count | None = None
@@ -218,6 +232,10 @@ class GraphRecord(Record):
     threshold: Number | None = None
     to: Word | None = None
     share_kept: Number | None = None
+
+    def written(self, hook: str) -> tuple[str, ...]:
+        """Names of the hook points that the coder writes that reads this one: of an SAE the same."""
+        return (self.writes or {}).get(hook, (hook,))
 
 
 class NodeRecord(Record):
@@ -228,6 +246,8 @@ class NodeRecord(Record):
     activation: Number | None = None
     effect: Number | None = None
     unit: UnitName | None = None
+    standard_error: Number | None = None
+    active: Share | None = None
 
 
 class EdgeRecord(Record):
@@ -238,6 +258,8 @@ class EdgeRecord(Record):
     target: NodeName
     weight: Number
     unit: UnitName
+    standard_error: Number | None = None
+    active: Share | None = None
 
 
 class ScoreRecord(Record):

@@ -11,17 +11,18 @@ from typing import Annotated, Any, TypeVar, get_args
 from pydantic import AfterValidator, Field
 
 from circuitcli.errors import SettingsError
-from circuitcli.hookpoints import OUTPUT, HookPoint, NodeId
+from circuitcli.hookpoints import OUTPUT, HookPoint, NodeId, Position, is_span_name
 from circuitcli.settings.graph import Baseline, Metric
 
 METHODS = ("naive", "grad-ig", "grad-atp")
-POSITIONS = ("all", "last", "sum")
+POSITIONS = ("all", "last", "sum", "spans")
 UNITS = ("nats", "logits", "activation", "pre-activation", "ratio", "probability")
 # What happens to error terms while a circuit is tested: they are nodes like others, all kept, or all removed.
 POLICIES = ("nodes", "kept", "removed")
 
 # More than any model, prompt or graph has; what is longer is no record but an attack on memory.
 LONGEST_TEXT, LONGEST_WORD, LONGEST_LIST, LONGEST_TABLE = 2**20, 4096, 2**20, 2**16
+MOST_ALTERNATIVES = 3
 # File systems take 255 bytes, and names get endings.
 LONGEST_NAME_BYTES = 200
 LARGEST_COUNT = 2**63 - 1
@@ -80,6 +81,12 @@ def _feature_or_error(text: str) -> str:
     return text
 
 
+def _span(text: str) -> str:
+    if not is_span_name(text):
+        raise ValueError(f"{text[:60]!r} cannot name a span: write a letter, then letters, digits, _ or -")
+    return text
+
+
 def _parsed(text: str, parse: Callable[[str], Place]) -> Place:
     """What a text names. Raises ValueError if that is nothing, or nothing that any model has."""
     try:
@@ -87,10 +94,14 @@ def _parsed(text: str, parse: Callable[[str], Place]) -> Place:
     except SettingsError as error:
         raise ValueError(error.message[:200]) from None
     hook = parsed if isinstance(parsed, HookPoint) else parsed.hook
-    numbers = (0, 0) if isinstance(parsed, HookPoint) else (parsed.index or 0, parsed.position or 0)
+    numbers = (0, 0) if isinstance(parsed, HookPoint) else (parsed.index or 0, _number(parsed.position))
     if hook.layer > LARGEST_LAYER or max(numbers) > LARGEST_COUNT:
         raise ValueError(f"{text[:60]!r} is past every model")
     return parsed
+
+
+def _number(position: Position) -> int:
+    return position if isinstance(position, int) else 0
 
 
 def _same(text: str, parsed: HookPoint | NodeId) -> None:
@@ -111,6 +122,7 @@ def one_of(known: Sequence[str]) -> AfterValidator:
 
 
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Share = Annotated[float, Field(strict=True, ge=0, le=1)]
 Count = Annotated[int, Field(strict=True, ge=0, le=LARGEST_COUNT)]
 Flag = Annotated[bool, Field(strict=True)]
 # A prompt, a label: of any characters; a digest, a data type, the name of a model.
@@ -118,6 +130,11 @@ Text = Annotated[str, Field(max_length=LONGEST_TEXT)]
 Word = Annotated[str, Field(max_length=LONGEST_WORD)]
 Texts = Annotated[tuple[Text, ...], Field(max_length=LONGEST_LIST)]
 Counts = Annotated[tuple[Count, ...], Field(max_length=LONGEST_LIST)]
+# For each position a few tokens that prompts have there.
+Alternatives = Annotated[
+    tuple[Annotated[tuple[Text, ...], Field(max_length=MOST_ALTERNATIVES)], ...], Field(max_length=LONGEST_LIST)
+]
+SpanNames = Annotated[tuple[Annotated[Word, AfterValidator(_span)], ...], Field(max_length=LONGEST_TABLE)]
 
 Name = Annotated[str, AfterValidator(_name)]
 AnyPath = Annotated[Word, AfterValidator(_path)]
@@ -129,6 +146,11 @@ FeatureName = Annotated[Word, AfterValidator(_feature_or_error)]
 # Whatever JSON holds, by name; what it is about says which types.
 Table = Annotated[dict[Word, Any], Field(max_length=LONGEST_TABLE)]
 DigestsByHook = Annotated[dict[HookName, Word], Field(max_length=LONGEST_TABLE)]
+# Names of hook points written, by the hook point read.
+HooksByHook = Annotated[
+    dict[HookName, Annotated[tuple[HookName, ...], Field(min_length=1, max_length=LONGEST_TABLE)]],
+    Field(max_length=LONGEST_TABLE),
+]
 NumbersByHook = Annotated[
     dict[HookName, Annotated[dict[Word, Number | None], Field(max_length=100)]], Field(max_length=LONGEST_TABLE)
 ]

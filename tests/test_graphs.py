@@ -1,5 +1,7 @@
 """Graphs written by hand, and identities that hold for all graphs."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -58,18 +60,21 @@ def ids(some: CircuitGraph) -> list[str]:
 
 
 layers = st.integers(0, 3)
-places = st.builds("resid.{}/{}{}".format, layers, st.integers(0, 4), st.sampled_from(["", "@0", "@11"]))
+places = st.builds("resid.{}/{}{}".format, layers, st.integers(0, 4), st.sampled_from(["", "@0", "@11", "@verb"]))
 names = places | st.builds("resid.{}/error".format, layers) | st.just("output")
 numbers = st.none() | st.floats(-9, 9)
+shares = st.none() | st.floats(0, 1)
 
 
 @st.composite
 def graphs(draw: st.DrawFn, name: str = "circuit") -> CircuitGraph:
     """Any graph whose edges join its own nodes."""
     chosen = draw(st.lists(names, unique=True, max_size=8))
-    nodes = tuple(Node(id, draw(numbers), draw(numbers), draw(st.sampled_from(["nats", None]))) for id in chosen)
+    units = st.sampled_from(["nats", None])
+    nodes = tuple(Node(id, draw(numbers), draw(numbers), draw(units), draw(numbers), draw(shares)) for id in chosen)
     pairs = draw(st.lists(st.tuples(st.sampled_from(chosen), st.sampled_from(chosen)), unique=True)) if chosen else []
-    return CircuitGraph(head(name=name), nodes, tuple(Edge(*pair, draw(st.floats(-9, 9)), "nats") for pair in pairs))
+    edges = tuple(Edge(*pair, draw(st.floats(-9, 9)), "nats", draw(numbers), draw(shares)) for pair in pairs)
+    return CircuitGraph(head(name=name), nodes, edges)
 
 
 @given(graphs("one"), graphs("two"))
@@ -149,6 +154,15 @@ def test_nodes_are_sorted_as_the_model_computes_them_and_edges_by_target_and_str
     assert [edge.source for edge in ordered.edges] == ["embed/1", "mlp.1/3", "resid.0/5"]
 
 
+def test_named_spans_are_sorted_as_the_head_names_them():
+    names = ("subject", "noun", "verb")
+    mixed = graph(nodes="output mlp.1/error@verb mlp_in.1/4@verb mlp_in.1/7@noun mlp_in.1/9@subject", span_names=names)
+    in_order = ["mlp_in.1/9@subject", "mlp_in.1/7@noun", "mlp_in.1/4@verb", "mlp.1/error@verb", "output"]
+    assert ids(sorted_graph(mixed)) == in_order
+    by_name = ids(sorted_graph(replace(mixed, head=head())))
+    assert by_name == ["mlp_in.1/7@noun", "mlp_in.1/9@subject", *in_order[2:]]
+
+
 def test_where_both_graphs_know_a_number_the_new_one_holds():
     old = CircuitGraph(
         head(), (Node("resid.0/1", effect=1.0), Node("output")), (Edge("resid.0/1", "output", 1.0, "nats"),)
@@ -186,6 +200,9 @@ MEANING: dict[str, dict[str, object]] = {
     "baseline": {"baseline": "zero"},
     "positions": {"positions": "sum"},
     "steps": {"steps": 7},
+    "span names": {"span_names": ("verb",)},
+    "prompts digest": {"prompts_digest": "sha256:9"},
+    "set of hook points written from resid.1": {"writes": {"resid.1": ("resid.1", "resid.2")}},
     "ids": {"ids": (1, 3)},
     "target id": {"target_id": 9},
     "set of spliced hook points": {"saes": {"resid.1": "sha256:1"}},
@@ -226,7 +243,13 @@ def test_heads_of_an_earlier_version_can_be_extended_unless_they_lack_what_numbe
         merged(graph(baseline="resample"), graph(baseline="resample", seed=0, baseline_ids=(1, 2)))
 
 
-@pytest.mark.parametrize("other", [{"ids": (1, 2)}, {"counterfactual": "b"}, {"baseline_ids": (3,)}, {"target": "b"}])
+DECIDING = [
+    *({"ids": (1, 2)}, {"counterfactual": "b"}, {"baseline_ids": (3,)}, {"target": "b"}),
+    *({"prompts_digest": "sha256:1"}, {"writes": {"resid.0": ("resid.1",)}}),
+]
+
+
+@pytest.mark.parametrize("other", DECIDING)
 def test_what_decides_a_test_of_a_graph_decides_its_digest(other):
     edge = "resid.0/1>output"
     assert content_digest(graph(edge, **other)) != content_digest(graph(edge)) == content_digest(graph(edge, name="x"))

@@ -6,8 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from circuitcli.errors import SettingsError
-from circuitcli.hookpoints import SITES, HookPoint, NodeId, hook_points, parse_layers, parse_pins
+from circuitcli.errors import InputError, SettingsError
+from circuitcli.hookpoints import (
+    SITES,
+    HookPoint,
+    NodeId,
+    Position,
+    hook_points,
+    parse_layers,
+    parse_pins,
+    position_order,
+)
 
 layers = st.integers(0, 99)
 hooks = st.one_of(
@@ -15,7 +24,8 @@ hooks = st.one_of(
     st.builds(HookPoint, layers, st.sampled_from([site for site in SITES if site != "embed"])),
 )
 numbers = st.integers(0, 10**6)
-nodes = st.builds(NodeId, hooks, st.none() | numbers, st.none() | numbers)
+spans = st.from_regex(r"[A-Za-z][A-Za-z0-9_-]{0,9}", fullmatch=True)
+nodes = st.builds(NodeId, hooks, st.none() | numbers, st.none() | numbers | spans)
 
 
 @given(hooks)
@@ -27,7 +37,25 @@ def test_a_hook_point_is_what_its_text_parses_to(hook: HookPoint):
 def test_a_node_is_what_its_text_parses_to(node: NodeId):
     assert NodeId.parse(str(node)) == node
     assert NodeId.parse(node.feature) == NodeId(node.hook, node.index)
-    assert node.is_error == ("error" in str(node))
+    assert node.is_error == ("/error" in str(node))
+
+
+@given(st.lists(st.none() | numbers | spans, unique=True), st.lists(spans, unique=True))
+def test_positions_sort_as_numbers_then_as_the_graph_names_its_spans_then_by_name(
+    some: list[Position], names: list[str]
+):
+    numbers_first = sorted(position for position in some if isinstance(position, int))
+    named = [name for name in names if name in some]
+    others = sorted(position for position in some if isinstance(position, str) and position not in names)
+    expected = [*([None] if None in some else []), *numbers_first, *named, *others]
+    assert sorted(some, key=lambda position: position_order(position, names)) == expected
+
+
+def test_a_named_span_is_no_number_of_a_position():
+    assert NodeId.parse("mlp_in.9/331@4").number == 4
+    assert NodeId.parse("mlp.9/error").number is None
+    with pytest.raises(InputError, match=r"mlp.9/error@verb is at a named span"):
+        NodeId.parse("mlp.9/error@verb").number
 
 
 @given(st.lists(hooks, min_size=2))
@@ -61,7 +89,12 @@ def test_what_is_no_hook_point_is_refused(text: str):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "output", "resid.9", "resid.9/", "resid.9/x", "resid.9/1@", "resid.9/1@-1", "/3", "head.1/3"]
+    "text",
+    [
+        *("", "output", "resid.9", "resid.9/", "resid.9/x", "resid.9/1@", "resid.9/1@-1", "/3", "head.1/3"),
+        *("resid.9/1@_verb", "resid.9/1@4th", "resid.9/1@the verb", "resid.9/1@é", "resid.9/1@verb@4", "resid.9/verb"),
+        "resid.9/1@" + 65 * "a",
+    ],
 )
 def test_what_names_no_feature_is_refused(text: str):
     with pytest.raises(SettingsError):

@@ -10,6 +10,7 @@ from circuitcli.errors import InputError
 from circuitcli.records import KINDS, Record
 
 SAE = {"hook": "resid.1", "architecture": "topk", "d_in": 4, "d_sae": 8, "path": "saes/resid.1", "digest": "sha256:1"}
+MANY = {"standard_error": 0.25, "active": 0.5}
 GOOD: dict[str, dict[str, object]] = {
     "run": {"path": "/some/run", "model": "gpt2", "version": "1"},
     "activations": {
@@ -33,10 +34,12 @@ GOOD: dict[str, dict[str, object]] = {
         **{"name": "circuit", "method": "grad-ig", "metric": "log-prob", "prompt": "a b", "tokens": ["a", " b"]},
         **{"metric_clean": -1.0, "metric_baseline": -9, "dtype": "float32", "unit": "nats", "baseline": "mean"},
         **{"positions": "all", "model": "gpt2", "saes": {"resid.1": "sha256:1"}, "path": "graphs/circuit.jsonl"},
-        **{"effects": {"resid.1": {"gap": None, "errors": 0.5}}},
+        **{"effects": {"resid.1": {"gap": None, "errors": 0.5}}, "writes": {"mlp_in.1": ["mlp.1", "mlp.2"]}},
+        **{"prompts": "pairs.jsonl", "prompts_digest": "sha256:3", "n_prompts": 2, "columns": [["a", "b"], [" b"]]},
+        "span_names": ["subject", "verb"],
     },
-    "node": {"id": "resid.1/3@4", "activation": 1.5, "effect": -1, "unit": "nats"},
-    "edge": {"source": "resid.1/error", "target": "output", "weight": 0.1, "unit": "nats"},
+    "node": {**{"id": "resid.1/3@verb", "activation": 1.5, "effect": -1, "unit": "nats"}, **MANY},
+    "edge": {**{"source": "resid.1/error", "target": "output", "weight": 0.1, "unit": "nats"}, **MANY},
     "score": {"name": "faithfulness", "value": 0.5, "graph": "circuit", "errors": "nodes"},
     "shift": {"of": "token", "name": " a", "clean": 0.5, "ablated": 0.1, "unit": "probability", "graph": "pins"},
     "figure": {"path": "../circuit.svg"},
@@ -47,7 +50,17 @@ GOOD: dict[str, dict[str, object]] = {
 WRONG: list[object] = [
     *(None, True, -1, 0, 1.5, math.nan, math.inf, -math.inf, 10**30, 10**400),
     *("", "\0", "../../evil", "/etc/evil", ".hidden", "a/b", "a\\b", "a\x1b[2J", "é", "nats", "1", "\ud800"),
-    *("resid.1", "resid.1/3", "resid.01/3", "resid.9999999999999999999/1", "resid.1/3@", "embed", "mlp.²/1", "output"),
+    *(
+        "resid.1",
+        "resid.1/3",
+        "resid.01/3",
+        "resid.9999999999999999999/1",
+        "resid.1/3@",
+        "resid.1/3@4th",
+        "embed",
+        "mlp.²/1",
+        "output",
+    ),
     *("x" * (schema.LONGEST_WORD + 1), [], ["a"], [1], [[1]]),
     *({}, {"a": 1}, {"resid.1": 1}, {"resid.1": {"gap": "none"}}, {"a": {}}, {"resid.1": "sha256:1"}),
 ]
@@ -99,7 +112,10 @@ REFUSED = [
     *(("graph", "saes", value) for value in ({"bogus": "x"}, {"resid.1": 3}, ["resid.1"])),
     *(("graph", field, value) for field in ("target_id", "n_positions", "seed") for value in (-1, 0.5, "3", True)),
     *((kind, field, value) for kind, field in (("node", "effect"), ("edge", "weight")) for value in (math.nan, "1")),
-    *(("node", "id", value) for value in ("resid.1", "resid.01/3", "nowhere.1/3", "resid.1/error@x", "resid.1/3 ", "")),
+    *(
+        ("node", "id", value)
+        for value in ("resid.1", "resid.01/3", "nowhere.1/3", "resid.1/error@2x", "resid.1/3 ", "")
+    ),
     *(("edge", field, "resid.1") for field in ("source", "target")),
     *(("score", field, value) for field in ("value", "low") for value in (math.inf, "0.5", True)),
     *(("sae", field, -1) for field in ("d_in", "d_sae")),

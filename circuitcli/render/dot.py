@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from graphviz import Digraph
 
 from circuitcli.graphs import Edge, Node
+from circuitcli.hookpoints import Position, position_order
 from circuitcli.render.boxes import box, summary
 from circuitcli.render.drawing import Drawing
 from circuitcli.render.heading import heading
@@ -87,20 +88,19 @@ def _add_line(
         for node in nodes:
             _add_box(line, node, drawing, settings)
         before = [anchor]
-        for group in _groups(nodes):
+        for group in _groups(nodes, drawing.graph.head.span_names or ()):
             for left in before:
                 for right in group:
                     line.edge(left, right, style="invis")
             before = group
 
 
-def _groups(nodes: Sequence[Node]) -> list[list[str]]:
+def _groups(nodes: Sequence[Node], span_names: Sequence[str]) -> list[list[str]]:
     """Ids by position, from left to right; nodes without positions are one group."""
-    groups: dict[int, list[str]] = {}
+    groups: dict[Position, list[str]] = {}
     for node in nodes:
-        position = -1 if node.place is None or node.place.position is None else node.place.position
-        groups.setdefault(position, []).append(node.id)
-    return [groups[position] for position in sorted(groups)]
+        groups.setdefault(None if node.place is None else node.place.position, []).append(node.id)
+    return [groups[position] for position in sorted(groups, key=lambda position: position_order(position, span_names))]
 
 
 def _add_box(line: Digraph, node: Node, drawing: Drawing, settings: RenderSettings) -> None:

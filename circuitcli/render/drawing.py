@@ -54,10 +54,8 @@ class Drawing:
 
     def token(self, node: Node) -> str | None:
         """The token at the node's position, None for nodes without one."""
-        place = node.place
-        if place is None or place.position is None or place.position >= len(self.graph.head.tokens):
-            return None
-        return self.graph.head.tokens[place.position]
+        position, tokens = None if node.place is None else node.place.position, self.graph.head.tokens
+        return tokens[position] if isinstance(position, int) and position < len(tokens) else None
 
     def known(self, node: Node) -> Details | None:
         """What is known about the node's feature."""

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from circuitcli.graphs import Node
+from circuitcli.hookpoints import Position, position_order
 from circuitcli.render.drawing import Drawing
 
 CARD_WIDTH, CARD_HEIGHT = 190.0, 56.0
@@ -23,7 +24,7 @@ LINE = CARD_HEIGHT + LINE_GAP
 # Every other line of a cell is shifted by half a card, so that edges pass between the cards above.
 SHIFT = (CARD_WIDTH + CARD_GAP) / 2
 
-Cell = tuple[str, int | None]
+Cell = tuple[str, Position]
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Column:
-    """The nodes at one token position; ``skipped`` positions without nodes lie between it and the column before."""
+    """The nodes at one token position, or one named span; ``skipped`` positions without nodes lie in front of it."""
 
-    position: int | None
+    position: Position
     x: float
     width: float
     skipped: int
@@ -63,12 +64,13 @@ class Layout:
 def layout(drawing: Drawing) -> Layout:
     """Lay out all nodes of the graph, those that pictures leave out too."""
     nodes = drawing.graph.nodes
-    last = max((position for node in nodes if (position := _position(node)) is not None), default=None)
+    names = drawing.graph.head.span_names or ()
+    last = max(map(_position, nodes), key=lambda position: position_order(position, names), default=None)
     cells: dict[Cell, list[str]] = {}
     for node in nodes:
         cells.setdefault((_hook(node), last if node.place is None else _position(node)), []).append(node.id)
     hooks = list(dict.fromkeys(_hook(node) for node in nodes))
-    positions = sorted({position for _, position in cells}, key=lambda position: -1 if position is None else position)
+    positions = sorted({position for _, position in cells}, key=lambda position: position_order(position, names))
     per_line = _per_line(cells, hooks, positions)
     columns = _columns(cells, positions, per_line)
     width = columns[-1].x + columns[-1].width + COLUMN_GAP if columns else HOOK_WIDTH
@@ -82,30 +84,30 @@ def _hook(node: Node) -> str:
     return "output" if node.place is None else str(node.place.hook)
 
 
-def _position(node: Node) -> int | None:
+def _position(node: Node) -> Position:
     return None if node.place is None else node.place.position
 
 
-def _n_lines(cells: Mapping[Cell, Sequence[str]], hook: str, per_line: Mapping[int | None, int]) -> int:
+def _n_lines(cells: Mapping[Cell, Sequence[str]], hook: str, per_line: Mapping[Position, int]) -> int:
     return max(math.ceil(len(ids) / per_line[column]) for (row, column), ids in cells.items() if row == hook)
 
 
-def _most(cells: Mapping[Cell, Sequence[str]], position: int | None) -> int:
+def _most(cells: Mapping[Cell, Sequence[str]], position: Position) -> int:
     return max(len(ids) for (_, column), ids in cells.items() if column == position)
 
 
-def _width(cells: Mapping[Cell, Sequence[str]], position: int | None, per_line: Mapping[int | None, int]) -> float:
+def _width(cells: Mapping[Cell, Sequence[str]], position: Position, per_line: Mapping[Position, int]) -> float:
     slots = per_line[position] * (CARD_WIDTH + CARD_GAP) - CARD_GAP
     return slots + (SHIFT if _most(cells, position) > per_line[position] else 0)
 
 
 def _per_line(
-    cells: Mapping[Cell, Sequence[str]], hooks: Sequence[str], positions: Sequence[int | None]
-) -> dict[int | None, int]:
+    cells: Mapping[Cell, Sequence[str]], hooks: Sequence[str], positions: Sequence[Position]
+) -> dict[Position, int]:
     """Cards on one line of each column's cells so that the whole fits a screen as large as can be."""
     most = {position: _most(cells, position) for position in positions}
 
-    def capacities(n_lines: int) -> dict[int | None, int]:
+    def capacities(n_lines: int) -> dict[Position, int]:
         return {position: math.ceil(count / n_lines) for position, count in most.items()}
 
     def size(n_lines: int) -> float:
@@ -118,22 +120,22 @@ def _per_line(
 
 
 def _columns(
-    cells: Mapping[Cell, Sequence[str]], positions: Sequence[int | None], per_line: Mapping[int | None, int]
+    cells: Mapping[Cell, Sequence[str]], positions: Sequence[Position], per_line: Mapping[Position, int]
 ) -> list[Column]:
     columns: list[Column] = []
     x, before = HOOK_WIDTH, -1
     for position in positions:
-        skipped = 0 if position is None else position - before - 1
+        skipped = position - before - 1 if isinstance(position, int) else 0
         x += SKIP_WIDTH if skipped else 0
         width = _width(cells, position, per_line)
         columns.append(Column(position, x, width, skipped))
         x += width + COLUMN_GAP
-        before = -1 if position is None else position
+        before = position if isinstance(position, int) else -1
     return columns
 
 
 def _rows(
-    cells: Mapping[Cell, Sequence[str]], hooks: Sequence[str], per_line: Mapping[int | None, int], width: float
+    cells: Mapping[Cell, Sequence[str]], hooks: Sequence[str], per_line: Mapping[Position, int], width: float
 ) -> list[Row]:
     """Rows in the order of the model, so that the first is the lowest; a wide picture has more room between them."""
     blocks = {hook: _n_lines(cells, hook, per_line) * LINE - LINE_GAP for hook in reversed(hooks)}
@@ -153,7 +155,7 @@ def _ordered_places(
     cells: Mapping[Cell, Sequence[str]],
     rows: Sequence[Row],
     columns: Sequence[Column],
-    per_line: Mapping[int | None, int],
+    per_line: Mapping[Position, int],
 ) -> dict[str, tuple[float, float]]:
     """Places after a few sweeps that move each card towards the mean of its neighbours, weighted by edge strength."""
     neighbours = _neighbours(drawing)

@@ -47,7 +47,7 @@ def kept_nodes(subject: Subject, nodes: Iterable[NodeId]) -> Kept:
     errors = {hook: torch.zeros(rows, dtype=torch.bool, device=device) for hook in subject.saes}
     for node in nodes:
         check_node(subject, node)
-        where = slice(None) if node.position is None else node.position - first
+        where = slice(None) if node.number is None else node.number - first
         if node.index is None:
             errors[node.hook][where] = True
         else:
@@ -64,7 +64,7 @@ def check_node(subject: Subject, node: NodeId) -> None:
     if node.index is not None and node.index >= d_sae:
         raise InputError(f"{node.hook} has no feature {node.index}", hint=f"features are 0 to {d_sae - 1}")
     last = subject.prompt.last
-    if node.position is not None and not subject.prompt.first <= node.position <= last:
+    if node.number is not None and not subject.prompt.first <= node.number <= last:
         raise InputError(f"{node} is at a position that the prompt lacks", hint=f"the prompt ends at position {last}")
 
 

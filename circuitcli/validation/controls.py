@@ -116,8 +116,8 @@ def pools_of(cases: Sequence[Case], circuit: Iterable[NodeId], *, by_activity: b
     for node in dict.fromkeys(circuit):
         kind: Kind = "error" if node.is_error else "feature"
         if by_activity and kind == "feature":
-            kind = "active" if bool(_active(cases, node.hook, node.position)[node.index]) else "inactive"
-        found.setdefault(Locus(node.hook, node.position, kind), []).append(node)
+            kind = "active" if bool(_active(cases, node.hook, node.number)[node.index]) else "inactive"
+        found.setdefault(Locus(node.hook, node.number, kind), []).append(node)
     return [Pool(locus, tuple(own), _indices(cases, locus, own)) for locus, own in found.items()]
 
 
@@ -162,7 +162,7 @@ class Everything:
 def everything_there(cases: Sequence[Case], *, policy: str, batch_size: int, keep: Keeper = anew) -> Everything:
     """Run every prompt with all nodes at the hook points and positions of the circuit's nodes, and no others."""
     circuit = counted(cases[0].nodes, policy)
-    places = dict.fromkeys((node.hook, node.position) for node in circuit)
+    places = dict.fromkeys((node.hook, node.number) for node in circuit)
     metrics = []
     for number, case in enumerate(cases):
         whole = _filled(kept_nodes(case.subject, ()), case.subject.prompt.first, places).with_errors(policy)
