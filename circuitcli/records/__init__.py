@@ -1,0 +1,55 @@
+"""The typed JSON lines that pass through pipes.
+
+A stage forwards every line that it read, unchanged, and appends its own. ``kind`` comes first; fields may be added but
+are never renamed; a kind that nobody knows passes through.
+"""
+
+from circuitcli.records.base import Record, UnknownRecord
+from circuitcli.records.coders import (
+    EvaluationRecord,
+    ExportRecord,
+    FeatureRecord,
+    FeaturesRecord,
+    InspectionRecord,
+    ReleaseRecord,
+    SaeRecord,
+    SweepRecord,
+    TrainedRecord,
+)
+from circuitcli.records.graph import EdgeRecord, GraphRecord, NodeRecord
+from circuitcli.records.lines import KINDS, json_text, parse_line, read, read_file, to_line, write
+from circuitcli.records.run import ActivationsRecord, FigureRecord, ReportRecord, RunRecord, StageRecord
+from circuitcli.records.scores import ScoreRecord, ShiftRecord
+from circuitcli.records.stream import Stream
+
+__all__ = [
+    "KINDS",
+    "ActivationsRecord",
+    "EdgeRecord",
+    "EvaluationRecord",
+    "ExportRecord",
+    "FeatureRecord",
+    "FeaturesRecord",
+    "FigureRecord",
+    "GraphRecord",
+    "InspectionRecord",
+    "NodeRecord",
+    "Record",
+    "ReleaseRecord",
+    "ReportRecord",
+    "RunRecord",
+    "SaeRecord",
+    "ScoreRecord",
+    "ShiftRecord",
+    "StageRecord",
+    "Stream",
+    "SweepRecord",
+    "TrainedRecord",
+    "UnknownRecord",
+    "json_text",
+    "parse_line",
+    "read",
+    "read_file",
+    "to_line",
+    "write",
+]

@@ -1,0 +1,113 @@
+"""Records about sparse coders and their features."""
+
+from circuitcli.records.base import Record
+from circuitcli.schema import AnyPath, Count, FeatureName, HookName, Number, PathInRun, Text, Texts, Word
+
+
+class TrainedRecord(Record):
+    """What is told of any sparse autoencoder of a run."""
+
+    hook: HookName
+    architecture: Word
+    d_in: Count
+    d_sae: Count
+    path: PathInRun
+    digest: Word
+    explained_variance: Number | None = None
+    l0: Number | None = None
+    loss_recovered: Number | None = None
+    dead: Number | None = None
+    problems: Texts | None = None
+
+
+class SaeRecord(TrainedRecord):
+    """One sparse autoencoder."""
+
+    kind: str = "sae"
+
+
+class SweepRecord(TrainedRecord):
+    """One sparse autoencoder of a sweep; stages do not take it unless it is named with ``--sae``."""
+
+    kind: str = "sweep"
+    variant: Word
+
+
+class EvaluationRecord(Record):
+    """An SAE that was measured on tokens it was not trained on: further fields are numbers by name, ``report`` has all.
+
+    ``path`` is the SAE's own, relative to the run if it lies there.
+    """
+
+    kind: str = "evaluation"
+    hook: HookName
+    architecture: Word
+    path: AnyPath
+    digest: Word
+    report: PathInRun
+    n_eval_tokens: Count
+    explained_variance: Number | None = None
+    l0: Number
+    loss_recovered: Number | None = None
+    cosine: Number | None = None
+    ce_increase: Number | None = None
+    kl_spliced: Number | None = None
+    silent: Number | None = None
+
+
+class InspectionRecord(Record):
+    """What an SAE is and expects, and what looks wrong; ``path`` is whole, in the format that is named."""
+
+    kind: str = "inspection"
+    hook: HookName
+    architecture: Word
+    d_in: Count
+    d_sae: Count
+    format: Word
+    path: AnyPath
+    digest: Word
+    problems: Texts
+
+
+class ReleaseRecord(Record):
+    """One SAE of a release of the catalogue: ``NAME/ID`` names it."""
+
+    kind: str = "release"
+    name: Word
+    id: Word
+    hook: HookName
+    format: Word
+    repository: Word
+    path: AnyPath
+
+
+class ExportRecord(Record):
+    """An SAE that was written in the format of another library; ``path`` is whole."""
+
+    kind: str = "export"
+    hook: HookName
+    format: Word
+    path: AnyPath
+
+
+class FeaturesRecord(Record):
+    """What is known about the features of one hook point: one line a live feature in the file; ``sae`` is whose."""
+
+    kind: str = "features"
+    hook: HookName
+    n_live: Count
+    n_dead: Count
+    path: PathInRun
+    digest: Word
+    sae: Word | None = None
+
+
+class FeatureRecord(Record):
+    """What one feature means; details are in the file. Written by versions before ``features``."""
+
+    kind: str = "feature"
+    id: FeatureName
+    label: Text
+    density: Number
+    path: PathInRun
+    sae: Word | None = None

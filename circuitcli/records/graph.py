@@ -1,0 +1,109 @@
+"""Records of a circuit graph: its head, its nodes, its edges."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from circuitcli.records.base import Record
+from circuitcli.schema import (
+    Alternatives,
+    BaselineName,
+    Count,
+    Counts,
+    DigestsByHook,
+    Flag,
+    HooksByHook,
+    MethodName,
+    MetricName,
+    Name,
+    NodeName,
+    Number,
+    NumbersByHook,
+    PathInRun,
+    PositionsName,
+    Share,
+    SpanNames,
+    Text,
+    Texts,
+    UnitName,
+    Word,
+)
+
+
+class GraphRecord(Record):
+    """Head of a circuit graph; its nodes and edges follow.
+
+    Of several prompts, ``prompts`` names their file, ``columns`` holds alternative tokens for each position, and
+    ``span_names`` the names that stand for positions, in the order of the text. ``saes`` gives the digest of the coder
+    that reads each hook point, and ``writes`` what a coder writes, where that is not what it reads.
+    """
+
+    kind: str = "graph"
+    name: Name
+    method: MethodName
+    metric: MetricName
+    prompt: Text
+    tokens: Texts
+    ids: Counts | None = None
+    chat: Flag | None = None
+    metric_clean: Number
+    metric_baseline: Number
+    dtype: Word
+    unit: UnitName
+    baseline: BaselineName
+    positions: PositionsName
+    model: Word
+    revision: Word | None = None
+    target: Text | None = None
+    target_id: Count | None = None
+    foil: Text | None = None
+    seed: Count | None = None
+    bos: Flag | None = None
+    n_prompts: Count = 1
+    prompts: Text | None = None
+    prompts_digest: Word | None = None
+    n_positions: Count | None = None
+    span_names: SpanNames | None = None
+    columns: Alternatives | None = None
+    baseline_tokens: Annotated[Count, Field(ge=1)] | None = None
+    baseline_ids: Counts | None = None
+    counterfactual: Text | None = None
+    counterfactual_ids: Counts | None = None
+    saes: DigestsByHook = Field(default_factory=dict)
+    writes: HooksByHook | None = None
+    path: PathInRun | None = None
+    steps: Count | None = None
+    down: Count | None = None
+    up: Count | None = None
+    effects: NumbersByHook | None = None
+    threshold: Number | None = None
+    to: Word | None = None
+    share_kept: Number | None = None
+
+    def written(self, hook: str) -> tuple[str, ...]:
+        """Names of the hook points that the coder writes that reads this one: of an SAE the same."""
+        return (self.writes or {}).get(hook, (hook,))
+
+
+class NodeRecord(Record):
+    """A feature, an error term or the output."""
+
+    kind: str = "node"
+    id: NodeName
+    activation: Number | None = None
+    effect: Number | None = None
+    unit: UnitName | None = None
+    standard_error: Number | None = None
+    active: Share | None = None
+
+
+class EdgeRecord(Record):
+    """What the source contributes to the target."""
+
+    kind: str = "edge"
+    source: NodeName
+    target: NodeName
+    weight: Number
+    unit: UnitName
+    standard_error: Number | None = None
+    active: Share | None = None

@@ -1,0 +1,98 @@
+"""Records as lines of JSON, checked when they are read."""
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import IO, Any, TextIO
+
+from pydantic import ValidationError
+
+from circuitcli.errors import InputError
+from circuitcli.reading import parse_json, text_lines
+from circuitcli.records.base import Record, UnknownRecord
+from circuitcli.records.coders import (
+    EvaluationRecord,
+    ExportRecord,
+    FeatureRecord,
+    FeaturesRecord,
+    InspectionRecord,
+    ReleaseRecord,
+    SaeRecord,
+    SweepRecord,
+)
+from circuitcli.records.graph import EdgeRecord, GraphRecord, NodeRecord
+from circuitcli.records.run import ActivationsRecord, FigureRecord, ReportRecord, RunRecord, StageRecord
+from circuitcli.records.scores import ScoreRecord, ShiftRecord
+from circuitcli.records.stream import Stream
+
+KINDS: dict[str, type[Record]] = {
+    "run": RunRecord,
+    "activations": ActivationsRecord,
+    "sae": SaeRecord,
+    "sweep": SweepRecord,
+    "evaluation": EvaluationRecord,
+    "inspection": InspectionRecord,
+    "release": ReleaseRecord,
+    "export": ExportRecord,
+    "features": FeaturesRecord,
+    "feature": FeatureRecord,
+    "graph": GraphRecord,
+    "node": NodeRecord,
+    "edge": EdgeRecord,
+    "score": ScoreRecord,
+    "shift": ShiftRecord,
+    "figure": FigureRecord,
+    "report": ReportRecord,
+    "stage": StageRecord,
+}
+
+# Controls past ASCII, and what changes the direction of the text around it; JSON escapes all other controls.
+_STEERING = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def parse_line(line: str, *, place: str = "input") -> Record:
+    """One record. Raises InputError, naming the place, for a line that is no record."""
+    hint = "every line is one JSON object with a 'kind'; was the output of `circuit` changed on the way?"
+    content = parse_json(line, name=f"{place}: this line", hint=hint)
+    if not isinstance(content, dict) or not isinstance(content.get("kind"), str):
+        raise InputError(f"{place}: no record: {line[:60].strip()}", hint=hint)
+    try:
+        return KINDS.get(content["kind"], UnknownRecord).model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])[:60]
+        # What pydantic says begins with a capital; texts that were seen keep theirs.
+        said = first["msg"].removeprefix("Value error, ")
+        said = said[:1].lower() + said[1:]
+        raise InputError(f"{place}: {content['kind']} record: {field}: {said}", hint=hint) from None
+
+
+def read(lines: Iterable[str], *, name: str = "stdin") -> Stream:
+    """All records of a text; blank lines are skipped. Raises InputError as `parse_line` does."""
+    return Stream(
+        parse_line(line, place=f"{name} line {number}") for number, line in enumerate(lines, 1) if line.strip()
+    )
+
+
+def read_file(path: Path, *, hint: str = "") -> Stream:
+    """All records of a file, which is read a line at a time. Raises InputError, naming the line or the file."""
+    return Stream(parse_line(line, place=place) for place, line in text_lines(path, hint=hint))
+
+
+def to_line(record: Record) -> str:
+    """One JSON object on one line, ``kind`` first, without fields that are not set."""
+    content: dict[str, Any] = record.model_dump(mode="json", exclude_none=not isinstance(record, UnknownRecord))
+    return json_text({"kind": content.pop("kind"), **content})
+
+
+def json_text(content: Any) -> str:
+    """One line of JSON, in which what could steer the terminal that it may come to is escaped."""
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False)
+    return text if text.isprintable() else _STEERING.sub(lambda found: json.dumps(found[0])[1:-1], text)
+
+
+def write(records: Iterable[Record], stream: TextIO | IO[str]) -> None:
+    """Write one line for each record."""
+    for record in records:
+        stream.write(to_line(record) + "\n")
