@@ -1,3 +1,46 @@
-"""Sparse feature circuits in language models, from the command line."""
+"""Sparse feature circuits in language models, from Python and from the command line.
+
+    import circuitcli as circuit
+
+    model = circuit.load_model("builtin:tiny")
+    coders = circuit.load_coders("runs/builtin-tiny")
+    encoded = circuit.encode(model, coders, "for i in range(")
+
+What a name stands for is loaded when it is first asked for: PyTorch and transformers take seconds. Plain texts, tensors
+and paths go in, frozen values come out; nothing is written unless a path is given. What can be mended is raised as a
+`CircuitError` with a ``hint``.
+"""
+
+from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0"
+
+# Where each name lives. __init__.pyi tells type checkers and editors the same.
+_PLACES = {
+    "CircuitError": "circuitcli.errors",
+    "CircuitGraph": "circuitcli.graphs",
+    "Encoded": "circuitcli.api.encoding",
+    "HookPoint": "circuitcli.hookpoints",
+    "InputError": "circuitcli.errors",
+    "LanguageModel": "circuitcli.models.loading",
+    "SettingsError": "circuitcli.errors",
+    "SparseCoder": "circuitcli.saes.base",
+    "ToolError": "circuitcli.errors",
+    "encode": "circuitcli.api.encoding",
+    "load_coders": "circuitcli.api.coders",
+    "load_model": "circuitcli.api.models",
+}
+__all__ = sorted([*_PLACES, "__version__"])
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_PLACES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PLACES})

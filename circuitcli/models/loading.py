@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 BUILTIN = "builtin:"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LanguageModel:
     """A loaded model with its tokenizer; ``revision`` is the commit of a hub model."""
 
@@ -33,6 +33,12 @@ class LanguageModel:
     tokenizer: Tokenizer
     name: str
     revision: str | None
+
+    def __repr__(self) -> str:
+        adapter = self.adapter
+        dtype = str(adapter.dtype).removeprefix("torch.")
+        shape = f"{adapter.n_layers} layers of width {adapter.d_model}"
+        return f"LanguageModel({self.name!r}: {adapter.model_type}, {shape}, {dtype} on {adapter.device})"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,16 @@
+"""What `import circuitcli` offers, for type checkers and editors; see __init__.py, which loads it when asked for."""
+
+from circuitcli.api.coders import load_coders as load_coders
+from circuitcli.api.encoding import Encoded as Encoded
+from circuitcli.api.encoding import encode as encode
+from circuitcli.api.models import load_model as load_model
+from circuitcli.errors import CircuitError as CircuitError
+from circuitcli.errors import InputError as InputError
+from circuitcli.errors import SettingsError as SettingsError
+from circuitcli.errors import ToolError as ToolError
+from circuitcli.graphs import CircuitGraph as CircuitGraph
+from circuitcli.hookpoints import HookPoint as HookPoint
+from circuitcli.models.loading import LanguageModel as LanguageModel
+from circuitcli.saes.base import SparseCoder as SparseCoder
+
+__version__: str

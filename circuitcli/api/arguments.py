@@ -1,0 +1,86 @@
+"""Arguments of functions that people call, checked as settings are, and values that are found by hook point."""
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from circuitcli.errors import InputError, SettingsError
+from circuitcli.hookpoints import HookPoint
+from circuitcli.settings.section import Section
+
+S = TypeVar("S", bound=Section)
+T = TypeVar("T")
+
+Path = str | os.PathLike[str]
+Hook = HookPoint | str
+
+
+def checked(kind: type[S], **values: Any) -> S:
+    """A section of the settings with these values; None stands for the default.
+
+    Raises SettingsError, naming the argument and saying what it is for, for a value that does not fit.
+    """
+    given = {name: _plain(value) for name, value in values.items() if value is not None}
+    try:
+        return kind.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else ""
+        field = kind.model_fields.get(name)
+        said = first["msg"].removeprefix("Value error, ")
+        hint = " ".join((field.description or "").split()) if field is not None else ""
+        raise SettingsError(f"{name}={_short(given.get(name))}: {said[:1].lower() + said[1:]}", hint=hint) from None
+
+
+def _plain(value: Any) -> Any:
+    """Paths as texts, which settings are made of, also in lists."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return [_plain(item) for item in value] if isinstance(value, list) else value
+
+
+def _short(value: object) -> str:
+    written = repr(value)
+    return written if len(written) <= 100 else f"{written[:100]}..."
+
+
+def wrong_type(name: str, value: object, wanted: str, *, hint: str = "") -> SettingsError:
+    """The error for an argument of a wrong type."""
+    return SettingsError(f"{name} is {_short(value)}, and {wanted} is needed", hint=hint)
+
+
+def as_hook(hook: Hook, *, name: str = "hook") -> HookPoint:
+    """The hook point that is meant. Raises SettingsError for what is none."""
+    if isinstance(hook, HookPoint):
+        return hook
+    if not isinstance(hook, str):
+        raise wrong_type(name, hook, "a hook point", hint="write SITE.LAYER, for example resid.9")
+    return HookPoint.parse(hook)
+
+
+class UnknownHookError(InputError, KeyError):
+    """Nothing is known at a hook point."""
+
+
+class ByHook(Mapping[HookPoint, T]):
+    """Values by hook point, in model order; ``values["resid.3"]`` finds them by name too."""
+
+    def __init__(self, values: Mapping[HookPoint, T]) -> None:
+        self._values = {hook: values[hook] for hook in sorted(values)}
+
+    def __getitem__(self, hook: Hook) -> T:
+        found = as_hook(hook)
+        if found not in self._values:
+            raise UnknownHookError(f"there is nothing at {found}", hint=f"there is {' '.join(map(str, self._values))}")
+        return self._values[found]
+
+    def __iter__(self) -> Iterator[HookPoint]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return f"ByHook({' '.join(map(str, self._values))})"

@@ -1,0 +1,123 @@
+"""Loading sparse coders, from wherever they are."""
+
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from circuitcli.api.arguments import ByHook, Hook, Path, as_hook, wrong_type
+from circuitcli.errors import InputError
+from circuitcli.hookpoints import HookPoint
+from circuitcli.models.loading import LanguageModel
+from circuitcli.saes.base import SparseCoder
+from circuitcli.saes.exchange import formats
+from circuitcli.saes.exchange.hooks import same_model
+from circuitcli.saes.exchange.naming import named
+from circuitcli.saes.exchange.place import Place
+
+logger = logging.getLogger(__name__)
+
+# What functions that work with coders take: what `load_coders` gives, a list of coders, or one.
+SomeCoders = Mapping[HookPoint, SparseCoder] | Iterable[SparseCoder] | SparseCoder
+Source = Path | SparseCoder
+_HINT = "give a path to a run, an SAE or a directory of SAEs, the name of a release, or a list of these"
+
+
+def load_coders(
+    source: Source | Iterable[Source],
+    *,
+    model: LanguageModel | None = None,
+    hooks: Hook | Iterable[Hook] | None = None,
+) -> ByHook[SparseCoder]:
+    """The coders that a source names, by the hook point that each reads.
+
+        coders = circuit.load_coders("runs/builtin-tiny")                    # those that a run trained
+        coders = circuit.load_coders("runs/gpt2", hooks=["resid.8", "resid.9"])
+        coders = circuit.load_coders("gpt2-small-res-jb", hooks="resid.8")   # of a release, which is downloaded
+        coders = circuit.load_coders(["saes/resid.3", "sae_lens:other/sae"])
+        coders["resid.8"].W_dec                                              # (d_sae, d_model)
+
+    hooks: only those that read these hook points; of a whole release they must be named. model: what they are to be
+    used with, which is then checked: widths and hook points, and whether they were trained on another model.
+
+    Raises InputError for what is neither a path nor a release, for damaged files, and for two coders at one hook point;
+    ToolError for what cannot be downloaded.
+    """
+    wanted = None if hooks is None else frozenset(_hooks(hooks))
+    coders = [coder for one in _sources(source) for coder in _read(one, wanted, model)]
+    found = ByHook(by_hook(coder for coder in coders if wanted is None or coder.hook in wanted))
+    if not found:
+        there = " ".join(str(coder.hook) for coder in coders)
+        raise InputError(
+            "no coder is left" if coders else "no coder is named",
+            hint=f"there are coders at {there}" if coders else _HINT,
+        )
+    if model is not None:
+        for coder in found.values():
+            check_fits(coder, model)
+    return found
+
+
+def _hooks(hooks: Hook | Iterable[Hook]) -> list[HookPoint]:
+    several = [hooks] if isinstance(hooks, str | HookPoint) else hooks
+    if not isinstance(several, Iterable):
+        raise wrong_type("hooks", hooks, "a hook point or a list of them", hint="for example hooks='resid.8'")
+    return [as_hook(hook, name="hooks") for hook in several]
+
+
+def _sources(source: Source | Iterable[Source]) -> list[Source]:
+    is_one = isinstance(source, str | os.PathLike | SparseCoder) or not isinstance(source, Iterable)
+    several: list[Any] = [source] if is_one else [*source]  # type: ignore[misc]
+    for one in several:
+        if not isinstance(one, str | os.PathLike | SparseCoder):
+            raise wrong_type("source", one, "the name of coders", hint=_HINT)
+    return several
+
+
+def _read(source: Source, hooks: frozenset[HookPoint] | None, model: LanguageModel | None) -> list[SparseCoder]:
+    if isinstance(source, SparseCoder):
+        return [source]
+    places = named(os.fspath(source), hooks=hooks or ())
+    return [_load(place, model) for place in places if hooks is None or place.hook in hooks or len(places) == 1]
+
+
+def _load(place: Place, model: LanguageModel | None) -> SparseCoder:
+    coder, about, _ = formats.read(place)
+    if model is not None and about.model is not None and not same_model(about.model, model.name):
+        logger.warning("the coder at %s was trained on %s, not on %s", coder.hook, about.model, model.name)
+    if about.before_gain:
+        raise InputError(
+            f"the coder at {coder.hook} reads a norm before its weight, so the model is needed to use it",
+            hint="load_coders(..., model=model)",
+        )
+    return coder
+
+
+def check_fits(coder: SparseCoder, model: LanguageModel) -> None:
+    """Raise InputError or SettingsError unless the model has what the coder reads and writes, in its width."""
+    for hook in dict.fromkeys((coder.hook, *coder.writes)):
+        model.adapter.check(hook)
+    coder.check_width(model.adapter.d_model)
+
+
+def by_hook(coders: SomeCoders) -> dict[HookPoint, SparseCoder]:
+    """Coders by the hook point that each reads, in model order.
+
+    Raises InputError if two read one hook point, SettingsError for what is no coder.
+    """
+    found: dict[HookPoint, SparseCoder] = {}
+    for coder in _listed(coders):
+        if not isinstance(coder, SparseCoder):
+            raise wrong_type("coders", coder, "a sparse coder", hint="load_coders() and train() give coders")
+        if coder.hook in found:
+            raise InputError(f"two coders read {coder.hook}", hint="choose one of them")
+        found[coder.hook] = coder
+    return {hook: found[hook] for hook in sorted(found)}
+
+
+def _listed(coders: SomeCoders) -> Iterable[object]:
+    if isinstance(coders, SparseCoder):
+        return [coders]
+    if isinstance(coders, Mapping):
+        return coders.values()
+    return coders if isinstance(coders, Iterable) and not isinstance(coders, str) else [coders]

@@ -1,0 +1,172 @@
+"""The Python API: what `import circuitcli` costs and offers, and that its values are those of the commands."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import api_user
+import nursery
+import pytest
+import torch
+from support import random_sae
+from test_graph_stages import trained as trained
+
+import circuitcli as circuit
+from circuitcli.hookpoints import HookPoint
+from circuitcli.models.taps import read
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "circuitcli"
+TEXT = "for i in range("
+
+
+@pytest.fixture(scope="module")
+def model():
+    return circuit.load_model("builtin:tiny", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def coders(trained: Path):
+    return circuit.load_coders(trained)
+
+
+def test_importing_takes_less_than_half_a_second_and_neither_torch_nor_transformers():
+    program = """
+import sys, time
+begun = time.perf_counter()
+import circuitcli as circuit
+assert time.perf_counter() - begun < 0.5
+assert "load_model" in dir(circuit) and set(circuit.__all__) <= set(dir(circuit))
+heavy = {"torch", "transformers", "pydantic", "numpy"} & set(sys.modules)
+assert not heavy, heavy
+try:
+    circuit.load_modle
+except AttributeError as error:
+    assert "load_modle" in str(error)
+else:
+    raise SystemExit("a name that is none was found")
+circuit.InputError
+assert "torch" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_name_that_is_offered_is_there_and_type_checkers_are_told_of_the_same():
+    stub = ast.parse((PACKAGE / "__init__.pyi").read_text(encoding="utf-8"))
+    told = {alias.asname: node.module for node in stub.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert {*told, "__version__"} == set(circuit.__all__)
+    for name, module in told.items():
+        assert getattr(circuit, name) is getattr(sys.modules[str(module)], name)
+        assert getattr(circuit, name).__doc__
+    assert (PACKAGE / "py.typed").is_file()
+
+
+def test_coders_of_a_run_of_one_folder_and_of_a_list_are_the_same(trained: Path, coders):
+    saes = trained / "saes"
+    listed = circuit.load_coders([saes / "mlp.1", str(saes / "resid.1"), coders["mlp.2"], coders["resid.2"]])
+    assert [*map(str, coders)] == ["mlp.1", "resid.1", "mlp.2", "resid.2"] == [*map(str, listed)]
+    for hook, coder in coders.items():
+        assert torch.equal(coder.W_enc, listed[hook].W_enc) and coder.hook == hook
+    one = circuit.load_coders(trained, hooks="resid.2")
+    assert [*one] == [HookPoint(2, "resid")] and torch.equal(one["resid.2"].W_dec, coders["resid.2"].W_dec)
+
+
+def test_codes_and_errors_of_a_text_add_up_to_the_models_activations(model, coders):
+    encoded = circuit.encode(model, coders, TEXT)
+    ids = torch.tensor([encoded.ids])
+    assert "".join(encoded.tokens[encoded.first :]) == TEXT and encoded.first == 1
+    with torch.no_grad():
+        seen = read(model.adapter, ids, None, list(coders))
+    for hook, coder in coders.items():
+        x = seen[hook][0, encoded.first :]
+        codes, errors = (part[hook][encoded.first :] for part in (encoded.codes, encoded.errors))
+        assert torch.equal(codes, coder.encode(x))
+        assert torch.allclose(coder.decode(codes, coder.frame(x)) + errors, x, atol=1e-5)
+        assert not encoded.codes[hook][: encoded.first].any() and not encoded.errors[hook][: encoded.first].any()
+
+
+def test_token_ids_are_encoded_as_the_text_that_they_make(model, coders):
+    text, ids = circuit.encode(model, coders, TEXT), model.tokenizer.encode(TEXT)
+    assert torch.equal(circuit.encode(model, coders, ids).codes["mlp.2"], text.codes["mlp.2"])
+
+
+def test_the_strongest_features_are_the_largest_codes_and_named_as_nodes(model, coders):
+    encoded = circuit.encode(model, coders, TEXT)
+    everything = sorted((float(code) for codes in encoded.codes.values() for code in codes.flatten()), reverse=True)
+    strongest = encoded.strongest(7)
+    assert [one.activation for one in strongest] == pytest.approx(everything[:7])
+    for one in strongest:
+        hook, _, place = one.id.partition("/")
+        feature, _, position = place.partition("@")
+        assert float(encoded.codes[hook][int(position), int(feature)]) == one.activation
+        assert encoded.tokens[int(position)] == one.token
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda trained: circuit.load_model("builtin:tiny", device="gpu 0"), "gpu 0"),
+        (lambda trained: circuit.load_model(trained / "nothing"), "nothing"),
+        (lambda trained: circuit.load_coders(trained / "nothing"), "nothing"),
+        (lambda trained: circuit.load_coders(trained, hooks="resid.7"), "no coder"),
+        (lambda trained: circuit.load_coders(trained, hooks=["resid"]), "resid"),
+        (lambda trained: circuit.load_coders([]), "no coder"),
+        (lambda trained: circuit.load_coders([trained, trained / "saes" / "mlp.1"]), "mlp.1"),
+        (lambda trained: circuit.load_coders(trained)["resid.7"], "resid.7"),
+    ],
+)
+def test_values_that_make_no_sense_are_refused_with_a_hint(trained: Path, wrong, said: str):
+    with pytest.raises(circuit.CircuitError) as raised:
+        wrong(trained)
+    assert said in raised.value.message and raised.value.hint
+
+
+def test_what_does_not_fit_the_model_is_refused(model, coders):
+    narrow = random_sae(HookPoint(1, "resid"), dtype=torch.float32)
+    for wrong in (narrow, [coders["resid.1"], random_sae(HookPoint(9, "mlp"), dtype=torch.float32)]):
+        with pytest.raises(circuit.CircuitError) as raised:
+            circuit.encode(model, wrong, TEXT)
+        assert raised.value.hint
+    with pytest.raises(circuit.InputError, match="empty"):
+        circuit.encode(model, coders, "")
+
+
+# Under pytest types are checked by beartype before the functions are called, so this is for a process of its own.
+WRONG_TYPES = """
+import circuitcli as circuit
+model = circuit.load_model("builtin:tiny", device="cpu")
+coders = circuit.load_coders("runs/builtin-tiny")
+calls = {
+    "load_model(7)": lambda: circuit.load_model(7),
+    "load_model(dtype)": lambda: circuit.load_model("builtin:tiny", dtype="int8"),
+    "load_model(max_memory)": lambda: circuit.load_model("builtin:tiny", max_memory=4),
+    "load_coders(7)": lambda: circuit.load_coders(7),
+    "load_coders([None])": lambda: circuit.load_coders([None]),
+    "load_coders(hooks=3)": lambda: circuit.load_coders("runs/builtin-tiny", hooks=3),
+    "encode(7)": lambda: circuit.encode(model, coders, 7),
+    "encode(coders=7)": lambda: circuit.encode(model, 7, "a"),
+    "encode(coders=text)": lambda: circuit.encode(model, "runs/builtin-tiny", "a"),
+    "encode(words)": lambda: circuit.encode(model, coders, ["a", "b"]),
+    "encode(model=text)": lambda: circuit.encode("builtin:tiny", coders, "a"),
+}
+for name, call in calls.items():
+    try:
+        call()
+    except circuit.CircuitError as error:
+        assert error.message and error.hint, name
+    else:
+        raise SystemExit(f"{name} raised nothing")
+"""
+
+
+def test_arguments_of_wrong_types_are_refused_with_a_hint(trained: Path, tmp_path: Path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "builtin-tiny").symlink_to(trained)
+    done = nursery.run(["-c", WRONG_TYPES], cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_typed_program_of_a_user_runs(trained: Path):
+    api_user.main(str(trained))
