@@ -57,7 +57,7 @@ class HookPoint:
         site, dot, written = text.partition(".")
         layer = whole_number(written)
         if not dot or layer is None:
-            raise SettingsError(f"'{text}' is no hook point", hint="write SITE.LAYER, for example resid.9")
+            raise SettingsError(f"'{text}' is not a hook point", hint="write SITE.LAYER, for example resid.9")
         return cls(layer, site)
 
 
@@ -153,7 +153,7 @@ class NodeId:
         match = _NODE.fullmatch(text)
         if match is None:
             raise SettingsError(
-                f"'{text}' names no feature",
+                f"'{text}' is not a feature",
                 hint="write HOOK/INDEX, for example resid.9/23433 or resid.9/23433@4",
             )
         written = match["position"]
@@ -173,12 +173,12 @@ def parse_slice(text: str, *, hint: str = "write a Python slice, for example 3:5
     found = [_SLICE_PART.fullmatch(part) for part in text.split(":")]
     numbers = [int(part["number"]) if part["number"] else None for part in found if part is not None]
     if len(numbers) < len(found) or len(numbers) > 3 or numbers == [None]:
-        raise SettingsError(f"'{text}' is no slice of layers", hint=hint)
+        raise SettingsError(f"'{text}' is not a slice of layers", hint=hint)
     if len(numbers) == 1:
         first = numbers[0] or 0
         return slice(first, first + 1 if first != -1 else None)
     if len(numbers) == 3 and numbers[2] is not None and numbers[2] <= 0:
-        raise SettingsError(f"layer slice '{text}' must step upwards", hint=hint)
+        raise SettingsError(f"layer slice '{text}' has to step upwards", hint=hint)
     return slice(*numbers)
 
 
@@ -191,10 +191,10 @@ def parse_layers(text: str, *, n_layers: int) -> list[int]:
     wanted = parse_slice(text, hint=hint)
     for number in (wanted.start, wanted.stop):
         if number is not None and not -n_layers <= number <= n_layers:
-            raise SettingsError(f"layer slice '{text}' reaches past the model", hint=hint)
+            raise SettingsError(f"layer slice '{text}' goes past the last layer of the model", hint=hint)
     layers = list(range(n_layers)[wanted])
     if not layers:
-        raise SettingsError(f"layer slice '{text}' names no layer", hint=hint)
+        raise SettingsError(f"layer slice '{text}' selects no layers", hint=hint)
     return layers
 
 
@@ -215,7 +215,7 @@ def parse_pins(texts: Iterable[str]) -> dict[HookPoint, tuple[int, ...]]:
         numbers = [number for part in indices.split(",") if (number := whole_number(part.strip())) is not None]
         if not colon or len(numbers) < len(indices.split(",")):
             raise SettingsError(
-                f"'{text}' is no pin",
+                f"'{text}' is not a pin",
                 hint="write LAYER:FEATURE,FEATURE or SITE.LAYER:FEATURE, for example 6:8339,14104",
             )
         layer = whole_number(place)

@@ -26,7 +26,7 @@ FORMAT_VERSION = 1
 NEXT = "next"
 # Settings that are named, at most, where a stage was run with others.
 _NAMED_DIFFERENCES = 4
-_HINT = "choose another --run, or begin anew with `circuit collect --force`"
+_HINT = "choose another --run, or start again with `circuit collect --force`"
 
 
 class _Content(BaseModel):

@@ -52,7 +52,7 @@ def _read() -> dict[str, int]:
     if not (0 <= numbers["LOCAL_RANK"] <= numbers["RANK"] < numbers["WORLD_SIZE"]):
         told = " ".join(f"{name}={text}" for name, text in found.items())
         raise SettingsError(
-            f"the environment numbers no processes: {told}",
+            f"the environment variables of the processes do not fit together: {told}",
             hint="start several with `torchrun --nproc-per-node 2 -m circuitcli ...`, or unset RANK and WORLD_SIZE",
         )
     return numbers

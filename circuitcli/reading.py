@@ -59,14 +59,14 @@ def as_path(text: str | os.PathLike[str], *, hint: str = "", error: type[Circuit
     """The path that a user typed, ``~`` expanded. Raises ``error`` for what can name no file."""
     refusal, written = Refusal(hint, error), os.fspath(text)
     if "\0" in written:
-        raise refusal(f"'{written}' is no path: it holds a NUL")
+        raise refusal(f"'{written}' is not a path: it contains a NUL character")
     if not is_text(written):
-        raise refusal(f"'{written}' is no path: it is not UTF-8")
+        raise refusal(f"'{written}' is not a path: it is not UTF-8")
     try:
         # Of a Path the ./ before ~ is gone.
         return Path(written).expanduser() if written.startswith("~") else Path(written)
     except RuntimeError:
-        raise refusal(f"'{written}' is no path: there is no such user; ./~ begins a name with ~") from None
+        raise refusal(f"'{written}' is not a path: there is no such user; begin a name with ./~") from None
 
 
 def is_text(text: str) -> bool:
@@ -153,11 +153,11 @@ def parse_json(
     try:
         value = json.loads(written)
     except json.JSONDecodeError as problem:
-        raise refusal(f"{name} is no JSON: {problem.msg}{_at(problem)}") from None
+        raise refusal(f"{name} is not JSON: {problem.msg}{_at(problem)}") from None
     except RecursionError:
-        raise refusal(f"{name} is no JSON that can be read: it is nested too deep") from None
+        raise refusal(f"{name} cannot be read as JSON: it is nested too deep") from None
     except ValueError:
-        raise refusal(f"{name} is no JSON that can be read: it holds a number of thousands of digits") from None
+        raise refusal(f"{name} cannot be read as JSON: it contains a number with thousands of digits") from None
     if _SUSPECT.search(written) or written.count("[") + written.count("{") > DEEPEST or not is_text(written):
         _check(value, name=name, finite=finite, refusal=refusal)
     return value
@@ -218,12 +218,12 @@ def parse_toml(text: str, *, name: str, hint: str = "", error: type[CircuitError
     try:
         value = tomllib.loads(text)
     except tomllib.TOMLDecodeError as problem:
-        raise refusal(f"{name} is no TOML: {problem}") from None
+        raise refusal(f"{name} is not TOML: {problem}") from None
     except RecursionError:
-        raise refusal(f"{name} is no TOML that can be read: it is nested too deep") from None
+        raise refusal(f"{name} cannot be read as TOML: it is nested too deep") from None
     except ValueError as problem:
-        said = "a number of thousands of digits" if "digits" in str(problem) else "a value that there is not"
-        raise refusal(f"{name} is no TOML that can be read: it holds {said}") from None
+        said = "a number with thousands of digits" if "digits" in str(problem) else "a date or time that does not exist"
+        raise refusal(f"{name} cannot be read as TOML: it contains {said}") from None
     _check(value, name=name, finite=False, refusal=refusal)
     return value
 
@@ -244,7 +244,7 @@ def _opened(path: str | Path, refusal: Refusal) -> BinaryIO:
     except OSError as problem:
         raise refusal(f"cannot read {path}: {problem.strerror}") from None
     except ValueError:
-        raise refusal(f"cannot read {path}: this is no path") from None
+        raise refusal(f"cannot read {path}: it is not a valid path") from None
     mode = os.fstat(number).st_mode
     is_pipe = str(path).startswith(_OPEN_PIPES) and (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode))
     if not stat.S_ISREG(mode) and not is_pipe:
@@ -270,7 +270,7 @@ def _decoded(content: bytes, name: str, refusal: Refusal) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as problem:
-        raise refusal(f"{name} is no UTF-8 text: byte {problem.start}") from None
+        raise refusal(f"{name} is not UTF-8 text: byte {problem.start}") from None
 
 
 def _at(problem: json.JSONDecodeError) -> str:
@@ -280,7 +280,7 @@ def _at(problem: json.JSONDecodeError) -> str:
 
 def _object(content: Any, name: str, refusal: Refusal) -> dict[str, Any]:
     if not isinstance(content, dict):
-        raise refusal(f"{name} holds no JSON object: {_type(content)}")
+        raise refusal(f"{name} holds {_type(content)}, not a JSON object")
     return content
 
 
@@ -309,8 +309,8 @@ def _children(item: Any) -> Iterable[Any]:
 
 def _check_scalar(item: Any, *, name: str, finite: bool, refusal: Refusal) -> None:
     if isinstance(item, str) and not is_text(item):
-        raise refusal(f"{name} holds half of a surrogate pair, which is no text")
+        raise refusal(f"{name} contains half of a surrogate pair, which is not valid text")
     if isinstance(item, int) and not SMALLEST <= item <= LARGEST:
-        raise refusal(f"{name} holds a number past 64 bits")
+        raise refusal(f"{name} contains a number of more than 64 bits")
     if finite and isinstance(item, float) and not isfinite(item):
-        raise refusal(f"{name} holds a number that is not finite")
+        raise refusal(f"{name} contains a number that is not finite")

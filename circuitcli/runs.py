@@ -76,7 +76,7 @@ def check_there(path: Path) -> None:
     for run, identity in _held.items():
         if whole.is_relative_to(run) and _identity(run / "lock") != identity:
             raise InputError(
-                f"{run} was removed while the command worked on it", hint="begin again with `circuit collect`"
+                f"{run} was removed while the command was working on it", hint="begin again with `circuit collect`"
             )
 
 
@@ -264,7 +264,7 @@ class Run:
         manifest = self.manifest()
         if not manifest:
             raise InputError(
-                f"{self.path} is no run directory", hint="start with `circuit collect`, or name another --run"
+                f"{self.path} is not a run directory", hint="start with `circuit collect`, or name another --run"
             )
         return RunRecord(
             path=str(self.path),

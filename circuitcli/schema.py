@@ -1,7 +1,7 @@
 """What the fields of a record may hold: the one schema by which all that comes from outside is checked on reading.
 
 A field is typed with one of these; pydantic then refuses, naming the field, what is of another type, not finite, too
-long, no hook point or node, or, in what becomes a path, leads out of the run directory.
+long, no hook point or node, or, in what becomes a path, points outside the run directory.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,11 +36,11 @@ def name_problem(name: str) -> str | None:
     if not name:
         return "it is empty"
     if "/" in name or "\\" in name:
-        return "it holds a separator of paths"
+        return "it contains a path separator"
     if name.startswith("."):
         return "it begins with a dot"
     if not name.isprintable():
-        return "it holds a character that cannot be printed"
+        return "it contains a character that cannot be printed"
     if len(name.encode("utf-8", "surrogatepass")) > LONGEST_NAME_BYTES:
         return f"it is longer than {LONGEST_NAME_BYTES} bytes"
     return None
@@ -54,16 +54,16 @@ def _name(text: str) -> str:
 
 def _path(text: str) -> str:
     if "\0" in text:
-        raise ValueError("a path holds no NUL")
+        raise ValueError("a path cannot contain a NUL character")
     return text
 
 
 def _path_inside(text: str) -> str:
     path = PurePosixPath(_path(text))
     if path.is_absolute() or ".." in path.parts:
-        raise ValueError(f"{text[:60]!r} leads out of the run directory")
+        raise ValueError(f"{text[:60]!r} points outside the run directory")
     if not text.isprintable():
-        raise ValueError(f"{text[:60]!r} holds a character that cannot be printed")
+        raise ValueError(f"{text[:60]!r} contains a character that cannot be printed")
     return text
 
 
@@ -96,7 +96,7 @@ def _parsed(text: str, parse: Callable[[str], Place]) -> Place:
     hook = parsed if isinstance(parsed, HookPoint) else parsed.hook
     numbers = (0, 0) if isinstance(parsed, HookPoint) else (parsed.index or 0, _number(parsed.position))
     if hook.layer > LARGEST_LAYER or max(numbers) > LARGEST_COUNT:
-        raise ValueError(f"{text[:60]!r} is past every model")
+        raise ValueError(f"{text[:60]!r} is beyond the size of any model")
     return parsed
 
 
@@ -107,7 +107,7 @@ def _number(position: Position) -> int:
 def _same(text: str, parsed: HookPoint | NodeId) -> None:
     """Two texts of one node would be two nodes."""
     if str(parsed) != text:
-        raise ValueError(f"{text[:60]!r} is written {str(parsed)[:60]!r}")
+        raise ValueError(f"{text[:60]!r} should be written {str(parsed)[:60]!r}")
 
 
 def one_of(known: Sequence[str]) -> AfterValidator:
@@ -115,7 +115,7 @@ def one_of(known: Sequence[str]) -> AfterValidator:
 
     def check(text: str) -> str:
         if text not in known:
-            raise ValueError(f"{text[:60]!r} is none of {' '.join(known)}")
+            raise ValueError(f"{text[:60]!r} is not one of {' '.join(known)}")
         return text
 
     return AfterValidator(check)

@@ -201,9 +201,9 @@ def test_activations_of_another_hook_point_are_refused(tmp_path, model, name, me
         (lambda ids, x: (ids, x[..., :20]), "they are 20 wide, and resid.1 is 24"),
         (
             lambda ids, x: (ids + 1000 * (ids == ids[5, 9]), x),
-            r"has token id 1\d+ at position \d+, and this model knows 0 to 259",
+            r"has token id 1\d+ at position \d+, but this model has ids 0 to 259",
         ),
-        (lambda ids, x: (ids[:, 1:], x[:, 1:]), r"begins with token \d+ and not with BOS"),
+        (lambda ids, x: (ids[:, 1:], x[:, 1:]), r"begins with token \d+, not with BOS"),
         (lambda ids, x: (ids.roll(1, dims=0), x), "they differ by"),
         (lambda ids, x: (ids, x - x.mean(dim=-1, keepdim=True)), "they differ by"),
         (lambda ids, x: (ids, x * float("nan")), "they differ by"),

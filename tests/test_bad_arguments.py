@@ -97,7 +97,7 @@ def _refused(words: list[str], capsys: pytest.CaptureFixture) -> Outcome:
     said = f"{str(words)[:200]}: {outcome}"
     assert outcome.status in (2, 3, 4), said
     assert [line.partition(":")[0] for line in outcome.errors] in (["error"], ["error", "hint"]), said
-    assert "fault of circuit" not in outcome.stderr and not outcome.stdout, said
+    assert "bug in circuit" not in outcome.stderr and not outcome.stdout, said
     assert outcome.stderr.replace("\n", "").isprintable() and len(outcome.stderr) < 3000, said
     assert time.monotonic() - begun < 20, said
     return outcome

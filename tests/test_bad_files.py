@@ -21,12 +21,12 @@ DEEP = 50_000
 HEAD = b'{"kind": "graph", "name": "a", "method": "m", "metric": "kl", "prompt": "", "tokens": [], '
 CONTENTS = {
     "empty": b"",
-    "no UTF-8": b"\xff\xfe",
+    "not UTF-8": b"\xff\xfe",
     "NUL": b"\0" * 100,
     "deep lists": b"[" * DEEP,
     "deep objects": b'{"kind":' * DEEP,
     "digits": b'{"kind": ' + b"9" * 5000 + b"}",
-    "past 64 bits": b'{"format": 18446744073709551616}',
+    "more than 64 bits": b'{"format": 18446744073709551616}',
     "half a pair": b'{"kind": "\\ud800"}',
     "not finite": HEAD + b'"metric_clean": NaN}',
     "infinite": HEAD + b'"metric_clean": 1e999}',
@@ -62,7 +62,7 @@ def _refused(words: tuple[str, ...], capsys: pytest.CaptureFixture, *, may_pass:
     outcome = Outcome(run(words), *capsys.readouterr())
     assert outcome.status in ((0, 2, 3) if may_pass else (2, 3)), f"{words}: {outcome}"
     assert outcome.stderr.count("error: ") == (outcome.status != 0), f"{words}: {outcome}"
-    assert "fault of circuit" not in outcome.stderr and len(outcome.stderr) < 1500, f"{words}: {outcome}"
+    assert "bug in circuit" not in outcome.stderr and len(outcome.stderr) < 1500, f"{words}: {outcome}"
     assert time.monotonic() - begun < 20
 
 

@@ -130,7 +130,7 @@ def test_a_shard_of_another_collection_is_named(root, tmp_path_factory):
     other = tmp_path_factory.mktemp("other")
     write_cache(other, [9], WIDTHS)
     hook_path(other, HOOKS[1], 0).replace(hook_path(root, HOOKS[1], 2))
-    with pytest.raises(InputError, match=r"attn.1/00002.h5 holds other rows than its tokens say"):
+    with pytest.raises(InputError, match=r"attn.1/00002.h5 holds other rows than the file of its tokens lists"):
         ActivationCache(root, list(WIDTHS))
 
 

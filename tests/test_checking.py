@@ -115,7 +115,7 @@ def test_a_block_that_reads_another_state_than_the_stream_is_refused():
 def test_a_stream_that_is_changed_between_blocks_is_refused():
     model = hf_model("llama")
     model.model.layers[1].register_forward_pre_hook(lambda module, args: (args[0] * 1.1, *args[1:]))
-    with pytest.raises(InputError, match="what block 0 gives is changed before block 1 reads it: it is 10 % off"):
+    with pytest.raises(InputError, match="the output of block 0 is changed before block 1 reads it: it is 10 % off"):
         checking.adapter_of(model)
 
 
@@ -145,7 +145,7 @@ def test_a_model_that_overflows_its_number_type_is_told_from_one_of_unknown_stru
     model = hf_model(family, dtype=DTYPES[dtype])
     with torch.no_grad():
         model.get_input_embeddings().weight.fill_(torch.inf)
-    with pytest.raises(InputError, match=f"gives no finite numbers in {dtype}") as caught:
+    with pytest.raises(InputError, match=f"gives numbers that are not finite in {dtype}") as caught:
         checking.adapter_of(model)
     assert hint in caught.value.hint
 

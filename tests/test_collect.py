@@ -155,7 +155,7 @@ def test_a_text_that_ends_early_warns_and_counts_what_there_is(tmp_path, caplog)
 
 @pytest.mark.parametrize("documents", [[], ["", ""]])
 def test_a_text_without_tokens_is_an_input_error(tmp_path, documents):
-    with pytest.raises(InputError, match="the text has no token"):
+    with pytest.raises(InputError, match="the text has no tokens"):
         collected(tmp_path, documents=documents)
 
 

@@ -239,5 +239,5 @@ def test_only_local_models_get_a_whole_path(inside, name, kept):
 
 @pytest.mark.parametrize("text", ["", " ", "\n"])
 def test_an_empty_text_is_a_usage_error(text):
-    with pytest.raises(SettingsError, match="--text names nothing"):
+    with pytest.raises(SettingsError, match="--text is empty"):
         load({"data.text": text}, environment={})

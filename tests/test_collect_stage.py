@@ -147,7 +147,7 @@ def test_force_replaces_what_was_there(tmp_path, model, text):
 def test_force_with_a_mistyped_setting_removes_nothing(tmp_path, model, text):
     collect.run(stage_request(tmp_path / "run", model, text))
     before = stored_bytes(tmp_path / "run" / "activations")
-    with pytest.raises(SettingsError, match="reaches past the model"):
+    with pytest.raises(SettingsError, match="goes past the last layer"):
         collect.run(stage_request(tmp_path / "run", model, text, force=True, layers="3:9"))
     assert stored_bytes(tmp_path / "run" / "activations") == before
 
@@ -155,9 +155,9 @@ def test_force_with_a_mistyped_setting_removes_nothing(tmp_path, model, text):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(layers="5"), "layer slice '5' reaches past the model"),
+        (dict(layers="5"), "layer slice '5' goes past the last layer"),
         (dict(sites=("resid", "heads")), "unknown site 'heads'"),
-        (dict(sites=()), "names no site"),
+        (dict(sites=()), "list of sites is empty"),
         (dict(block_length=65), "longer than the 64 tokens that this model reads"),
     ],
 )
@@ -347,7 +347,7 @@ def test_ids_that_the_model_lacks_stop_the_collection_where_they_stand(tmp_path,
     ids[1234] = 260
     np.save(tmp_path / "tokens.npy", ids)
     with pytest.raises(
-        InputError, match=r"tokens.npy has token id 260 at position 1234, and this model knows 0 to 259"
+        InputError, match=r"tokens.npy has token id 260 at position 1234, but this model has ids 0 to 259"
     ):
         collect.run(stage_request(tmp_path / "run", model, tmp_path / "tokens.npy"))
 

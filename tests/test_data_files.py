@@ -117,29 +117,29 @@ def test_a_table_of_one_column_needs_no_field(tmp_path):
         (
             "a.json",
             '[{"text": "a"}, {"text": ' + "9" * 5000 + "}]",
-            "record 2 is not JSON: it holds a number of thousands",
+            "record 2 is not JSON: it contains a number with thousands",
         ),
         (
             "a.jsonl",
             '{"text": "a"}\n{"text": ' + "9" * 5000 + "}\n",
-            "line 2 is not JSON: it holds a number of thousands",
+            "line 2 is not JSON: it contains a number with thousands",
         ),
         ("a.json", '[{"text": "a"}', "is not JSON"),
         ("a.json", '[{"text": "a"} {"text": "b"}]', "is not JSON: a comma"),
-        ("a.json", '["a"] x', "is not JSON: more follows"),
+        ("a.json", '["a"] x', "is not JSON: more text follows"),
         ("a.json", '{"data": ["a"]}', "has no text in field"),
-        ("a.json", "[1]", "is no JSON object"),
-        ("a.json", "[null]", "is no JSON object"),
-        ("a.json", '["a", ["b"]]', "record 2 is no JSON object"),
+        ("a.json", "[1]", "is not a JSON object"),
+        ("a.json", "[null]", "is not a JSON object"),
+        ("a.json", '["a", ["b"]]', "record 2 is not a JSON object"),
         ("a.json", '[{"text": 3}]', "has no text in field"),
         ("a.jsonl", '{"messages": [{"role": 3}]}', "field 'messages' of .* has no messages"),
         ("a.jsonl", '{"tokens": [99999999999999999999]}', "has no list of token ids"),
         ("a.jsonl", '{"tokens": [9223372036854775807]}', "has token id 9223372036854775807 at position 0"),
         ("a.jsonl", '{"tokens": [-1]}', "has token id -1 at position 0"),
         ("a.jsonl", '{"tokens": ' + "[" * 70 + "1" + "]" * 70 + "}", "has no list of token ids"),
-        ("a.csv", 'text\n"' + "x" * 3000, "is no row of a table|more than"),
+        ("a.csv", 'text\n"' + "x" * 3000, "is not a row of a table|more than"),
         ("a.csv", "id,body\n1,2\n", "has no text in field"),
-        ("a.parquet", "PAR1 and then nothing", "is no Parquet file"),
+        ("a.parquet", "PAR1 and then nothing", "is not a Parquet file"),
         ("a.npy", "\x93NUMPY and then nothing", "cannot be read as token ids"),
         ("a.npy", "\x93NUMPY\x01\x00\x10\x00{'descr': '|b1' ]", "cannot be read as token ids"),
         ("a.safetensors", "\xff" * 64, "cannot be read as token ids"),
@@ -192,7 +192,7 @@ def test_what_may_never_end_is_refused_at_once(tmp_path, name):
 @pytest.mark.parametrize("source", ["~nobody-of-that-name/x", "a\0b", "a\udcff"])
 def test_a_source_that_is_no_path_is_no_fault(source, inside):
     for ask in (documents, source_digest):
-        with pytest.raises(CircuitError, match="is no path"):
+        with pytest.raises(CircuitError, match="is not a path"):
             ask(source)
 
 
@@ -202,7 +202,7 @@ def test_a_field_is_refused_where_there_is_none(tmp_path):
     (tmp_path / "a.txt").write_text("a")
     np.save(tmp_path / "a.npy", np.arange(3))
     for source in ("builtin:python", tmp_path / "texts", tmp_path / "a.txt", tmp_path / "a.npy"):
-        with pytest.raises(SettingsError, match="--field body has no meaning for"):
+        with pytest.raises(SettingsError, match="--field body does not apply to"):
             documents(str(source), field="body", vocabulary=Vocabulary(10))
     (tmp_path / "texts" / "b.jsonl").write_text('{"body": "b"}\n')
     assert list(documents(str(tmp_path / "texts"), field="body")) == ["a", "b"]
@@ -210,7 +210,7 @@ def test_a_field_is_refused_where_there_is_none(tmp_path):
 
 def test_a_chat_is_refused_where_there_is_no_text(tmp_path):
     np.save(tmp_path / "a.npy", np.arange(3))
-    with pytest.raises(SettingsError, match="--chat writes texts"):
+    with pytest.raises(SettingsError, match="--chat needs text"):
         documents(str(tmp_path / "a.npy"), chat=True, vocabulary=Vocabulary(10))
 
 
@@ -233,5 +233,5 @@ def test_messages_are_conversations_and_texts_become_some_if_asked(tmp_path):
     talk = Conversation.read(TALK, place="")
     assert list(documents(str(path))) == [talk, "a\N{REPLACEMENT CHARACTER}"]
     assert list(documents(str(path), chat=True)) == [talk, Conversation.of_user("a\N{REPLACEMENT CHARACTER}")]
-    with pytest.raises(InputError, match="holds conversations, and text is needed here"):
+    with pytest.raises(InputError, match="holds conversations, but text is needed here"):
         list(texts(str(path)))

@@ -176,7 +176,7 @@ def test_ids_are_streamed_from_the_hub(monkeypatch: pytest.MonkeyPatch):
     _stand_in(monkeypatch, lambda *names, **options: _Rows({"tokens": [256, n, 5]} for n in range(4)))
     found = documents("hf:a/b", vocabulary=VOCABULARY, start=2)
     assert [ids.tolist() for ids in found] == [[2, 5], [3, 5]]
-    with pytest.raises(InputError, match="hf:a/b row 3 has token id 256 at position 0, and this model knows 0 to 4"):
+    with pytest.raises(InputError, match="hf:a/b row 3 has token id 256 at position 0, but this model has ids 0 to 4"):
         list(documents("hf:a/b", vocabulary=Vocabulary(5, 256), start=3))
-    with pytest.raises(InputError, match="row 0 has token ids, and text is needed here"):
+    with pytest.raises(InputError, match="row 0 has token ids, but text is needed here"):
         next(texts("hf:a/b"))

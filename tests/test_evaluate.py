@@ -61,7 +61,7 @@ def test_what_a_sweep_left_out_does_not_matter_to_the_runs_own_saes(run_path: Pa
 
 def test_a_measurement_trains_no_variants(run_path: Path, capsys: pytest.CaptureFixture):
     assert app.run(["train", "--run", str(run_path), "--eval", "--sweep", "sae.k=4,8"]) == 2
-    assert "error: --eval measures finished SAEs and trains no variants" in capsys.readouterr().err
+    assert "error: --eval measures finished SAEs and does not train variants" in capsys.readouterr().err
 
 
 def transcoder(directory: Path) -> ReluSae:

@@ -1,4 +1,4 @@
-"""Configurations and files of foreign SAEs that make no sense: each is refused by name, none is a fault of circuit."""
+"""Configurations and files of foreign SAEs that make no sense: each is refused by name, none is a bug in circuit."""
 
 import json
 import os

@@ -411,7 +411,7 @@ def test_cut_and_missing_weights_are_refused_by_name(tmp_path: Path):
     with pytest.raises(InputError, match=rf"W_dec has shape .{D_SAE - 1}, {D_IN}., expected .{D_SAE}, any"):
         only(tmp_path)
     (tmp_path / "cfg.json").write_text("{")
-    with pytest.raises(InputError, match=r"cfg.json is no JSON"):
+    with pytest.raises(InputError, match=r"cfg.json is not JSON"):
         only(tmp_path)
 
 

@@ -193,7 +193,7 @@ def test_layers_and_sites_choose_what_is_exported(
 @pytest.mark.parametrize(
     ("layers", "sites", "error", "message"),
     [
-        ("x", None, SettingsError, "'x' is no slice"),
+        ("x", None, SettingsError, "'x' is not a slice"),
         (None, ["residual"], SettingsError, "unknown site 'residual'"),
         ("7:9", None, InputError, "no SAE at layers 7:9, sites any"),
         (None, ["attn"], InputError, "no SAE at layers :, sites attn"),

@@ -47,13 +47,13 @@ TOLD = {
         "is gated",
         "accept its conditions at https://huggingface.co/{page}, then set HF_TOKEN",
     ),
-    "private": (InputError, "the hub has no ", "needs HF_TOKEN"),
-    "missing": (InputError, "the hub has no ", "needs HF_TOKEN"),
+    "private": (InputError, "the hub does not have ", "needs HF_TOKEN"),
+    "missing": (InputError, "the hub does not have ", "needs HF_TOKEN"),
     "untold": (ToolError, "may be gated or private", "https://huggingface.co/{page}"),
     "forbidden": (ToolError, "may be gated or private", "https://huggingface.co/{page}"),
-    "stranger": (ToolError, "does not know the token", "https://huggingface.co/settings/tokens"),
+    "stranger": (ToolError, "does not accept the token", "https://huggingface.co/settings/tokens"),
     "other-revision": (InputError, "has no revision", "https://huggingface.co/{page}/tree/main"),
-    "busy": (ToolError, "status 429", "wait a little"),
+    "busy": (ToolError, "status 429", "wait a moment"),
     "broken": (ToolError, "status 500", "HF_HUB_OFFLINE=1"),
     "down": (ToolError, "status 503", "HF_HUB_OFFLINE=1"),
 }
@@ -149,7 +149,7 @@ def test_a_name_that_is_nearly_one_brings_that_to_mind(hub: Asked, tmp_path: Pat
         ("EleutherAI/pythia-70n", "EleutherAI/pythia-70m"),
         ("org/pythia-70m-min", "org/pythia-70m-mine"),
     ):
-        with pytest.raises(InputError, match=f"the hub has no model {written}") as caught:
+        with pytest.raises(InputError, match=f"the hub does not have model {written}") as caught:
             load_tokenizer(ModelSettings(name=written))
         assert f"did you mean {meant}?" in caught.value.hint
 
@@ -166,12 +166,12 @@ def test_the_token_is_used_and_never_shown(hub: Asked, monkeypatch: pytest.Monke
         assert done.status == 4 and (name, f"Bearer {TOKEN}") in hub
         assert [line.split(":")[0] for line in done.stderr.splitlines()] == ["error", "hint"]
         assert TOKEN not in done.stderr + done.stdout
-        assert "of your token" in done.stderr or "does not know the token" in done.stderr
+        assert "of your token" in done.stderr or "does not accept the token" in done.stderr
 
 
 def test_a_hub_that_hangs_up_is_no_fault_of_the_name():
     broken = OSError("we could not connect")
     broken.__cause__ = TimeoutError("timed out")
     found = refusal(broken, repository="org/model", kind="model")
-    assert isinstance(found, ToolError) and "gave no answer for model org/model" in found.message
+    assert isinstance(found, ToolError) and "did not answer for model org/model" in found.message
     assert refusal(ValueError("a broken file"), repository="org/model", kind="model") is None

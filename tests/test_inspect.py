@@ -303,7 +303,7 @@ def test_an_sae_of_a_layer_that_the_model_lacks_is_told_and_not_measured(ask, tm
     path = written(random_sae("relu", hook=HookPoint(9, "resid")), "circuit", tmp_path)
     (found,) = inspect.run(ask(str(path)), is_chosen=True)
     assert found.activations is None and found.weights["decoder_norm"] is not None
-    assert found.problems[0].startswith("the model is not its own: resid.9 is past the last of")
+    assert found.problems[0].startswith("the model is not its own: resid.9 does not exist: this model has")
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])

@@ -101,7 +101,7 @@ def test_a_package_that_a_model_needs_is_named(saved, monkeypatch, error, hint):
 def test_devices_are_chosen_and_missing_ones_refused():
     assert choose_device("cpu").type == "cpu"
     assert choose_device("auto").type in {"cpu", "cuda", "mps"}
-    with pytest.raises(SettingsError, match="is no device"):
+    with pytest.raises(SettingsError, match="is not a device"):
         choose_device("gpu-please")
     for missing in (f"cuda:{torch.cuda.device_count()}", "cpu:1", "vulkan"):
         with pytest.raises(ToolError, match="is not available here"):

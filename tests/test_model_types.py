@@ -22,17 +22,17 @@ from circuitcli.models.taps import attached, leaf, read, tapped
 # Models that cannot be used, and why.
 REFUSED = {
     "opt-350m": "its unembedding reads 10 numbers",
-    "gemma3n_text": "no residual stream but 4 x",
+    "gemma3n_text": "not a residual stream: its shape is 4 x",
     "modernbert-decoder": "miss its logits",
     "mamba": "none of its blocks has attention",
 }
-SUM, NO_ATTENTION = "misses resid by", "has no attention but"
+SUM, NO_ATTENTION = "misses resid by", "and no attention"
 # Sites of single blocks that are not offered, and why; all else that the block has is right.
 WITHOUT: dict[str, dict[tuple[int, ...], dict[str, str]]] = {
     # Their norm is applied to the sum of stream and MLP.
     "opt-after": {(0, 1): {"mlp": SUM}},
-    "bloom-after": {(0, 1): {"attn": SUM, "mlp": SUM, "resid_mid": "moved by"}},
-    "minimax": {(0, 1): {"attn": SUM, "mlp": SUM, "resid_mid": "moved by"}},
+    "bloom-after": {(0, 1): {"attn": SUM, "mlp": SUM, "resid_mid": "changed by"}},
+    "minimax": {(0, 1): {"attn": SUM, "mlp": SUM, "resid_mid": "changed by"}},
     "openai-gpt": {(0, 1): {"mlp": SUM}},
     # The last block adds a bias behind attention.
     "gpt_neox_japanese": {(1,): {"attn": SUM, "mlp": SUM, "resid_mid": "nothing in the block reads"}},
@@ -44,7 +44,7 @@ WITHOUT: dict[str, dict[tuple[int, ...], dict[str, str]]] = {
         (0, 1, 2, 3): {"resid_mid": "no two parts"},
     },
     # They multiply the stream itself.
-    "doge": {(0, 1): {"attn": SUM, "mlp": SUM, "resid_mid": "moved by"}},
+    "doge": {(0, 1): {"attn": SUM, "mlp": SUM, "resid_mid": "changed by"}},
     # Something is added beside attention and MLP.
     "gemma4_text": {(0, 1): {"mlp": SUM}},
     "granitemoehybrid": {(0,): {"attn": NO_ATTENTION, "attn_in": NO_ATTENTION}, (0, 1): {"mlp": SUM}},

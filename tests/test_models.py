@@ -138,7 +138,7 @@ def test_no_hook_is_left_behind_after_an_error():
 
 
 def test_hook_points_that_a_model_lacks_are_refused():
-    with pytest.raises(SettingsError, match="past the last of 3 layers"):
+    with pytest.raises(SettingsError, match="this model has 3 layers"):
         adapter_of("gpt2").check(HookPoint(3, "resid"))
     with pytest.raises(SettingsError, match=r"resid_mid\.0 does not exist"):
         adapter_of("neox-parallel").check(HookPoint(0, "resid_mid"))

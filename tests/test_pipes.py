@@ -134,7 +134,7 @@ def test_damaged_records_are_refused_with_their_line(tmp_path: Path):
 def test_a_run_that_is_gone_is_named(tmp_path: Path):
     line = json.dumps({"kind": "run", "path": "runs/gone", "model": "m", "version": "1"})
     outcome = circuit("train", cwd=tmp_path, stdin=line)
-    assert (outcome.status, outcome.errors[0]) == (3, "error: runs/gone is no run directory")
+    assert (outcome.status, outcome.errors[0]) == (3, "error: runs/gone is not a run directory")
 
 
 def test_text_from_stdin_is_kept_in_the_run(tmp_path: Path):

@@ -183,7 +183,7 @@ def test_the_shipped_configuration_loads_and_is_what_the_defaults_say():
         ("learning_rat = 1e-3", "learning_rat"),
         ("steps = 0", "steps"),
         ("d_model = 30", "no multiple of n_heads"),
-        ("steps = ", "is no TOML"),
+        ("steps = ", "is not TOML"),
     ],
 )
 def test_a_wrong_configuration_is_refused(tmp_path: Path, capsys, content: str, message: str):

@@ -16,11 +16,11 @@ from circuitcli.errors import CircuitError, InputError, SettingsError
 DEEP = 50_000
 # Each with what the message says about it.
 BAD_JSON = {
-    b"": "no JSON",
-    b"{": "no JSON",
-    b"\0": "no JSON",
-    b'"\0"': "no JSON",
-    b'{"a": 1} x': "no JSON",
+    b"": "is not JSON",
+    b"{": "is not JSON",
+    b"\0": "is not JSON",
+    b'"\0"': "is not JSON",
+    b'{"a": 1} x': "is not JSON",
     b"[" * DEEP: "nested",
     b"[" * DEEP + b"]" * DEEP: "nested",
     b'{"a":' * DEEP + b"1" + b"}" * DEEP: "nested",
@@ -54,12 +54,12 @@ BAD_TOML = {
     ".".join(["a"] * 500) + " = 1": "nested",
     "a = " + "9" * 5000: "digits",
     "a = 18446744073709551616": "64 bits",
-    "a = 1e": "no TOML",
-    "a = 1\na = 2": "no TOML",
-    "\0": "no TOML",
-    "[a": "no TOML",
-    'a = "\\ud800"': "no TOML",
-    "d = 2021-02-30": "no TOML",
+    "a = 1e": "is not TOML",
+    "a = 1\na = 2": "is not TOML",
+    "\0": "is not TOML",
+    "[a": "is not TOML",
+    'a = "\\ud800"': "is not TOML",
+    "d = 2021-02-30": "is not TOML",
 }
 
 
@@ -136,7 +136,7 @@ def test_numbers_that_are_not_finite_pass_where_the_caller_allows_them():
 def test_another_type_at_the_top_is_refused(text: str, tmp_path: Path):
     (tmp_path / "x").write_text(text)
     for read in (lambda: reading.read_object(tmp_path / "x"), lambda: list(reading.json_lines(tmp_path / "x"))):
-        with pytest.raises(InputError, match="no JSON object"):
+        with pytest.raises(InputError, match="not a JSON object"):
             read()
 
 
@@ -185,7 +185,7 @@ def test_a_pipe_that_the_shell_opened_is_read_as_a_file_is(read: Callable[[str],
 
 @pytest.mark.parametrize("text", ["~no-such-user-here/x", "a\0b", "\udcff", "~\0"])
 def test_what_can_name_no_file_is_no_path(text: str):
-    with pytest.raises(SettingsError, match="is no path"):
+    with pytest.raises(SettingsError, match="is not a path"):
         reading.as_path(text, error=SettingsError)
 
 

@@ -96,11 +96,11 @@ def test_fields_that_are_not_set_are_left_out():
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"kind":"run"', "no JSON"),
-        ("[]", "no record: []"),
-        ("3", "no record"),
-        ('{"id":"output"}', "no record"),
-        ('{"kind":7}', "no record"),
+        ('{"kind":"run"', "is not JSON"),
+        ("[]", "is not a record: []"),
+        ("3", "is not a record"),
+        ('{"id":"output"}', "is not a record"),
+        ('{"kind":7}', "is not a record"),
         ('{"kind":"edge","source":"embed/1","target":"output","unit":"nats"}', "edge record: weight: field required"),
         ('{"kind":"node","id":3}', "node record: id"),
     ],

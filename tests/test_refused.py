@@ -91,7 +91,7 @@ def test_a_refused_command_changes_nothing(
     progress.set_sink(None)
     error = capsys.readouterr().err
     assert found == status if status is not None else found in (2, 3, 4), error
-    assert "fault of circuit" not in error and error.count("error:") == 1
+    assert "bug in circuit" not in error and error.count("error:") == 1
     assert state(made) == before
 
 

@@ -189,7 +189,7 @@ def test_a_manifest_that_cannot_be_read_is_refused(run: Run, text: str):
 
 
 def test_a_directory_without_a_manifest_is_no_run(tmp_path: Path):
-    with pytest.raises(InputError, match="no run directory") as caught:
+    with pytest.raises(InputError, match="not a run directory") as caught:
         Run(tmp_path).record()
     assert "circuit collect" in caught.value.hint
 
@@ -376,7 +376,7 @@ def test_a_run_that_was_removed_does_not_come_back(run: Run):
     for with_error in (work, lambda resumes: (shutil.rmtree(run.path), ([NODE], {}))[1]):
         run.path.mkdir(exist_ok=True)
         run.update_manifest(model="some/model")
-        with pytest.raises(InputError, match="was removed while the command worked") as caught:
+        with pytest.raises(InputError, match="was removed while the command was working") as caught:
             resumable(Request(Settings(), Stream(), run), "train", print_of(k=1), with_error)
         assert "circuit collect" in caught.value.hint and not run.path.exists()
     with pytest.raises(InputError, match="is gone"):
@@ -462,5 +462,5 @@ def test_bytes_that_are_no_manifest_are_refused_by_name(run: Run, text: bytes):
 
 def test_a_pointer_that_is_no_text_is_refused_by_name(run: Run, tmp_path: Path):
     (tmp_path / runs.POINTER).write_bytes(b"\xff")
-    with pytest.raises(InputError, match=r"\.circuit-run is no UTF-8"):
+    with pytest.raises(InputError, match=r"\.circuit-run is not UTF-8"):
         runs.current(None, tmp_path)

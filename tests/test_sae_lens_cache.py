@@ -79,7 +79,7 @@ def test_contexts_without_bos_need_a_model_without(saved, tmp_path):
     ids = contexts(12)
     ids[7, 0] = 70
     cache = CachedContexts.open(save(tmp_path / "cache", ids, activations_of(ids)))
-    with pytest.raises(InputError, match=r"context 7 of .* begins with token 70 and not with BOS") as caught:
+    with pytest.raises(InputError, match=r"context 7 of .* begins with token 70, not with BOS") as caught:
         blocks_of(cache)
     assert "model.bos=never" in caught.value.hint
     assert len(blocks_of(cache, bos_id=None)) == 12
@@ -87,7 +87,7 @@ def test_contexts_without_bos_need_a_model_without(saved, tmp_path):
 
 def test_tokens_that_the_model_lacks_are_named(saved):
     with pytest.raises(
-        InputError, match=r"context 0 of .* has token id 256 at position 0, and this model knows 0 to 2"
+        InputError, match=r"context 0 of .* has token id 256 at position 0, but this model has ids 0 to 2"
     ):
         blocks_of(CachedContexts.open(saved[0]), n_ids=256)
 

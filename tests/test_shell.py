@@ -45,7 +45,7 @@ def test_a_stdout_that_takes_nothing_is_told_in_one_line(words, number, said, in
         status = run(words)
     error = capsys.readouterr().err
     assert (status, error.count("error: "), error.count("hint: ")) == (3, 1, 1)
-    assert said in error and "fault of circuit" not in error
+    assert said in error and "bug in circuit" not in error
 
 
 @pytest.mark.parametrize("closed", ["<&- 2>&-", ">&-"])

@@ -74,4 +74,4 @@ def test_without_a_signal_a_fault_stays_a_fault(monkeypatch, capsys):
     signals.install()
     monkeypatch.setattr(app, "_run", lambda words: (_ for _ in ()).throw(ImportError("gone")))
     assert app.run(["train"]) == 1
-    assert "fault of circuit" in capsys.readouterr().err
+    assert "bug in circuit" in capsys.readouterr().err

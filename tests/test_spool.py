@@ -75,7 +75,7 @@ def test_stdin_without_text_leaves_nothing(monkeypatch, run, pieces):
 @pytest.mark.parametrize(("content", "at"), [(b"ab\xc3\xa9\xff", 4), (b"ab\xe2\x82", 2), (b"ab \xe2\x82x", 3)])
 def test_bytes_that_are_no_utf8_are_named_by_their_place_wherever_the_pipe_cuts(monkeypatch, run, content, at, size):
     pieces = [content[start : start + size] for start in range(0, len(content), size)]
-    with pytest.raises(InputError, match=f"no UTF-8 text: byte {at}"):
+    with pytest.raises(InputError, match=f"not UTF-8 text: byte {at}"):
         kept(monkeypatch, run, pieces)
     assert not list(run.path.glob("input*"))
 
@@ -115,10 +115,10 @@ def test_a_pipe_without_an_end_is_read_as_far_as_tokens_can_need_it(monkeypatch,
         kept_text = spool(run, force=True, n_tokens=n_tokens).read_text(encoding="utf-8")
         assert n_bytes - len(content) < len(kept_text.encode()) <= n_bytes == stdin.n_read
         assert kept_text == (character * len(kept_text))[: len(kept_text)]
-    assert "stdin is kept up to" in capsys.readouterr().err
+    assert "bytes of stdin are kept" in capsys.readouterr().err
 
 
 def test_nul_on_stdin_is_no_text(monkeypatch, run):
-    with pytest.raises(InputError, match="stdin is not text: it has NUL bytes"):
+    with pytest.raises(InputError, match="stdin is not text: it contains NUL bytes"):
         kept(monkeypatch, run, [b"\0" * 100])
     assert not run.path.exists()

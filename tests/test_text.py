@@ -129,7 +129,7 @@ def test_half_a_character_in_json_becomes_text_that_can_be_encoded(tmp_path: Pat
     [
         ('{"text": "cut', "is not JSON"),
         ("[" * 100_000, "is not JSON"),
-        ('["text"]', "is no JSON object"),
+        ('["text"]', "is not a JSON object"),
         ('{"body": "other"}', "no text in field 'text'"),
         ('{"text": 3, "body": "other"}', "no text in field 'text'"),
     ],
@@ -152,7 +152,7 @@ def test_json_lines_may_hold_token_ids(tmp_path: Path):
     path.write_text('{"input_ids": [9, 1, 2]}\n{"tokens": []}\n{"text": "a", "input_ids": [3]}\n')
     found = list(documents(str(path), vocabulary=Vocabulary(10, bos_id=9)))
     assert [list(document) for document in found] == [[1, 2], [], ["a"]]
-    with pytest.raises(InputError, match="line 1 has token ids, and text is needed here"):
+    with pytest.raises(InputError, match="line 1 has token ids, but text is needed here"):
         list(documents(str(path)))
 
 

@@ -131,13 +131,13 @@ def test_tensors_are_chosen_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.zeros(3), "holds float64, and token ids are integers"),
+        (np.zeros(3), "holds float64, but token ids are integers"),
         (np.zeros((2, 3), dtype=np.float16), "holds float16"),
         (np.zeros(3, dtype=bool), "holds bool"),
         (np.array(["a"]), "holds str"),
         (np.zeros((2, 3, 4), dtype=int), r"has shape \(2, 3, 4\), 3 axes"),
         (np.array(3), r"has shape \(\), 0 axes"),
-        (np.array([1, 2, 10, 11]), "token id 10 at position 2, and this model knows 0 to 9"),
+        (np.array([1, 2, 10, 11]), "token id 10 at position 2, but this model has ids 0 to 9"),
         (np.array([1, EOS, 2, -1]), "token id -1 at position 3"),
         (np.array([[1, 2], [3, 300]], dtype=np.uint16), "row 1 has token id 300 at position 1"),
         (np.array([2**63], dtype=np.uint64), f"token id {2**63} at position 0"),
@@ -152,7 +152,7 @@ def test_what_is_no_token_id_is_named(tmp_path, array, message):
 
 def test_half_precision_tensors_are_refused(tmp_path):
     save_torch_file({"tokens": torch.zeros(3, dtype=torch.bfloat16)}, tmp_path / "shard.safetensors")
-    with pytest.raises(InputError, match="holds BF16, and token ids are integers"):
+    with pytest.raises(InputError, match="holds BF16, but token ids are integers"):
         read(tmp_path / "shard.safetensors")
 
 
@@ -206,7 +206,7 @@ def test_an_empty_array_has_no_token(tmp_path, shape, suffix):
 
 
 def test_token_ids_are_no_text(tmp_path):
-    with pytest.raises(InputError, match="holds token ids, and text is needed here"):
+    with pytest.raises(InputError, match="holds token ids, but text is needed here"):
         next(texts(str(write(tmp_path / "shard.npy", np.arange(3)))))
 
 

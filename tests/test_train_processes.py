@@ -100,4 +100,4 @@ def test_a_failure_is_one_error_line_of_two_processes(launcher: str, collected: 
 
 def test_a_command_that_works_in_one_process_says_so(collected: Path):  # noqa: F811
     other = several(collected, "interp")
-    assert other.stderr.count("which works in one") == 1
+    assert other.stderr.count("which runs in one") == 1

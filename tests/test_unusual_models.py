@@ -88,9 +88,7 @@ def test_sites_that_a_model_has_not_right_are_refused_at_collect_with_those_that
 
 def test_a_site_that_some_blocks_have_is_refused_with_their_numbers():
     adapter = checking.adapter_of(zoo_model("jamba"))
-    with pytest.raises(
-        SettingsError, match=r"attn\.0 does not exist: this block has no attention but JambaMamba"
-    ) as caught:
+    with pytest.raises(SettingsError, match=r"attn\.0 does not exist: it has JambaMamba") as caught:
         adapter.check(HookPoint(0, "attn"))
     assert caught.value.hint.startswith(
         "use --sites resid, or --layers of those with attn: 1; this block offers resid_pre"

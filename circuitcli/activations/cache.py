@@ -52,9 +52,11 @@ class ActivationCache:
         shards = [RowsShard.open(hook_path(self.path, hook, index)) for index in range(len(self._tokens))]
         for shard, tokens in zip(shards, self._tokens, strict=True):
             if (shard.d_model, shard.header.dtype) != (shards[0].d_model, shards[0].header.dtype):
-                raise InputError(f"{shard.path} has another width or number type than the shards before", hint=VERIFY)
+                raise InputError(
+                    f"{shard.path} has another width or number type than the shards before it", hint=VERIFY
+                )
             if (shard.header.first_row, shard.n_rows) != (tokens.first_row, tokens.n_rows):
-                raise InputError(f"{shard.path} holds other rows than its tokens say", hint=VERIFY)
+                raise InputError(f"{shard.path} holds other rows than the file of its tokens lists", hint=VERIFY)
         return shards
 
     @property

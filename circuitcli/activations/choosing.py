@@ -75,5 +75,5 @@ def _misfit(hook: HookPoint, spread: Spread, name: str) -> str | None:
     """What is wrong with a type for some activations, None for nothing."""
     end, share = torch.finfo(DTYPES[name]).max, spread.rounding(name)
     if spread.largest * ROOM > end:
-        return f"{hook} reaches {spread.largest:,.0f}, and {name} ends at {end:,.0f}"
+        return f"{hook} reaches {spread.largest:,.0f}, but {name} ends at {end:,.0f}"
     return f"{name} would round away {100 * share:.3g} % of the variance at {hook}" if share > MOST_ROUNDING else None

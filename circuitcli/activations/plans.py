@@ -200,7 +200,7 @@ class _Reader:
             n_rows += block.n_rows
         if not taken:
             raise InputError(
-                "the text has no token", hint="give another --text, or another --set data.field for JSON lines"
+                "the text has no tokens", hint="give another --text, or another --set data.field for JSON lines"
             )
         return tuple(taken), n_rows, self._is_over(first_row + n_rows)
 

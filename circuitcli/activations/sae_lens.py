@@ -56,9 +56,9 @@ class CachedContexts:
             raise InputError(f"cannot read {path}: {first_line(error)}", hint=_HINT) from error
         names = [name for name, shape in shapes.items() if len(shape) == 2]
         if len(names) != 1:
-            raise InputError(f"{path} has {len(names)} columns of activations, and one is read", hint=_HINT)
+            raise InputError(f"{path} has {len(names)} columns of activations, but only one can be read", hint=_HINT)
         if _TOKENS not in shapes:
-            hint = "cache them again with SAELens 6: without tokens nobody can tell what a feature stands for"
+            hint = "cache them again with SAELens 6: without the tokens there is no telling what a feature stands for"
             raise InputError(f"{path} has no column '{_TOKENS}'", hint=hint)
         length, d_in = shapes[names[0]]
         return cls(path, rows, names[0], len(rows), length, d_in)
@@ -143,6 +143,6 @@ _HINT = "--from sae_lens:PATH takes the folder that SAELens's CacheActivationsRu
 
 def _no_bos(place: str, first_id: int) -> InputError:
     return InputError(
-        f"{place} begins with token {first_id} and not with BOS, as this model's texts do",
-        hint="say that it was cached without: --set model.bos=never",
+        f"{place} begins with token {first_id}, not with BOS as this model's texts do",
+        hint="if it was cached without BOS, say so with --set model.bos=never",
     )

@@ -120,7 +120,7 @@ def _check_text(words: Sequence[str]) -> None:
         hint = "choose a UTF-8 locale, for example LC_ALL=C.UTF-8"
     for word in words:
         if not is_text(word) or "\0" in word:
-            raise SettingsError(f"argument '{word}' is no UTF-8 text", hint=hint)
+            raise SettingsError(f"argument '{word}' is not UTF-8 text", hint=hint)
 
 
 def _check_directory() -> None:
@@ -131,7 +131,7 @@ def _check_directory() -> None:
     except OSError:
         raise InputError("the current directory is gone", hint=hint) from None
     if not is_text(here):
-        raise InputError(f"the path of the current directory, '{here}', is no UTF-8 text", hint=hint)
+        raise InputError(f"the path of the current directory, '{here}', is not UTF-8 text", hint=hint)
 
 
 def _run(words: list[str]) -> int:

@@ -60,7 +60,7 @@ def _inspect(call: "Call") -> None:
     measuring = ("inspect.tokens", "data.text", "model.name", "model.revision", "model.device", "model.dtype")
     if given := [name for name in measuring if call.loaded.origins.get(name) == "flag"]:
         raise SettingsError(
-            f"--{given[0].rpartition('.')[2].replace('name', 'model')} is for looking at SAEs, and none is named",
+            f"--{given[0].rpartition('.')[2].replace('name', 'model')} is for looking at SAEs, but no SAE is named",
             hint="name them, for example `circuit inspect runs/gpt2`; without an SAE the run is listed",
         )
 

@@ -86,10 +86,10 @@ def ending(scores: Sequence[ScoreRecord], directory: str) -> list[str]:
     return [
         *(verdict(scores) or ["the circuit was not tested"]),
         "",
-        f"The model continues {PROMPT!r} with ' name'. The circuit is what helps it to do so:",
-        "features of its SAEs, and error nodes, which stand for what an SAE misses. With all else at its average, the",
-        "circuit alone keeps the first share of what all of them add to the log-probability of ' name'; with the",
-        "circuit at its average instead, the second share is left.",
+        f"The model continues {PROMPT!r} with ' name'. The circuit is the part of the model that helps it to do so:",
+        "features of its SAEs, and error nodes, which stand for what an SAE misses. The first share is how much of the",
+        "effect of all nodes on the log-probability of ' name' the circuit alone keeps, with everything else at its",
+        "average; the second share is how much is left with the circuit at its average instead.",
         f"Open {page} in a browser to see it; click a node for what it reacts to.",
         f"Next, a prompt of your own: circuit graph-grad --run {run} --prompt 'for i in range(' --name mine",
     ]

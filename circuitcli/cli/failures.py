@@ -64,15 +64,15 @@ def explain(error: BaseException, command: str = "circuit") -> Failure:
     return Failure(
         f"{type(error).__name__}: {error}",
         ExitStatus.FAULT,
-        "this is a fault of circuit; --debug shows where it happened",
+        "this is a bug in circuit; --debug shows where it happened",
     )
 
 
 def _less_memory(command: str) -> str:
     """What to ask less of, by the command that did not fit."""
     smaller = {
-        "train": "--set sae.d_sae or sae.expansion, train.batch_size, train.pool_tokens; --dry-run tells the memory",
-        "collect": "--set data.batch_size, data.block_length; --dry-run tells the memory",
+        "train": "--set sae.d_sae or sae.expansion, train.batch_size, train.pool_tokens; --dry-run shows the memory",
+        "collect": "--set data.batch_size, data.block_length; --dry-run shows the memory",
         "interp": "--set interp.batch_size",
         "validate": "--set graph.batch_size",
         "inspect": "--tokens",

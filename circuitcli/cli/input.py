@@ -103,8 +103,8 @@ def _all(lines: Iterable[tuple[str, str]], *, name: str) -> tuple[str, ...]:
     for _, line in lines:
         n_bytes += sys.getsizeof(line)
         if n_bytes > MOST_BYTES:
-            hint = "does what writes them ever end?"
-            raise InputError(f"{name} has more records than {MOST_BYTES:,} bytes of memory hold", hint=hint)
+            hint = "does the program that writes them ever stop?"
+            raise InputError(f"{name} has more records than fit into {MOST_BYTES:,} bytes of memory", hint=hint)
         kept.append(line)
     return tuple(kept)
 
@@ -131,8 +131,8 @@ def _existing(run: Run | None, named: str | None) -> Run:
             hint="start with `circuit collect`, or name a run with --run",
         )
     if not run.exists:
-        hint = "start with `circuit collect`, or name a run with --run; in a pipe leave --run out, the records name it"
-        raise InputError(f"{run.path} is no run directory" if named else f"{run.path} is gone", hint=hint)
+        hint = "start with `circuit collect`, or name a run with --run; in a pipe leave out --run: the records name it"
+        raise InputError(f"{run.path} is not a run directory" if named else f"{run.path} is gone", hint=hint)
     return run
 
 

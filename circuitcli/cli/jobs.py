@@ -26,8 +26,8 @@ def check_command(name: str) -> None:
     """Raise SettingsError where several processes were started for a command that works in one."""
     if processes.count() > 1 and name not in SHARED:
         raise SettingsError(
-            f"{processes.count()} processes were started for `circuit {name}`, which works in one",
-            hint=f"start it once; several share the work of {' and '.join(SHARED)}",
+            f"{processes.count()} processes were started for `circuit {name}`, which runs in one",
+            hint=f"start it once; only these share their work among several: {' and '.join(SHARED)}",
         )
 
 
@@ -123,8 +123,8 @@ class Call:
         console.hello(f"{self.command} {settings.model.name} in {run.path}")
         if settings.data.text == "-" and settings.data.field is not None:
             raise SettingsError(
-                f"--field {settings.data.field} has no meaning for stdin, which is read as plain text",
-                hint="keep it in a file whose name says what it is, for example texts.jsonl, and give that with --text",
+                f"--field {settings.data.field} does not apply to stdin, which is read as plain text",
+                hint="save it to a file with the right suffix, for example texts.jsonl, and name that with --text",
             )
         if settings.data.text == "-" and keeps_text:
             # Several processes have one stdin.

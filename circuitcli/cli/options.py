@@ -90,7 +90,7 @@ def switch(name: str, *declarations: str, help: str) -> Parameter:
     return option(name, *declarations, annotation=bool, default=False, help=help)
 
 
-DRY_RUN = switch("dry_run", "--dry-run", "-n", help="Tell tokens, bytes, memory and time, and do nothing.")
+DRY_RUN = switch("dry_run", "--dry-run", "-n", help="Show tokens, bytes, memory and time, and do nothing.")
 
 COMMON = (
     option(
@@ -114,9 +114,9 @@ COMMON = (
         "--print-settings",
         help="Print all settings with their origins, as TOML, and do nothing.",
     ),
-    switch("force", "--force", "-f", help="Replace what the run already holds from other settings."),
+    switch("force", "--force", "-f", help="Replace what the run already has from other settings."),
     switch("json", "--json", help="Print records even if stdout is a terminal."),
-    switch("quiet", "--quiet", "-q", help="Print nothing on stderr but errors."),
+    switch("quiet", "--quiet", "-q", help="Print only errors on stderr."),
     switch("no_color", "--no-color", help="Print without colours."),
     switch("debug", "--debug", help="Show the traceback of an error."),
 )

@@ -59,7 +59,7 @@ def _pieces(limit_bytes: int) -> Iterator[bytes]:
     while not is_over:
         piece = sys.stdin.buffer.read(min(_CHUNK_BYTES, limit_bytes - n_bytes))
         if not n_bytes and b"\0" in piece[:_HEAD_BYTES]:
-            raise InputError("stdin is not text: it has NUL bytes", hint="a text is UTF-8")
+            raise InputError("stdin is not text: it contains NUL bytes", hint="a text has to be UTF-8")
         is_over = not piece
         n_pending = len(decoder.getstate()[0])
         try:
@@ -67,10 +67,10 @@ def _pieces(limit_bytes: int) -> Iterator[bytes]:
         except UnicodeDecodeError as error:
             at = n_bytes - n_pending + error.start
             hint = "convert it, for example with `iconv -f latin1 -t utf-8`"
-            raise InputError(f"stdin is no UTF-8 text: byte {at}", hint=hint) from None
+            raise InputError(f"stdin is not UTF-8 text: byte {at}", hint=hint) from None
         n_bytes += len(piece)
         if n_bytes == limit_bytes:
-            console.say(f"stdin is kept up to {n_bytes:,} bytes, which is more text than --tokens asks for")
+            console.say(f"only the first {n_bytes:,} bytes of stdin are kept: that is more text than --tokens asks for")
             yield piece[: len(piece) - len(decoder.getstate()[0])]
             return
         if piece:
@@ -81,4 +81,4 @@ def _check_same(path: Path, pieces: Iterable[bytes]) -> None:
     with path.open("rb") as stream:
         same = all(stream.read(len(piece)) == piece for piece in pieces) and not stream.read(1)
     if not same:
-        raise InputError(f"{path} holds another text than stdin", hint="use --force to replace it, or another --run")
+        raise InputError(f"{path} holds another text than stdin", hint="replace it with --force, or use another --run")

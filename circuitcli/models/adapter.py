@@ -118,7 +118,7 @@ class ModelAdapter:
         """Raise SettingsError if this model has no such hook point, or none that is what its name says."""
         if hook.layer >= self.n_layers:
             raise SettingsError(
-                f"{hook} is past the last of {self.n_layers} layers",
+                f"{hook} does not exist: this model has {self.n_layers} layers",
                 hint=f"layers are 0 to {self.n_layers - 1}",
             )
         lacking = self.layouts[hook.layer].lacks(hook.site)

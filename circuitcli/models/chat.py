@@ -70,7 +70,7 @@ def render(hf: Any, conversation: Conversation, *, answers: bool) -> str:
     except Exception as error:
         raise InputError(
             f"the model's chat template refuses this conversation: {first_line(error)}",
-            hint=f"its roles are {_roles(conversation.messages)}; most templates want user and assistant in turn",
+            hint=f"its roles are {_roles(conversation.messages)}; most templates expect user and assistant in turn",
         ) from None
     return text
 
@@ -83,5 +83,5 @@ def no_template() -> CircuitError:
     """What is said where a conversation meets a model that has no chat template."""
     return InputError(
         "this model has no chat template",
-        hint="leave --chat out, choose a field of texts with --field, or take the model's chat version",
+        hint="leave out --chat, choose a field of text with --field, or use the chat version of the model",
     )

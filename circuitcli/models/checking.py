@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from circuitcli.errors import CircuitError, InputError, first_line
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.adapter import ModelAdapter
+from circuitcli.models.layout import SUPPORTED
 from circuitcli.models.partial import CleanPass, clean_pass, growing_axes, run_blocks
 from circuitcli.models.placing import placed
 from circuitcli.models.probing import N_ROWS, OWN_WAY, BlockView, NoStreamError, Probed, probe
@@ -86,11 +87,11 @@ class _Check:
     def judge(self, layer: int, view: BlockView) -> None:
         """Take a block's view. Raises InputError out of its turn, or if something is done to the stream before it."""
         if layer != len(self._verdicts):
-            raise _refused(self._adapter, "its blocks do not run once each, one after the other")
+            raise _refused(self._adapter, "its blocks do not each run once, one after the other")
         rows = list(OWN_WAY)
         if view.left is not None and view.arrived is not None:
             left = view.left[rows]
-            why = f"what block {layer - 1} gives is changed before block {layer} reads it"
+            why = f"the output of block {layer - 1} is changed before block {layer} reads it"
             self._compare(view.arrived[rows], left, beside=left, why=why)
         self._verdicts.append(verdict(view, self._tolerance))
         self._streams.append((view.sites["resid_pre"][rows], view.sites["resid"][rows]))
@@ -109,7 +110,7 @@ class _Check:
         for layer, (before, after) in enumerate(self._streams):
             with torch.no_grad():
                 alone = run_blocks(adapter, clean, before, start=layer, stop=layer + 1)
-            why = f"block {layer}, run alone on several rows, does not add to the stream what it adds in the model"
+            why = f"block {layer}, run alone on several rows, does not add the same to the stream as in the model"
             self._compare(alone, after, beside=after - before, why=why)
 
     def _compare(self, one: Tensor, other: Tensor, *, beside: Tensor, why: str) -> None:
@@ -133,7 +134,7 @@ def _with_head(adapter: ModelAdapter, clean: CleanPass, tolerance: Tolerance) ->
     """The adapter with the factor of the logits. Raises InputError if the head does not rebuild them."""
     width = adapter.unembedding.get_parameter("weight").shape[-1]
     if width != adapter.d_model:
-        raise _refused(adapter, f"its unembedding reads {width} numbers, which are not the stream's {adapter.d_model}")
+        raise _refused(adapter, f"its unembedding reads {width} numbers, but the stream has {adapter.d_model}")
     logits, missed = clean.logits, float("inf")
     with torch.no_grad():
         plain = adapter.head(clean.final_residual)
@@ -159,7 +160,7 @@ def _named_scales(adapter: ModelAdapter) -> Iterator[float]:
 def _refused(adapter: ModelAdapter, why: str) -> InputError:
     return InputError(
         f"model type '{adapter.model_type}' cannot be used: {why}",
-        hint="known are GPT-2, GPT-NeoX, Llama, Mistral, Qwen, Gemma, and decoder-only models that are built like them",
+        hint=SUPPORTED,
     )
 
 
@@ -193,7 +194,7 @@ def _not_finite(adapter: ModelAdapter) -> InputError:
     name = str(adapter.dtype).removeprefix("torch.")
     is_small = torch.finfo(adapter.dtype).bits < 32
     return InputError(
-        f"the model gives no finite numbers in {name}",
+        f"the model gives numbers that are not finite in {name}",
         hint="run it in another number type, --dtype float32" if is_small else "are its weights damaged? copy it again",
     )
 

@@ -38,7 +38,7 @@ def _check_numbers(values: Mapping[Any, Any]) -> None:
         for word, most in (("layer", MOST_LAYERS), ("expert", MOST_EXPERTS)):
             if word in name and value > most:
                 raise InputError(
-                    f"the model's configuration asks for {name}={value:,}, and no model has more than {most:,}",
+                    f"the model's configuration asks for {name}={value:,}, more than any model has ({most:,} at most)",
                     hint="correct config.json in the model's folder",
                 )
 
@@ -47,7 +47,7 @@ def _check_layers(config: Any) -> None:
     n_layers = getattr(config.get_text_config(decoder=True), "num_hidden_layers", None)
     if isinstance(n_layers, int) and n_layers < 1:
         raise InputError(
-            f"the model has {n_layers} layers by its configuration, and so no hook points",
+            f"according to its configuration the model has {n_layers} layers, so it has no hook points",
             hint="choose another --model, or correct config.json in its folder",
         )
 

@@ -58,7 +58,7 @@ def refusal(error: BaseException, *, repository: str, kind: Kind, revision: str 
     if unfound := next((cause for cause in causes if type(cause).__name__ == "DatasetNotFoundError"), None):
         return _no_access(asked, is_gated=True) if "gated" in str(unfound) else _absent(asked)
     if any(_is_broken(cause) for cause in causes):
-        return ToolError(f"the hub gave no answer for {asked}", hint=_LATER)
+        return ToolError(f"the hub did not answer for {asked}", hint=_LATER)
     return None
 
 
@@ -100,7 +100,7 @@ def _of_answer(asked: _Asked, status: int, headers: Mapping[str, str]) -> Circui
     code, message = headers.get("X-Error-Code"), headers.get("X-Error-Message") or ""
     if status == 401 and "Invalid credentials" in message:
         return ToolError(
-            f"the hub does not know the token that it was given for {asked}",
+            f"the hub does not accept the token that was sent for {asked}",
             hint="set HF_TOKEN to one of https://huggingface.co/settings/tokens, or unset it",
         )
     if code == "EntryNotFound":
@@ -113,19 +113,19 @@ def _of_answer(asked: _Asked, status: int, headers: Mapping[str, str]) -> Circui
     if status in (401, 403):
         return _no_access(asked, is_gated=code == "GatedRepo")
     if status == 429:
-        told = f"the hub takes no more requests now (status 429), not for {asked}"
-        return ToolError(told, hint="wait a little, or set HF_TOKEN, with which it takes more")
-    return ToolError(f"the hub fails with status {status} for {asked}", hint=_LATER)
+        told = f"the hub accepts no more requests for now (status 429), so not for {asked}"
+        return ToolError(told, hint="wait a moment, or set HF_TOKEN, which raises the limit")
+    return ToolError(f"the hub answers with status {status} for {asked}", hint=_LATER)
 
 
 def _absent(asked: _Asked) -> InputError:
-    return InputError(f"the hub has no {asked}", hint=_nearest(asked))
+    return InputError(f"the hub does not have {asked}", hint=_nearest(asked))
 
 
 def _no_access(asked: _Asked, *, is_gated: bool) -> ToolError:
     from huggingface_hub import get_token
 
-    what = f"{asked} is gated" if is_gated else f"the hub gives no access to {asked}, which may be gated or private"
+    what = f"{asked} is gated" if is_gated else f"the hub refuses access to {asked}, which may be gated or private"
     if get_token() is None:
         token = "then set HF_TOKEN to a token of https://huggingface.co/settings/tokens"
     else:

@@ -39,7 +39,7 @@ class IdsOnly(Tokenizer):
             _known(getattr(text, f"{name}_token_id", None), self._n_ids) for name in ("bos", "eos", "pad")
         )
         if bos == "always" and self.own_bos_id is None:
-            raise InputError(f"{model} has no BOS token", hint="leave --set model.bos=always out")
+            raise InputError(f"{model} has no BOS token", hint="leave out --set model.bos=always")
         self.bos_id = None if bos == "never" else self.own_bos_id
 
     @property
@@ -66,7 +66,7 @@ class IdsOnly(Tokenizer):
         for candidate in (self._eos_id, self.own_bos_id):
             if candidate is not None:
                 return candidate
-        raise InputError("this model has no token to put between documents", hint="leave --set data.pack out")
+        raise InputError("this model has no token to put between documents", hint="leave out --set data.pack")
 
     def encode_all(self, texts: Sequence[str]) -> list["array[int]"]:
         """Raises InputError: a text needs a tokenizer."""
@@ -90,7 +90,7 @@ class IdsOnly(Tokenizer):
         if number is None:
             self._refuse(f"{what} {text!r} needs one")
         if number >= self._n_ids:
-            raise InputError(f"{what} {number} is no token: this model knows 0 to {self._n_ids - 1}", hint=HINT)
+            raise InputError(f"{what} {number} is not a token: this model has ids 0 to {self._n_ids - 1}", hint=HINT)
         return number
 
     def _refuse(self, reason: str) -> NoReturn:

@@ -6,6 +6,11 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+# For hints.
+SUPPORTED = (
+    "supported are GPT-2, GPT-NeoX, Llama, Mistral, Qwen, Gemma, and decoder-only models that are built like them"
+)
+
 
 @dataclass(frozen=True)
 class MlpLayout:
@@ -56,14 +61,14 @@ class Layout:
     def lacks(self, site: str) -> str | None:
         """Why a block has no such hook point; None if it has."""
         if site in ("attn_in", "attn") and (self.attention is None or self.mixer is not None):
-            return "this block has no attention" + (f" but {self.mixer}" if self.mixer else " that is known")
+            return f"it has {self.mixer} and no attention" if self.mixer else "its block has no known attention"
         if site in ("mlp_in", "mlp") and self.feed_forward is None:
-            return "this block has no MLP that is known"
+            return "its block has no known MLP"
         if site != "resid_mid":
             return None
         if self.is_parallel:
             return "attention and MLP read the same stream in this model's blocks"
-        return None if self.attention and self.feed_forward else "this block has no two parts that are known"
+        return None if self.attention and self.feed_forward else "attention and MLP of its block are not both known"
 
 
 def text_config(model: PreTrainedModel) -> Any:

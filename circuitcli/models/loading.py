@@ -120,7 +120,7 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise SettingsError(f"'{name}' is no device", hint="use cpu, cuda, cuda:1 or mps") from None
+        raise SettingsError(f"'{name}' is not a device", hint="use cpu, cuda, cuda:1 or mps") from None
     if (device.index or 0) >= _n_devices(device.type):
         raise ToolError(f"device {name} is not available here", hint="use --device cpu, or a PyTorch built for it")
     return device

@@ -30,7 +30,7 @@ def is_spread(settings: ModelSettings) -> bool:
     if settings.device != "auto":
         asked = f"model.device_map={settings.device_map}" if settings.device_map else "model.max_memory"
         raise SettingsError(
-            f"{asked} spreads the model over all devices, and --device {settings.device} names one",
+            f"{asked} spreads the model over all devices, but --device {settings.device} asks for one",
             hint="leave out --device, or the other; --set model.max_memory=0=0GiB keeps a GPU free",
         )
     return True
@@ -76,7 +76,7 @@ def _limits(settings: ModelSettings) -> dict[int | str, int]:
         if device not in free:
             raise ToolError(
                 f"device {device} of model.max_memory is not available here",
-                hint=f"name {' '.join(map(str, free))}, and give what does not fit to the disk",
+                hint=f"name some of {' '.join(map(str, free))}; what does not fit there goes to the disk",
             )
         free[device] = n_bytes
     return free

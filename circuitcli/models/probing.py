@@ -106,7 +106,9 @@ class _Pass:
 
     def _see(self, layer: int, site: str, x: Tensor) -> Tensor:
         if site in ("resid_pre", "resid") and (x.ndim != 3 or x.shape[0] != N_ROWS):
-            raise NoStreamError(f"{site}.{layer} is no residual stream but {' x '.join(map(str, x.shape))} numbers")
+            raise NoStreamError(
+                f"{site}.{layer} is not a residual stream: its shape is {' x '.join(map(str, x.shape))}"
+            )
         rows = x.clone()
         if site == "resid_pre":
             self.view.arrived = x.clone()

@@ -44,7 +44,7 @@ class Tokenizer:
         # A text longer than the model's window is cut into blocks later; the library's warning would be wrong.
         hf.model_max_length = int(1e30)
         if bos == "always" and hf.bos_token_id is None:
-            raise InputError("this tokenizer has no BOS token", hint="leave --set model.bos=always out")
+            raise InputError("this tokenizer has no BOS token", hint="leave out --set model.bos=always")
         # The tokenizer's BOS token, whether it is put in front of texts or not.
         self.own_bos_id: int | None = getattr(hf, "bos_token_id", None)
         self.bos_id: int | None = None if bos == "never" else self.own_bos_id
@@ -83,7 +83,7 @@ class Tokenizer:
         for candidate in (self.hf.eos_token_id, self.hf.bos_token_id):
             if candidate is not None:
                 return int(candidate)
-        raise InputError("this tokenizer has no token to put between documents", hint="leave --set data.pack out")
+        raise InputError("this tokenizer has no token to put between documents", hint="leave out --set data.pack")
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, with no special token added."""

@@ -120,7 +120,7 @@ class _Block:
         missed = self._apart("mlp_in", MIDDLE, rounded=2 * self._norm("resid_pre", CLEAN)[0] / middle)
         if missed <= self._tolerance.relative:
             return None
-        return f"the MLP reads something else than resid_pre + attn: it moved by {percent(missed)} while they stayed"
+        return f"the MLP reads something other than resid_pre + attn: it changed by {percent(missed)} while they stayed"
 
     def unread_middle(self) -> str | None:
         """resid_pre + attn, without which the sum is not understood, is what a norm or the MLP takes."""
@@ -131,10 +131,10 @@ class _Block:
         what = {"attn": "attention", "mlp": "the MLP"}[gives]
         width, d_model = (self._sites[name].shape[-1] for name in (site, "resid"))
         if width != d_model:
-            return f"{what} reads {width} numbers for each token, which is not the stream's {d_model}"
+            return f"{what} reads {width} numbers for each token, but the stream has {d_model}"
         missed = self._apart(gives, STREAM)
         if missed > self._tolerance.relative:
-            return f"{what} reads something else too: it moved by {percent(missed)} while {site} stayed"
+            return f"{what} reads something else too: it changed by {percent(missed)} while {site} stayed"
         if not self._reads.get(site, False):
             return f"no weight of {what} reads it as it is: something lies between"
         if not self.moves(gives, row):

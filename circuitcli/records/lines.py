@@ -53,10 +53,10 @@ _STEERING = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
 
 def parse_line(line: str, *, place: str = "input") -> Record:
     """One record. Raises InputError, naming the place, for a line that is no record."""
-    hint = "every line is one JSON object with a 'kind'; was the output of `circuit` changed on the way?"
+    hint = "every line is one JSON object with a 'kind'; was the output of `circuit` changed on its way here?"
     content = parse_json(line, name=f"{place}: this line", hint=hint)
     if not isinstance(content, dict) or not isinstance(content.get("kind"), str):
-        raise InputError(f"{place}: no record: {line[:60].strip()}", hint=hint)
+        raise InputError(f"{place}: this line is not a record: {line[:60].strip()}", hint=hint)
     try:
         return KINDS.get(content["kind"], UnknownRecord).model_validate(content)
     except ValidationError as error:

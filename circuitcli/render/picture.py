@@ -28,7 +28,7 @@ def picture(source: str, *, form: str, dpi: int = 96) -> bytes:
         ) from None
     if done.returncode != 0 or not done.stdout:
         complaint = done.stderr.decode(errors="replace").strip() or f"exit status {done.returncode}"
-        raise ToolError(f"'dot' failed: {complaint[-300:]}", hint="draw .html, and report this as a fault of circuit")
+        raise ToolError(f"'dot' failed: {complaint[-300:]}", hint="draw .html, and report this as a bug in circuit")
     return done.stdout
 
 

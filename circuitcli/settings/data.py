@@ -13,7 +13,7 @@ BLOCK_LENGTH = 128
 
 def _named(text: str) -> str:
     if not text.strip():
-        raise SettingsError("--text names nothing", hint="give a file or a folder, or leave it out")
+        raise SettingsError("--text is empty", hint="give a file or a folder, or leave it out")
     return text
 
 

@@ -20,7 +20,7 @@ _POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
 def _limits(words: tuple[str, ...]) -> tuple[str, ...]:
     for word in words:
         if not _LIMIT.fullmatch(word):
-            raise ValueError(f"{word[:80]!r} is no limit: write DEVICE=SIZE, for example 0=20GiB or cpu=64GiB")
+            raise ValueError(f"{word[:80]!r} is not a limit: write DEVICE=SIZE, for example 0=20GiB or cpu=64GiB")
     return words
 
 

@@ -55,7 +55,7 @@ Shares = Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], BeforeValida
 
 def _device(name: str) -> str:
     if not _DEVICE.fullmatch(name):
-        raise SettingsError(f"'{name}' is no device", hint="use cpu, cuda, cuda:1 or mps")
+        raise SettingsError(f"'{name}' is not a device", hint="use cpu, cuda, cuda:1 or mps")
     return name
 
 
@@ -66,7 +66,7 @@ def _slice(text: str) -> str:
 
 def _sites(names: tuple[str, ...]) -> tuple[str, ...]:
     if not names:
-        raise SettingsError("the list of sites names no site", hint=f"sites are {' '.join(SITES)}")
+        raise SettingsError("the list of sites is empty", hint=f"sites are {' '.join(SITES)}")
     for name in names:
         check_site(name)
     return names

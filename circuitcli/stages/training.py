@@ -129,7 +129,7 @@ def _made(training: Training, found: list[ActivationsRecord], *, resumes: bool) 
             training.state_bytes,
             device,
             what=f"weights, gradients and moments of SAEs of {training.features} features",
-            hint="lower sae.d_sae or sae.expansion, or train fewer hook points at once; --dry-run tells the memory",
+            hint="lower sae.d_sae or sae.expansion, or train fewer hook points at once; --dry-run shows the memory",
         )
     group.start(device)
     if processes.is_main():

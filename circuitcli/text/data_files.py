@@ -71,7 +71,7 @@ def _json_lines(stream: TextIO, path: Path, start: int) -> Iterator[Placed]:
         try:
             yield place, json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise _no_json(place, error, hint="a .jsonl file has one JSON object a line") from None
+            raise _no_json(place, error, hint="a .jsonl file has one JSON object on each line") from None
 
 
 def _table(stream: TextIO, path: Path, delimiter: str) -> Iterator[Placed]:
@@ -88,7 +88,7 @@ def _table(stream: TextIO, path: Path, delimiter: str) -> Iterator[Placed]:
                 yield place, dict(zip(header, row, strict=False))
     except csv.Error as error:
         hint = "the first line names the columns, and a text with commas or line breaks stands in double quotes"
-        raise InputError(f"{path} line {rows.line_num} is no row of a table: {error}", hint=hint) from None
+        raise InputError(f"{path} line {rows.line_num} is not a row of a table: {error}", hint=hint) from None
 
 
 def _parquet(path: Path, start: int) -> Iterator[Placed]:
@@ -104,7 +104,7 @@ def _parquet(path: Path, start: int) -> Iterator[Placed]:
             for number, row in islice(enumerate(rows), start, None):
                 yield f"{path} row {number}", row
     except ArrowException as error:
-        raise InputError(f"{path} is no Parquet file: {first_line(error)}", hint="is it whole?") from None
+        raise InputError(f"{path} is not a Parquet file: {first_line(error)}", hint="is the file complete?") from None
 
 
 def _values(stream: TextIO, path: Path) -> Iterator[Placed]:
@@ -123,7 +123,7 @@ def _values(stream: TextIO, path: Path) -> Iterator[Placed]:
             raise _no_json(source.place, ValueError("a comma or the end of the list is missing"))
     source.skip()
     if source.peek():
-        raise _no_json(str(path), ValueError("more follows behind the end of the list"))
+        raise _no_json(str(path), ValueError("more text follows the end of the list"))
 
 
 class _Source:
@@ -188,7 +188,7 @@ def _no_json(place: str, error: Exception, *, hint: str = "") -> InputError:
     if isinstance(error, RecursionError):
         reason = "it is nested too deep"
     elif "digits" in str(error):
-        reason = "it holds a number of thousands of digits"
+        reason = "it contains a number with thousands of digits"
     else:
         reason = str(error)
     hint = hint or 'a .json file holds a list of objects such as {"text": "..."}, or of texts'

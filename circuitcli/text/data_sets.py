@@ -34,7 +34,7 @@ class DataSet:
         name, *rest = source.removeprefix(PREFIX).split(":")
         if not name or len(rest) > 2:
             hint = "write hf:NAME, hf:NAME:CONFIG or hf:NAME:CONFIG:SPLIT"
-            raise InputError(f"'{source}' names no data set", hint=hint)
+            raise InputError(f"'{source}' is not a data set", hint=hint)
         if len(rest) == 1 and rest[0] in _SPLITS:
             return cls(name, split=rest[0])
         config, split = [*rest, "", ""][:2]
@@ -86,7 +86,7 @@ def _rows(library: Any, wanted: DataSet, start: int) -> Any:
     saved = library.load_from_disk(str(wanted.folder))
     if isinstance(saved, dict):
         if wanted.split not in saved:
-            raise ValueError(f"no split '{wanted.split}', there is {', '.join(saved)}")
+            raise ValueError(f"it has no split '{wanted.split}', but {', '.join(saved)}")
         saved = saved[wanted.split]
     # Whoever saved it may have asked for tensors.
     return saved.with_format(None).skip(start) if start < len(saved) else ()

@@ -38,7 +38,7 @@ def documents(
     """
     check_field(source, field)
     if chat and _shards(source) is not None:
-        raise SettingsError(f"--chat writes texts, and {source} holds token ids", hint="leave it out, or give a text")
+        raise SettingsError(f"--chat needs text, but {source} holds token ids", hint="leave it out, or give a text")
     found = _documents(source, field=field, vocabulary=vocabulary, start=start)
     if not chat:
         return found
@@ -52,7 +52,7 @@ def _documents(source: str, *, field: str | None, vocabulary: Vocabulary | None,
         return text.documents(source, field=field, vocabulary=vocabulary, start=start)
     if vocabulary is None:
         raise InputError(
-            f"{path} holds token ids, and text is needed here", hint="give the text that they were made of"
+            f"{path} holds token ids, but text is needed here", hint="give the text that they were made from"
         )
     return shard_documents(path, field=field, vocabulary=vocabulary, start=start)
 
@@ -61,7 +61,7 @@ def texts(source: str, *, field: str | None = None) -> Iterator[str]:
     """Documents of a source of texts. Raises as `documents` does, and InputError for a source of token ids."""
     for document in documents(source, field=field):
         if not isinstance(document, str):
-            raise InputError(f"{source} holds conversations, and text is needed here", hint="choose a text by --field")
+            raise InputError(f"{source} holds conversations, but text is needed here", hint="choose a text by --field")
         yield document
 
 
@@ -98,7 +98,7 @@ def check_field(source: str, field: str | None) -> None:
         if any(map(_has_fields, token_shards(path) if path.is_dir() else ())) or any(map(_has_fields, files)):
             return
     raise SettingsError(
-        f"--field {field} has no meaning for {source}, which has no fields",
+        f"--field {field} does not apply to {source}, which has no fields",
         hint=f"leave it out; fields are in data sets, .safetensors and {', '.join(SUFFIXES)} files",
     )
 

@@ -20,7 +20,7 @@ def document_of(record: object, place: str, *, field: str | None, vocabulary: Vo
     if isinstance(record, str) and field is None:
         return whole_characters(record)
     if not isinstance(record, dict):
-        raise InputError(f"{place} is no JSON object", hint=f'write {{"{field or NAMES[0]}": "..."}} on each line')
+        raise InputError(f"{place} is not a JSON object", hint=f'write {{"{field or NAMES[0]}": "..."}} on each line')
     name = field or next((name for name in NAMES if record.get(name) is not None), NAMES[0])
     value = record.get(name)
     if isinstance(value, str):
@@ -31,7 +31,7 @@ def document_of(record: object, place: str, *, field: str | None, vocabulary: Vo
         return Conversation.read(value, place=f"field '{name}' of {place}")
     ids = listed_ids(value, place=f"field '{name}' of {place}")
     if vocabulary is None:
-        raise InputError(f"{place} has token ids, and text is needed here", hint=_hint(record))
+        raise InputError(f"{place} has token ids, but text is needed here", hint=_hint(record))
     return document_ids(ids, vocabulary, place=place)
 
 

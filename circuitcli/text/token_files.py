@@ -99,7 +99,7 @@ def _array(path: Path, field: str | None) -> Any:
         raise InputError(message, hint="write it with numpy.save or safetensors; pickled objects are refused") from None
     kind = array.dtype if isinstance(array, _Tensor) else array.dtype.name
     if not str(kind).lower().startswith(("i", "u")):
-        raise InputError(f"{path} holds {kind}, and token ids are integers", hint=HINT)
+        raise InputError(f"{path} holds {kind}, but token ids are integers", hint=HINT)
     if len(array.shape) not in (1, 2):
         raise InputError(f"{path} has shape {tuple(array.shape)}, {len(array.shape)} axes", hint=HINT)
     return array

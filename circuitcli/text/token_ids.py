@@ -28,8 +28,8 @@ def check_ids(ids: Ids, n_ids: int, *, place: str, first: int = 0) -> None:
     if len(wrong):
         raise InputError(
             f"{place} has token id {int(ids[wrong[0]])} at position {first + int(wrong[0])}, "
-            f"and this model knows 0 to {n_ids - 1}",
-            hint="these tokens were made for another tokenizer: give the --model that they belong to, or the text",
+            f"but this model has ids 0 to {n_ids - 1}",
+            hint="these tokens were made for another tokenizer: give the --model that they were made for, or the text",
         )
 
 

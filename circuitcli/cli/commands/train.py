@@ -34,7 +34,7 @@ def train(call: Call) -> None:
         raise SettingsError("--sae names trained SAEs", hint="add --eval to measure them")
     if call.loaded.origins.get("train.sweep") == "flag" and call.extras["eval"]:
         raise SettingsError(
-            "--eval measures finished SAEs and trains no variants",
+            "--eval measures finished SAEs and does not train variants",
             hint="train them with --sweep alone, then name one: --eval --sae RUN/saes/sweep/sae.k=16",
         )
     job = call.open()

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from circuitcli.errors import InputError
-from circuitcli.models.layout import Layout, text_config
+from circuitcli.models.layout import SUPPORTED, Layout, text_config
 from circuitcli.models.offloading import weights_at_hand
 
 ATTENTION = ("self_attn", "attn", "attention", "self_attention")
@@ -83,7 +83,7 @@ def unknown(model: PreTrainedModel, why: str) -> InputError:
     """The error for a model that cannot be used."""
     return InputError(
         f"the structure of model type '{model.config.model_type}' is not understood: {why}",
-        hint="known are GPT-2, GPT-NeoX, Llama, Mistral, Qwen, Gemma, and decoder-only models that are built like them",
+        hint=SUPPORTED,
     )
 
 
