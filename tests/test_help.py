@@ -12,7 +12,7 @@ from circuitcli import __version__
 from circuitcli.cli.app import COMMANDS, run
 from circuitcli.settings.sources import known_names
 
-HEAVY = ("torch", "transformers", "h5py", "numpy", "graphviz", "datasets", "gguf")
+HEAVY = ("torch", "transformers", "h5py", "numpy", "graphviz", "datasets", "gguf", "matplotlib")
 
 PROBE = f"""
 import sys

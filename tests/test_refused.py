@@ -75,7 +75,7 @@ PROMPT = ["--prompt", "def f(x):"]
         (["validate", "--graph", "missing"], 3),
         (["validate", "--pin", "resid.1:999999", *PROMPT], None),
         (["render", "--graph", "missing"], 3),
-        (["render", "--curves", "-o", "curves.png"], 2),
+        (["render", "--curves", "-o", "curves.json"], 2),
         (["inspect", "missing"], 3),
         (["train", "--set", "nonsense=1"], 2),
     ],

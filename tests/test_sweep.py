@@ -9,11 +9,12 @@ from test_train_stage import collected, request  # noqa: F401
 
 from circuitcli.errors import SettingsError
 from circuitcli.records import FigureRecord, SweepRecord
+from circuitcli.render.pareto import pareto
 from circuitcli.saes import files
 from circuitcli.settings.settings import Settings
 from circuitcli.settings.train import TrainSettings
 from circuitcli.stages import train
-from circuitcli.stages.sweep import pareto, variants
+from circuitcli.stages.sweep import variants
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +116,9 @@ def test_points_of_the_plot_are_named_by_the_first_setting_and_joined_by_the_oth
         for k in (8, 2)
         for name in ("topk", "relu")
     ]
-    variance, recovered = pareto(made, title="t").panels
+    ((variance,),) = pareto(made, title="t").rows
     assert [series.label for series in variance.series] == ["sae.architecture=topk", "sae.architecture=relu"]
-    assert all([(p.x, p.label) for p in series.points] == [(2, "2"), (8, "8")] for series in variance.series)
-    assert not recovered.series
+    assert all((line.x, line.y, line.names) == ((2, 8), (0.5, 0.5), ("2", "8")) for line in variance.series)
+    measured = [record.model_copy(update={"loss_recovered": 0.9}) for record in made]
+    rows = pareto([*measured, *(record.model_copy(update={"hook": "resid.2"}) for record in made)], title="t").rows
+    assert [[len(panel.series) for panel in row] for row in rows] == [[2, 2], [2, 0]]

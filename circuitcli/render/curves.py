@@ -1,24 +1,22 @@
 """Training curves: what metrics.jsonl says of each autoencoder, as a row of small plots over tokens."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from circuitcli.hookpoints import HookPoint, is_hook
-from circuitcli.render.axes import Axis, Span
-from circuitcli.render.plot import Figure, Panel, Point, Series
+from circuitcli.render.plots import Axis, Panel, Plot, Series
 from circuitcli.training.log import METRICS, PART, Numbers, read_metrics
 
-# What is drawn, left to right: the number's name, the title, and the axis. A span of many sizes is drawn on a log axis.
+# What is drawn, left to right: the number's name, the title, and the axis.
 PLOTS = (
-    ("loss", "loss", Axis("loss", "auto", holds=(0.0,))),
-    ("fvu", "missed variance", Axis("share (FVU)", "auto", holds=(0.0,))),
-    ("l0", "L0", Axis("active features per token", "auto", holds=(0.0,))),
-    ("dead", "dead features", Axis("share", holds=(0.0,))),
-    ("learning_rate", "learning rate", Axis("step size", holds=(0.0,))),
+    ("loss", "loss", Axis("loss", "auto", from_zero=True)),
+    ("fvu", "missed variance", Axis("share (FVU)", "auto", from_zero=True)),
+    ("l0", "L0", Axis("active features per token", "auto", from_zero=True)),
+    ("dead", "dead features", Axis("share", from_zero=True)),
+    ("learning_rate", "learning rate", Axis("step size", from_zero=True)),
 )
-TOKENS = Axis("tokens", holds=(0.0,))
-SIZE = (190, 115)
+TOKENS = Axis("tokens", from_zero=True, is_count=True)
 # The folder of variants below RUN/saes, and the name of the run's own SAEs beside them.
 SWEEP, OWN = "sweep", "the run's own"
 # Below it lies what is to take the place of a finished training, and what is left of it while it is removed.
@@ -46,30 +44,18 @@ def find_curves(saes: Path) -> list[Curve]:
     return sorted(found, key=lambda curve: (_order(curve.hook), curve.label))
 
 
-def figure(curves: Sequence[Curve], *, title: str) -> Figure:
+def plot(curves: Sequence[Curve], *, title: str) -> Plot:
     """A row for each hook point; plots below each other share their axes.
 
     Where a hook point has one training only, the parts of its loss are drawn too.
     """
+    rows = []
     hooks = list(dict.fromkeys(curve.hook for curve in curves))
-    spans = {name: _span(curves, name, axis) for name, _, axis in PLOTS}
-    tokens = TOKENS.span(line["tokens"] for curve in curves for line in curve.lines)
-    panels = []
     for hook in hooks:
         own = [curve for curve in curves if curve.hook == hook]
-        for name, heading, axis in PLOTS:
-            panels.append(
-                Panel(
-                    _series(own, name),
-                    TOKENS if hook == hooks[-1] else Axis(),
-                    axis,
-                    f"{hook}: {heading}",
-                    x_span=tokens,
-                    y_span=spans[name],
-                )
-            )
-    width, height = SIZE
-    return Figure(panels, n_columns=len(PLOTS), title=title, width=width, height=height)
+        tokens = TOKENS if hook == hooks[-1] else replace(TOKENS, label="")
+        rows.append([Panel(_series(own, name), tokens, axis, f"{hook}: {heading}") for name, heading, axis in PLOTS])
+    return Plot(rows, title=title, shares=True)
 
 
 def _series(own: Sequence[Curve], name: str) -> list[Series]:
@@ -80,22 +66,18 @@ def _series(own: Sequence[Curve], name: str) -> list[Series]:
     curve = own[0]
     return [
         _line(curve, name, "loss" if _parts(curve) else ""),
-        *(_line(curve, part, part.removeprefix(PART)) for part in _parts(curve)),
+        *(_line(curve, part, part.removeprefix(PART).replace("_", " ")) for part in _parts(curve)),
     ]
 
 
 def _line(curve: Curve, name: str, label: str) -> Series:
-    return Series([Point(line["tokens"], line[name]) for line in curve.lines if name in line], label)
+    lines = [line for line in curve.lines if name in line]
+    return Series([line["tokens"] for line in lines], [line[name] for line in lines], label)
 
 
 def _parts(curve: Curve) -> list[str]:
     """Names of the parts of the loss; a part that appears later counts too."""
     return list(dict.fromkeys(name for line in curve.lines for name in line if name.startswith(PART)))
-
-
-def _span(curves: Sequence[Curve], name: str, axis: Axis) -> Span:
-    own = {hook: [curve for curve in curves if curve.hook == hook] for hook in {curve.hook for curve in curves}}
-    return axis.span(point.y for group in own.values() for series in _series(group, name) for point in series.points)
 
 
 def _named(place: Path) -> tuple[str, str]:

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 from circuitcli import processes
 from circuitcli.errors import SettingsError
 from circuitcli.records import FigureRecord, Record, SweepRecord
-from circuitcli.render.axes import Axis
-from circuitcli.render.plot import Figure, Panel, Point, Series, svg
-from circuitcli.runs import atomic
+from circuitcli.render.pareto import pareto
+from circuitcli.render.plots import write_plot
 from circuitcli.settings.settings import Settings
 from circuitcli.settings.sources import changed
 from circuitcli.training.readers import unread
@@ -28,8 +27,6 @@ _SWEPT = (
     "train.dead_tokens",
 )
 FIGURE = "figures/sweep.svg"
-_L0 = Axis("active features per token (L0)", "auto")
-_SCORES = (("explained_variance", "explained variance"), ("loss_recovered", "loss recovered"))
 
 
 def variants(settings: Settings) -> dict[str, Settings]:
@@ -77,33 +74,6 @@ def swept(training: "Training", finished: "Sequence[Finished]") -> list[Record]:
     made = [SweepRecord(variant=one.variant, **one.fields) for one in finished]
     if not processes.is_main():
         return list(made)
-    drawing = svg(pareto(made, title=f"sweep of {' and '.join(training.request.settings.train.sweep)}"))
-    with atomic(training.request.run.path / FIGURE) as stream:
-        stream.write(drawing)
+    drawing = pareto(made, title=f"sweep of {' and '.join(training.request.settings.train.sweep)}")
+    write_plot(drawing, training.request.run.path / FIGURE)
     return [*made, FigureRecord(path=FIGURE)]
-
-
-def pareto(made: Sequence[SweepRecord], *, title: str) -> Figure:
-    """L0 against explained variance, and against loss recovered where it was measured; a row for each hook point.
-
-    Points are named by their value of the first setting that is swept, and joined where all others are the same.
-    """
-    panels = []
-    for hook in dict.fromkeys(record.hook for record in made):
-        own = [record for record in made if record.hook == hook]
-        for name, label in _SCORES:
-            panels.append(Panel(_lines(own, name), _L0, Axis(label), title=hook))
-    return Figure(panels, n_columns=len(_SCORES), title=title)
-
-
-def _lines(made: Sequence[SweepRecord], name: str) -> list[Series]:
-    lines: dict[str, list[Point]] = {}
-    for record in made:
-        first, _, others = record.variant.partition(",")
-        score = getattr(record, name)
-        if record.l0 is not None and score is not None:
-            lines.setdefault(others, []).append(Point(record.l0, score, first.partition("=")[2]))
-    return [
-        Series(sorted(points, key=lambda point: (point.x, point.y)), label=others, is_marked=True)
-        for others, points in lines.items()
-    ]

@@ -11,7 +11,7 @@ FLAGS = (
     Flag("render.max_edges", "--max-edges"),
     *RUN,
 )
-EXTRAS = (FILE, switch("curves", "--curves", help="Draw how the SAEs learned instead of a circuit, as .svg."))
+EXTRAS = (FILE, switch("curves", "--curves", help="Draw how the SAEs learned instead of a circuit, as .svg .png .pdf."))
 
 
 def render(call: Call) -> None:
