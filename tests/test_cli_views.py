@@ -43,10 +43,16 @@ FEATURE = {
 }
 
 
-def shown(*, colors: bool) -> str:
+BELOW = {
+    **{"label": 'after "#"', "density": 0.25, "min": -4.0, "mean": -2.0, "quantiles": {"0.5": -3.0}},
+    "contexts": [{"tokens": ["#", " the"], "activations": [8.0, -4.0], "peak": 1}],
+}
+
+
+def shown(*, colors: bool, feature: dict = FEATURE) -> str:
     stream = io.StringIO()
     screen = Console(file=stream, force_terminal=colors, color_system="truecolor" if colors else None, width=100)
-    screen.print(feature_text(FEATURE, marks=not colors))
+    screen.print(feature_text(feature, marks=not colors))
     return stream.getvalue()
 
 
@@ -67,6 +73,16 @@ def test_with_colours_tokens_are_shaded_in_proportion_to_their_activation():
     assert "«" not in text
     full, quarter, half = "48;2;255;140;0m f", "48;2;255;226;191m↵", "48;2;255;198;128m x"
     assert full in text and quarter in text and half in text
+
+
+def test_codes_below_zero_are_shown_beside_those_above_with_their_own_colour():
+    both = {**FEATURE, "negative": BELOW}
+    text = shown(colors=False, feature=both)
+    for part in ('negative  after "#"', "density 0.25  min -4  mean -2  q0.5 -3", "-4  #« the»", "def« f»↵"):
+        assert part in text
+    colours = shown(colors=True, feature=both)
+    assert "48;2;90;150;255m the" in colours and "48;2;255;140;0m#" in colours
+    assert "negative" not in shown(colors=False)
 
 
 def test_text_of_a_model_cannot_steer_the_terminal():

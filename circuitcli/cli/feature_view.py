@@ -9,8 +9,8 @@ from circuitcli.records import json_text
 if TYPE_CHECKING:
     from rich.text import Text
 
-# Background of a token at full activation; weaker ones fade to white.
-SHADE = (255, 140, 0)
+# Background of a token at full activation, above and below zero; weaker ones fade to white.
+SHADE, NEGATIVE_SHADE = (255, 140, 0), (90, 150, 255)
 
 
 def show_features(features: Iterable[Mapping[str, Any]]) -> None:
@@ -28,10 +28,10 @@ def feature_text(feature: Mapping[str, Any], *, marks: bool) -> "Text":
     text = Text(overflow="fold")
     text.append(feature["id"], style="bold")
     text.append(f"  {printable(feature.get('label', ''))}\n")
-    text.append(_facts(feature) + "\n", style="dim")
-    for context in feature.get("contexts", ()):
-        text.append(f"\n{max(context['activations'], default=0.0):8.3g}  ")
-        text.append_text(_context(context, scale=feature.get("max") or 0.0, marks=marks))
+    text.append_text(_side(feature, marks=marks))
+    if feature.get("negative"):
+        text.append(f"\n\nnegative  {printable(feature['negative'].get('label', ''))}\n", style="bold")
+        text.append_text(_side(feature["negative"], marks=marks))
     for name in ("promoted", "suppressed"):
         if feature.get(name):
             text.append(f"\n\n{name}  ", style="bold")
@@ -39,9 +39,26 @@ def feature_text(feature: Mapping[str, Any], *, marks: bool) -> "Text":
     return text.append("\n")
 
 
+def _side(side: Mapping[str, Any], *, marks: bool) -> "Text":
+    """Statistics and contexts of the codes of one sign."""
+    from rich.text import Text
+
+    text = Text()
+    text.append(_facts(side) + "\n", style="dim")
+    for context in side.get("contexts", ()):
+        text.append(f"\n{_peak(context):8.3g}  ")
+        text.append_text(_context(context, scale=abs(side.get("max") or side.get("min") or 0.0), marks=marks))
+    return text
+
+
+def _peak(context: Mapping[str, Any]) -> float:
+    activations, place = context["activations"], context["peak"]
+    return activations[place] if 0 <= place < len(activations) else 0.0
+
+
 def _facts(feature: Mapping[str, Any]) -> str:
     facts = [f"density {feature['density']:.3g}"] if "density" in feature else []
-    facts += [f"{name} {feature[name]:.3g}" for name in ("max", "mean") if name in feature]
+    facts += [f"{name} {feature[name]:.3g}" for name in ("max", "min", "mean") if name in feature]
     quantiles = feature.get("quantiles", {})
     return "  ".join([*facts, *(f"q{name} {value:.3g}" for name, value in quantiles.items())])
 
@@ -60,10 +77,10 @@ def _context(context: Mapping[str, Any], *, scale: float, marks: bool) -> "Text"
 
 
 def _style(strength: float, *, is_peak: bool) -> str:
-    strength = min(max(strength, 0.0), 1.0)
+    shade, strength = SHADE if strength > 0 else NEGATIVE_SHADE, min(abs(strength), 1.0)
     if not strength:
         return "bold underline" if is_peak else ""
-    red, green, blue = (round(255 - strength * (255 - full)) for full in SHADE)
+    red, green, blue = (round(255 - strength * (255 - full)) for full in shade)
     return f"{'bold underline ' if is_peak else ''}black on rgb({red},{green},{blue})"
 
 

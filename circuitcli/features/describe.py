@@ -1,9 +1,11 @@
 """Features as lines of a file: statistics, contexts, logit effects and a label, all in plain values."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from circuitcli.features.labels import Peak, label
@@ -15,6 +17,7 @@ from circuitcli.hookpoints import HookPoint
 from circuitcli.models.tokenizer import Tokenizer
 
 DIGITS = 5
+NEVER = "never active"
 
 
 @dataclass(frozen=True)
@@ -31,32 +34,62 @@ class _Vocabulary:
 
 
 def describe(
-    hook: HookPoint, summary: Summary, effects: LogitEffects | None, tokenizer: Tokenizer
+    hook: HookPoint,
+    summary: Summary,
+    effects: LogitEffects | None,
+    tokenizer: Tokenizer,
+    *,
+    features: Sequence[int] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """One line for each live feature, by index. ``effects``: of the live features, in the same order."""
-    statistics = summary.statistics
+    """One line for each live feature of a coder that reads at ``hook``, by index.
+
+    features: those that the summary is of, where it is not of all; then each has a line, live or not. effects: of the
+    features that have a line, in the same order. Codes below zero are told under ``negative``, by their distance from
+    zero, and only for features that have some.
+    """
     words = _Vocabulary(tokenizer, {})
-    live = statistics.live
-    quantiles = statistics.quantiles(live)
-    density, mean = statistics.density, statistics.mean
-    for row, index in enumerate(live.tolist()):
-        promoted = _tokens(words, effects.promoted[row], effects.promoted_effects[row]) if effects else []
-        suppressed = _tokens(words, effects.suppressed[row], effects.suppressed_effects[row]) if effects else []
-        yield {
+    rows = summary.live if features is None else torch.arange(len(features))
+    above = _sides(summary, rows, words)
+    below = _sides(summary.negative, rows, words, sign=-1) if summary.negative else [None] * len(rows)
+    for number, (row, positive, negative) in enumerate(zip(rows.tolist(), above, below, strict=True)):
+        promoted = _tokens(words, effects.promoted[number], effects.promoted_effects[number]) if effects else []
+        suppressed = _tokens(words, effects.suppressed[number], effects.suppressed_effects[number]) if effects else []
+        facts, peaks = positive
+        labels = [label(peaks, [token for token, _ in promoted])] if peaks else []
+        line = {
             "kind": "feature",
-            "id": f"{hook}/{index}",
-            "label": label(_peaks(summary, index, words), [token for token, _ in promoted]),
-            "density": _rounded(float(density[index])),
-            "n_active": int(statistics.n_active[index]),
-            "max": _rounded(float(statistics.largest[index])),
-            "mean": _rounded(float(mean[index])),
-            "quantiles": {
-                str(share): _rounded(value) for share, value in zip(QUANTILES, quantiles[row].tolist(), strict=True)
-            },
-            "contexts": list(_contexts(summary, index, words)),
+            "id": f"{hook}/{row if features is None else features[row]}",
+            "label": "",
+            **facts,
             "promoted": promoted,
             "suppressed": suppressed,
         }
+        if negative is not None and negative[1]:
+            # What it suppresses is promoted where its code is below zero.
+            told = label(negative[1], [token for token, _ in suppressed])
+            line["negative"] = {"label": told, **negative[0]}
+            labels.append(f"negative: {told}")
+        yield {**line, "label": ", ".join(labels) or NEVER}
+
+
+def _sides(
+    summary: Summary, rows: Int[Tensor, " row"], words: _Vocabulary, *, sign: int = 1
+) -> Iterator[tuple[dict[str, Any], list[Peak]]]:
+    """For each of these rows of a summary, what is told of it, and its peaks; ``sign`` is that of the activations."""
+    statistics, furthest = summary.statistics, "max" if sign > 0 else "min"
+    density, mean = statistics.density, statistics.mean
+    for row, quantiles in zip(rows.tolist(), statistics.quantiles(rows).tolist(), strict=True):
+        n_active = int(statistics.n_active[row])
+        pairs = zip(QUANTILES, quantiles, strict=True) if n_active else ()
+        facts = {
+            "density": _rounded(float(density[row])),
+            "n_active": n_active,
+            furthest: _rounded(sign * float(statistics.largest[row])),
+            "mean": _rounded(sign * float(mean[row])),
+            "quantiles": {str(share): _rounded(sign * value) for share, value in pairs},
+            "contexts": list(_contexts(summary, row, words)),
+        }
+        yield facts, _peaks(summary, row, words)
 
 
 def _tokens(words: _Vocabulary, ids: Tensor, effects: Tensor) -> list[tuple[str, float]]:

@@ -36,8 +36,27 @@ class Context(_Frozen):
         return self
 
 
+class Negative(_Frozen):
+    """Where a feature's codes are below zero, which few architectures have: as of `Details`, by distance from zero.
+
+    ``min`` is the code furthest from zero; quantiles are of the distances, with the sign put back.
+    """
+
+    label: str = ""
+    density: FiniteFloat | None = None
+    n_active: int | None = None
+    min: FiniteFloat | None = None
+    mean: FiniteFloat | None = None
+    quantiles: Mapping[str, FiniteFloat] = {}
+    contexts: tuple[Context, ...] = ()
+
+
 class Details(_Frozen):
-    """All that is known about one feature; activations in activation units, promoted and suppressed in logits."""
+    """All that is known about one feature; activations in activation units, promoted and suppressed in logits.
+
+    promoted and suppressed: for each unit of activation, by all that the feature writes on the direct path to the
+    logits. Numbers are of the codes above zero, ``negative`` of those below.
+    """
 
     id: str
     label: str = ""
@@ -49,6 +68,7 @@ class Details(_Frozen):
     contexts: tuple[Context, ...] = ()
     promoted: tuple[tuple[str, FiniteFloat], ...] = ()
     suppressed: tuple[tuple[str, FiniteFloat], ...] = ()
+    negative: Negative | None = None
     sae: str | None = None
 
 

@@ -1,6 +1,7 @@
 """Where each feature is strongest: its best blocks of text, with the tokens around the strongest one."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -29,6 +30,10 @@ class CodedBlocks:
         """Number of blocks."""
         return len(self.starts) - 1
 
+    def of(self, features: Sequence[int] | None) -> "CodedBlocks":
+        """The same text in the codes of these features alone; of all for None."""
+        return self if features is None else replace(self, codes=self.codes[:, list(features)])
+
     def block_index(self) -> Int[Tensor, " row"]:
         """Which of these blocks a row lies in."""
         return torch.repeat_interleave(self.starts.diff())
@@ -36,17 +41,17 @@ class CodedBlocks:
 
 @dataclass(frozen=True)
 class Entries:
-    """The activations above zero: row, feature and value of each, by row, on the CPU."""
+    """The activations of one sign: row, feature and size of each, by row, on the CPU."""
 
     rows: Int[Tensor, " entry"]
     features: Int[Tensor, " entry"]
     values: Float[Tensor, " entry"]
 
 
-def entries(codes: Float[Tensor, "row d_sae"]) -> Entries:
-    """What is active in a piece of codes."""
-    rows, features = (codes > 0).nonzero(as_tuple=True)
-    values = codes[rows, features]
+def entries(codes: Float[Tensor, "row d_sae"], *, sign: int = 1) -> Entries:
+    """What is active in a piece of codes: what is above zero, or with -1 what is below it, without the sign."""
+    rows, features = (codes > 0 if sign > 0 else codes < 0).nonzero(as_tuple=True)
+    values = codes[rows, features] * sign
     return Entries(rows.cpu(), features.cpu(), values.cpu().float())
 
 
@@ -62,10 +67,10 @@ class Slots:
 class Peaks:
     """The strongest peaks of each feature, at most one in each block of text, strongest first; of equals the earlier.
 
-    values (d_sae, n_peaks): activation at the peak, 0 where a feature has fewer peaks. token, previous, block,
-    position: of the peak; ``previous`` is the token before it, NO_TOKEN at a block's first. For the first ``n_windows``
-    peaks, tokens and activations (d_sae, n_windows, 2 * window + 1) show what is around the peak, which is in the
-    middle; a window ends at the ends of its block, and holds NO_TOKEN beyond.
+    values (d_sae, n_peaks): size of the activation at the peak, 0 where a feature has fewer peaks. token, previous,
+    block, position: of the peak; ``previous`` is the token before it, NO_TOKEN at a block's first. For the first
+    ``n_windows`` peaks, tokens and activations (d_sae, n_windows, 2 * window + 1) show what is around the peak, which is
+    in the middle, signs included; a window ends at the ends of its block, and holds NO_TOKEN beyond.
     """
 
     def __init__(self, d_sae: int, *, n_peaks: int, n_windows: int, window: int) -> None:
@@ -164,5 +169,5 @@ def _windows(
     around = torch.where(is_inside, around, rows[:, None])
     tokens = torch.where(is_inside, blocks.token[around], NO_TOKEN).int()
     device = blocks.codes.device
-    activations = blocks.codes[around.to(device), features[:, None].to(device)].cpu().float().clamp(min=0)
+    activations = blocks.codes[around.to(device), features[:, None].to(device)].cpu().float()
     return tokens, activations * is_inside

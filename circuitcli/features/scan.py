@@ -1,7 +1,8 @@
-"""One pass over the cached activations of a hook point, whole blocks of text at a time."""
+"""One pass over the cached activations that a coder reads, or over texts, whole blocks of text at a time."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Int
@@ -9,8 +10,10 @@ from torch import Tensor
 
 from circuitcli import progress
 from circuitcli.activations.cache import ActivationCache
-from circuitcli.features.peaks import CodedBlocks, Peaks, entries
+from circuitcli.features.peaks import CodedBlocks, Entries, Peaks, entries
 from circuitcli.features.statistics import ActivationStatistics
+from circuitcli.models.loading import LanguageModel
+from circuitcli.models.taps import read
 from circuitcli.saes.base import SparseCoder
 
 # Numbers in one piece of codes at most, so that wide SAEs need no more memory than narrow ones (256 MiB).
@@ -21,10 +24,21 @@ LABEL_PEAKS = 32
 
 @dataclass(frozen=True)
 class Summary:
-    """All that a pass finds out about the features of one hook point."""
+    """All that a pass finds out about the features of one coder, or about those that were chosen.
+
+    ``negative`` is about the codes below zero, which few architectures have: statistics and peaks of what is left of
+    them without the sign, though ``peaks.activations``, which windows show, keep it. None where no code was.
+    """
 
     statistics: ActivationStatistics
     peaks: Peaks
+    negative: "Summary | None" = None
+
+    @property
+    def live(self) -> Int[Tensor, " live"]:
+        """Rows of the features that were active at least once, with either sign, in order."""
+        n_active = self.statistics.n_active
+        return (n_active if self.negative is None else n_active + self.negative.statistics.n_active).nonzero()[:, 0]
 
 
 def scan(
@@ -35,23 +49,69 @@ def scan(
     batch_size: int,
     n_contexts: int,
     window: int,
+    features: Sequence[int] | None = None,
 ) -> Summary:
-    """Statistics and peaks of every feature over the first ``n_tokens`` rows.
+    """Statistics and peaks of every feature, or of those chosen, over the first ``n_tokens`` rows of what is read.
 
     Memory is that of ``batch_size`` rows of codes (or of 256 MiB of them, if that is less) beside some KiB for each
     feature. ``batch_size`` does not change the result but for the rounding of the encoder.
     """
-    statistics = ActivationStatistics(sae.d_sae)
-    peaks = Peaks(sae.d_sae, n_peaks=LABEL_PEAKS, n_windows=n_contexts, window=window)
     size = max(1, min(batch_size, MAX_CODES // sae.d_sae))
+    made = _Making(sae.d_sae if features is None else len(features), n_contexts=n_contexts, window=window)
     with progress.task(f"features of {sae.hook}", total=n_tokens, unit="tokens") as advance, torch.no_grad():
         for start, stop in block_spans(cache, n_tokens, size=size):
-            blocks = _coded(cache, sae, start, stop)
-            active = entries(blocks.codes)
-            statistics.add(active.features, active.values, n_tokens=stop - start)
-            peaks.add(blocks, active)
+            made.add(_coded(cache, sae, start, stop).of(features), n_tokens=stop - start)
             advance(stop - start)
-    return Summary(statistics, peaks)
+    return made.summary()
+
+
+def scan_texts(
+    model: LanguageModel,
+    sae: SparseCoder,
+    texts: Iterable[Sequence[int]],
+    *,
+    n_contexts: int,
+    window: int,
+    features: Sequence[int] | None = None,
+) -> Summary:
+    """`scan` over what the model makes of texts, given as token ids without BOS; each text is a block."""
+    made = _Making(sae.d_sae if features is None else len(features), n_contexts=n_contexts, window=window)
+    with torch.no_grad():
+        for number, ids in enumerate(texts):
+            blocks = _coded_text(model, sae, ids, number)
+            made.add(blocks.of(features), n_tokens=len(blocks.token))
+    return made.summary()
+
+
+class _Making:
+    """A summary under way; what is negative is counted from the first code below zero on."""
+
+    def __init__(self, n_features: int, *, n_contexts: int, window: int) -> None:
+        self._new = partial(_empty, n_features, n_contexts=n_contexts, window=window)
+        self._positive = self._new()
+        self._negative: Summary | None = None
+
+    def add(self, blocks: CodedBlocks, *, n_tokens: int) -> None:
+        seen, below = self._positive.statistics.n_tokens, entries(blocks.codes, sign=-1)
+        _add(self._positive, blocks, entries(blocks.codes), n_tokens=n_tokens)
+        if self._negative is None and len(below.rows):
+            self._negative = self._new()
+            self._negative.statistics.n_tokens = seen
+        if self._negative is not None:
+            _add(self._negative, blocks, below, n_tokens=n_tokens)
+
+    def summary(self) -> Summary:
+        return replace(self._positive, negative=self._negative)
+
+
+def _empty(n_features: int, *, n_contexts: int, window: int) -> Summary:
+    peaks = Peaks(n_features, n_peaks=LABEL_PEAKS, n_windows=n_contexts, window=window)
+    return Summary(ActivationStatistics(n_features), peaks)
+
+
+def _add(into: Summary, blocks: CodedBlocks, active: Entries, *, n_tokens: int) -> None:
+    into.statistics.add(active.features, active.values, n_tokens=n_tokens)
+    into.peaks.add(blocks, active)
 
 
 def block_spans(cache: ActivationCache, n_tokens: int, *, size: int) -> Iterator[tuple[int, int]]:
@@ -92,3 +152,16 @@ def _coded(cache: ActivationCache, sae: SparseCoder, start: int, stop: int) -> C
     edges = tokens.block.diff().nonzero()[:, 0] + 1
     starts = torch.cat([torch.tensor([0]), edges, torch.tensor([len(tokens.token)])])
     return CodedBlocks(codes, tokens.token, tokens.block, tokens.position, starts)
+
+
+def _coded_text(model: LanguageModel, sae: SparseCoder, ids: Sequence[int], number: int) -> CodedBlocks:
+    """One text in codes; a BOS token in front has none."""
+    whole = model.tokenizer.with_bos(ids)
+    input_ids = torch.tensor([whole], device=model.adapter.device)
+    first = len(whole) - len(ids)
+    x = read(model.adapter, input_ids, None, [sae.hook])[sae.hook][0, first:]
+    codes = sae.encode(x.to(sae.W_enc.device, sae.W_enc.dtype))
+    positions = torch.arange(first, len(whole))
+    return CodedBlocks(
+        codes, torch.tensor(whole)[first:], torch.full_like(positions, number), positions, torch.tensor([0, len(ids)])
+    )

@@ -135,28 +135,19 @@ def _describe(
 def _lines(
     request: Request, sae: "SparseCoder", cache: "ActivationCache", model: "LanguageModel"
 ) -> Iterator[dict[str, Any]]:
-    from circuitcli.features import logits
-    from circuitcli.features.describe import describe as described
-    from circuitcli.features.scan import scan
+    from circuitcli.features import cards
 
     settings = request.settings.interp
-    sae.check_width(cache.d_model(sae.hook))
-    sae = sae.to(model.adapter.device)
-    summary = scan(
+    return cards.lines(
+        sae.to(model.adapter.device),
         cache,
-        sae,
-        n_tokens=min(settings.tokens or cache.n_tokens, cache.n_tokens),
+        model=model,
+        n_tokens=settings.tokens,
         batch_size=settings.batch_size,
         n_contexts=settings.contexts,
         window=settings.window,
+        n_logits=settings.logits,
     )
-    effects = None
-    if logits.writes_to_residual(sae.target):
-        directions = sae.W_dec[summary.statistics.live.to(sae.W_dec.device)]
-        effects = logits.logit_effects(
-            model.adapter, directions, n_top=settings.logits, vocab_size=model.tokenizer.vocab_size
-        )
-    return described(sae.hook, summary, effects, model.tokenizer)
 
 
 def _name(hook: HookPoint) -> str:

@@ -1,0 +1,145 @@
+"""Cards of features: what a coder's features mean, from its cached activations or from texts."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from circuitcli.activations.cache import ActivationCache
+from circuitcli.errors import InputError
+from circuitcli.features import scan
+from circuitcli.features.describe import describe
+from circuitcli.features.lines import Details, checked
+from circuitcli.features.logits import LogitEffects, directions, logit_effects
+from circuitcli.models.loading import LanguageModel
+from circuitcli.models.window import window as longest_text
+from circuitcli.saes.base import SparseCoder
+
+BATCH_SIZE = 4096
+# Tokens of a text that are run at once, where the model's window is not shorter.
+LONGEST = 1024
+
+
+def card(
+    coder: SparseCoder,
+    source: ActivationCache | Sequence[str],
+    *,
+    model: LanguageModel,
+    feature: int,
+    n_tokens: int | None = None,
+    n_contexts: int = 8,
+    window: int = 8,
+    n_logits: int = 8,
+) -> Details:
+    """What one feature means: where it is active and how strongly, which tokens it promotes, and a label.
+
+    As `cards`, of which it is the one. Raises InputError if the coder has no such feature.
+    """
+    (made,) = cards(
+        coder,
+        source,
+        model=model,
+        features=[feature],
+        n_tokens=n_tokens,
+        n_contexts=n_contexts,
+        window=window,
+        n_logits=n_logits,
+    )
+    return made
+
+
+def cards(
+    coder: SparseCoder,
+    source: ActivationCache | Sequence[str],
+    *,
+    model: LanguageModel,
+    features: Iterable[int] | None = None,
+    n_tokens: int | None = None,
+    n_contexts: int = 8,
+    window: int = 8,
+    n_logits: int = 8,
+) -> Iterator[Details]:
+    """A card for each of these features, or for each that is active at all, by index.
+
+    coder: any that reads one hook point and writes one or more; on the model's device. source: cached activations of
+    what the coder reads, or texts, which the model then runs. n_tokens: how much of it to look at, by default all.
+    Contexts are the n_contexts best blocks of text, with ``window`` tokens on either side of the strongest; promoted
+    and suppressed are n_logits tokens each. Raises InputError if the coder has no such feature or there is no text.
+    """
+    chosen = None if features is None else _existing(coder, features)
+    found = lines(
+        coder,
+        source,
+        model=model,
+        features=chosen,
+        n_tokens=n_tokens,
+        n_contexts=n_contexts,
+        window=window,
+        n_logits=n_logits,
+    )
+    return (checked(line, place=f"feature {line['id']}") for line in found)
+
+
+def lines(
+    coder: SparseCoder,
+    source: ActivationCache | Sequence[str],
+    *,
+    model: LanguageModel,
+    n_contexts: int,
+    window: int,
+    n_logits: int,
+    features: Sequence[int] | None = None,
+    n_tokens: int | None = None,
+    batch_size: int = BATCH_SIZE,
+) -> Iterator[dict[str, Any]]:
+    """`cards` as the plain values that a features file holds."""
+    if isinstance(source, ActivationCache):
+        coder.check_width(source.d_model(coder.hook))
+        summary = scan.scan(
+            source,
+            coder,
+            n_tokens=min(n_tokens or source.n_tokens, source.n_tokens),
+            batch_size=batch_size,
+            n_contexts=n_contexts,
+            window=window,
+            features=features,
+        )
+    else:
+        texts = _token_ids(source, model, n_tokens)
+        summary = scan.scan_texts(model, coder, texts, n_contexts=n_contexts, window=window, features=features)
+    indices = summary.live if features is None else torch.tensor(features)
+    effects = _effects(coder, indices, model, n_logits)
+    return describe(coder.hook, summary, effects, model.tokenizer, features=features)
+
+
+def _existing(coder: SparseCoder, features: Iterable[int]) -> list[int]:
+    chosen = sorted({*features})
+    for index in chosen:
+        if not 0 <= index < coder.d_sae:
+            raise InputError(f"there is no feature {coder.hook}/{index}", hint=f"features are 0 to {coder.d_sae - 1}")
+    return chosen
+
+
+def _effects(coder: SparseCoder, indices: torch.Tensor, model: LanguageModel, n_logits: int) -> LogitEffects | None:
+    rows = directions(coder, indices)
+    if rows is None:
+        return None
+    return logit_effects(model.adapter, rows, n_top=n_logits, vocab_size=model.tokenizer.vocab_size)
+
+
+def _token_ids(texts: Sequence[str], model: LanguageModel, n_tokens: int | None) -> list[list[int]]:
+    """Ids of the texts without BOS, long ones in pieces, ``n_tokens`` in all. Raises InputError if there is none."""
+    if isinstance(texts, str):
+        texts = [texts]
+    size = min(longest_text(model.adapter.model.config) or LONGEST, LONGEST) - (model.tokenizer.bos_id is not None)
+    pieces: list[list[int]] = []
+    left = n_tokens
+    for ids in model.tokenizer.encode_all(texts):
+        own = list(model.tokenizer.own_part(ids))[: left if left is None else max(left, 0)]
+        left = None if left is None else left - len(own)
+        pieces += [own[start : start + size] for start in range(0, len(own), size)]
+    if not pieces:
+        raise InputError(
+            "the texts have no token to look at features on", hint="give texts in which there is something"
+        )
+    return pieces
