@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 
 # Where each name lives. __init__.pyi tells type checkers and editors the same.
 _PLACES = {
+    "ActivationCache": "circuitcli.activations.cache",
     "CircuitError": "circuitcli.errors",
     "CircuitGraph": "circuitcli.graphs",
     "Encoded": "circuitcli.api.encoding",
@@ -27,6 +28,7 @@ _PLACES = {
     "SettingsError": "circuitcli.errors",
     "SparseCoder": "circuitcli.saes.base",
     "ToolError": "circuitcli.errors",
+    "collect": "circuitcli.api.collecting",
     "encode": "circuitcli.api.encoding",
     "load_coders": "circuitcli.api.coders",
     "load_model": "circuitcli.api.models",

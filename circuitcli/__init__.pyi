@@ -1,6 +1,8 @@
 """What `import circuitcli` offers, for type checkers and editors; see __init__.py, which loads it when asked for."""
 
+from circuitcli.activations.cache import ActivationCache as ActivationCache
 from circuitcli.api.coders import load_coders as load_coders
+from circuitcli.api.collecting import collect as collect
 from circuitcli.api.encoding import Encoded as Encoded
 from circuitcli.api.encoding import encode as encode
 from circuitcli.api.models import load_model as load_model

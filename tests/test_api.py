@@ -1,6 +1,7 @@
 """The Python API: what `import circuitcli` costs and offers, and that its values are those of the commands."""
 
 import ast
+import gc
 import subprocess
 import sys
 from pathlib import Path
@@ -104,6 +105,36 @@ def test_the_strongest_features_are_the_largest_codes_and_named_as_nodes(model, 
         assert encoded.tokens[int(position)] == one.token
 
 
+def test_collecting_stores_what_the_command_stores_and_nothing_is_made_again(model, trained: Path, tmp_path: Path):
+    def collected(**changes):
+        asked = dict(layers="1:3", sites=["resid", "mlp"], tokens=3000, block_length=64, path=tmp_path / "cache")
+        return circuit.collect(model, **(asked | changes))
+
+    cache, of_run = collected(), circuit.ActivationCache(trained / "activations", [HookPoint(1, "mlp")])
+    assert [*map(str, cache.hooks)] == ["mlp.1", "resid.1", "mlp.2", "resid.2"]
+    hook, n = HookPoint(1, "mlp"), of_run.n_tokens
+    assert cache.n_tokens == n and torch.equal(cache.rows(hook, 0, n), of_run.rows(hook, 0, n))
+    written = {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*.h5")}
+    assert collected().n_tokens == n
+    assert written == {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*.h5")}
+    for others in ({"tokens": 2000}, {"text": ["a b c"]}, {"hooks": "resid.1"}):
+        with pytest.raises(circuit.InputError, match="other activations"):
+            collected(**others)
+
+
+def test_texts_at_hand_are_collected_and_gone_with_the_value(model):
+    texts = ["for i in range(10):", "import os\nimport sys", "class A:\n    pass"]
+    cache = circuit.collect(model, texts, hooks=["resid.2", "mlp.0"], dtype="float32", tokens=1000)
+    folder, hook = cache.path, HookPoint(2, "resid")
+    lengths = [len(model.tokenizer.encode(text)) for text in texts]
+    assert cache.block_lengths(0, cache.n_tokens) == lengths
+    seen = read(model.adapter, torch.tensor([model.tokenizer.with_bos(model.tokenizer.encode(texts[1]))]), None, [hook])
+    assert torch.allclose(cache.rows(hook, lengths[0], lengths[0] + lengths[1]), seen[hook][0, 1:], atol=1e-5)
+    del cache
+    gc.collect()
+    assert not folder.exists()
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
@@ -145,6 +176,16 @@ calls = {
     "load_coders(7)": lambda: circuit.load_coders(7),
     "load_coders([None])": lambda: circuit.load_coders([None]),
     "load_coders(hooks=3)": lambda: circuit.load_coders("runs/builtin-tiny", hooks=3),
+    "collect(7)": lambda: circuit.collect(model, 7),
+    "collect([])": lambda: circuit.collect(model, []),
+    "collect([7])": lambda: circuit.collect(model, ["a", 7]),
+    "collect(tokens)": lambda: circuit.collect(model, tokens=0),
+    "collect(dtype)": lambda: circuit.collect(model, dtype="float8"),
+    "collect(sites)": lambda: circuit.collect(model, sites=["residual"]),
+    "collect(layers)": lambda: circuit.collect(model, layers="9:"),
+    "collect(hooks)": lambda: circuit.collect(model, hooks=["resid.9"]),
+    "collect(text)": lambda: circuit.collect(model, "no/such/file"),
+    "collect(model)": lambda: circuit.collect("builtin:tiny"),
     "encode(7)": lambda: circuit.encode(model, coders, 7),
     "encode(coders=7)": lambda: circuit.encode(model, 7, "a"),
     "encode(coders=text)": lambda: circuit.encode(model, "runs/builtin-tiny", "a"),

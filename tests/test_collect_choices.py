@@ -19,6 +19,7 @@ from support_collect import (
 )
 from test_prompts import TALK, TEMPLATE
 
+from circuitcli.activations import source
 from circuitcli.activations.cache import ActivationCache
 from circuitcli.activations.choosing import MOST_ROUNDING, ROOM, Spread, suited
 from circuitcli.activations.storage.shards import DTYPES
@@ -124,7 +125,7 @@ def test_a_collection_goes_on_with_the_type_that_it_began_with(tmp_path, model, 
         file.unlink()
     Run(tmp_path / "broken").update_stage("collect", state="interrupted")
     # Whatever would be chosen now.
-    monkeypatch.setattr(collect, "types_for", None)
+    monkeypatch.setattr(source, "types_for", None)
     collect.run(ask("broken"))
     assert stored_bytes(tmp_path / "broken" / "activations") == stored_bytes(tmp_path / "whole" / "activations")
 

@@ -48,6 +48,9 @@ class ActivationCache:
         self._edges = [0, *accumulate(shard.n_rows for shard in self._tokens)]
         self._rows = {hook: self._row_shards(hook) for hook in self.hooks}
 
+    def __repr__(self) -> str:
+        return f"ActivationCache({str(self.path)!r}: {self.n_tokens:,} tokens at {' '.join(map(str, self.hooks))})"
+
     def _row_shards(self, hook: HookPoint) -> list[RowsShard]:
         shards = [RowsShard.open(hook_path(self.path, hook, index)) for index in range(len(self._tokens))]
         for shard, tokens in zip(shards, self._tokens, strict=True):

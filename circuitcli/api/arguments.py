@@ -1,7 +1,7 @@
 """Arguments of functions that people call, checked as settings are, and values that are found by hook point."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -58,6 +58,14 @@ def as_hook(hook: Hook, *, name: str = "hook") -> HookPoint:
     if not isinstance(hook, str):
         raise wrong_type(name, hook, "a hook point", hint="write SITE.LAYER, for example resid.9")
     return HookPoint.parse(hook)
+
+
+def as_hooks(hooks: Hook | Iterable[Hook]) -> list[HookPoint]:
+    """The hook points that are meant, in model order. Raises SettingsError for what is none."""
+    several = [hooks] if isinstance(hooks, str | HookPoint) else hooks
+    if not isinstance(several, Iterable):
+        raise wrong_type("hooks", hooks, "a hook point or a list of them", hint="for example hooks='resid.8'")
+    return sorted({as_hook(hook, name="hooks") for hook in several})
 
 
 class UnknownHookError(InputError, KeyError):

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from circuitcli.api.arguments import ByHook, Hook, Path, as_hook, wrong_type
+from circuitcli.api.arguments import ByHook, Hook, Path, as_hooks, wrong_type
 from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.loading import LanguageModel
@@ -43,7 +43,7 @@ def load_coders(
     Raises InputError for what is neither a path nor a release, for damaged files, and for two coders at one hook point;
     ToolError for what cannot be downloaded.
     """
-    wanted = None if hooks is None else frozenset(_hooks(hooks))
+    wanted = None if hooks is None else frozenset(as_hooks(hooks))
     coders = [coder for one in _sources(source) for coder in _read(one, wanted, model)]
     found = ByHook(by_hook(coder for coder in coders if wanted is None or coder.hook in wanted))
     if not found:
@@ -56,13 +56,6 @@ def load_coders(
         for coder in found.values():
             check_fits(coder, model)
     return found
-
-
-def _hooks(hooks: Hook | Iterable[Hook]) -> list[HookPoint]:
-    several = [hooks] if isinstance(hooks, str | HookPoint) else hooks
-    if not isinstance(several, Iterable):
-        raise wrong_type("hooks", hooks, "a hook point or a list of them", hint="for example hooks='resid.8'")
-    return [as_hook(hook, name="hooks") for hook in several]
 
 
 def _sources(source: Source | Iterable[Source]) -> list[Source]:

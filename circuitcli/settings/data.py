@@ -7,8 +7,17 @@ from pydantic import AfterValidator, Field
 from circuitcli.errors import SettingsError
 from circuitcli.settings.section import MOST_TOKENS, FilePath, Layers, Section, Sites
 
+# The text that models are run on unless another is named: of those that come with the package, and of others.
+BUILTIN_TEXT, DEFAULT_TEXT = "builtin:python", "hf:NeelNanda/pile-10k"
 # Of a block, unless another length is set or the model's window is shorter.
 BLOCK_LENGTH = 128
+# Rows by which a number type is chosen.
+LOOKED_AT = 2048
+
+
+def default_text(model: str) -> str:
+    """The text that a model is run on where none is named."""
+    return BUILTIN_TEXT if model.startswith("builtin:") else DEFAULT_TEXT
 
 
 def _named(text: str) -> str:

@@ -9,9 +9,10 @@ from circuitcli import runs
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.records import Record
+from circuitcli.settings.data import LOOKED_AT
 from circuitcli.stages import collect
 from circuitcli.stages.request import Request, changing_nothing, resumable
-from circuitcli.stages.storing import AUTO, LOOKED_AT, USUAL, number_types, with_data
+from circuitcli.stages.storing import AUTO, USUAL, number_types, with_data
 from circuitcli.text.data_sets import files_of, states
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ def _hook(contexts: "CachedContexts", model: str) -> HookPoint:
 
 def _work(request: Request, folder: Path, digest: str, resumes: bool) -> tuple[list[Record], dict[str, Any]]:
     from circuitcli.activations.adoption import adopt
+    from circuitcli.activations.source import collection_of
     from circuitcli.models.loading import load_model
 
     root = request.run.path / collect.FOLDER
@@ -118,7 +120,7 @@ def _work(request: Request, folder: Path, digest: str, resumes: bool) -> tuple[l
         collect.check_disk(request, root, types, d_model=contexts.d_in)
     collect.prepare(request, root, resumes=resumes)
     collect.describe(request, model, layers=str(hook.layer))
-    collection = collect.collection_of(request, root, types, digest)
+    collection = collection_of(request.settings.data, root, types, fingerprint=digest)
     collected = adopt(source, collection)
     return collect.records_of(collected, types, model), collect.facts_of(request, collected, types, model)
 

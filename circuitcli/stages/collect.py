@@ -1,39 +1,35 @@
 """Activations of a model on text, into the run's cache."""
 
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuitcli import processes, runs
 from circuitcli.errors import InputError, SettingsError
-from circuitcli.hookpoints import HookPoint, hook_points, parse_layers
+from circuitcli.hookpoints import HookPoint
 from circuitcli.reading import as_path
 from circuitcli.records import ActivationsRecord, Record
 from circuitcli.runs import Fingerprint
+from circuitcli.settings.data import LOOKED_AT, default_text
 from circuitcli.settings.model import PLACEMENT, absolute_name
 from circuitcli.settings.settings import Settings
 from circuitcli.settings.sources import flatten
 from circuitcli.stages.estimates import BYTES, arithmetic, memory, pass_flops, size, weight_bytes
 from circuitcli.stages.request import Request, changing_nothing, fingerprint, resumable
-from circuitcli.stages.storing import AUTO, USUAL, first_blocks, number_types, types_for, with_block_length, with_data
-from circuitcli.text.documents import check_field, documents, source_digest
+from circuitcli.stages.storing import AUTO, USUAL, number_types, with_data
+from circuitcli.text.documents import check_field, source_digest
 from circuitcli.text.files import BUILTIN
 
 if TYPE_CHECKING:
-    from circuitcli.activations.choosing import NumberType
     from circuitcli.activations.collection import Collected
-    from circuitcli.activations.plans import Collection
     from circuitcli.models.adapter import ModelAdapter
     from circuitcli.models.loading import LanguageModel
-    from circuitcli.text.blocks import Block, Documents
 
 NAME = "collect"
 FOLDER = "activations"
-DEFAULT_TEXT = "hf:NeelNanda/pile-10k"
 # Where the model runs and how many blocks at once changes rounding only.
 _NO_MATTER = (*PLACEMENT, "data.batch_size")
 # Numbers for each of d_model that a block has at once: its input, norms, queries, keys and values, the hidden layer.
@@ -60,14 +56,16 @@ def run(request: Request) -> list[Record]:
 
 def plan(request: Request) -> list[tuple[str, str]]:
     """What `run` would do, as (name, value) for people. Reads the model's configuration, not its weights."""
+    from circuitcli.activations.source import chosen_hooks, with_block_length
     from circuitcli.models.loading import load_outline
 
     request = _resolved(request)
     adapter = load_outline(request.settings.model)
     is_open = request.settings.data.dtype == AUTO
-    request = with_block_length(with_data(request, dtype=USUAL) if is_open else request, adapter)
+    request = with_data(request, **({"dtype": USUAL} if is_open else {}))
+    request = with_data(request, block_length=with_block_length(request.settings.data, adapter).block_length)
     settings = request.settings
-    hooks = _hooks(settings, adapter)
+    hooks = chosen_hooks(settings.data, adapter)
     needed = disk_bytes(settings, n_hooks=len(hooks), d_model=adapter.d_model)
     return [
         ("text", str(settings.data.text)),
@@ -106,8 +104,7 @@ def _resolved(request: Request) -> Request:
         raise SettingsError("data.sites names no site", hint="for example --sites resid,attn,mlp")
     for site in data.sites:
         HookPoint(0, site)
-    default = BUILTIN if model.name.startswith("builtin:") else DEFAULT_TEXT
-    source = data.text or default
+    source = data.text or default_text(model.name)
     check_field(source, data.field)
     return with_data(request, text=source)
 
@@ -141,21 +138,23 @@ def _local_state(path: Path) -> list[tuple[str, int, int]]:
 
 def _work(request: Request, digest: str, resumes: bool) -> tuple[list[Record], dict[str, Any]]:
     from circuitcli.activations.collection import collect
+    from circuitcli.activations.source import TextSource, chosen_hooks, collection_of
     from circuitcli.models.loading import load_model
 
     root = request.run.path / FOLDER
     with changing_nothing():
         check_origin(root, is_known=resumes or request.force)
         model = load_model(request.settings.model)
-        hooks = _hooks(request.settings, model.adapter)
-        request = with_block_length(request, model.adapter)
-        begun = [] if resumes else _first_blocks(request, model)
-        choose = partial(_suited_types, request, model, hooks, begun)
-        types = number_types(request, NAME, hooks, choose=choose, resumes=resumes)
+        hooks = chosen_hooks(request.settings.data, model.adapter)
+        text = TextSource.named(model, request.settings.data)
+        request = with_data(request, block_length=text.data.block_length)
+        # Also where nothing is to be chosen: a text without a token changes nothing.
+        begun = [] if resumes else text.first_blocks(n_rows=LOOKED_AT if text.data.dtype == AUTO else 1)
+        types = number_types(request, NAME, hooks, choose=partial(text.suited_types, hooks, begun), resumes=resumes)
         check_disk(request, root, types, d_model=model.adapter.d_model)
     prepare(request, root, resumes=resumes)
     describe(request, model, layers=request.settings.data.layers)
-    collected = collect(model, _documents(request, model), collection_of(request, root, types, digest))
+    collected = collect(model, text.documents, collection_of(text.data, root, types, fingerprint=digest))
     return records_of(collected, types, model), facts_of(request, collected, types, model)
 
 
@@ -177,45 +176,6 @@ def check_origin(root: Path, *, is_known: bool) -> None:
             f"{root} holds activations that the run's manifest does not know",
             hint="use --force to replace them, or another --run",
         )
-
-
-def _first_blocks(request: Request, model: "LanguageModel") -> "list[Block]":
-    """What the text begins with. Raises InputError if that is nothing that can be stored."""
-    data = request.settings.data
-    found = first_blocks(_blocks(request, model) if data.dtype == AUTO else islice(_blocks(request, model), 1))
-    if not found:
-        raise InputError(
-            f"{data.text} has no usable text",
-            hint="--text takes a file, a folder, - or hf:NAME; of data with other fields, choose one with --field",
-        )
-    return found
-
-
-def _suited_types(
-    request: Request, model: "LanguageModel", hooks: Sequence[HookPoint], begun: "Sequence[Block]"
-) -> "dict[HookPoint, NumberType]":
-    return types_for(model, hooks, begun or _first_blocks(request, model))
-
-
-def _blocks(request: Request, model: "LanguageModel") -> "Iterator[Block]":
-    """The text as the model is to see it."""
-    from circuitcli.text.blocks import token_blocks
-
-    data = request.settings.data
-    assert data.block_length is not None
-    return token_blocks(
-        _documents(request, model),
-        model.tokenizer,
-        block_length=data.block_length,
-        pack=data.pack,
-        special_tokens=data.special_tokens,
-    )
-
-
-def _documents(request: Request, model: "LanguageModel") -> "Documents":
-    data = request.settings.data
-    vocabulary = model.tokenizer.vocabulary(n_ids=model.adapter.n_token_ids)
-    return lambda start: documents(str(data.text), field=data.field, vocabulary=vocabulary, chat=data.chat, start=start)
 
 
 def facts_of(
@@ -250,35 +210,6 @@ def records_of(collected: "Collected", types: Mapping[HookPoint, str], model: "L
         )
         for hook, digest in collected.digests.items()
     ]
-
-
-def collection_of(request: Request, root: Path, types: Mapping[HookPoint, str], digest: str) -> "Collection":
-    """What is to be stored, as the settings say."""
-    from circuitcli.activations.plans import Collection
-
-    data = request.settings.data
-    assert data.block_length is not None
-    return Collection(
-        root=root,
-        hooks=tuple(types),
-        n_tokens=data.tokens,
-        block_length=data.block_length,
-        batch_size=data.batch_size,
-        dtype=USUAL,
-        dtypes=types,
-        shard_tokens=data.shard_tokens,
-        fingerprint=digest,
-        pack=data.pack,
-        special_tokens=data.special_tokens,
-    )
-
-
-def _hooks(settings: Settings, adapter: "ModelAdapter") -> list[HookPoint]:
-    """What to collect. Raises SettingsError for a hook point that the model lacks."""
-    hooks = hook_points(parse_layers(settings.data.layers, n_layers=adapter.n_layers), settings.data.sites)
-    for hook in hooks:
-        adapter.check(hook)
-    return hooks
 
 
 def check_disk(request: Request, root: Path, types: Mapping[HookPoint, str], *, d_model: int) -> None:

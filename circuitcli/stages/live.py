@@ -6,10 +6,8 @@ from typing import TYPE_CHECKING
 from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.hub import hub_answers
-from circuitcli.stages.collect import DEFAULT_TEXT
+from circuitcli.settings.data import BUILTIN_TEXT, default_text
 from circuitcli.stages.request import Request
-from circuitcli.stages.storing import with_block_length
-from circuitcli.text.files import BUILTIN
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,26 +27,16 @@ def read_rows(
     """
     import torch
 
+    from circuitcli.activations.source import TextSource
     from circuitcli.evaluation.fit import Sample
     from circuitcli.models.taps import read
-    from circuitcli.text.blocks import token_blocks
-    from circuitcli.text.documents import documents
 
-    request = with_block_length(request, model.adapter)
     data = request.settings.data
-    length = data.block_length
-    assert length is not None
-    source = data.text or _default(model.name)
-    vocabulary = model.tokenizer.vocabulary(n_ids=model.adapter.n_token_ids)
+    text = TextSource.named(model, data.model_copy(update={"text": data.text or _default(model.name)}))
     chosen = [*hooks, *(hook for hook in _neighbours(hooks[0], model) if hook not in hooks)]
     rows: dict[HookPoint, list[Tensor]] = {hook: [] for hook in chosen}
-    blocks = token_blocks(
-        lambda start: documents(source, field=data.field, vocabulary=vocabulary, chat=data.chat, start=start),
-        model.tokenizer,
-        block_length=length,
-    )
     lengths: list[int] = []
-    for block in blocks:
+    for block in text.blocks():
         ids = torch.tensor([block.ids], device=model.adapter.device)
         with torch.no_grad():
             found = read(model.adapter, ids, None, chosen)
@@ -59,12 +47,13 @@ def read_rows(
         if sum(lengths) == n_tokens:
             break
     if not lengths:
-        raise InputError(f"{source} has no usable text", hint="--text takes a file, a folder or hf:NAME")
-    return source, Sample({hook: torch.cat(parts) for hook, parts in rows.items()}, lengths)
+        raise InputError(f"{text.data.text} has no usable text", hint="--text takes a file, a folder or hf:NAME")
+    return str(text.data.text), Sample({hook: torch.cat(parts) for hook, parts in rows.items()}, lengths)
 
 
 def _default(model: str) -> str:
-    return BUILTIN if model.startswith("builtin:") or not hub_answers() else DEFAULT_TEXT
+    default = default_text(model)
+    return default if default == BUILTIN_TEXT or hub_answers() else BUILTIN_TEXT
 
 
 def _neighbours(hook: HookPoint, model: "LanguageModel") -> list[HookPoint]:

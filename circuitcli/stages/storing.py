@@ -1,52 +1,27 @@
 """How activations are stored where the settings leave it open: chosen once, then kept for whoever goes on."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from circuitcli import group, processes
-from circuitcli.errors import SettingsError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.progress import note
-from circuitcli.settings.data import BLOCK_LENGTH
 from circuitcli.stages.estimates import BYTES
 from circuitcli.stages.request import Request
 
 if TYPE_CHECKING:
     from circuitcli.activations.choosing import NumberType
-    from circuitcli.models.adapter import ModelAdapter
-    from circuitcli.models.loading import LanguageModel
-    from circuitcli.text.blocks import Block
 
 AUTO = "auto"
 # What a dry run counts with: the type that is chosen most often.
 USUAL = "float16"
-# Rows by which a number type is chosen.
-LOOKED_AT = 2048
 
 
 def with_data(request: Request, **changes: Any) -> Request:
     """The request with other settings of the data."""
     data = request.settings.data.model_copy(update=changes)
     return replace(request, settings=request.settings.model_copy(update={"data": data}))
-
-
-def with_block_length(request: Request, adapter: "ModelAdapter") -> Request:
-    """The request with the length of blocks: as set, else as usual, or the model's window where that is shorter.
-
-    Raises SettingsError for a length that is past the window.
-    """
-    from circuitcli.models.window import window
-
-    asked, longest = request.settings.data.block_length, window(adapter.model.config)
-    if asked is None:
-        return with_data(request, block_length=min(BLOCK_LENGTH, longest or BLOCK_LENGTH))
-    if longest is not None and asked > longest:
-        raise SettingsError(
-            f"data.block_length={asked} is longer than the {longest} tokens that this model reads",
-            hint=f"--set data.block_length={longest} or less",
-        )
-    return request
 
 
 def number_types(
@@ -88,33 +63,3 @@ def _tell(kept: Mapping[str, str], reasons: Mapping[str, str]) -> None:
         names = [name for name, chosen in kept.items() if chosen == dtype]
         if dtype != USUAL:
             note(f"{' '.join(names)} {'is' if len(names) == 1 else 'are'} stored as {dtype}: {reasons[names[0]]}")
-
-
-def types_for(
-    model: "LanguageModel", hooks: Sequence[HookPoint], blocks: "Iterable[Block]"
-) -> "dict[HookPoint, NumberType]":
-    """The number types that suit what the model has at the hook points of some blocks."""
-    import torch
-
-    from circuitcli.activations.choosing import Spread, suited
-    from circuitcli.models.taps import read
-    from circuitcli.text.blocks import padded
-
-    spreads = {hook: Spread() for hook in hooks}
-    for block in blocks:
-        batch = padded([block], pad_id=model.tokenizer.pad_id)
-        with torch.no_grad():
-            found = read(model.adapter, batch.input_ids.to(model.adapter.device), None, list(hooks))
-        for hook, activation in found.items():
-            spreads[hook].add(batch.stored(activation, torch.float32).cpu())
-    return {hook: suited(hook, spread) for hook, spread in spreads.items()}
-
-
-def first_blocks(blocks: "Iterable[Block]") -> "list[Block]":
-    """Blocks with as many rows as a number type is chosen by, or all."""
-    taken: list[Block] = []
-    for block in blocks:
-        taken.append(block)
-        if sum(each.n_rows for each in taken) >= LOOKED_AT:
-            break
-    return taken
