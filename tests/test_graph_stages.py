@@ -361,7 +361,7 @@ def test_prompts_from_a_file_give_an_interval(ask, tmp_path):
     score = next(score for score in made if score.name == "faithfulness")
     assert score.n_prompts == 3 and score.low <= score.high
     path.write_text('{"prompt": "a"}\n{"text": "b"}\n', encoding="utf-8")
-    with pytest.raises(InputError, match="line 2 is no prompt"):
+    with pytest.raises(InputError, match="line 2 is not a prompt"):
         validate.run(ask(validate__prompts=str(path)))
 
 

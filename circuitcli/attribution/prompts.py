@@ -1,31 +1,41 @@
 """A prompt as the model sees it, from a text, a conversation or token ids."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Int
 
-from circuitcli.errors import InputError, SettingsError
+from circuitcli.attribution.asked import asked_counterfactual as asked_counterfactual
+from circuitcli.attribution.asked import asked_prompt as asked_prompt
+from circuitcli.attribution.examples import BadPrompt, Example, LeftOut, Written, placed
+from circuitcli.attribution.spans import span_positions
+from circuitcli.errors import InputError
 from circuitcli.models.adapter import ModelAdapter
 from circuitcli.models.chat import Conversation
+from circuitcli.models.ids_only import IdsOnly
 from circuitcli.models.tokenizer import Tokenizer
 from circuitcli.models.window import window
 from circuitcli.reading import is_text
-from circuitcli.settings.graph import GraphSettings
-
-# What a prompt can be given as.
-Written = str | Sequence[int] | Conversation
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text as the model sees it; ``first`` is the first position that can carry nodes (1 behind a BOS token)."""
+    """A text as the model sees it; ``first`` is the first position that can carry nodes (1 behind a BOS token).
+
+    target, foil: token ids, None for the model's most likely one and for none. counterfactual: the other prompt, with
+    BOS as ``ids``. spans: names of positions. place: where the prompt was read, for errors.
+    """
 
     text: str
     ids: Int[torch.Tensor, "1 position"]
     tokens: tuple[str, ...]
     first: int
+    target: int | None = None
+    foil: int | None = None
+    counterfactual: tuple[int, ...] | None = None
+    spans: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    place: str = ""
 
     @property
     def last(self) -> int:
@@ -43,43 +53,149 @@ class Prompt:
         return self.first > 0
 
 
-def asked_prompt(settings: GraphSettings) -> Written | None:
-    """The prompt that the settings name, None for none. Raises SettingsError if they name two."""
-    return _asked(settings, "prompt", chat=settings.chat)
+@dataclass(frozen=True)
+class Needs:
+    """What a prompt must have beside its tokens: what the metric, the baseline and the positions ask for."""
+
+    foil: bool = False
+    counterfactual: bool = False
+    spans: bool = False
 
 
-def asked_counterfactual(settings: GraphSettings) -> Written | None:
-    """The other prompt, likewise."""
-    return _asked(settings, "counterfactual", chat=settings.chat)
+def encode_all(
+    examples: Iterable[Example],
+    tokenizer: Tokenizer,
+    adapter: ModelAdapter,
+    *,
+    needs: Needs,
+    left_out: LeftOut,
+    most: int | None = None,
+) -> tuple[Prompt, ...]:
+    """The first ``most`` of the prompts that can be used.
+
+    left_out: takes what is wrong with single ones, or raises it. Raises InputError if none is left.
+    """
+    prompts: list[Prompt] = []
+    for example in examples:
+        if len(prompts) == most:
+            break
+        with left_out.each():
+            prompts.append(encode_example(example, tokenizer, adapter, needs=needs))
+    left_out.check(len(prompts), source="the file of prompts")
+    if needs.spans:
+        prompts = _of_same_spans(prompts, left_out)
+    left_out.warn(len(prompts))
+    return tuple(prompts)
 
 
-def _asked(settings: GraphSettings, name: str, *, chat: bool) -> Written | None:
-    text, ids = getattr(settings, name), getattr(settings, f"{name}_ids")
-    if text is not None and ids is not None:
-        raise SettingsError(f"graph.{name} and graph.{name}_ids are both set", hint="leave one of them out")
-    if ids is not None and chat:
-        raise SettingsError(
-            f"graph.chat writes a text, and graph.{name}_ids are token ids", hint="leave --chat out, or give a text"
+def _of_same_spans(prompts: Sequence[Prompt], left_out: LeftOut) -> list[Prompt]:
+    """Those that have the spans that the first one has."""
+    kept, names = [], [name for name, _ in prompts[0].spans]
+    for prompt in prompts:
+        with left_out.each():
+            if sorted(name for name, _ in prompt.spans) != sorted(names):
+                its, others = _named(prompt.spans), " ".join(names)
+                raise BadPrompt(
+                    f"{prompt.place}: its spans are {its}, those of the prompts before {others}",
+                    reason="other spans",
+                    hint="name the same spans in each prompt",
+                )
+            kept.append(prompt)
+    return kept
+
+
+def _named(spans: Iterable[tuple[str, object]]) -> str:
+    return " ".join(name for name, _ in spans) or "none"
+
+
+def encode_example(
+    example: Example, tokenizer: Tokenizer, adapter: ModelAdapter, *, needs: Needs | None = None
+) -> Prompt:
+    """The prompt in tokens, with target, foil, counterfactual and spans.
+
+    Raises BadPrompt, naming its place, for a prompt without tokens or too long, a target or foil that is not one
+    token, a span without tokens, and for what is missing of what it ``needs``.
+    """
+    wanted = needs or Needs()
+    with placed(example.place, "a prompt that cannot be encoded"):
+        prompt = encode_prompt(example.written, tokenizer, adapter)
+    with placed(example.place, "a target or foil that is not one token"):
+        target = _token(example.target, example, tokenizer, what="target", n_ids=adapter.n_token_ids)
+        foil = _token(example.foil, example, tokenizer, what="foil", n_ids=adapter.n_token_ids)
+    with placed(example.place, "bad spans"):
+        spans = span_positions(example, tokenizer, tokens=prompt.tokens, first=prompt.first)
+    prompt = replace(prompt, target=target, foil=foil, spans=spans, place=example.place)
+    if example.counterfactual is not None:
+        with placed(example.place, "a counterfactual that cannot be encoded"):
+            prompt = replace(prompt, counterfactual=_counterfactual(example.counterfactual, tokenizer, adapter))
+    with placed(example.place, ""):
+        _check_needs(prompt, wanted)
+    return prompt
+
+
+def _counterfactual(written: Written, tokenizer: Tokenizer, adapter: ModelAdapter) -> tuple[int, ...]:
+    return tuple(encode_prompt(written, tokenizer, adapter, what="counterfactual").ids[0].tolist())
+
+
+def _check_needs(prompt: Prompt, needs: Needs) -> None:
+    other, length = prompt.counterfactual, prompt.ids.shape[1]
+    if needs.foil and prompt.foil is None:
+        raise BadPrompt("the metric logit-diff needs a foil", reason="no foil", hint="add --foil TOKEN, or a foil each")
+    if needs.counterfactual and other is None:
+        raise BadPrompt(
+            "the counterfactual baseline needs another prompt",
+            reason="no counterfactual",
+            hint="add --counterfactual TEXT, or a counterfactual to each prompt of the file",
         )
-    if ids is not None:
-        return tuple(ids)
-    return Conversation.of_user(text) if chat and text is not None else text
+    if needs.counterfactual and other is not None and len(other) != length:
+        raise BadPrompt(
+            f"the counterfactual has {len(other)} tokens, the prompt {length}",
+            reason="a counterfactual of another length",
+            hint="both must have the same number of tokens, so that positions match",
+        )
+    if needs.spans and not prompt.spans:
+        raise BadPrompt(
+            "it has no spans", reason="no spans", hint='add "spans": {"verb": [12, 17]}, or --positions sum'
+        )
 
 
-def encode_prompt(written: Written, tokenizer: Tokenizer, adapter: ModelAdapter) -> Prompt:
+def _token(token: str | int | None, example: Example, tokenizer: Tokenizer, *, what: str, n_ids: int) -> int | None:
+    """The id of a target or foil: of a text that which continues the prompt, or else the text's own."""
+    if isinstance(token, int):
+        if not 0 <= token < n_ids:
+            raise InputError(
+                f"{what} {token} is not a token id, and this model knows 0 to {n_ids - 1}",
+                hint="name a token of this model, as text or as its id",
+            )
+        return token
+    if token is None:
+        return None
+    following = _continuation(token, example, tokenizer)
+    return tokenizer.single_token(token, what=what) if following is None else following
+
+
+def _continuation(token: str, example: Example, tokenizer: Tokenizer) -> int | None:
+    """The one token that is new if the text stands behind the prompt: some tokenizers write words alone otherwise."""
+    if not isinstance(example.written, str) or isinstance(tokenizer, IdsOnly):
+        return None
+    after = tokenizer.encode(example.prompt + token)
+    return after[-1] if after[:-1] == tokenizer.encode(example.prompt) else None
+
+
+def encode_prompt(written: Written, tokenizer: Tokenizer, adapter: ModelAdapter, *, what: str = "prompt") -> Prompt:
     """The prompt in tokens, with BOS in front where the tokenizer puts one, and never with two.
 
     A conversation is written by the model's chat template, with the assistant's turn begun. Raises InputError if the
     prompt has no token, more than the model's window, or one that the model does not know.
     """
-    ids = _ids(written, tokenizer, n_ids=adapter.n_token_ids)
+    ids = _ids(written, tokenizer, n_ids=adapter.n_token_ids, what=what)
     full = tokenizer.with_bos(ids)
     first = tokenizer.n_bos(full)
     if first == len(full):
-        raise InputError("the prompt is empty", hint="give some text with --prompt")
+        raise InputError(f"the {what} is empty", hint=f"give some text with --{what}")
     longest = window(adapter.model.config)
     if longest is not None and len(full) > longest:
-        raise InputError(f"the prompt has {len(full)} tokens, the model's window {longest}", hint="shorten the prompt")
+        raise InputError(f"the {what} has {len(full)} tokens, the model's window {longest}", hint=f"shorten the {what}")
     return Prompt(
         text=_text(written, tokenizer),
         ids=torch.tensor([full], device=adapter.device),
@@ -88,17 +204,17 @@ def encode_prompt(written: Written, tokenizer: Tokenizer, adapter: ModelAdapter)
     )
 
 
-def _ids(written: Written, tokenizer: Tokenizer, *, n_ids: int) -> Sequence[int]:
+def _ids(written: Written, tokenizer: Tokenizer, *, n_ids: int, what: str) -> Sequence[int]:
     if isinstance(written, Conversation):
         return tokenizer.encode(tokenizer.render(written, answers=True))
     if isinstance(written, str):
         if not is_text(written):
-            raise InputError("the prompt is no text: it holds bytes that are no UTF-8", hint="give UTF-8 text")
+            raise InputError(f"the {what} is no text: it holds bytes that are no UTF-8", hint="give UTF-8 text")
         return tokenizer.encode(written)
     wrong = [number for number in written if not 0 <= number < n_ids]
     if wrong:
         raise InputError(
-            f"the prompt has token id {wrong[0]}, and this model knows 0 to {n_ids - 1}",
+            f"the {what} has token id {wrong[0]}, and this model knows 0 to {n_ids - 1}",
             hint="give ids of this model's own tokenizer",
         )
     return [*written]

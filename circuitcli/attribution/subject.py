@@ -73,7 +73,7 @@ def build(
     *,
     prompt: Written,
     target: str | int | None,
-    foil: str | None,
+    foil: str | int | None,
 ) -> tuple[Subject, Target]:
     """The subject of a prompt, and its target.
 
@@ -87,7 +87,7 @@ def build(
     wanted = int(clean.logits[0, -1].argmax()) if target is None else target
     if isinstance(wanted, str):
         wanted = tokenizer.single_token(wanted, what="target")
-    other = None if foil is None else tokenizer.single_token(foil, what="foil")
+    other = tokenizer.single_token(foil, what="foil") if isinstance(foil, str) else foil
     if other == wanted and settings.metric == "logit-diff":
         raise SettingsError(
             f"target and foil are the same token, {foil!r}{'' if target is not None else ', the most likely next one'}",

@@ -48,12 +48,16 @@ SAE = (Flag("sae_path", "--sae", metavar="PATH"),)
 BEHAVIOUR = (
     Flag("graph.prompt", "--prompt"),
     Flag("graph.prompt_ids", "--prompt-ids", metavar="IDS"),
+    Flag("graph.n_prompts", "--n-prompts"),
+    Flag("graph.skip_bad", "--skip-bad"),
     Flag("graph.chat", "--chat"),
     Flag("graph.target", "--target"),
     Flag("graph.foil", "--foil"),
     Flag("graph.metric", "--metric"),
 )
 GRAPH = (
+    Flag("graph.prompts", "--prompts", metavar="FILE"),
+    Flag("graph.sequences", "--sequences"),
     *BEHAVIOUR,
     Flag("graph.layers", "--layers"),
     Flag("graph.sites", "--sites"),

@@ -4,6 +4,7 @@ from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, TypeVar
 
 from circuitcli.errors import InputError
@@ -97,6 +98,18 @@ class Tokenizer:
             # Leaves out where in the text each token is, which takes a quarter of the time.
             each = (found.ids for found in self._quick.encode_batch_fast(texts, add_special_tokens=False))
         return [array("i", ids) for ids in each]
+
+    def ranges(self, text: str) -> list[tuple[int, int]]:
+        """For each id of a text the characters that it stands for, (first, last + 1); of an empty token none.
+
+        Where the tokenizer does not tell, they are what the ids so far decode to more than those before.
+        """
+        if self._quick is not None:
+            return [*map(tuple, self._quick.encode(text, add_special_tokens=False).offsets)]
+        ids = self.encode(text)
+        edges = [min(len(self.decode(ids[:stop])), len(text)) for stop in range(len(ids) + 1)]
+        # The later bytes of a character decode to nothing more.
+        return [(first if first < last else max(0, first - 1), last) for first, last in pairwise(edges)]
 
     def n_bos(self, ids: Sequence[int]) -> int:
         """How many BOS tokens there are in front."""

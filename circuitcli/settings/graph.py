@@ -18,6 +18,15 @@ class GraphSettings(Section):
     predicts best beyond the token's frequency."""
     prompt_ids: Ids | None = None
     """The prompt as token ids instead of a text, for example 464,3139,286."""
+    prompts: FilePath | None = None
+    """File of prompts whose effects are averaged: JSON lines with prompt (or ids, or messages) and, if wanted, target,
+    foil, counterfactual and spans; or the pairs of feature-circuits, or the CSV of EAP-IG and MIB, as they are."""
+    n_prompts: int | None = Field(None, ge=1, le=10_000_000)
+    """Use the first so many prompts of the file that can be used; by default all."""
+    skip_bad: bool = False
+    """Leave prompts of the file out that cannot be used, and count them; by default the first one is an error."""
+    sequences: int = Field(1, ge=1, le=100_000)
+    """Without a prompt: explain so many predictions of the run's own text, the best ones."""
     chat: bool = False
     """Have the model's chat template write the prompt, as what a user says, and begin the answer that is explained."""
     target: str | None = None
@@ -34,9 +43,9 @@ class GraphSettings(Section):
     name: str | None = None
     """Name of the graph; by default circuit (graph-grad) or naive (graph-naive), with -2 and so on behind it where
     that is taken by other settings."""
-    positions: Literal["all", "last", "sum"] | None = None
-    """Nodes at each position, at the last one only, or summed over positions; by default all (graph-grad) or sum
-    (graph-naive)."""
+    positions: Literal["all", "last", "sum", "spans"] | None = None
+    """Nodes at each position, at the last one only, summed over positions, or for each named span of the prompts; by
+    default all (graph-grad) or sum (graph-naive); of several prompts all if they are equally long, else sum."""
     baseline: Baseline | None = None
     """What a feature is set to when it is taken away; by default mean (graph-grad) or zero (graph-naive)."""
     baseline_tokens: int = Field(16_384, ge=1, le=2**40)

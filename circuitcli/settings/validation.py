@@ -18,12 +18,11 @@ class ValidationSettings(Section):
     pin: Pins = ()
     """Ablate these features together instead of testing a graph, for example 6:8339,14104: on --prompt or --prompts,
     else on the run's own text."""
-    sequences: int = Field(32, ge=1, le=1_000_000)
+    sequences: int = Field(64, ge=1, le=1_000_000)
     """Pins without a prompt: blocks of the run's text, held-out ones first, in which a pinned feature is active and is
     ablated; the blocks looked at, of 65,536 tokens at most, all count in the mean."""
     prompts: FilePath | None = None
-    """JSONL file of prompts, one object a line with prompt (or ids, or messages) and, if wanted, target and foil; by
-    default the graph's prompt."""
+    """File of prompts to test on, of any kind that graph-grad --prompts takes; by default the graph's own prompts."""
     baseline: Baseline | None = None
     """What ablated nodes are set to; by default the graph's own baseline, zero for pins."""
     errors: Literal["nodes", "kept", "removed"] = "nodes"

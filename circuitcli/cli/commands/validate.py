@@ -9,6 +9,7 @@ FLAGS = (
     Flag("validate.graph", "--graph"),
     Flag("validate.pin", "--pin", repeats=True),
     Flag("validate.prompts", "--prompts", metavar="FILE"),
+    Flag("validate.sequences", "--sequences"),
     Flag("validate.at_least", "--at-least"),
     Flag("validate.baseline", "--baseline"),
     Flag("validate.errors", "--errors"),
