@@ -1,17 +1,17 @@
 """The catalogue held against SAELens's own list, and releases with folders of their own kinds."""
 
-import importlib.util
 import json
 import logging
 import math
 import shutil
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 from exchange_support import D_IN, D_SAE, assert_same, inputs, only, random_sae, written
+from make_catalogue import as_toml, catalogued, sae_lens_list
 from safetensors.torch import save_file
 
 from circuitcli.errors import InputError
@@ -34,13 +34,68 @@ N_IDS = 12
 @pytest.fixture(scope="module")
 def listed() -> dict[str, Any]:
     """The releases that the installed SAELens knows, without importing it."""
-    found = importlib.util.find_spec("sae_lens")
-    if found is None or found.origin is None:
-        pytest.skip("sae-lens is not installed")
-    path = Path(found.origin).with_name("pretrained_saes.yaml")
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    content = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
-    return dict(content.get("SAES", content))
+    try:
+        return sae_lens_list()
+    except ImportError as error:
+        pytest.skip(str(error))
+
+
+def test_the_catalogue_is_what_the_list_of_the_installed_sae_lens_gives(listed: dict[str, Any]):
+    by_hand = tomllib.loads(catalogue.BY_HAND.read_text(encoding="utf-8"))
+    written = catalogue.LISTED.read_text(encoding="utf-8").partition("\n\n")[2]
+    assert written == as_toml(catalogued(listed, by_hand=by_hand)), "run `python -m tests.make_catalogue`"
+    assert not listed.keys() & by_hand.keys() and len(by_hand) < 30
+
+
+def test_what_is_listed_comes_back_from_the_generated_tables_and_what_is_written_by_hand_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    paths = [f"transcoder/layer_{at}_width_16k_l0_{size}" for at in (0, 1, 5, 16) for size in ("big", "medium")]
+    saes = [{"id": path, "path": path} for path in paths]
+    odd = [
+        {"id": f"layer_{at}", "path": f"SAEs-{at}/x-SAE-l{at}.pt", "norm_scaling_factor": at + 0.5} for at in (1, 2, 9)
+    ]
+    about = {"repo_id": "a/b", "model": "gemma-2-2b", "conversion_func": "gemma_3"}
+    listed = {
+        "one": {**about, "saes": saes},
+        "two.5": {**about, "conversion_func": "goodfire", "saes": odd},
+        "three-canonical": {**about, "saes": []},
+        "three": {**about, "saes": saes},
+        "four": {**about, "saes": saes},
+    }
+    for name, text in (
+        ("LISTED", as_toml(catalogued(listed, by_hand=["four"]))),
+        ("BY_HAND", '[one]\nmodel = "x"\nrefused = "y"\n'),
+    ):
+        path = tmp_path / name
+        path.write_text(text)
+        monkeypatch.setattr(catalogue, name, path)
+    found = {
+        name: catalogue._release(name, table)
+        for name, table in tomllib.loads((tmp_path / "LISTED").read_text()).items()
+    }
+    assert {(entry.path, str(entry.hook), str(entry.changes.target)) for entry in found["one"].entries} == {
+        (path, f"mlp_in.{layer}", f"mlp.{layer}") for path in paths for layer in [path.split("_")[1]]
+    }
+    # Of the two at each hook point the middle one comes first.
+    assert [entry.path.endswith("medium") for entry in found["one"].by_hook().values()] == [True] * 4
+    assert [(entry.id, entry.path, entry.changes.scale) for entry in found["two.5"].entries] == [
+        (sae["id"], sae["path"], sae["norm_scaling_factor"]) for sae in odd
+    ]
+    assert found["three"].entries == () and "four" not in found
+    catalogue._content.cache_clear()
+    try:
+        assert catalogue._content()["one"] == {"model": "x", "refused": "y"} and "two.5" in catalogue._content()
+    finally:
+        catalogue._content.cache_clear()
+
+
+def test_a_release_that_the_generator_does_not_understand_is_named():
+    about = {"repo_id": "a/b", "model": "gpt2-small", "saes": [{"id": "x", "path": "y"}]}
+    with pytest.raises(ValueError, match="new: no format is known for what SAELens converts by magic"):
+        catalogued({"new": {**about, "conversion_func": "magic"}}, by_hand=())
+    with pytest.raises(ValueError, match="new: no hook point is known for y"):
+        catalogued({"new": about}, by_hand=())
 
 
 def test_every_release_of_sae_lens_is_known_or_refused_with_a_reason(listed: dict[str, Any]):
@@ -59,7 +114,7 @@ def test_releases_hold_the_saes_that_sae_lens_lists_under_their_ids_and_paths(li
         assert release.repo == listed[name]["repo_id"], name
         if not release.entries:
             continue
-        assert {sae["path"] for sae in saes} <= {entry.path for entry in release.entries}, name
+        assert sorted(sae["path"] for sae in saes) == sorted(entry.path for entry in release.entries), name
         for sae in saes[:: max(1, len(saes) // N_IDS)]:
             assert release.entry(sae["id"]).path == release.entry(sae["path"]).path == sae["path"], name
         told = {entry.path: entry.changes.scale for entry in release.entries if entry.changes.scale is not None}

@@ -1,6 +1,7 @@
 """Well-known releases of SAEs by short name, and fetching them; needs no torch.
 
-What is known of a release is data, in catalogue.toml; which files an SAE has, its own format knows.
+What is known of a release is data, in catalogue_listed.toml and catalogue.toml; which files an SAE has, its own format
+knows.
 """
 
 import difflib
@@ -18,7 +19,9 @@ from circuitcli.models.hub import hub_answers, refusal
 from circuitcli.saes.exchange import hooks
 from circuitcli.saes.exchange.place import Changes
 
-DATA = Path(__file__).with_name("catalogue.toml")
+# Of the list that SAELens comes with, by tests/make_catalogue.py; and what is written by hand, which counts where both
+# have a release.
+LISTED, BY_HAND = (Path(__file__).with_name(name) for name in ("catalogue_listed.toml", "catalogue.toml"))
 # At the top of a repository and about all of its SAEs.
 SHARED = ("config.json", "config.yaml")
 
@@ -97,7 +100,8 @@ def refused() -> dict[str, str]:
 
 @cache
 def _content() -> dict[str, Any]:
-    return tomllib.loads(DATA.read_text(encoding="utf-8"))
+    listed, by_hand = (tomllib.loads(path.read_text(encoding="utf-8")) for path in (LISTED, BY_HAND))
+    return {**listed, **by_hand}
 
 
 def nearest(name: str) -> list[str]:
