@@ -69,8 +69,8 @@ class Peaks:
 
     values (d_sae, n_peaks): size of the activation at the peak, 0 where a feature has fewer peaks. token, previous,
     block, position: of the peak; ``previous`` is the token before it, NO_TOKEN at a block's first. For the first
-    ``n_windows`` peaks, tokens and activations (d_sae, n_windows, 2 * window + 1) show what is around the peak, which is
-    in the middle, signs included; a window ends at the ends of its block, and holds NO_TOKEN beyond.
+    ``n_windows`` peaks, tokens and activations (d_sae, n_windows, 2 * window + 1) show what is around the peak, which
+    is in the middle, signs included; a window ends at the ends of its block, and holds NO_TOKEN beyond.
     """
 
     def __init__(self, d_sae: int, *, n_peaks: int, n_windows: int, window: int) -> None:
