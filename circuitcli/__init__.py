@@ -14,6 +14,8 @@ and paths go in, frozen values come out; nothing is written unless a path is giv
 from importlib import import_module
 from typing import Any
 
+from circuitcli import display
+
 __version__ = "0.1.0"
 
 # Where each name lives. __init__.pyi tells type checkers and editors the same.
@@ -46,3 +48,12 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_PLACES})
+
+
+def _drawn(value: object, form: str) -> str | None:
+    made: str | None = import_module("circuitcli.render.notebook").drawn(value, form)
+    return made
+
+
+# Values show themselves in notebooks; what draws them is loaded then.
+display.set_drawer(_drawn)

@@ -84,6 +84,11 @@ class GraphRecord(Record):
         """Names of the hook points that the coder writes that reads this one: of an SAE the same."""
         return (self.writes or {}).get(hook, (hook,))
 
+    def tokens_at(self, position: int | str | None) -> tuple[str, ...]:
+        """What stands at a position: its token, or of several prompts some alternatives; nothing for a named span."""
+        columns = self.columns if self.columns is not None else tuple((token,) for token in self.tokens)
+        return columns[position] if isinstance(position, int) and position < len(columns) else ()
+
 
 class NodeRecord(Record):
     """A feature, an error term or the output."""

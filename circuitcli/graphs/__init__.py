@@ -1,0 +1,25 @@
+"""A circuit graph: features, error terms and the output, with effects and edge weights.
+
+Frozen values and pure functions.
+
+The graph lies this low because attribution makes it, validation reads it and render draws it.
+"""
+
+from circuitcli.graphs.conversion import from_records, to_records
+from circuitcli.graphs.graph import CircuitGraph, Edge, Node
+from circuitcli.graphs.joining import check_joinable, content_digest, merged
+from circuitcli.graphs.pruning import connected_to_output, restricted, sorted_graph
+
+__all__ = [
+    "CircuitGraph",
+    "Edge",
+    "Node",
+    "check_joinable",
+    "connected_to_output",
+    "content_digest",
+    "from_records",
+    "merged",
+    "restricted",
+    "sorted_graph",
+    "to_records",
+]

@@ -1,0 +1,123 @@
+"""What a circuit graph is: a head, nodes and edges, all frozen."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from circuitcli import display
+from circuitcli.hookpoints import OUTPUT, NodeId
+from circuitcli.records import GraphRecord
+
+if TYPE_CHECKING:
+    import networkx
+    import pandas
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node; ``effect`` is what it contributes to the metric, in the metric's unit; positive supports the metric.
+
+    Of several prompts activation and effect are means, ``standard_error`` is that of the effect, and ``active`` the
+    share of the prompts in which the node is not zero.
+    """
+
+    id: str
+    activation: float | None = None
+    effect: float | None = None
+    unit: str | None = None
+    standard_error: float | None = None
+    active: float | None = None
+
+    @property
+    def is_output(self) -> bool:
+        """Whether this is the metric itself."""
+        return self.id == OUTPUT
+
+    @property
+    def place(self) -> NodeId | None:
+        """The parsed id; None for the output."""
+        return None if self.is_output else NodeId.parse(self.id)
+
+
+@dataclass(frozen=True)
+class Edge:
+    """What ``source`` contributes to ``target``, in ``unit``; of several prompts the mean, with its standard error.
+
+    ``active`` is the share of the prompts in which the weight is not zero.
+    """
+
+    source: str
+    target: str
+    weight: float
+    unit: str
+    standard_error: float | None = None
+    active: float | None = None
+
+
+@dataclass(frozen=True)
+class CircuitGraph:
+    """A circuit with the head that says what it explains and how it was found.
+
+    It is a value: `save` and `load` it, `to_pandas` and `to_networkx` hand it on, a notebook draws it.
+    """
+
+    head: GraphRecord
+    nodes: tuple[Node, ...] = ()
+    edges: tuple[Edge, ...] = ()
+    by_id: Mapping[str, Node] = field(init=False, repr=False, compare=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "by_id", {node.id: node for node in self.nodes})
+
+    def __len__(self) -> int:
+        return len(self.nodes)
+
+    def __repr__(self) -> str:
+        """One line: graphs have thousands of nodes."""
+        about = f"{self.head.n_prompts} prompts" if self.head.n_prompts > 1 else repr(self.head.prompt)
+        return f"<CircuitGraph '{self.head.name}' of {about}: {len(self.nodes)} nodes, {len(self.edges)} edges>"
+
+    def save(self, path: str | Path) -> None:
+        """Write the graph to a file, as ``circuit`` commands keep it: JSON lines for head, nodes and edges.
+
+        Raises InputError where nothing can be written.
+        """
+        from circuitcli.graphs.files import save
+
+        save(self, Path(path))
+
+    @staticmethod
+    def load(path: str | Path, *, name: str | None = None) -> "CircuitGraph":
+        """The graph of a file: the last of several, or the one of this name.
+
+        Raises InputError for a file that cannot be read or has no such graph.
+        """
+        from circuitcli.graphs.files import load
+
+        return load(Path(path), name=name)
+
+    def to_pandas(self) -> "tuple[pandas.DataFrame, pandas.DataFrame]":
+        """Nodes and edges as tables, one row each, in the order of the graph.
+
+        Nodes have ``id kind hook layer site feature is_error position token activation effect standard_error active
+        unit``, edges ``source target weight standard_error active unit``. What is not known is missing: a feature's
+        number of an error term, a position where nodes are summed over positions. Where several prompts have other
+        tokens at a position, ``token`` has some, with " | " between them. Raises ToolError without pandas.
+        """
+        from circuitcli.graphs.tables import to_pandas
+
+        return to_pandas(self)
+
+    def to_networkx(self) -> "networkx.DiGraph":
+        """The graph for networkx: nodes by id and edges with the columns of `to_pandas` as attributes, and the head's
+        fields as those of the graph. What is not known is left out. Raises ToolError without networkx."""
+        from circuitcli.graphs.tables import to_networkx
+
+        return to_networkx(self)
+
+    def _repr_svg_(self) -> str | None:
+        return display.drawn(self, "svg")
+
+    def _repr_html_(self) -> str | None:
+        return display.drawn(self, "html")
