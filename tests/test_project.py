@@ -91,11 +91,12 @@ def imported(path: Path) -> set[str]:
     return {name.split(".")[0] for name in names}
 
 
-def test_whatever_the_package_imports_comes_with_it_or_with_an_extra_of_its_name(project: dict) -> None:
+def test_whatever_the_package_imports_comes_with_it_or_with_an_extra_for_users(project: dict) -> None:
     def named(requirements: list[str]) -> set[str]:
         return {re.split(r"[<>=;]", text)[0].strip().replace("-", "_") for text in requirements}
 
-    core, extras = named(project["dependencies"]), set(project["optional-dependencies"]) - {"test"}
+    optional = {name: named(listed) for name, listed in project["optional-dependencies"].items() if name != "test"}
+    core, extras = named(project["dependencies"]), set[str]().union(*optional.values())
     found = set[str]().union(*(imported(path) for path in (ROOT / "circuitcli").rglob("*.py")))
     # Triton comes with PyTorch where it has kernels for it.
     others = found - set(sys.stdlib_module_names) - {"circuitcli", "triton"}
