@@ -106,6 +106,5 @@ def _library(name: str) -> Any:
         return import_module(name)
     except ModuleNotFoundError:
         raise ToolError(
-            f"this needs the package '{name}', which is not installed",
-            hint=f"pip install {name}, or pip install 'circuitcli[notebook]' for all that notebooks need",
+            f"this needs the package '{name}', which is not installed", hint=f"pip install {name}"
         ) from None
