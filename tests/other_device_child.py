@@ -9,15 +9,15 @@ import torch
 import torch.nn.functional as F
 from support import hf_model, random_ids
 from torch import Tensor
-from training_fakes import D_IN, moments, planted, recipe, taught
+from training_fakes import D_IN, fully_trained, moments, planted, recipe
 
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.adapter import ModelAdapter
 from circuitcli.models.mlp import Mlp, Projection
 from circuitcli.models.partial import clean_pass, first_block, rerun
 from circuitcli.models.taps import leaf
-from circuitcli.training.architectures.registry import SINGLE, new_student
-from circuitcli.training.learner import Learner
+from circuitcli.training.architectures.registry import SINGLE, new_trainable
+from circuitcli.training.optimiser import CoderOptimiser
 from circuitcli.training.plan import JACOBIANS, STAIRCASES
 
 IS_REAL = other_device.is_real()
@@ -53,7 +53,7 @@ def mlp(device: torch.device) -> Mlp:
 
 
 def first_step(architecture: str, device: torch.device) -> dict[str, Tensor]:
-    """Losses and gradients of a student's first step, with a dead feature, on the CPU; it then learns to the end."""
+    """Losses and gradients of a trainable's first step, with a dead feature, on the CPU; it then learns to the end."""
     hooks = HOOKS.get(architecture, (HookPoint(1, "resid"),))
     rows = {hook: planted(256, seed=seed)[0] for seed, hook in enumerate(hooks)}
     options = OPTIONS.get(architecture, {})
@@ -61,16 +61,16 @@ def first_step(architecture: str, device: torch.device) -> dict[str, Tensor]:
     first = {hook: own.to(device) for hook, own in rows.items()}
     about = {hook: moments(own) for hook, own in rows.items()}
     lies_between = mlp(device) if architecture in JACOBIANS else None
-    learner = Learner(new_student(hooks, first, made.lesson, about, mlp=lies_between), made.pace)
-    for name, silent in learner.student.named_buffers():
+    optimiser = CoderOptimiser(new_trainable(hooks, first, made.config, about, mlp=lies_between), made.optimiser_config)
+    for name, silent in optimiser.trainable.named_buffers():
         if name.endswith("silent_tokens"):
-            silent[3] = made.lesson.dead_tokens
-    outcomes = learner.step({hook: own[:BATCH] for hook, own in rows.items()}, index=0)
-    found = {f"{hook} {name}": part for hook, outcome in outcomes.items() for name, part in outcome.losses.items()}
-    found |= {name: parameter.grad for name, parameter in learner.parameters.items() if parameter.grad is not None}
+            silent[3] = made.config.dead_tokens
+    results = optimiser.step({hook: own[:BATCH] for hook, own in rows.items()}, index=0)
+    found = {f"{hook} {name}": part for hook, result in results.items() for name, part in result.losses.items()}
+    found |= {name: parameter.grad for name, parameter in optimiser.parameters.items() if parameter.grad is not None}
     assert {number.device.type for number in found.values()} == {device.type}
     found = {name: number.detach().cpu().clone() for name, number in found.items()}
-    finished = taught(learner, rows, batch_size=BATCH).student.finished()
+    finished = fully_trained(optimiser, rows, batch_size=BATCH).trainable.finished()
     assert {value.device.type for sae in finished.values() for value in sae.state_dict().values()} == {"cpu"}
     return found
 

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import torch
-from training_fakes import MemoryBatches, learner, planted, recipe
+from training_fakes import MemoryBatches, optimiser, planted, recipe
 
 from circuitcli import group, processes
 from circuitcli.hookpoints import HookPoint
 from circuitcli.training.checkpoint import Checkpoints
-from circuitcli.training.learner import Learner
 from circuitcli.training.log import MetricsLog
+from circuitcli.training.optimiser import CoderOptimiser
 from circuitcli.training.ranks import ALONE, AllRanks
 from circuitcli.training.trainer import Trainer
 
@@ -25,19 +25,19 @@ def make(directory: Path, architecture: str, mode: str) -> Trainer:
     rows = {hook: planted(2_000, seed=seed)[0] for seed, hook in enumerate(HOOKS)}
     several = processes.count() > 1
     ranks = AllRanks() if several else ALONE
-    learners: list[Learner] = []
+    optimisers: list[CoderOptimiser] = []
     for hook, own in rows.items():
-        made = learner(hook, own, recipe(N_STEPS, architecture=architecture, k=3, dead_tokens=300))
+        made = optimiser(hook, own, recipe(N_STEPS, architecture=architecture, k=3, dead_tokens=300))
         if several and mode == "data":
-            made.student.ranks = ranks
-        learners.append(made)
+            made.trainable.ranks = ranks
+        optimisers.append(made)
     if several and mode == "hooks":
-        learners = learners[ranks.rank :: ranks.n]
-    places = [one.place(hook) for one in learners for hook in one.student.sae_hooks]
+        optimisers = optimisers[ranks.rank :: ranks.n]
+    places = [one.name_of(hook) for one in optimisers for hook in one.trainable.sae_hooks]
     if several and mode == "data" and ranks.rank:
         places = []
     return Trainer(
-        learners,
+        optimisers,
         MemoryBatches(rows, 64, N_STEPS),
         batch_size=64,
         checkpoints=Checkpoints(directory / "checkpoint", "test"),

@@ -11,10 +11,10 @@ import nursery
 import pytest
 import torch
 from test_staircase import layers, staircase
-from test_students import HOOK, PREDICTS, READS
 from test_train_stage import collected, request, run_path  # noqa: F401
+from test_trainable import HOOK, PREDICTS, READS
 from torch import Tensor
-from training_fakes import MemoryBatches, learner, planted, recipe
+from training_fakes import MemoryBatches, optimiser, planted, recipe
 
 from circuitcli.activations.cache import ActivationCache
 from circuitcli.errors import SettingsError
@@ -24,8 +24,8 @@ from circuitcli.saes import files
 from circuitcli.stages import train
 from circuitcli.training.architectures.registry import SINGLE
 from circuitcli.training.checkpoint import Checkpoints
-from circuitcli.training.learner import Learner
 from circuitcli.training.log import MetricsLog
+from circuitcli.training.optimiser import CoderOptimiser
 from circuitcli.training.plan import line_steps, look_steps
 from circuitcli.training.trainer import Trainer
 
@@ -33,10 +33,10 @@ N_STEPS = 60
 Rows = dict[HookPoint, Tensor]
 
 
-def loss_of(learner: Learner, batches: list[Rows]) -> float:
+def loss_of(optimiser: CoderOptimiser, batches: list[Rows]) -> float:
     """Over all rows."""
     lengths = [len(next(iter(batch.values()))) for batch in batches]
-    losses = [learner.full_loss(batch) for batch in batches]
+    losses = [optimiser.full_loss(batch) for batch in batches]
     return sum(n * loss for n, loss in zip(lengths, losses, strict=True)) / sum(lengths)
 
 
@@ -46,29 +46,29 @@ def held_out(hooks: tuple[HookPoint, ...]) -> list[Rows]:
     return [{hook: own[:200] for hook, own in rows.items()}, {hook: own[200:] for hook, own in rows.items()}]
 
 
-def student(architecture: str, **changes) -> tuple[Learner, Rows]:
-    """A learner of any architecture, and its rows."""
+def trainable(architecture: str, **changes) -> tuple[CoderOptimiser, Rows]:
+    """An optimiser of any architecture, and its rows."""
     made = recipe(N_STEPS, architecture=architecture, k=3, dead_tokens=300, **changes)
     if architecture.startswith("staircase"):
         rows = layers(2_000)
         return staircase(rows, made), rows
     if architecture.endswith("transcoder"):
         rows = {hook: planted(2_000, seed=seed)[0] for seed, hook in enumerate((READS, PREDICTS))}
-        return learner(READS, rows[READS], made, target=(PREDICTS, rows[PREDICTS])), rows
+        return optimiser(READS, rows[READS], made, target=(PREDICTS, rows[PREDICTS])), rows
     rows = {HOOK: planted(2_000)[0]}
-    return learner(HOOK, rows[HOOK], made), rows
+    return optimiser(HOOK, rows[HOOK], made), rows
 
 
 def trainer(directory: Path, architecture: str = "topk", *, looks: bool = True, **changes) -> Trainer:
-    made, rows = student(architecture, **changes)
+    made, rows = trainable(architecture, **changes)
     return Trainer(
         [made],
         MemoryBatches(rows, 64, N_STEPS),
         batch_size=64,
         checkpoints=Checkpoints(directory / "checkpoint", "test"),
         checkpoint_steps=7,
-        logs={str(hook): MetricsLog(directory / str(hook) / "metrics.jsonl") for hook in made.student.sae_hooks},
-        held_out=(lambda: held_out(made.student.hooks)) if looks else None,
+        logs={str(hook): MetricsLog(directory / str(hook) / "metrics.jsonl") for hook in made.trainable.sae_hooks},
+        held_out=(lambda: held_out(made.trainable.hooks)) if looks else None,
     )
 
 
@@ -78,7 +78,7 @@ def lines(made: Trainer) -> list[dict[str, float]]:
 
 def spoil(made: Trainer, monkeypatch: pytest.MonkeyPatch, *, at: int) -> None:
     """From a step on the learning rate is far too high."""
-    schedule = made.learners[0].pace.schedule
+    schedule = made.optimisers[0].config.schedule
     usual = type(schedule).rate
     monkeypatch.setattr(type(schedule), "rate", lambda self, step: 3.0 if step >= at else usual(self, step))
 
@@ -91,9 +91,9 @@ def test_looking_changes_no_bit_of_the_training(architecture: str, tmp_path: Pat
     looking, blind = trainer(tmp_path / "a", architecture), trainer(tmp_path / "b", architecture, looks=False)
     looking.run()
     blind.run()
-    one, other = (made.learners[0].state() for made in (looking, blind))
+    one, other = (made.optimisers[0].state() for made in (looking, blind))
     assert one.keys() > other.keys() and all(torch.equal(one[name], tensor) for name, tensor in other.items())
-    assert 0 < looking.learners[0].best.step <= N_STEPS and not blind.learners[0].best.weights
+    assert 0 < looking.optimisers[0].best.step <= N_STEPS and not blind.optimisers[0].best.weights
 
 
 @pytest.mark.parametrize("architecture", ALL)
@@ -104,61 +104,61 @@ def test_kept_are_the_weights_of_the_smallest_look(architecture: str, tmp_path: 
     told = lines(made)
     looks = {line["step"]: line["loss_held_out"] for line in told if "loss_held_out" in line}
     assert list(looks) == list(range(3, N_STEPS + 1, 3))
-    (learner,) = made.learners
+    (optimiser,) = made.optimisers
     best = min(looks, key=lambda step: looks[step])
-    assert learner.best.step == best <= 42 and learner.best.loss == looks[best]
+    assert optimiser.best.step == best <= 42 and optimiser.best.loss == looks[best]
     assert looks[N_STEPS] > 1.5 * looks[best]
-    batches = list(held_out(learner.student.hooks))
-    assert loss_of(learner, batches) == pytest.approx(looks[N_STEPS], rel=1e-5)
-    learner.take_best()
-    assert loss_of(learner, batches) == pytest.approx(looks[best], rel=1e-5)
+    batches = list(held_out(optimiser.trainable.hooks))
+    assert loss_of(optimiser, batches) == pytest.approx(looks[N_STEPS], rel=1e-5)
+    optimiser.restore_best()
+    assert loss_of(optimiser, batches) == pytest.approx(looks[best], rel=1e-5)
     # The same as a training that ends there, of all SAEs that learn together.
     other = trainer(tmp_path / "other", architecture, clip=1e9, looks=False)
     spoil(other, monkeypatch, at=40)
     for index, batch in zip(range(best), other.batches.from_step(0), strict=False):
-        other.learners[0].step(batch, index=index)
-    expected = other.learners[0].student.state_dict()
-    found = learner.student.state_dict()
+        other.optimisers[0].step(batch, index=index)
+    expected = other.optimisers[0].trainable.state_dict()
+    found = optimiser.trainable.state_dict()
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
 
 
 def test_the_loss_is_the_definition_over_all_held_out_rows():
-    made, _ = student("topk")
+    made, _ = trainable("topk")
     batches = held_out((HOOK,))
     x = torch.cat([batch[HOOK] for batch in batches]).double()
     sae = made.finished()[HOOK].double()
     with torch.no_grad():
         missed = (sae.reconstruct(x) - x).square().sum() / len(x)
-    variance = made.student.variance / made.student.scale**2
+    variance = made.trainable.variance / made.trainable.scale**2
     assert loss_of(made, batches) == pytest.approx(float(missed) / variance, rel=1e-5)
 
 
 def test_penalties_count_in_full_and_auxk_does_not():
-    made, rows = student("relu", l1_weight=2.0)
+    made, rows = trainable("relu", l1_weight=2.0)
     made.step({HOOK: rows[HOOK][:64]}, index=0)
-    made.student.silent_tokens.fill_(10_000)
+    made.trainable.silent_tokens.fill_(10_000)
     batches = held_out((HOOK,))
-    buffers = {name: buffer.clone() for name, buffer in made.student.named_buffers()}
-    x = torch.cat([batch[HOOK] for batch in batches]) * made.student.scale
-    sae = made.student.sae
+    buffers = {name: buffer.clone() for name, buffer in made.trainable.named_buffers()}
+    x = torch.cat([batch[HOOK] for batch in batches]) * made.trainable.scale
+    sae = made.trainable.sae
     with torch.no_grad():
         codes = sae.encode(x)
         missed = (sae.decode(codes) - x).square().sum() / len(x)
         l1 = 2.0 * (codes @ sae.W_dec.norm(dim=1)).mean()
-    expected = float(missed + l1) / made.student.variance
+    expected = float(missed + l1) / made.trainable.variance
     assert loss_of(made, batches) == pytest.approx(expected, rel=1e-5)
-    for name, buffer in made.student.named_buffers():
+    for name, buffer in made.trainable.named_buffers():
         assert torch.equal(buffer, buffers[name]), name
 
 
 def test_a_look_that_is_no_number_is_never_the_best():
-    made, _ = student("topk")
-    made.consider(float("nan"), step=1)
+    made, _ = trainable("topk")
+    made.keep_if_best(float("nan"), step=1)
     assert not made.best.weights
-    made.take_best()
-    made.consider(2.0, step=2)
-    made.consider(float("nan"), step=3)
-    made.consider(2.0, step=4)
+    made.restore_best()
+    made.keep_if_best(2.0, step=2)
+    made.keep_if_best(float("nan"), step=3)
+    made.keep_if_best(2.0, step=4)
     assert (made.best.loss, made.best.step) == (2.0, 2)
 
 
@@ -176,7 +176,7 @@ def test_a_killed_training_remembers_its_best(tmp_path: Path, monkeypatch: pytes
         resumed.run()
     finally:
         torch.set_num_threads(before)
-    one, other = whole.learners[0], resumed.learners[0]
+    one, other = whole.optimisers[0], resumed.optimisers[0]
     # It was found before the kill: nothing behind it is as good.
     assert one.best.step == other.best.step < 49 and one.best.loss == other.best.loss
     states = one.state(), other.state()
@@ -190,19 +190,19 @@ def test_two_interrupts_in_a_look_leave_nothing_of_it(architecture: str, tmp_pat
     torch.set_num_threads(1)
     try:
         broken = trainer(tmp_path / "broken", architecture)
-        (learner,) = broken.learners
-        look, hooks = learner.full_loss, learner.student.hooks
+        (optimiser,) = broken.optimisers
+        look, hooks = optimiser.full_loss, optimiser.trainable.hooks
 
         def interrupted(batch: Rows) -> float:
             if broken.done == 30 and len(batch[hooks[0]]) == 100:
-                learner.student.learn = lambda *_, learn=learner.student.learn, **__: [
+                optimiser.trainable.training_forward = lambda *_, learn=optimiser.trainable.training_forward, **__: [
                     learn(batch, share=1.0),
                     os.kill(os.getpid(), signal.SIGINT),
                     os.kill(os.getpid(), signal.SIGINT),
                 ]
             return look(batch)
 
-        learner.full_loss = interrupted
+        optimiser.full_loss = interrupted
         with pytest.raises(KeyboardInterrupt):
             broken.run()
         assert 0 < broken.checkpoints.step() < 30
@@ -211,18 +211,18 @@ def test_two_interrupts_in_a_look_leave_nothing_of_it(architecture: str, tmp_pat
         whole.run()
     finally:
         torch.set_num_threads(before)
-    one, other = resumed.learners[0].state(), whole.learners[0].state()
+    one, other = resumed.optimisers[0].state(), whole.optimisers[0].state()
     assert one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
     assert [line["step"] for line in lines(resumed)] == [line["step"] for line in lines(whole)]
     # Also what is left in memory has nothing of it.
-    assert learner.student.ranks is whole.learners[0].student.ranks
+    assert optimiser.trainable.ranks is whole.optimisers[0].trainable.ranks
 
 
 def test_a_look_reads_the_held_out_rows_once_for_all(tmp_path: Path):
     read = []
     hooks = tuple(HookPoint(layer, "resid") for layer in range(3))
     rows = {hook: planted(2_000, seed=hook.layer)[0] for hook in hooks}
-    learners = [learner(hook, own, recipe(6)) for hook, own in rows.items()]
+    optimisers = [optimiser(hook, own, recipe(6)) for hook, own in rows.items()]
 
     def batches():
         for batch in held_out(hooks):
@@ -230,7 +230,7 @@ def test_a_look_reads_the_held_out_rows_once_for_all(tmp_path: Path):
             yield batch
 
     made = Trainer(
-        learners,
+        optimisers,
         MemoryBatches(rows, 64, 6),
         batch_size=64,
         checkpoints=Checkpoints(tmp_path / "checkpoint", "test"),
@@ -240,8 +240,8 @@ def test_a_look_reads_the_held_out_rows_once_for_all(tmp_path: Path):
     )
     made.run()
     assert read == 6 * [200, 100]
-    for one in learners:
-        one.take_best()
+    for one in optimisers:
+        one.restore_best()
         assert one.best.loss == pytest.approx(loss_of(one, held_out(hooks)), rel=1e-5)
 
 
@@ -253,10 +253,10 @@ def test_about_twenty_looks_are_taken_each_with_a_line(n_steps: int):
 
 
 def test_the_stage_keeps_the_best_and_says_from_when(run_path: Path, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
-    from circuitcli.training.schedule import Schedule
+    from circuitcli.training.schedule import LearningRateSchedule
 
-    usual = Schedule.rate
-    monkeypatch.setattr(Schedule, "rate", lambda self, step: 3.0 if step >= 25 else usual(self, step))
+    usual = LearningRateSchedule.rate
+    monkeypatch.setattr(LearningRateSchedule, "rate", lambda self, step: 3.0 if step >= 25 else usual(self, step))
     kept = {}
     for keep in ("last", "best"):
         (record, _) = train.run(request(run_path, force=True, train__keep=keep, train__clip=1e6))
@@ -283,10 +283,10 @@ def test_batchtopk_gets_the_threshold_of_the_weights_that_are_kept(
     run_path: Path,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ):
-    from circuitcli.training.schedule import Schedule
+    from circuitcli.training.schedule import LearningRateSchedule
 
-    usual = Schedule.rate
-    monkeypatch.setattr(Schedule, "rate", lambda self, step: 3.0 if step >= 25 else usual(self, step))
+    usual = LearningRateSchedule.rate
+    monkeypatch.setattr(LearningRateSchedule, "rate", lambda self, step: 3.0 if step >= 25 else usual(self, step))
     records = train.run(request(run_path, sae__architecture="batchtopk", train__keep="best", train__clip=1e6))
     assert all(record.l0 == pytest.approx(8, rel=0.25) for record in records)
 
@@ -309,12 +309,12 @@ if __name__ == "__main__":
     patch = pytest.MonkeyPatch()
     made = trainer(Path(sys.argv[1]), clip=1e9)
     spoil(made, patch, at=40)
-    learn = made.learners[0].step
+    learn = made.optimisers[0].step
 
     def step(batch, *, index):
         if index == 51:
             os.kill(os.getpid(), signal.SIGKILL)
         return learn(batch, index=index)
 
-    made.learners[0].step = step
+    made.optimisers[0].step = step
     made.run()

@@ -21,8 +21,8 @@ from circuitcli.models.taps import tapped
 from circuitcli.records import Stream
 from circuitcli.saes import files
 from circuitcli.stages import collect, train
-from circuitcli.training.architectures.registry import new_student
-from circuitcli.training.architectures.student import Moments
+from circuitcli.training.architectures.registry import new_trainable
+from circuitcli.training.architectures.trainable import ActivationMoments
 from circuitcli.training.end_to_end import EndToEnd, head_kl
 from circuitcli.training.readings import Reading, TextBatches
 
@@ -109,14 +109,15 @@ def test_kl_of_the_head_and_its_gradient_are_those_of_plain_autograd(n: int, mon
     assert torch.allclose(one, other, rtol=1e-9, atol=1e-15)
 
 
-def student_of(architecture: str, batch: Reading, hooks: tuple[HookPoint, ...], **changes):
+def trainable_of(architecture: str, batch: Reading, hooks: tuple[HookPoint, ...], **changes):
     """In double precision, with random parameters."""
     known = {
-        hook: Moments(float(rows.square().sum(1).mean()), float(rows.var(0).sum())) for hook, rows in batch.items()
+        hook: ActivationMoments(float(rows.square().sum(1).mean()), float(rows.var(0).sum()))
+        for hook, rows in batch.items()
     }
-    lesson = recipe(5, d_sae=30, k=4, architecture=architecture, **changes).lesson
+    config = recipe(5, d_sae=30, k=4, architecture=architecture, **changes).config
     first = {hook: batch[hook].float() for hook in hooks}
-    made = new_student(hooks, first, lesson, known).double()
+    made = new_trainable(hooks, first, config, known).double()
     generator = torch.Generator().manual_seed(3)
     for name, parameter in made.named_parameters():
         if "threshold" not in name:
@@ -140,10 +141,10 @@ def student_of(architecture: str, batch: Reading, hooks: tuple[HookPoint, ...], 
 def test_gradients_are_those_of_finite_differences(architecture: str, hooks: tuple[HookPoint, ...]):
     adapter = adapter_of("gpt2")
     batch = reading(adapter, sorted({*HOOKS, *hooks}))
-    made = student_of(architecture, batch, hooks, dead_tokens=10**6)
+    made = trainable_of(architecture, batch, hooks, dead_tokens=10**6)
 
     def loss() -> Tensor:
-        return torch.stack(list(made.learn(batch, share=1.0)[hooks[0]].losses.values())).sum()
+        return torch.stack(list(made.training_forward(batch, share=1.0)[hooks[0]].losses.values())).sum()
 
     parameters = dict(made.named_parameters())
     gradients = dict(zip(parameters, torch.autograd.grad(loss(), list(parameters.values())), strict=True))
@@ -164,9 +165,9 @@ def test_gradients_are_those_of_finite_differences(architecture: str, hooks: tup
 def test_only_later_hook_points_count_downstream_and_kl_takes_the_place_of_what_is_missed_but_for_a_weight():
     adapter = adapter_of("llama")
     batch = reading(adapter)
-    made = student_of("topk", batch, HOOKS[1:2], dead_tokens=10**6)
-    outcome = made.learn(batch, share=0.5)[HOOKS[1]]
-    assert set(outcome.losses) == {"kl", "downstream", "reconstruction"}
+    made = trainable_of("topk", batch, HOOKS[1:2], dead_tokens=10**6)
+    result = made.training_forward(batch, share=0.5)[HOOKS[1]]
+    assert set(result.losses) == {"kl", "downstream", "reconstruction"}
     x = batch[HOOKS[1]]
     with torch.no_grad():
         rows = made.sae.reconstruct(x * made.scale) / made.scale
@@ -177,13 +178,13 @@ def test_only_later_hook_points_count_downstream_and_kl_takes_the_place_of_what_
             changed = batch.rows(seen["own"])
             variance = float(batch[later].var(0).sum())
             missed.append(float((changed - batch[later]).square().sum(1).mean()) / variance)
-    assert float(outcome.losses["downstream"].detach()) == pytest.approx(0.7 * sum(missed) / 2, rel=1e-5)
+    assert float(result.losses["downstream"].detach()) == pytest.approx(0.7 * sum(missed) / 2, rel=1e-5)
     fvu = float((rows - x).square().sum(1).mean()) / float(x.var(0).sum())
-    assert float(outcome.fvu) == pytest.approx(fvu, rel=1e-5)
-    assert float(outcome.losses["reconstruction"].detach()) == pytest.approx(3 * fvu, rel=1e-5)
-    last = student_of("topk", batch, HOOKS[3:], dead_tokens=10**6)
+    assert float(result.fvu) == pytest.approx(fvu, rel=1e-5)
+    assert float(result.losses["reconstruction"].detach()) == pytest.approx(3 * fvu, rel=1e-5)
+    last = trainable_of("topk", batch, HOOKS[3:], dead_tokens=10**6)
     last.objective = EndToEnd({hook: 1.0 for hook in HOOKS}, 0.7)
-    assert set(last.learn(batch, share=0.5)[HOOKS[3]].losses) == {"kl"}
+    assert set(last.training_forward(batch, share=0.5)[HOOKS[3]].losses) == {"kl"}
 
 
 @pytest.fixture(scope="module")
@@ -263,16 +264,16 @@ def test_interrupted_training_goes_on_to_the_same_weights(
     changes = END_TO_END | {"train__tokens": 3000, "train__checkpoint_tokens": 1024, "train__downstream_weight": 0.5}
     other = Path(shutil.copytree(run_path, tmp_path / "other"))
     unbroken = [record.digest for record in train.run(request(other, **changes))]
-    from circuitcli.training.learner import Learner
+    from circuitcli.training.optimiser import CoderOptimiser
 
-    learn = Learner.step
+    learn = CoderOptimiser.step
 
     def interrupted(self, batch, *, index):
         if index == broken_at:
             raise RuntimeError("the machine fails")
         return learn(self, batch, index=index)
 
-    monkeypatch.setattr(Learner, "step", interrupted)
+    monkeypatch.setattr(CoderOptimiser, "step", interrupted)
     with pytest.raises(RuntimeError):
         train.run(request(run_path, **changes))
     assert (run_path / "saes" / "checkpoint" / f"step-{checkpoint:08d}").is_dir()

@@ -24,10 +24,10 @@ from circuitcli.saes.topk import TopKSae
 from circuitcli.settings.sources import load
 from circuitcli.stages import collect, train
 from circuitcli.training import jacobian
-from circuitcli.training.architectures.registry import new_student
-from circuitcli.training.architectures.student import Moments
+from circuitcli.training.architectures.registry import new_trainable
+from circuitcli.training.architectures.trainable import ActivationMoments
 from circuitcli.training.jacobian import Active, Weights, jacobian_size, jacobians
-from circuitcli.training.plan import lessons
+from circuitcli.training.plan import hook_groups
 
 LAYER, N_TOKENS, K = 1, 7, 4
 PAIRS = {"jacobian": ("mlp_in", "mlp"), "jacobian-block": ("resid_mid", "resid")}
@@ -156,21 +156,24 @@ def test_a_pair_pays_for_what_its_scaled_codes_do_to_each_other(family: str, kin
     _, mlp, x, y = case(family, kind)
     hooks = ends(kind)
     rows = {hooks[0]: x, hooks[1]: 5 * y}
-    known = {hook: Moments(float(own.square().sum(1).mean()), float(own.var(0).sum())) for hook, own in rows.items()}
+    known = {
+        hook: ActivationMoments(float(own.square().sum(1).mean()), float(own.var(0).sum()))
+        for hook, own in rows.items()
+    }
     made = recipe(5, d_sae=30, k=K, architecture=kind, jacobian_weight=0.3, dead_tokens=10**6)
-    student = new_student(
-        hooks, {hook: own.float() for hook, own in rows.items()}, made.lesson, known, mlp=mlp
+    trainable = new_trainable(
+        hooks, {hook: own.float() for hook, own in rows.items()}, made.config, known, mlp=mlp
     ).double()
     generator = torch.Generator().manual_seed(3)
-    for parameter in student.parameters():
+    for parameter in trainable.parameters():
         parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-    for end in student.students:
+    for end in trainable.coders:
         # The method's own rounds to float32.
         end.scaled = lambda rows, scale: rows * scale
-    found = student.learn(rows, share=0.5)
+    found = trainable.training_forward(rows, share=0.5)
     assert set(found) == set(hooks) and set(found[hooks[0]].losses) == {"reconstruction"}
-    one, other = (end.sae for end in student.students)
-    scales = [end.scale for end in student.students]
+    one, other = (end.sae for end in trainable.coders)
+    scales = [end.scale for end in trainable.coders]
     codes = one.encode(x * scales[0])
     error = x * scales[0] - one.decode(codes)
     sizes = []
@@ -207,9 +210,9 @@ def test_parallel_blocks_have_no_block_pairs():
 
 def test_pairs_are_trained_in_each_layer_that_has_both_ends():
     hooks = [HookPoint(0, "resid"), HookPoint(1, "resid_mid"), HookPoint(1, "resid"), HookPoint(1, "mlp_in")]
-    assert lessons("jacobian-block", hooks) == [ends("jacobian-block")]
+    assert hook_groups("jacobian-block", hooks) == [ends("jacobian-block")]
     with pytest.raises(SettingsError, match="no layer with both") as caught:
-        lessons("jacobian", hooks)
+        hook_groups("jacobian", hooks)
     assert "--sites mlp_in,mlp" in caught.value.hint
 
 

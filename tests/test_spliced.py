@@ -9,7 +9,7 @@ from support import D_MODEL, adapter_of, random_ids, random_sae
 from test_training_quality import HOOK, constant_sae, identity_sae
 
 from circuitcli.evaluation import spliced
-from circuitcli.evaluation.spliced import Listener, ModelLoss, Texts
+from circuitcli.evaluation.spliced import ModelLoss, SplicedLoss, Texts
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.adapter import ModelAdapter
 from circuitcli.models.taps import read, tapped
@@ -38,7 +38,7 @@ def texts(blocks: list[Rows] | None = None) -> Texts:
 
 
 def loss(adapter: ModelAdapter, sae: SparseCoder, mean: torch.Tensor, blocks: list[Rows] | None = None) -> ModelLoss:
-    return Listener(adapter, texts(blocks), {sae.hook, sae.target}).loss(sae, mean=mean)
+    return SplicedLoss(adapter, texts(blocks), {sae.hook, sae.target}).measure(sae, mean=mean)
 
 
 def mean_at(adapter: ModelAdapter, hook: HookPoint = HOOK) -> torch.Tensor:
@@ -179,16 +179,16 @@ def test_each_run_starts_at_its_hook_point_and_constants_are_run_once_for_each(m
     adapter = adapter_of("gpt2")
     block_1, block_2 = (Counted(adapter.blocks[layer]) for layer in (1, 2))
     later = HookPoint(2, "attn")
-    listener = Listener(adapter, texts(), [HOOK, later])
+    spliced_loss = SplicedLoss(adapter, texts(), [HOOK, later])
     n_batches = len(texts().inputs)
     assert (block_1.calls(), block_2.calls()) == (n_batches, n_batches)
     mean = torch.ones(D_MODEL, dtype=torch.float64)
-    first = listener.loss(random_sae(HOOK), mean=mean)
+    first = spliced_loss.measure(random_sae(HOOK), mean=mean)
     assert (block_1.calls(), block_2.calls()) == (0, 3 * n_batches)
-    second = listener.loss(random_sae(HOOK, seed=1), mean=mean)
+    second = spliced_loss.measure(random_sae(HOOK, seed=1), mean=mean)
     assert (block_1.calls(), block_2.calls()) == (0, n_batches)
     assert first.ce_mean == second.ce_mean and first.ce_spliced != second.ce_spliced
-    listener.loss(random_sae(later), mean=mean)
+    spliced_loss.measure(random_sae(later), mean=mean)
     assert (block_1.calls(), block_2.calls()) == (0, 3 * n_batches)
 
 
@@ -199,9 +199,9 @@ def test_hook_points_may_come_in_any_order():
         random_sae(HookPoint(*place)) for place in ((0, "attn"), (2, "mlp"), (1, "resid"), (0, "embed"), (2, "resid"))
     ]
     for order in (saes, saes[::-1]):
-        listener = Listener(adapter, texts(), [sae.hook for sae in saes])
+        spliced_loss = SplicedLoss(adapter, texts(), [sae.hook for sae in saes])
         for sae in order:
-            assert listener.loss(sae, mean=mean) == loss(adapter, sae, mean), sae.hook
+            assert spliced_loss.measure(sae, mean=mean) == loss(adapter, sae, mean), sae.hook
 
 
 class Counted:

@@ -55,16 +55,16 @@ def test_a_variant_is_what_training_it_alone_gives_and_the_run_keeps_its_saes(sw
 
 def test_a_broken_sweep_goes_on(swept: Path, collected: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
     path = Path(shutil.copytree(collected, tmp_path / "run"))
-    from circuitcli.training.learner import Learner
+    from circuitcli.training.optimiser import CoderOptimiser
 
-    learn = Learner.step
+    learn = CoderOptimiser.step
 
     def interrupted(self, batch, *, index):
         if index == 20 and self.name == "sae.k=8/attn.1":
             raise RuntimeError("the machine fails")
         return learn(self, batch, index=index)
 
-    monkeypatch.setattr(Learner, "step", interrupted)
+    monkeypatch.setattr(CoderOptimiser, "step", interrupted)
     with pytest.raises(RuntimeError):
         records(path)
     monkeypatch.undo()

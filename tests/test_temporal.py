@@ -22,7 +22,7 @@ from circuitcli.attribution import baselines
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.evaluation.fit import fit
 from circuitcli.evaluation.quality import reconstruction
-from circuitcli.evaluation.spliced import Listener, Texts
+from circuitcli.evaluation.spliced import SplicedLoss, Texts
 from circuitcli.features import scan as scanning
 from circuitcli.hookpoints import HookPoint
 from circuitcli.records import NodeRecord, Stream
@@ -350,7 +350,7 @@ def test_the_loss_with_it_is_that_of_the_model_with_its_reconstruction(first: in
     blocks = [Block(9), Block(5)]
     made = Texts.of(blocks, pad_id=0, batch_size=4, device=torch.device("cpu"))
     mean = torch.zeros(D_MODEL, dtype=torch.float64)
-    found = Listener(adapter, made, [sae.hook], first=first).loss(sae, mean=mean)
+    found = SplicedLoss(adapter, made, [sae.hook], first=first).measure(sae, mean=mean)
     total, n = 0.0, 0
     from circuitcli.models.taps import tapped
 

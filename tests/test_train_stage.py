@@ -24,7 +24,7 @@ from circuitcli.stages import collect, estimates, evaluate, measuring, train, tr
 from circuitcli.stages.measure import HeldOut
 from circuitcli.stages.request import Request
 from circuitcli.training import plan as plan_module
-from circuitcli.training.plan import plan as planned
+from circuitcli.training.plan import training_plan
 from circuitcli.training.readers import unread
 
 HOOKS = ("attn.1", "resid.1")
@@ -118,16 +118,16 @@ print([record.model_dump() for record in records] == {before!r})
 def test_interrupted_stage_goes_on_to_the_same_weights(run_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     other = Path(shutil.copytree(run_path, tmp_path / "other"))
     unbroken = [record.digest for record in train.run(request(other))]
-    from circuitcli.training.learner import Learner
+    from circuitcli.training.optimiser import CoderOptimiser
 
-    learn = Learner.step
+    learn = CoderOptimiser.step
 
     def interrupted(self, batch, *, index):
         if index == 20 and self.name == "resid.1":
             raise RuntimeError("the machine fails")
         return learn(self, batch, index=index)
 
-    monkeypatch.setattr(Learner, "step", interrupted)
+    monkeypatch.setattr(CoderOptimiser, "step", interrupted)
     with pytest.raises(RuntimeError):
         train.run(request(run_path))
     assert (run_path / "saes" / "checkpoint" / "step-00000014").is_dir()
@@ -288,7 +288,7 @@ def shares(path: Path, **changes) -> tuple[list[list[torch.Tensor]], int]:
     """The first rows of resid.1 in the batches of a process that trains all SAEs, and of one that trains this alone."""
     asked = request(path, **changes)
     cache = ActivationCache(path / "activations", [*map(HookPoint.parse, HOOKS)])
-    made = planned(asked.settings, n_rows=cache.n_tokens)
+    made = training_plan(asked.settings, n_rows=cache.n_tokens)
     one = training.Training(asked, "train", {"": asked.settings}, Path("saes"), Fingerprint({}, {}), 0, "")
     pool = training._pool_tokens(one, cache)
     found = []

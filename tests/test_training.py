@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from training_fakes import D_IN, MemoryBatches, learner, moments, planted, recipe, trained
+from training_fakes import D_IN, MemoryBatches, moments, optimiser, planted, recipe, trained
 
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.evaluation.quality import reconstruction
@@ -15,8 +15,8 @@ from circuitcli.settings.settings import Settings
 from circuitcli.settings.train import TrainSettings
 from circuitcli.training.initial import geometric_median, input_scale
 from circuitcli.training.loss import missed_variance
-from circuitcli.training.plan import plan, pool_tokens, width
-from circuitcli.training.schedule import Schedule, default_rate
+from circuitcli.training.plan import pool_tokens, training_plan, width
+from circuitcli.training.schedule import LearningRateSchedule, default_rate
 from circuitcli.training.trainer import total
 
 HOOK = HookPoint(1, "resid")
@@ -40,37 +40,39 @@ def test_decoder_rows_stay_on_the_unit_sphere():
 def test_optimiser_is_adam_along_the_clipped_gradient_without_its_part_along_the_decoder():
     rows, _ = planted(500)
     made = recipe(10, auxk_weight=0.0, clip=0.01)
-    student = learner(HOOK, rows, made)
-    twin = learner(HOOK, rows, made).student.sae
-    student.step({HOOK: rows}, index=3)
-    x = rows * student.student.scale
-    loss = missed_variance(x, twin.decode(twin.encode(x)), variance=student.student.variance)
+    trainable = optimiser(HOOK, rows, made)
+    twin = optimiser(HOOK, rows, made).trainable.sae
+    trainable.step({HOOK: rows}, index=3)
+    x = rows * trainable.trainable.scale
+    loss = missed_variance(x, twin.decode(twin.encode(x)), variance=trainable.trainable.variance)
     loss.backward()
     decoder = twin.W_dec
     decoder.grad -= (decoder.grad * decoder).sum(dim=1, keepdim=True) * decoder.detach()
     torch.nn.utils.clip_grad_norm_(twin.parameters(), 0.01)
-    torch.optim.Adam(twin.parameters(), lr=made.pace.schedule.rate(3), betas=(0.5, 0.95), eps=6.25e-10).step()
+    torch.optim.Adam(
+        twin.parameters(), lr=made.optimiser_config.schedule.rate(3), betas=(0.5, 0.95), eps=6.25e-10
+    ).step()
     with torch.no_grad():
         decoder /= decoder.norm(dim=1, keepdim=True)
-    for one, other in zip(student.student.sae.parameters(), twin.parameters(), strict=True):
+    for one, other in zip(trainable.trainable.sae.parameters(), twin.parameters(), strict=True):
         assert torch.allclose(one, other, atol=2e-4 * float(other.detach().abs().max()))
 
 
 def test_no_gradient_of_a_step_is_in_memory_while_the_next_one_is_made():
     hook, (rows, _) = HookPoint(1, "resid"), planted(64)
-    made = learner(hook, rows, recipe(4))
+    made = optimiser(hook, rows, recipe(4))
     made.step({hook: rows}, index=0)
     assert all(moved.grad is None for group in made.optimizer.param_groups for moved in group["params"])
-    assert all(parameter.grad is None for parameter in made.student.parameters())
+    assert all(parameter.grad is None for parameter in made.trainable.parameters())
 
 
 def test_what_only_further_steps_need_is_let_go_and_the_sae_stays():
     hook, (rows, _) = HookPoint(1, "resid"), planted(64)
-    made = learner(hook, rows, recipe(4))
+    made = optimiser(hook, rows, recipe(4))
     made.step({hook: rows}, index=0)
-    made.consider(0.5, step=1)
+    made.keep_if_best(0.5, step=1)
     before = made.finished()[hook].state_dict()
-    made.let_go()
+    made.free_training_state()
     assert all("exp_avg" not in name and not name.startswith("best.") for name in made.state())
     assert all(torch.equal(tensor, before[name]) for name, tensor in made.finished()[hook].state_dict().items())
 
@@ -79,12 +81,12 @@ def test_dead_features_are_revived():
     rows, _ = planted(5_000)
     revived = []
     for weight in (0.0, 1 / 32):
-        student = learner(HOOK, rows, recipe(300, auxk_weight=weight, d_sae=48))
+        trainable = optimiser(HOOK, rows, recipe(300, auxk_weight=weight, d_sae=48))
         with torch.no_grad():
-            student.student.sae.b_enc[:30] = -1.5
+            trainable.trainable.sae.b_enc[:30] = -1.5
         for index, batch in enumerate(MemoryBatches({HOOK: rows}, 256, 300).from_step(0)):
-            student.step(batch, index=index)
-        revived.append(int((student.student.silent_tokens[:30] < 2000).sum()))
+            trainable.step(batch, index=index)
+        revived.append(int((trainable.trainable.silent_tokens[:30] < 2000).sum()))
     assert revived[0] < 10 < 20 < revived[1]
 
 
@@ -114,28 +116,28 @@ def test_geometric_median_is_not_moved_by_outliers():
 
 def test_first_weights_depend_on_seed_and_hook_point_only():
     rows, other = torch.randn(9, D_IN), HookPoint(2, "resid")
-    first = learner(HOOK, rows, recipe(1, seed=1)).student.sae
+    first = optimiser(HOOK, rows, recipe(1, seed=1)).trainable.sae
     assert torch.equal(first.W_enc, first.W_dec.T) and first.W_enc.T.is_contiguous()
-    assert torch.equal(first.W_dec, learner(HOOK, rows, recipe(1, seed=1)).student.sae.W_dec)
+    assert torch.equal(first.W_dec, optimiser(HOOK, rows, recipe(1, seed=1)).trainable.sae.W_dec)
     for hook, seed in ((HOOK, 2), (other, 1)):
-        assert not torch.equal(first.W_dec, learner(hook, rows, recipe(1, seed=seed)).student.sae.W_dec)
+        assert not torch.equal(first.W_dec, optimiser(hook, rows, recipe(1, seed=seed)).trainable.sae.W_dec)
 
 
 def test_activations_that_do_not_vary_are_learned_without_numbers_that_are_not_finite():
     rows = torch.full((100, D_IN), 3.0)
-    student = learner(HOOK, rows, recipe(5, dead_tokens=100))
+    trainable = optimiser(HOOK, rows, recipe(5, dead_tokens=100))
     for index in range(5):
-        assert total(student.step({HOOK: rows}, index=index)[HOOK]) < math.inf
-    sae = student.finished()[HOOK]
+        assert total(trainable.step({HOOK: rows}, index=index)[HOOK]) < math.inf
+    sae = trainable.finished()[HOOK]
     assert torch.allclose(sae.decode(sae.encode(rows)), rows, atol=0.05)
 
 
 def test_learning_rate_rises_stays_and_falls():
-    schedule = Schedule(peak=1.0, n_steps=100, warmup=0.1, decay=0.2)
+    schedule = LearningRateSchedule(peak=1.0, n_steps=100, warmup=0.1, decay=0.2)
     rates = [schedule.rate(step) for step in range(100)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == pytest.approx(1.0)
     assert set(rates[9:81]) == {1.0} and rates[90] == pytest.approx(0.5) and rates[99] == pytest.approx(0.05)
-    assert min(rates) > 0 and Schedule(1.0, 1, 0.05, 0.3).rate(0) > 0
+    assert min(rates) > 0 and LearningRateSchedule(1.0, 1, 0.05, 0.3).rate(0) > 0
 
 
 def test_default_rate_falls_with_the_width_and_the_length_of_the_run():
@@ -146,23 +148,23 @@ def test_default_rate_falls_with_the_width_and_the_length_of_the_run():
 
 
 def test_silence_counts_tokens_since_a_feature_was_active():
-    student = learner(HOOK, torch.randn(300, D_IN), recipe(3, d_sae=5, k=2, dead_tokens=4)).student
-    student._listen(torch.tensor([0, 0, 2]), n_tokens=2)
-    student._listen(torch.tensor([0, 0]), n_tokens=2)
-    assert student.silent_tokens.tolist() == [0, 4, 2, 4, 4]
-    assert student.dead().tolist() == [1, 3, 4] and student.dead_share(HOOK) == pytest.approx(0.6)
+    trainable = optimiser(HOOK, torch.randn(300, D_IN), recipe(3, d_sae=5, k=2, dead_tokens=4)).trainable
+    trainable._count_silent_tokens(torch.tensor([0, 0, 2]), n_tokens=2)
+    trainable._count_silent_tokens(torch.tensor([0, 0]), n_tokens=2)
+    assert trainable.silent_tokens.tolist() == [0, 4, 2, 4, 4]
+    assert trainable.dead().tolist() == [1, 3, 4] and trainable.dead_share(HOOK) == pytest.approx(0.6)
 
 
 def test_plan_holds_out_the_end_of_the_cache_and_passes_once_over_the_rest():
-    made = plan(Settings(), n_rows=1_000_000)
+    made = training_plan(Settings(), n_rows=1_000_000)
     assert (made.stop_row, made.n_steps) == (1_000_000 - 16_384, (1_000_000 - 16_384) // 4096)
     assert made.dead_tokens == made.tokens // 10
-    small = plan(Settings(train=TrainSettings(batch_size=100)), n_rows=1_000)
+    small = training_plan(Settings(train=TrainSettings(batch_size=100)), n_rows=1_000)
     assert (small.stop_row, small.n_steps) == (900, 9)
-    several = plan(Settings(train=TrainSettings(batch_size=100, tokens=5_000)), n_rows=1_000)
+    several = training_plan(Settings(train=TrainSettings(batch_size=100, tokens=5_000)), n_rows=1_000)
     assert several.n_steps == 50
     with pytest.raises(InputError, match="no batch"):
-        plan(Settings(), n_rows=4_000)
+        training_plan(Settings(), n_rows=4_000)
 
 
 def test_k_above_the_width_is_refused_naming_both():

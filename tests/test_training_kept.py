@@ -22,7 +22,7 @@ from circuitcli.stages import collect, evaluate, measuring, train, training
 from circuitcli.stages.measure import HeldOut
 from circuitcli.stages.request import Request
 from circuitcli.training import memory
-from circuitcli.training.learner import Learner
+from circuitcli.training.optimiser import CoderOptimiser
 
 HOOKS = ("attn.1", "resid.1")
 OPTIONS = {
@@ -105,7 +105,7 @@ def test_a_kill_at_any_change_of_the_disk_costs_neither_the_old_nor_the_new_trai
     with pytest.raises(RuntimeError), monkeypatch.context() as patched:
         patched.setattr(measuring.HeldOut, "facts", failing_at(2))
         train.run(request(path, force=True, sae__k=5))
-    monkeypatch.setattr(Learner, "step", lambda *_, **__: pytest.fail("what was trained is trained again"))
+    monkeypatch.setattr(CoderOptimiser, "step", lambda *_, **__: pytest.fail("what was trained is trained again"))
     with monkeypatch.context() as patched:
         patched.setattr(Run, "promote", lambda *_: (_ for _ in ()).throw(Killed))
         n_measuring = kills_until_over(path, tmp_path / "broken", unbroken, patched, ends=Killed)
@@ -172,7 +172,7 @@ def test_force_that_fails_while_training_gives_the_finished_training_back(
         train.run(request(path, train__sweep="train.clip=1,2"))
     before = content(path)
     for step in (0, 4):
-        learn = Learner.step
+        learn = CoderOptimiser.step
 
         def failing(self, batch, *, index, step=step, learn=learn):
             if index == step:
@@ -180,7 +180,7 @@ def test_force_that_fails_while_training_gives_the_finished_training_back(
             return learn(self, batch, index=index)
 
         with monkeypatch.context() as patched:
-            patched.setattr(Learner, "step", failing)
+            patched.setattr(CoderOptimiser, "step", failing)
             with pytest.raises(type(error)):
                 train.run(request(path, force=True, **changes))
         assert_finished(path, k=4)
@@ -209,7 +209,7 @@ def test_a_width_that_fits_into_no_memory_leaves_all_as_it_was(
         train.run(request(path, force=not is_first, sae__d_sae=2**24))
     assert "sae.d_sae" in caught.value.hint and content(path) == before
     monkeypatch.undo()
-    monkeypatch.setattr(training, "new_learners", too_wide)
+    monkeypatch.setattr(training, "new_optimisers", too_wide)
     with pytest.raises((RuntimeError, MemoryError)) as unforeseen:
         train.run(request(path, force=not is_first, sae__k=5))
     failure = explain(unforeseen.value, "circuit train")
@@ -232,7 +232,7 @@ def test_what_was_measured_before_a_signal_is_not_measured_again(path: Path, mon
     with pytest.raises(SystemExit):
         train.run(request(path, sae__k=6))
     assert Run(path).stage("train")["state"] == "interrupted"
-    monkeypatch.setattr(Learner, "step", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(CoderOptimiser, "step", lambda *_, **__: pytest.fail("trained again"))
     assert_made(train.run(request(path, sae__k=6)), k=6)
     assert seen == ["attn.1", "resid.1", "resid.1"]
     assert not (path / "saes" / "checkpoint").exists()
@@ -242,7 +242,7 @@ def test_other_loss_tokens_measure_again_and_train_nothing(path: Path, monkeypat
     before = {record.hook: record for record in Run(path).stream().of(SaeRecord)}
     weights = {hook: (path / "saes" / hook / "weights.safetensors").read_bytes() for hook in HOOKS}
     evaluate.run(request(path))
-    monkeypatch.setattr(Learner, "step", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(CoderOptimiser, "step", lambda *_, **__: pytest.fail("trained again"))
     with pytest.raises(RuntimeError), monkeypatch.context() as patched:
         patched.setattr(measuring.HeldOut, "facts", failing_at(2))
         train.run(request(path, train__loss_tokens=120))

@@ -45,7 +45,7 @@ def make(directory: Path, *, n_steps: int = N_STEPS) -> Trainer:
 
 
 def weights(made: Trainer) -> list[torch.Tensor]:
-    return [tensor for learner in made.learners for tensor in learner.state().values()]
+    return [tensor for optimiser in made.optimisers for tensor in optimiser.state().values()]
 
 
 def lines(directory: Path, hook: HookPoint) -> list[dict[str, float]]:
@@ -56,7 +56,7 @@ def lines(directory: Path, hook: HookPoint) -> list[dict[str, float]]:
 def assert_same(directory: Path, reference: Path) -> None:
     """Both ended with the same state and the same numbers in the same lines."""
     one, other = make(directory), make(reference)
-    assert one.checkpoints.load(one.learners) == other.checkpoints.load(other.learners) == N_STEPS
+    assert one.checkpoints.load(one.optimisers) == other.checkpoints.load(other.optimisers) == N_STEPS
     assert all(torch.equal(a, b) for a, b in zip(weights(one), weights(other), strict=True))
     for hook in HOOKS:
         pairs = zip(lines(directory, hook), lines(reference, hook), strict=True)
@@ -83,14 +83,14 @@ def child_at_step(directory: Path, step: int) -> nursery.Process:
 
 def signalled(made: Trainer, number: signal.Signals) -> None:
     """Let the signal come in the tenth step, before any hook point has learned from the batch."""
-    learn = made.learners[0].step
+    learn = made.optimisers[0].step
 
     def step(batch, *, index):
         if index == 9:
             os.kill(os.getpid(), number)
         return learn(batch, index=index)
 
-    made.learners[0].step = step
+    made.optimisers[0].step = step
 
 
 def test_killed_training_goes_on_to_the_same_bits(tmp_path: Path):
@@ -161,7 +161,7 @@ def test_second_interrupt_takes_effect_at_once(tmp_path: Path):
         os.kill(os.getpid(), signal.SIGINT)
         raise AssertionError
 
-    made.learners[1].step = step
+    made.optimisers[1].step = step
     with pytest.raises(KeyboardInterrupt):
         made.run()
     assert made.checkpoints.step() == 0
@@ -189,13 +189,13 @@ def test_keyboard_interrupt_between_steps_leaves_a_checkpoint(tmp_path: Path):
 @pytest.mark.parametrize("tf32", [True, False])
 def test_gpus_multiply_in_tf32_while_training_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tf32: bool):
     made, seen = make(tmp_path, n_steps=2), []
-    learn = made.learners[0].step
+    learn = made.optimisers[0].step
 
     def step(batch, *, index):
         seen.append(torch.backends.cuda.matmul.allow_tf32)
         return learn(batch, index=index)
 
-    made.learners[0].step, made.tf32 = step, tf32
+    made.optimisers[0].step, made.tf32 = step, tf32
     monkeypatch.setattr(Trainer, "_device", torch.device("cuda"))
     monkeypatch.setattr(trainer_module, "on_device", lambda batches, device: batches)
     monkeypatch.setattr(trainer_module, "peak_memory_mib", lambda device: 0.0)
@@ -206,8 +206,8 @@ def test_gpus_multiply_in_tf32_while_training_alone(tmp_path: Path, monkeypatch:
 
 def test_the_cpu_multiplies_as_always(tmp_path: Path):
     made = make(tmp_path, n_steps=1)
-    learn = made.learners[0].step
-    made.learners[0].step = lambda batch, *, index: (
+    learn = made.optimisers[0].step
+    made.optimisers[0].step = lambda batch, *, index: (
         pytest.fail("changed") if torch.backends.cuda.matmul.allow_tf32 else learn(batch, index=index)
     )
     made.run()
@@ -221,9 +221,9 @@ def test_a_slow_training_saves_by_the_clock(tmp_path: Path, monkeypatch: pytest.
     clock = iter(range(0, 10_000_000, 130))
 
     class Watched(Checkpoints):
-        def save(self, step, learners):
+        def save(self, step, optimisers):
             saved.append(step)
-            save(step, learners)
+            save(step, optimisers)
 
     made.checkpoints = Watched(made.checkpoints.directory, "test")
     # Two minutes pass between two looks at the clock, of which there are two or three in a step.
@@ -267,10 +267,10 @@ def test_a_kill_at_any_step_of_saving_and_removing_checkpoints_leaves_one_to_go_
         with monkeypatch.context() as patched:
             done = broken_at(patched, n, changes=(*NAMES, "fsync"))
             with suppress(Killed):
-                made.checkpoints.save(before + 1, made.learners)
+                made.checkpoints.save(before + 1, made.optimisers)
             is_over = len(done) < n
         step = Checkpoints(made.checkpoints.directory, "test").step()
-        assert step in (before, before + 1) and made.checkpoints.load(made.learners) == step
+        assert step in (before, before + 1) and made.checkpoints.load(made.optimisers) == step
         seen.add(step - before)
         if is_over:
             break
@@ -282,7 +282,7 @@ def test_a_kill_at_any_step_of_saving_and_removing_checkpoints_leaves_one_to_go_
                 Unfinished(tmp_path, Path(), "test", {}, is_aside=False).remove()
             except Killed:
                 assert Checkpoints(made.checkpoints.directory, "test").step() in (0, step)
-                assert made.checkpoints.load(made.learners) in (0, step)
+                assert made.checkpoints.load(made.optimisers) in (0, step)
                 continue
         break
     assert not made.checkpoints.directory.exists()
@@ -361,7 +361,7 @@ def test_what_is_learned_at_a_hook_point_does_not_depend_on_the_others(tmp_path:
     alone = trainer(tmp_path / "alone", {HOOKS[1]: rows[HOOKS[1]]}, n_steps=8)
     together.run()
     alone.run()
-    assert torch.equal(together.learners[1].student.sae.W_enc, alone.learners[0].student.sae.W_enc)
+    assert torch.equal(together.optimisers[1].trainable.sae.W_enc, alone.optimisers[0].trainable.sae.W_enc)
 
 
 def _speak() -> None:

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from circuitcli.hookpoints import HookPoint
 from circuitcli.settings.sae import SaeSettings
-from circuitcli.training.architectures.registry import new_student
-from circuitcli.training.architectures.student import Lesson, Moments
+from circuitcli.training.architectures.registry import new_trainable
+from circuitcli.training.architectures.trainable import ActivationMoments, TrainingConfig
 from circuitcli.training.checkpoint import Checkpoints
-from circuitcli.training.learner import Learner, Pace
 from circuitcli.training.log import MetricsLog
-from circuitcli.training.schedule import Schedule
+from circuitcli.training.optimiser import CoderOptimiser, OptimiserConfig
+from circuitcli.training.schedule import LearningRateSchedule
 from circuitcli.training.trainer import Trainer
 
 D_IN, N_PLANTED, ACTIVE = 16, 24, 2
@@ -49,32 +49,36 @@ class MemoryBatches:
             yield {hook: rows[chosen] for hook, rows in self.rows.items()}
 
 
-def moments(rows: Tensor) -> Moments:
+def moments(rows: Tensor) -> ActivationMoments:
     squares = float(rows.double().square().sum(dim=1).mean())
-    return Moments(squares, squares - float(rows.double().mean(dim=0).square().sum()))
+    return ActivationMoments(squares, squares - float(rows.double().mean(dim=0).square().sum()))
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a student is told, and how fast it moves."""
+    """What a trainable is told, and how fast it moves."""
 
-    lesson: Lesson
-    pace: Pace
+    config: TrainingConfig
+    optimiser_config: OptimiserConfig
 
 
 def recipe(n_steps: int, *, d_sae: int = 48, peak: float = 0.01, clip: float = 1.0, **changes) -> Recipe:
-    lesson = {"auxk_weight": 1 / 32, "dead_tokens": 2000, "seed": 0, "autocast": False}
-    lesson |= {name: changes.pop(name) for name in list(changes) if name in lesson}
+    config = {"auxk_weight": 1 / 32, "dead_tokens": 2000, "seed": 0, "autocast": False}
+    config |= {name: changes.pop(name) for name in list(changes) if name in config}
     settings = SaeSettings(**({"k": ACTIVE} | changes))
-    return Recipe(Lesson(settings, d_sae, **lesson), Pace(Schedule(peak, n_steps, 0.05, 0.3), clip))
+    return Recipe(
+        TrainingConfig(settings, d_sae, **config), OptimiserConfig(LearningRateSchedule(peak, n_steps, 0.05, 0.3), clip)
+    )
 
 
-def learner(hook: HookPoint, rows: Tensor, made: Recipe, *, target: tuple[HookPoint, Tensor] | None = None) -> Learner:
-    """A learner at the hook point, or of a transcoder from it to a target."""
+def optimiser(
+    hook: HookPoint, rows: Tensor, made: Recipe, *, target: tuple[HookPoint, Tensor] | None = None
+) -> CoderOptimiser:
+    """An optimiser at the hook point, or of a transcoder from it to a target."""
     given = {hook: rows} | ({} if target is None else {target[0]: target[1]})
     first = {place: own[:256] for place, own in given.items()}
-    student = new_student(tuple(given), first, made.lesson, {place: moments(own) for place, own in given.items()})
-    return Learner(student, made.pace)
+    trainable = new_trainable(tuple(given), first, made.config, {place: moments(own) for place, own in given.items()})
+    return CoderOptimiser(trainable, made.optimiser_config)
 
 
 def trainer(
@@ -82,7 +86,7 @@ def trainer(
 ) -> Trainer:
     """A trainer as the stage puts it together."""
     return Trainer(
-        [learner(hook, own, recipe(n_steps)) for hook, own in rows.items()],
+        [optimiser(hook, own, recipe(n_steps)) for hook, own in rows.items()],
         MemoryBatches(rows, batch_size, n_steps),
         batch_size=batch_size,
         checkpoints=Checkpoints(directory / "checkpoint", "test"),
@@ -91,17 +95,17 @@ def trainer(
     )
 
 
-def trained(rows: Tensor, made: Recipe, *, batch_size: int = 256) -> Learner:
+def trained(rows: Tensor, made: Recipe, *, batch_size: int = 256) -> CoderOptimiser:
     """An SAE trained on the rows to the end of its schedule."""
     hook = HookPoint(1, "resid")
-    return taught(learner(hook, rows, made), {hook: rows}, batch_size=batch_size)
+    return fully_trained(optimiser(hook, rows, made), {hook: rows}, batch_size=batch_size)
 
 
-def taught(student: Learner, rows: dict[HookPoint, Tensor], *, batch_size: int = 256) -> Learner:
-    """The learner at the end of its schedule."""
-    batches = MemoryBatches(rows, batch_size, student.pace.schedule.n_steps)
+def fully_trained(trainable: CoderOptimiser, rows: dict[HookPoint, Tensor], *, batch_size: int = 256) -> CoderOptimiser:
+    """The optimiser at the end of its schedule."""
+    batches = MemoryBatches(rows, batch_size, trainable.config.schedule.n_steps)
     for index, batch in enumerate(batches.from_step(0)):
-        student.step(batch, index=index)
+        trainable.step(batch, index=index)
     for batch in islice(batches.from_step(0), 8):
-        student.student.calibrate(batch, n_tokens=8 * batch_size)
-    return student
+        trainable.trainable.calibrate(batch, n_tokens=8 * batch_size)
+    return trainable

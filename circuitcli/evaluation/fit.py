@@ -56,8 +56,8 @@ class Fit:
     @property
     def is_bad(self) -> bool:
         """Whether it explains so little that something is wrong."""
-        found = self.quality.explained_variance
-        return found is not None and not found >= _least(self.recorded)
+        explained = self.quality.explained_variance
+        return explained is not None and not explained >= _least(self.recorded)
 
     def sentence(self) -> str:
         """How much it explains, for people, and what would explain more."""
@@ -97,12 +97,12 @@ def fit(
     target: what a transcoder is to predict. elsewhere: activations of the same tokens at other hook points, by name.
     lengths: tokens of each text, all of one if not given, for an SAE that reads context.
     """
-    found = judge(sae, x, target=target, lengths=lengths, recorded=recorded)
-    return otherwise(found, sae, x, target=target, elsewhere=elsewhere, lengths=lengths) if found.is_bad else found
+    judged = judge(sae, x, target=target, lengths=lengths, recorded=recorded)
+    return otherwise(judged, sae, x, target=target, elsewhere=elsewhere, lengths=lengths) if judged.is_bad else judged
 
 
 def otherwise(
-    found: Fit,
+    judged: Fit,
     sae: SparseCoder,
     x: Float[Tensor, "token d_in"],
     *,
@@ -110,7 +110,7 @@ def otherwise(
     elsewhere: Mapping[str, Float[Tensor, "token _"]] | None = None,
     lengths: Sequence[int] | None = None,
 ) -> Fit:
-    """What was found, with how the SAE would fit better; it takes ten times as long as to judge it."""
+    """The judgement, with how the SAE would fit better; it takes ten times as long as to judge it."""
     sizes = _sizes(sae, x, lengths)
     explained: dict[str, float | None] = {
         words: _quality(other, x, target, sizes).explained_variance for words, other in _others(sae).items()
@@ -118,9 +118,9 @@ def otherwise(
     for name, activations in (elsewhere or {}).items():
         if not sae.is_transcoder and activations.shape[1] == sae.d_in:
             explained[f"at {name} instead"] = _quality(sae, activations, None, sizes).explained_variance
-    least = (found.quality.explained_variance or 0) + CLEARLY_BETTER
+    least = (judged.quality.explained_variance or 0) + CLEARLY_BETTER
     better = {name: value for name, value in explained.items() if value is not None and value > max(least, 0)}
-    return replace(found, better=dict(sorted(better.items(), key=lambda item: -item[1])))
+    return replace(judged, better=dict(sorted(better.items(), key=lambda item: -item[1])))
 
 
 def judge(
@@ -153,14 +153,14 @@ def _quality(sae: SparseCoder, x: Tensor, target: Tensor | None, sizes: int | li
 def _others(sae: SparseCoder) -> dict[str, SparseCoder]:
     """The same weights under other conventions, by what they are."""
     config = sae.config
-    found = {
+    others = {
         _WORDS[name]: _with(sae, normalisation=name) for name in get_args(Normalisation) if name != config.normalisation
     }
     if not sae.is_transcoder:
         words = "not subtracted" if config.subtract_decoder_bias else "subtracted"
         rule = not config.subtract_decoder_bias
-        found[f"if its decoder bias were {words}"] = _with(sae, subtract_decoder_bias=rule)
-    return found
+        others[f"if its decoder bias were {words}"] = _with(sae, subtract_decoder_bias=rule)
+    return others
 
 
 def _with(sae: SparseCoder, **changes: object) -> SparseCoder:

@@ -66,11 +66,11 @@ def nearest_cosines(rows: Float[Tensor, "d_sae d"]) -> Float[Tensor, " compared"
         return rows.new_empty(0)
     chosen = (torch.arange(n) if n <= MOST_COMPARED else torch.arange(SAMPLE) * n // SAMPLE).to(rows.device)
     ours = F.normalize(rows[chosen].float(), dim=1)
-    found = ours.new_full((len(chosen),), -torch.inf)
+    nearest = ours.new_full((len(chosen),), -torch.inf)
     parts = pieces(n, width=max(len(chosen), rows.shape[1]))
     for piece in track(parts, "compare features", unit="pieces") if n >= MANY else parts:
         cosines = ours @ F.normalize(rows[piece].float(), dim=1).T  # (compared, piece)
         own = ((chosen >= piece.start) & (chosen < piece.stop)).nonzero()[:, 0]
         cosines[own, chosen[own] - piece.start] = -torch.inf
-        found = torch.maximum(found, cosines.amax(dim=1))
-    return found
+        nearest = torch.maximum(nearest, cosines.amax(dim=1))
+    return nearest

@@ -87,26 +87,26 @@ def problems(
     recorded_l0: float | None = None,
 ) -> list[str]:
     """What looks wrong, a sentence each. dead: share of features that no longer fired when training ended."""
-    found = _of_weights(sae, weights)
+    problems = _of_weights(sae, weights)
     if dead is not None and dead > MANY_DEAD:
-        found.append(f"{dead:.0%} of the features were dead when training ended")
-    return found + _of_fit(sae, fit, recorded_l0)
+        problems.append(f"{dead:.0%} of the features were dead when training ended")
+    return problems + _of_fit(sae, fit, recorded_l0)
 
 
 def _of_weights(sae: SparseCoder, facts: Mapping[str, Any]) -> list[str]:
-    found = [f"{name} has {count:,} numbers that are not finite" for name, count in facts["not_finite"].items()]
+    problems = [f"{name} has {count:,} numbers that are not finite" for name, count in facts["not_finite"].items()]
     if facts["zero_decoder_rows"]:
-        found.append(f"{_some(facts['zero_decoder_rows'], sae)} write nothing: their decoder rows are zero")
+        problems.append(f"{_some(facts['zero_decoder_rows'], sae)} write nothing: their decoder rows are zero")
     if facts["zero_encoder_columns"]:
-        found.append(f"{_some(facts['zero_encoder_columns'], sae)} read nothing: their encoder columns are zero")
+        problems.append(f"{_some(facts['zero_encoder_columns'], sae)} read nothing: their encoder columns are zero")
     if facts.get("cannot_fire"):
-        found.append(f"{_some(facts['cannot_fire'], sae)} cannot fire: their biases are too low for any input")
+        problems.append(f"{_some(facts['cannot_fire'], sae)} cannot fire: their biases are too low for any input")
     if facts.get("negative_thresholds"):
-        found.append(f"{_some(facts['negative_thresholds'], sae)} have a negative threshold, which acts as zero")
+        problems.append(f"{_some(facts['negative_thresholds'], sae)} have a negative threshold, which acts as zero")
     share = facts.get("share_of_duplicates", 0.0)
     if share > MANY_DUPLICATES:
-        found.append(f"{share:.1%} of the features write nearly what another one writes (cosine over {SAME_COSINE})")
-    return found
+        problems.append(f"{share:.1%} of the features write nearly what another one writes (cosine over {SAME_COSINE})")
+    return problems
 
 
 def _some(count: int, sae: SparseCoder) -> str:
@@ -116,20 +116,20 @@ def _some(count: int, sae: SparseCoder) -> str:
 def _of_fit(sae: SparseCoder, fit: Fit | None, recorded_l0: float | None) -> list[str]:
     if fit is None:
         return []
-    quality, found = fit.quality, []
+    quality, problems = fit.quality, []
     if quality.explained_variance is None:
-        found.append("the activations do not vary, or what it makes of them is not finite")
+        problems.append("the activations do not vary, or what it makes of them is not finite")
     elif fit.is_bad:
-        found.append(f"it {fit.sentence()}")
+        problems.append(f"it {fit.sentence()}")
         if not fit.better:
-            found.append("is it of this model, checkpoint and hook point, and trained with the same BOS in front?")
+            problems.append("is it of this model, checkpoint and hook point, and trained with the same BOS in front?")
     elif quality.relative_bias is not None and not 1 / LARGEST_BIAS < quality.relative_bias < LARGEST_BIAS:
         size = "short" if quality.relative_bias < 1 else "long"
-        found.append(f"reconstructions are too {size}: {quality.relative_bias:.2f} of the best length")
+        problems.append(f"reconstructions are too {size}: {quality.relative_bias:.2f} of the best length")
     if quality.l0 > DENSE * sae.d_in:
-        found.append(f"{quality.l0:.0f} features are active per token, at a width of {sae.d_in}: that is not sparse")
+        problems.append(f"{quality.l0:.0f} features are active per token, at a width of {sae.d_in}: that is not sparse")
     elif not quality.l0:
-        found.append("no feature is active on any token")
+        problems.append("no feature is active on any token")
     elif recorded_l0 and not 1 / LARGEST_L0_FACTOR < quality.l0 / recorded_l0 < LARGEST_L0_FACTOR:
-        found.append(f"{quality.l0:.0f} features are active per token, where {recorded_l0:.0f} were recorded")
-    return found
+        problems.append(f"{quality.l0:.0f} features are active per token, where {recorded_l0:.0f} were recorded")
+    return problems

@@ -133,7 +133,7 @@ class Texts:
         return zip(self.inputs, self.masks, self.targets, self.stored, strict=True)
 
 
-class Listener:
+class SplicedLoss:
     """The model on some text: what it predicts untouched, and with constants, is worked out once for all SAEs.
 
     Of untouched runs the output of the last block is kept, from which logits follow cheaply, and the residual where the
@@ -148,20 +148,20 @@ class Listener:
         self._of_constants: dict[HookPoint, Float[Tensor, "text 4"]] = {}
 
     @torch.no_grad()
-    def loss(self, sae: SparseCoder, *, mean: Float[Tensor, " d_out"]) -> ModelLoss:
+    def measure(self, sae: SparseCoder, *, mean: Float[Tensor, " d_out"]) -> ModelLoss:
         """The losses with an SAE that stands alone at its hook point, wherever activations are stored.
 
         mean: of the raw activations that it reconstructs: at its hook point, for a transcoder at its target.
         """
-        place = sae.target
+        hook = sae.target
         edits = [replaced(sae, first=self._first)]
-        if place not in self._of_constants:
-            edits += [{place: constant(mean)}, {place: constant(torch.zeros_like(mean))}]
+        if hook not in self._of_constants:
+            edits += [{hook: constant(mean)}, {hook: constant(torch.zeros_like(mean))}]
         sums = self._sums(edits)
-        if place not in self._of_constants:
-            self._of_constants[place] = sums[:, 4:]
+        if hook not in self._of_constants:
+            self._of_constants[hook] = sums[:, 4:]
         n, clean, spliced, kl = sums[:, :4].unbind(dim=1)
-        ce_mean, kl_mean, ce_zero, kl_zero = self._of_constants[place].unbind(dim=1)
+        ce_mean, kl_mean, ce_zero, kl_zero = self._of_constants[hook].unbind(dim=1)
         return ModelLoss.of(torch.stack([n, clean, spliced, ce_mean, ce_zero, kl, kl_mean, kl_zero], dim=1))
 
     def _sums(self, edits: Sequence[Mapping[HookPoint, Callback]]) -> Float[Tensor, "text sums"]:
@@ -169,7 +169,7 @@ class Listener:
         cross-entropy and the divergence from the clean run; float64."""
         start = min(first_block(hook) for edit in edits for hook in edit)
         self._clean = [started_at(self.adapter, clean, start) for clean in self._clean]
-        found = []
+        sums = []
         for clean, target, stored in zip(self._clean, self.texts.targets, self.texts.stored, strict=True):
             runs = [clean.final_residual]
             for edit in edits:
@@ -180,8 +180,8 @@ class Listener:
             text = asked.nonzero()[:, 0].cpu()
             # Apple's GPUs have no float64.
             of_each = of_each.cpu().double()
-            found.append(of_each.new_zeros(len(target), of_each.shape[1]).index_add_(0, text, of_each))
-        return torch.cat(found)
+            sums.append(of_each.new_zeros(len(target), of_each.shape[1]).index_add_(0, text, of_each))
+        return torch.cat(sums)
 
 
 def prediction_losses(

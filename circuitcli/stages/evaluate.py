@@ -134,7 +134,7 @@ def _measured(request: Request, held_out: HeldOut, source: Mapping[HookPoint, Sa
     """All that is known of one SAE, which is in memory no longer than this takes."""
     ((hook, chosen),) = source.items()
     model = request.run.manifest().get("model", request.settings.model.name)
-    adapter = None if held_out.listener is None else held_out.listener.adapter
+    adapter = None if held_out.spliced_loss is None else held_out.spliced_loss.adapter
     found = load_saes(source, [hook], model=model, adapter=adapter, takes_transcoders=True)[hook]
     sae = found.sae.to(held_out.device)
     return {

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
 
     from circuitcli.activations.cache import ActivationCache, TokenBlock
-    from circuitcli.evaluation.spliced import Listener
+    from circuitcli.evaluation.spliced import SplicedLoss
     from circuitcli.models.loading import LanguageModel
     from circuitcli.saes.base import SparseCoder
 
@@ -29,7 +29,7 @@ class HeldOut:
     cache: "ActivationCache"
     rows: range
     device: "torch.device"
-    listener: "Listener | None"
+    spliced_loss: "SplicedLoss | None"
 
     @classmethod
     def of(cls, request: Request, cache: "ActivationCache", rows: range) -> "HeldOut":
@@ -38,7 +38,7 @@ class HeldOut:
         rows: of the cache; the text of the first ``train.loss_tokens`` of them is put through the model, which is not
         loaded if there is none. Raises InputError if the model has changed.
         """
-        from circuitcli.evaluation.spliced import Listener, Texts
+        from circuitcli.evaluation.spliced import SplicedLoss, Texts
         from circuitcli.models.loading import choose_device, load_model
 
         read = rows[: request.settings.train.loss_tokens]
@@ -50,7 +50,7 @@ class HeldOut:
         device = model.adapter.device
         texts = Texts.of(blocks, pad_id=model.tokenizer.pad_id, batch_size=_LOSS_BATCH, device=device)
         first = int(cache.bos_id is not None)
-        return cls(cache, rows, device, Listener(model.adapter, texts, cache.hooks, first=first))
+        return cls(cache, rows, device, SplicedLoss(model.adapter, texts, cache.hooks, first=first))
 
     def facts(self, sae: "SparseCoder") -> dict[str, Any]:
         """All that was measured of an SAE or transcoder, by name; it must be on ``device``.
@@ -66,12 +66,12 @@ class HeldOut:
         pieces = [*self.cache.pieces(self.rows.start, self.rows.stop, size=n_rows, by_text=sae.reads_context)]
         x = (self.cache.finite_rows(sae.hook, *piece) for piece in pieces)
         targets = (self.cache.finite_rows(sae.target, *piece) for piece in pieces) if sae.is_transcoder else None
-        found = asdict(reconstruction(sae, x, targets=targets))
-        facts = {"n_eval_tokens": found.pop("n_tokens"), **found, **geometry_facts(sae)}
-        if self.listener is None:
+        quality = asdict(reconstruction(sae, x, targets=targets))
+        facts = {"n_eval_tokens": quality.pop("n_tokens"), **quality, **geometry_facts(sae)}
+        if self.spliced_loss is None:
             return facts
         mean = self.cache.mean(sae.target).float()
-        loss = asdict(self.listener.loss(sae, mean=mean))
+        loss = asdict(self.spliced_loss.measure(sae, mean=mean))
         errors = facts["standard_errors"] | loss.pop("standard_errors")
         return {**facts, **loss, "loss_ablation": "mean", "standard_errors": errors}
 
@@ -83,9 +83,9 @@ class HeldOut:
                 hint="run `circuit collect` for these layers and sites",
             )
         for hook, width in ((sae.hook, sae.d_in), (sae.target, sae.d_out)):
-            if (found := self.cache.d_model(hook)) != width:
+            if (cached := self.cache.d_model(hook)) != width:
                 raise InputError(
-                    f"the SAE at {sae.hook} is for width {width}, the activations at {hook} have {found}",
+                    f"the SAE at {sae.hook} is for width {width}, the activations at {hook} have {cached}",
                     hint="use SAEs that were trained on this model",
                 )
 
@@ -98,8 +98,8 @@ def check_model(model: "LanguageModel", cache: "ActivationCache", block: "TokenB
 
     ids = torch.tensor([block.ids], device=model.adapter.device)
     with torch.no_grad():
-        found = read(model.adapter, ids, None, cache.hooks)
-    for hook, activation in found.items():
+        activations = read(model.adapter, ids, None, cache.hooks)
+    for hook, activation in activations.items():
         rows = cache.rows(hook, block.start_row, block.stop_row)
         gap = (activation[0, block.positions].float().cpu() - rows).norm()
         if gap > LARGEST_MODEL_GAP * rows.norm():
@@ -112,9 +112,9 @@ def check_model(model: "LanguageModel", cache: "ActivationCache", block: "TokenB
 def model_settings(request: Request) -> ModelSettings:
     """The model that the activations came from, on the device that is asked for now."""
     model = request.settings.model
-    kept = {
+    collected = {
         name.removeprefix("model."): value
         for name, value in request.run.manifest().get("model_settings", {}).items()
         if name not in PLACEMENT
     }
-    return model.model_copy(update=kept)
+    return model.model_copy(update=collected)

@@ -13,14 +13,13 @@ from circuitcli.saes.folder import is_recorded, read_config
 from circuitcli.stages.measure import HeldOut
 from circuitcli.stages.request import Request
 from circuitcli.stages.unfinished import Finished, Unfinished
-from circuitcli.training.plan import Plan
-from circuitcli.training.plan import plan as planned
+from circuitcli.training.plan import Plan, training_plan
 
 if TYPE_CHECKING:
     from circuitcli.activations.cache import ActivationCache
     from circuitcli.saes.base import SparseCoder
     from circuitcli.settings.settings import Settings
-    from circuitcli.training.learner import Learner
+    from circuitcli.training.optimiser import CoderOptimiser
 
 # What training alone can tell of an SAE.
 _OF_TRAINING = (
@@ -44,21 +43,21 @@ class Bench:
     request: Request
     unfinished: Unfinished
     cache: "ActivationCache"
-    made: Plan
+    plan: Plan
 
     def held_out(self) -> HeldOut:
         """The rows, and the model, which this loads."""
-        return HeldOut.of(self.request, self.cache, self.made.held_out_rows)
+        return HeldOut.of(self.request, self.cache, self.plan.held_out_rows)
 
-    def saved(self, held_out: HeldOut, place: str, sae: "SparseCoder", trained: "Trained") -> Finished:
+    def saved(self, held_out: HeldOut, name: str, sae: "SparseCoder", trained: "Trained") -> Finished:
         """Measure an SAE, write its files and remember the result."""
         from circuitcli.saes import files
 
         facts = finite(held_out.facts(sae.to(held_out.device)) | dict(trained.facts))
-        digest = files.save(sae, self.unfinished.saes / place, **facts)
-        path = self.unfinished.folder / place
+        digest = files.save(sae, self.unfinished.saes / name, **facts)
+        path = self.unfinished.folder / name
         finished = Finished(trained.variant, _fields(sae, facts, path=path.as_posix(), digest=digest))
-        self.unfinished.keep(place, finished)
+        self.unfinished.keep(name, finished)
         return finished
 
 
@@ -70,60 +69,62 @@ class Trained:
     facts: Mapping[str, Any]
 
 
-def measured_learners(
-    bench: Bench, learners: "Sequence[Learner]", variants: "Mapping[str, Settings]"
+def measured_coders(
+    bench: Bench, optimisers: "Sequence[CoderOptimiser]", variants: "Mapping[str, Settings]"
 ) -> Iterator[Finished]:
-    """Measure the SAEs of learners that have learned, but for those that were measured before a kill."""
+    """Measure the SAEs of optimisers that have learned, but for those that were measured before a kill."""
     known = {
-        place: found
-        for learner in learners
-        for hook in learner.student.sae_hooks
-        if (found := bench.unfinished.known(place := learner.place(hook))) is not None
+        name: measured
+        for optimiser in optimisers
+        for hook in optimiser.trainable.sae_hooks
+        if (measured := bench.unfinished.known(name := optimiser.name_of(hook))) is not None
     }
     yield from known.values()
-    left = [one for one in learners if any(one.place(hook) not in known for hook in one.student.sae_hooks)]
+    left = [one for one in optimisers if any(one.name_of(hook) not in known for hook in one.trainable.sae_hooks)]
     if not left:
         return
     held_out = bench.held_out()
-    for learner in progress.track(left, "measure", unit="SAEs"):
-        for sae in learner.finished().values():
-            if (place := learner.place(sae.hook)) not in known:
-                settings = variants[learner.variant]
-                facts = _told(learner, sae, settings, bench)
-                yield bench.saved(held_out, place, sae, Trained(learner.variant, facts))
+    for optimiser in progress.track(left, "measure", unit="SAEs"):
+        for sae in optimiser.finished().values():
+            if (name := optimiser.name_of(sae.hook)) not in known:
+                settings = variants[optimiser.variant]
+                facts = _training_facts(optimiser, sae, settings, bench)
+                yield bench.saved(held_out, name, sae, Trained(optimiser.variant, facts))
 
 
-def _told(learner: "Learner", sae: "SparseCoder", settings: "Settings", bench: Bench) -> dict[str, Any]:
-    made, request = bench.made, bench.request
+def _training_facts(
+    optimiser: "CoderOptimiser", sae: "SparseCoder", settings: "Settings", bench: Bench
+) -> dict[str, Any]:
+    plan, request = bench.plan, bench.request
     return {
         "trained_as": settings.sae.architecture,
-        "dead": learner.student.dead_share(sae.hook),
-        "dead_tokens": planned(settings, n_rows=made.n_rows).dead_tokens,
-        "trained_tokens": made.tokens,
-        "kept_tokens": (learner.best.step or made.n_steps) * made.batch_size,
-        "learning_rate": learner.pace.schedule.peak,
+        "dead": optimiser.trainable.dead_share(sae.hook),
+        "dead_tokens": training_plan(settings, n_rows=plan.n_rows).dead_tokens,
+        "trained_tokens": plan.tokens,
+        "kept_tokens": (optimiser.best.step or plan.n_steps) * plan.batch_size,
+        "learning_rate": optimiser.config.schedule.peak,
         "model": request.run.manifest().get("model", request.settings.model.name),
         "seed": settings.seed,
     }
 
 
 def measured_again(bench: Bench, trained: Iterable[Finished]) -> Iterator[Finished]:
-    """Measure SAEs that were trained before, which are in their places, by other settings.
+    """Measure SAEs that were trained before, which are already saved, by other settings.
 
     Raises InputError for one that is not what was recorded.
     """
-    places = {Path(one.path).relative_to(bench.unfinished.folder).as_posix(): one for one in trained}
-    known = {place: found for place in places if (found := bench.unfinished.known(place)) is not None}
+    names = {Path(one.path).relative_to(bench.unfinished.folder).as_posix(): one for one in trained}
+    known = {name: measured for name in names if (measured := bench.unfinished.known(name)) is not None}
     yield from known.values()
-    left = [place for place in places if place not in known]
+    left = [name for name in names if name not in known]
     if not left:
         return
     held_out = bench.held_out()
-    for place in progress.track(left, "measure", unit="SAEs"):
-        yield _again(bench, held_out, place, places[place])
+    for name in progress.track(left, "measure", unit="SAEs"):
+        yield _again(bench, held_out, name, names[name])
 
 
-def _again(bench: Bench, held_out: HeldOut, place: str, before: Finished) -> Finished:
+def _again(bench: Bench, held_out: HeldOut, name: str, before: Finished) -> Finished:
     from circuitcli.saes import files
 
     directory = bench.request.run.path / before.path
@@ -131,7 +132,7 @@ def _again(bench: Bench, held_out: HeldOut, place: str, before: Finished) -> Fin
         raise InputError(f"the SAE in {directory} is not the one that was recorded", hint="train again with --force")
     config = read_config(directory)
     facts = {name: config[name] for name in _OF_TRAINING if name in config}
-    return bench.saved(held_out, place, files.load(directory), Trained(before.variant, facts))
+    return bench.saved(held_out, name, files.load(directory), Trained(before.variant, facts))
 
 
 def _fields(sae: "SparseCoder", facts: Mapping[str, Any], *, path: str, digest: str) -> dict[str, Any]:
@@ -139,27 +140,27 @@ def _fields(sae: "SparseCoder", facts: Mapping[str, Any], *, path: str, digest: 
     target = {"target": str(sae.target)} if sae.is_transcoder else {}
     shape = {"architecture": sae.architecture, "d_in": sae.d_in, "d_sae": sae.d_sae, **sae.options}
     scores = {name: facts.get(name) for name in _SCORES}
-    wrong = {"problems": found} if (found := problems(facts)) else {}
-    return {"hook": str(sae.hook), **target, **shape, "path": path, "digest": digest, **scores, **wrong}
+    warning = {"problems": wrong} if (wrong := problems(facts)) else {}
+    return {"hook": str(sae.hook), **target, **shape, "path": path, "digest": digest, **scores, **warning}
 
 
 def problems(facts: Mapping[str, Any]) -> list[str]:
     """What tells that a training came to nothing; empty if nothing does."""
     explained, dead = facts.get("explained_variance"), facts.get("dead")
-    found = []
+    wrong = []
     if explained is None or not math.isfinite(explained):
-        found.append("the training diverged: the variance that it explains is no number")
+        wrong.append("the training diverged: the variance that it explains is no number")
     elif explained < 0:
-        found.append(f"the training diverged: it explains {explained:.3g} of the variance, less than a constant does")
+        wrong.append(f"the training diverged: it explains {explained:.3g} of the variance, less than a constant does")
     if dead is not None and dead > MOST:
-        found.append(f"{dead:.0%} of the features are dead")
-    return found
+        wrong.append(f"{dead:.0%} of the features are dead")
+    return wrong
 
 
-def warnings(made: Iterable[TrainedRecord]) -> list[str]:
+def warnings(records: Iterable[TrainedRecord]) -> list[str]:
     """A line for each SAE whose training came to nothing, with what to try."""
     lines = []
-    for record in made:
+    for record in records:
         if record.problems:
             name = record.path.rpartition("saes/")[2]
             lower = any("diverged" in problem for problem in record.problems)

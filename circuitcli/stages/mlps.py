@@ -8,7 +8,7 @@ from circuitcli.hookpoints import HookPoint
 from circuitcli.settings.settings import Settings
 from circuitcli.stages.measure import LARGEST_MODEL_GAP, model_settings
 from circuitcli.stages.request import Request
-from circuitcli.training.plan import JACOBIANS, lessons
+from circuitcli.training.plan import JACOBIANS, hook_groups
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +28,7 @@ def mlps_between(
     Raises SettingsError for a model whose MLP is not known, InputError if it does not give the cached activations.
     """
     architectures = {settings.sae.architecture for settings in variants} & set(JACOBIANS)
-    pairs = [pair for architecture in sorted(architectures) for pair in lessons(architecture, cache.hooks)]
+    pairs = [pair for architecture in sorted(architectures) for pair in hook_groups(architecture, cache.hooks)]
     if not pairs:
         return {}
     import torch

@@ -39,17 +39,17 @@ def variants(settings: Settings) -> dict[str, Settings]:
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise SettingsError(f"--sweep names {twice} twice", hint="give all its values at once: NAME=VALUE,VALUE")
-    made = {}
+    by_name = {}
     for values in product(*(values for _, values in axes)):
         chosen = dict(zip(names, values, strict=True))
-        made[",".join(f"{name}={value}" for name, value in chosen.items())] = changed(settings, chosen)
-    ignored = unread(made.values())
+        by_name[",".join(f"{name}={value}" for name, value in chosen.items())] = changed(settings, chosen)
+    ignored = unread(by_name.values())
     if pointless := [name for name in names if name in ignored]:
         raise SettingsError(
             f"--sweep {pointless[0]} makes no difference: {settings.sae.architecture} does not read it",
             hint="choose another setting or another architecture",
         )
-    return made
+    return by_name
 
 
 def _axis(text: str) -> tuple[str, list[str]]:
@@ -71,9 +71,9 @@ def _axis(text: str) -> tuple[str, list[str]]:
 
 def swept(training: "Training", finished: "Sequence[Finished]") -> list[Record]:
     """A record for each SAE of the sweep, and the plot that compares them."""
-    made = [SweepRecord(variant=one.variant, **one.fields) for one in finished]
+    records = [SweepRecord(variant=one.variant, **one.fields) for one in finished]
     if not processes.is_main():
-        return list(made)
-    drawing = pareto(made, title=f"sweep of {' and '.join(training.request.settings.train.sweep)}")
+        return list(records)
+    drawing = pareto(records, title=f"sweep of {' and '.join(training.request.settings.train.sweep)}")
     write_plot(drawing, training.request.run.path / FIGURE)
-    return [*made, FigureRecord(path=FIGURE)]
+    return [*records, FigureRecord(path=FIGURE)]

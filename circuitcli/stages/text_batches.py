@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from circuitcli.training.readings import RowsThenTexts
 
 
-def then_texts(request: Request, cache: "ActivationCache", made: Plan, rows: "ShuffledBatches") -> "RowsThenTexts":
+def then_texts(request: Request, cache: "ActivationCache", plan: Plan, rows: "ShuffledBatches") -> "RowsThenTexts":
     """The rows up to the share of the run that trains locally, then the model's readings of their text.
 
     Loads the model. Raises InputError if it has changed.
@@ -21,14 +21,14 @@ def then_texts(request: Request, cache: "ActivationCache", made: Plan, rows: "Sh
     from circuitcli.training.readings import RowsThenTexts, TextBatches
 
     model = load_model(model_settings(request))
-    check_model(model, cache, next(cache.blocks(0, made.n_rows)))
+    check_model(model, cache, next(cache.blocks(0, plan.n_rows)))
     texts = TextBatches(
         cache,
         model.adapter,
         pad_id=model.tokenizer.pad_id,
-        batch_size=made.batch_size,
-        n_tokens=made.tokens,
+        batch_size=plan.batch_size,
+        n_tokens=plan.tokens,
         seed=request.settings.seed,
-        stop_row=made.stop_row,
+        stop_row=plan.stop_row,
     )
-    return RowsThenTexts(rows, texts, n_row_steps=round(request.settings.train.local_share * made.n_steps))
+    return RowsThenTexts(rows, texts, n_row_steps=round(request.settings.train.local_share * plan.n_steps))

@@ -21,14 +21,14 @@ from circuitcli.stages.training import FOLDER, SWEEP, Training, check_processes,
 from circuitcli.training.plan import (
     Plan,
     check_objective,
-    lessons,
+    hook_groups,
     look_steps,
     pool_tokens,
     read_hooks,
     sae_widths,
+    training_plan,
     width,
 )
-from circuitcli.training.plan import plan as planned
 from circuitcli.training.readers import unread
 from circuitcli.training.schedule import default_rate
 
@@ -55,20 +55,20 @@ def run(request: Request) -> list[Record]:
     A sweep leaves the run's own SAEs as they are. Raises InputError without activations or with too few, SettingsError
     if k is more than the width, CircuitError if a loss stops being finite.
     """
-    found = activation_records(request, stage=NAME)
+    activations = activation_records(request, stage=NAME)
     check_processes(request.settings)
     chosen = variants(request.settings)
     for settings in chosen.values():
-        _check(settings, found)
-    inputs = {f"activations {record.hook}": record.digest for record in found}
+        _check(settings, activations)
+    inputs = {f"activations {record.hook}": record.digest for record in activations}
     without = {*_NO_MATTER, *unread(chosen.values())}
     print_ = fingerprint(request, ("sae.", "train.", "seed"), inputs, without=without, measuring=_MEASURING)
     is_sweep = bool(request.settings.train.sweep)
     folder, name = (Path(FOLDER) / SWEEP, SWEEP) if is_sweep else (Path(FOLDER), NAME)
-    costs = _costs(chosen, found)
+    costs = _costs(chosen, activations)
     held = 4 * 4 * sum(cost.parameters for cost in costs)
     training = Training(request, name, chosen, folder, print_, held, _features(costs))
-    made = resumable(
+    records = resumable(
         request,
         name,
         print_,
@@ -77,25 +77,25 @@ def run(request: Request) -> list[Record]:
         keeps=True,
         clean=lambda: training.unfinished.remove(),
     )
-    for line in warnings(record for record in made if isinstance(record, TrainedRecord)):
+    for line in warnings(record for record in records if isinstance(record, TrainedRecord)):
         logger.warning(line)
-    return made
+    return records
 
 
-def _check(settings: Settings, found: list[ActivationsRecord]) -> None:
+def _check(settings: Settings, activations: list[ActivationsRecord]) -> None:
     """Raise SettingsError or InputError for settings that cannot be trained with."""
     check_objective(settings)
-    lessons(settings.sae.architecture, [HookPoint.parse(record.hook) for record in found])
-    for record in found:
+    hook_groups(settings.sae.architecture, [HookPoint.parse(record.hook) for record in activations])
+    for record in activations:
         width(settings, d_in=record.d_model)
-    planned(settings, n_rows=found[0].n_tokens)
+    training_plan(settings, n_rows=activations[0].n_tokens)
 
 
 def _work(training: Training, resumes: bool) -> tuple[list[Record], dict[str, Any]]:
-    settings, found = training.request.settings, activation_records(training.request, stage=NAME)
-    finished = finished_saes(training, found, resumes=resumes)
-    made = planned(settings, n_rows=found[0].n_tokens)
-    facts = {"tokens": made.tokens, "held_out": made.held_out}
+    settings, activations = training.request.settings, activation_records(training.request, stage=NAME)
+    finished = finished_saes(training, activations, resumes=resumes)
+    plan = training_plan(settings, n_rows=activations[0].n_tokens)
+    facts = {"tokens": plan.tokens, "held_out": plan.held_out}
     if settings.train.sweep:
         return swept(training, finished), facts
     return [SaeRecord(**one.fields) for one in finished], facts
@@ -103,35 +103,35 @@ def _work(training: Training, resumes: bool) -> tuple[list[Record], dict[str, An
 
 def plan(request: Request) -> list[tuple[str, str]]:
     """What `run` would do, as (name, value) for people."""
-    found = activation_records(request, stage=NAME)
-    made = planned(request.settings, n_rows=found[0].n_tokens)
-    costs = _costs(variants(request.settings), found)
-    read, outline = _read(request, found), _outline(request)
+    activations = activation_records(request, stage=NAME)
+    plan = training_plan(request.settings, n_rows=activations[0].n_tokens)
+    costs = _costs(variants(request.settings), activations)
+    read, outline = _read(request, activations), _outline(request)
     parameters = sum(cost.parameters for cost in costs)
-    looks = -(-made.n_steps // look_steps(made.n_steps)) if request.settings.train.keep == "best" else 0
-    rates = sorted({cost.rate(made.n_steps) for cost in costs})
+    looks = -(-plan.n_steps // look_steps(plan.n_steps)) if request.settings.train.keep == "best" else 0
+    rates = sorted({cost.rate(plan.n_steps) for cost in costs})
     return [
         ("autoencoders", f"{sum(len(cost.d_saes) for cost in costs)}: {' '.join(one.hook for one in read)}"),
         ("features", _features(costs)),
-        ("tokens", f"{made.tokens:,} in {made.n_steps:,} steps; {made.held_out:,} held out"),
+        ("tokens", f"{plan.tokens:,} in {plan.n_steps:,} steps; {plan.held_out:,} held out"),
         ("learning rate", " ".join(f"{rate:.2g}" for rate in rates)),
         ("disk", f"{size(4 * parameters)}, and {size(_state_bytes(request.settings, parameters))} while training"),
-        *_memory(request, read, made, costs, outline),
+        *_memory(request, read, plan, costs, outline),
         *_revival(costs),
         *arithmetic(
-            _flops(request, made, costs, outline, n_looks=looks),
-            width=max(record.d_model for record in found),
+            _flops(request, plan, costs, outline, n_looks=looks),
+            width=max(record.d_model for record in activations),
             device=request.settings.model.device,
         ),
     ]
 
 
-def _costs(variants: Mapping[str, Settings], found: list[ActivationsRecord]) -> "list[_Cost]":
-    d_models = {HookPoint.parse(record.hook): record.d_model for record in found}
+def _costs(variants: Mapping[str, Settings], activations: list[ActivationsRecord]) -> "list[_Cost]":
+    d_models = {HookPoint.parse(record.hook): record.d_model for record in activations}
     return [
         _Cost.of(settings, hooks, [d_models[hook] for hook in hooks])
         for settings in variants.values()
-        for hooks in lessons(settings.sae.architecture, list(d_models))
+        for hooks in hook_groups(settings.sae.architecture, list(d_models))
     ]
 
 
@@ -141,7 +141,7 @@ def _features(costs: "list[_Cost]") -> str:
 
 @dataclass(frozen=True)
 class _Cost:
-    """What the SAEs of a lesson take: numbers in their weights, and floating-point operations for each token.
+    """What the SAEs of a group of hook points take: numbers in weights, and floating-point operations for a token.
 
     places: what each of them reconstructs.
     """
@@ -154,7 +154,7 @@ class _Cost:
 
     @classmethod
     def of(cls, settings: Settings, hooks: tuple[HookPoint, ...], widths: list[int]) -> "_Cost":
-        """hooks: of the lesson. widths: of what is read and, if that is another hook point, predicted."""
+        """hooks: of the group. widths: of what is read and, if that is another hook point, predicted."""
         d_saes, both = sae_widths(settings, len(widths), d_in=widths[0]), widths[0] + widths[-1]
         # Sparse codes cost what they hold; dense ones three products forward and back on either side.
         sparse = 2 * widths[0] * sum(d_saes) + 8 * widths[-1] * settings.sae.k * len(d_saes)
@@ -194,27 +194,27 @@ def _outline(request: Request) -> "ModelAdapter | None":
 
 
 def _flops(
-    request: Request, made: Plan, costs: list[_Cost], adapter: "ModelAdapter | None", *, n_looks: int
+    request: Request, plan: Plan, costs: list[_Cost], adapter: "ModelAdapter | None", *, n_looks: int
 ) -> dict[str, float]:
     """Of learning and measuring, by the number type in which it is multiplied."""
-    flops = {"float32": _measuring_flops(request, made, costs, adapter)}
+    flops = {"float32": _measuring_flops(request, plan, costs, adapter)}
     for cost in costs:
         dtype = cost.dtype
-        learning = cost.flops * made.tokens + cost.look_flops * n_looks * made.held_out
+        learning = cost.flops * plan.tokens + cost.look_flops * n_looks * plan.held_out
         flops[dtype] = flops.get(dtype, 0.0) + learning
     return flops
 
 
-def _measuring_flops(request: Request, made: Plan, costs: list[_Cost], adapter: "ModelAdapter | None") -> float:
+def _measuring_flops(request: Request, plan: Plan, costs: list[_Cost], adapter: "ModelAdapter | None") -> float:
     """Of all SAEs on held-out tokens, and of the model on some of these: once as it is, and from its hook point on with
     each SAE and, where that was not done, with two constants. Logits follow of each run, and each time of the clean
     one."""
     from circuitcli.models.partial import first_block
 
-    reconstructing = 2.0 * made.held_out * sum(cost.parameters for cost in costs)
+    reconstructing = 2.0 * plan.held_out * sum(cost.parameters for cost in costs)
     if adapter is None:
         return reconstructing
-    n_tokens = min(request.settings.train.loss_tokens, made.held_out)
+    n_tokens = min(request.settings.train.loss_tokens, plan.held_out)
     head = 2 * adapter.unembedding.get_parameter("weight").numel()
     through = partial(pass_flops, adapter, block_length=request.settings.data.block_length or BLOCK_LENGTH)
     of_model = through(range(adapter.n_layers))
@@ -232,7 +232,7 @@ def _state_bytes(settings: Settings, parameters: int) -> int:
 def _memory(
     request: Request,
     read: list[ActivationsRecord],
-    made: Plan,
+    plan: Plan,
     costs: list[_Cost],
     outline: "ModelAdapter | None",
 ) -> list[tuple[str, str]]:
@@ -244,7 +244,7 @@ def _memory(
     row_bytes = sum(one.d_model * BYTES[one.dtype] for one in read)
     half = max(1, pool_tokens(request.settings, row_bytes=row_bytes) // 2)
     # One pool is read while another is given out, unless there is only one.
-    pool = row_bytes * min(half, made.stop_row) * (2 if half < min(made.stop_row, made.tokens) else 1)
+    pool = row_bytes * min(half, plan.stop_row) * (2 if half < min(plan.stop_row, plan.tokens) else 1)
     # A batch as it is drawn, put together, and scaled.
     rows = 3 * 4 * train.batch_size * sum(one.d_model for one in read)
     codes = train.batch_size * max(
@@ -253,11 +253,11 @@ def _memory(
     model = 0
     if outline is not None:
         # What follows from logits, of the clean run and of an edited one.
-        n_logits = min(LOGITS_AT_ONCE, min(train.loss_tokens, made.held_out) * outline.n_token_ids)
+        n_logits = min(LOGITS_AT_ONCE, min(train.loss_tokens, plan.held_out) * outline.n_token_ids)
         model = weight_bytes(outline) + _LOGITS_COPIES * 4 * n_logits
     weights = sum(cost.parameters for cost in costs)
-    kept = 4 * weights if train.keep == "best" else 0
-    return memory(pool + rows + kept, 4 * (4 * weights + codes) + model, device=request.settings.model.device)
+    best = 4 * weights if train.keep == "best" else 0
+    return memory(pool + rows + best, 4 * (4 * weights + codes) + model, device=request.settings.model.device)
 
 
 def _revival(costs: list[_Cost]) -> list[tuple[str, str]]:
@@ -268,8 +268,8 @@ def _revival(costs: list[_Cost]) -> list[tuple[str, str]]:
     return [("dead features", f"up to {size(3 * 4 * max(cost.parameters for cost in learning))} more memory, if many")]
 
 
-def _read(request: Request, found: list[ActivationsRecord]) -> list[ActivationsRecord]:
+def _read(request: Request, activations: list[ActivationsRecord]) -> list[ActivationsRecord]:
     """The hook points that are trained on."""
     architectures = {settings.sae.architecture for settings in variants(request.settings).values()}
-    hooks = read_hooks(architectures, [HookPoint.parse(record.hook) for record in found])
-    return [record for record in found if HookPoint.parse(record.hook) in hooks]
+    hooks = read_hooks(architectures, [HookPoint.parse(record.hook) for record in activations])
+    return [record for record in activations if HookPoint.parse(record.hook) in hooks]

@@ -14,24 +14,23 @@ from circuitcli.manifest import NEXT, Fingerprint
 from circuitcli.records import ActivationsRecord, TrainedRecord
 from circuitcli.settings.settings import Settings
 from circuitcli.settings.sources import flatten
-from circuitcli.stages.learners import CALIBRATION_TOKENS, calibrate, new_learners
-from circuitcli.stages.measuring import Bench, measured_again, measured_learners
+from circuitcli.stages.measuring import Bench, measured_again, measured_coders
 from circuitcli.stages.mlps import mlps_between
+from circuitcli.stages.optimisers import CALIBRATION_TOKENS, calibrate, new_optimisers
 from circuitcli.stages.request import Request, changing_nothing
 from circuitcli.stages.text_batches import then_texts
 from circuitcli.stages.unfinished import CHECKPOINT, Finished, Unfinished, remove_others
 from circuitcli.training.log import METRICS
-from circuitcli.training.plan import END_TO_END, Plan, pool_tokens, read_hooks
-from circuitcli.training.plan import plan as planned
+from circuitcli.training.plan import END_TO_END, Plan, pool_tokens, read_hooks, training_plan
 
 if TYPE_CHECKING:
     import torch
 
     from circuitcli.activations.batches import ShuffledBatches
     from circuitcli.activations.cache import ActivationCache
-    from circuitcli.training.architectures.student import Batch
+    from circuitcli.training.architectures.trainable import Batch
     from circuitcli.training.checkpoint import Checkpoints
-    from circuitcli.training.learner import Learner
+    from circuitcli.training.optimiser import CoderOptimiser
     from circuitcli.training.trackers.tracker import TrackedRun
 
 FOLDER, SWEEP = "saes", "sweep"
@@ -84,7 +83,7 @@ def check_processes(settings: Settings) -> None:
         )
 
 
-def finished_saes(training: Training, found: list[ActivationsRecord], *, resumes: bool) -> list[Finished]:
+def finished_saes(training: Training, activations: list[ActivationsRecord], *, resumes: bool) -> list[Finished]:
     """Train, from a checkpoint if there is one, measure and save. Raises CircuitError if a loss stops being finite.
 
     What the run holds already counts until all of this is done. Of several processes the main one gets what all have
@@ -93,7 +92,7 @@ def finished_saes(training: Training, found: list[ActivationsRecord], *, resumes
     unfinished = training.unfinished
     finished = _all_known(unfinished) if resumes else None
     if finished is None:
-        finished = _made(training, found, resumes=resumes)
+        finished = _train_and_measure(training, activations, resumes=resumes)
     if processes.is_main():
         unfinished.keep_all(finished)
         # From here on a kill is made up for by giving out what is there.
@@ -107,11 +106,11 @@ def finished_saes(training: Training, found: list[ActivationsRecord], *, resumes
 def _all_known(unfinished: Unfinished) -> list[Finished] | None:
     """What was made before a kill that came at the very end; all processes are told by the main one."""
     known = unfinished.all_known(measured=True) if processes.is_main() else None
-    told = group.share(None if known is None else [vars(one) for one in known])
-    return None if told is None else [Finished(**one) for one in told]
+    shared = group.share(None if known is None else [vars(one) for one in known])
+    return None if shared is None else [Finished(**one) for one in shared]
 
 
-def _made(training: Training, found: list[ActivationsRecord], *, resumes: bool) -> list[Finished]:
+def _train_and_measure(training: Training, activations: list[ActivationsRecord], *, resumes: bool) -> list[Finished]:
     from circuitcli.activations.cache import ActivationCache
     from circuitcli.models.loading import choose_device
     from circuitcli.training.checkpoint import Checkpoints
@@ -121,8 +120,10 @@ def _made(training: Training, found: list[ActivationsRecord], *, resumes: bool) 
     request, unfinished = training.request, training.unfinished
     checkpoints = Checkpoints(unfinished.directory, training.digest)
     with changing_nothing():
-        cache = ActivationCache(request.run.path / ACTIVATIONS, [HookPoint.parse(record.hook) for record in found])
-        made = planned(request.settings, n_rows=cache.n_tokens)
+        cache = ActivationCache(
+            request.run.path / ACTIVATIONS, [HookPoint.parse(record.hook) for record in activations]
+        )
+        plan = training_plan(request.settings, n_rows=cache.n_tokens)
         device = choose_device(request.settings.model.device)
         check_trackers(request.settings.train.log)
         check_fits(
@@ -139,7 +140,7 @@ def _made(training: Training, found: list[ActivationsRecord], *, resumes: bool) 
             # A kill came while SAEs were given out, and they are to be measured in another way.
             unfinished.give_out()
     group.barrier()
-    bench = Bench(request, unfinished, cache, made)
+    bench = Bench(request, unfinished, cache, plan)
     try:
         trained = _trained_before(training, checkpoints) if resumes or unfinished.is_aside else None
         mine = _measured_mine(training, bench, checkpoints, device, trained)
@@ -158,10 +159,10 @@ def _trained_before(training: Training, checkpoints: "Checkpoints") -> list[Fini
         trained = unfinished.all_known(measured=False)
         entry = run.stage(training.name)
         if trained is None and unfinished.is_aside and training.print_.is_of(entry) and not checkpoints.step():
-            kept = [one for one in run.stage_records(training.name) if isinstance(one, TrainedRecord)]
-            trained = [Finished(str(getattr(one, "variant", "")), one.model_dump(exclude_none=True)) for one in kept]
-    told = group.share(None if trained is None else [vars(one) for one in trained])
-    return None if told is None else [Finished(**one) for one in told]
+            records = [one for one in run.stage_records(training.name) if isinstance(one, TrainedRecord)]
+            trained = [Finished(str(getattr(one, "variant", "")), one.model_dump(exclude_none=True)) for one in records]
+    shared = group.share(None if trained is None else [vars(one) for one in trained])
+    return None if shared is None else [Finished(**one) for one in shared]
 
 
 def _measured_mine(
@@ -174,15 +175,15 @@ def _measured_mine(
     """What this process measures of the SAEs, which are trained before unless they are already."""
     if trained is not None:
         return [*measured_again(bench, trained[processes.rank() :: processes.count()])]
-    learners = _trained(training, bench.cache, bench.made, checkpoints, device)
-    for learner in learners:
-        learner.let_go()
+    optimisers = _trained(training, bench.cache, bench.plan, checkpoints, device)
+    for optimiser in optimisers:
+        optimiser.free_training_state()
     # Measuring runs the model, whose tensors have other sizes.
     give_back_freed_memory()
     shares_rows = training.request.settings.train.parallel == "data"
     # Processes that shared rows all have all SAEs.
-    mine = learners[processes.rank() :: processes.count()] if shares_rows else learners
-    return [*measured_learners(bench, mine, training.variants)]
+    mine = optimisers[processes.rank() :: processes.count()] if shares_rows else optimisers
+    return [*measured_coders(bench, mine, training.variants)]
 
 
 def _in_order(finished: Iterable[Finished]) -> list[Finished]:
@@ -190,7 +191,7 @@ def _in_order(finished: Iterable[Finished]) -> list[Finished]:
     by_variant: dict[str, list[Finished]] = {}
     for one in finished:
         by_variant.setdefault(one.variant, []).append(one)
-    return [one for own in by_variant.values() for one in sorted(own, key=_order)]
+    return [one for group in by_variant.values() for one in sorted(group, key=_order)]
 
 
 def _order(finished: Finished) -> tuple[int, int]:
@@ -198,8 +199,8 @@ def _order(finished: Finished) -> tuple[int, int]:
 
 
 def _trained(
-    training: Training, cache: "ActivationCache", made: Plan, checkpoints: "Checkpoints", device: "torch.device"
-) -> "list[Learner]":
+    training: Training, cache: "ActivationCache", plan: Plan, checkpoints: "Checkpoints", device: "torch.device"
+) -> "list[CoderOptimiser]":
     from circuitcli.training.log import MetricsLog
     from circuitcli.training.ranks import ALONE, AllRanks
     from circuitcli.training.trackers.tracker import trackers
@@ -210,47 +211,47 @@ def _trained(
     ranks = AllRanks() if processes.count() > 1 else ALONE
     resumes = checkpoints.step() > 0
     pool = _pool_tokens(training, cache)
-    batches = _batches(training, cache, made, cache.hooks, pool=pool)
+    batches = _batches(training, cache, plan, cache.hooks, pool=pool)
     share = (0, 1) if shares_rows else (ranks.rank, ranks.n)
     mlps = mlps_between(request, cache, training.variants.values(), device)
-    learners = new_learners(training.variants, cache, batches, device, resumes=resumes, share=share, mlps=mlps)
-    for learner in learners:
-        learner.student.ranks = ranks if shares_rows else ALONE
-    hooks = sorted({hook for one in learners for hook in one.student.hooks})
-    batches = _batches(training, cache, made, hooks, pool=pool)
-    places = [learner.place(hook) for learner in learners for hook in learner.student.sae_hooks]
+    optimisers = new_optimisers(training.variants, cache, batches, device, resumes=resumes, share=share, mlps=mlps)
+    for optimiser in optimisers:
+        optimiser.trainable.ranks = ranks if shares_rows else ALONE
+    hooks = sorted({hook for one in optimisers for hook in one.trainable.hooks})
+    batches = _batches(training, cache, plan, hooks, pool=pool)
+    names = [optimiser.name_of(hook) for optimiser in optimisers for hook in optimiser.trainable.sae_hooks]
     if shares_rows and not processes.is_main():
-        places = []
+        names = []
     tracked = train.log if processes.is_main() else ()
     with trackers(tracked, _tracked(training, starts_over=not resumes)) as opened:
         Trainer(
-            learners,
-            then_texts(request, cache, made, batches) if train.objective == END_TO_END else batches,
+            optimisers,
+            then_texts(request, cache, plan, batches) if train.objective == END_TO_END else batches,
             batch_size=train.batch_size,
             checkpoints=checkpoints,
             checkpoint_steps=max(1, train.checkpoint_tokens // train.batch_size),
-            logs={place: MetricsLog(training.unfinished.saes / place / METRICS) for place in places},
+            logs={name: MetricsLog(training.unfinished.saes / name / METRICS) for name in names},
             trackers=opened,
             ranks=ranks,
             shares_rows=shares_rows,
-            held_out=partial(_held_out, cache, made, hooks) if train.keep == "best" else None,
+            held_out=partial(_held_out, cache, plan, hooks) if train.keep == "best" else None,
             tf32=train.tf32,
         ).run()
-    for learner in learners if train.keep == "best" else ():
-        learner.take_best()
+    for optimiser in optimisers if train.keep == "best" else ():
+        optimiser.restore_best()
     del batches
     known = training.unfinished.known
-    left = [one for one in learners if any(known(one.place(hook)) is None for hook in one.student.sae_hooks)]
-    if uncalibrated := [learner for learner in left if learner.student.needs_calibration]:
-        hooks = sorted({hook for one in uncalibrated for hook in one.student.hooks})
-        calibrate(uncalibrated, _batches(training, cache, made, hooks, pool=pool, most_tokens=CALIBRATION_TOKENS))
-    return learners
+    left = [one for one in optimisers if any(known(one.name_of(hook)) is None for hook in one.trainable.sae_hooks)]
+    if uncalibrated := [optimiser for optimiser in left if optimiser.trainable.needs_calibration]:
+        hooks = sorted({hook for one in uncalibrated for hook in one.trainable.hooks})
+        calibrate(uncalibrated, _batches(training, cache, plan, hooks, pool=pool, most_tokens=CALIBRATION_TOKENS))
+    return optimisers
 
 
-def _held_out(cache: "ActivationCache", made: Plan, hooks: Sequence[HookPoint]) -> "Iterator[Batch]":
+def _held_out(cache: "ActivationCache", plan: Plan, hooks: Sequence[HookPoint]) -> "Iterator[Batch]":
     """All rows that training does not see, in order."""
-    rows = made.held_out_rows
-    for piece in cache.pieces(rows.start, rows.stop, size=made.batch_size):
+    rows = plan.held_out_rows
+    for piece in cache.pieces(rows.start, rows.stop, size=plan.batch_size):
         yield {hook: cache.finite_rows(hook, *piece) for hook in hooks}
 
 
@@ -266,7 +267,7 @@ def _pool_tokens(training: Training, cache: "ActivationCache") -> int:
 def _batches(
     training: Training,
     cache: "ActivationCache",
-    made: Plan,
+    plan: Plan,
     hooks: Sequence[HookPoint],
     *,
     pool: int,
@@ -276,7 +277,7 @@ def _batches(
     from circuitcli.activations.batches import ShuffledBatches
 
     settings = training.request.settings
-    n_tokens = made.tokens
+    n_tokens = plan.tokens
     if most_tokens is not None:
         n_tokens = min(n_tokens, max(most_tokens, settings.train.batch_size))
         pool = min(pool, 2 * n_tokens)
@@ -287,7 +288,7 @@ def _batches(
         n_tokens=n_tokens,
         seed=settings.seed,
         pool_tokens=pool,
-        stop_row=made.stop_row,
+        stop_row=plan.stop_row,
     )
 
 
@@ -296,11 +297,11 @@ def _tracked(training: Training, *, starts_over: bool) -> "TrackedRun":
     from circuitcli.training.trackers.tracker import TrackedRun
 
     request = training.request
-    place = request.run.path.resolve()
-    kept = ("model.name", "sae.", "train.", "data.", "seed")
+    directory = request.run.path.resolve()
+    prefixes = ("model.name", "sae.", "train.", "data.", "seed")
     return TrackedRun(
         directory=request.run.path / LOGS,
-        name=f"{place.name}-{runs.digest([training.digest, str(place)]).removeprefix('sha256:')[:8]}",
+        name=f"{directory.name}-{runs.digest([training.digest, str(directory)]).removeprefix('sha256:')[:8]}",
         starts_over=starts_over,
-        settings={name: value for name, value in flatten(request.settings).items() if name.startswith(kept)},
+        settings={name: value for name, value in flatten(request.settings).items() if name.startswith(prefixes)},
     )

@@ -62,13 +62,13 @@ class _Missed(torch.autograd.Function):
         missed = x.new_zeros(())
         gradients = [torch.zeros_like(part) for part in (rows, bias, decoder)]
         n_at_once = max(1, _AT_ONCE // len(rows))
-        for own, rest in zip(x.split(n_at_once), error.split(n_at_once), strict=True):
-            pre = torch.addmm(bias, own, rows.T)
+        for rows_in, rest in zip(x.split(n_at_once), error.split(n_at_once), strict=True):
+            pre = torch.addmm(bias, rows_in, rows.T)
             codes = largest(pre, k) if k < len(rows) else pre.relu_()
             difference = torch.addmm(rest, codes, decoder, beta=-1.0)
             missed += difference.square().sum()
             by_pre = (difference @ decoder.T).masked_fill_(codes == 0, 0.0)
-            gradients[0].addmm_(by_pre.T, own)
+            gradients[0].addmm_(by_pre.T, rows_in)
             gradients[1] += by_pre.sum(dim=0)
             gradients[2].addmm_(codes.T, difference)
         ctx.save_for_backward(*gradients)

@@ -25,7 +25,7 @@ from circuitcli.reading import read_object
 from circuitcli.runs import make_folder, write_error
 from circuitcli.saes.tensor_files import save_tensors
 from circuitcli.schema import Count, PathInRun, Word
-from circuitcli.training.learner import Learner
+from circuitcli.training.optimiser import CoderOptimiser
 
 _NAME = re.compile(r"step-\d{8,}")
 _STATE = "state.json"
@@ -39,10 +39,10 @@ class Checkpoints:
     directory: Path
     fingerprint: str
 
-    def save(self, step: int, learners: Iterable[Learner]) -> None:
+    def save(self, step: int, optimisers: Iterable[CoderOptimiser]) -> None:
         """Keep the state after ``step`` steps, and it alone. Raises InputError if the disk takes no more.
 
-        Of several processes each gives the learners whose state it alone has.
+        Of several processes each gives the optimisers whose state it alone has.
         """
         whole = self.directory / f"step-{step:08d}"
         partial = self.directory / f"{whole.name}.partial"
@@ -51,10 +51,10 @@ class Checkpoints:
                 shutil.rmtree(partial, ignore_errors=True)
                 make_folder(partial)
             group.barrier()
-            for learner in learners:
-                path = partial / f"{learner.name}.safetensors"
+            for optimiser in optimisers:
+                path = partial / f"{optimiser.name}.safetensors"
                 path.parent.mkdir(exist_ok=True)
-                save_tensors(learner.state(), path)
+                save_tensors(optimiser.state(), path)
             group.barrier()
             if processes.is_main():
                 self._publish(partial, whole, step)
@@ -77,17 +77,17 @@ class Checkpoints:
             if path != whole:
                 _remove(path)
 
-    def load(self, learners: Iterable[Learner]) -> int:
-        """Put the learners where they were and return the number of steps done; 0 without a checkpoint of this run.
+    def load(self, optimisers: Iterable[CoderOptimiser]) -> int:
+        """Put the optimisers where they were and return the number of steps done; 0 without a checkpoint of this run.
 
         Raises InputError if the checkpoint is damaged.
         """
         step = self.step()
         path = self.directory / f"step-{step:08d}"
-        for learner in learners if step else ():
-            file = path / f"{learner.name}.safetensors"
+        for optimiser in optimisers if step else ():
+            file = path / f"{optimiser.name}.safetensors"
             try:
-                learner.load_state(load_file(file))
+                optimiser.load_state(load_file(file))
             except (OSError, SafetensorError, KeyError, RuntimeError) as error:
                 raise InputError(f"cannot go on from {file}: {first_line(error)}", hint=_AGAIN) from None
         return step

@@ -18,7 +18,7 @@ from circuitcli.evaluation.spliced import log_softmax, rows_at_once
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.adapter import ModelAdapter
 from circuitcli.models.taps import Callback, keep
-from circuitcli.training.architectures.student import Batch, Objective
+from circuitcli.training.architectures.trainable import Batch, Objective
 from circuitcli.training.loss import missed_variance
 from circuitcli.training.readings import Reading
 
@@ -38,7 +38,7 @@ class EndToEnd(Objective):
     def losses(
         self,
         batch: Batch,
-        place: HookPoint,
+        hook: HookPoint,
         reconstruction: Float[Tensor, "row d_model"],
         *,
         fvu: Float[Tensor, ""],
@@ -46,10 +46,10 @@ class EndToEnd(Objective):
         """See `Objective`. Rows that belong to no text can only be learned from locally."""
         if not isinstance(batch, Reading):
             return {"reconstruction": fvu}
-        later = [hook for hook in self.variances if place < hook] if self.downstream_weight else []
+        later = [other for other in self.variances if hook < other] if self.downstream_weight else []
         seen: dict[HookPoint, Tensor] = {}
-        taps: dict[HookPoint, Callback] = {hook: keep(seen, hook) for hook in later}
-        final = batch.again(place, reconstruction, taps)
+        taps: dict[HookPoint, Callback] = {other: keep(seen, other) for other in later}
+        final = batch.again(hook, reconstruction, taps)
         predicts = batch.predicts.to(final.device)
         losses = {"kl": head_kl(batch.adapter, batch.clean.final_residual[predicts], final[predicts])}
         if self.local_weight:

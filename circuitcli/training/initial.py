@@ -104,12 +104,12 @@ def with_unit_decoder(sae: SparseCoder) -> SparseCoder:
 
     Not for TopK, where the norms would change which codes are largest. A row of length zero stays.
     """
-    made = copy.deepcopy(sae)
-    norms = torch.linalg.vector_norm(made.W_dec, dim=1)
+    unit = copy.deepcopy(sae)
+    norms = torch.linalg.vector_norm(unit.W_dec, dim=1)
     norms = torch.where(norms > 0, norms, 1.0)
-    made.W_dec.div_(norms[:, None])
-    made.W_enc.mul_(norms)
+    unit.W_dec.div_(norms[:, None])
+    unit.W_enc.mul_(norms)
     for name in ("b_enc", "b_mag", "threshold"):
-        if hasattr(made, name):
-            getattr(made, name).mul_(norms)
-    return made
+        if hasattr(unit, name):
+            getattr(unit, name).mul_(norms)
+    return unit

@@ -87,8 +87,8 @@ def jacobians(
         right = _through_norm(
             right, writes * mlp.after.gain, mlp.after, mlp.after.normed(mlp.inner(n)), mlp.down.weight
         )
-    found = left @ right.mT
-    return found + reads @ writes.mT if mlp.skips else found
+    derivatives = left @ right.mT
+    return derivatives + reads @ writes.mT if mlp.skips else derivatives
 
 
 def _through_norm(
@@ -134,9 +134,9 @@ class _Size(torch.autograd.Function):
 
 
 def _size(x: Tensor, mlp: Mlp, weights: Weights, active_in: Active, active_out: Active) -> Float[Tensor, ""]:
-    found = jacobians(x, mlp, weights, active_in.features, active_out.features)
+    derivatives = jacobians(x, mlp, weights, active_in.features, active_out.features)
     both = active_in.is_active[:, :, None] & active_out.is_active[:, None, :]
-    return (found.abs() * both).sum()
+    return (derivatives.abs() * both).sum()
 
 
 def _add(totals: Sequence[Tensor], parts: Sequence[Tensor | None]) -> None:

@@ -67,10 +67,10 @@ class MetricsLog:
         Returns the step of the last line that stood there, 0 if nothing is kept.
         """
         # A machine that lost its power may leave anything behind the checkpoint.
-        found = read_metrics(self.path, until_damaged=True) if step else []
+        lines = read_metrics(self.path, until_damaged=True) if step else []
         with atomic(self.path) as stream:
-            stream.writelines(json.dumps(line) + "\n" for line in found if line["step"] <= step)
-        return int(found[-1]["step"]) if found else 0
+            stream.writelines(json.dumps(line) + "\n" for line in lines if line["step"] <= step)
+        return int(lines[-1]["step"]) if lines else 0
 
     def append(self, numbers: Numbers) -> None:
         """Add a line, which says at least ``step`` and ``tokens``. Raises ValueError if it does not."""

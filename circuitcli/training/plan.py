@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.settings.settings import Settings
-from circuitcli.training.schedule import Schedule, default_rate
+from circuitcli.training.schedule import LearningRateSchedule, default_rate
 
 # A cache that is small beside train.eval_tokens gives at most this share of its rows away.
 LARGEST_HELD_OUT_SHARE = 0.1
@@ -43,7 +43,7 @@ class Plan:
         return range(self.stop_row, self.n_rows)
 
 
-def plan(settings: Settings, *, n_rows: int) -> Plan:
+def training_plan(settings: Settings, *, n_rows: int) -> Plan:
     """The plan for a cache of so many rows. Raises InputError if they make no batch."""
     train = settings.train
     held_out = n_held_out(settings, n_rows=n_rows)
@@ -97,11 +97,11 @@ def width(settings: Settings, *, d_in: int) -> int:
     return d_sae
 
 
-def schedule(settings: Settings, made: Plan, *, d_sae: int) -> Schedule:
+def schedule(settings: Settings, plan: Plan, *, d_sae: int) -> LearningRateSchedule:
     """The learning rate over the run."""
     train = settings.train
-    peak = train.learning_rate or default_rate(d_sae, n_steps=made.n_steps)
-    return Schedule(peak, made.n_steps, train.warmup, train.decay)
+    peak = train.learning_rate or default_rate(d_sae, n_steps=plan.n_steps)
+    return LearningRateSchedule(peak, plan.n_steps, train.warmup, train.decay)
 
 
 # Architectures whose penalty is on all positive pre-activations: they choose no k of them.
@@ -120,7 +120,7 @@ END_TO_END = "end-to-end"
 NOT_END_TO_END = ("matryoshka", *STAIRCASES, *JACOBIANS)
 
 
-def lessons(architecture: str, hooks: Sequence[HookPoint]) -> list[tuple[HookPoint, ...]]:
+def hook_groups(architecture: str, hooks: Sequence[HookPoint]) -> list[tuple[HookPoint, ...]]:
     """What is trained on these hook points: for each SAE what it reads, and what it predicts if that is another; for
     each staircase the layers of its site; both ends of each pair.
 
@@ -134,22 +134,22 @@ def lessons(architecture: str, hooks: Sequence[HookPoint]) -> list[tuple[HookPoi
     pairs: list[tuple[HookPoint, ...]] = [
         (HookPoint(layer, first), HookPoint(layer, second)) for layer in sorted({hook.layer for hook in hooks})
     ]
-    found = [pair for pair in pairs if set(pair) <= set(hooks)]
-    if not found:
+    complete = [pair for pair in pairs if set(pair) <= set(hooks)]
+    if not complete:
         raise SettingsError(
             f"sae.architecture={architecture} is trained on {first} and {second}; the run has no layer with both",
             hint=f"collect them: `circuit collect --sites {first},{second}`",
         )
-    return found
+    return complete
 
 
 def read_hooks(architectures: Iterable[str], hooks: Sequence[HookPoint]) -> frozenset[HookPoint]:
-    """All of these hook points that SAEs of these architectures are trained on. Raises as `lessons`."""
-    return frozenset(hook for name in architectures for lesson in lessons(name, hooks) for hook in lesson)
+    """All of these hook points that SAEs of these architectures are trained on. Raises as `hook_groups`."""
+    return frozenset(hook for name in architectures for group in hook_groups(name, hooks) for hook in group)
 
 
 def sae_widths(settings: Settings, n_hooks: int, *, d_in: int) -> tuple[int, ...]:
-    """Features of each SAE of a lesson on so many hook points."""
+    """Features of each SAE that is trained on a group of so many hook points."""
     one, architecture = width(settings, d_in=d_in), settings.sae.architecture
     if architecture in STAIRCASES:
         return tuple(one * (step + 1) for step in range(n_hooks))

@@ -21,7 +21,7 @@ from circuitcli.hookpoints import HookPoint
 from circuitcli.models.adapter import ModelAdapter
 from circuitcli.models.partial import BlockPass, block_pass, first_block, rerun
 from circuitcli.models.taps import Callback
-from circuitcli.training.architectures.student import Batch
+from circuitcli.training.architectures.trainable import Batch
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Reading(Mapping[HookPoint, Float[Tensor, "row d_model"]]):
         return rows.to(torch.promote_types(rows.dtype, torch.float32))
 
     def again(
-        self, place: HookPoint, rows: Float[Tensor, "row d_model"], taps: Mapping[HookPoint, Callback]
+        self, hook: HookPoint, rows: Float[Tensor, "row d_model"], taps: Mapping[HookPoint, Callback]
     ) -> Float[Tensor, "text position d_model"]:
         """Output of the last block when these rows stand at a hook point where its own would be stored.
 
@@ -73,7 +73,7 @@ class Reading(Mapping[HookPoint, Float[Tensor, "row d_model"]]):
             return changed
 
         n_texts = len(self.clean.input_ids)
-        return rerun(self.adapter, self.clean, {place: put, **taps}, rows=n_texts, start=first_block(place))
+        return rerun(self.adapter, self.clean, {hook: put, **taps}, rows=n_texts, start=first_block(hook))
 
 
 @dataclass(frozen=True)
@@ -125,14 +125,14 @@ class TextBatches:
 
     def blocks_of(self, step: int) -> list[int]:
         """The numbers of the blocks of a batch; it may end one epoch and begin the next."""
-        found: list[int] = []
+        numbers: list[int] = []
         first, stop = step * self.blocks_in_batch, (step + 1) * self.blocks_in_batch
         while first < stop:
             epoch, start = divmod(first, self.n_blocks)
             order = np.random.default_rng([self._seed, epoch]).permutation(self.n_blocks)
-            found += order[start : start + stop - first].tolist()
+            numbers += order[start : start + stop - first].tolist()
             first += min(stop - first, self.n_blocks - start)
-        return found
+        return numbers
 
     def _text(self, number: int) -> _Text:
         ids = self._ids[self._id_edges[number] : self._id_edges[number + 1]]

@@ -21,7 +21,7 @@ def default_rate(d_sae: int, *, n_steps: int) -> float:
 
 
 @dataclass(frozen=True)
-class Schedule:
+class LearningRateSchedule:
     """A learning rate that rises linearly, stays, and falls linearly to zero; shares are of the whole run."""
 
     peak: float

@@ -6,7 +6,7 @@ from contextlib import closing
 import torch
 
 from circuitcli.activations.background import ahead
-from circuitcli.training.architectures.student import Batch
+from circuitcli.training.architectures.trainable import Batch
 
 
 def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:

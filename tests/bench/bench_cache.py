@@ -28,7 +28,7 @@ from circuitcli.allocator import keep_freed_memory
 from circuitcli.hookpoints import HookPoint
 from circuitcli.text.blocks import Cursor
 from circuitcli.training.plan import POOL_TOKENS
-from tests.bench.bench_train import BATCH, D_IN, D_SAE, K, learner_of
+from tests.bench.bench_train import BATCH, D_IN, D_SAE, K, optimiser_of
 
 HOOK = HookPoint(0, "resid")
 BLOCK, SHARD = 128, 131_072
@@ -114,11 +114,11 @@ def main() -> None:
         rows = torch.empty(cache.n_tokens, D_IN, dtype=torch.float16)
         cache.read_into(rows, HOOK, 0)
         ways = {"memory": lambda seed: from_memory(rows, seed), "cache": lambda seed: from_cache(cache, seed)}
-        learner = learner_of(rows[:BATCH].float())
+        optimiser = optimiser_of(rows[:BATCH].float())
         best = {way: float("inf") for way in ways}
         for round_ in range(options.rounds):
             for way, batches in ways.items():
-                took = seconds(batches(round_), lambda x: learner.step({HOOK: x}, index=100), options.steps)
+                took = seconds(batches(round_), lambda x: optimiser.step({HOOK: x}, index=100), options.steps)
                 best[way] = min(best[way], took)
         mixing = {way: pairs(batches(7), 8) for way, batches in ways.items()}
     shape = f"d_in {D_IN}, d_sae {D_SAE}, k {K}, batch {BATCH}"

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from circuitcli.allocator import keep_freed_memory
-from circuitcli.evaluation.spliced import MISSED_TARGET, Listener, Texts, constant
+from circuitcli.evaluation.spliced import MISSED_TARGET, SplicedLoss, Texts, constant
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.adapter import ModelAdapter
 from circuitcli.models.loading import load_model
@@ -52,7 +52,7 @@ def plain(adapter: ModelAdapter, texts: Texts, sae: TopKSae, mean: torch.Tensor)
 
 
 def listened(adapter: ModelAdapter, texts: Texts, sae: TopKSae, mean: torch.Tensor) -> list[float]:
-    loss = Listener(adapter, texts, [sae.hook]).loss(sae, mean=mean)
+    loss = SplicedLoss(adapter, texts, [sae.hook]).measure(sae, mean=mean)
     return [loss.ce_clean, loss.ce_spliced, loss.ce_mean, loss.ce_zero]
 
 

@@ -25,10 +25,10 @@ from circuitcli.saes.base import SaeConfig
 from circuitcli.saes.fast import screening
 from circuitcli.saes.topk import TopKSae
 from circuitcli.settings.sae import SaeSettings
-from circuitcli.training.architectures.registry import new_student
-from circuitcli.training.architectures.student import Lesson, Moments, SingleStudent
-from circuitcli.training.learner import Learner, Pace
-from circuitcli.training.schedule import Schedule
+from circuitcli.training.architectures.registry import new_trainable
+from circuitcli.training.architectures.trainable import ActivationMoments, TrainableCoder, TrainingConfig
+from circuitcli.training.optimiser import CoderOptimiser, OptimiserConfig
+from circuitcli.training.schedule import LearningRateSchedule
 
 D_IN, D_SAE, K, BATCH = 576, 4608, 32, 4096
 # So small that the number of codes stays, in steps that all see one batch.
@@ -47,26 +47,26 @@ class Size:
     d_sae: int = D_SAE
 
 
-def learner_of(
+def optimiser_of(
     x: Tensor, size: Size = Size(), architecture: str = "topk", *, autocast: bool = False, has_learned: bool = False
-) -> Learner:
+) -> CoderOptimiser:
     """As `circuit train` makes it. has_learned: with K codes a token, where the architecture begins with more."""
     sae = SaeSettings(architecture=architecture, k=K)
-    lesson = Lesson(sae, size.d_sae, auxk_weight=1 / 32, dead_tokens=10**9, autocast=autocast)
-    student = new_student((HOOK,), {HOOK: x}, lesson, {HOOK: Moments(size.d_in, size.d_in)})
+    config = TrainingConfig(sae, size.d_sae, auxk_weight=1 / 32, dead_tokens=10**9, autocast=autocast)
+    trainable = new_trainable((HOOK,), {HOOK: x}, config, {HOOK: ActivationMoments(size.d_in, size.d_in)})
     if has_learned:
-        sae = cast(SingleStudent, student).sae
+        sae = cast(TrainableCoder, trainable).sae
         with torch.no_grad():
             sae.b_enc -= sae.pre_activations(x).flatten().topk(K * len(x)).values[-1]
-    return Learner(student, Pace(Schedule(RATE, 1000, 0.05, 0.3), clip=1.0))
+    return CoderOptimiser(trainable, OptimiserConfig(LearningRateSchedule(RATE, 1000, 0.05, 0.3), clip=1.0))
 
 
 def sparse_step(
     x: Tensor, size: Size, architecture: str = "topk", *, autocast: bool = False, has_learned: bool = False
 ) -> Callable[[], object]:
     """A step as `circuit train` takes it."""
-    learner = learner_of(x, size, architecture, autocast=autocast, has_learned=has_learned)
-    return lambda: learner.step({HOOK: x}, index=100)
+    optimiser = optimiser_of(x, size, architecture, autocast=autocast, has_learned=has_learned)
+    return lambda: optimiser.step({HOOK: x}, index=100)
 
 
 def dense_step(x: Tensor, size: Size) -> Callable[[], object]:

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from circuitcli.hookpoints import HookPoint
 from circuitcli.settings.settings import Settings
-from circuitcli.training.architectures.registry import new_student
-from circuitcli.training.architectures.student import Lesson, Moments
-from circuitcli.training.learner import Learner, Pace
+from circuitcli.training.architectures.registry import new_trainable
+from circuitcli.training.architectures.trainable import ActivationMoments, TrainingConfig
+from circuitcli.training.optimiser import CoderOptimiser, OptimiserConfig
 from circuitcli.training.plan import default_dead_tokens
-from circuitcli.training.schedule import Schedule, default_rate
+from circuitcli.training.schedule import LearningRateSchedule, default_rate
 
 HOOK = HookPoint(0, "resid")
 
@@ -76,22 +76,22 @@ class Ours:
         settings = Settings()
         tokens = shape.n_steps * shape.batch
         sae = settings.sae.model_copy(update={"architecture": "topk", "k": shape.k})
-        lesson = Lesson(sae, shape.d_sae, settings.train.auxk_weight, default_dead_tokens(tokens), shape.seed)
+        config = TrainingConfig(sae, shape.d_sae, settings.train.auxk_weight, default_dead_tokens(tokens), shape.seed)
         peak = default_rate(shape.d_sae, n_steps=shape.n_steps)
-        schedule = Schedule(peak, shape.n_steps, settings.train.warmup, settings.train.decay)
+        schedule = LearningRateSchedule(peak, shape.n_steps, settings.train.warmup, settings.train.decay)
         first = {HOOK: next(iter(train.split(shape.batch))).float().to(shape.device)}
-        student = new_student((HOOK,), first, lesson, {HOOK: moments(train)})
-        self.learner = Learner(student, Pace(schedule, settings.train.clip))
+        trainable = new_trainable((HOOK,), first, config, {HOOK: moments(train)})
+        self.optimiser = CoderOptimiser(trainable, OptimiserConfig(schedule, settings.train.clip))
 
     def step(self, x: Tensor, index: int) -> None:
-        self.learner.step({HOOK: x}, index=index)
+        self.optimiser.step({HOOK: x}, index=index)
 
     def finished(self) -> Weights:
-        sae = self.learner.finished()[HOOK]
+        sae = self.optimiser.finished()[HOOK]
         return Weights(sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec)
 
 
-def moments(train: Rows) -> Moments:
+def moments(train: Rows) -> ActivationMoments:
     """Of the first million rows, as the cache of a run knows those of all."""
     n, squares, total = 0, 0.0, torch.zeros(())
     for piece in islice(train.split(4096), 256):
@@ -100,7 +100,7 @@ def moments(train: Rows) -> Moments:
             squares + float(piece.double().square().sum()),
             total + piece.double().sum(0),
         )
-    return Moments(squares / n, squares / n - float((total / n).square().sum()))
+    return ActivationMoments(squares / n, squares / n - float((total / n).square().sum()))
 
 
 class SaeLens:
@@ -127,14 +127,14 @@ class SaeLens:
             normalize_activations=normalisation,
             device=shape.device,
         )
-        pace = SAETrainerConfig(
+        theirs = SAETrainerConfig(
             total_training_samples=shape.n_steps * shape.batch,
             train_batch_size_samples=shape.batch,
             device=shape.device,
         )
-        pace.lr_end = pace.lr / 10  # as its runner's settings say
+        theirs.lr_end = theirs.lr / 10  # as its runner's settings say
         batches = (piece.float().to(shape.device) for piece in train.split(shape.batch))
-        self.trainer = SAETrainer(cfg=pace, sae=TopKTrainingSAE(config), data_provider=batches)
+        self.trainer = SAETrainer(cfg=theirs, sae=TopKTrainingSAE(config), data_provider=batches)
         if is_normalised:
             scaler = self.trainer.activation_scaler
             scaler.estimate_scaling_factor(

@@ -1,1 +1,1 @@
-"""How each architecture learns: one file each, with what differs from `student`."""
+"""How each architecture is trained: one file each, with what differs from `trainable`."""

@@ -10,11 +10,11 @@ from torch import Tensor
 from circuitcli.saes.base import SparseCoder
 from circuitcli.saes.fast.selection import BatchTopK, Selection
 from circuitcli.saes.jumprelu import JumpReluSae
-from circuitcli.training.architectures.student import Batch
-from circuitcli.training.architectures.topk import TopKStudent
+from circuitcli.training.architectures.topk import TrainableTopK
+from circuitcli.training.architectures.trainable import Batch
 
 
-class BatchTopKStudent(TopKStudent):
+class TrainableBatchTopK(TrainableTopK):
     """Its codes are the k * batch largest pre-activations of the batch."""
 
     needs_calibration = True
@@ -24,17 +24,17 @@ class BatchTopKStudent(TopKStudent):
     _n_seen = 0
 
     def selection(self) -> Selection:
-        """See `TopKStudent`."""
-        return BatchTopK(self.lesson.sae.k, self.ranks if self.ranks.n > 1 else None)
+        """See `TrainableTopK`."""
+        return BatchTopK(self.config.sae.k, self.ranks if self.ranks.n > 1 else None)
 
     @torch.no_grad()
     def calibrate(self, batch: Batch, *, n_tokens: int) -> None:
         """Find the threshold above which k pre-activations per token lie."""
-        sae, k = self.sae, self.lesson.sae.k
+        sae, k = self.sae, self.config.sae.k
         for rows in self.scaled(batch[sae.hook], self.scale).split(sae.rows_at_once):
             pre = sae.pre_activations(rows).flatten()
-            found = pre[pre > 0].cpu()
-            largest = found if self._largest is None else torch.cat([self._largest, found])
+            positive = pre[pre > 0].cpu()
+            largest = positive if self._largest is None else torch.cat([self._largest, positive])
             # One more than may stay active: the threshold lies between that one and the last that does.
             self._largest = largest.topk(min(k * n_tokens + 1, len(largest))).values
         assert self._largest is not None
@@ -43,8 +43,8 @@ class BatchTopKStudent(TopKStudent):
         self.threshold = float(self._largest[n_kept - 1 : n_kept + 1].mean()) if len(self._largest) > n_kept else 0.0
 
     def inference(self) -> SparseCoder:
-        """See `SingleStudent`. Needs `calibrate`."""
+        """See `TrainableCoder`. Needs `calibrate`."""
         assert self.threshold is not None
-        made = JumpReluSae(self.sae.config).to(self.sae.W_enc.device)
-        made.load_state_dict(self.sae.state_dict() | {"threshold": torch.full((self.sae.d_sae,), self.threshold)})
-        return made
+        sae = JumpReluSae(self.sae.config).to(self.sae.W_enc.device)
+        sae.load_state_dict(self.sae.state_dict() | {"threshold": torch.full((self.sae.d_sae,), self.threshold)})
+        return sae

@@ -11,37 +11,37 @@ from torch import Tensor
 
 from circuitcli.saes.fast.sparse import Codes, decode
 from circuitcli.saes.gated import GatedSae
-from circuitcli.training.architectures.relu import ReluStudent
-from circuitcli.training.architectures.student import Attempt
+from circuitcli.training.architectures.relu import TrainableRelu
 from circuitcli.training.architectures.thresholded import active_features
+from circuitcli.training.architectures.trainable import ForwardResult
 from circuitcli.training.loss import missed_variance
 
 
-class GatedStudent(ReluStudent):
+class TrainableGated(TrainableRelu):
     """Beside the penalty, the open gates alone must reconstruct, through a decoder that does not learn from it."""
 
     has_unit_decoder = True
 
-    def attempt_dense(
+    def forward_dense(
         self, pre: Float[Tensor, "batch d_sae"], y: Float[Tensor, "batch d_out"], *, share: float
-    ) -> Attempt:
-        """See `ThresholdedStudent`."""
+    ) -> ForwardResult:
+        """See `TrainableThresholded`."""
         sae = self.sae
         codes, gates = sae.sparsify(pre), pre.relu()
         by_gates = gates @ sae.W_dec.detach() + sae.b_dec.detach()
         l1 = gates.sum() / len(y)
-        return self._made(sae.decode(codes), active_features(codes), by_gates, l1, y, share=share)
+        return self._result(sae.decode(codes), active_features(codes), by_gates, l1, y, share=share)
 
-    def attempt_sparse(self, above: Codes, y: Float[Tensor, "batch d_out"], *, share: float) -> Attempt:
-        """See `ThresholdedStudent`."""
+    def forward_sparse(self, above: Codes, y: Float[Tensor, "batch d_out"], *, share: float) -> ForwardResult:
+        """See `TrainableThresholded`."""
         sae = cast(GatedSae, self.sae)
         bias, slope, offset = (part.index_select(0, above.features) for part in (sae.b_enc, sae.r_mag, sae.b_mag))
         codes = above._replace(values=((above.values - bias) * slope.exp() + offset).relu())
         by_gates = decode(above, sae.W_dec.detach(), sae.b_dec.detach())
         l1 = above.values.sum() / len(y)
-        return self._made(decode(codes, sae.W_dec, sae.b_dec), codes.active(), by_gates, l1, y, share=share)
+        return self._result(decode(codes, sae.W_dec, sae.b_dec), codes.active(), by_gates, l1, y, share=share)
 
-    def _made(
+    def _result(
         self,
         reconstruction: Float[Tensor, "batch d_out"],
         active: Int[Tensor, " entries"],
@@ -50,6 +50,6 @@ class GatedStudent(ReluStudent):
         y: Float[Tensor, "batch d_out"],
         *,
         share: float,
-    ) -> Attempt:
+    ) -> ForwardResult:
         gate = missed_variance(y, by_gates, variance=self.variance)
-        return Attempt(reconstruction, active, losses={"l1": self.penalty(l1, share), "gate": gate})
+        return ForwardResult(reconstruction, active, losses={"l1": self.penalty(l1, share), "gate": gate})

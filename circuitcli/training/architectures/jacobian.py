@@ -10,48 +10,48 @@ from torch import Tensor
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.mlp import Mlp
 from circuitcli.saes.fast.sparse import Codes
-from circuitcli.training.architectures.student import Attempt, Batch, JointStudent, Outcome
-from circuitcli.training.architectures.topk import TopKStudent
+from circuitcli.training.architectures.topk import TrainableTopK
+from circuitcli.training.architectures.trainable import Batch, ForwardResult, StepResult, TrainableCoders
 from circuitcli.training.jacobian import Active, jacobian_size
 
 
-class EndStudent(TopKStudent):
+class JacobianEnd(TrainableTopK):
     """A TopK SAE at one end of a pair; it tells which features were active."""
 
     active: Active
 
-    def decoded(self, codes: Codes, y: Float[Tensor, "batch d_out"]) -> Attempt:
-        """See `TopKStudent`."""
-        shape = (len(y), self.lesson.sae.k)
+    def decoded(self, codes: Codes, y: Float[Tensor, "batch d_out"]) -> ForwardResult:
+        """See `TrainableTopK`."""
+        shape = (len(y), self.config.sae.k)
         self.active = Active(codes.features.view(shape), (codes.values.detach() > 0).view(shape))
         return super().decoded(codes, y)
 
 
-class JacobianStudent(JointStudent):
+class TrainableJacobianPair(TrainableCoders):
     """Two SAEs and what lies between them, which does not learn."""
 
-    def __init__(self, first: EndStudent, second: EndStudent, mlp: Mlp) -> None:
+    def __init__(self, first: JacobianEnd, second: JacobianEnd, mlp: Mlp) -> None:
         super().__init__()
         self.first, self.second, self.mlp = first, second, mlp
 
     @property
-    def students(self) -> tuple[EndStudent, EndStudent]:
-        """See `JointStudent`: both ends."""
+    def coders(self) -> tuple[JacobianEnd, JacobianEnd]:
+        """See `TrainableCoders`: both ends."""
         return self.first, self.second
 
-    def learn(self, batch: Batch, *, share: float) -> dict[HookPoint, Outcome]:
-        """See `Student`. The Jacobian is a part of the second SAE's loss."""
-        outcomes: dict[HookPoint, Outcome] = {}
-        for end in self.students:
+    def training_forward(self, batch: Batch, *, share: float) -> dict[HookPoint, StepResult]:
+        """See `Trainable`. The Jacobian is a part of the second SAE's loss."""
+        results: dict[HookPoint, StepResult] = {}
+        for end in self.coders:
             end.ranks = self.ranks
-            outcomes |= end.learn(batch, share=share)
-        weight, second = self.first.lesson.sae.jacobian_weight, self.second.sae.hook
+            results |= end.training_forward(batch, share=share)
+        weight, second = self.first.config.sae.jacobian_weight, self.second.sae.hook
         if weight:
             size = self._jacobian(batch)
-            outcome = outcomes[second]
-            losses = {**outcome.losses, "jacobian": weight * size}
-            outcomes[second] = outcome._replace(losses=losses, measures={"jacobian": size.detach()})
-        return outcomes
+            result = results[second]
+            losses = {**result.losses, "jacobian": weight * size}
+            results[second] = result._replace(losses=losses, measures={"jacobian": size.detach()})
+        return results
 
     def _jacobian(self, batch: Batch) -> Float[Tensor, ""]:
         """Mean size of the Jacobian of scaled codes."""
@@ -67,12 +67,12 @@ class JacobianStudent(JointStudent):
         )
         return size * (self.second.scale / self.first.scale)
 
-    def turn_gradients(self) -> None:
-        """See `Student`."""
-        for end in self.students:
-            end.turn_gradients()
+    def project_gradients(self) -> None:
+        """See `Trainable`."""
+        for end in self.coders:
+            end.project_gradients()
 
-    def settle(self) -> None:
-        """See `Student`."""
-        for end in self.students:
-            end.settle()
+    def project_parameters(self) -> None:
+        """See `Trainable`."""
+        for end in self.coders:
+            end.project_parameters()

@@ -14,52 +14,52 @@ from torch.autograd.function import once_differentiable
 
 from circuitcli.saes.fast.sparse import Codes, decode
 from circuitcli.saes.jumprelu import JumpReluSae
-from circuitcli.training.architectures.student import Attempt, Batch
-from circuitcli.training.architectures.thresholded import ThresholdedStudent, active_features
+from circuitcli.training.architectures.thresholded import TrainableThresholded, active_features
+from circuitcli.training.architectures.trainable import Batch, ForwardResult
 
 THRESHOLD = "sae.threshold"
 THRESHOLD_RATE = 10.0
 
 
-class JumpReluStudent(ThresholdedStudent):
+class TrainableJumpRelu(TrainableThresholded):
     """Loss: what is missed, plus ``sae.l0_weight`` times the squared relative distance from the L0 asked for."""
 
     def floor(self) -> Tensor:
-        """See `ThresholdedStudent`: below the threshold by half the bandwidth."""
-        return cast(JumpReluSae, self.sae).threshold - self.lesson.sae.bandwidth / 2
+        """See `TrainableThresholded`: below the threshold by half the bandwidth."""
+        return cast(JumpReluSae, self.sae).threshold - self.config.sae.bandwidth / 2
 
-    def attempt_dense(
+    def forward_dense(
         self, pre: Float[Tensor, "batch d_sae"], y: Float[Tensor, "batch d_out"], *, share: float
-    ) -> Attempt:
-        """See `ThresholdedStudent`."""
-        threshold, bandwidth = cast(JumpReluSae, self.sae).threshold, self.lesson.sae.bandwidth
+    ) -> ForwardResult:
+        """See `TrainableThresholded`."""
+        threshold, bandwidth = cast(JumpReluSae, self.sae).threshold, self.config.sae.bandwidth
         codes = Jump.apply(pre, threshold, bandwidth)
         l0 = Step.apply(pre, threshold, bandwidth).sum() / len(y)
-        return Attempt(self.sae.decode(codes), active_features(codes), losses={"l0": self.penalty(l0)})
+        return ForwardResult(self.sae.decode(codes), active_features(codes), losses={"l0": self.penalty(l0)})
 
-    def attempt_sparse(self, above: Codes, y: Float[Tensor, "batch d_out"], *, share: float) -> Attempt:
-        """See `ThresholdedStudent`."""
-        sae, bandwidth = cast(JumpReluSae, self.sae), self.lesson.sae.bandwidth
+    def forward_sparse(self, above: Codes, y: Float[Tensor, "batch d_out"], *, share: float) -> ForwardResult:
+        """See `TrainableThresholded`."""
+        sae, bandwidth = cast(JumpReluSae, self.sae), self.config.sae.bandwidth
         threshold = sae.threshold.index_select(0, above.features)
         codes = above._replace(values=Jump.apply(above.values, threshold, bandwidth))
         l0 = Step.apply(above.values, threshold, bandwidth).sum() / len(y)
-        return Attempt(decode(codes, sae.W_dec, sae.b_dec), codes.active(), losses={"l0": self.penalty(l0)})
+        return ForwardResult(decode(codes, sae.W_dec, sae.b_dec), codes.active(), losses={"l0": self.penalty(l0)})
 
     def penalty(self, l0: Float[Tensor, ""]) -> Float[Tensor, ""]:
         """The weighted penalty for the L0 of this process's part of the batch."""
-        settings = self.lesson.sae
+        settings = self.config.sae
         # The value is that of the batch of all processes, the gradient this one's part of it.
         l0 = l0 + (self.ranks.sum(l0) / self.ranks.n - l0.detach())
         return settings.l0_weight * (l0 / settings.k - 1.0).square()
 
     def rate_factor(self, name: str) -> float:
-        """See `Student`."""
+        """See `Trainable`."""
         return THRESHOLD_RATE if name == THRESHOLD else 1.0
 
     @torch.no_grad()
-    def settle(self) -> None:
+    def project_parameters(self) -> None:
         """Keep decoder rows at length one and thresholds above zero."""
-        super().settle()
+        super().project_parameters()
         cast(JumpReluSae, self.sae).threshold.clamp_(min=0.0)
 
     @torch.no_grad()
@@ -67,7 +67,7 @@ class JumpReluStudent(ThresholdedStudent):
         """Set all thresholds to the one that gives raw activations the L0 asked for."""
         sae = cast(JumpReluSae, self.sae)
         pre = sae.pre_activations(self.scaled(first[sae.hook], self.scale))
-        n_active = min(self.lesson.sae.k * len(pre), pre.numel() - 1)
+        n_active = min(self.config.sae.k * len(pre), pre.numel() - 1)
         # Between two pre-activations, so that rounding decides about none.
         threshold = pre.flatten().topk(n_active + 1).values[-2:].mean()
         sae.threshold.fill_(max(0.0, float(threshold)))

@@ -10,24 +10,24 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitcli.saes.fast.sparse import Codes, decode
-from circuitcli.training.architectures.batchtopk import BatchTopKStudent
-from circuitcli.training.architectures.student import Attempt
+from circuitcli.training.architectures.batchtopk import TrainableBatchTopK
+from circuitcli.training.architectures.trainable import ForwardResult
 from circuitcli.training.loss import missed_variance
 
 
-class MatryoshkaStudent(BatchTopKStudent):
+class TrainableMatryoshka(TrainableBatchTopK):
     """Its loss is the mean over the prefixes of the variance that each misses."""
 
     def edges(self) -> list[int]:
         """Where the prefixes end, after 0."""
-        widths = [max(1, round(share * self.sae.d_sae)) for share in self.lesson.sae.prefixes]
+        widths = [max(1, round(share * self.sae.d_sae)) for share in self.config.sae.prefixes]
         return [0, *sorted({*widths, self.sae.d_sae})]
 
-    def decoded(self, codes: Codes, y: Float[Tensor, "batch d_out"]) -> Attempt:
-        """See `TopKStudent`. Each prefix adds to the one before, so all cost no more than the last."""
+    def decoded(self, codes: Codes, y: Float[Tensor, "batch d_out"]) -> ForwardResult:
+        """See `TrainableTopK`. Each prefix adds to the one before, so all cost no more than the last."""
         reconstruction = self.sae.b_dec.expand_as(y)
         missed = []
         for first, stop in pairwise(self.edges()):
             reconstruction = reconstruction + decode(codes.part(first, stop), self.sae.W_dec[first:stop])
             missed.append(missed_variance(y, reconstruction, variance=self.variance))
-        return Attempt(reconstruction, codes.active(), losses={"reconstruction": torch.stack(missed).mean()})
+        return ForwardResult(reconstruction, codes.active(), losses={"reconstruction": torch.stack(missed).mean()})

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from circuitcli.saes.base import SparseCoder
 from circuitcli.saes.fast.sparse import Codes, decode
-from circuitcli.training.architectures.student import Attempt
-from circuitcli.training.architectures.thresholded import ThresholdedStudent, active_features
+from circuitcli.training.architectures.thresholded import TrainableThresholded, active_features
+from circuitcli.training.architectures.trainable import ForwardResult
 from circuitcli.training.initial import with_unit_decoder
 
 # The weight in models as wide as those that it was found for.
@@ -29,32 +29,34 @@ def default_l1_weight(width: int) -> float:
     return WIDE_WEIGHT * min(1.0, (width / WIDE) ** 0.5)
 
 
-class ReluStudent(ThresholdedStudent):
+class TrainableRelu(TrainableThresholded):
     """Loss: squared error plus ``sae.l1_weight`` times the sum of codes times decoder norms, over the variance."""
 
     has_unit_decoder = False
 
-    def attempt_dense(
+    def forward_dense(
         self, pre: Float[Tensor, "batch d_sae"], y: Float[Tensor, "batch d_out"], *, share: float
-    ) -> Attempt:
-        """See `ThresholdedStudent`."""
+    ) -> ForwardResult:
+        """See `TrainableThresholded`."""
         codes = self.sae.sparsify(pre)
         l1 = (codes @ self.sae.W_dec.norm(dim=1)).mean()
-        return Attempt(self.sae.decode(codes), active_features(codes), losses={"l1": self.penalty(l1, share)})
+        return ForwardResult(self.sae.decode(codes), active_features(codes), losses={"l1": self.penalty(l1, share)})
 
-    def attempt_sparse(self, above: Codes, y: Float[Tensor, "batch d_out"], *, share: float) -> Attempt:
-        """See `ThresholdedStudent`."""
+    def forward_sparse(self, above: Codes, y: Float[Tensor, "batch d_out"], *, share: float) -> ForwardResult:
+        """See `TrainableThresholded`."""
         sae = self.sae
         l1 = above.total(sae.W_dec.norm(dim=1)) / len(y)
-        return Attempt(decode(above, sae.W_dec, sae.b_dec), above.features, losses={"l1": self.penalty(l1, share)})
+        return ForwardResult(
+            decode(above, sae.W_dec, sae.b_dec), above.features, losses={"l1": self.penalty(l1, share)}
+        )
 
     def penalty(self, l1: Float[Tensor, ""], share: float) -> Float[Tensor, ""]:
         """The weighted penalty at this share of the run."""
-        weight = self.lesson.sae.l1_weight
+        weight = self.config.sae.l1_weight
         if weight is None:
             weight = default_l1_weight(self.sae.d_in)
         return weight * min(1.0, share / PENALTY_WARMUP) * l1 / self.variance
 
     def inference(self) -> SparseCoder:
-        """See `SingleStudent`."""
+        """See `TrainableCoder`."""
         return with_unit_decoder(self.sae)

@@ -19,72 +19,80 @@ from circuitcli.hookpoints import HookPoint
 from circuitcli.saes.base import SaeConfig, SparseCoder
 from circuitcli.saes.fast.sparse import Codes
 from circuitcli.saes.topk import TopKSae
-from circuitcli.training.architectures.student import (
-    Attempt,
+from circuitcli.training.architectures.topk import TrainableTopK
+from circuitcli.training.architectures.trainable import (
+    ActivationMoments,
     Batch,
-    JointStudent,
-    Lesson,
-    Moments,
-    Outcome,
+    ForwardResult,
+    StepResult,
+    TrainableCoders,
+    TrainingConfig,
     along_rows_removed,
     rows_made_unit,
 )
-from circuitcli.training.architectures.topk import TopKStudent
 from circuitcli.training.initial import generator_of, geometric_median, unit_rows
 
 
-class StepStudent(TopKStudent):
-    """A TopK SAE that borrows encoder and decoder for each batch; its biases are its own."""
+class StaircaseStep(TrainableTopK):
+    """A TopK SAE that is given encoder and decoder for each batch; its biases are its own."""
 
     has_unit_decoder = False
 
-    def __init__(self, sae: TopKSae, lesson: Lesson, moments: Mapping[HookPoint, Moments], *, step_width: int) -> None:
-        super().__init__(sae, lesson, moments)
+    def __init__(
+        self, sae: TopKSae, config: TrainingConfig, moments: Mapping[HookPoint, ActivationMoments], *, step_width: int
+    ) -> None:
+        super().__init__(sae, config, moments)
         self.step_width = step_width
         # What is no parameter of this module may be replaced by a part of another's.
         del sae.W_enc, sae.W_dec
         self.may_revive: Bool[Tensor, " d_sae"] | None = None
 
-    def borrow(self, W_enc: Float[Tensor, "d_in d_sae"], W_dec: Float[Tensor, "d_sae d_in"]) -> None:
+    def use_weights(self, W_enc: Float[Tensor, "d_in d_sae"], W_dec: Float[Tensor, "d_sae d_in"]) -> None:
         """Take these weights, which may be parts of larger ones, from now on."""
         self.sae.W_enc, self.sae.W_dec = cast(nn.Parameter, W_enc), cast(nn.Parameter, W_dec)
 
     def is_silent(self) -> Bool[Tensor, " d_sae"]:
         """Which features are dead in this layer."""
-        return self.silent_tokens >= self.lesson.dead_tokens
+        return self.silent_tokens >= self.config.dead_tokens
 
     def dead(self) -> Int[Tensor, " n_dead"]:
         """Dead features that AuxK may revive here."""
         is_dead = self.is_silent()
         return (is_dead if self.may_revive is None else is_dead & self.may_revive).nonzero()[:, 0]
 
-    def decoded(self, codes: Codes, y: Float[Tensor, "batch d_out"]) -> Attempt:
-        """See `TopKStudent`. Measures how many active features each step of the staircase gave."""
-        made = super().decoded(codes, y)
-        counts = torch.bincount(made.active // self.step_width, minlength=self.sae.d_sae // self.step_width)
+    def decoded(self, codes: Codes, y: Float[Tensor, "batch d_out"]) -> ForwardResult:
+        """See `TrainableTopK`. Measures how many active features each step of the staircase gave."""
+        result = super().decoded(codes, y)
+        counts = torch.bincount(result.active // self.step_width, minlength=self.sae.d_sae // self.step_width)
         measures = {f"l0_step_{number}": count for number, count in enumerate((counts / len(y)).unbind())}
-        return replace(made, measures=measures)
+        return replace(result, measures=measures)
 
     @torch.no_grad()
     def inference(self) -> SparseCoder:
-        """See `SingleStudent`: an SAE whose weights are its own."""
-        made = TopKSae(self.sae.config, k=self.lesson.sae.k).to(self.sae.b_enc.device)
-        for name, parameter in made.named_parameters():
+        """See `TrainableCoder`: an SAE whose weights are its own."""
+        sae = TopKSae(self.sae.config, k=self.config.sae.k).to(self.sae.b_enc.device)
+        for name, parameter in sae.named_parameters():
             parameter.copy_(getattr(self.sae, name))
-        return made
+        return sae
 
 
-class StaircaseStudent(JointStudent):
-    """The SAEs of one site, the deepest last, each a `StepStudent` with the first rows of the shared weights."""
+class TrainableStaircase(TrainableCoders):
+    """The SAEs of one site, the deepest last, each a `StaircaseStep` with the first rows of the shared weights."""
 
     def __init__(
-        self, hooks: tuple[HookPoint, ...], d_in: int, lesson: Lesson, moments: Mapping[HookPoint, Moments]
+        self,
+        hooks: tuple[HookPoint, ...],
+        d_in: int,
+        config: TrainingConfig,
+        moments: Mapping[HookPoint, ActivationMoments],
     ) -> None:
         super().__init__()
-        self.detaches = lesson.sae.architecture == "staircase-detach"
-        self.step_width, self.widths = lesson.d_sae, [lesson.d_sae * (i + 1) for i in range(len(hooks))]
+        self.detaches = config.sae.architecture == "staircase-detach"
+        self.step_width, self.widths = config.d_sae, [config.d_sae * (i + 1) for i in range(len(hooks))]
         self.steps = nn.ModuleList(
-            StepStudent(TopKSae(SaeConfig(hook, d_in, width), k=lesson.sae.k), lesson, moments, step_width=lesson.d_sae)
+            StaircaseStep(
+                TopKSae(SaeConfig(hook, d_in, width), k=config.sae.k), config, moments, step_width=config.d_sae
+            )
             for hook, width in zip(hooks, self.widths, strict=True)
         )
         # Stored transposed, as the sparse kernels like it, and so that a prefix of the features is one piece.
@@ -92,24 +100,24 @@ class StaircaseStudent(JointStudent):
         self.W_dec = nn.Parameter(torch.zeros(self.widths[-1], d_in))
 
     @property
-    def students(self) -> list[StepStudent]:
-        """See `JointStudent`: one for each layer. Inherited features that a layer has no use for count as dead too."""
-        return [cast(StepStudent, step) for step in self.steps]
+    def coders(self) -> list[StaircaseStep]:
+        """See `TrainableCoders`: one for each layer. Inherited features that a layer does not use count as dead."""
+        return [cast(StaircaseStep, step) for step in self.steps]
 
-    def learn(self, batch: Batch, *, share: float) -> dict[HookPoint, Outcome]:
-        """See `Student`."""
-        self._lend()
-        outcomes: dict[HookPoint, Outcome] = {}
-        for step, may_revive in zip(self.students, self._revivable(), strict=True):
+    def training_forward(self, batch: Batch, *, share: float) -> dict[HookPoint, StepResult]:
+        """See `Trainable`."""
+        self._share_weights()
+        results: dict[HookPoint, StepResult] = {}
+        for step, may_revive in zip(self.coders, self._revivable(), strict=True):
             step.ranks, step.may_revive = self.ranks, may_revive
-            outcomes |= step.learn(batch, share=share)
-        return outcomes
+            results |= step.training_forward(batch, share=share)
+        return results
 
-    def _lend(self) -> None:
+    def _share_weights(self) -> None:
         """Give each step its part of the weights."""
-        for index, (step, width) in enumerate(zip(self.students, self.widths, strict=True)):
+        for index, (step, width) in enumerate(zip(self.coders, self.widths, strict=True)):
             first = self.step_width * index if self.detaches else 0
-            step.borrow(_Rows.apply(self.W_enc.T, first, width).T, _Rows.apply(self.W_dec, first, width))
+            step.use_weights(_Rows.apply(self.W_enc.T, first, width).T, _Rows.apply(self.W_dec, first, width))
 
     @torch.no_grad()
     def _revivable(self) -> list[Tensor]:
@@ -120,23 +128,23 @@ class StaircaseStudent(JointStudent):
         """
         silent = torch.ones(self.widths[-1], dtype=torch.bool, device=self.W_dec.device)
         if self.detaches:
-            own = torch.arange(self.widths[-1], device=self.W_dec.device) // self.step_width
-            return [own[:width] == index for index, width in enumerate(self.widths)]
-        for step, width in zip(self.students, self.widths, strict=True):
+            step_of = torch.arange(self.widths[-1], device=self.W_dec.device) // self.step_width
+            return [step_of[:width] == index for index, width in enumerate(self.widths)]
+        for step, width in zip(self.coders, self.widths, strict=True):
             silent[:width] &= step.is_silent()
         return [silent[:width] for width in self.widths]
 
-    def turn_gradients(self) -> None:
-        """See `Student`."""
+    def project_gradients(self) -> None:
+        """See `Trainable`."""
         along_rows_removed(self.W_dec)
 
-    def settle(self) -> None:
-        """See `Student`."""
+    def project_parameters(self) -> None:
+        """See `Trainable`."""
         rows_made_unit(self.W_dec)
 
     def finished(self) -> dict[HookPoint, SparseCoder]:
-        """See `Student`: an ordinary TopK SAE for each layer."""
-        self._lend()
+        """See `Trainable`: an ordinary TopK SAE for each layer."""
+        self._share_weights()
         return super().finished()
 
 
@@ -144,19 +152,19 @@ class StaircaseStudent(JointStudent):
 def new_staircase(
     hooks: tuple[HookPoint, ...],
     first: Mapping[HookPoint, Float[Tensor, "batch _"]],
-    lesson: Lesson,
-    moments: Mapping[HookPoint, Moments],
-) -> StaircaseStudent:
+    config: TrainingConfig,
+    moments: Mapping[HookPoint, ActivationMoments],
+) -> TrainableStaircase:
     """An untrained staircase; what each layer adds begins as a TopK SAE of that layer alone would."""
-    student = StaircaseStudent(hooks, first[hooks[0]].shape[1], lesson, moments)
-    for index, step in enumerate(student.students):
+    trainable = TrainableStaircase(hooks, first[hooks[0]].shape[1], config, moments)
+    for index, step in enumerate(trainable.coders):
         hook = step.sae.hook
-        added = slice(index * lesson.d_sae, (index + 1) * lesson.d_sae)
-        rows = unit_rows(lesson.d_sae, step.sae.d_in, generator_of(lesson.seed, hook))
-        student.W_dec[added] = rows
-        student.W_enc[:, added] = rows.T
+        added = slice(index * config.d_sae, (index + 1) * config.d_sae)
+        rows = unit_rows(config.d_sae, step.sae.d_in, generator_of(config.seed, hook))
+        trainable.W_dec[added] = rows
+        trainable.W_enc[:, added] = rows.T
         step.sae.b_dec.copy_(geometric_median((first[hook].float() * step.scale).cpu().double()))
-    return student.to(first[hooks[0]].device)
+    return trainable.to(first[hooks[0]].device)
 
 
 class _Rows(torch.autograd.Function):

@@ -17,17 +17,19 @@ from circuitcli.saes.base import SparseCoder
 from circuitcli.saes.fast.screening import flat_places
 from circuitcli.saes.fast.selection import Above, Crowded
 from circuitcli.saes.fast.sparse import Codes, pre_activations
-from circuitcli.training.architectures.student import Attempt, Lesson, Moments, SingleStudent
+from circuitcli.training.architectures.trainable import ActivationMoments, ForwardResult, TrainableCoder, TrainingConfig
 
 # Measured where both ways take equally long: 576 dimensions, 4,608 features.
 SPARSE_SHARE = 1 / 24
 
 
-class ThresholdedStudent(SingleStudent):
+class TrainableThresholded(TrainableCoder):
     """Works on entries where few pre-activations are above the floor, on matrices where many are."""
 
-    def __init__(self, sae: SparseCoder, lesson: Lesson, moments: Mapping[HookPoint, Moments]) -> None:
-        super().__init__(sae, lesson, moments)
+    def __init__(
+        self, sae: SparseCoder, config: TrainingConfig, moments: Mapping[HookPoint, ActivationMoments]
+    ) -> None:
+        super().__init__(sae, config, moments)
         # Kept in checkpoints: a resumed training goes on in the same way, to the last bit.
         self.register_buffer("share_above", torch.ones(()))
         self.share_above: Tensor
@@ -37,23 +39,23 @@ class ThresholdedStudent(SingleStudent):
         return self.sae.b_enc.new_zeros(())
 
     @abstractmethod
-    def attempt_dense(
+    def forward_dense(
         self, pre: Float[Tensor, "batch d_sae"], y: Float[Tensor, "batch d_out"], *, share: float
-    ) -> Attempt:
+    ) -> ForwardResult:
         """The definition, from all pre-activations."""
 
     @abstractmethod
-    def attempt_sparse(self, above: Codes, y: Float[Tensor, "batch d_out"], *, share: float) -> Attempt:
+    def forward_sparse(self, above: Codes, y: Float[Tensor, "batch d_out"], *, share: float) -> ForwardResult:
         """The same from those that are above the floor."""
 
-    def attempt(
+    def forward_pass(
         self,
         x: Float[Tensor, "batch d_in"],
         y: Float[Tensor, "batch d_out"],
         *,
         share: float,
-    ) -> Attempt:
-        """See `SingleStudent`."""
+    ) -> ForwardResult:
+        """See `TrainableCoder`."""
         rule = Above(self.floor().detach(), SPARSE_SHARE)
         # On GPUs the sums over the tokens of a feature's bias or threshold would come in another order each time.
         is_cpu = x.device.type == "cpu"
@@ -64,11 +66,11 @@ class ThresholdedStudent(SingleStudent):
                 pass
             else:
                 self._note(len(above.values) / (len(x) * self.sae.d_sae))
-                return self.attempt_sparse(above, y, share=share)
+                return self.forward_sparse(above, y, share=share)
         pre = self.sae.pre_activations(x)
         if is_cpu:
             self._note(int(rule.mask(pre.detach()).count_nonzero()) / pre.numel())
-        return self.attempt_dense(pre, y, share=share)
+        return self.forward_dense(pre, y, share=share)
 
     def _note(self, share: float) -> None:
         """Keep what share of pre-activations was above the floor, in the batch of all processes."""

@@ -7,30 +7,30 @@ from torch import Tensor
 
 from circuitcli.saes.fast.selection import Selection, TopK
 from circuitcli.saes.fast.sparse import Codes, decode, encode
-from circuitcli.training.architectures.student import Attempt, SingleStudent
+from circuitcli.training.architectures.trainable import ForwardResult, TrainableCoder
 
 
-class TopKStudent(SingleStudent):
+class TrainableTopK(TrainableCoder):
     """Its codes are the k largest pre-activations of each token."""
 
     def selection(self) -> Selection:
         """Which pre-activations become codes."""
-        return TopK(self.lesson.sae.k)
+        return TopK(self.config.sae.k)
 
-    def attempt(
+    def forward_pass(
         self,
         x: Float[Tensor, "batch d_in"],
         y: Float[Tensor, "batch d_out"],
         *,
         share: float,
-    ) -> Attempt:
-        """See `SingleStudent`."""
-        made = self.decoded(encode(x, self.encoder, self.selection()), y)
+    ) -> ForwardResult:
+        """See `TrainableCoder`."""
+        result = self.decoded(encode(x, self.encoder, self.selection()), y)
         if self.sae.config.skip:
-            made = replace(made, reconstruction=made.reconstruction + x @ self.sae.W_skip.T)
-        return made
+            result = replace(result, reconstruction=result.reconstruction + x @ self.sae.W_skip.T)
+        return result
 
-    def decoded(self, codes: Codes, y: Float[Tensor, "batch d_out"]) -> Attempt:
+    def decoded(self, codes: Codes, y: Float[Tensor, "batch d_out"]) -> ForwardResult:
         """The reconstruction from codes, and what it costs."""
         reconstruction = decode(codes, self.sae.W_dec, self.sae.b_dec)
-        return Attempt(reconstruction, codes.active())
+        return ForwardResult(reconstruction, codes.active())

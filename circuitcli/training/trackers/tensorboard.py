@@ -24,9 +24,9 @@ class TensorBoard:
 
     def log(self, step: int, numbers: Mapping[str, Numbers]) -> None:
         """Write scalars, tagged by the names of the numbers, and flush them: a killed run leaves what it logged."""
-        for name, own in numbers.items():
+        for name, metrics in numbers.items():
             writer = self._writer(name)
-            for tag, value in own.items():
+            for tag, value in metrics.items():
                 writer.add_scalar(tag, value, global_step=step)
             writer.flush()
 

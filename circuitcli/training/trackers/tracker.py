@@ -43,7 +43,7 @@ class Tracker(Protocol):
 
 def flat(numbers: Mapping[str, Numbers]) -> Numbers:
     """The numbers of all autoencoders in one mapping, as ``resid.9/fvu``."""
-    return {f"{name}/{key}": value for name, own in numbers.items() for key, value in own.items()}
+    return {f"{name}/{key}": value for name, metrics in numbers.items() for key, value in metrics.items()}
 
 
 def check_trackers(names: Sequence[str]) -> None:

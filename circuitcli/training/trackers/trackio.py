@@ -35,7 +35,7 @@ def opened(run: TrackedRun) -> Trackio:
 
     try:
         with _silence():
-            made = trackio.init(
+            run = trackio.init(
                 PROJECT,
                 name=run.name,
                 resume="never" if run.starts_over else "allow",
@@ -47,7 +47,7 @@ def opened(run: TrackedRun) -> Trackio:
         raise ToolError(
             f"trackio cannot begin a run: {first_line(error)}", hint="train without --log trackio"
         ) from None
-    return Trackio(made)
+    return Trackio(run)
 
 
 @contextmanager

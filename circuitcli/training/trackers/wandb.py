@@ -44,7 +44,7 @@ def opened(run: TrackedRun) -> WeightsAndBiases:
         with redirect_stdout(sys.stderr):
             if _is_online(wandb) and not wandb.login(prompt=False, verify=False):
                 raise ToolError("wandb has no login", hint=HINT)
-            made = wandb.init(
+            run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT") or PROJECT,
                 id=run.name,
                 name=run.name,
@@ -55,7 +55,7 @@ def opened(run: TrackedRun) -> WeightsAndBiases:
             )
     except (wandb.errors.Error, OSError) as error:
         raise ToolError(f"wandb cannot begin a run: {first_line(error)}", hint=HINT) from None
-    return WeightsAndBiases(made)
+    return WeightsAndBiases(run)
 
 
 def _is_online(wandb: Any) -> bool:

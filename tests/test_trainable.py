@@ -4,19 +4,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from training_fakes import ACTIVE, D_IN, MemoryBatches, learner, planted, recipe, taught
+from training_fakes import ACTIVE, D_IN, MemoryBatches, fully_trained, optimiser, planted, recipe
 
 from circuitcli.evaluation.quality import reconstruction
 from circuitcli.hookpoints import HookPoint
 from circuitcli.saes import base
 from circuitcli.saes.jumprelu import JumpReluSae
 from circuitcli.training.architectures import thresholded
-from circuitcli.training.architectures.jumprelu import Jump, JumpReluStudent, Step
+from circuitcli.training.architectures.jumprelu import Jump, Step, TrainableJumpRelu
 from circuitcli.training.architectures.registry import SINGLE
 from circuitcli.training.architectures.relu import default_l1_weight
-from circuitcli.training.architectures.thresholded import ThresholdedStudent
+from circuitcli.training.architectures.thresholded import TrainableThresholded
 from circuitcli.training.initial import folded, with_unit_decoder
-from circuitcli.training.plan import lessons
+from circuitcli.training.plan import hook_groups
 
 HOOK = HookPoint(1, "resid")
 READS, PREDICTS = HookPoint(1, "mlp_in"), HookPoint(1, "mlp")
@@ -28,13 +28,13 @@ LARGEST_L0 = {"relu": 5, "gated": 1.25 * ACTIVE}
 LEAST_MEDIAN_COSINE = {"matryoshka": 0.94}
 
 
-def student_of(architecture: str, rows: Tensor, **changes):
-    """A double-precision student with random parameters, and its inputs."""
-    made = learner(HOOK, rows, recipe(10, architecture=architecture, **changes)).student.double()
+def trainable_of(architecture: str, rows: Tensor, **changes):
+    """A double-precision trainable with random parameters, and its inputs."""
+    made = optimiser(HOOK, rows, recipe(10, architecture=architecture, **changes)).trainable.double()
     generator = torch.Generator().manual_seed(3)
     for parameter in made.parameters():
         parameter.data = 0.5 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-    if isinstance(made, JumpReluStudent):
+    if isinstance(made, TrainableJumpRelu):
         made.sae.threshold.data.abs_()
     return made
 
@@ -43,15 +43,15 @@ def scaled(made, rows: Tensor) -> Tensor:
     return rows.double() * made.scale
 
 
-def outcome(made, rows: Tensor, *, share: float = 1.0):
-    """As `learn`, in double precision."""
+def result(made, rows: Tensor, *, share: float = 1.0):
+    """As `training_forward`, in double precision."""
     x = scaled(made, rows)
-    return made.attempt(x, x, share=share)
+    return made.forward_pass(x, x, share=share)
 
 
 def plain_loss(architecture: str, made, x: Tensor) -> dict[str, Tensor]:
     """Losses written down as in the papers, dense, by plain autograd. JumpReLU's L0 has no plain gradient."""
-    sae, variance, settings = made.sae, made.variance, made.lesson.sae
+    sae, variance, settings = made.sae, made.variance, made.config.sae
     pre = (x - sae.b_dec) @ sae.W_enc + sae.b_enc
     norms = sae.W_dec.norm(dim=1)
     if architecture == "relu":
@@ -98,9 +98,9 @@ def ways_taken(monkeypatch: pytest.MonkeyPatch, made) -> list[str]:
     """Names of the ways that are taken from now on."""
     taken = []
     for name in ("dense", "sparse"):
-        usual = getattr(made, f"attempt_{name}")
+        usual = getattr(made, f"forward_{name}")
         monkeypatch.setattr(
-            made, f"attempt_{name}", lambda *a, usual=usual, name=name, **b: taken.append(name) or usual(*a, **b)
+            made, f"forward_{name}", lambda *a, usual=usual, name=name, **b: taken.append(name) or usual(*a, **b)
         )
     return taken
 
@@ -110,21 +110,21 @@ def test_losses_and_gradients_are_those_of_the_plain_definition(
     architecture: str, way: str, monkeypatch: pytest.MonkeyPatch
 ):
     rows, _ = planted(40)
-    made = student_of(architecture, rows, k=3, l1_weight=5.0)
-    if isinstance(made, ThresholdedStudent):
+    made = trainable_of(architecture, rows, k=3, l1_weight=5.0)
+    if isinstance(made, TrainableThresholded):
         taken = ways_taken(monkeypatch, made)
-        outcome(made, rows)
+        result(made, rows)
         assert taken == ["dense" if way == "matrices" else "sparse"]
-    found = made.learn({HOOK: rows.double()}, share=1.0)[HOOK]
-    # `learn` rounds its input to float32; the definition gets the same numbers.
+    found = made.training_forward({HOOK: rows.double()}, share=1.0)[HOOK]
+    # `training_forward` rounds its input to float32; the definition gets the same numbers.
     expected = plain_loss(architecture, made, made.scaled(rows.double(), made.scale).double())
     assert set(found.losses) == set(expected)
     for name, loss in expected.items():
         assert torch.allclose(found.losses[name].double(), loss, rtol=1e-5), name
     parameters = list(made.parameters())
     x = scaled(made, rows)
-    attempt = outcome(made, rows)
-    total = sum({"reconstruction": _missed(made, x, attempt), **attempt.losses}.values())
+    forward = result(made, rows)
+    total = sum({"reconstruction": _missed(made, x, forward), **forward.losses}.values())
     plain = sum(plain_loss(architecture, made, x).values())
     for one, other in zip(torch.autograd.grad(total, parameters), torch.autograd.grad(plain, parameters), strict=True):
         assert torch.allclose(one, other, rtol=1e-9, atol=1e-12)
@@ -133,7 +133,9 @@ def test_losses_and_gradients_are_those_of_the_plain_definition(
 @pytest.mark.parametrize("architecture", ["transcoder", "skip-transcoder"])
 def test_transcoders_have_the_loss_and_gradient_of_the_plain_definition(architecture: str):
     rows, others = planted(40)[0], planted(40, seed=1)[0]
-    made = learner(READS, rows, recipe(10, architecture=architecture, k=3), target=(PREDICTS, others)).student.double()
+    made = optimiser(
+        READS, rows, recipe(10, architecture=architecture, k=3), target=(PREDICTS, others)
+    ).trainable.double()
     generator = torch.Generator().manual_seed(3)
     for parameter in made.parameters():
         parameter.data = 0.5 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
@@ -144,37 +146,37 @@ def test_transcoders_have_the_loss_and_gradient_of_the_plain_definition(architec
     predicted = codes @ sae.W_dec + sae.b_dec
     if architecture == "skip-transcoder":
         predicted = predicted + x @ sae.W_skip.T
-    attempt = made.attempt(x, y, share=1.0)
-    assert torch.allclose(attempt.reconstruction, predicted, rtol=1e-12, atol=1e-12)
+    forward = made.forward_pass(x, y, share=1.0)
+    assert torch.allclose(forward.reconstruction, predicted, rtol=1e-12, atol=1e-12)
     parameters = list(made.parameters())
     assert len(parameters) == (5 if architecture == "skip-transcoder" else 4)
     for mine, its in zip(
-        torch.autograd.grad(_missed(made, y, attempt), parameters),
+        torch.autograd.grad(_missed(made, y, forward), parameters),
         torch.autograd.grad((predicted - y).square().sum(dim=1).mean() / made.variance, parameters),
         strict=True,
     ):
         assert mine.abs().max() > 0 and torch.allclose(mine, its, rtol=1e-9, atol=1e-12)
 
 
-def _missed(made, x: Tensor, attempt) -> Tensor:
-    return (attempt.reconstruction - x).square().sum(dim=1).mean() / made.variance
+def _missed(made, x: Tensor, forward) -> Tensor:
+    return (forward.reconstruction - x).square().sum(dim=1).mean() / made.variance
 
 
 @pytest.mark.parametrize("architecture", AUTOENCODERS)
 def test_auxk_is_that_of_the_plain_definition_and_reaches_the_encoder(architecture: str, way: str):
     rows, _ = planted(40)
-    made = student_of(architecture, rows, k=3)
+    made = trainable_of(architecture, rows, k=3)
     dead = torch.tensor([2, 5, 11])
-    made.silent_tokens[dead] = made.lesson.dead_tokens
+    made.silent_tokens[dead] = made.config.dead_tokens
     # The method's own rounds to float32.
     made.scaled = lambda x, scale: x * scale
-    loss = made.learn({HOOK: rows.double()}, share=1.0)[HOOK].losses["auxk"]
+    loss = made.training_forward({HOOK: rows.double()}, share=1.0)[HOOK].losses["auxk"]
     sae, x = made.sae, scaled(made, rows)
-    error = (x - made.attempt(x, x, share=1.0).reconstruction).detach()
+    error = (x - made.forward_pass(x, x, share=1.0).reconstruction).detach()
     # Of gated SAEs the gate's: it decides whether a feature lives.
     pre = (x - sae.b_dec) @ sae.W_enc[:, dead] + sae.b_enc[dead]
     spread = (error - error.mean(dim=0)).square().sum()
-    expected = made.lesson.auxk_weight * (pre.relu() @ sae.W_dec[dead] - error).square().sum() / spread
+    expected = made.config.auxk_weight * (pre.relu() @ sae.W_dec[dead] - error).square().sum() / spread
     assert torch.allclose(loss, expected, rtol=1e-10)
     for name, parameter in made.named_parameters():
         mine, its = (
@@ -187,8 +189,8 @@ def test_auxk_is_that_of_the_plain_definition_and_reaches_the_encoder(architectu
 
 def test_the_penalty_of_relu_rises_over_the_first_half_of_the_run():
     rows, _ = planted(40)
-    made = student_of("relu", rows)
-    weights = [float(outcome(made, rows, share=share).losses["l1"].detach()) for share in (0.0, 0.25, 0.5, 1.0)]
+    made = trainable_of("relu", rows)
+    weights = [float(result(made, rows, share=share).losses["l1"].detach()) for share in (0.0, 0.25, 0.5, 1.0)]
     assert weights[0] == 0 and weights[1] == pytest.approx(weights[2] / 2) and weights[2] == weights[3] > 0
 
 
@@ -221,47 +223,47 @@ def test_the_gradient_by_a_threshold_is_that_of_the_expected_loss():
 
 def test_jumprelu_starts_at_the_l0_asked_for_and_its_thresholds_learn_in_float32():
     rows, _ = planted(2_000)
-    made = learner(HOOK, rows, recipe(10, architecture="jumprelu", k=3))
-    codes = made.student.sae.encode(made.student.scaled(rows[:256], made.student.scale))
+    made = optimiser(HOOK, rows, recipe(10, architecture="jumprelu", k=3))
+    codes = made.trainable.sae.encode(made.trainable.scaled(rows[:256], made.trainable.scale))
     assert (codes > 0).sum(dim=1).double().mean() == pytest.approx(3, abs=0.02)
     before = {name: value.detach().clone() for name, value in made.parameters.items()}
     made.step({HOOK: rows}, index=5)
     moved = {name: float((value.detach() - before[name]).abs().max()) for name, value in made.parameters.items()}
-    assert made.student.sae.threshold.dtype == torch.float32
+    assert made.trainable.sae.threshold.dtype == torch.float32
     # Adam's first step is its rate in each number; thresholds are small beside the weights, and need more.
     assert moved["sae.threshold"] == pytest.approx(10 * moved["sae.b_enc"], rel=1e-3)
 
 
 def test_thresholds_of_jumprelu_never_become_negative():
     rows, _ = planted(100)
-    made = learner(HOOK, rows, recipe(10, architecture="jumprelu")).student
+    made = optimiser(HOOK, rows, recipe(10, architecture="jumprelu")).trainable
     made.sae.threshold.data[::2] = -0.3
-    made.settle()
+    made.project_parameters()
     assert made.sae.threshold.min() == 0 and made.sae.threshold.max() > 0
 
 
 @pytest.mark.parametrize("k", [1, 4, 8])
 def test_jumprelu_is_driven_to_the_l0_asked_for(k: int):
     rows, _ = planted(4_000)
-    made = learner(HOOK, rows, recipe(600, architecture="jumprelu", k=k))
+    made = optimiser(HOOK, rows, recipe(600, architecture="jumprelu", k=k))
     # Not from there, but from thresholds that are right for twice as many or half as many.
-    other = learner(HOOK, rows, recipe(600, architecture="jumprelu", k=max(2, k // 2)))
-    made.student.sae.threshold.data.copy_(other.student.sae.threshold.data)
-    sae = taught(made, {HOOK: rows}).student.finished()[HOOK]
+    other = optimiser(HOOK, rows, recipe(600, architecture="jumprelu", k=max(2, k // 2)))
+    made.trainable.sae.threshold.data.copy_(other.trainable.sae.threshold.data)
+    sae = fully_trained(made, {HOOK: rows}).trainable.finished()[HOOK]
     assert 0.85 * k < float((sae.encode(rows) > 0).sum(dim=1).double().mean()) < 1.2 * k
 
 
 def test_both_ways_of_jumprelu_have_one_loss_and_gradient(monkeypatch: pytest.MonkeyPatch):
     rows, _ = planted(60)
-    made = student_of("jumprelu", rows, k=3, bandwidth=0.8)
+    made = trainable_of("jumprelu", rows, k=3, bandwidth=0.8)
     # Some thresholds are nearer to zero than half the bandwidth: pre-activations below zero have a part in it.
     made.sae.threshold.data[::3] = 0.1
     taken, found = ways_taken(monkeypatch, made), []
     for most in (-1.0, 1.0):
         monkeypatch.setattr(thresholded, "SPARSE_SHARE", most)
-        attempt = outcome(made, rows)
-        total = sum({"reconstruction": _missed(made, scaled(made, rows), attempt), **attempt.losses}.values())
-        found.append((attempt, torch.autograd.grad(total, list(made.parameters()))))
+        forward = result(made, rows)
+        total = sum({"reconstruction": _missed(made, scaled(made, rows), forward), **forward.losses}.values())
+        found.append((forward, torch.autograd.grad(total, list(made.parameters()))))
     assert taken == ["dense", "sparse"]
     (one, one_gradients), (other, other_gradients) = found
     assert torch.equal(one.active.sort().values, other.active.sort().values)
@@ -274,36 +276,36 @@ def test_both_ways_of_jumprelu_have_one_loss_and_gradient(monkeypatch: pytest.Mo
 @pytest.mark.parametrize("architecture", ["relu", "gated", "jumprelu"])
 def test_a_weight_that_is_no_number_makes_the_loss_none(architecture: str, way: str):
     rows, _ = planted(60)
-    made = student_of(architecture, rows, k=3)
+    made = trainable_of(architecture, rows, k=3)
     made.sae.W_enc.data[0, 3] = torch.nan
-    attempt = outcome(made, rows)
-    assert not _missed(made, scaled(made, rows), attempt).isfinite()
+    forward = result(made, rows)
+    assert not _missed(made, scaled(made, rows), forward).isfinite()
 
 
 def test_entries_are_worked_on_as_soon_as_they_are_few_and_matrices_once_they_are_many(monkeypatch: pytest.MonkeyPatch):
     rows, _ = planted(60)
-    made = student_of("relu", rows)
+    made = trainable_of("relu", rows)
     taken = ways_taken(monkeypatch, made)
     few, many = -1e3, 1e3
     for bias in (many, few, few, many, many, few, few):
         made.sae.b_enc.data.fill_(bias).put_(torch.tensor([3]), torch.tensor(1e4, dtype=torch.float64))
-        outcome(made, rows)
+        result(made, rows)
     # What is many comes to light after the product, which is then made again.
     assert taken == ["dense", "dense", "sparse", "dense", "dense", "dense", "sparse"]
     assert float(made.share_above) == pytest.approx(1 / 48)
-    assert float(student_of("relu", rows).share_above) == 1.0
+    assert float(trainable_of("relu", rows).share_above) == 1.0
 
 
 def test_a_resumed_training_works_in_the_way_that_it_would_have():
     rows, _ = planted(2_000)
     batches = list(MemoryBatches({HOOK: rows}, 64, 12).from_step(0))
-    whole, before, after = (learner(HOOK, rows, recipe(12, architecture="jumprelu", k=1)) for _ in range(3))
+    whole, before, after = (optimiser(HOOK, rows, recipe(12, architecture="jumprelu", k=1)) for _ in range(3))
     for index, batch in enumerate(batches):
         whole.step(batch, index=index)
         if index < 5:
             before.step(batch, index=index)
     after.load_state({name: tensor.clone() for name, tensor in before.state().items()})
-    assert float(after.student.share_above) < thresholded.SPARSE_SHARE
+    assert float(after.trainable.share_above) < thresholded.SPARSE_SHARE
     for index, batch in enumerate(batches[5:], 5):
         after.step(batch, index=index)
     assert all(torch.equal(tensor, after.state()[name]) for name, tensor in whole.state().items())
@@ -313,7 +315,7 @@ def test_a_resumed_training_works_in_the_way_that_it_would_have():
 def test_planted_features_are_recovered(architecture: str, way: str):
     rows, features = planted(20_000)
     made = recipe(500, architecture=architecture, **OPTIONS.get(architecture, {}))
-    sae = taught(learner(HOOK, rows, made), {HOOK: rows}).finished()[HOOK]
+    sae = fully_trained(optimiser(HOOK, rows, made), {HOOK: rows}).finished()[HOOK]
     found = reconstruction(sae, planted(4_000)[0].split(1000))
     assert found.explained_variance > 0.85
     assert 0.95 * ACTIVE < found.l0 < LARGEST_L0.get(architecture, 1.1 * ACTIVE)
@@ -329,14 +331,14 @@ def test_thresholds_are_set_so_that_k_features_are_active(
 ):
     monkeypatch.setattr(base, "CODES_AT_ONCE", codes_at_once)
     rows, _ = planted(5_000)
-    made = learner(HOOK, rows, recipe(60, architecture=architecture, k=3))
+    made = optimiser(HOOK, rows, recipe(60, architecture=architecture, k=3))
     for index, batch in enumerate(MemoryBatches({HOOK: rows}, 256, 60).from_step(0)):
         made.step(batch, index=index)
     # The first tokens alone have more strong pre-activations than all together may keep.
-    strength = made.student.sae.pre_activations(made.student.scaled(rows, made.student.scale)).max(dim=1).values
+    strength = made.trainable.sae.pre_activations(made.trainable.scaled(rows, made.trainable.scale)).max(dim=1).values
     rows = rows[strength.argsort(descending=True)]
     for part in rows.split(1000):
-        made.student.calibrate({HOOK: part}, n_tokens=len(rows))
+        made.trainable.calibrate({HOOK: part}, n_tokens=len(rows))
     sae = made.finished()[HOOK]
     assert isinstance(sae, JumpReluSae) and len(sae.threshold.unique()) == 1
     assert (sae.encode(rows) > 0).sum() == pytest.approx(3 * len(rows), abs=2)
@@ -352,8 +354,8 @@ def test_transcoders_predict_a_sparse_map(architecture: str, least: float):
         y = y + x @ torch.randn(D_IN, 9, generator=generator)
     rows = {READS: x, PREDICTS: y}
     made = recipe(600, architecture=architecture, k=4)
-    student = learner(READS, x, made, target=(PREDICTS, y))
-    sae = taught(student, rows).finished()[READS]
+    trainable = optimiser(READS, x, made, target=(PREDICTS, y))
+    sae = fully_trained(trainable, rows).finished()[READS]
     assert (sae.hook, sae.target, sae.d_out, sae.config.skip) == (READS, PREDICTS, 9, architecture[0] == "s")
     assert ACTIVE < float((sae.encode(x) > 0).sum(dim=1).double().mean()) <= 4
     error = (sae.reconstruct(x) - y).square().sum()
@@ -364,9 +366,11 @@ def random_inference(architecture: str):
     rows, _ = planted(300)
     if architecture.endswith("transcoder"):
         target = torch.randn(300, 9, generator=torch.Generator().manual_seed(2))
-        made = learner(READS, rows, recipe(5, architecture=architecture), target=(PREDICTS, target)).student.double()
+        made = optimiser(
+            READS, rows, recipe(5, architecture=architecture), target=(PREDICTS, target)
+        ).trainable.double()
     else:
-        made = learner(HOOK, rows, recipe(5, architecture=architecture)).student.double()
+        made = optimiser(HOOK, rows, recipe(5, architecture=architecture)).trainable.double()
     if hasattr(made, "threshold"):
         made.threshold = 0.4
     generator = torch.Generator().manual_seed(4)
@@ -397,16 +401,16 @@ def test_decoder_norms_move_into_the_codes(architecture: str):
 
 def test_a_transcoder_is_trained_in_each_layer_that_has_both_ends():
     hooks = [HookPoint(0, "mlp_in"), HookPoint(1, "mlp_in"), HookPoint(1, "mlp"), HookPoint(1, "resid")]
-    assert lessons("transcoder", hooks) == [(HookPoint(1, "mlp_in"), HookPoint(1, "mlp"))]
-    assert lessons("topk", hooks) == [(hook,) for hook in hooks]
+    assert hook_groups("transcoder", hooks) == [(HookPoint(1, "mlp_in"), HookPoint(1, "mlp"))]
+    assert hook_groups("topk", hooks) == [(hook,) for hook in hooks]
 
 
 def test_the_penalty_of_jumprelu_pulls_by_its_derivative():
     rows, _ = planted(400)
-    made = student_of("jumprelu", rows, k=3)
+    made = trainable_of("jumprelu", rows, k=3)
     x = scaled(made, rows)
-    found = torch.autograd.grad(outcome(made, rows).losses["l0"], made.sae.threshold)[0]
-    counts = Step.apply(made.sae.pre_activations(x), made.sae.threshold, made.lesson.sae.bandwidth)
+    found = torch.autograd.grad(result(made, rows).losses["l0"], made.sae.threshold)[0]
+    counts = Step.apply(made.sae.pre_activations(x), made.sae.threshold, made.config.sae.bandwidth)
     l0 = counts.sum(dim=1).mean()
     by_threshold = torch.autograd.grad(l0, made.sae.threshold)[0]
     assert torch.allclose(found, 2 * (float(l0.detach()) / 3 - 1) / 3 * by_threshold, rtol=1e-9)
@@ -418,9 +422,9 @@ def test_products_in_bfloat16_learn_nearly_as_much(architecture: str):
     found = []
     for autocast in (False, True):
         made = recipe(200, architecture=architecture, autocast=autocast, **OPTIONS.get(architecture, {}))
-        student = taught(learner(HOOK, rows, made), {HOOK: rows})
-        assert all(tensor.dtype in (torch.float32, torch.int64) for tensor in student.state().values())
-        found.append(reconstruction(student.finished()[HOOK], planted(2_000)[0].split(1000)).explained_variance)
+        trainable = fully_trained(optimiser(HOOK, rows, made), {HOOK: rows})
+        assert all(tensor.dtype in (torch.float32, torch.int64) for tensor in trainable.state().values())
+        found.append(reconstruction(trainable.finished()[HOOK], planted(2_000)[0].split(1000)).explained_variance)
     assert found[0] != found[1]
     assert found[1] > found[0] - 0.02
 
@@ -436,8 +440,8 @@ def test_the_penalty_has_the_weight_that_was_asked_for_or_that_of_its_width(arch
     rows, _ = planted(60)
 
     def penalty(weight: float | None) -> Tensor:
-        made = student_of(architecture, rows, l1_weight=weight)
-        return outcome(made, rows).losses["l1"].detach()
+        made = trainable_of(architecture, rows, l1_weight=weight)
+        return result(made, rows).losses["l1"].detach()
 
     assert torch.allclose(penalty(None), penalty(default_l1_weight(rows.shape[1])))
     assert torch.allclose(penalty(3.0), 3.0 * penalty(1.0)) and float(penalty(0.0)) == 0.0

@@ -1,4 +1,4 @@
-"""A student with its optimiser, one step at a time."""
+"""Coders with their optimiser, one step at a time."""
 
 import math
 from dataclasses import dataclass, field
@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from circuitcli.hookpoints import HookPoint
 from circuitcli.saes.base import SparseCoder
-from circuitcli.training.architectures.student import Batch, Outcome, Student
+from circuitcli.training.architectures.trainable import Batch, StepResult, Trainable
 from circuitcli.training.ranks import ALONE
-from circuitcli.training.schedule import Schedule
+from circuitcli.training.schedule import LearningRateSchedule
 
 # Of Gao et al. 2024: gradients of features that are rarely active are tiny.
 ADAM_EPSILON = 6.25e-10
@@ -25,10 +25,10 @@ _BEST, _BEST_LOSS, _BEST_STEP = "best.", "best_loss", "best_step"
 
 
 @dataclass(frozen=True)
-class Pace:
-    """How fast a learner moves: its learning rate over the run, and the largest norm of its gradient."""
+class OptimiserConfig:
+    """The learning rate over the run, and the largest norm of a gradient."""
 
-    schedule: Schedule
+    schedule: LearningRateSchedule
     clip: float
 
 
@@ -41,58 +41,63 @@ class Best:
     weights: dict[str, Tensor] = field(default_factory=dict)
 
 
-class Learner:
-    """One student and what it needs to move. ``variant`` names it among those of a sweep."""
+class CoderOptimiser:
+    """Adam for one `Trainable`. ``variant`` names it among those of a sweep."""
 
-    def __init__(self, student: Student, pace: Pace, *, variant: str = "") -> None:
-        self.student, self.pace, self.variant = student, pace, variant
-        self.parameters = dict(student.named_parameters())
+    def __init__(self, trainable: Trainable, config: OptimiserConfig, *, variant: str = "") -> None:
+        self.trainable, self.config, self.variant = trainable, config, variant
+        self.parameters = dict(trainable.named_parameters())
         self.device = next(iter(self.parameters.values())).device
         self.best = Best()
         # Fused reads and writes each number once; the other forms take tens of times as long on the CPU.
         is_fused = self.device.type in ("cpu", "cuda")
-        self._moved = {name: nn.Parameter(as_in_memory(held.detach())) for name, held in self.parameters.items()}
-        groups = [{"params": [moved], "factor": student.rate_factor(name)} for name, moved in self._moved.items()]
+        self._optimised = {
+            name: nn.Parameter(as_in_memory(parameter.detach())) for name, parameter in self.parameters.items()
+        }
+        groups = [
+            {"params": [optimised], "factor": trainable.rate_factor(name)}
+            for name, optimised in self._optimised.items()
+        ]
         self.optimizer = torch.optim.Adam(
             groups, betas=ADAM_BETAS, eps=ADAM_EPSILON, fused=is_fused, foreach=None if is_fused else False
         )
 
     @property
     def name(self) -> str:
-        """A name for files, its own among all learners of a run."""
+        """A name for files, unique among all optimisers of a run."""
         # Those between the first and the last would make the name too long for a file system.
-        hooks = "+".join(map(str, dict.fromkeys((self.student.hooks[0], self.student.hooks[-1]))))
+        hooks = "+".join(map(str, dict.fromkeys((self.trainable.hooks[0], self.trainable.hooks[-1]))))
         return f"{self.variant}/{hooks}" if self.variant else hooks
 
-    def place(self, hook: HookPoint) -> str:
-        """Where what is kept of the SAE at this hook point belongs, below the folder of all SAEs."""
+    def name_of(self, hook: HookPoint) -> str:
+        """The name of the SAE that reads this hook point: its path below the folder of all SAEs."""
         return f"{self.variant}/{hook}" if self.variant else str(hook)
 
-    def step(self, batch: Batch, *, index: int) -> dict[HookPoint, Outcome]:
+    def step(self, batch: Batch, *, index: int) -> dict[HookPoint, StepResult]:
         """Learn from raw activations, as the step with this number."""
-        outcomes = self.student.learn(batch, share=index / self.pace.schedule.n_steps)
-        loss = torch.stack([part for outcome in outcomes.values() for part in outcome.losses.values()]).sum()
+        results = self.trainable.training_forward(batch, share=index / self.config.schedule.n_steps)
+        loss = torch.stack([part for result in results.values() for part in result.losses.values()]).sum()
         loss.backward()
-        self._move(self.pace.schedule.rate(index))
-        return outcomes
+        self._update(self.config.schedule.rate(index))
+        return results
 
     @torch.no_grad()
-    def _move(self, rate: float) -> None:
+    def _update(self, rate: float) -> None:
         """One step of Adam along the clipped gradient."""
         gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
-        self.student.ranks.average(gradients)
-        self.student.turn_gradients()
-        torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.pace.clip)
+        self.trainable.ranks.average(gradients)
+        self.trainable.project_gradients()
+        torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
         for name, parameter in self.parameters.items():
             gradient = parameter.grad
-            self._moved[name].grad = None if gradient is None else as_in_memory(gradient, like=parameter)
+            self._optimised[name].grad = None if gradient is None else as_in_memory(gradient, like=parameter)
         self.optimizer.step()
         # Else the next step would be made beside these gradients.
         self.optimizer.zero_grad(set_to_none=True)
-        self.student.zero_grad(set_to_none=True)
-        self.student.settle()
+        self.trainable.zero_grad(set_to_none=True)
+        self.trainable.project_parameters()
 
     @torch.no_grad()
     def full_loss(self, batch: Batch) -> float:
@@ -101,49 +106,48 @@ class Learner:
         Penalties have their full weight, so that losses of different steps can be compared. AuxK is left out: it is
         there for features that are dead now. Processes that share rows each look at all of these.
         """
-        student = self.student
-        buffers = {name: buffer.clone() for name, buffer in student.named_buffers()}
-        ranks, student.ranks = student.ranks, ALONE
+        trainable = self.trainable
+        buffers = {name: buffer.clone() for name, buffer in trainable.named_buffers()}
+        ranks, trainable.ranks = trainable.ranks, ALONE
         try:
-            outcomes = student.learn(batch, share=1.0).values()
-            return sum(float(part) for one in outcomes for name, part in one.losses.items() if name != "auxk")
+            results = trainable.training_forward(batch, share=1.0).values()
+            return sum(float(part) for result in results for name, part in result.losses.items() if name != "auxk")
         finally:
             # Also where an interrupt comes in between, after which a checkpoint may be written.
-            student.ranks = ranks
-            for name, buffer in student.named_buffers():
+            trainable.ranks = ranks
+            for name, buffer in trainable.named_buffers():
                 buffer.copy_(buffers[name])
 
-    def consider(self, loss: float, *, step: int) -> None:
+    def keep_if_best(self, loss: float, *, step: int) -> None:
         """Keep the weights if no loss on held-out tokens was smaller so far."""
         if loss < self.best.loss:
-            weights = {name: tensor.cpu().clone() for name, tensor in self.student.state_dict().items()}
+            weights = {name: tensor.cpu().clone() for name, tensor in self.trainable.state_dict().items()}
             self.best = Best(loss, step, weights)
 
-    def take_best(self) -> None:
-        """Go back to the best weights, if any look was a number, of all SAEs of the student at once: they may share
-        weights."""
+    def restore_best(self) -> None:
+        """Go back to the best weights, if any look was a number, of all its SAEs at once: they may share weights."""
         if self.best.weights:
             self._put(self.best.weights)
 
-    def let_go(self) -> None:
+    def free_training_state(self) -> None:
         """Free what only further steps would need; there are none after this."""
         self.optimizer.state.clear()
         self.best.weights = {}
 
     @torch.no_grad()
     def _put(self, weights: dict[str, Tensor]) -> None:
-        for name, tensor in self.student.state_dict().items():
+        for name, tensor in self.trainable.state_dict().items():
             tensor.copy_(weights[name])
 
     def finished(self) -> dict[HookPoint, SparseCoder]:
         """The SAEs for raw activations, on the CPU."""
-        return self.student.finished()
+        return self.trainable.finished()
 
     def state(self) -> dict[str, Tensor]:
         """All that the next step depends on, besides the batch and the settings; tensors share memory."""
-        state = dict(self.student.state_dict())
+        state = dict(self.trainable.state_dict())
         for name, parameter in self.parameters.items():
-            moments = self.optimizer.state.get(self._moved[name], {})
+            moments = self.optimizer.state.get(self._optimised[name], {})
             if moments:
                 state |= {f"{name}.{key}": as_in_memory(moments[key], like=parameter) for key in MOMENTS}
                 state[f"{name}.step"] = moments["step"]
@@ -157,15 +161,15 @@ class Learner:
         """Go on where `state` was taken. Raises KeyError or RuntimeError if it does not fit."""
         self._put(state)
         if _BEST_STEP in state:
-            weights = {name: state[_BEST + name] for name in self.student.state_dict()}
+            weights = {name: state[_BEST + name] for name in self.trainable.state_dict()}
             self.best = Best(float(state[_BEST_LOSS]), int(state[_BEST_STEP]), weights)
         for name, parameter in self.parameters.items():
             if f"{name}.step" in state:
-                moved = self._moved[name]
+                optimised = self._optimised[name]
                 laid = {key: as_in_memory(state[f"{name}.{key}"], like=parameter) for key in MOMENTS}
-                moments = {key: torch.empty_like(moved).copy_(moment) for key, moment in laid.items()}
+                moments = {key: torch.empty_like(optimised).copy_(moment) for key, moment in laid.items()}
                 steps = state[f"{name}.step"].to(self.device, copy=True)
-                self.optimizer.state[moved] = {"step": steps, **moments}
+                self.optimizer.state[optimised] = {"step": steps, **moments}
 
 
 def as_in_memory(tensor: Shaped[Tensor, "*shape"], *, like: Tensor | None = None) -> Shaped[Tensor, "*other"]:

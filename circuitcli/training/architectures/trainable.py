@@ -23,8 +23,8 @@ Batch = Mapping[HookPoint, Float[Tensor, "batch _"]]
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """What all students of a run are told: the shape of the SAE, and how dead features are treated."""
+class TrainingConfig:
+    """What is the same for all coders of a variant: their shape, and how dead features are treated."""
 
     sae: SaeSettings
     d_sae: int
@@ -35,14 +35,14 @@ class Lesson:
 
 
 @dataclass(frozen=True)
-class Moments:
+class ActivationMoments:
     """What is known of a hook point's activations beforehand: mean squared norm, and variance around the mean."""
 
     mean_square_norm: float
     variance: float
 
 
-class Outcome(NamedTuple):
+class StepResult(NamedTuple):
     """What one SAE did with a batch: weighted parts of its loss, the missed share of the variance, active features.
 
     measures: what the architecture measures beside these, for metrics.jsonl.
@@ -55,7 +55,7 @@ class Outcome(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Attempt:
+class ForwardResult:
     """A reconstruction, what it costs beside what it misses, and which features took part (some more than once)."""
 
     reconstruction: Float[Tensor, "batch d_out"]
@@ -71,7 +71,7 @@ class Objective(ABC):
     def losses(
         self,
         batch: Batch,
-        place: HookPoint,
+        hook: HookPoint,
         reconstruction: Float[Tensor, "row d_model"],
         *,
         fvu: Float[Tensor, ""],
@@ -79,7 +79,7 @@ class Objective(ABC):
         """What it costs that these raw rows, of this missed variance, take the place of the batch's own, by name."""
 
 
-class Student(nn.Module, ABC):
+class Trainable(nn.Module, ABC):
     """One module with one optimiser: an SAE, or several that share weights or a loss."""
 
     # The processes that share each batch.
@@ -98,8 +98,8 @@ class Student(nn.Module, ABC):
         """Where its SAEs read."""
 
     @abstractmethod
-    def learn(self, batch: Batch, *, share: float) -> dict[HookPoint, Outcome]:
-        """What each SAE made of raw activations, ``share`` (0 to 1) of the run being behind it."""
+    def training_forward(self, batch: Batch, *, share: float) -> dict[HookPoint, StepResult]:
+        """Losses and measures of each SAE on raw activations, ``share`` (0 to 1) of the run being behind it."""
 
     @abstractmethod
     def finished(self) -> dict[HookPoint, SparseCoder]:
@@ -113,30 +113,32 @@ class Student(nn.Module, ABC):
         """By how much the learning rate of the parameter of this name is larger than that of the others."""
         return 1.0
 
-    def turn_gradients(self) -> None:
+    def project_gradients(self) -> None:
         """Change the gradients, where the architecture says so, before they are clipped and followed."""
 
-    def settle(self) -> None:
+    def project_parameters(self) -> None:
         """Put the parameters back to where the architecture wants them, after a step."""
 
     def calibrate(self, batch: Batch, *, n_tokens: int) -> None:
         """Set what is set after training: takes in raw activations, of ``n_tokens`` tokens in several batches."""
 
 
-class SingleStudent(Student):
+class TrainableCoder(Trainable):
     """One SAE that learns from activations times ``scale``, after which their mean squared norm is their width.
 
-    A transcoder's target is scaled likewise. Subclasses make the `attempt`.
+    A transcoder's target is scaled likewise. Subclasses give the `forward_pass`.
     """
 
     # Whether decoder rows stay on the unit sphere.
     has_unit_decoder: ClassVar[bool] = True
     objective: Objective | None = None
 
-    def __init__(self, sae: SparseCoder, lesson: Lesson, moments: Mapping[HookPoint, Moments]) -> None:
+    def __init__(
+        self, sae: SparseCoder, config: TrainingConfig, moments: Mapping[HookPoint, ActivationMoments]
+    ) -> None:
         """moments: of the hook points that the SAE reads and predicts."""
         super().__init__()
-        self.sae, self.lesson = sae, lesson
+        self.sae, self.config = sae, config
         self.scale = input_scale(moments[sae.hook].mean_square_norm, d_in=sae.d_in)
         self.target_scale = input_scale(moments[sae.target].mean_square_norm, d_in=sae.d_out)
         self.variance = moments[sae.target].variance * self.target_scale**2 or 1.0
@@ -145,12 +147,12 @@ class SingleStudent(Student):
 
     @property
     def hooks(self) -> tuple[HookPoint, ...]:
-        """See `Student`."""
+        """See `Trainable`."""
         return (self.sae.hook, self.sae.target) if self.sae.is_transcoder else (self.sae.hook,)
 
     @property
     def sae_hooks(self) -> tuple[HookPoint, ...]:
-        """See `Student`."""
+        """See `Trainable`."""
         return (self.sae.hook,)
 
     @property
@@ -160,32 +162,32 @@ class SingleStudent(Student):
         return Encoder(sae.W_enc, sae.b_enc, sae.b_dec if sae.config.subtract_decoder_bias else None)
 
     @abstractmethod
-    def attempt(
+    def forward_pass(
         self,
         x: Float[Tensor, "batch d_in"],
         y: Float[Tensor, "batch d_out"],
         *,
         share: float,
-    ) -> Attempt:
+    ) -> ForwardResult:
         """Reconstruct y from x, both scaled. A loss named ``reconstruction`` takes the place of the usual one."""
 
-    def learn(self, batch: Batch, *, share: float) -> dict[HookPoint, Outcome]:
-        """See `Student`."""
+    def training_forward(self, batch: Batch, *, share: float) -> dict[HookPoint, StepResult]:
+        """See `Trainable`."""
         x = self.scaled(batch[self.sae.hook], self.scale)
         y = self.scaled(batch[self.sae.target], self.target_scale) if self.sae.is_transcoder else x
-        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.lesson.autocast):
-            made = self.attempt(x, y, share=share)
-        fvu = missed_variance(y, made.reconstruction, variance=self.variance)
-        losses = {**self._goal(batch, made.reconstruction, fvu), **made.losses}
-        if self.lesson.auxk_weight and len(dead := self.dead()):
-            error, k = y - made.reconstruction.detach(), max(1, self.sae.d_out // 2)
+        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.config.autocast):
+            result = self.forward_pass(x, y, share=share)
+        fvu = missed_variance(y, result.reconstruction, variance=self.variance)
+        losses = {**self._objective_losses(batch, result.reconstruction, fvu), **result.losses}
+        if self.config.auxk_weight and len(dead := self.dead()):
+            error, k = y - result.reconstruction.detach(), max(1, self.sae.d_out // 2)
             missed = auxk(x, error, self.encoder, self.sae.W_dec, dead, k=k, ranks=self.ranks)
-            losses["auxk"] = self.lesson.auxk_weight * missed
-        self._listen(made.active, n_tokens=len(x))
-        l0 = torch.tensor(len(made.active) / len(x))
-        return {self.sae.hook: Outcome(losses, fvu.detach(), l0, made.measures)}
+            losses["auxk"] = self.config.auxk_weight * missed
+        self._count_silent_tokens(result.active, n_tokens=len(x))
+        l0 = torch.tensor(len(result.active) / len(x))
+        return {self.sae.hook: StepResult(losses, fvu.detach(), l0, result.measures)}
 
-    def _goal(self, batch: Batch, reconstruction: Tensor, fvu: Tensor) -> dict[str, Tensor]:
+    def _objective_losses(self, batch: Batch, reconstruction: Tensor, fvu: Tensor) -> dict[str, Tensor]:
         """What is to be made small beside the architecture's own costs."""
         if self.objective is None:
             return {"reconstruction": fvu}
@@ -197,28 +199,28 @@ class SingleStudent(Student):
 
     def dead(self) -> Int[Tensor, " n_dead"]:
         """Features that were silent for as many tokens as make a feature dead."""
-        return (self.silent_tokens >= self.lesson.dead_tokens).nonzero()[:, 0]
+        return (self.silent_tokens >= self.config.dead_tokens).nonzero()[:, 0]
 
     def dead_share(self, hook: HookPoint) -> float:
-        """See `Student`."""
-        return int((self.silent_tokens >= self.lesson.dead_tokens).sum()) / len(self.silent_tokens)
+        """See `Trainable`."""
+        return int((self.silent_tokens >= self.config.dead_tokens).sum()) / len(self.silent_tokens)
 
     @torch.no_grad()
-    def _listen(self, active: Int[Tensor, " entries"], *, n_tokens: int) -> None:
+    def _count_silent_tokens(self, active: Int[Tensor, " entries"], *, n_tokens: int) -> None:
         """Count the tokens since each feature was last active, over the batches of all processes."""
-        spoke = torch.zeros_like(self.silent_tokens)
-        spoke[active] = 1
+        was_active = torch.zeros_like(self.silent_tokens)
+        was_active[active] = 1
         self.silent_tokens += n_tokens * self.ranks.n
-        self.silent_tokens[self.ranks.sum(spoke) > 0] = 0
+        self.silent_tokens[self.ranks.sum(was_active) > 0] = 0
 
     @torch.no_grad()
-    def turn_gradients(self) -> None:
+    def project_gradients(self) -> None:
         """Take off the part of the decoder's gradient along its rows, whose length is fixed."""
         if self.has_unit_decoder:
             along_rows_removed(self.sae.W_dec)
 
     @torch.no_grad()
-    def settle(self) -> None:
+    def project_parameters(self) -> None:
         """Give decoder rows their length again."""
         if self.has_unit_decoder:
             rows_made_unit(self.sae.W_dec)
@@ -228,36 +230,36 @@ class SingleStudent(Student):
         return self.sae
 
     def finished(self) -> dict[HookPoint, SparseCoder]:
-        """See `Student`."""
-        made = folded(self.inference(), scale=self.scale, target_scale=self.target_scale)
-        return {self.sae.hook: made.cpu()}
+        """See `Trainable`."""
+        sae = folded(self.inference(), scale=self.scale, target_scale=self.target_scale)
+        return {self.sae.hook: sae.cpu()}
 
 
-class JointStudent(Student):
-    """Several SAEs that learn from one batch, each by a student of its own."""
+class TrainableCoders(Trainable):
+    """Several SAEs that learn from one batch, each as a `TrainableCoder`."""
 
     @property
     @abstractmethod
-    def students(self) -> Sequence[SingleStudent]:
+    def coders(self) -> Sequence[TrainableCoder]:
         """One for each SAE, in the order of the model."""
 
     @property
     def hooks(self) -> tuple[HookPoint, ...]:
-        """See `Student`."""
+        """See `Trainable`."""
         return self.sae_hooks
 
     @property
     def sae_hooks(self) -> tuple[HookPoint, ...]:
-        """See `Student`."""
-        return tuple(student.sae.hook for student in self.students)
+        """See `Trainable`."""
+        return tuple(coder.sae.hook for coder in self.coders)
 
     def finished(self) -> dict[HookPoint, SparseCoder]:
-        """See `Student`."""
-        return {hook: sae for student in self.students for hook, sae in student.finished().items()}
+        """See `Trainable`."""
+        return {hook: sae for coder in self.coders for hook, sae in coder.finished().items()}
 
     def dead_share(self, hook: HookPoint) -> float:
-        """See `Student`."""
-        return next(student.dead_share(hook) for student in self.students if student.sae.hook == hook)
+        """See `Trainable`."""
+        return next(coder.dead_share(hook) for coder in self.coders if coder.sae.hook == hook)
 
 
 @torch.no_grad()
