@@ -134,11 +134,11 @@ def encode_example(
 
 
 def _counterfactual(written: Written, tokenizer: Tokenizer, adapter: ModelAdapter) -> tuple[int, ...]:
-    return tuple(encode_prompt(written, tokenizer, adapter, what="counterfactual").ids[0].tolist())
+    return tuple(_encoded(written, tokenizer, adapter, what="counterfactual"))
 
 
 def _check_needs(prompt: Prompt, needs: Needs) -> None:
-    other, length = prompt.counterfactual, prompt.ids.shape[1]
+    other, length = prompt.counterfactual, len(prompt.tokens)
     if needs.foil and prompt.foil is None:
         raise BadPrompt("the metric logit-diff needs a foil", reason="no foil", hint="add --foil TOKEN, or a foil each")
     if needs.counterfactual and other is None:
@@ -182,26 +182,31 @@ def _continuation(token: str, example: Example, tokenizer: Tokenizer) -> int | N
     return after[-1] if after[:-1] == tokenizer.encode(example.prompt) else None
 
 
-def encode_prompt(written: Written, tokenizer: Tokenizer, adapter: ModelAdapter, *, what: str = "prompt") -> Prompt:
+def encode_prompt(written: Written, tokenizer: Tokenizer, adapter: ModelAdapter) -> Prompt:
     """The prompt in tokens, with BOS in front where the tokenizer puts one, and never with two.
 
     A conversation is written by the model's chat template, with the assistant's turn begun. Raises InputError if the
     prompt has no token, more than the model's window, or one that the model does not know.
     """
+    ids = _encoded(written, tokenizer, adapter, what="prompt")
+    return Prompt(
+        text=_text(written, tokenizer),
+        ids=torch.tensor([ids], device=adapter.device),
+        tokens=tuple(tokenizer.token_strings(ids)),
+        first=tokenizer.n_bos(ids),
+    )
+
+
+def _encoded(written: Written, tokenizer: Tokenizer, adapter: ModelAdapter, *, what: str) -> list[int]:
+    """Token ids, BOS included. Raises InputError as `encode_prompt` does."""
     ids = _ids(written, tokenizer, n_ids=adapter.n_token_ids, what=what)
     full = tokenizer.with_bos(ids)
-    first = tokenizer.n_bos(full)
-    if first == len(full):
+    if tokenizer.n_bos(full) == len(full):
         raise InputError(f"the {what} is empty", hint=f"give some text with --{what}")
     longest = window(adapter.model.config)
     if longest is not None and len(full) > longest:
         raise InputError(f"the {what} has {len(full)} tokens, the model's window {longest}", hint=f"shorten the {what}")
-    return Prompt(
-        text=_text(written, tokenizer),
-        ids=torch.tensor([full], device=adapter.device),
-        tokens=tuple(tokenizer.token_strings(full)),
-        first=first,
-    )
+    return full
 
 
 def _ids(written: Written, tokenizer: Tokenizer, *, n_ids: int, what: str) -> Sequence[int]:

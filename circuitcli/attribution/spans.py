@@ -1,14 +1,13 @@
 """Named ranges of characters of a prompt, such as its verb, and the positions of their tokens."""
 
-import re
 from collections.abc import Sequence
 
 from circuitcli.attribution.examples import BadPrompt, Example, Range
+from circuitcli.hookpoints import is_span_name
 from circuitcli.models.chat import Conversation
 from circuitcli.models.tokenizer import Tokenizer
 
 REASON = "bad spans"
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 
 
 def check_spans(example: Example) -> None:
@@ -17,7 +16,7 @@ def check_spans(example: Example) -> None:
     for name, (start, stop) in example.spans:
         if example.ids is not None:
             raise _bad("spans are ranges of characters, and the prompt is token ids", hint="give its text instead")
-        if not _NAME.fullmatch(name):
+        if not is_span_name(name):
             raise _bad(
                 f"{name!r} cannot name a span", hint="use letters, digits, - and _, a letter first, for example verb"
             )
