@@ -183,8 +183,8 @@ def test_hook_points_have_their_names_in_both_languages(tmp_path, model, name, h
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("blocks.1.attn.hook_z", "attn.hook_z' is none that circuit knows"),
-        ("blocks.1.ln2.hook_normalized", "before its weight, which is no hook point here"),
+        ("blocks.1.attn.hook_z", "attn.hook_z' is not one that circuit knows"),
+        ("blocks.1.ln2.hook_normalized", "before its weight, which is not a hook point here"),
         ("blocks.2.hook_resid_post", r"are not those of .*: at resid.2 they differ by \d+% of their norm"),
     ],
 )
@@ -228,9 +228,9 @@ def test_contexts_without_bos_belong_to_a_model_without(tmp_path, model):
     ("data", "error", "message"),
     [
         (dict(text="builtin:python"), SettingsError, "come with their own text"),
-        (dict(field="text"), SettingsError, "come with their own text, of which --field tells nothing"),
-        (dict(chat=True), SettingsError, "come with their own text, of which --chat tells nothing"),
-        (dict(activations="tensors:here"), SettingsError, "'tensors:here' is no cache of activations"),
+        (dict(field="text"), SettingsError, "come with their own text, to which --field does not apply"),
+        (dict(chat=True), SettingsError, "come with their own text, to which --chat does not apply"),
+        (dict(activations="tensors:here"), SettingsError, "'tensors:here' is not a cache of activations"),
         (dict(activations="sae_lens:nowhere"), InputError, "there is no folder nowhere"),
     ],
 )

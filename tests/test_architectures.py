@@ -187,7 +187,7 @@ CONFIGS = [
 @pytest.mark.parametrize("architecture", TOKENWISE)
 def test_files_keep_an_sae(architecture: str, config: dict, tmp_path: Path):
     if "target" in config and architecture not in TRANSCODING:
-        with pytest.raises(SettingsError, match="makes no transcoder"):
+        with pytest.raises(SettingsError, match="cannot be a transcoder"):
             random_sae(architecture, **config)
         return
     sae = random_sae(architecture, **config).float()

@@ -148,7 +148,7 @@ def test_blocks_are_as_long_as_the_window_of_a_model_with_a_short_one(tmp_path, 
         max(len(block.ids) for block in cache.blocks(0, cache.n_tokens)) == 64 == run.stage("collect")["block_length"]
     )
     assert dict(collect.plan(stage_request(tmp_path / "other", model, text, block_length=None)))["tokens"] == "300"
-    with pytest.raises(SettingsError, match="longer than the 64 tokens that this model reads"):
+    with pytest.raises(SettingsError, match="longer than the 64 tokens that this model can read"):
         collect.run(stage_request(tmp_path / "other", model, text, block_length=65))
 
 

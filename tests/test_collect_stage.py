@@ -158,7 +158,7 @@ def test_force_with_a_mistyped_setting_removes_nothing(tmp_path, model, text):
         (dict(layers="5"), "layer slice '5' goes past the last layer"),
         (dict(sites=("resid", "heads")), "unknown site 'heads'"),
         (dict(sites=()), "list of sites is empty"),
-        (dict(block_length=65), "longer than the 64 tokens that this model reads"),
+        (dict(block_length=65), "longer than the 64 tokens that this model can read"),
     ],
 )
 def test_settings_that_do_not_fit_the_model_are_settings_errors(tmp_path, model, text, change, message):

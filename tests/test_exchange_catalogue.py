@@ -213,7 +213,7 @@ def test_llama_scope_r1_has_its_factor_from_the_catalogue(by_norm: bool, tmp_pat
     codes = pre.relu() * (compared > w["log_jumprelu_threshold"].exp())
     expected = (codes @ w["decoder.weight"].T + w["decoder.bias"]) / scale
     assert_same(only(tmp_path, changes=Changes(scale=scale)).sae, codes, expected, inputs())
-    with pytest.raises(InputError, match="does not tell the mean norm") as caught:
+    with pytest.raises(InputError, match="does not say the mean norm") as caught:
         only(tmp_path)
     assert "dataset_average_activation_norm" in caught.value.hint
     norm = math.sqrt(D_IN) / scale

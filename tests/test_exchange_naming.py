@@ -38,7 +38,7 @@ def test_a_norm_before_its_weight_has_a_name_of_its_own():
     "name", ["blocks.3.attn.hook_z", "blocks.3.mlp.hook_post", "hook_pos_embed", "blocks.x.hook_q"]
 )
 def test_hook_points_that_circuit_lacks_are_refused_by_name(name: str):
-    with pytest.raises(InputError, match=f"'{name}' is none"):
+    with pytest.raises(InputError, match=f"'{name}' is not one"):
         hooks.from_transformer_lens(name)
 
 
@@ -81,7 +81,7 @@ def test_the_input_of_a_module_is_a_hook_point_too(family: str):
 def test_resid_mid_and_the_first_resid_pre_are_no_modules_output():
     layout = adapter_of("llama").layout
     for hook in (HookPoint(1, "resid_mid"), HookPoint(0, "resid_pre")):
-        with pytest.raises(InputError, match="the output of no module"):
+        with pytest.raises(InputError, match="not the output of a module"):
             hooks.to_module(hook, layout)
 
 
@@ -207,7 +207,7 @@ def test_an_at_says_where_an_sae_belongs(tmp_path: Path):
         ("sae-pythia-70m-32k", "a release of many SAEs", "sae-pythia-70m-32k/PATH"),
         ("./nowhere", "no SAE in ./nowhere", "FORMAT:PATH"),
         ("sae_lens:./nowhere", "there is no nowhere", "formats are"),
-        ("sae_lens:hf://org/repo", "names no path", "OWNER/REPOSITORY/PATH"),
+        ("sae_lens:hf://org/repo", "is not a path in a repository", "OWNER/REPOSITORY/PATH"),
     ],
 )
 def test_what_names_nothing_is_refused_with_the_nearest_name(text: str, message: str, hint: str):

@@ -173,7 +173,7 @@ def test_gemma_scope_2_without_its_config_is_told_by_its_folder(folder: str, hoo
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"hf_hook_point_in": "model.layers.7.self_attn.o_proj.input"}, "is none that circuit knows"),
+        ({"hf_hook_point_in": "model.layers.7.self_attn.o_proj.input"}, "is not one that circuit knows"),
         ({"hf_hook_point_in": "model.layers.7.output", "architecture": "topk"}, "'topk' is not known"),
         ({"hf_hook_point_in": "model.layers.7.output", "type": "clt"}, "many layers"),
     ],
@@ -320,9 +320,9 @@ def test_a_config_without_weights_says_which_file_is_missing(format_: str, confi
     (tmp_path / "part").mkdir()
     (tmp_path / "part" / config).write_bytes((path / config).read_bytes())
     weights = next(file.name for file in path.iterdir() if file.name != config)
-    with pytest.raises(InputError, match=f"it has {config}, and no weights of it: {format_} calls them {weights}"):
+    with pytest.raises(InputError, match=f"it has {config}, but the weights .{weights} in {format_}. are missing"):
         formats.find(tmp_path / "part", format_)
-    with pytest.raises(InputError, match=f"it has {config}, and no weights"):
+    with pytest.raises(InputError, match=f"it has {config}, but the weights"):
         formats.find(tmp_path / "part")
 
 
@@ -384,7 +384,7 @@ def test_llama_scope_transcoders_have_a_scale_at_each_end(tmp_path: Path):
         ({"act_fn": "topk"}, "'topk' is not known"),
         ({"norm_activation": "token-wise"}, "'token-wise' is not known"),
         ({"jump_relu_threshold": None}, "lacks 'jump_relu_threshold'"),
-        ({"hook_point_in": "blocks.5.attn.hook_z"}, "is none that circuit knows"),
+        ({"hook_point_in": "blocks.5.attn.hook_z"}, "is not one that circuit knows"),
     ],
 )
 def test_llama_scope_refuses_what_it_cannot_represent(config: dict, message: str, tmp_path: Path):
@@ -470,13 +470,13 @@ def test_the_k_of_a_release_without_one_is_known(tmp_path: Path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"config_activation": "topk"}, "activation topk, and there is no k"),
-        ({"config_activation": "batchtopk", "config_k": K}, "activation batchtopk, and there are no thresholds"),
-        ({"config_activation": "jumprelu"}, "activation jumprelu, and there are no thresholds"),
+        ({"config_activation": "topk"}, "activation topk, but there is no k"),
+        ({"config_activation": "batchtopk", "config_k": K}, "activation batchtopk, but there are no thresholds"),
+        ({"config_activation": "jumprelu"}, "activation jumprelu, but there are no thresholds"),
         ({"config_activation": "softplus"}, "the activation 'softplus' is not known"),
-        ({"config_activation": "relu", "config_k": K}, "activation relu, and k is 4"),
-        ({"config_k": K}, "no activation, and k is 4"),
-        ({"config_activation": "topk", THRESHOLD: torch.zeros(D_SAE)}, "activation topk, and there are thresholds"),
+        ({"config_activation": "relu", "config_k": K}, "activation relu, but k is 4"),
+        ({"config_k": K}, "no activation, but k is 4"),
+        ({"config_activation": "topk", THRESHOLD: torch.zeros(D_SAE)}, "activation topk, but there are thresholds"),
         ({"config_activation": "topk", "config_k": D_SAE + 1}, "k=18 is more than the 17 features"),
     ],
 )
@@ -511,7 +511,7 @@ def test_each_layer_of_a_set_is_an_sae_of_its_own(tmp_path: Path):
     [
         ({THRESHOLD: -torch.ones(D_SAE)}, "negative thresholds"),
         ({"config_model_kind": "cross_layer_transcoder"}, "cross_layer_transcoder, which writes to many layers"),
-        ({"config_feature_input_hook": "attn.hook_z"}, "is none that circuit knows"),
+        ({"config_feature_input_hook": "attn.hook_z"}, "is not one that circuit knows"),
         ({"b_enc": None}, "has no tensor b_enc"),
     ],
 )

@@ -319,7 +319,7 @@ def test_a_batchtopk_may_keep_a_fraction_of_a_feature_on_average(tmp_path: Path)
     assert only(tmp_path).sae.architecture == "jumprelu"
     content = json.loads((tmp_path / "cfg.json").read_text())
     (tmp_path / "cfg.json").write_text(json.dumps(content | {"architecture": "topk"}))
-    with pytest.raises(InputError, match=r"'k' is 4\.5, no whole number above zero"):
+    with pytest.raises(InputError, match=r"'k' is 4\.5, not a whole number above zero"):
         only(tmp_path)
 
 
@@ -379,7 +379,7 @@ def test_thresholds_may_be_stored_as_logarithms(tmp_path: Path):
     ("config", "message"),
     [
         ({"architecture": "crosscoder"}, "no architecture like SAELens's 'crosscoder'"),
-        ({"hook_name": "blocks.2.attn.hook_z"}, "'blocks.2.attn.hook_z' is none that circuit knows"),
+        ({"hook_name": "blocks.2.attn.hook_z"}, "'blocks.2.attn.hook_z' is not one that circuit knows"),
         ({"reshape_activations": "hook_z"}, "hook_z"),
         ({"hook_head_index": 3}, "single heads"),
         ({"hook_name": None}, "lacks 'hook_name'"),
@@ -476,7 +476,7 @@ def test_the_scale_of_a_pursuits_inputs_is_applied_and_then_it_is_not_tied(tmp_p
     with pytest.raises(InputError, match="SAELens ties encoder and decoder"):
         written(found, "sae_lens", tmp_path / "again")
     for fold in (folding.fold_decoder_norms, lambda it: folding.with_decoder_bias_rule(it, subtracts=False)):
-        with pytest.raises(InputError, match="stops by the length of what is left"):
+        with pytest.raises(InputError, match="stops by the length of the remainder"):
             fold(found)
 
 

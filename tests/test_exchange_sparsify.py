@@ -129,13 +129,13 @@ def test_old_weights_in_bfloat16_load(tmp_path: Path):
     ("folder", "config", "message"),
     [
         ("layers.4", {"activation": "groupmax"}, "no 'groupmax' of sparsify"),
-        ("layers.4", {"skip_connection": True}, "skip connection that transcodes nothing"),
+        ("layers.4", {"skip_connection": True}, "skip connection that is not a transcoder"),
         ("layers.4", {"k": None}, "lacks 'k'"),
-        ("layers.4", {"k": "many"}, "'k' is 'many', no whole number"),
-        ("layers.4", {"k": 2.5}, "'k' is 2.5, no whole number"),
+        ("layers.4", {"k": "many"}, "'k' is 'many', not a whole number"),
+        ("layers.4", {"k": 2.5}, "'k' is 2.5, not a whole number"),
         ("layers.4", {"k": D_SAE + 1}, f"sae.safetensors: .*k={D_SAE + 1} is more than the {D_SAE} features"),
         ("layers.4", {"d_in": D_IN + 1}, f"cfg.json says .*{D_IN + 1}"),
-        ("layers.4.mlp.down_proj", {}, "is none that circuit knows"),
+        ("layers.4.mlp.down_proj", {}, "is not one that circuit knows"),
     ],
 )
 def test_what_cannot_be_represented_is_refused_by_name(folder: str, config: dict, message: str, tmp_path: Path):
@@ -146,7 +146,7 @@ def test_what_cannot_be_represented_is_refused_by_name(folder: str, config: dict
 
 def test_the_mlp_of_gemma_2_is_not_what_it_adds_to_the_stream(tmp_path: Path):
     saved(tmp_path / "layers.4.mlp", run={"model": "google/gemma-2-2b"})
-    with pytest.raises(InputError, match="is none that circuit knows"):
+    with pytest.raises(InputError, match="is not one that circuit knows"):
         formats.find(tmp_path)
 
 

@@ -402,8 +402,8 @@ def test_sparsify_gets_the_modules_of_the_model(ask, tmp_path: Path):
 @pytest.mark.parametrize(
     ("words", "kind", "message"),
     [
-        ({"format_": None, "output": "x"}, SettingsError, "no format is named"),
-        ({"format_": "gemma_scope", "output": "x"}, SettingsError, "'gemma_scope' is no format that is written"),
+        ({"format_": None, "output": "x"}, SettingsError, "no format is given"),
+        ({"format_": "gemma_scope", "output": "x"}, SettingsError, "'gemma_scope' is not a format that can be written"),
         ({"format_": "sae_lens", "output": None}, SettingsError, "no directory is named"),
         ({"format_": "sparsify", "output": "x"}, InputError, "sparsify cannot hold the relu SAE"),
     ],

@@ -100,7 +100,7 @@ def test_a_config_of_nonsense_is_refused_by_file_and_field(architecture: str, tm
         ({"normalisation": "bogus"}, "'normalisation' is 'bogus'"),
         ({"skip": True}, "has a skip connection"),
         ({"d_out": 3}, "has 3 outputs"),
-        ({"target": "resid.1"}, r"predicts resid\.1 from resid\.2, which comes later"),
+        ({"target": "resid.1"}, r"predicts resid\.1 from resid\.2, which comes after it"),
         ({"d_sae": 10**9}, "has shape"),
     ],
 )

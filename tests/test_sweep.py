@@ -91,8 +91,8 @@ def test_several_sweeps_are_combined():
 @pytest.mark.parametrize(
     ("sweep", "message"),
     [
-        (("sae.k",), "names no values"),
-        (("sae.k=",), "names no values"),
+        (("sae.k",), "has no values"),
+        (("sae.k=",), "has no values"),
         (("train.batch_size=1,2",), "cannot be swept"),
         (("data.tokens=1,2",), "cannot be swept"),
         (("sae.k=1,1",), "must differ"),

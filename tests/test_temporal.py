@@ -130,9 +130,9 @@ def test_what_the_context_predicts_is_a_constant_to_derivatives():
 
 
 def test_widths_that_heads_cannot_share_are_refused():
-    with pytest.raises(SettingsError, match="24 features are no multiple of 5 heads times a bottleneck of 4"):
+    with pytest.raises(SettingsError, match="24 features are not a multiple of 5 heads times bottleneck 4"):
         TemporalSae(SaeConfig(HOOK, D_IN, D_SAE), 3, 5, 1, 4)
-    with pytest.raises(SettingsError, match="no transcoder"):
+    with pytest.raises(SettingsError, match="cannot be a transcoder"):
         TemporalSae(SaeConfig(HookPoint(2, "mlp_in"), D_IN, D_SAE, target=HookPoint(2, "mlp"), d_out=D_IN), 3, 3, 1, 4)
 
 
@@ -252,7 +252,7 @@ def test_damaged_files_are_refused_by_name(tmp_path: Path):
     for changed, message in (
         ({"n_attn_layers": 1}, "has 16 tensors of attention layers, 1 layers have 8"),
         ({"sae_diff_type": "tanh"}, "sae_diff_type 'tanh' is not known"),
-        ({"n_heads": 5}, "no multiple of 5 heads"),
+        ({"n_heads": 5}, "not a multiple of 5 heads"),
         ({"bottleneck_factor": 2}, r"attention.0.query.weight has shape .6, 24., the other tensors ask for .12, 24."),
         ({"n_heads": None}, "lacks 'n_heads'"),
     ):

@@ -287,9 +287,9 @@ def test_a_training_that_came_to_nothing_says_so_and_is_kept(path: Path, caplog:
     [
         ({"explained_variance": 0.5, "dead": 0.4}, []),
         ({"explained_variance": 0.5, "dead": 0.91}, ["91% of the features are dead"]),
-        ({"explained_variance": None}, ["no number"]),
-        ({"explained_variance": float("nan"), "dead": None}, ["no number"]),
-        ({"explained_variance": float("-inf"), "dead": 1.0}, ["no number", "100%"]),
+        ({"explained_variance": None}, ["not a number"]),
+        ({"explained_variance": float("nan"), "dead": None}, ["not a number"]),
+        ({"explained_variance": float("-inf"), "dead": 1.0}, ["not a number", "100%"]),
         ({"explained_variance": -3e9, "dead": 0.0}, ["-3e+09"]),
     ],
 )
@@ -305,7 +305,7 @@ def test_scores_that_are_no_numbers_can_be_written_and_read_again(
     broken = {"explained_variance": float("-inf"), "mse": float("nan"), "density": {"x": [float("inf"), 1.0]}}
     monkeypatch.setattr(measuring.HeldOut, "facts", lambda self, sae: facts(self, sae) | broken)
     made = train.run(request(path, force=True, sae__k=7))
-    assert [record.explained_variance for record in made] == [None, None] and "no number" in made[0].problems[0]
+    assert [record.explained_variance for record in made] == [None, None] and "not a number" in made[0].problems[0]
     config = read_config(path / "saes" / "resid.1")
     assert (config["explained_variance"], config["mse"], config["density"]) == (None, None, {"x": [None, 1.0]})
     assert torch.equal(files.load(path / "saes" / "resid.1").W_enc, files.load(path / "saes" / "resid.1").W_enc)

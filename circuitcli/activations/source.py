@@ -78,7 +78,7 @@ def with_block_length(data: DataSettings, adapter: ModelAdapter) -> DataSettings
         return data.model_copy(update={"block_length": min(BLOCK_LENGTH, longest or BLOCK_LENGTH)})
     if longest is not None and asked > longest:
         raise SettingsError(
-            f"data.block_length={asked} is longer than the {longest} tokens that this model reads",
+            f"data.block_length={asked} is longer than the {longest} tokens that this model can read",
             hint=f"--set data.block_length={longest} or less",
         )
     return data

@@ -62,7 +62,7 @@ def _check_shape(path: Path, weights: Mapping[str, Tensor], name: str, shape: tu
     if tuple(found.shape) != shape:
         raise InputError(f"{path}: {name} has shape {tuple(found.shape)}, config.json says {shape}", hint=_AGAIN)
     if not found.is_floating_point():
-        raise InputError(f"{path}: {name} holds {found.dtype} and no real numbers", hint=_AGAIN)
+        raise InputError(f"{path}: {name} holds {found.dtype}, not real numbers", hint=_AGAIN)
 
 
 def _build(content: dict[str, Any], directory: Path) -> SparseCoder:

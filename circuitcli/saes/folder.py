@@ -126,7 +126,9 @@ def _check_ends(config: NativeConfig, path: Path) -> None:
     """Raise InputError where what only a transcoder has does not fit."""
     if config.target is not None:
         if HookPoint.parse(config.target) < HookPoint.parse(config.hook):
-            raise InputError(f"{path}: it predicts {config.target} from {config.hook}, which comes later", hint=_AGAIN)
+            raise InputError(
+                f"{path}: it predicts {config.target} from {config.hook}, which comes after it", hint=_AGAIN
+            )
         _check_further(config, path)
     elif config.skip or config.further or config.d_out not in (None, config.d_in):
         what = "a skip connection" if config.skip else f"{len(config.further) + 1} hook points that it writes"
@@ -177,7 +179,7 @@ def check_file(path: Path) -> None:
     except (OSError, ValueError):
         is_file = False
     if not is_file:
-        what = "it is no file" if os.path.lexists(path) else "there is no such file"
+        what = "it is not a file" if os.path.lexists(path) else "there is no such file"
         raise InputError(f"cannot read {path}: {what}", hint=_AGAIN)
 
 

@@ -30,7 +30,7 @@ class MatchingPursuitSae(SparseCoder):
         stop_on_duplicate_support: bool = True,
     ) -> None:
         if config.target is not None:
-            raise SettingsError("matching pursuit takes its features off the activation: it makes no transcoder")
+            raise SettingsError("matching pursuit subtracts its features from what it reads: it cannot be a transcoder")
         super().__init__(config)
         self.max_iterations = max_iterations
         self.residual_threshold = residual_threshold

@@ -58,10 +58,10 @@ class TemporalSae(SparseCoder):
     ) -> None:
         """Raises SettingsError for a width that the heads cannot share, and for a transcoder."""
         if config.target is not None:
-            raise SettingsError("a temporal SAE takes its prediction off the activation: it makes no transcoder")
+            raise SettingsError("a temporal SAE subtracts its prediction from what it reads: it cannot be a transcoder")
         if config.d_sae % (bottleneck_factor * n_heads):
             raise SettingsError(
-                f"{config.d_sae} features are no multiple of {n_heads} heads times a bottleneck of {bottleneck_factor}"
+                f"{config.d_sae} features are not a multiple of {n_heads} heads times bottleneck {bottleneck_factor}"
             )
         super().__init__(config)
         self.k, self.n_heads, self.n_attention_layers = k, n_heads, n_attention_layers

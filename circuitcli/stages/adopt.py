@@ -61,15 +61,15 @@ def _folder(request: Request) -> Path:
     data = request.settings.data
     named = str(data.activations)
     if not named.startswith(PREFIX):
-        raise SettingsError(f"'{named}' is no cache of activations", hint=f"write --from {PREFIX}PATH")
+        raise SettingsError(f"'{named}' is not a cache of activations", hint=f"write --from {PREFIX}PATH")
     if data.text is not None:
         raise SettingsError(
-            f"activations from {named} come with their own text, and --text {data.text} is another",
+            f"activations from {named} come with their own text, but --text names {data.text}",
             hint="leave one of them out",
         )
     if named_too := [option for option, given in (("--field", data.field), ("--chat", data.chat)) if given]:
         raise SettingsError(
-            f"activations from {named} come with their own text, of which {named_too[0]} tells nothing",
+            f"activations from {named} come with their own text, to which {named_too[0]} does not apply",
             hint="leave it out",
         )
     path = Path(named.removeprefix(PREFIX)).expanduser()
@@ -93,7 +93,7 @@ def _hook(contexts: "CachedContexts", model: str) -> HookPoint:
     found = from_transformer_lens(contexts.hook_name)
     if found.before_gain:
         raise InputError(
-            f"{contexts.hook_name} is a norm's output before its weight, which is no hook point here",
+            f"{contexts.hook_name} is a norm's output before its weight, which is not a hook point here",
             hint="cache another hook point",
         )
     return found.hook

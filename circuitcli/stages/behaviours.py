@@ -104,7 +104,7 @@ def _said(found: "Behaviour", model: "LanguageModel") -> "Behaviour":
     tokens = model.tokenizer.token_strings([found.target])
     text = model.tokenizer.decode(model.tokenizer.own_part(found.ids)[-16:])
     note(
-        f"no prompt is given, so this is about {tokens[0]!r} after {'...' * (len(found.ids) > 17)}{text!r}: of the "
-        f"held-out text what the model predicts best beyond its frequency, by {found.gain:.2f} nats"
+        f"no prompt is given, so this is about {tokens[0]!r} after {'...' * (len(found.ids) > 17)}{text!r}; in the "
+        f"held-out text the model predicts this best beyond its frequency, by {found.gain:.2f} nats"
     )
     return found

@@ -101,7 +101,7 @@ def _resolved(request: Request) -> Request:
     """The request with its text named. Raises SettingsError for sites that no model has, and for a field of no text."""
     data, model = request.settings.data, request.settings.model
     if not data.sites:
-        raise SettingsError("data.sites names no site", hint="for example --sites resid,attn,mlp")
+        raise SettingsError("data.sites is empty", hint="for example --sites resid,attn,mlp")
     for site in data.sites:
         HookPoint(0, site)
     source = data.text or default_text(model.name)
@@ -173,7 +173,7 @@ def check_origin(root: Path, *, is_known: bool) -> None:
     """Raise InputError if there are activations of which nobody knows where they are from."""
     if root.exists() and not is_known:
         raise InputError(
-            f"{root} holds activations that the run's manifest does not know",
+            f"{root} holds activations that the run's manifest does not mention",
             hint="use --force to replace them, or another --run",
         )
 

@@ -77,7 +77,7 @@ def run(request: Request, *, format_: str | None, output: str | None, choice: Ch
     except OSError as error:
         raise write_error(directory, error) from None
     if directory.is_dir() and not request.force and not target.is_empty(directory):
-        raise InputError(f"{directory} is there already and not empty", hint="use --force to write into it")
+        raise InputError(f"{directory} exists already and is not empty", hint="use --force to write into it")
     choice = choice or Choice()
     sources = choice.among(sae_sources(request, stage=NAME, layers=choice.numbers()))
     items = [_completed(request, load_sae(source), source) for source in sources.values()]
@@ -96,7 +96,7 @@ def run(request: Request, *, format_: str | None, output: str | None, choice: Ch
 def wanted(format_: str | None, output: str | None) -> tuple[str, Path]:
     """The format and the directory that are named. Raises SettingsError if one is not, or is none."""
     if format_ is None or format_ not in WRITABLE:
-        what = f"'{format_}' is no format that is written" if format_ else "no format is named"
+        what = f"'{format_}' is not a format that can be written" if format_ else "no format is given"
         raise SettingsError(f"export: {what}", hint=f"add --to {'|'.join(WRITABLE)}")
     if not output:
         raise SettingsError("export: no directory is named", hint="add -o DIR")

@@ -149,7 +149,7 @@ def problems(facts: Mapping[str, Any]) -> list[str]:
     explained, dead = facts.get("explained_variance"), facts.get("dead")
     wrong = []
     if explained is None or not math.isfinite(explained):
-        wrong.append("the training diverged: the variance that it explains is no number")
+        wrong.append("the training diverged: the variance that it explains is not a number")
     elif explained < 0:
         wrong.append(f"the training diverged: it explains {explained:.3g} of the variance, less than a constant does")
     if dead is not None and dead > MOST:

@@ -56,14 +56,14 @@ def chosen_name(
         entry = run.stage(what.entry(name))
         if fingerprint.is_of(entry) or fingerprint.is_of(entry.get(NEXT, {})):
             if name != default:
-                note(f"these settings made the {what.word} {name}")
+                note(f"these settings have already made the {what.word} {name}")
             return name
     if force or not names:
         return default
     free = next(name for name in _numbered(default) if name not in names)
     entry = run.stage(what.entry(default))
     why = f" with other settings: {fingerprint.first_difference(entry)}" if entry else ""
-    note(f"this {what.word} is named {free}, as the run has {default}{why}")
+    note(f"this {what.word} is named {free}, since the run already has {default}{why}")
     return free
 
 

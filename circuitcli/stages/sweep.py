@@ -57,7 +57,7 @@ def _axis(text: str) -> tuple[str, list[str]]:
     chosen = [value.strip() for value in values.split(",") if value.strip()]
     if not equals or not chosen:
         raise SettingsError(
-            f"--sweep {text} names no values", hint="write --sweep NAME=VALUE,VALUE, for example --sweep sae.k=16,32,64"
+            f"--sweep {text} has no values", hint="write --sweep NAME=VALUE,VALUE, for example --sweep sae.k=16,32,64"
         )
     if not name.startswith(_SWEPT):
         raise SettingsError(

@@ -80,7 +80,7 @@ def read(place: Place) -> "Foreign":
     tensors = Tensors.safetensors(place.files[0])
     if place.target is None:
         raise InputError(
-            f"{place.path} holds a transcoder, and no {CONFIG} tells what it predicts",
+            f"{place.path} holds a transcoder, but there is no {CONFIG} to tell what it predicts",
             hint="say both ends behind an @, for example @mlp_in.5:mlp.5",
         )
     encoder = tensors.take("W_enc", shape=(None, None))
@@ -96,7 +96,7 @@ def read(place: Place) -> "Foreign":
     if architecture == "jumprelu":
         parameters["threshold"] = tensors.take(THRESHOLD, shape=(d_sae,))
         if bool((parameters["threshold"] < 0).any()):
-            raise InputError(f"{place.path} has negative thresholds, with which circuit-tracer gives negative codes")
+            raise InputError(f"{place.path} has negative thresholds, for which circuit-tracer gives negative codes")
     skips = "W_skip" in tensors
     if skips:
         parameters["W_skip"] = tensors.take("W_skip", shape=(W_dec.shape[1], d_in))
@@ -147,7 +147,7 @@ def _activation(tensors: "Tensors", config: Mapping[str, Any], path: Path) -> tu
 def _untold(path: Path, said: str | None, seen: str) -> InputError:
     what = f"{CONFIG} says activation {said}" if said else f"{CONFIG} says no activation"
     hint = f"say in {CONFIG} how they were trained: `activation: topk` and `k: NUMBER`, or `activation: relu` and no k"
-    return InputError(f"{path}: {what}, and {seen}", hint=hint)
+    return InputError(f"{path}: {what}, but {seen}", hint=hint)
 
 
 def write(items: "Sequence[Foreign]", directory: Path) -> list[Path]:

@@ -152,8 +152,8 @@ def _class_of(tensors: "Tensors") -> str:
     if "bias" in tensors:
         return "AutoEncoder"
     raise InputError(
-        f"{tensors.path}: without a {CONFIG} nobody can tell the class of these tensors",
-        hint="copy the config too; TopK and BatchTopK have the same tensors and other codes",
+        f"{tensors.path}: without a {CONFIG} there is no telling the class of these tensors",
+        hint="copy the config too: TopK and BatchTopK have the same tensors but different codes",
     )
 
 

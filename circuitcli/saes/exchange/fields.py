@@ -70,14 +70,14 @@ def _fact(value: Any) -> str | int | float | bool | None:
 
 
 FLAG = Kind("not true or false", _flag)
-TEXT = Kind("no text", _text)
-NUMBER = Kind("no finite number", _number)
-POSITIVE = Kind("no number above zero", lambda value: _above_zero(_number(value)))
-COUNT = Kind("no whole number above zero", lambda value: _whole(value, least=1))
-INDEX = Kind("no whole number", lambda value: _whole(value, least=0))
-LIST = Kind("no list", _list)
-FACT = Kind("no word or number", _fact)
-OBJECT = Kind("no object", _object)
+TEXT = Kind("not text", _text)
+NUMBER = Kind("not a finite number", _number)
+POSITIVE = Kind("not a number above zero", lambda value: _above_zero(_number(value)))
+COUNT = Kind("not a whole number above zero", lambda value: _whole(value, least=1))
+INDEX = Kind("not a whole number", lambda value: _whole(value, least=0))
+LIST = Kind("not a list", _list)
+FACT = Kind("not a word or number", _fact)
+OBJECT = Kind("not an object", _object)
 ANY = Kind("nothing", lambda value: value)
 
 
@@ -105,7 +105,7 @@ def objects(kinds: Mapping[str, Kind]) -> Kind:
     def of(value: Any) -> dict[str, Any]:
         return _fields(_object(value), kinds)
 
-    return Kind("no object", of)
+    return Kind("not an object", of)
 
 
 class _WrongError(ValueError):

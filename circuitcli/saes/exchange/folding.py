@@ -111,13 +111,13 @@ def _check_plain(sae: SparseCoder) -> None:
     """Raises InputError for codes that follow from more than pre-activations."""
     if isinstance(sae, MatchingPursuitSae):
         raise InputError(
-            f"the SAE at {sae.hook} stops by the length of what is left, which this would change",
-            hint="keep it in the format that it has",
+            f"the SAE at {sae.hook} stops by the length of the remainder, which this would change",
+            hint="leave it in its present format",
         )
     if isinstance(sae, TemporalSae):
         raise InputError(
-            f"the SAE at {sae.hook} takes its prediction off what the encoder sees, which this would change",
-            hint="keep it in the format that it has",
+            f"the SAE at {sae.hook} subtracts its prediction from what the encoder sees, which this would change",
+            hint="leave it in its present format",
         )
 
 

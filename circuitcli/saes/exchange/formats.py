@@ -92,7 +92,7 @@ def _check_whole(directory: Path, formats: Sequence[Format]) -> None:
         config, weights = getattr(made, "CONFIG", None), getattr(made, "WEIGHTS", None)
         if config is not None and weights is not None and (directory / config).is_file():
             raise InputError(
-                f"no SAE in {directory}: it has {config}, and no weights of it: {made.NAME} calls them {weights}",
+                f"no SAE in {directory}: it has {config}, but the weights ({weights} in {made.NAME}) are missing",
                 hint="copy the SAE again, with its weights",
             )
 

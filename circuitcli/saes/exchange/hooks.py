@@ -130,7 +130,7 @@ def to_module(hook: HookPoint, layout: "Layout") -> str:
     if hook.site == "resid_pre" and hook.layer > 0:
         return f"{layout.blocks}.{hook.layer - 1}"
     if parts.get(hook.site) is None:
-        raise InputError(f"{hook} is the output of no module", hint="choose another --to, or other SAEs with --sae")
+        raise InputError(f"{hook} is not the output of a module", hint="choose another --to, or other SAEs with --sae")
     return f"{layout.blocks}.{hook.layer}" + (f".{parts[hook.site]}" if parts[hook.site] else "")
 
 
@@ -152,10 +152,10 @@ def _plain(name: str) -> str:
 def _unknown(name: str) -> InputError:
     if _OF_HEADS.search(name):
         return InputError(
-            f"the SAE's hook point '{name}' is none that circuit knows: {OF_HEADS}",
+            f"the SAE's hook point '{name}' is not one that circuit knows: {OF_HEADS}",
             hint="name an SAE of attn, which is behind that projection, of mlp or of a residual stream",
         )
     return InputError(
-        f"the SAE's hook point '{name}' is none that circuit knows",
+        f"the SAE's hook point '{name}' is not one that circuit knows",
         hint="sites are " + " ".join(dict.fromkeys(("embed", *_IN_BLOCK.values()))),
     )

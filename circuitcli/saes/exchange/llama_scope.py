@@ -143,7 +143,7 @@ def _scale(config: dict[str, Any], end: str, width: int, path: Path) -> float:
         )
     if path.name == CONFIG_OF_FOLDER and "dataset_average_activation_norm" not in config:
         raise InputError(
-            f"{path} does not tell the mean norm of the activations, by which inputs were divided",
+            f"{path} does not say the mean norm of the activations, by which the inputs were divided",
             hint='add it: "dataset_average_activation_norm": {"in": NUMBER, "out": NUMBER}',
         )
     norms = field_of(config, "dataset_average_activation_norm", path)

@@ -31,7 +31,7 @@ def named(text: str, *, hooks: Collection[HookPoint] = ()) -> list[Place]:
     there = _named(base, hooks)
     if changes.hook is not None and len(there) > 1:
         raise InputError(
-            f"{base} names {len(there)} SAEs, and they cannot all belong at {changes.hook}",
+            f"{base} names {len(there)} SAEs, but only one can belong at {changes.hook}",
             hint="name one of them in front of the @",
         )
     found = [place.changed(_joined(place.changes, changes)) for place in there]
@@ -115,7 +115,7 @@ def _of_hub(format_: str, place: str) -> list[Place]:
     owner, _, rest = place.partition("/")
     repository, _, path = rest.partition("/")
     if not path:
-        raise InputError(f"{HUB}{place} names no path in a repository", hint=f"write {HUB}OWNER/REPOSITORY/PATH")
+        raise InputError(f"{HUB}{place} is not a path in a repository", hint=f"write {HUB}OWNER/REPOSITORY/PATH")
     repo = f"{owner}/{repository}"
     return _fetched(Release(repo, repo, format_, Changes(), ()), Entry(path, path, Changes()))
 
@@ -131,7 +131,7 @@ def _of_release(release: Release, wanted: str, hooks: Collection[HookPoint]) -> 
     if not chosen:
         example = f"{release.name}/{_example(release)}" if known else f"{release.name}/PATH"
         raise InputError(
-            f"{release.name} is a release of {len(release.entries) or 'many'} SAEs, and none is named",
+            f"{release.name} is a release of {len(release.entries) or 'many'} SAEs, but none of them is named",
             hint=f"write {example}; `circuit inspect {release.name}` lists them",
         )
     return [place for entry in chosen for place in _fetched(release, entry)]

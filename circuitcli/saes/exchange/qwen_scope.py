@@ -33,7 +33,7 @@ def read(place: Place) -> "Foreign":
     repository = _REPOSITORY.search(str(place.path))
     if repository is None:
         raise InputError(
-            f"nothing tells how many features of {place.path} are active",
+            f"nothing says how many features of {place.path} are active",
             hint="keep it in a folder with the name of its repository, such as SAE-Res-Qwen3-1.7B-Base-W32K-L0_50",
         )
     tensors = Tensors.pickled(place.files[0])

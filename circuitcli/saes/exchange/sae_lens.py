@@ -187,7 +187,7 @@ def _parameters(
     if "scaling_factor" in tensors:
         factor = tensors.take("scaling_factor", shape=(d_sae,))
         if not said.get("finetuning_scaling_factor") and bool(((factor - 1).abs() > 1e-5).any()):
-            raise InputError(f"{tensors.path} has a scaling_factor of which {CONFIG} says nothing")
+            raise InputError(f"{tensors.path} has a scaling_factor that {CONFIG} does not mention")
         found["W_dec"] = found["W_dec"] * factor[:, None]
     return found
 

@@ -117,10 +117,10 @@ def _refuse(place: Place, config: Mapping[str, Any], *, transcodes: bool, skips:
     if config.get("activation", "topk") != "topk":
         raise InputError(f"{place.path}: circuit has no '{config['activation']}' of sparsify", hint="it reads topk")
     if skips and not transcodes:
-        raise InputError(f"{place.path}: an SAE with a skip connection that transcodes nothing is not known")
+        raise InputError(f"{place.path}: an SAE with a skip connection that is not a transcoder is not known")
     if transcodes and place.target is None:
         raise InputError(
-            f"{place.path} holds a transcoder, and its folder's name tells no module",
+            f"{place.path} holds a transcoder, but the name of its folder does not tell its module",
             hint="say both ends behind an @, for example @mlp_in.5:mlp.5",
         )
 

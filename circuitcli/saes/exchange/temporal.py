@@ -86,7 +86,7 @@ def _config(path: Path) -> dict[str, Any]:
     """The part about the SAE, which has SAELens's names."""
     found = read_yaml(path).get("sae")
     if not isinstance(found, dict):
-        raise InputError(f"{path} says nothing of an 'sae'", hint="copy the SAE again")
+        raise InputError(f"{path} has no 'sae' part", hint="copy the SAE again")
     return {"tied_weights": True, "apply_b_dec_to_input": True, **checked(found, FIELDS, path)}
 
 

@@ -52,13 +52,13 @@ class Tensors:
             content = torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError:
             raise InputError(
-                f"{path} holds more than tensors and numbers: it could run any code, so it is not read",
+                f"{path} contains more than tensors and numbers: such a file can run any code, so it is not read",
                 hint="ask for the weights as .safetensors, or as a plain state dict",
             ) from None
         except Exception as error:
             raise InputError(f"cannot read {path}: {first_line(error)}", hint=_AGAIN) from None
         if not isinstance(content, Mapping):
-            raise InputError(f"{path} holds a {type(content).__name__} and no tensors by name", hint=_AGAIN)
+            raise InputError(f"{path} holds a {type(content).__name__}, not tensors by name", hint=_AGAIN)
         return cls(path, {name: value for name, value in content.items() if isinstance(name, str)})
 
     @classmethod
@@ -92,7 +92,7 @@ class Tensors:
         name = self.name_of(*names)
         found = self.content[name]
         if isinstance(found, Tensor) and not (found.is_floating_point() and found.layout == torch.strided):
-            raise InputError(f"{self.path}: {name} holds no dense real numbers but {found.dtype}", hint=_AGAIN)
+            raise InputError(f"{self.path}: {name} holds {found.dtype}, not dense real numbers", hint=_AGAIN)
         fits = isinstance(found, Tensor) and len(found.shape) == len(shape)
         if not fits or any(wanted not in (None, size) for wanted, size in zip(shape, found.shape, strict=True)):
             seen = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
@@ -120,7 +120,7 @@ class Tensors:
         try:
             return float(self.content[name])
         except (TypeError, ValueError, RuntimeError):
-            raise InputError(f"{self.path}: {name} is no single number", hint=_AGAIN) from None
+            raise InputError(f"{self.path}: {name} is not a single number", hint=_AGAIN) from None
 
     def dtype_of(self, *names: str) -> str:
         """Number type of a tensor as stored, for example bfloat16."""
