@@ -510,7 +510,7 @@ def test_each_layer_of_a_set_is_an_sae_of_its_own(tmp_path: Path):
     ("changes", "message"),
     [
         ({THRESHOLD: -torch.ones(D_SAE)}, "negative thresholds"),
-        ({"config_model_kind": "cross_layer_transcoder"}, "cross_layer_transcoder, which writes to many layers"),
+        ({"config_model_kind": "cross_layer_transcoder"}, "says model_kind cross_layer_transcoder, and files of that"),
         ({"config_feature_input_hook": "attn.hook_z"}, "is not one that circuit knows"),
         ({"b_enc": None}, "has no tensor b_enc"),
     ],

@@ -5,8 +5,8 @@ cross-layer transcoder (CLT) writes ``mlp.l``, ``mlp.l+1``, ... What is written 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -63,6 +63,16 @@ class SaeConfig:
     def writes(self) -> tuple[HookPoint, ...]:
         """What it predicts, in the order of its decoders."""
         return (self.target or self.hook, *self.further)
+
+    def cut(self, hooks: Container[HookPoint]) -> "SaeConfig":
+        """The config of a coder that writes only those of its hook points that are among ``hooks``.
+
+        Raises ValueError if none is.
+        """
+        kept = [hook for hook in self.writes if hook in hooks]
+        if not kept:
+            raise ValueError(f"the coder at {self.hook} writes none of these hook points")
+        return self if self.target is None else replace(self, target=kept[0], further=tuple(kept[1:]))
 
     def content(self) -> dict[str, Any]:
         """As config.json holds it: hook points by name."""
@@ -162,7 +172,11 @@ class SparseCoder(nn.Module, ABC):
 
     def skip(self, x: Float[Tensor, "*batch d_in"], hook: HookPoint) -> Float[Tensor, "*batch d_out"] | None:
         """What its skip carries from what it reads to a hook point that it writes; None without a skip."""
-        return x @ self._writing("W_skip", hook).T if self.config.skip else None
+        return x @ self.skip_weight(hook).T if self.config.skip else None
+
+    def skip_weight(self, hook: HookPoint) -> Float[Tensor, "d_out d_in"]:
+        """Of one with a skip, the matrix that carries to a hook point that it writes."""
+        return self._writing("W_skip", hook)
 
     def _writing(self, name: str, hook: HookPoint) -> Tensor:
         number = self.writes.index(hook)
@@ -260,9 +274,15 @@ class SparseCoder(nn.Module, ABC):
         return changed if frame is None else changed * frame.scale
 
     def check_width(self, d_model: int) -> None:
-        """Raise InputError if the activations have another width."""
+        """Raise InputError if the activations that it reads or writes have another width."""
         if d_model != self.d_in:
             raise InputError(
                 f"the SAE at {self.hook} is for activations of width {self.d_in}, the model has {d_model}",
                 hint="use SAEs that were trained on this model",
+            )
+        if d_model != self.d_out:
+            raise InputError(
+                f"the transcoder from {self.hook} to {self.target} writes activations of width {self.d_out}, "
+                f"the model has {d_model}",
+                hint="use transcoders that were trained on this model",
             )

@@ -1,19 +1,20 @@
 """Native SAE files: weights.safetensors and config.json in one directory."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
+import torch
 
-from circuitcli.errors import InputError, SettingsError, first_line
+from circuitcli.errors import InputError, SettingsError
+from circuitcli.hookpoints import HookPoint
 from circuitcli.runs import atomic, make_folder, write_error
 from circuitcli.saes.architectures import ARCHITECTURES
 from circuitcli.saes.base import SaeConfig, SparseCoder
-from circuitcli.saes.folder import CONFIG, FORMAT, WEIGHTS, check_file, read_config, sae_digest
+from circuitcli.saes.cutting import cut, name_before_cut
+from circuitcli.saes.folder import CONFIG, FORMAT, WEIGHTS, read_config, sae_digest
+from circuitcli.saes.stored import StoredTensors
 from circuitcli.saes.tensor_files import save_tensors
 
 _AGAIN = "train or copy the SAE again"
@@ -37,37 +38,43 @@ def save(sae: SparseCoder, directory: Path, **facts: Any) -> str:
     return sae_digest(directory)
 
 
-def load(directory: Path) -> SparseCoder:
-    """The SAE of a directory, on the CPU, taking no gradients. Raises InputError for missing or damaged files."""
-    config = read_config(directory)
-    path = directory / WEIGHTS
-    check_file(path)
-    try:
-        weights = load_file(path)
-    except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
-        raise InputError(f"cannot read {path}: {first_line(error)}", hint=_AGAIN) from None
-    # Before anything of the size that config.json tells is made.
-    _check_shape(path, weights, "W_enc", (config["d_in"], config["d_sae"]))
-    sae = _build(config, directory)
-    for name, tensor in sae.state_dict().items():
-        _check_shape(path, weights, name, tuple(tensor.shape))
-        tensor.copy_(weights[name])
+def load(directory: Path, writes: Container[HookPoint] | None = None) -> SparseCoder:
+    """The SAE of a directory, on the CPU, taking no gradients. Raises InputError for missing or damaged files.
+
+    writes: of a transcoder that writes several hook points those that it is to write; the decoders of the others are
+    not read. Tensor by tensor is read into its place: no more memory is taken than the weights need.
+    """
+    content = read_config(directory)
+    whole = SaeConfig.of(content)
+    kept = whole if writes is None else whole.cut(writes)
+    stored = StoredTensors(directory / WEIGHTS, hint=_AGAIN)
+    _check_shape(stored, "W_enc", (whole.d_in, whole.d_sae))
+    if whole.subtract_decoder_bias and kept.target != whole.target:
+        return cut(load(directory), kept.writes)
+    with torch.device("meta"):
+        sae = _build(content, kept, directory)
+    tensors = {}
+    for name, place in sae.state_dict().items():
+        there = name_before_cut(name, whole, kept)
+        _check_shape(stored, there, tuple(place.shape))
+        tensors[name] = stored.read(there).float()
+    sae.load_state_dict(tensors, assign=True)
     return sae.eval().requires_grad_(False)
 
 
-def _check_shape(path: Path, weights: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) -> None:
-    found = weights.get(name)
+def _check_shape(stored: StoredTensors, name: str, shape: tuple[int, ...]) -> None:
+    found = stored.shapes.get(name)
     if found is None:
-        raise InputError(f"{path} lacks {name}", hint=_AGAIN)
-    if tuple(found.shape) != shape:
-        raise InputError(f"{path}: {name} has shape {tuple(found.shape)}, config.json says {shape}", hint=_AGAIN)
-    if not found.is_floating_point():
-        raise InputError(f"{path}: {name} holds {found.dtype}, not real numbers", hint=_AGAIN)
+        raise InputError(f"{stored.path} lacks {name}", hint=_AGAIN)
+    if found != shape:
+        raise InputError(f"{stored.path}: {name} has shape {found}, {CONFIG} says {shape}", hint=_AGAIN)
+    if not stored.is_real(name):
+        raise InputError(f"{stored.path}: {name} holds {stored.dtypes[name]} not real numbers", hint=_AGAIN)
 
 
-def _build(content: dict[str, Any], directory: Path) -> SparseCoder:
+def _build(content: dict[str, Any], config: SaeConfig, directory: Path) -> SparseCoder:
     made = ARCHITECTURES[content["architecture"]]
     try:
-        return made(SaeConfig.of(content), **{name: content[name] for name in made.option_names})
+        return made(config, **{name: content[name] for name in made.option_names})
     except SettingsError as error:
         raise InputError(f"{directory / CONFIG}: {error.message}", hint=_AGAIN) from None

@@ -22,7 +22,7 @@ class Settings(Section):
     sae_path: FilePath | None = None
     """SAEs instead of the run's own: a path to a run, an SAE or a directory of SAEs in any known format, FORMAT:PATH,
     FORMAT:hf://REPOSITORY/PATH, or a release such as gpt2-small-res-jb/resid_pre.8; @HOOK behind it says where it
-    belongs if its files do not."""
+    belongs if its files do not; several with commas between."""
     seed: int = Field(0, ge=0, le=2**32 - 1)
     """Start of all random numbers."""
     wait_s: float = Field(300.0, gt=0, le=1e6)

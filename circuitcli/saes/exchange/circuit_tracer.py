@@ -1,8 +1,8 @@
-"""circuit-tracer's per-layer transcoders: config.yaml and layer_<i>.safetensors.
+"""circuit-tracer's transcoders: config.yaml, and layer_<i>.safetensors of each layer, or `circuit_tracer_clt`'s files.
 
 W_enc lies transposed there. Its JumpReLU lets negative pre-activations above a negative threshold through, ours does
 not, so such thresholds are refused. Its TopK, known since 0.4.1 where ``activation: topk`` and ``k`` are in
-config.yaml, keeps the k largest pre-activations whatever their sign. Cross-layer transcoders are refused.
+config.yaml, keeps the k largest pre-activations whatever their sign.
 """
 
 import logging
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from circuitcli.errors import InputError
+from circuitcli.saes.exchange import circuit_tracer_clt as clt
 from circuitcli.saes.exchange import hooks
 from circuitcli.saes.exchange.fields import COUNT, LIST, TEXT, checked
 from circuitcli.saes.exchange.place import About, Place, read_yaml
@@ -29,24 +30,28 @@ CONFIG, LAYER = "config.yaml", re.compile(r"layer_([0-9]{1,9})\.safetensors")
 THRESHOLD = "activation_function.threshold"
 _NAMES = ("model_name", "model_kind", "feature_input_hook", "feature_output_hook", "activation", "scan")
 _FIELDS = {**dict.fromkeys(_NAMES, TEXT), "k": COUNT, "transcoders": LIST}
+_SET = "transcoder_set"
 _KNOWN = ("relu", "jumprelu", "topk", "batchtopk")
 # Published without its k, which circuit-tracer knows by this name.
 _CRV, _CRV_K = "crv-8b-instruct-transcoders", 128
 
 
 def places(directory: Path, names: frozenset[str]) -> list[Place]:
-    """The transcoders of a directory. Raises InputError for those across layers, and for lists of files elsewhere."""
+    """The transcoders of a directory. Raises InputError for lists of files elsewhere, and for what is incomplete."""
     layers = {int(found[1]): name for name in names if (found := LAYER.fullmatch(name))}
-    has_config = (directory / CONFIG).is_file()
-    if not layers and CONFIG not in names:
+    has_config, is_clt = (directory / CONFIG).is_file(), any(map(clt.ENCODER.fullmatch, names))
+    if not layers and not is_clt and CONFIG not in names:
         return []
     config = _config(directory / CONFIG) if has_config else {}
+    if is_clt:
+        path = directory / CONFIG if has_config else None
+        return clt.places(directory, names, format_=NAME, config=config, config_path=path)
     if not layers and "feature_input_hook" not in config:
         return []
-    if config.get("model_kind", "transcoder_set") != "transcoder_set":
+    if (kind := config.get("model_kind", _SET)) != _SET:
         raise InputError(
-            f"{directory} holds a {config['model_kind']}, which writes to many layers; circuit does not know it",
-            hint="per-layer transcoders (model_kind: transcoder_set) are read",
+            f"{directory / CONFIG} says model_kind {kind}, and files of that are not there",
+            hint=f"a {clt.KIND} has W_enc_0.safetensors, ..., a {_SET} layer_0.safetensors, ...; copy them too",
         )
     if not layers:
         elsewhere = " ".join(map(str, config.get("transcoders", [])[:2]))
@@ -76,7 +81,9 @@ def read(place: Place) -> "Foreign":
     from circuitcli.saes.base import SaeConfig
     from circuitcli.saes.exchange.tensors import Foreign, Tensors, build
 
-    config = _config(place.files[1]) if len(place.files) > 1 else {}
+    config = _config(place.files[-1]) if place.files[-1].name == CONFIG else {}
+    if clt.ENCODER.fullmatch(place.files[0].name):
+        return clt.read(place, config)
     tensors = Tensors.safetensors(place.files[0])
     if place.target is None:
         raise InputError(
@@ -151,10 +158,17 @@ def _untold(path: Path, said: str | None, seen: str) -> InputError:
 
 
 def write(items: "Sequence[Foreign]", directory: Path) -> list[Path]:
-    """Write transcoders of one kind as one set. Raises InputError for what circuit-tracer does not load."""
+    """Write transcoders of one kind as one set, or a cross-layer one.
+
+    Raises InputError for what circuit-tracer does not load.
+    """
     from circuitcli.saes.exchange import folding
     from circuitcli.saes.tensor_files import save_tensors
 
+    if any(item.sae.config.further for item in items):
+        made = clt.write(items, directory)
+        _write_config(items, directory, kind=clt.KIND)
+        return made
     for item in items:
         _check_writable(item.sae)
     kinds = {(sae.hook.site, sae.target.site, sae.d_sae, str(sae.options), sae.config.skip) for sae, _, _ in items}
@@ -183,7 +197,7 @@ def write(items: "Sequence[Foreign]", directory: Path) -> list[Path]:
         path = directory / f"layer_{sae.hook.layer}.safetensors"
         save_tensors(tensors, path)
         made.append(path)
-    (directory / CONFIG).write_text(yaml.safe_dump(_written_config(items), sort_keys=False), encoding="utf-8")
+    _write_config(items, directory, kind=_SET)
     return made
 
 
@@ -206,7 +220,7 @@ def _check_writable(sae: "SparseCoder") -> None:
         )
 
 
-def _written_config(items: "Sequence[Foreign]") -> dict[str, Any]:
+def _write_config(items: "Sequence[Foreign]", directory: Path, *, kind: str) -> None:
     sae, about, _ = items[0]
     names = [
         hooks.to_transformer_lens(hook, before_gain=before)
@@ -216,12 +230,13 @@ def _written_config(items: "Sequence[Foreign]") -> dict[str, Any]:
     activations = {_WRITTEN[item.sae.architecture] for item in items}
     # Of ReLU beside JumpReLU, thresholds in the files tell.
     activation = {"activation": activations.pop()} if len(activations) == 1 else {}
-    return {
+    config = {
         "model_name": about.model,
-        "model_kind": "transcoder_set",
+        "model_kind": kind,
         "feature_input_hook": parts[0],
         "feature_output_hook": parts[1],
         "scan": (about.model or "circuit").rpartition("/")[2],
         **activation,
         **sae.options,
     }
+    (directory / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitcli.errors import InputError
+from circuitcli.hookpoints import HookPoint
 from circuitcli.saes.base import SparseCoder
 from circuitcli.saes.gated import GatedSae
 from circuitcli.saes.jumprelu import JumpReluSae
@@ -27,8 +28,9 @@ def scale_input(sae: SparseCoder, factor: float, *, output: float | None = None)
     sae.W_enc.mul_(factor)
     if isinstance(sae, MatchingPursuitSae):
         sae.residual_threshold /= factor
-    sae.W_dec.div_(factor if output is None else output)
-    sae.b_dec.div_(factor if output is None else output)
+    for hook in sae.writes:
+        sae.decoder(hook).div_(factor if output is None else output)
+        sae.decoder_bias(hook).div_(factor if output is None else output)
 
 
 @torch.no_grad()
@@ -94,17 +96,24 @@ def fold_affine_input(
         _shift(sae, -sae.b_dec)
         sae.config = replace(sae.config, subtract_decoder_bias=False)
     sae.W_enc.div_(gain[:, None])
-    if sae.config.skip:
-        sae.W_skip.div_(gain)
     if not sae.is_transcoder:
         sae.W_dec.mul_(gain)
         sae.b_dec.mul_(gain)
     if bias is not None:
         _shift(sae, -bias)
-        if sae.config.skip:
-            sae.b_dec.sub_(sae.W_skip @ bias)
         if not sae.is_transcoder:
             sae.b_dec.add_(bias)
+    for hook in sae.writes if sae.config.skip else ():
+        _fold_into_skip(sae, hook, gain, bias)
+
+
+def _fold_into_skip(sae: SparseCoder, hook: HookPoint, gain: Tensor, bias: Tensor | None) -> None:
+    skip = sae.skip_weight(hook)
+    # One that carries nothing may have one number for all.
+    if bool(skip.any()):
+        skip.div_(gain)
+        if bias is not None:
+            sae.decoder_bias(hook).sub_(skip @ bias)
 
 
 def _check_plain(sae: SparseCoder) -> None:

@@ -126,7 +126,8 @@ def _claimed(directory: Path, names: frozenset[str], formats: Sequence[Format]) 
 
 
 def read(place: Place) -> "Foreign":
-    """The SAE of a place, with its own conventions and what is known from elsewhere applied.
+    """The SAE of a place, with its own conventions and what is known from elsewhere applied; of one that writes more
+    hook points than the place, only the decoders of these are read.
 
     Raises InputError for missing, damaged or misfitting files, naming file and tensor.
     """
@@ -136,5 +137,7 @@ def read(place: Place) -> "Foreign":
         sae.config = replace(sae.config, normalisation=changes.normalisation)
         about = about.noting(f"the release's inputs are normalised: {changes.normalisation}")
     sae.config = replace(sae.config, hook=changes.hook or sae.hook, target=changes.target or sae.config.target)
+    if place.uncut:
+        sae.config = replace(sae.config, target=place.target, further=place.further)
     about = replace(about, model=changes.model or about.model, bos=about.bos if changes.bos is None else changes.bos)
     return found._replace(sae=sae, about=about, frequency=frequency)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
+from circuitcli.saes.exchange import gemma_scope_clt as clt
 from circuitcli.saes.exchange import hooks
 from circuitcli.saes.exchange.fields import FACT, TEXT, checked
 from circuitcli.saes.exchange.place import About, Place, read_object
@@ -28,6 +29,8 @@ _FIELDS = {
     **dict.fromkeys(("architecture", "type", "hf_hook_point_in", "hf_hook_point_out", "model_name"), TEXT),
     "l0": FACT,
 }
+# Of the config beside the layers of a cross-layer transcoder, if there is one.
+_OF_LAYERS = {"type": TEXT, "model_name": TEXT, "l0": FACT}
 
 _REPOSITORY = re.compile(r"gemma-scope-(?P<size>2b|9b|27b)-(?P<kind>pt|it)-(?P<part>res|mlp|att|transcoders)")
 _SITES = {"res": "resid", "mlp": "mlp", "transcoders": "mlp_in"}
@@ -40,12 +43,26 @@ _FOLDERS: dict[str, tuple[str, str | None]] = {
 
 
 def places(directory: Path, names: frozenset[str]) -> list[Place]:
-    """The SAE of a directory with these files. Raises InputError for those of attention heads and across layers."""
+    """The SAE of a directory with these files, or the layers of one across layers.
+
+    Raises InputError for those of attention heads, and for crosscoders.
+    """
     if FIRST in names:
         return [_first(directory)]
     if SECOND in names:
         return [_second(directory, has_config=CONFIG in names)]
+    if any(map(clt.LAYER.fullmatch, names)):
+        return _across_layers(directory, names)
     return []
+
+
+def _across_layers(directory: Path, names: frozenset[str]) -> list[Place]:
+    path = directory / CONFIG
+    config = checked(read_object(path), _OF_LAYERS, path) if path.is_file() else {}
+    if "crosscoder" in str(config.get("type", "")) or any("crosscoder" in part for part in directory.parts[-3:]):
+        raise InputError(f"{directory} holds a crosscoder, which reads many layers; circuit does not know its files")
+    model = _model(str(config.get("model_name") or _repository(directory) or "gemma-3"))
+    return clt.places(directory, names, format_=NAME, model=model, config=path if config else None)
 
 
 def _first(directory: Path) -> Place:
@@ -76,7 +93,10 @@ def _second(directory: Path, *, has_config: bool) -> Place:
             f"{directory}: the architecture '{config['architecture']}' is not known", hint="it is jump_relu"
         )
     if str(config.get("type", "")).startswith(("crosscoder", "clt")) or "clt" in directory.parts:
-        raise InputError(f"{directory} holds one that writes to many layers, which circuit does not know")
+        raise InputError(
+            f"{directory} holds one that writes to many layers, in a file that circuit does not know",
+            hint="those of a cross-layer transcoder are params_layer_0.safetensors, params_layer_1.safetensors, ...",
+        )
     entry, leave = config.get("hf_hook_point_in"), config.get("hf_hook_point_out")
     if entry is None:
         entry, leave = _guessed(directory)
@@ -119,6 +139,9 @@ def read(place: Place) -> "Foreign":
     """The SAE or transcoder. Raises InputError for bad files."""
     from circuitcli.saes.exchange.tensors import Foreign, Tensors
 
+    if clt.LAYER.fullmatch(place.files[0].name):
+        coder, dtype = clt.read(place)
+        return Foreign(coder, _about_second(place, dtype))
     is_first = place.files[0].name == FIRST
     tensors = Tensors.npz(place.files[0]) if is_first else Tensors.safetensors(place.files[0])
     sae = _built(place, tensors)
@@ -139,6 +162,19 @@ def read(place: Place) -> "Foreign":
         training={} if l0 is None else {"l0": l0},
     )
     return Foreign(sae, about)
+
+
+def _about_second(place: Place, dtype: str) -> About:
+    """What is known of a layer of a cross-layer transcoder."""
+    config = checked(read_object(place.files[1]), _OF_LAYERS, place.files[1]) if len(place.files) > 1 else {}
+    return About(
+        model=place.model,
+        bos=True,
+        context_length=_CONTEXT_LENGTH,
+        dtype=dtype,
+        dataset=_DATASET,
+        training={} if config.get("l0") is None else {"l0": config["l0"]},
+    )
 
 
 def _built(place: Place, tensors: "Tensors") -> "SparseCoder":

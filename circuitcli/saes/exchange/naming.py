@@ -2,7 +2,8 @@
 
     PATH  FORMAT:PATH  FORMAT:hf://OWNER/REPOSITORY/PATH  RELEASE  RELEASE/HOOK  RELEASE/ID
 
-each with ``@HOOK`` (a transcoder's ``@HOOK:TARGET``) behind it where files and path do not tell the hook point.
+several with commas between, each with ``@HOOK`` (a transcoder's ``@HOOK:TARGET``) behind it where files and path do not
+tell the hook point.
 """
 
 from collections.abc import Collection, Iterable
@@ -58,6 +59,13 @@ def by_hook(places: Iterable[Place]) -> dict[HookPoint, Place]:
             )
         found[place.hook] = place
     return {hook: found[hook] for hook in sorted(found)}
+
+
+def texts_of(written: str) -> list[str]:
+    """What is named by a text in which commas part names: the whole of it if that is a path."""
+    if _exists(Path(written)):
+        return [written]
+    return [part for text in written.split(",") if (part := text.strip())] or [written]
 
 
 def _split(text: str) -> tuple[str, Changes]:

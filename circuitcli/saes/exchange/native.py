@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from circuitcli.hookpoints import HookPoint
-from circuitcli.saes.exchange.place import About, Place
+from circuitcli.saes.exchange.place import NATIVE, About, Place
 from circuitcli.saes.folder import CONFIG, WEIGHTS, read_config
 
 if TYPE_CHECKING:
     from circuitcli.saes.exchange.tensors import Foreign
 
-NAME = "circuit"
+NAME = NATIVE
 _FIELDS = ("model", "bos", "context_length", "dataset", "before_gain")
 
 
@@ -21,16 +21,29 @@ def places(directory: Path, names: frozenset[str]) -> list[Place]:
         return []
     config = read_config(directory)
     hook, target = HookPoint.parse(config["hook"]), config.get("target")
-    files = (directory / WEIGHTS, directory / CONFIG)
-    return [Place(NAME, directory, files, hook, HookPoint.parse(target) if target else None, config.get("model"))]
+    return [
+        Place(
+            NAME,
+            directory,
+            (directory / WEIGHTS, directory / CONFIG),
+            hook,
+            HookPoint.parse(target) if target else None,
+            config.get("model"),
+            further=tuple(map(HookPoint.parse, config.get("further", ()))),
+        )
+    ]
 
 
 def read(place: Place) -> "Foreign":
     """The SAE. Raises InputError for missing or damaged files."""
     from circuitcli.saes import files
+    from circuitcli.saes.base import SaeConfig
     from circuitcli.saes.exchange.tensors import Foreign
 
-    sae, config = files.load(place.path), read_config(place.path)
+    config = read_config(place.path)
+    own = SaeConfig.of(config).writes
+    # By number, as the place may call its hook points by other names than the file does.
+    sae = files.load(place.path, [own[number] for number in place.numbers] if place.uncut else None)
     shape = {"format", "architecture", *sae.config.content(), *sae.options, *_FIELDS, "notes"}
     about = About(
         hook=str(sae.hook),

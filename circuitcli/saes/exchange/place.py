@@ -1,6 +1,6 @@
 """Where an SAE lies and what its files say of it; needs no torch."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from circuitcli.saes.folder import is_recorded, sae_digest
 if TYPE_CHECKING:
     from circuitcli.saes.base import Normalisation
 
+NATIVE = "circuit"
 _AGAIN = "copy the SAE again"
 
 
@@ -66,7 +67,8 @@ class Place:
     """One SAE on disk. hook is None where neither files nor path tell it.
 
     files: those that decide its codes, weights first; they are digested. transcodes: it is known to be a transcoder,
-    even where its two hook points are not known.
+    even where its two hook points are not known. further: what it writes beside its target. Of a place that was cut,
+    ``uncut`` is all that its files write.
     """
 
     format: str
@@ -77,6 +79,26 @@ class Place:
     model: str | None = None
     changes: Changes = Changes()
     transcodes: bool = False
+    further: tuple[HookPoint, ...] = ()
+    uncut: tuple[HookPoint, ...] = ()
+
+    @property
+    def writes(self) -> tuple[HookPoint, ...]:
+        """What it writes, in the order of its decoders; nothing where its hook point is not known."""
+        first = self.target or self.hook
+        return () if first is None else (first, *self.further)
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """Which of the decoders that its files hold are read, counted from 0."""
+        return tuple((self.uncut or self.writes).index(hook) for hook in self.writes)
+
+    def cut(self, hooks: Container[HookPoint]) -> "Place | None":
+        """The same coder, of which only the decoders of these hook points are read; None if it writes none of them."""
+        kept = tuple(hook for hook in self.writes if hook in hooks)
+        if not kept or kept == self.writes:
+            return self if kept else None
+        return replace(self, target=kept[0], further=kept[1:], uncut=self.uncut or self.writes)
 
     @property
     def digest(self) -> str:
@@ -84,14 +106,14 @@ class Place:
         for path in self.files:
             if not path.is_file():
                 raise InputError(f"{path} is gone", hint="copy the SAE again")
-        if self.format == "circuit":
+        if self.format == NATIVE:
             own = sae_digest(self.path)
             return own if self.changes == Changes() else digest([own, *map(str, vars(self.changes).values())])
         return digest([*(file_digest(path) for path in self.files), *map(str, vars(self.changes).values())])
 
     def is_recorded_as(self, recorded: str) -> bool:
         """Whether a digest in a record is of this SAE; see `folder.is_recorded` for those of earlier versions."""
-        if self.format == "circuit" and self.changes == Changes():
+        if self.format == NATIVE and self.changes == Changes():
             return is_recorded(self.path, recorded)
         return self.digest == recorded
 

@@ -79,8 +79,8 @@ def _tied(sae: "SparseCoder") -> "dict[str, Tensor]":
 def _written_config(sae: "SparseCoder", about: About) -> dict[str, Any]:
     kind = (sae.architecture, sae.config.skip)
     architecture = _WRITTEN_TRANSCODERS.get(kind) if sae.is_transcoder else _WRITTEN.get(sae.architecture)
-    if architecture is None:
-        kind_of_sae = "transcoder" if sae.is_transcoder else "SAE"
+    if architecture is None or sae.config.further:
+        kind_of_sae = "cross-layer transcoder" if sae.config.further else "transcoder" if sae.is_transcoder else "SAE"
         raise InputError(
             f"SAELens has no {sae.architecture} {kind_of_sae}, as at {sae.hook}", hint="choose another --to"
         )

@@ -167,7 +167,7 @@ def module_name(hook: HookPoint, module: str | None) -> str:
 def _check_writable(sae: "SparseCoder") -> None:
     fits = sae.architecture == "topk" and sae.config.normalisation == "none" and sae.d_in == sae.d_out
     same_module = not sae.is_transcoder or (sae.hook.site, sae.target.site) in {("mlp_in", "mlp"), ("attn_in", "attn")}
-    if not fits or not same_module or sae.hook.layer != sae.target.layer:
+    if not fits or not same_module or sae.config.further or sae.hook.layer != sae.target.layer:
         kind = "transcoder" if sae.is_transcoder else "SAE"
         raise InputError(
             f"sparsify cannot hold the {sae.architecture} {kind} at {sae.hook}",

@@ -2,7 +2,7 @@
 
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -127,17 +127,41 @@ class Tensors:
         return str(getattr(self.content[self.name_of(*names)], "dtype", None)).removeprefix("torch.")
 
 
+def decoders(
+    found: Iterable[tuple[Tensor, Tensor | None]], *, skip: Tensor | None = None, d_out: int
+) -> dict[str, Tensor]:
+    """Our parameters of coders that write several hook points: of each, in order, the decoder and the bias, if any.
+
+    skip: what the first that has a bias carries; the others carry nothing.
+    """
+    named: dict[str, Tensor] = {}
+    for number, (decoder, bias) in enumerate(found):
+        suffix = f"_{number}" if number else ""
+        named[f"W_dec{suffix}"] = decoder
+        named[f"b_dec{suffix}"] = decoder.new_zeros(d_out) if bias is None else bias
+        if skip is not None:
+            # One number for all.
+            named[f"W_skip{suffix}"] = skip.new_zeros(()).expand_as(skip) if bias is None else skip
+    return named
+
+
 def build(
     architecture: str, config: SaeConfig, parameters: Mapping[str, Tensor], *, path: Path, **options: Any
 ) -> SparseCoder:
     """An SAE of these parameters, on the CPU, taking no gradients. Raises InputError if one does not fit the others."""
     try:
-        made = ARCHITECTURES[architecture](config, **options)
+        with torch.device("meta"):
+            made = ARCHITECTURES[architecture](config, **options)
     except SettingsError as error:
         raise InputError(f"{path}: {error.message}", hint=_AGAIN) from None
     for name, tensor in made.state_dict().items():
         if parameters[name].shape != tensor.shape:
             seen, wanted = tuple(parameters[name].shape), tuple(tensor.shape)
             raise InputError(f"{path}: {name} has shape {seen}, the other tensors ask for {wanted}", hint=_AGAIN)
-    made.load_state_dict({name: tensor.float().contiguous() for name, tensor in parameters.items()}, assign=True)
+    made.load_state_dict({name: _own(tensor) for name, tensor in parameters.items()}, assign=True)
     return made.eval().requires_grad_(False)
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """In float32 and in one piece, if it is not one number for all."""
+    return tensor.float() if 0 in tensor.stride() else tensor.float().contiguous()

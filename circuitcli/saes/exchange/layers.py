@@ -1,0 +1,44 @@
+"""The layers of a cross-layer transcoder: which are there, and what each writes; needs no torch."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from circuitcli.errors import InputError
+from circuitcli.hookpoints import HookPoint
+
+logger = logging.getLogger(__name__)
+
+
+def writes_from(target: HookPoint, n_layers: int) -> tuple[HookPoint, ...]:
+    """What a layer writes: its own hook point and the same of all layers after it."""
+    return tuple(HookPoint(layer, target.site) for layer in range(target.layer, n_layers))
+
+
+def check_whole(directory: Path, counts: Mapping[int, int], *, hint: str) -> None:
+    """Raise InputError unless all layers are there from the first that is.
+
+    counts: for each layer how many layers its decoders tell that there are. Layers that are missing in front are told
+    in a warning: what they write is part of the error.
+    """
+    n_layers, layers = max(counts.values()), sorted(counts)
+    for layer in layers:
+        if counts[layer] != n_layers:
+            raise InputError(
+                f"{directory}: by the decoders of layer {layer} the cross-layer transcoder has {counts[layer]} layers, "
+                f"by others {n_layers}",
+                hint=hint,
+            )
+    missing = [layer for layer in range(layers[0], n_layers) if layer not in counts]
+    if missing:
+        raise InputError(
+            f"{directory} holds a cross-layer transcoder of {n_layers} layers without layer "
+            f"{' '.join(map(str, missing))}",
+            hint=hint,
+        )
+    if layers[0] > 0:
+        logger.warning(
+            "the cross-layer transcoder in %s begins with layer %d: what layers before it write is not explained",
+            directory,
+            layers[0],
+        )

@@ -1,0 +1,369 @@
+"""Cross-layer transcoders of other libraries: the same numbers as a slow, plain forward pass, and no weight in vain."""
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from exchange_support import random_sae
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from circuitcli.errors import InputError
+from circuitcli.hookpoints import HookPoint
+from circuitcli.saes import files, stored
+from circuitcli.saes.base import SparseCoder
+from circuitcli.saes.cutting import cut
+from circuitcli.saes.exchange import formats
+from circuitcli.saes.exchange.place import About, Place
+from circuitcli.saes.exchange.tensors import Foreign
+
+N_LAYERS, N_TOKENS, D_IN, D_SAE = 4, 11, 6, 17
+
+
+def random(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+# What each layer reads, of all layers and tokens.
+X = random(N_LAYERS, N_TOKENS, D_IN, seed=1).double() + 0.5
+
+
+def mlp(layer: int) -> HookPoint:
+    return HookPoint(layer, "mlp")
+
+
+def coders_of(path: Path, name: str | None = None) -> list[SparseCoder]:
+    return [formats.read(place).sae.double() for place in formats.find(path, name)]
+
+
+def outputs(coders: list[SparseCoder]) -> Tensor:
+    """What all coders write at each layer together, (layer, token, width)."""
+    made = torch.zeros(N_LAYERS, N_TOKENS, coders[0].d_out, dtype=torch.float64)
+    for coder in coders:
+        x = X[coder.hook.layer]
+        codes = coder.encode(x)
+        for hook in coder.writes:
+            skip = coder.skip(x, hook)
+            made[hook.layer] += coder.decode(codes, hook=hook) + (0 if skip is None else skip)
+    return made
+
+
+def tracer_files(directory: Path, *, has_threshold: bool = True, **config: Any) -> dict[str, Tensor]:
+    """The files of a cross-layer transcoder of circuit-tracer, and all of their tensors."""
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors: dict[str, Tensor] = {}
+    for layer in range(N_LAYERS):
+        encoder = {
+            f"W_enc_{layer}": random(D_SAE, D_IN, seed=10 + layer),
+            f"b_enc_{layer}": random(D_SAE, seed=20 + layer),
+            f"b_dec_{layer}": random(D_IN, seed=30 + layer),
+        }
+        if has_threshold:
+            encoder[f"threshold_{layer}"] = random(D_SAE, seed=40 + layer).abs()
+        decoder = {f"W_dec_{layer}": random(D_SAE, N_LAYERS - layer, D_IN, seed=50 + layer)}
+        save_file(encoder, directory / f"W_enc_{layer}.safetensors")
+        save_file(decoder, directory / f"W_dec_{layer}.safetensors")
+        tensors |= encoder | decoder
+    content = {
+        "model_name": "google/gemma-2-2b",
+        "model_kind": "cross_layer_transcoder",
+        "feature_input_hook": "mlp.hook_in",
+        "feature_output_hook": "hook_mlp_out",
+        "scan": "clt",
+        **config,
+    }
+    (directory / "config.yaml").write_text(yaml.safe_dump(content))
+    return {name: tensor.double() for name, tensor in tensors.items()}
+
+
+def tracer_forward(w: dict[str, Tensor]) -> Tensor:
+    """circuit-tracer's: pre-activations above the threshold pass, whatever their sign; W_dec_i starts at its layer."""
+    made = torch.stack([w[f"b_dec_{layer}"].expand(N_TOKENS, -1) for layer in range(N_LAYERS)]).clone()
+    for layer in range(N_LAYERS):
+        for token in range(N_TOKENS):
+            for feature in range(D_SAE):
+                pre = w[f"W_enc_{layer}"][feature] @ X[layer, token] + w[f"b_enc_{layer}"][feature]
+                if pre > w.get(f"threshold_{layer}", torch.zeros(D_SAE))[feature]:
+                    made[layer:, token] += pre * w[f"W_dec_{layer}"][feature]
+    return made
+
+
+@pytest.mark.parametrize("has_threshold", [True, False])
+def test_a_clt_of_circuit_tracer_gives_the_same_here(has_threshold: bool, tmp_path: Path):
+    tensors = tracer_files(tmp_path, has_threshold=has_threshold)
+    coders = coders_of(tmp_path)
+    assert [str(coder.hook) for coder in coders] == ["mlp_in.0", "mlp_in.1", "mlp_in.2", "mlp_in.3"]
+    assert [coder.writes for coder in coders] == [tuple(map(mlp, range(n, N_LAYERS))) for n in range(N_LAYERS)]
+    assert {coder.architecture for coder in coders} == {"jumprelu" if has_threshold else "relu"}
+    torch.testing.assert_close(outputs(coders), tracer_forward(tensors), rtol=1e-12, atol=1e-12)
+
+
+def test_what_a_clt_reads_is_told_by_its_config(tmp_path: Path):
+    tracer_files(tmp_path, feature_input_hook="hook_resid_mid")
+    (place, *_) = formats.find(tmp_path)
+    assert (str(place.hook), place.model) == ("resid_mid.0", "google/gemma-2-2b")
+    tracer_files(tmp_path, feature_input_hook="ln2.hook_normalized")
+    found = formats.read(formats.find(tmp_path)[1])
+    assert str(found.sae.hook) == "mlp_in.1" and found.about.before_gain and found.about.training == {"scan": "clt"}
+
+
+def gemma_files(directory: Path, *, skips: bool = True) -> list[dict[str, Tensor]]:
+    """The files of a cross-layer transcoder of Gemma Scope 2, and the tensors of each layer."""
+    directory.mkdir(parents=True)
+    made = []
+    for layer in range(N_LAYERS):
+        tensors = {
+            "w_enc": random(D_IN, D_SAE, seed=10 + layer),
+            "b_enc": random(D_SAE, seed=20 + layer),
+            "threshold": random(D_SAE, seed=40 + layer).abs(),
+            "w_dec": random(D_SAE, N_LAYERS, D_IN, seed=50 + layer),
+            "b_dec": random(D_IN, seed=30 + layer),
+        }
+        if skips:
+            tensors["affine_skip_connection"] = random(D_IN, D_IN, seed=60 + layer)
+        save_file(tensors, directory / f"params_layer_{layer}.safetensors")
+        made.append({name: tensor.double() for name, tensor in tensors.items()})
+    return made
+
+
+def gemma_forward(layers: list[dict[str, Tensor]]) -> Tensor:
+    """Gemma Scope 2's: a layer writes itself and what follows it; its affine map goes to itself alone."""
+    made = torch.zeros(N_LAYERS, N_TOKENS, D_IN, dtype=torch.float64)
+    for layer, w in enumerate(layers):
+        pre = X[layer] @ w["w_enc"] + w["b_enc"]
+        codes = (pre > w["threshold"]) * torch.relu(pre)
+        for later in range(layer, N_LAYERS):
+            made[later] += codes @ w["w_dec"][:, later]
+        made[layer] += w["b_dec"] + (X[layer] @ w["affine_skip_connection"] if len(w) > 5 else 0)
+    return made
+
+
+@pytest.mark.parametrize("skips", [True, False])
+def test_a_clt_of_gemma_scope_2_gives_the_same_here(skips: bool, tmp_path: Path):
+    directory = tmp_path / "gemma-scope-2-1b-it/clt/width_17_l0_medium"
+    tensors = gemma_files(directory, skips=skips)
+    coders = coders_of(tmp_path)
+    assert [str(coder.hook) for coder in coders] == ["mlp_in.0", "mlp_in.1", "mlp_in.2", "mlp_in.3"]
+    assert coders[1].writes == (mlp(1), mlp(2), mlp(3)) and coders[1].config.skip == skips
+    torch.testing.assert_close(outputs(coders), gemma_forward(tensors), rtol=1e-12, atol=1e-12)
+    found = formats.read(formats.find(directory / "params_layer_2.safetensors")[0])
+    assert (found.about.model, found.about.bos, str(found.sae.hook)) == ("google/gemma-3-1b-it", True, "mlp_in.2")
+
+
+def random_clt(architecture: str = "jumprelu", *, layers: tuple[int, ...] = (0, 1, 2, 3)) -> list[SparseCoder]:
+    """The layers of a cross-layer transcoder, with biases of their own layers alone."""
+    made = []
+    for layer in layers:
+        writes = [mlp(later) for later in layers if later >= layer]
+        coder = random_sae(
+            architecture,
+            seed=layer,
+            hook=HookPoint(layer, "mlp_in"),
+            target=writes[0],
+            further=tuple(writes[1:]),
+            subtract_decoder_bias=False,
+            d_out=D_IN,
+        )
+        for hook in writes[1:]:
+            coder.decoder_bias(hook).zero_()
+        made.append(coder)
+    return made
+
+
+def written(coders: list[SparseCoder], name: str, directory: Path) -> list[Path]:
+    return formats.WRITABLE[name].write([Foreign(coder, About(model="org/model")) for coder in coders], directory)
+
+
+@pytest.mark.parametrize("layers", [(0, 1, 2, 3), (1, 2, 3)], ids=["all", "last"])
+@pytest.mark.parametrize("architecture", ["relu", "jumprelu"])
+def test_a_clt_comes_back_from_circuit_tracer_as_it_was(
+    architecture: str, layers: tuple[int, ...], tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    coders = random_clt(architecture, layers=layers)
+    own = [formats.read(formats.find(path)[0]).sae for path in written(coders, "circuit", tmp_path / "own")]
+    written(own, "circuit_tracer", tmp_path / "theirs")
+    assert ("only if it has all layers" in caplog.text) == (layers[0] > 0)
+    theirs = [formats.read(place).sae for place in formats.find(tmp_path / "theirs")]
+    again = written(theirs, "circuit", tmp_path / "again")
+    for before, after in zip(coders, (files.load(path) for path in again), strict=True):
+        assert (after.config, type(after)) == (before.config, type(before))
+        state = after.state_dict()
+        assert all(torch.equal(state[name], tensor) for name, tensor in before.state_dict().items())
+
+
+def test_a_clt_of_ours_gives_the_same_in_circuit_tracer(tmp_path: Path):
+    coders = random_clt()
+    # A bias that one layer adds to another is part of that layer's there.
+    coders[0].decoder_bias(mlp(2)).fill_(0.25)
+    written(coders, "circuit_tracer", tmp_path)
+    tensors: dict[str, Tensor] = {}
+    for path in tmp_path.glob("*.safetensors"):
+        tensors |= {name: tensor.double() for name, tensor in load_file(path).items()}
+    expected = outputs([coder.double() for coder in coders])
+    # Biases are added up in float32.
+    torch.testing.assert_close(tracer_forward(tensors), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("coders", "message"),
+    [
+        (lambda: random_clt("topk"), "cannot hold the topk cross-layer transcoder at mlp_in.0"),
+        (lambda: [*random_clt(), random_sae("jumprelu")], "one cross-layer transcoder, all of whose layers"),
+        (lambda: random_clt()[:1], "no place for the bias of layer 2"),
+    ],
+)
+def test_a_clt_that_circuit_tracer_cannot_load_is_not_written(
+    coders: Callable[[], list[SparseCoder]], message: str, tmp_path: Path
+):
+    made = coders()
+    made[0].decoder_bias(made[0].writes[-1]).fill_(0.5 if len(made) == 1 else 0)
+    message = message.replace("layer 2", "layer 3")
+    with pytest.raises(InputError, match=message) as caught:
+        written(made, "circuit_tracer", tmp_path)
+    assert caught.value.hint and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["sae_lens", "dictionary_learning", "sparsify"])
+def test_formats_of_one_layer_refuse_a_clt(name: str, tmp_path: Path):
+    architecture = "topk" if name == "sparsify" else "relu"
+    with pytest.raises(InputError, match=r"transcoder.* at mlp_in\.0"):
+        written(random_clt(architecture), name, tmp_path)
+
+
+class Reader:
+    """What is read of tensors' contents, by file and name, with the column if it is one."""
+
+    def __init__(self) -> None:
+        self.read: set[str] = set()
+
+    def __call__(self, path: Path, **options: Any) -> "Reader.Opened":
+        return Reader.Opened(self, path, options)
+
+    class Opened:
+        def __init__(self, reader: "Reader", path: Path, options: dict[str, Any]) -> None:
+            self.reader, self.real = reader, REAL_OPEN(path, **options)
+
+        def __enter__(self) -> "Reader.Opened":
+            self.real.__enter__()
+            return self
+
+        def __exit__(self, *error: Any) -> None:
+            self.real.__exit__(*error)
+
+        def get_tensor(self, name: str) -> Tensor:
+            self.reader.read.add(name)
+            return self.real.get_tensor(name)
+
+        def get_slice(self, name: str) -> Any:
+            reader, part = self.reader, self.real.get_slice(name)
+
+            class Part:
+                def __getitem__(self, at: tuple[Any, slice]) -> Tensor:
+                    reader.read.update(f"{name}[:, {column}]" for column in range(at[1].start, at[1].stop))
+                    return part[at]
+
+            return Part()
+
+
+REAL_OPEN = stored.safe_open
+
+
+@pytest.fixture
+def reader(monkeypatch: pytest.MonkeyPatch) -> Iterator[Reader]:
+    made = Reader()
+    monkeypatch.setattr(stored, "safe_open", made)
+    yield made
+
+
+def place_of(path: Path, hook: str) -> Place:
+    return next(place for place in formats.find(path) if str(place.hook) == hook)
+
+
+def test_decoders_that_are_not_written_are_never_read(reader: Reader, tmp_path: Path):
+    tracer_files(tmp_path / "tracer")
+    gemma_files(tmp_path / "gemma-scope-2-1b-it/clt/x")
+    written(random_clt("topk"), "circuit", tmp_path / "own")
+    kept = [mlp(2), mlp(3), HookPoint(1, "resid")]
+    expected = {
+        "tracer": {"W_enc_1", "b_enc_1", "b_dec_1", "threshold_1", "W_dec_1[:, 1]", "W_dec_1[:, 2]"},
+        "gemma-scope-2-1b-it": {
+            *("w_enc", "b_enc", "b_dec", "threshold", "affine_skip_connection"),
+            *("w_dec[:, 2]", "w_dec[:, 3]"),
+        },
+        "own": {"W_enc", "b_enc", "W_dec_1", "b_dec_1", "W_dec_2", "b_dec_2"},
+    }
+    for folder, tensors in expected.items():
+        whole = place_of(tmp_path / folder, "mlp_in.1")
+        digest = whole.digest
+        reader.read.clear()
+        place = whole.cut(kept)
+        assert place is not None and place.digest == digest and not reader.read
+        coder = formats.read(place).sae
+        assert reader.read == tensors
+        assert coder.writes == (mlp(2), mlp(3)) == place.writes
+        # The same as all of it, of which the rest is left out.
+        expected_coder = cut(formats.read(whole).sae, kept)
+        assert coder.config == expected_coder.config
+        state = expected_coder.state_dict()
+        assert all(torch.equal(tensor, state[name]) for name, tensor in coder.state_dict().items())
+        assert whole.cut([mlp(0)]) is None and whole.cut([*whole.writes, mlp(0)]) is whole
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda at: (at / "W_dec_2.safetensors").unlink(), "lacks W_dec_2.safetensors"),
+        (lambda at: (at / "W_enc_2.safetensors").unlink(), "lacks W_enc_2.safetensors"),
+        (lambda at: [path.unlink() for path in at.glob("*_1.safetensors")], "of 4 layers without layer 1$"),
+        (lambda at: [path.unlink() for path in at.glob("*_3.safetensors")], "of 4 layers without layer 3$"),
+        (lambda at: save_file({"W_dec_1": torch.zeros(D_SAE, 2, D_IN)}, at / "W_dec_1.safetensors"), "has 3 layers"),
+        (lambda at: save_file({"W_dec_1": torch.zeros(D_SAE, D_IN)}, at / "W_dec_1.safetensors"), "of three axes"),
+        (lambda at: save_file({"W_dec_0": torch.zeros(D_SAE, 4, 9)}, at / "W_dec_0.safetensors"), "expected"),
+        (lambda at: (at / "W_enc_0.safetensors").write_bytes(b"x" * 99), "cannot read"),
+        (lambda at: tracer_files(at, activation="topk"), "no cross-layer transcoder of the activation 'topk'"),
+    ],
+)
+def test_an_incomplete_clt_of_circuit_tracer_is_refused_by_name(
+    change: Callable[[Path], object], message: str, tmp_path: Path
+):
+    tracer_files(tmp_path)
+    change(tmp_path)
+    with pytest.raises(InputError, match=message) as caught:
+        coders_of(tmp_path)
+    assert caught.value.hint and str(tmp_path) in caught.value.message
+
+
+def test_a_clt_of_gemma_scope_without_a_layer_is_refused(tmp_path: Path):
+    directory = tmp_path / "gemma-scope-2-1b-it/clt/x"
+    gemma_files(directory)
+    (directory / "params_layer_2.safetensors").unlink()
+    with pytest.raises(InputError, match=r"of 4 layers without layer 2$"):
+        formats.find(tmp_path)
+    # A layer that is named alone needs no other.
+    assert str(formats.find(directory / "params_layer_3.safetensors")[0].hook) == "mlp_in.3"
+    gemma_files(tmp_path / "gemma-scope-2-1b-it/crosscoder/x")
+    with pytest.raises(InputError, match="holds a crosscoder"):
+        formats.find(tmp_path / "gemma-scope-2-1b-it/crosscoder")
+
+
+def test_a_clt_without_its_first_layers_is_read_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    tracer_files(tmp_path)
+    for path in tmp_path.glob("*_0.safetensors"):
+        path.unlink()
+    with caplog.at_level(logging.WARNING, logger="circuitcli"):
+        assert [str(place.hook) for place in formats.find(tmp_path)] == ["mlp_in.1", "mlp_in.2", "mlp_in.3"]
+    assert "begins with layer 1" in caplog.text
+
+
+def test_what_a_clt_subtracts_goes_into_its_encoder_when_that_is_cut_off(tmp_path: Path):
+    (coder, *_) = random_clt("relu")
+    coder.config = coder.config.__class__(**{**vars(coder.config), "subtract_decoder_bias": True})
+    files.save(coder, tmp_path)
+    found = files.load(tmp_path, [mlp(2)])
+    assert found.writes == (mlp(2),) and not found.config.subtract_decoder_bias
+    torch.testing.assert_close(found.encode(X[0].float()), coder.encode(X[0].float()), rtol=1e-5, atol=1e-5)
+    assert torch.equal(found.decoder(mlp(2)), coder.decoder(mlp(2)))
