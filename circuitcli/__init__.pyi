@@ -3,6 +3,10 @@
 from circuitcli.activations.cache import ActivationCache as ActivationCache
 from circuitcli.api.coders import load_coders as load_coders
 from circuitcli.api.collecting import collect as collect
+from circuitcli.api.describing import Card as Card
+from circuitcli.api.describing import describe as describe
+from circuitcli.api.drawing import Picture as Picture
+from circuitcli.api.drawing import draw as draw
 from circuitcli.api.encoding import Encoded as Encoded
 from circuitcli.api.encoding import encode as encode
 from circuitcli.api.models import load_model as load_model

@@ -1,4 +1,4 @@
-"""SVG and PNG files, drawn by the ``dot`` program of Graphviz."""
+"""SVG, PNG and PDF files, drawn by the ``dot`` program of Graphviz."""
 
 import subprocess
 from pathlib import Path
@@ -11,7 +11,7 @@ _INSTALL = "`apt-get install graphviz` or `brew install graphviz`; .html, .dot a
 
 
 def picture(source: str, *, form: str, dpi: int = 96) -> bytes:
-    """The drawing of a DOT text as ``svg`` or ``png``.
+    """The drawing of a DOT text as ``svg``, ``png`` or ``pdf``.
 
     Raises ToolError if the program is missing, fails, or takes longer than ten minutes.
     """
@@ -33,7 +33,7 @@ def picture(source: str, *, form: str, dpi: int = 96) -> bytes:
 
 
 def write_picture(source: str, path: Path, *, dpi: int = 96) -> None:
-    """Draw a DOT text into an .svg or .png file; raises as `picture` does."""
+    """Draw a DOT text into an .svg, .png or .pdf file; raises as `picture` does."""
     drawn = picture(source, form=path.suffix.lower().removeprefix("."), dpi=dpi)
     with atomic(path, "wb") as stream:
         stream.write(drawn)

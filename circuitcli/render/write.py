@@ -1,4 +1,4 @@
-"""All files of one drawing, by suffix: .dot .svg .png .json .html, and ``-`` for DOT on stdout."""
+"""All files of one drawing, by suffix: .dot .svg .png .pdf .json .html, and ``-`` for DOT on stdout."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,8 +13,8 @@ from circuitcli.render.picture import write_picture
 from circuitcli.runs import atomic
 from circuitcli.settings.render import RenderSettings
 
-SUFFIXES = (".dot", ".svg", ".png", ".json", ".html")
-PICTURES = (".svg", ".png")
+SUFFIXES = (".dot", ".svg", ".png", ".pdf", ".json", ".html")
+PICTURES = (".svg", ".png", ".pdf")
 STDOUT = "-"
 
 

@@ -9,7 +9,7 @@ class RenderSettings(Section):
     """How a circuit is drawn."""
 
     output: Texts = ()
-    """Files to write: .dot .svg .png .json .html by suffix, - for DOT on stdout; by default an SVG and an HTML page in
+    """Files to write: .dot .svg .png .pdf .json .html by suffix, - for DOT on stdout; by default an SVG and an HTML page in
     the run."""
     graph: str | None = None
     """Name of the graph to draw; by default the one made last."""

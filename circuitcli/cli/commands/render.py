@@ -17,7 +17,7 @@ EXTRAS = (FILE, switch("curves", "--curves", help="Draw how the SAEs learned ins
 def render(call: Call) -> None:
     """Draw a circuit.
 
-    The suffix of a file says how: .dot, .svg, .png, .html for an interactive page, .json for all its numbers.
+    The suffix of a file says how: .dot, .svg, .png, .pdf, .html for an interactive page, .json for all its numbers.
 
     \b
     circuit render -o circuit.svg -o circuit.html
