@@ -124,7 +124,7 @@ def test_collecting_stores_what_the_command_stores_and_nothing_is_made_again(mod
 
 def test_texts_at_hand_are_collected_and_gone_with_the_value(model):
     texts = ["for i in range(10):", "import os\nimport sys", "class A:\n    pass"]
-    cache = circuit.collect(model, texts, hooks=["resid.2", "mlp.0"], dtype="float32", tokens=1000)
+    cache = circuit.collect(model, texts, hooks=["resid.2", "mlp.0"], dtype="float32")
     folder, hook = cache.path, HookPoint(2, "resid")
     lengths = [len(model.tokenizer.encode(text)) for text in texts]
     assert cache.block_lengths(0, cache.n_tokens) == lengths

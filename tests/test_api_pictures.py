@@ -7,7 +7,6 @@ from html import unescape
 from pathlib import Path
 
 import pytest
-import torch
 from support_collect import language_model, texts
 from test_cards import CODERS, coder_of
 from test_graphs import graph
@@ -15,6 +14,7 @@ from test_graphs import graph
 import circuitcli as circuit
 from circuitcli.features.cards import card
 from circuitcli.render.page import embedded
+from circuitcli.render.text import quoted
 
 TEXTS = texts(19, 1, 40, 7, 33)
 
@@ -26,10 +26,13 @@ def model() -> circuit.LanguageModel:
 
 @pytest.mark.parametrize("kind", CODERS)
 def test_a_card_is_that_of_the_feature_and_shows_each_of_its_numbers(model, kind: str):
-    architecture, reads, writes, options = CODERS[kind]
-    coder = coder_of(architecture, reads, writes, **options)
-    found = circuit.describe(model, [coder], f"{reads}/17@4", TEXTS, contexts=3, window=2, logits=4)
-    assert dict(found) == dict(card(coder, TEXTS, model=model, feature=17, n_contexts=3, window=2, n_logits=4))
+    *places, options = CODERS[kind]
+    coder = coder_of(*places, **options)
+    name = circuit.encode(model, coder, TEXTS[2]).strongest(1)[0].id
+    index = int(name.partition("/")[2].partition("@")[0])
+    found = circuit.describe(model, [coder], name, TEXTS, contexts=3, window=2, logits=4)
+    assert found.contexts or (found.negative and found.negative.contexts)
+    assert dict(found) == dict(card(coder, TEXTS, model=model, feature=index, n_contexts=3, window=2, n_logits=4))
     text, html = str(found), found._repr_html_()
     assert text.startswith(found.id) and len(re.findall("«", text)) == sum(
         len(side.contexts) for side in (found, found.negative) if side is not None
@@ -37,15 +40,16 @@ def test_a_card_is_that_of_the_feature_and_shows_each_of_its_numbers(model, kind
     for context in found.contexts:
         assert context.tokens[context.peak].strip() in text
     for token, _ in found.promoted:
-        assert repr(token)[1:-1] in text and token.strip() in unescape(html)
+        assert quoted(token) in text and quoted(token) in unescape(html)
     assert html.count("<div") == html.count("</div>") and "<script" not in html
 
 
 def test_a_card_from_a_cache_is_that_from_its_texts(model):
     coder = coder_of(*CODERS["sae"][:3], k=4)
-    cache = circuit.collect(model, TEXTS, hooks="resid.1", dtype="float32", tokens=10_000)
-    from_cache = circuit.describe(model, coder, "resid.1/17", cache)
-    from_texts = circuit.describe(model, coder, "resid.1/17", TEXTS)
+    cache = circuit.collect(model, TEXTS, hooks="resid.1", dtype="float32")
+    name = circuit.encode(model, coder, TEXTS[2]).strongest(1)[0].id
+    from_cache = circuit.describe(model, coder, name, cache)
+    from_texts = circuit.describe(model, coder, name, TEXTS)
     assert from_cache.n_active == from_texts.n_active > 0
     assert from_cache.max == pytest.approx(from_texts.max, rel=1e-3)
 

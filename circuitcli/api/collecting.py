@@ -22,7 +22,6 @@ from circuitcli.hookpoints import HookPoint
 from circuitcli.models.loading import LanguageModel
 from circuitcli.reading import as_path
 from circuitcli.settings.data import DataSettings, default_text
-from circuitcli.text.blocks import Documents
 from circuitcli.text.documents import source_digest
 
 _HINT = "give the name of a source, such as builtin:python, a file or hf:NAME, or a list of texts"
@@ -35,7 +34,7 @@ def collect(
     layers: str | int = ":",
     sites: str | Sequence[str] = ("resid", "attn", "mlp"),
     hooks: Hook | Iterable[Hook] | None = None,
-    tokens: int = 1_000_000,
+    tokens: int | None = None,
     path: Path | None = None,
     field: str | None = None,
     chat: bool = False,
@@ -56,8 +55,10 @@ def collect(
     text: a source as `circuit collect --text` takes it (``builtin:python``, a file, a folder, ``hf:NAME``), or a list
     of texts; by default builtin:python for models that come with the package, hf:NeelNanda/pile-10k for others. layers:
     a Python slice of blocks. sites: embed, resid_pre, attn_in, attn, resid_mid, mlp_in, mlp, resid. hooks: hook points
-    instead of layers and sites. path: a folder that keeps them; what is there already is not made again, and a call
-    that was broken off goes on. Without it they lie in the system's folder for temporary files while the value is used.
+    instead of layers and sites. tokens: how many to store, by default 1,000,000, of a list of texts all.
+
+    path: a folder that keeps them; what is there already is not made again, and a call that was broken off goes on.
+    Without it they lie in the system's folder for temporary files for as long as the value is used.
 
     Raises InputError for a text without tokens, a folder that holds other activations, or a full disk; SettingsError
     for hook points that the model lacks.
@@ -80,7 +81,7 @@ def collect(
     )
     source = TextSource.named(model, settings)
     if name is None:
-        source = replace(source, documents=_given(texts))
+        source = _given(source, texts, tokens)
     chosen = chosen_hooks(settings, model.adapter) if hooks is None else as_hooks(hooks)
     for hook in chosen:
         model.adapter.check(hook)
@@ -108,9 +109,11 @@ def _named_or_given(text: object, model: LanguageModel) -> tuple[str | None, tup
     return None, tuple(text)
 
 
-def _given(texts: tuple[str, ...]) -> Documents:
-    """Texts at hand as sources give theirs: those from a number on."""
-    return lambda start: iter(texts[start:])
+def _given(source: TextSource, texts: tuple[str, ...], tokens: int | None) -> TextSource:
+    """The source with texts at hand in place of documents that are read: all, or the first so many tokens."""
+    source = replace(source, documents=lambda start: iter(texts[start:]))
+    n_rows = sum(block.n_rows for block in source.blocks()) if tokens is None else tokens
+    return replace(source, data=source.data.model_copy(update={"tokens": max(1, n_rows)}))
 
 
 def _stored(source: TextSource, hooks: Sequence[HookPoint], root: FilePath, content: str) -> ActivationCache:

@@ -9,8 +9,8 @@ class RenderSettings(Section):
     """How a circuit is drawn."""
 
     output: Texts = ()
-    """Files to write: .dot .svg .png .pdf .json .html by suffix, - for DOT on stdout; by default an SVG and an HTML page in
-    the run."""
+    """Files to write: .dot .svg .png .pdf .json .html by suffix, - for DOT on stdout; by default an SVG and an HTML
+    page in the run."""
     graph: str | None = None
     """Name of the graph to draw; by default the one made last."""
     contexts: int = Field(3, ge=0, le=100)
