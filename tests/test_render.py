@@ -443,8 +443,8 @@ def test_a_missing_dot_still_leaves_the_other_files(inside: Path, monkeypatch: p
 
 
 def test_an_unknown_suffix_is_refused_before_anything_is_written(inside: Path) -> None:
-    with pytest.raises(SettingsError, match=r"a\.pdf"):
-        write(small_drawing(), ["a.dot", "a.pdf"], RenderSettings(), stdout=io.StringIO())
+    with pytest.raises(SettingsError, match=r"a\.gif"):
+        write(small_drawing(), ["a.dot", "a.gif"], RenderSettings(), stdout=io.StringIO())
     assert list(inside.iterdir()) == []
 
 
