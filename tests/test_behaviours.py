@@ -10,8 +10,11 @@ import torch
 
 from circuitcli import graphs, records
 from circuitcli.activations.cache import ActivationCache
-from circuitcli.attribution import behaviours
-from circuitcli.attribution.behaviours import best_prediction
+from circuitcli.attribution import predictions
+from circuitcli.attribution.behaviours import Behaviour
+from circuitcli.attribution.examples import Example, LeftOut
+from circuitcli.attribution.predictions import best_predictions
+from circuitcli.attribution.prompts import Needs, encode_all
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.evaluation import fit
 from circuitcli.hookpoints import HookPoint
@@ -24,6 +27,7 @@ from circuitcli.saes.base import SaeConfig
 from circuitcli.saes.topk import TopKSae
 from circuitcli.settings.sources import load
 from circuitcli.stages import collect, graph_grad, graph_naive, validate
+from circuitcli.stages.behaviours import behaviour_of
 from circuitcli.stages.request import Request
 
 HOOK = HookPoint(2, "resid")
@@ -98,21 +102,46 @@ def slow_gains(cache, model, rows: range, context: int) -> dict[tuple[int, ...],
 
 @pytest.mark.parametrize("context", [64, 7])
 def test_the_best_prediction_is_that_of_its_slow_definition(cache, model, context, monkeypatch):
-    monkeypatch.setattr(behaviours, "CONTEXT", context)
+    monkeypatch.setattr(predictions, "CONTEXT", context)
     rows = range(cache.n_tokens - 250, cache.n_tokens)
     slow = slow_gains(cache, model, rows, context)
     best = max(slow, key=lambda ids: slow[ids][2])
-    found = best_prediction(cache, model, rows)
+    (found,) = best_predictions(cache, model, rows, 1)
     assert (found.ids, found.target) == (best, slow[best][0])
     assert (found.log_prob, found.gain) == pytest.approx(slow[best][1:], abs=1e-4)
     assert len(slow) > 100 and max(map(len, slow)) == context + 1
 
 
+@pytest.mark.parametrize("context", [64, 7])
+def test_the_best_predictions_are_those_that_a_greedy_search_takes_without_overlap(cache, model, context, monkeypatch):
+    monkeypatch.setattr(predictions, "CONTEXT", context)
+    rows = range(cache.n_tokens - 250, cache.n_tokens)
+    slow = slow_gains(cache, model, rows, context)
+    taken: list[tuple[int, ...]] = []
+    for ids in sorted(slow, key=lambda ids: -slow[ids][2]):
+        # Contexts of one place have the same beginning, of which one is all of the other.
+        if all(ids[: len(other)] != other[: len(ids)] for other in taken):
+            taken.append(ids)
+    for n in (1, 3, 10_000):
+        found = best_predictions(cache, model, rows, n)
+        assert [each.ids for each in found] == taken[:n]
+        assert [each.gain for each in found] == pytest.approx([slow[ids][2] for ids in taken[:n]], abs=1e-4)
+    assert 3 < len(taken) < len(slow) / 4
+
+
+def test_a_text_that_repeats_itself_is_explained_once(cache, model, monkeypatch):
+    rows = range(cache.n_tokens - 250, cache.n_tokens)
+    once = best_predictions(cache, model, rows, 100)
+    blocks = list(cache.blocks(rows.start, rows.stop))
+    monkeypatch.setattr(cache, "blocks", lambda start, stop: iter(blocks * 2))
+    assert best_predictions(cache, model, rows, 100) == once
+
+
 def test_special_tokens_and_what_has_no_row_are_no_targets(cache, model, monkeypatch):
     rows = range(cache.n_tokens - 250, cache.n_tokens)
-    best = best_prediction(cache, model, rows)
+    (best,) = best_predictions(cache, model, rows, 1)
     monkeypatch.setitem(vars(model.tokenizer), "special_ids", frozenset({best.target}))
-    second = best_prediction(cache, model, rows)
+    (second,) = best_predictions(cache, model, rows, 1)
     assert second.target != best.target and second.gain < best.gain
     original = cache.blocks
 
@@ -122,7 +151,7 @@ def test_special_tokens_and_what_has_no_row_are_no_targets(cache, model, monkeyp
             yield block
 
     monkeypatch.setattr(cache, "blocks", without)
-    assert best_prediction(cache, model, rows).target not in (best.target, second.target)
+    assert best_predictions(cache, model, rows, 1)[0].target not in (best.target, second.target)
 
 
 def test_graphs_without_a_prompt_explain_a_prediction_of_the_runs_own_text_that_is_chosen_once(
@@ -131,7 +160,7 @@ def test_graphs_without_a_prompt_explain_a_prediction_of_the_runs_own_text_that_
     caplog.set_level(NOTE, logger="circuitcli")
     made = graph_grad.run(ask())
     head = graphs.from_records(Stream(made))[-1].head
-    expected = best_prediction(cache, model, range(cache.n_tokens - cache.n_tokens // 10, cache.n_tokens))
+    (expected,) = best_predictions(cache, model, range(cache.n_tokens - cache.n_tokens // 10, cache.n_tokens), 1)
     assert (head.ids, head.target_id, head.n_prompts) == (expected.ids, expected.target, 1)
     assert head.metric_clean == pytest.approx(expected.log_prob, abs=1e-4)
     assert head.prompt == "".join(head.tokens[1:]), "BOS is no part of what people are shown"
@@ -140,7 +169,7 @@ def test_graphs_without_a_prompt_explain_a_prediction_of_the_runs_own_text_that_
     assert any(ids[at : at + len(text)] == text for ids in blocks for at in range(len(ids)))
     said = [record.message for record in caplog.records if record.levelno == NOTE]
     assert len(said) == 1 and repr(head.target) in said[0] and f"{expected.gain:.2f} nats" in said[0]
-    monkeypatch.setattr(behaviours, "best_prediction", lambda *given: pytest.fail("searched again"))
+    monkeypatch.setattr(predictions, "best_predictions", lambda *given: pytest.fail("searched again"))
     naive = graphs.from_records(Stream(graph_naive.run(ask(graph__batch_size=3))))[-1].head
     assert (naive.ids, naive.target_id) == (head.ids, head.target_id)
     scores = Stream(validate.run(ask(validate__graph="circuit"))).of(ScoreRecord)
@@ -148,6 +177,67 @@ def test_graphs_without_a_prompt_explain_a_prediction_of_the_runs_own_text_that_
     monkeypatch.setattr("circuitcli.models.loading.load_model", lambda *given: pytest.fail("worked again"))
     again = graph_grad.run(ask())
     assert [*map(records.to_line, again)] == [*map(records.to_line, made)]
+
+
+def test_several_predictions_are_kept_and_told_and_are_prompts_like_others(ask, cache, model, monkeypatch, caplog):
+    caplog.set_level(NOTE, logger="circuitcli")
+    request = ask(graph__sequences=3, graph__foil="(")
+    rows = range(cache.n_tokens - cache.n_tokens // 10, cache.n_tokens)
+    expected = best_predictions(cache, model, rows, 3)
+    given = (request.settings, request.records, request.run.path, model)
+    examples = behaviour_of(*given)
+    prompts = encode_all(examples, model.tokenizer, model.adapter, needs=Needs(foil=True), left_out=LeftOut())
+    assert [prompt.target for prompt in prompts] == [each.target for each in expected]
+    assert [tuple(prompt.ids.flatten().tolist()) for prompt in prompts] == [each.ids for each in expected]
+    (said,) = [record.message for record in caplog.records if record.levelno == NOTE]
+    assert "the 3 predictions of the held-out text" in said and "more" not in said
+    assert f"{expected[0].gain:.2f} to {expected[2].gain:.2f} nats" in said
+    assert all(repr(model.tokenizer.token_strings([each.target])[0]) in said for each in expected)
+    monkeypatch.setattr(predictions, "best_predictions", lambda *given: pytest.fail("searched again"))
+    assert behaviour_of(*given) == examples
+
+
+def test_fewer_predictions_than_asked_for_are_told_with_the_first_three(ask, model, caplog):
+    caplog.set_level(NOTE, logger="circuitcli")
+    request = ask(graph__sequences=5000)
+    examples = behaviour_of(request.settings, request.records, request.run.path, model)
+    assert 3 < len(examples) < 5000
+    warning, said = [record.message for record in caplog.records]
+    assert f"has {len(examples)} pieces to predict in, not 5000" in warning
+    assert said.count(" after ") == 3 and said.endswith(f", and {len(examples) - 3} more")
+
+
+def test_prompts_that_are_asked_for_go_before_the_runs_own_text(ask, model, tmp_path):
+    path = tmp_path / "prompts"
+    path.write_text('{"prompt": "import", "target": " os"}\n')
+    for option in ({"graph__prompt": "import", "graph__target": " os"}, {"graph__prompts": str(path)}):
+        request = ask(**option)
+        found = behaviour_of(request.settings, request.records, request.run.path, model)
+        assert found == (Example("import", " os"),)
+
+
+def test_a_behaviour_is_a_text_or_several_or_a_file(model, tmp_path):
+    path = tmp_path / "prompts"
+    path.write_text('{"prompt": "import", "target": " os", "counterfactual": "return"}\n{"prompt": 3}\n')
+    assert Behaviour.of("import").examples == (Example("import"),)
+    several = Behaviour.of(["import", Example("def", " f")], target=" os", metric="logit-diff", foil=" x")
+    assert several.examples == (Example("import", " os", " x"), Example("def", " f", " x"))
+    found = Behaviour.of(
+        path, foil=" x", baseline="counterfactual", metric="logit-diff", left_out=LeftOut(allowed=True)
+    )
+    assert found.examples == (Example("import", " os", " x", counterfactual="return"),) and found.source == str(path)
+    (prompt,) = found.encoded(model.tokenizer, model.adapter)
+    assert prompt.foil is not None and prompt.counterfactual is not None
+    assert Behaviour.of("import", chat=True).examples[0].messages == (("user", "import"),)
+    assert found.digest != several.digest == Behaviour.of(several.examples).digest
+    with pytest.raises(SettingsError, match="no prompt is given"):
+        Behaviour.of([])
+    with pytest.raises(InputError, match="line 2"):
+        Behaviour.of(path)
+    with pytest.raises(InputError, match="needs a foil"):
+        Behaviour.of("import", metric="logit-diff").encoded(model.tokenizer, model.adapter)
+    with pytest.raises(InputError, match="needs another prompt"):
+        Behaviour.of("import", baseline="counterfactual").encoded(model.tokenizer, model.adapter)
 
 
 def test_a_choice_that_cannot_be_read_is_made_again(ask):

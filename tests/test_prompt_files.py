@@ -306,6 +306,5 @@ def test_a_file_and_what_only_one_prompt_has_do_not_go_together(tmp_path):
     for option in ({"prompt": "a"}, {"prompt_ids": (1,)}, {"target": "a"}, {"foil": "a"}, {"counterfactual": "a"}):
         with pytest.raises(SettingsError, match=r"--prompts names a file, and .* is about one prompt"):
             asked_examples(GraphSettings(prompts=name, **option))
-    for option in ({"n_prompts": 3}, {"skip_bad": True}):
-        with pytest.raises(SettingsError, match="is about a file of prompts"):
-            asked_examples(GraphSettings(prompt="a", **option))
+    with pytest.raises(SettingsError, match="is about a file of prompts"):
+        asked_examples(GraphSettings(prompt="a", n_prompts=3))

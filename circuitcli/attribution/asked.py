@@ -48,9 +48,8 @@ def check_prompts(settings: GraphSettings, path: str | None) -> None:
             f"--prompts names a file, and {given[0]} is about one prompt",
             hint="leave one of them out; each prompt of a file has its own target, foil and counterfactual",
         )
-    of_files = (("--n-prompts", settings.n_prompts is not None), ("--skip-bad", settings.skip_bad))
-    if path is None and (named := [option for option, is_given in of_files if is_given]):
-        raise SettingsError(f"{named[0]} is about a file of prompts, and none is named", hint="add --prompts FILE")
+    if path is None and settings.n_prompts is not None:
+        raise SettingsError("--n-prompts is about a file of prompts, and none is named", hint="add --prompts FILE")
 
 
 def asked_example(settings: GraphSettings) -> Example | None:

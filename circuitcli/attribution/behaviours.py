@@ -1,100 +1,98 @@
-"""A behaviour where no prompt is given: what the model predicts best of some text, beyond how frequent the token is.
+"""A behaviour: what is explained, as one value. Needs no torch until its prompts are encoded."""
 
-A prediction's gain is ``log p(token | context) - log p_unigram(token)``. The text is cut into overlapping pieces, so
-that every token but the first of a block is predicted once, from at most `CONTEXT` tokens before it, by a pass of its
-own as the circuit's clean run is: nothing depends on how many pieces are read at once.
-"""
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from circuitcli.attribution.examples import Example, LeftOut, Written, digest_of
+from circuitcli.attribution.prompt_files import read_examples
+from circuitcli.errors import SettingsError
+from circuitcli.settings.graph import Baseline, Metric
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
+if TYPE_CHECKING:
+    from circuitcli.attribution.prompts import Prompt
+    from circuitcli.models.adapter import ModelAdapter
+    from circuitcli.models.tokenizer import Tokenizer
 
-from circuitcli.activations.cache import ActivationCache, TokenBlock
-from circuitcli.attribution.metrics import log_softmax
-from circuitcli.models.loading import LanguageModel
-from circuitcli.models.tokenizer import Tokenizer
-from circuitcli.models.window import window
-from circuitcli.progress import track
-
-# Longest context, in tokens of the text.
-CONTEXT = 64
-# Rows over which frequencies of tokens are counted, at most.
-COUNTED_ROWS = 2**20
+Prompts = str | Path | Example | Iterable[str | Example]
 
 
 @dataclass(frozen=True)
 class Behaviour:
-    """A context, as the model sees it, and the token that follows it in the text.
+    """Prompts with targets, foils and counterfactuals; the metric; and what a node is set to when it is taken away.
 
-    log_prob: of that token, in nats; gain: over its frequency, in nats.
+    metric: log-prob of the target, logit-diff (target minus foil), cross-entropy or kl. baseline: zero, mean, resample
+    or counterfactual. source: the file that the prompts are from, if any.
     """
 
-    ids: tuple[int, ...]
-    target: int
-    log_prob: float
-    gain: float
+    examples: tuple[Example, ...]
+    metric: Metric = "log-prob"
+    baseline: Baseline = "mean"
+    source: str = ""
+
+    @classmethod
+    def of(
+        cls,
+        prompts: Prompts,
+        *,
+        target: str | int | None = None,
+        foil: str | int | None = None,
+        counterfactual: Written | None = None,
+        metric: Metric = "log-prob",
+        baseline: Baseline = "mean",
+        chat: bool = False,
+        left_out: LeftOut | None = None,
+    ) -> "Behaviour":
+        """The behaviour of one text, of several, or of a file of prompts, which is named by a Path.
+
+        target, foil, counterfactual: of all prompts that have none of their own. chat: texts are what a user says.
+        left_out: takes bad prompts of a file; without it the first is an error. Raises InputError for a file without
+        prompts, SettingsError where no prompt is given.
+        """
+        examples = tuple(
+            replace(
+                example,
+                target=target if example.target is None else example.target,
+                foil=foil if example.foil is None else example.foil,
+                counterfactual=counterfactual if example.counterfactual is None else example.counterfactual,
+            ).with_chat(chat)
+            for example in _examples(prompts, left_out)
+        )
+        if not examples:
+            raise SettingsError("no prompt is given", hint="give a text, several, or the Path of a file of prompts")
+        return cls(examples, metric, baseline, str(prompts) if isinstance(prompts, Path) else "")
+
+    @property
+    def digest(self) -> str:
+        """A digest of what the prompts ask, whatever file they are from."""
+        return digest_of(self.examples)
+
+    def encoded(
+        self,
+        tokenizer: "Tokenizer",
+        adapter: "ModelAdapter",
+        *,
+        positions: str | None = None,
+        most: int | None = None,
+        left_out: LeftOut | None = None,
+    ) -> "tuple[Prompt, ...]":
+        """The first ``most`` prompts that can be used, in tokens, with all that metric, baseline and positions need.
+
+        left_out: takes bad prompts; without it the first is an error. Raises InputError if none is left.
+        """
+        from circuitcli.attribution.prompts import Needs, encode_all
+
+        needs = Needs(
+            foil=self.metric == "logit-diff",
+            counterfactual=self.baseline == "counterfactual",
+            spans=positions == "spans",
+        )
+        return encode_all(self.examples, tokenizer, adapter, needs=needs, left_out=left_out or LeftOut(), most=most)
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """Consecutive tokens of a block, and the places among them, past the first, that may be predicted."""
-
-    ids: list[int]
-    places: list[int]
-
-
-def best_prediction(cache: ActivationCache, model: LanguageModel, rows: range) -> Behaviour | None:
-    """Of the blocks that lie wholly in these rows the prediction with the largest gain, of equals the first.
-
-    Special tokens and what has no row are no targets. None if there is no other.
-    """
-    tokenizer, longest = model.tokenizer, window(model.adapter.model.config)
-    front = len(tokenizer.with_bos(()))
-    # A context is at most as long as the window, BOS included.
-    context = CONTEXT if longest is None else max(1, min(CONTEXT, longest - front))
-    pieces = [
-        piece for block in cache.blocks(rows.start, rows.stop) for piece in _pieces(block, tokenizer, context=context)
-    ]
-    frequencies = unigram(cache, rows, n_ids=model.adapter.n_token_ids)
-    best: Behaviour | None = None
-    for piece in track(pieces, "text to explain", unit="pieces"):
-        found = _best_of(piece, model, frequencies)
-        if best is None or found.gain > best.gain:
-            best = found
-    return best
-
-
-def _pieces(block: TokenBlock, tokenizer: Tokenizer, *, context: int) -> Iterator[_Piece]:
-    has_row = set(block.positions)
-    for first in range(tokenizer.n_bos(block.ids), len(block.ids) - 1, context):
-        # A BOS token in the middle, between packed texts, begins no context: there are never two in front.
-        start = first + tokenizer.n_bos(block.ids[first : first + context])
-        part = block.ids[start : first + context + 1]
-        places = [at for at in range(1, len(part)) if start + at in has_row and part[at] not in tokenizer.special_ids]
-        if places:
-            yield _Piece(part, places)
-
-
-def unigram(cache: ActivationCache, rows: range, *, n_ids: int) -> Float[Tensor, " vocab"]:
-    """log p of each token, in nats, by its count in the text before these rows, one added."""
-    counted = cache.tokens(max(0, rows.start - COUNTED_ROWS), rows.start).token.long()
-    counts = torch.bincount(counted, minlength=n_ids)[:n_ids].double() + 1
-    return (counts / counts.sum()).log()
-
-
-def _best_of(piece: _Piece, model: LanguageModel, frequencies: Float[Tensor, " vocab"]) -> Behaviour:
-    """The best prediction of one piece, by one pass without its last token, which is only predicted."""
-    ids = model.tokenizer.with_bos(piece.ids[:-1])
-    front = len(ids) - len(piece.ids) + 1
-    with torch.no_grad():
-        logits = model.adapter.logits(torch.tensor([ids], device=model.adapter.device))[0]
-    logs = log_softmax(logits[[front + at - 1 for at in piece.places]]).cpu().double()
-    targets = torch.tensor([piece.ids[at] for at in piece.places])
-    found = logs.gather(1, targets[:, None])[:, 0]
-    gains = (found - frequencies[targets]).nan_to_num(nan=-torch.inf)
-    first = int(gains.argmax())
-    at = piece.places[first]
-    return Behaviour(tuple(ids[: front + at]), piece.ids[at], float(found[first]), float(gains[first]))
+def _examples(prompts: Prompts, left_out: LeftOut | None) -> Iterable[Example]:
+    if isinstance(prompts, Path):
+        return read_examples(str(prompts), left_out=left_out)
+    several = (prompts,) if isinstance(prompts, str | Example) else prompts
+    return (Example(each) if isinstance(each, str) else each for each in several)

@@ -1,32 +1,170 @@
-"""What a graph explains where no prompt is given: a prediction of the run's own text, chosen once and kept there."""
+"""What a command is about: the prompts that are asked for, or predictions of the run's own text, which are kept."""
 
 import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from circuitcli.attribution.asked import asked_examples
+from circuitcli.attribution.examples import Example, LeftOut
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.progress import note
 from circuitcli.reading import read_object
-from circuitcli.records import ActivationsRecord
+from circuitcli.records import ActivationsRecord, Stream
 from circuitcli.runs import atomic, digest
 from circuitcli.settings.graph import GraphSettings
-from circuitcli.stages.inputs import activation_digests
+from circuitcli.settings.settings import Settings
 from circuitcli.stages.request import Request
 from circuitcli.training.plan import n_held_out
 
 if TYPE_CHECKING:
-    from circuitcli.attribution.behaviours import Behaviour
+    from circuitcli.attribution.predictions import Prediction
     from circuitcli.models.loading import LanguageModel
+
+logger = logging.getLogger(__name__)
 
 FOLDER = "behaviours"
 # Of the held-out text so many tokens at most are read, the last ones, each piece of 64 by a pass of its own.
 READ_TOKENS = 4096
+# And so many for each prediction that is wanted, to have several to choose from.
+READ_TOKENS_EACH = 256
+# Predictions that are named to people, and how many tokens of their contexts.
+_SHOWN, _SHOWN_TOKENS = 3, 16
+
+
+def behaviour_of(
+    settings: Settings, records: Stream, run: Path, model: "LanguageModel", *, left_out: LeftOut | None = None
+) -> tuple[Example, ...]:
+    """The prompts to explain: that of the settings, those of their file, or predictions of the text of a run.
+
+    left_out: takes bad prompts of a file; without it the first is an error. Raises SettingsError and InputError as
+    `asked_examples` and `own_predictions` do.
+    """
+    asked = asked_examples(settings.graph, left_out=left_out)
+    if asked is not None:
+        return asked
+    found = own_predictions(OwnText.of(settings, records, run), model)
+    return tuple(replace(each.example(model.tokenizer), foil=settings.graph.foil) for each in found)
+
+
+@dataclass(frozen=True)
+class OwnText:
+    """The held-out text of a run, the model's settings that matter for it, and how many predictions are wanted."""
+
+    run: Path
+    n_rows: int
+    n_held_out: int
+    n: int
+    facts: tuple[Any, ...]
+    digests: dict[str, str]
+
+    @classmethod
+    def of(cls, settings: Settings, records: Stream, run: Path) -> "OwnText":
+        """That of a run. Raises SettingsError if no text was collected."""
+        collected = records.of(ActivationsRecord)
+        if not collected:
+            raise SettingsError("no prompt is given, and the run has no collected text", hint="add --prompt TEXT")
+        n_rows = min(record.n_tokens for record in collected)
+        model = settings.model
+        return cls(
+            run=run,
+            n_rows=n_rows,
+            n_held_out=n_held_out(settings, n_rows=n_rows),
+            n=settings.graph.sequences,
+            facts=(model.name, model.dtype, model.bos),
+            digests={f"activations at {record.hook}": record.digest for record in collected},
+        )
+
+    @property
+    def rows(self) -> range:
+        """The last rows of the text, as many as training holds out but not more than are read."""
+        n_read = min(max(READ_TOKENS, READ_TOKENS_EACH * self.n), self.n_held_out)
+        return range(self.n_rows - n_read, self.n_rows)
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """What the choice depends on beside the model, by name."""
+        return {**self.digests, "held-out tokens": str(len(self.rows))}
+
+    def path(self, revision: str | None) -> Path:
+        """Where the choice is kept."""
+        facts = [*self.facts, revision, self.n, self.inputs]
+        return self.run / FOLDER / f"{digest(facts).rpartition(':')[2][:16]}.json"
+
+
+def own_predictions(text: OwnText, model: "LanguageModel") -> "tuple[Prediction, ...]":
+    """The predictions to explain, the best first: those chosen before from the same text, or searched for now.
+
+    People are told which they are. Raises InputError if the held-out text has none.
+    """
+    from circuitcli.activations.cache import ActivationCache
+    from circuitcli.attribution.predictions import best_predictions
+
+    path = text.path(model.revision)
+    if (kept := _read(path)) is not None:
+        return _said(kept, text, model)
+    cache, rows = ActivationCache(text.run / "activations", ()), text.rows
+    found = best_predictions(cache, model, rows, text.n)
+    while not found and rows.start > 0:
+        # Blocks may be longer than what is held out of little text.
+        rows = range(max(0, rows.stop - 2 * len(rows)), rows.stop)
+        found = best_predictions(cache, model, rows, text.n)
+    if not found:
+        raise InputError("the collected text has no two tokens in a row", hint="add --prompt TEXT")
+    with atomic(path) as stream:
+        json.dump({"rows": [rows.start, rows.stop], "predictions": [asdict(each) for each in found]}, stream)
+    return _said(found, text, model)
+
+
+def _read(path: Path) -> "tuple[Prediction, ...] | None":
+    """A choice that was kept; None for none, or for one that cannot be read and so is made again."""
+    from circuitcli.attribution.predictions import Prediction
+
+    try:
+        content: dict[str, Any] = read_object(path)
+        return tuple(
+            Prediction(tuple(map(int, each["ids"])), int(each["target"]), float(each["log_prob"]), float(each["gain"]))
+            for each in content["predictions"]
+        )
+    except (InputError, KeyError, TypeError, ValueError):
+        return None
+
+
+def _said(found: "Sequence[Prediction]", text: OwnText, model: "LanguageModel") -> "tuple[Prediction, ...]":
+    """The predictions, after people were told of them."""
+    shown = [_shown(each, model) for each in found[:_SHOWN]]
+    if len(found) < text.n:
+        logger.warning(
+            "the held-out text has %d pieces to predict in, not %d; `circuit collect --tokens` collects more",
+            *(len(found), text.n),
+        )
+    if len(found) == 1:
+        note(
+            f"no prompt is given, so this is about {shown[0]}; in the held-out text the model predicts this best "
+            f"beyond its frequency, by {found[0].gain:.2f} nats"
+        )
+    else:
+        more = f", and {len(found) - len(shown)} more" if len(found) > len(shown) else ""
+        note(
+            f"no prompt is given, so this is about the {len(found)} predictions of the held-out text that the model "
+            f"makes best beyond their frequency, by {found[0].gain:.2f} to {found[-1].gain:.2f} nats: "
+            f"{'; '.join(shown)}{more}"
+        )
+    return tuple(found)
+
+
+def _shown(found: "Prediction", model: "LanguageModel") -> str:
+    token = model.tokenizer.token_strings([found.target])[0]
+    text = model.tokenizer.decode(model.tokenizer.own_part(found.ids)[-_SHOWN_TOKENS:])
+    return f"{token!r} after {'...' * (len(found.ids) > _SHOWN_TOKENS + 1)}{text!r}"
 
 
 def check_text(request: Request, *, stage: str) -> None:
     """Raise SettingsError if there is no prompt, and either no text of the run or a setting that only a prompt has."""
     settings = request.settings.graph
-    if settings.prompt is not None or settings.prompt_ids is not None:
+    if settings.prompt is not None or settings.prompt_ids is not None or settings.prompts is not None:
         return
     hint = f'add --prompt, for example circuit {stage} --prompt "The capital of"'
     if not request.records.of(ActivationsRecord):
@@ -48,63 +186,13 @@ def of_prompts(settings: GraphSettings) -> str | None:
 
 def text_digests(request: Request) -> dict[str, str]:
     """What the choice depends on beside the model, by name."""
-    return {**activation_digests(request), "held-out tokens": str(len(_rows(request)))}
+    return _own_text(request).inputs
 
 
-def behaviour(request: Request, model: "LanguageModel") -> "Behaviour":
-    """The prediction to explain: that which was chosen before from the same text, or the best one, searched for now.
-
-    Raises InputError if the held-out text has none.
-    """
-    from circuitcli.activations.cache import ActivationCache
-    from circuitcli.attribution.behaviours import best_prediction
-
-    path = request.run.path / FOLDER / f"{_key(request, model)}.json"
-    if (kept := _read(path)) is not None:
-        return _said(kept, model)
-    cache, rows = ActivationCache(request.run.path / "activations", ()), _rows(request)
-    found = best_prediction(cache, model, rows)
-    while found is None and rows.start > 0:
-        # Blocks may be longer than what is held out of little text.
-        rows = range(max(0, rows.stop - 2 * len(rows)), rows.stop)
-        found = best_prediction(cache, model, rows)
-    if found is None:
-        raise InputError("the collected text has no two tokens in a row", hint="add --prompt TEXT")
-    with atomic(path) as stream:
-        json.dump({**vars(found), "rows": [rows.start, rows.stop]}, stream)
-    return _said(found, model)
+def behaviour(request: Request, model: "LanguageModel") -> "Prediction":
+    """The best prediction of the run's own text."""
+    return own_predictions(_own_text(request), model)[0]
 
 
-def _rows(request: Request) -> range:
-    """The last rows of the text, as many as training holds out but not more than are read."""
-    n_rows = min(record.n_tokens for record in request.records.of(ActivationsRecord))
-    return range(n_rows - min(READ_TOKENS, n_held_out(request.settings, n_rows=n_rows)), n_rows)
-
-
-def _key(request: Request, model: "LanguageModel") -> str:
-    settings = request.settings.model
-    facts = [settings.name, model.revision, settings.dtype, settings.bos, text_digests(request)]
-    return digest(facts).rpartition(":")[2][:16]
-
-
-def _read(path: Path) -> "Behaviour | None":
-    """A choice that was kept; None for none, or for one that cannot be read and so is made again."""
-    from circuitcli.attribution.behaviours import Behaviour
-
-    try:
-        content: dict[str, Any] = read_object(path)
-        return Behaviour(
-            tuple(map(int, content["ids"])), int(content["target"]), float(content["log_prob"]), float(content["gain"])
-        )
-    except (InputError, KeyError, TypeError, ValueError):
-        return None
-
-
-def _said(found: "Behaviour", model: "LanguageModel") -> "Behaviour":
-    tokens = model.tokenizer.token_strings([found.target])
-    text = model.tokenizer.decode(model.tokenizer.own_part(found.ids)[-16:])
-    note(
-        f"no prompt is given, so this is about {tokens[0]!r} after {'...' * (len(found.ids) > 17)}{text!r}; in the "
-        f"held-out text the model predicts this best beyond its frequency, by {found.gain:.2f} nats"
-    )
-    return found
+def _own_text(request: Request) -> OwnText:
+    return OwnText.of(request.settings, request.records, request.run.path)
