@@ -1,21 +1,17 @@
 """Loading sparse coders, from wherever they are."""
 
-import logging
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from circuitcli.api.arguments import ByHook, Hook, Path, as_hooks, wrong_type
+from circuitcli.api.models import as_model
 from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.loading import LanguageModel
 from circuitcli.saes.base import SparseCoder
-from circuitcli.saes.exchange import formats
-from circuitcli.saes.exchange.hooks import same_model
-from circuitcli.saes.exchange.naming import named
-from circuitcli.saes.exchange.place import Place
-
-logger = logging.getLogger(__name__)
+from circuitcli.saes.exchange.choosing import resolve
+from circuitcli.saes.sources import SaeSource, load_saes
 
 # What functions that work with coders take: what `load_coders` gives, a list of coders, or one.
 SomeCoders = Mapping[HookPoint, SparseCoder] | Iterable[SparseCoder] | SparseCoder
@@ -44,13 +40,24 @@ def load_coders(
     ToolError for what cannot be downloaded.
     """
     wanted = None if hooks is None else frozenset(as_hooks(hooks))
-    coders = [coder for one in _sources(source) for coder in _read(one, wanted, model)]
-    found = ByHook(by_hook(coder for coder in coders if wanted is None or coder.hook in wanted))
+    several = _sources(source)
+    places = resolve([os.fspath(one) for one in several if not isinstance(one, SparseCoder)], hooks=wanted or ())
+    sources = {
+        hook: SaeSource(place, place.digest, is_own=False)
+        for hook, place in places.items()
+        if wanted is None or hook in wanted
+    }
+    adapter = None if model is None else as_model(model).adapter
+    loaded = load_saes(
+        sources, sources, model=None if model is None else model.name, adapter=adapter, takes_transcoders=True
+    )
+    given = [one for one in several if isinstance(one, SparseCoder) and (wanted is None or one.hook in wanted)]
+    found = ByHook(by_hook([*(one.sae for one in loaded.values()), *given]))
     if not found:
-        there = " ".join(str(coder.hook) for coder in coders)
+        there = sorted({*places, *(one.hook for one in several if isinstance(one, SparseCoder))})
         raise InputError(
-            "no coder is left" if coders else "no coder is named",
-            hint=f"there are coders at {there}" if coders else _HINT,
+            "no coder is left" if there else "no coder is named",
+            hint=f"there are coders at {' '.join(map(str, there))}" if there else _HINT,
         )
     if model is not None:
         for coder in found.values():
@@ -65,25 +72,6 @@ def _sources(source: Source | Iterable[Source]) -> list[Source]:
         if not isinstance(one, str | os.PathLike | SparseCoder):
             raise wrong_type("source", one, "the name of coders", hint=_HINT)
     return several
-
-
-def _read(source: Source, hooks: frozenset[HookPoint] | None, model: LanguageModel | None) -> list[SparseCoder]:
-    if isinstance(source, SparseCoder):
-        return [source]
-    places = named(os.fspath(source), hooks=hooks or ())
-    return [_load(place, model) for place in places if hooks is None or place.hook in hooks or len(places) == 1]
-
-
-def _load(place: Place, model: LanguageModel | None) -> SparseCoder:
-    coder, about, _ = formats.read(place)
-    if model is not None and about.model is not None and not same_model(about.model, model.name):
-        logger.warning("the coder at %s was trained on %s, not on %s", coder.hook, about.model, model.name)
-    if about.before_gain:
-        raise InputError(
-            f"the coder at {coder.hook} reads a norm before its weight, so the model is needed to use it",
-            hint="load_coders(..., model=model)",
-        )
-    return coder
 
 
 def check_fits(coder: SparseCoder, model: LanguageModel) -> None:
