@@ -1,5 +1,6 @@
 """Cross-layer transcoders of other libraries: the same numbers as a slow, plain forward pass, and no weight in vain."""
 
+import io
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,10 +9,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from cli_support import here
 from exchange_support import random_sae
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from circuitcli.cli.inspection_view import written as writes_text
 from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.saes import files, stored
@@ -213,7 +217,7 @@ def test_a_clt_of_ours_gives_the_same_in_circuit_tracer(tmp_path: Path):
     [
         (lambda: random_clt("topk"), "cannot hold the topk cross-layer transcoder at mlp_in.0"),
         (lambda: [*random_clt(), random_sae("jumprelu")], "one cross-layer transcoder, all of whose layers"),
-        (lambda: random_clt()[:1], "no place for the bias of layer 2"),
+        (lambda: random_clt()[:1], "no place for the bias of layer 3"),
     ],
 )
 def test_a_clt_that_circuit_tracer_cannot_load_is_not_written(
@@ -221,7 +225,6 @@ def test_a_clt_that_circuit_tracer_cannot_load_is_not_written(
 ):
     made = coders()
     made[0].decoder_bias(made[0].writes[-1]).fill_(0.5 if len(made) == 1 else 0)
-    message = message.replace("layer 2", "layer 3")
     with pytest.raises(InputError, match=message) as caught:
         written(made, "circuit_tracer", tmp_path)
     assert caught.value.hint and not list(tmp_path.iterdir())
@@ -367,3 +370,86 @@ def test_what_a_clt_subtracts_goes_into_its_encoder_when_that_is_cut_off(tmp_pat
     assert found.writes == (mlp(2),) and not found.config.subtract_decoder_bias
     torch.testing.assert_close(found.encode(X[0].float()), coder.encode(X[0].float()), rtol=1e-5, atol=1e-5)
     assert torch.equal(found.decoder(mlp(2)), coder.decoder(mlp(2)))
+
+
+def test_a_loaded_coder_is_what_was_read_and_no_copy_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    files.save(random_clt()[0], tmp_path)
+    places: dict[str, int] = {}
+    read = stored.StoredTensors.read
+
+    def noted(self: stored.StoredTensors, name: str, **options: Any) -> Tensor:
+        made = read(self, name, **options)
+        places[name] = made.data_ptr()
+        return made
+
+    monkeypatch.setattr(stored.StoredTensors, "read", noted)
+    assert {name: tensor.data_ptr() for name, tensor in files.load(tmp_path).state_dict().items()} == places
+
+
+def test_a_clt_is_inspected_without_its_weights(reader: Reader, tmp_path: Path):
+    tracer_files(tmp_path / "tracer")
+    gemma_files(tmp_path / "gemma-scope-2-1b-it/clt/x")
+    written(random_clt("topk"), "circuit", tmp_path / "own")
+    written([random_sae("relu")], "circuit", tmp_path / "own")
+    expected = {"tracer": ("jumprelu", 0), "gemma-scope-2-1b-it/clt/x": ("jumprelu", 0), "own": ("topk", 1)}
+    for folder, (architecture, others) in expected.items():
+        reader.read.clear()
+        outcome = here("inspect", folder, "--json", cwd=tmp_path)
+        assert outcome.status == 0, outcome.stderr
+        layers = [record for record in outcome.records if "n_bytes" in record]
+        assert [record["hook"] for record in layers] == [f"mlp_in.{layer}" for layer in range(N_LAYERS)]
+        assert [record["writes"] for record in layers] == [
+            [f"mlp.{later}" for later in range(layer, N_LAYERS)] for layer in range(N_LAYERS)
+        ]
+        assert {record["architecture"] for record in layers} == {architecture}
+        assert {(record["d_in"], record["d_sae"], record["d_out"]) for record in layers} == {(D_IN, D_SAE, D_IN)}
+        on_disk = sum(path.stat().st_size for path in (tmp_path / folder).rglob("*.safetensors"))
+        assert on_disk * 0.8 < sum(record["n_bytes"] for record in layers) <= on_disk
+        # Of an SAE beside them weights are read.
+        assert len(outcome.records) == N_LAYERS + others and bool(reader.read) == bool(others)
+    # A layer that is named alone is looked at.
+    outcome = here("inspect", "own/mlp_in.1", "--json", cwd=tmp_path)
+    (record,) = outcome.records
+    assert record["writes"] == ["mlp.1", "mlp.2", "mlp.3"] and record["weights"] and "n_bytes" not in record
+
+
+def test_the_layers_of_a_clt_are_shown_in_one_table(tmp_path: Path):
+    from circuitcli.cli.inspection_view import _layers
+
+    tracer_files(tmp_path / "tracer")
+    records = here("inspect", "tracer", "--json", cwd=tmp_path).records
+    console = Console(file=io.StringIO(), width=110)
+    console.print(_layers(records))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "mlp_in.0  mlp.0 to mlp.3" in shown and "kB of weights, not read" in shown
+    assert writes_text(["mlp.1", "mlp.3"]) == "mlp.1 mlp.3" and writes_text(["mlp.4", "mlp.5"]) == "mlp.4 mlp.5"
+
+
+def test_a_clt_is_exported_to_circuit_tracer_and_back(tmp_path: Path):
+    written(random_clt("relu"), "circuit", tmp_path / "own")
+    outcome = here("export", "--sae", "own", "--to", "circuit_tracer", "-o", "theirs", "--json", cwd=tmp_path)
+    assert outcome.status == 0, outcome.stderr
+    assert [record["hook"] for record in outcome.records] == [f"mlp_in.{layer}" for layer in range(N_LAYERS)]
+    assert all(Path(record["path"]).is_file() for record in outcome.records)
+    assert yaml.safe_load((tmp_path / "theirs/config.yaml").read_text())["model_kind"] == "cross_layer_transcoder"
+    outcome = here("export", "--sae", "theirs", "--to", "circuit", "-o", "again", "--json", cwd=tmp_path)
+    assert outcome.status == 0, outcome.stderr
+    for layer in range(N_LAYERS):
+        before, after = (files.load(tmp_path / folder / f"mlp_in.{layer}") for folder in ("own", "again"))
+        assert before.config == after.config
+        assert all(torch.equal(before.state_dict()[name], tensor) for name, tensor in after.state_dict().items())
+
+
+def test_what_is_wrong_with_named_coders_is_one_error_and_one_hint(tmp_path: Path):
+    tracer_files(tmp_path / "tracer")
+    (tmp_path / "tracer/W_enc_1.safetensors").unlink()
+    written(random_clt("relu")[:1], "circuit", tmp_path / "own")
+    for words, status, error in [
+        (["inspect", "tracer"], 3, "lacks W_enc_1.safetensors"),
+        (["export", "--sae", "own,own", "--to", "circuit", "-o", "x"], 3, "more than one SAE at mlp_in.0"),
+        (["export", "--sae", "own", "--to", "sae_lens", "-o", "x"], 3, "no relu cross-layer transcoder"),
+    ]:
+        outcome = here(*words, cwd=tmp_path)
+        assert (outcome.status, len(outcome.errors)) == (status, 2), (words, outcome.stderr)
+        told, hint = outcome.errors
+        assert told.startswith("error:") and error in told and hint.startswith("hint:")

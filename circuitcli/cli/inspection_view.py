@@ -69,8 +69,13 @@ def show(made: Sequence[Record], *, before: Sequence[str] = ()) -> None:
     releases = [record for record in made if isinstance(record, ReleaseRecord)]
     if releases:
         return console.view(_release(releases))
-    for record in made:
-        console.view(_inspection(record.model_dump()))
+    told = [record.model_dump() for record in made]
+    outlines = [record for record in told if record.get("n_bytes") is not None]
+    if outlines:
+        console.view(_layers(outlines))
+    for record in told:
+        if record not in outlines:
+            console.view(_inspection(record))
 
 
 def _release(found: Sequence[ReleaseRecord]) -> "RenderableType":
@@ -82,6 +87,35 @@ def _release(found: Sequence[ReleaseRecord]) -> "RenderableType":
     for record in found:
         table.add_row(f"{record.name}/{record.id}", record.hook)
     return table
+
+
+def _layers(found: Sequence[Mapping[str, Any]]) -> "RenderableType":
+    """The layers of cross-layer transcoders, one a row, and how to have one looked at."""
+    from rich.console import Group
+    from rich.filesize import decimal
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold", title=f"cross-layer transcoder: {found[0]['format']}")
+    for name in ("reads", "writes", "architecture"):
+        table.add_column(name, overflow="fold")
+    for name in ("features", "width", "size"):
+        table.add_column(name, justify="right")
+    for record in found:
+        texts = (record["hook"], written(record["writes"]), record["architecture"])
+        sizes = (_said(record["d_sae"]), _said(record["d_out"]), decimal(record["n_bytes"]))
+        table.add_row(*(Text(printable(text)) for text in (*texts, *sizes)))
+    total = decimal(sum(record["n_bytes"] for record in found))
+    hint = f"{total} of weights, not read; name one layer to look at its weights: circuit inspect {found[0]['path']}"
+    return Group(table, Text(printable(hint)), Text(""))
+
+
+def written(names: Sequence[str]) -> str:
+    """Hook points in one text: the first and the last of a row of one site, one layer after the other."""
+    parts = [name.rpartition(".") for name in names]
+    layers = [int(layer) for _, _, layer in parts]
+    is_row = len({site for site, _, _ in parts}) == 1 and layers == list(range(layers[0], layers[0] + len(layers)))
+    return f"{names[0]} to {names[-1]}" if is_row and len(names) > 2 else " ".join(names)
 
 
 def _inspection(record: Mapping[str, Any]) -> "RenderableType":
@@ -104,6 +138,8 @@ def _rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     widths = f"{record['d_in']:,} to {record['d_sae']:,} features"
     rows = [("widths", widths + (f" to {record['d_out']:,}" if record.get("d_out") else ""))]
     shown = {name: record[name] for name in _IS if record.get(name) is not None}
+    if record.get("writes"):
+        shown["target"] = written(record["writes"])
     if shown.get("source_hook") == shown["hook"]:
         shown = {name: value for name, value in shown.items() if not name.startswith("source_")}
     rows += [(_IS[name], _said(value)) for name, value in shown.items()]

@@ -56,7 +56,10 @@ class EvaluationRecord(Record):
 
 
 class InspectionRecord(Record):
-    """What an SAE is and expects, and what looks wrong; ``path`` is whole, in the format that is named."""
+    """What an SAE is and expects, and what looks wrong; ``path`` is whole, in the format that is named.
+
+    Of a layer of a cross-layer transcoder beside others, whose weights are not read, there is no ``digest``.
+    """
 
     kind: str = "inspection"
     hook: HookName
@@ -65,7 +68,7 @@ class InspectionRecord(Record):
     d_sae: Count
     format: Word
     path: AnyPath
-    digest: Word
+    digest: Word | None = None
     problems: Texts
 
 

@@ -1,6 +1,7 @@
 """Saying aloud that an SAE which someone else trained does not fit the activations at hand."""
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -40,12 +41,18 @@ def warn_of_misfits(
 ) -> None:
     """Log a warning, with numbers and what may be the cause, for each SAE from elsewhere that explains too little.
 
-    Judged by the run's cached activations if it has them at the SAE's hook points, else by a prompt's clean run from
-    position ``first`` on, else not at all.
+    Not of those that write a hook point together. Judged by the run's cached activations if it has them at the SAE's
+    hook points, else by a prompt's clean run from position ``first`` on, else not at all.
     """
     from circuitcli.evaluation.fit import judge, n_tokens, otherwise
 
-    foreign = [hook for hook in loaded if not sources[hook].is_own]
+    # What one of several that write a hook point misses, the others may explain.
+    times = Counter(written for found in loaded.values() for written in found.sae.writes)
+    foreign = [
+        hook
+        for hook, found in loaded.items()
+        if not sources[hook].is_own and len(found.sae.writes) == 1 and times[found.sae.target] == 1
+    ]
     for hook in track(foreign, "fit of SAEs", unit="SAEs") if foreign else ():
         sae, about, _ = loaded[hook]
         ends, count = list(dict.fromkeys((sae.hook, sae.target))), n_tokens(sae)

@@ -1,6 +1,6 @@
 """``circuit inspect``: what an SAE is and expects, how healthy it is, and how it fits real activations."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,9 @@ from circuitcli.progress import track
 from circuitcli.records import ActivationsRecord, InspectionRecord, Record, ReleaseRecord
 from circuitcli.saes import catalogue
 from circuitcli.saes.exchange.hooks import same_model
-from circuitcli.saes.exchange.naming import named
+from circuitcli.saes.exchange.naming import named, texts_of
+from circuitcli.saes.exchange.outline import Outline, across_layers, outlined
+from circuitcli.saes.exchange.place import Place
 from circuitcli.stages.fitting import RECORDED, cached, elsewhere, number, other_bos
 from circuitcli.stages.measuring import finite
 from circuitcli.stages.request import Request
@@ -42,19 +44,54 @@ def listing(text: str) -> list[Record]:
 
 
 def run(request: Request, *, is_chosen: bool) -> list[Record]:
-    """One record for each SAE: those of ``sae_path``, else the run's own.
+    """One record for each SAE: those of ``sae_path``, else the run's own. Of cross-layer transcoders that are named,
+    with several layers, only what their files' headers tell: their weights may be very large.
 
     Real activations come from the run's cache, else from the model on some text; unless run or model ``is_chosen`` by
     the user only for SAEs that say that they are of this model. Without them only the weights are looked at. Raises
     InputError for SAEs that cannot be read.
     """
     path = request.settings.sae_path
+    outlines: dict[Place, InspectionRecord] = {}
     if path is None:
         sources = list(sae_sources(request, stage=NAME).values())
     else:
-        sources = [SaeSource(place, place.digest, is_own=False) for place in named(path)]
+        places = [place for text in texts_of(path) for place in named(text)]
+        outlines = _outlines(places)
+        left = [place for place in places if place not in outlines]
+        sources = [SaeSource(place, place.digest, is_own=False) for place in left]
     bench = _Bench(request, is_chosen)
-    return [_inspected(source, bench) for source in track(sources, "inspect", unit="SAEs")]
+    return [*outlines.values(), *(_inspected(source, bench) for source in track(sources, "inspect", unit="SAEs"))]
+
+
+def _outlines(places: Sequence[Place]) -> dict[Place, InspectionRecord]:
+    """What is told of the layers of cross-layer transcoders, several of which are named, without reading weights."""
+    made = {}
+    for place in across_layers(places) if len(places) > 1 else ():
+        outline = outlined(place)
+        if outline is not None:
+            made[place] = _outline_record(place, outline)
+    return made
+
+
+def _outline_record(place: Place, outline: Outline) -> InspectionRecord:
+    return InspectionRecord(
+        hook=str(place.hook),
+        target=str(place.writes[0]),
+        writes=[str(hook) for hook in place.writes],
+        architecture=outline.architecture,
+        **(outline.options or {}),
+        d_in=outline.d_in,
+        d_sae=outline.d_sae,
+        d_out=outline.d_out,
+        skip=outline.skip or None,
+        n_bytes=outline.n_bytes,
+        dtype=outline.dtype,
+        format=place.format,
+        path=str(place.path),
+        model=place.model,
+        problems=(),
+    )
 
 
 @dataclass
@@ -145,7 +182,9 @@ def _fitted(found: "Foreign", bench: _Bench, wrong: list[str]) -> "tuple[str, Fi
     from circuitcli.evaluation.fit import fit
 
     sae, about, _ = found
-    activations = bench.activations(sae, wrong) if bench.is_for(about) else None
+    # What one of several that write a hook point misses, the others may explain.
+    is_alone = not sae.config.further
+    activations = bench.activations(sae, wrong) if is_alone and bench.is_for(about) else None
     if activations is None:
         return "", None
     origin, (rows, lengths, _) = activations
@@ -167,6 +206,7 @@ def _what_it_is(source: SaeSource, sae: "SparseCoder", about: "About") -> dict[s
     return {
         "hook": str(sae.hook),
         "target": str(sae.target) if sae.is_transcoder else None,
+        "writes": [str(hook) for hook in sae.writes] if config.further else None,
         "architecture": sae.architecture,
         **sae.options,
         "d_in": sae.d_in,
