@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.records import ActivationsRecord, Stream
-from circuitcli.runs import Run
+from circuitcli.runs import Run, file_digest
 from circuitcli.saes import catalogue
 from circuitcli.saes.exchange import formats
 from circuitcli.saes.exchange.naming import named
@@ -126,7 +126,11 @@ def test_releases_hold_the_saes_that_sae_lens_lists_under_their_ids_and_paths(li
     ("text", "message", "hint"),
     [
         ("gemma-scope-2-4b-pt-att", "before the output projection", "attn, mlp or a residual stream"),
-        ("mntss-gemma-2-2b-2.5m-clt-as-per-layer/layer_3", "a cross-layer transcoder", "attn, mlp or a residual"),
+        (
+            "mntss-gemma-2-2b-2.5m-clt-as-per-layer/layer_3",
+            "a cross-layer transcoder",
+            "mntss-clt-gemma-2-2b-2.5m is all",
+        ),
         ("gemma-scope-2-4b-pt-resid/resid.9", "no release of that name", "did you mean gemma-scope-2-4b-pt-res or"),
         ("sae_bench_gemma-2-2b_topk", "no release of that name", "sae_bench_gemma-2-2b_topk_width-2pow12_date-1109"),
         ("gpt2-small-res-jb/blocks.88.hook_resid_pre", "has no SAE", "did you mean gpt2-small-res-jb/"),
@@ -288,3 +292,54 @@ def test_of_a_release_only_what_is_needed_is_read(
     with caplog.at_level(logging.WARNING, logger="circuitcli"):
         found = load_saes(sources, sources, model="gpt2", adapter=None)[HookPoint(6, "resid_pre")]
     assert found.sae.config.normalisation == "centre" and not caplog.records
+
+
+def test_of_a_cross_layer_release_only_the_layers_of_the_graph_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from huggingface_hub import constants
+    from safetensors.torch import save_file
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    root = tmp_path / "hub/models--mntss--clt-gemma-2-2b-426k"
+    snapshot, blobs = root / "snapshots" / COMMIT, root / "blobs"
+    for folder in (snapshot, blobs, root / "refs"):
+        folder.mkdir(parents=True)
+    (root / "refs/main").write_text(COMMIT)
+    for layer in (24, 25):
+        for name, tensors in {
+            f"W_enc_{layer}.safetensors": {
+                f"W_enc_{layer}": torch.randn(D_SAE, D_IN),
+                f"b_enc_{layer}": torch.randn(D_SAE),
+                f"b_dec_{layer}": torch.randn(D_IN),
+            },
+            f"W_dec_{layer}.safetensors": {f"W_dec_{layer}": torch.randn(D_SAE, 26 - layer, D_IN)},
+        }.items():
+            save_file(tensors, blobs / "x")
+            digest = file_digest(blobs / "x")
+            (blobs / "x").rename(blobs / digest.removeprefix("sha256:"))
+            (snapshot / name).symlink_to(Path("../../blobs") / digest.removeprefix("sha256:"))
+    (snapshot / "config.yaml").write_text("feature_input_hook: hook_resid_mid\nfeature_output_hook: hook_mlp_out\n")
+    request = Request(Settings(sae_path="mntss-clt-gemma-2-2b-426k"), Stream(), Run(tmp_path))
+    sources = sae_sources(request, stage="graph-grad", layers={25})
+    (place,) = (source.place for source in sources.values())
+    assert (str(place.hook), list(map(str, place.writes)), place.model) == (
+        "resid_mid.25",
+        ["mlp.25"],
+        "google/gemma-2-2b",
+    )
+    # What the hub calls by its digest is not read for it, and it is the same elsewhere.
+    with monkeypatch.context() as changed:
+        changed.setattr(
+            "circuitcli.saes.exchange.place.file_digest", lambda path: "small" if "config" in str(path) else 1 / 0
+        )
+        assert place.digest
+    copied = tmp_path / "copied"
+    shutil.copytree(snapshot, copied)
+    by_hand = formats.find(copied / "W_enc_25.safetensors")[0].changed(place.changes)
+    assert by_hand.digest == place.digest
+    named_alone = sae_sources(
+        Request(Settings(sae_path="mntss-clt-gemma-2-2b-426k/layer_24"), Stream(), Run(tmp_path)), stage="inspect"
+    )
+    assert [list(map(str, source.place.writes)) for source in named_alone.values()] == [["mlp.24", "mlp.25"]]

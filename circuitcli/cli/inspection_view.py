@@ -85,7 +85,7 @@ def _release(found: Sequence[ReleaseRecord]) -> "RenderableType":
     for column in ("name it", "hook point"):
         table.add_column(column, overflow="fold")
     for record in found:
-        table.add_row(f"{record.name}/{record.id}", record.hook)
+        table.add_row(f"{record.name}/{record.id}", record.hook or "told by its files")
     return table
 
 

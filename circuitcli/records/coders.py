@@ -73,12 +73,12 @@ class InspectionRecord(Record):
 
 
 class ReleaseRecord(Record):
-    """One SAE of a release of the catalogue: ``NAME/ID`` names it."""
+    """One SAE of a release of the catalogue: ``NAME/ID`` names it. Some tell their hook point by their files alone."""
 
     kind: str = "release"
     name: Word
     id: Word
-    hook: HookName
+    hook: HookName | None = None
     format: Word
     repository: Word
     path: AnyPath

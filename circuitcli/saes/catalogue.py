@@ -7,7 +7,7 @@ knows.
 import difflib
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -28,11 +28,16 @@ SHARED = ("config.json", "config.yaml")
 
 @dataclass(frozen=True)
 class Entry:
-    """One SAE of a release: its id, where it lies in the repository, and what its files may not say."""
+    """One SAE of a release: its id, where it lies in the repository, and what its files may not say.
+
+    also: a further file of it. layer: where it is, even if only its files tell the site.
+    """
 
     id: str
     path: str
     changes: Changes
+    also: str | None = None
+    layer: int | None = None
 
     @property
     def hook(self) -> HookPoint | None:
@@ -71,12 +76,18 @@ class Release:
         for found in self.entries:
             if found.hook is not None and (wanted == str(found.hook) or found.hook == hook):
                 return found
-        known = [found.id for found in self.entries] + [str(found.hook) for found in self.entries]
+        known = [found.id for found in self.entries] + [str(found.hook) for found in self.entries if found.hook]
         if not self.entries or "/" in wanted:
             return Entry(wanted, wanted, self.changes)
         near = difflib.get_close_matches(wanted, known, n=1, cutoff=0.5)
         hint = f"did you mean {self.name}/{near[0]}?" if near else f"it has {' '.join(dict.fromkeys(known[-1:-9:-1]))}"
         raise InputError(f"{self.name} has no SAE '{wanted}'", hint=hint)
+
+    def at(self, wanted: Collection[HookPoint]) -> list[Entry]:
+        """The SAEs at these hook points, one each; of those whose site their files tell all of these layers."""
+        layers = {hook.layer for hook in wanted}
+        of_layers = [entry for entry in self.entries if entry.hook is None and entry.layer in layers]
+        return [entry for hook, entry in self.by_hook().items() if hook in wanted] + of_layers
 
     def by_hook(self) -> dict[HookPoint, Entry]:
         """One SAE for each hook point: the catalogue's first."""
@@ -104,6 +115,13 @@ def _content() -> dict[str, Any]:
     return {**listed, **by_hand}
 
 
+def cross_layer(name: str) -> str | None:
+    """The release of the cross-layer transcoder in the repository of a release that cannot be used, if there is one."""
+    repo = _content()[name].get("repo")
+    of_repo = (release for release in releases().values() if release.repo == repo)
+    return next((release.name for release in of_repo if any(entry.also for entry in release.entries)), None)
+
+
 def nearest(name: str) -> list[str]:
     """Names of releases that look like this one, best first; of models of the same size if there are such."""
     known = [*releases(), *refused()]
@@ -127,7 +145,7 @@ def fetch(release: Release, entry: Entry) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     online = hub_answers()
-    patterns = [entry.path, f"{entry.path}/*", *SHARED]
+    patterns = [entry.path, f"{entry.path}/*", *([entry.also] if entry.also else []), *SHARED]
     try:
         root = snapshot_download(release.repo, allow_patterns=patterns, local_files_only=not online)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
@@ -172,14 +190,18 @@ def _entries(group: Mapping[str, Any], changes: Changes) -> Iterator[Entry]:
         layers *= len(values)
     for number, layer in enumerate(layers):
         words = {"layer": layer, "value": values[number] if values is not None else ""}
-        target = group.get("target")
+        hook, target, also = (
+            None if name not in group else str(group[name]).format(**words) for name in ("hook", "target", "also")
+        )
         yield Entry(
             group.get("id", group["path"]).format(**words),
             group["path"].format(**words),
             replace(
                 changes,
-                hook=HookPoint.parse(group["hook"].format(**words)),
-                target=None if target is None else HookPoint.parse(target.format(**words)),
+                hook=None if hook is None else HookPoint.parse(hook),
+                target=None if target is None else HookPoint.parse(target),
                 scale=group["scales"][number] if "scales" in group else None,
             ),
+            also=also,
+            layer=layer,
         )

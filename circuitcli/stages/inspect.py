@@ -40,7 +40,10 @@ def listing(text: str) -> list[Record]:
             hint=f"see https://huggingface.co/{release.repo} and name one as {text}/PATH",
         )
     common = {"name": text, "repository": release.repo, "format": release.format, "model": release.changes.model}
-    return [ReleaseRecord(**common, id=entry.id, hook=str(entry.hook), path=entry.path) for entry in release.entries]
+    return [
+        ReleaseRecord(**common, id=entry.id, hook=None if entry.hook is None else str(entry.hook), path=entry.path)
+        for entry in release.entries
+    ]
 
 
 def run(request: Request, *, is_chosen: bool) -> list[Record]:

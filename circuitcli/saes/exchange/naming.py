@@ -95,7 +95,9 @@ def _named(text: str, hooks: Collection[HookPoint]) -> list[Place]:
     if release in catalogue.releases():
         return _of_release(catalogue.releases()[release], wanted, hooks)
     if why := catalogue.refused().get(release):
-        raise InputError(f"{release} cannot be used: {why}", hint="choose SAEs of attn, mlp or a residual stream")
+        other = catalogue.cross_layer(release)
+        hint = f"{other} is all of it" if other else "choose SAEs of attn, mlp or a residual stream"
+        raise InputError(f"{release} cannot be used: {why}", hint=hint)
     near = catalogue.nearest(release)
     hint = f"did you mean {' or '.join(near)}?" if near else "--sae takes a path, FORMAT:PATH or the name of a release"
     raise InputError(f"no SAE in {text}: there is no such path, and no release of that name", hint=hint)
@@ -132,12 +134,11 @@ def _of_release(release: Release, wanted: str, hooks: Collection[HookPoint]) -> 
     """The SAE of an id or a hook point; without one, those at ``hooks``, so that nothing is downloaded in vain."""
     if wanted:
         return _fetched(release, release.entry(wanted))
-    known = release.by_hook()
-    chosen = [entry for hook, entry in known.items() if hook in hooks]
-    if not chosen and len(known) == 1:
+    chosen = release.at(hooks)
+    if not chosen and len(known := release.by_hook()) == 1:
         chosen = list(known.values())
     if not chosen:
-        example = f"{release.name}/{_example(release)}" if known else f"{release.name}/PATH"
+        example = f"{release.name}/{_example(release)}" if release.entries else f"{release.name}/PATH"
         raise InputError(
             f"{release.name} is a release of {len(release.entries) or 'many'} SAEs, but none of them is named",
             hint=f"write {example}; `circuit inspect {release.name}` lists them",

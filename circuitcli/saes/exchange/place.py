@@ -1,5 +1,6 @@
 """Where an SAE lies and what its files say of it; needs no torch."""
 
+import re
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 NATIVE = "circuit"
 _AGAIN = "copy the SAE again"
+# Of the hub's cache: the folder of all contents; small files are called by another, shorter digest there.
+_BLOBS, _SHA256 = "blobs", re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ class Place:
         if self.format == NATIVE:
             own = sae_digest(self.path)
             return own if self.changes == Changes() else digest([own, *map(str, vars(self.changes).values())])
-        return digest([*(file_digest(path) for path in self.files), *map(str, vars(self.changes).values())])
+        return digest([*(_content_digest(path) for path in self.files), *map(str, vars(self.changes).values())])
 
     def is_recorded_as(self, recorded: str) -> bool:
         """Whether a digest in a record is of this SAE; see `folder.is_recorded` for those of earlier versions."""
@@ -126,6 +129,14 @@ class Place:
             target=changes.target or self.target,
             model=changes.model or self.model,
         )
+
+
+def _content_digest(path: Path) -> str:
+    """Of a file's bytes. The hub's cache calls large files by it, so that they need not be read."""
+    content = path.resolve()
+    if content != path and content.parent.name == _BLOBS and _SHA256.fullmatch(content.name):
+        return f"sha256:{content.name}"
+    return file_digest(path)
 
 
 def read_object(path: Path) -> dict[str, Any]:
