@@ -209,8 +209,6 @@ def test_spans_of_a_chat_are_found_in_what_the_template_writes(adapter):
 BAD = {
     "several tokens": ({"prompt": "a", "target": "xyz"}, "a target or foil that is not one token"),
     "no tokens": ({"prompt": ""}, "a prompt that cannot be encoded"),
-    "id": ({"prompt": "a", "foil": 10**6}, "a target or foil that is not one token"),
-    "prompt id": ({"ids": [10**6]}, "a prompt that cannot be encoded"),
     "length": ({"prompt": "ab", "counterfactual": "a"}, "a counterfactual of another length"),
     "none": ({"prompt": "ab"}, "no counterfactual"),
     "type": ({"prompt": 3}, "a field that is missing or of a wrong type"),
@@ -237,16 +235,43 @@ def test_the_first_bad_prompt_is_an_error_that_names_its_line(tmp_path, adapter,
     assert dict(left_out.reasons) == {reason: 1}
 
 
+@pytest.mark.parametrize("line", [{**GOOD, "target": 260}, {**GOOD, "foil": 10**6}, {"ids": [1, 260]}], ids=str)
+def test_ids_of_another_tokenizer_are_an_error_whatever_is_left_out(tmp_path, adapter, line):
+    """Others of the same file may lie in the model's vocabulary and mean something else there."""
+    name = file_of(tmp_path, FORMS["lines"]([GOOD, line]))
+    with pytest.raises(InputError, match=r"line 2: .* token id .*, and this model knows 0 to 259"):
+        all_of(name, adapter, LeftOut(allowed=True))
+
+
+@pytest.mark.parametrize(
+    ("clean", "label", "target"),
+    [
+        ("from the year 1702 to the year 17", 2, "02"),
+        ("from the year 1702 to the year 17", "02", "02"),
+        ("from the year 1752 to the year 17", "52", "52"),
+        ("from the year 172 to the year 17", "2", "2"),
+        ("from 11702 to 17", "2", "2"),
+        ("2 + 3 = ", 5, "5"),
+        ("1702 to", "2", "2"),
+        ("1702 to 17", " 2", " 2"),
+    ],
+)
+def test_a_label_has_the_zeros_that_it_has_in_the_prompt(tmp_path, clean, label, target):
+    rows = [{"clean": clean, "corrupted": "x", "label": label}]
+    for form in ("lines", "csv"):
+        assert read_examples(file_of(tmp_path, FORMS[form](rows)))[0].target == target
+
+
 def test_bad_prompts_are_left_out_and_counted_in_one_warning(tmp_path, adapter, caplog):
     lines = [GOOD, *(line for line, _ in BAD.values()), GOOD, BAD["length"][0], GOOD]
     name = file_of(tmp_path, "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
     with caplog.at_level(logging.WARNING):
         prompts = all_of(name, adapter, left_out := LeftOut(allowed=True))
-    assert [prompt.place.rpartition(" ")[2] for prompt in prompts] == ["1", "11", "13"]
-    assert left_out.n == 10
+    assert [prompt.place.rpartition(" ")[2] for prompt in prompts] == ["1", "9", "11"]
+    assert left_out.n == 8
     (record,) = caplog.records
-    assert record.message.startswith("10 of 13 prompts are left out: 2 with ")
-    assert "2 with a counterfactual of another length" in record.message and "some-data line 8" in record.message
+    assert record.message.startswith("8 of 11 prompts are left out: 2 with ")
+    assert "2 with a counterfactual of another length" in record.message and "some-data line 6" in record.message
 
 
 def test_the_first_usable_prompts_are_taken_and_none_behind_them_is_looked_at(tmp_path, adapter):

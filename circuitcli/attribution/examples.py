@@ -25,11 +25,14 @@ SKIP_HINT = "--skip-bad leaves such prompts out"
 
 
 class BadPrompt(InputError):
-    """One prompt of several cannot be used; ``reason`` says in a few words of which kind it is, to be counted by."""
+    """One prompt of several cannot be used; ``reason`` says in a few words of which kind it is, to be counted by.
 
-    def __init__(self, message: str, *, reason: str, hint: str = "") -> None:
+    is_of_all: what is wrong with it says that all of the file are about something else, so it is never left out.
+    """
+
+    def __init__(self, message: str, *, reason: str, hint: str = "", is_of_all: bool = False) -> None:
         super().__init__(message, hint=hint)
-        self.reason = reason
+        self.reason, self.is_of_all = reason, is_of_all
 
 
 @dataclass(frozen=True)
@@ -85,8 +88,9 @@ def placed(place: str, reason: str) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        kind = error.reason if isinstance(error, BadPrompt) else reason
-        raise BadPrompt(f"{place}: {error.message}" if place else error.message, reason=kind, hint=error.hint) from None
+        bad = error if isinstance(error, BadPrompt) else BadPrompt(error.message, reason=reason, hint=error.hint)
+        message = f"{place}: {bad.message}" if place else bad.message
+        raise BadPrompt(message, reason=bad.reason, hint=bad.hint, is_of_all=bad.is_of_all) from None
 
 
 class LeftOut:
@@ -111,6 +115,8 @@ class LeftOut:
         try:
             yield
         except InputError as error:
+            if isinstance(error, BadPrompt) and error.is_of_all:
+                raise
             if not self.allowed:
                 error.hint = "; ".join(filter(None, (error.hint, SKIP_HINT)))
                 raise

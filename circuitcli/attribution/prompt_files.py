@@ -11,6 +11,7 @@ Known are JSON lines, a JSON array of objects, and tables with a header (CSV, or
 
 import csv
 import io
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +34,7 @@ KNOWN = (
 # Ten thousand prompts have less than a tenth of it.
 FILE_BYTES = 64 * 2**20
 _LARGEST_ID = 2**31 - 1
+_LAST_NUMBER = re.compile("[0-9]+$")
 # Names of fields that are shown of a line or a table that is none of the known ones.
 _SHOWN_FIELDS = 12
 
@@ -163,8 +165,17 @@ def _labelled(content: Mapping[str, Any], place: str) -> Example:
     clean, corrupted = (_text(content[name], name, place) for name in ("clean", "corrupted"))
     label = content["label"]
     # A number in JSON is the number that stands in the text.
-    target = str(label) if isinstance(label, int) and not isinstance(label, bool) else _text(label, "label", place)
-    return Example(clean, target, counterfactual=corrupted, place=place)
+    written = str(label) if isinstance(label, int) and not isinstance(label, bool) else _text(label, "label", place)
+    return Example(clean, _with_zeros(written, clean), counterfactual=corrupted, place=place)
+
+
+def _with_zeros(label: str, prompt: str) -> str:
+    """The label with the zeros in front that it has in the prompt: behind ``from 1702 to 17`` the number 2 is 02."""
+    end = _LAST_NUMBER.search(prompt)
+    if end is None or not label.isdecimal():
+        return label
+    same = re.search(rf"(?<![0-9]){end[0]}(0*{label})(?![0-9])", prompt)
+    return same[1] if same else label
 
 
 def _indexed(content: Mapping[str, Any], place: str) -> Example:

@@ -163,9 +163,11 @@ def _token(token: str | int | None, example: Example, tokenizer: Tokenizer, *, w
     """The id of a target or foil: of a text that which continues the prompt, or else the text's own."""
     if isinstance(token, int):
         if not 0 <= token < n_ids:
-            raise InputError(
-                f"{what} {token} is not a token id, and this model knows 0 to {n_ids - 1}",
-                hint="name a token of this model, as text or as its id",
+            raise BadPrompt(
+                f"the {what} is token id {token}, and this model knows 0 to {n_ids - 1}",
+                reason="a token id of another tokenizer",
+                hint="ids are those of one tokenizer; give tokens as text, or ids of this model's own",
+                is_of_all=True,
             )
         return token
     if token is None:
@@ -218,9 +220,11 @@ def _ids(written: Written, tokenizer: Tokenizer, *, n_ids: int, what: str) -> Se
         return tokenizer.encode(written)
     wrong = [number for number in written if not 0 <= number < n_ids]
     if wrong:
-        raise InputError(
+        raise BadPrompt(
             f"the {what} has token id {wrong[0]}, and this model knows 0 to {n_ids - 1}",
+            reason="a token id of another tokenizer",
             hint="give ids of this model's own tokenizer",
+            is_of_all=True,
         )
     return [*written]
 
