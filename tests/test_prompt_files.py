@@ -13,7 +13,8 @@ from circuitcli.attribution.asked import asked_examples
 from circuitcli.attribution.examples import BadPrompt, Example, LeftOut, digest_of
 from circuitcli.attribution.prompt_files import FILE_BYTES, read_examples
 from circuitcli.attribution.prompts import Needs, encode_all, encode_example
-from circuitcli.errors import InputError, SettingsError
+from circuitcli.cli.app import run
+from circuitcli.errors import ExitStatus, InputError, SettingsError
 from circuitcli.models.adapter import ModelAdapter
 from circuitcli.models.chat import Conversation
 from circuitcli.models.tokenizer import Tokenizer
@@ -333,3 +334,12 @@ def test_a_file_and_what_only_one_prompt_has_do_not_go_together(tmp_path):
             asked_examples(GraphSettings(prompts=name, **option))
     with pytest.raises(SettingsError, match="is about a file of prompts"):
         asked_examples(GraphSettings(prompt="a", n_prompts=3))
+
+
+@pytest.mark.parametrize("command", ["graph-grad", "graph-naive", "validate"])
+def test_every_command_refuses_a_file_beside_one_prompt_before_a_run_is_sought(tmp_path, command, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run([command, "--prompts", "pairs.jsonl", "--prompt", "The cat"]) == ExitStatus.USAGE
+    error, hint = capsys.readouterr().err.splitlines()
+    assert error == "error: --prompts names a file, and --prompt is about one prompt" and hint.startswith("hint: ")
+    assert run([command, "--n-prompts", "7"]) == ExitStatus.USAGE

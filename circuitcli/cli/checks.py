@@ -36,9 +36,19 @@ def _interp(call: "Call") -> None:
 
 
 def _graph(call: "Call") -> None:
+    from circuitcli.attribution.asked import check_prompts
     from circuitcli.stages.graphing import check_settings
 
-    check_settings(call.loaded.settings.graph)
+    settings = call.loaded.settings.graph
+    check_prompts(settings, settings.prompts)
+    check_settings(settings)
+
+
+def _validate(call: "Call") -> None:
+    from circuitcli.attribution.asked import check_prompts
+
+    settings = call.loaded.settings
+    check_prompts(settings.graph, settings.validation.prompts or settings.graph.prompts)
 
 
 def _render(call: "Call") -> None:
@@ -77,6 +87,7 @@ _CHECKS: "dict[str, Callable[[Call], None]]" = {
     "interp": _interp,
     "graph-grad": _graph,
     "graph-naive": _graph,
+    "validate": _validate,
     "render": _render,
     "inspect": _inspect,
     "export": _export,
