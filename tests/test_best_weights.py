@@ -14,7 +14,7 @@ from test_staircase import layers, staircase
 from test_train_stage import collected, request, run_path  # noqa: F401
 from test_trainable import HOOK, PREDICTS, READS
 from torch import Tensor
-from training_fakes import MemoryBatches, optimiser, planted, recipe
+from training_fakes import SINGLE, MemoryBatches, optimiser, planted, recipe
 
 from circuitcli.activations.cache import ActivationCache
 from circuitcli.errors import SettingsError
@@ -22,7 +22,6 @@ from circuitcli.evaluation.quality import reconstruction
 from circuitcli.hookpoints import HookPoint
 from circuitcli.saes import files
 from circuitcli.stages import train
-from circuitcli.training.architectures.registry import SINGLE
 from circuitcli.training.checkpoint import Checkpoints
 from circuitcli.training.log import MetricsLog
 from circuitcli.training.optimiser import CoderOptimiser

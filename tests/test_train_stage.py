@@ -1,16 +1,19 @@
 """``circuit train`` from records to files, on activations of the model that ships with the package."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import h5py
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+import circuitcli
 from circuitcli.activations.cache import ActivationCache
 from circuitcli.activations.storage.shards import ROWS
 from circuitcli.errors import InputError, SettingsError
@@ -19,11 +22,13 @@ from circuitcli.models.loading import load_model
 from circuitcli.records import EvaluationRecord, SaeRecord, Stream
 from circuitcli.runs import Fingerprint, Run
 from circuitcli.saes import files
+from circuitcli.settings.sae import Architecture
 from circuitcli.settings.sources import load
 from circuitcli.stages import collect, estimates, evaluate, measuring, train, training, verify
 from circuitcli.stages.measure import HeldOut
 from circuitcli.stages.request import Request
 from circuitcli.training import plan as plan_module
+from circuitcli.training.architectures.descriptions import DESCRIPTIONS
 from circuitcli.training.plan import training_plan
 from circuitcli.training.readers import unread
 
@@ -353,3 +358,68 @@ def test_settings_are_numbers():
     for name in ("train.learning_rate", "train.clip"):
         with pytest.raises(SettingsError, match=name):
             load({name: "inf"})
+
+
+def test_every_architecture_that_can_be_set_is_described():
+    assert list(DESCRIPTIONS) == list(get_args(Architecture))
+
+
+# TopK SAEs at attention and residual stream that learn together, with ``sae.share`` of sae.k features.
+HALF = """
+from dataclasses import replace
+
+from torch import nn
+
+from circuitcli.saes.topk import TopKSae
+from circuitcli.training.architectures.single import build_single
+from circuitcli.training.architectures.topk import TrainableTopK
+from circuitcli.training.architectures.trainable import TrainableCoders
+
+
+class Half(TrainableCoders):
+    def __init__(self, coders):
+        super().__init__()
+        self.both = nn.ModuleList(coders)
+
+    @property
+    def coders(self):
+        return [*self.both]
+
+
+def build(inputs):
+    sae = inputs.config.sae.model_copy(update={"k": int(inputs.config.sae.k * inputs.config.sae.share)})
+    inputs = replace(inputs, config=replace(inputs.config, sae=sae))
+    return Half([build_single(TrainableTopK, TopKSae, replace(inputs, hooks=(hook,))) for hook in inputs.hooks])
+"""
+DESCRIBED = 'Description("half", frozenset({"k", "share"}), Ends("attn", "resid"), can_end_to_end=False)'
+
+
+def test_an_architecture_is_added_in_three_files(run_path: Path, tmp_path: Path):
+    package = Path(shutil.copytree(Path(circuitcli.__file__).parent, tmp_path / "copy" / "circuitcli"))
+    architectures = package / "training" / "architectures"
+    edit(package / "settings" / "sae.py", '    "topk",\n', '    "half",\n    "topk",\n')
+    edit(package / "settings" / "sae.py", "    k: int =", "    share: float = 1.0\n    k: int =")
+    edit(architectures / "descriptions.py", '    "topk": ', f'    "half": {DESCRIBED},\n    "topk": ')
+    (architectures / "half.py").write_text(HALF)
+    options = OPTIONS | {"sae.architecture": "half", "train.tokens": 512, "train.loss_tokens": 0}
+    words = [f"{name}={value}" for name, value in options.items() if name.startswith(("sae.", "train."))]
+    done = subprocess.run(
+        [sys.executable, "-m", "circuitcli", "train", "--run", run_path, "--json", "--sweep", "sae.share=1,0.5"]
+        + [part for word in words for part in ("--set", word)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(package.parent)},
+    )
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    swept = [(one["variant"], one["hook"], one["k"]) for one in records if one["kind"] == "sweep"]
+    assert swept == [(f"sae.share={share}", hook, k) for share, k in (("1", 8), ("0.5", 4)) for hook in HOOKS], (
+        done.stderr
+    )
+
+
+def edit(path: Path, before: str, after: str) -> None:
+    text = path.read_text()
+    assert text.count(before) == 1
+    path.write_text(text.replace(before, after))

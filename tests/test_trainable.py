@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from training_fakes import ACTIVE, D_IN, MemoryBatches, fully_trained, optimiser, planted, recipe
+from training_fakes import ACTIVE, D_IN, SINGLE, MemoryBatches, fully_trained, optimiser, planted, recipe
 
 from circuitcli.evaluation.quality import reconstruction
 from circuitcli.hookpoints import HookPoint
@@ -12,7 +12,6 @@ from circuitcli.saes import base
 from circuitcli.saes.jumprelu import JumpReluSae
 from circuitcli.training.architectures import thresholded
 from circuitcli.training.architectures.jumprelu import Jump, Step, TrainableJumpRelu
-from circuitcli.training.architectures.registry import SINGLE
 from circuitcli.training.architectures.relu import default_l1_weight
 from circuitcli.training.architectures.thresholded import TrainableThresholded
 from circuitcli.training.initial import folded, with_unit_decoder

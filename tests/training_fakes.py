@@ -11,6 +11,7 @@ from torch import Tensor
 
 from circuitcli.hookpoints import HookPoint
 from circuitcli.settings.sae import SaeSettings
+from circuitcli.training.architectures.descriptions import DESCRIPTIONS, Each, Pairs
 from circuitcli.training.architectures.registry import new_trainable
 from circuitcli.training.architectures.trainable import ActivationMoments, TrainingConfig
 from circuitcli.training.checkpoint import Checkpoints
@@ -20,6 +21,8 @@ from circuitcli.training.schedule import LearningRateSchedule
 from circuitcli.training.trainer import Trainer
 
 D_IN, N_PLANTED, ACTIVE = 16, 24, 2
+# Architectures of which each coder learns alone.
+SINGLE = [name for name, about in DESCRIPTIONS.items() if type(about.layout) in (Each, Pairs)]
 
 
 def planted(n_rows: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,8 @@ from circuitcli.hookpoints import HookPoint
 from circuitcli.settings.settings import Settings
 from circuitcli.stages.measure import LARGEST_MODEL_GAP, model_settings
 from circuitcli.stages.request import Request
-from circuitcli.training.plan import JACOBIANS, hook_groups
+from circuitcli.training.architectures.descriptions import DESCRIPTIONS
+from circuitcli.training.plan import hook_groups
 
 if TYPE_CHECKING:
     import torch
@@ -27,8 +28,9 @@ def mlps_between(
 
     Raises SettingsError for a model whose MLP is not known, InputError if it does not give the cached activations.
     """
-    architectures = {settings.sae.architecture for settings in variants} & set(JACOBIANS)
-    pairs = [pair for architecture in sorted(architectures) for pair in hook_groups(architecture, cache.hooks)]
+    architectures = {settings.sae.architecture for settings in variants}
+    needing = sorted(name for name in architectures if DESCRIPTIONS[name].needs_mlp)
+    pairs = [pair for architecture in needing for pair in hook_groups(architecture, cache.hooks)]
     if not pairs:
         return {}
     import torch

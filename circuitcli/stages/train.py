@@ -18,14 +18,15 @@ from circuitcli.stages.measuring import warnings
 from circuitcli.stages.request import Request, fingerprint, resumable
 from circuitcli.stages.sweep import swept, variants
 from circuitcli.stages.training import FOLDER, SWEEP, Training, check_processes, finished_saes
+from circuitcli.training.architectures.descriptions import DESCRIPTIONS
 from circuitcli.training.plan import (
     Plan,
     check_objective,
+    coder_shapes,
     hook_groups,
     look_steps,
     pool_tokens,
     read_hooks,
-    sae_widths,
     training_plan,
     width,
 )
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 NAME = "train"
-# Architectures whose codes are as many as the features while they learn.
-DENSE = ("relu", "gated", "jumprelu")
 # Numbers for each feature and row of a batch that are held at once.
 _DENSE_COPIES, _SPARSE_COPIES = 6, 2
 _LOGITS_COPIES = 5
@@ -129,7 +128,7 @@ def plan(request: Request) -> list[tuple[str, str]]:
 def _costs(variants: Mapping[str, Settings], activations: list[ActivationsRecord]) -> "list[_Cost]":
     d_models = {HookPoint.parse(record.hook): record.d_model for record in activations}
     return [
-        _Cost.of(settings, hooks, [d_models[hook] for hook in hooks])
+        _Cost.of(settings, hooks, d_models)
         for settings in variants.values()
         for hooks in hook_groups(settings.sae.architecture, list(d_models))
     ]
@@ -143,23 +142,29 @@ def _features(costs: "list[_Cost]") -> str:
 class _Cost:
     """What the SAEs of a group of hook points take: numbers in weights, and floating-point operations for a token.
 
-    places: what each of them reconstructs.
+    writes: what they reconstruct, as often as a coder does.
     """
 
     settings: Settings
-    places: tuple[HookPoint, ...]
+    writes: tuple[HookPoint, ...]
     d_saes: tuple[int, ...]
     parameters: int
     flops: int
 
     @classmethod
-    def of(cls, settings: Settings, hooks: tuple[HookPoint, ...], widths: list[int]) -> "_Cost":
-        """hooks: of the group. widths: of what is read and, if that is another hook point, predicted."""
-        d_saes, both = sae_widths(settings, len(widths), d_in=widths[0]), widths[0] + widths[-1]
-        # Sparse codes cost what they hold; dense ones three products forward and back on either side.
-        sparse = 2 * widths[0] * sum(d_saes) + 8 * widths[-1] * settings.sae.k * len(d_saes)
-        flops = 5 * both * sum(d_saes) if settings.sae.architecture in DENSE else sparse
-        return cls(settings, hooks[-len(d_saes) :], d_saes, both * sum(d_saes), flops)
+    def of(cls, settings: Settings, group: tuple[HookPoint, ...], d_models: Mapping[HookPoint, int]) -> "_Cost":
+        """d_models: widths of the activations at the group's hook points."""
+        shapes = coder_shapes(settings.sae.architecture, group)
+        one, parameters, flops = width(settings, d_in=d_models[group[0]]), 0, 0
+        for shape in shapes:
+            d_read, d_written = (sum(d_models[hook] for hook in hooks) for hooks in (shape.reads, shape.writes))
+            of_coder = (d_read + d_written) * one * shape.width
+            parameters += of_coder
+            # Sparse codes cost what they hold; dense ones three products forward and back on either side.
+            sparse = 2 * d_read * one * shape.width + 8 * d_written * settings.sae.k
+            flops += 5 * of_coder if DESCRIPTIONS[settings.sae.architecture].is_dense else sparse
+        writes = tuple(hook for shape in shapes for hook in shape.writes)
+        return cls(settings, writes, tuple(one * shape.width for shape in shapes), parameters, flops)
 
     @property
     def look_flops(self) -> int:
@@ -169,7 +174,7 @@ class _Cost:
     @property
     def is_dense(self) -> bool:
         """Whether codes are as many as the features while it learns."""
-        return self.settings.sae.architecture in DENSE
+        return DESCRIPTIONS[self.settings.sae.architecture].is_dense
 
     @property
     def dtype(self) -> str:
@@ -218,8 +223,8 @@ def _measuring_flops(request: Request, plan: Plan, costs: list[_Cost], adapter: 
     head = 2 * adapter.unembedding.get_parameter("weight").numel()
     through = partial(pass_flops, adapter, block_length=request.settings.data.block_length or BLOCK_LENGTH)
     of_model = through(range(adapter.n_layers))
-    for place, n_saes in Counter(place for cost in costs for place in cost.places).items():
-        behind = through(range(max(0, first_block(place)), adapter.n_layers))
+    for hook, n_saes in Counter(hook for cost in costs for hook in cost.writes).items():
+        behind = through(range(max(0, first_block(hook)), adapter.n_layers))
         of_model += (n_saes + 2) * behind + (2 * n_saes + 2) * head
     return reconstructing + float(n_tokens * of_model)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.settings.settings import Settings
+from circuitcli.training.architectures.descriptions import DESCRIPTIONS, CoderShape
 from circuitcli.training.schedule import LearningRateSchedule, default_rate
 
 # A cache that is small beside train.eval_tokens gives at most this share of its rows away.
@@ -89,7 +90,7 @@ def pool_tokens(settings: Settings, *, row_bytes: int) -> int:
 def width(settings: Settings, *, d_in: int) -> int:
     """Features of an SAE for activations of this width. Raises SettingsError if ``sae.k`` is more."""
     d_sae = settings.sae.d_sae or max(1, round(settings.sae.expansion * d_in))
-    if settings.sae.k > d_sae and settings.sae.architecture not in WITHOUT_K:
+    if settings.sae.k > d_sae and DESCRIPTIONS[settings.sae.architecture].needs_k:
         raise SettingsError(
             f"sae.k={settings.sae.k} is more than the {d_sae} features that sae.d_sae or sae.expansion asks for",
             hint=f"lower sae.k to at most {d_sae}, or raise sae.d_sae or sae.expansion",
@@ -104,62 +105,31 @@ def schedule(settings: Settings, plan: Plan, *, d_sae: int) -> LearningRateSched
     return LearningRateSchedule(peak, plan.n_steps, train.warmup, train.decay)
 
 
-# Architectures whose penalty is on all positive pre-activations: they choose no k of them.
-WITHOUT_K = ("relu", "gated")
-# Architectures on two hook points of a block.
-PAIRS = {
-    "transcoder": ("mlp_in", "mlp"),
-    "skip-transcoder": ("mlp_in", "mlp"),
-    "jacobian": ("mlp_in", "mlp"),
-    "jacobian-block": ("resid_mid", "resid"),
-}
-JACOBIANS = ("jacobian", "jacobian-block")
-STAIRCASES = ("staircase", "staircase-detach")
 END_TO_END = "end-to-end"
-# Their losses are of several reconstructions, of which only one can stand in the model.
-NOT_END_TO_END = ("matryoshka", *STAIRCASES, *JACOBIANS)
 
 
 def hook_groups(architecture: str, hooks: Sequence[HookPoint]) -> list[tuple[HookPoint, ...]]:
-    """What is trained on these hook points: for each SAE what it reads, and what it predicts if that is another; for
-    each staircase the layers of its site; both ends of each pair.
+    """What is trained on these hook points: the hook points of all coders that learn together, for each such group.
 
     Raises SettingsError if there is nothing that the architecture could be trained on.
     """
-    if architecture in STAIRCASES:
-        return _staircases(architecture, hooks)
-    if architecture not in PAIRS:
-        return [(hook,) for hook in hooks]
-    first, second = PAIRS[architecture]
-    pairs: list[tuple[HookPoint, ...]] = [
-        (HookPoint(layer, first), HookPoint(layer, second)) for layer in sorted({hook.layer for hook in hooks})
-    ]
-    complete = [pair for pair in pairs if set(pair) <= set(hooks)]
-    if not complete:
-        raise SettingsError(
-            f"sae.architecture={architecture} is trained on {first} and {second}; the run has no layer with both",
-            hint=f"collect them: `circuit collect --sites {first},{second}`",
-        )
-    return complete
+    return DESCRIPTIONS[architecture].layout.groups(architecture, hooks)
+
+
+def coder_shapes(architecture: str, group: tuple[HookPoint, ...]) -> tuple[CoderShape, ...]:
+    """The coders that are trained on a group of hook points."""
+    return DESCRIPTIONS[architecture].layout.coders(group)
 
 
 def read_hooks(architectures: Iterable[str], hooks: Sequence[HookPoint]) -> frozenset[HookPoint]:
-    """All of these hook points that SAEs of these architectures are trained on. Raises as `hook_groups`."""
+    """All of these hook points that coders of these architectures are trained on. Raises as `hook_groups`."""
     return frozenset(hook for name in architectures for group in hook_groups(name, hooks) for hook in group)
-
-
-def sae_widths(settings: Settings, n_hooks: int, *, d_in: int) -> tuple[int, ...]:
-    """Features of each SAE that is trained on a group of so many hook points."""
-    one, architecture = width(settings, d_in=d_in), settings.sae.architecture
-    if architecture in STAIRCASES:
-        return tuple(one * (step + 1) for step in range(n_hooks))
-    return (one, one) if architecture in JACOBIANS else (one,)
 
 
 def check_objective(settings: Settings) -> None:
     """Raise SettingsError if SAEs of this architecture cannot learn end to end, or a setting has no effect."""
     if settings.train.objective == END_TO_END:
-        if settings.sae.architecture in NOT_END_TO_END:
+        if not DESCRIPTIONS[settings.sae.architecture].can_end_to_end:
             raise SettingsError(
                 f"sae.architecture={settings.sae.architecture} has no end-to-end objective",
                 hint="use --set train.objective=local, or another architecture",
@@ -173,14 +143,3 @@ def check_objective(settings: Settings) -> None:
         raise SettingsError(
             "train.downstream_weight has no effect on local training", hint="use --set train.objective=end-to-end"
         )
-
-
-def _staircases(architecture: str, hooks: Sequence[HookPoint]) -> list[tuple[HookPoint, ...]]:
-    """The collected layers of each site, from below; a site of one layer has a staircase of one step."""
-    sites = {hook.site: sorted(other for other in hooks if other.site == hook.site) for hook in hooks}
-    if all(len(layers) == 1 for layers in sites.values()):
-        raise SettingsError(
-            f"sae.architecture={architecture} shares features between layers; the run has one layer",
-            hint="collect more: `circuit collect --layers :`",
-        )
-    return [tuple(layers) for layers in sites.values()]

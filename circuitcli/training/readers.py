@@ -2,17 +2,13 @@
 
 from collections.abc import Iterable
 
+from circuitcli.settings.sae import SaeSettings
 from circuitcli.settings.settings import Settings
-from circuitcli.training.plan import END_TO_END, JACOBIANS, WITHOUT_K
+from circuitcli.training.architectures.descriptions import DESCRIPTIONS
+from circuitcli.training.plan import END_TO_END
 
-# Settings that one kind of architecture alone reads.
-_READERS = {
-    "sae.l1_weight": WITHOUT_K,
-    "sae.l0_weight": ("jumprelu",),
-    "sae.bandwidth": ("jumprelu",),
-    "sae.jacobian_weight": JACOBIANS,
-    "sae.prefixes": ("matryoshka",),
-}
+# Settings that all architectures read.
+_OF_ALL = ("architecture", "d_sae", "expansion")
 _OF_END_TO_END = ("train.local_share", "train.local_weight", "train.downstream_weight")
 
 
@@ -22,10 +18,8 @@ def unread(variants: Iterable[Settings]) -> frozenset[str]:
 
 
 def _unread(settings: Settings) -> frozenset[str]:
-    architecture = settings.sae.architecture
-    names = {name for name, readers in _READERS.items() if architecture not in readers}
-    if architecture in WITHOUT_K:
-        names.add("sae.k")
+    reads = DESCRIPTIONS[settings.sae.architecture].settings.union(_OF_ALL)
+    names = {f"sae.{name}" for name in SaeSettings.model_fields if name not in reads}
     if settings.sae.d_sae is not None:
         names.add("sae.expansion")
     if settings.train.objective != END_TO_END:

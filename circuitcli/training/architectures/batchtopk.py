@@ -10,8 +10,10 @@ from torch import Tensor
 from circuitcli.saes.base import SparseCoder
 from circuitcli.saes.fast.selection import BatchTopK, Selection
 from circuitcli.saes.jumprelu import JumpReluSae
+from circuitcli.saes.relu import ReluSae
+from circuitcli.training.architectures.single import build_single
 from circuitcli.training.architectures.topk import TrainableTopK
-from circuitcli.training.architectures.trainable import Batch
+from circuitcli.training.architectures.trainable import Batch, BuildInputs
 
 
 class TrainableBatchTopK(TrainableTopK):
@@ -48,3 +50,8 @@ class TrainableBatchTopK(TrainableTopK):
         sae = JumpReluSae(self.sae.config).to(self.sae.W_enc.device)
         sae.load_state_dict(self.sae.state_dict() | {"threshold": torch.full((self.sae.d_sae,), self.threshold)})
         return sae
+
+
+def build(inputs: BuildInputs) -> TrainableBatchTopK:
+    """Untrained, from settings and first activations."""
+    return build_single(TrainableBatchTopK, ReluSae, inputs)

@@ -12,8 +12,9 @@ from torch import Tensor
 from circuitcli.saes.fast.sparse import Codes, decode
 from circuitcli.saes.gated import GatedSae
 from circuitcli.training.architectures.relu import TrainableRelu
+from circuitcli.training.architectures.single import build_single
 from circuitcli.training.architectures.thresholded import active_features
-from circuitcli.training.architectures.trainable import ForwardResult
+from circuitcli.training.architectures.trainable import BuildInputs, ForwardResult
 from circuitcli.training.loss import missed_variance
 
 
@@ -53,3 +54,8 @@ class TrainableGated(TrainableRelu):
     ) -> ForwardResult:
         gate = missed_variance(y, by_gates, variance=self.variance)
         return ForwardResult(reconstruction, active, losses={"l1": self.penalty(l1, share), "gate": gate})
+
+
+def build(inputs: BuildInputs) -> TrainableGated:
+    """Untrained, from settings and first activations."""
+    return build_single(TrainableGated, GatedSae, inputs)

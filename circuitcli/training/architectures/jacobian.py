@@ -4,14 +4,18 @@ Farnik et al. 2025, arXiv:2502.18147: beside both reconstructions the loss holds
 SAE's codes by the first one's. Its unit is that of scaled activations, so that a weight means the same in every model.
 """
 
+from dataclasses import replace
+
 from jaxtyping import Float
 from torch import Tensor
 
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.mlp import Mlp
 from circuitcli.saes.fast.sparse import Codes
+from circuitcli.saes.topk import TopKSae
+from circuitcli.training.architectures.single import build_single
 from circuitcli.training.architectures.topk import TrainableTopK
-from circuitcli.training.architectures.trainable import Batch, ForwardResult, StepResult, TrainableCoders
+from circuitcli.training.architectures.trainable import Batch, BuildInputs, ForwardResult, StepResult, TrainableCoders
 from circuitcli.training.jacobian import Active, jacobian_size
 
 
@@ -41,10 +45,7 @@ class TrainableJacobianPair(TrainableCoders):
 
     def training_forward(self, batch: Batch, *, share: float) -> dict[HookPoint, StepResult]:
         """See `Trainable`. The Jacobian is a part of the second SAE's loss."""
-        results: dict[HookPoint, StepResult] = {}
-        for end in self.coders:
-            end.ranks = self.ranks
-            results |= end.training_forward(batch, share=share)
+        results = super().training_forward(batch, share=share)
         weight, second = self.first.config.sae.jacobian_weight, self.second.sae.hook
         if weight:
             size = self._jacobian(batch)
@@ -67,12 +68,9 @@ class TrainableJacobianPair(TrainableCoders):
         )
         return size * (self.second.scale / self.first.scale)
 
-    def project_gradients(self) -> None:
-        """See `Trainable`."""
-        for end in self.coders:
-            end.project_gradients()
 
-    def project_parameters(self) -> None:
-        """See `Trainable`."""
-        for end in self.coders:
-            end.project_parameters()
+def build(inputs: BuildInputs) -> TrainableJacobianPair:
+    """Both ends untrained, each as if it were alone."""
+    assert inputs.mlp is not None
+    one, other = (build_single(JacobianEnd, TopKSae, replace(inputs, hooks=(hook,))) for hook in inputs.hooks)
+    return TrainableJacobianPair(one, other, inputs.mlp)

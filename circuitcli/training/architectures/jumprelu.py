@@ -14,8 +14,9 @@ from torch.autograd.function import once_differentiable
 
 from circuitcli.saes.fast.sparse import Codes, decode
 from circuitcli.saes.jumprelu import JumpReluSae
+from circuitcli.training.architectures.single import build_single
 from circuitcli.training.architectures.thresholded import TrainableThresholded, active_features
-from circuitcli.training.architectures.trainable import Batch, ForwardResult
+from circuitcli.training.architectures.trainable import Batch, BuildInputs, ForwardResult
 
 THRESHOLD = "sae.threshold"
 THRESHOLD_RATE = 10.0
@@ -64,7 +65,7 @@ class TrainableJumpRelu(TrainableThresholded):
 
     @torch.no_grad()
     def start(self, first: Batch) -> None:
-        """Set all thresholds to the one that gives raw activations the L0 asked for."""
+        """See `TrainableCoder`: all thresholds are set to the one that gives raw activations the L0 asked for."""
         sae = cast(JumpReluSae, self.sae)
         pre = sae.pre_activations(self.scaled(first[sae.hook], self.scale))
         n_active = min(self.config.sae.k * len(pre), pre.numel() - 1)
@@ -111,3 +112,8 @@ class Step(torch.autograd.Function):
         pre, threshold = ctx.saved_tensors
         near = (gradient * _near(pre, threshold, ctx.bandwidth)).sum_to_size(threshold.shape)
         return None, -near / ctx.bandwidth, None
+
+
+def build(inputs: BuildInputs) -> TrainableJumpRelu:
+    """Untrained, from settings and first activations."""
+    return build_single(TrainableJumpRelu, JumpReluSae, inputs)

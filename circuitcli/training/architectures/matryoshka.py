@@ -10,8 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitcli.saes.fast.sparse import Codes, decode
+from circuitcli.saes.relu import ReluSae
 from circuitcli.training.architectures.batchtopk import TrainableBatchTopK
-from circuitcli.training.architectures.trainable import ForwardResult
+from circuitcli.training.architectures.single import build_single
+from circuitcli.training.architectures.trainable import BuildInputs, ForwardResult
 from circuitcli.training.loss import missed_variance
 
 
@@ -31,3 +33,8 @@ class TrainableMatryoshka(TrainableBatchTopK):
             reconstruction = reconstruction + decode(codes.part(first, stop), self.sae.W_dec[first:stop])
             missed.append(missed_variance(y, reconstruction, variance=self.variance))
         return ForwardResult(reconstruction, codes.active(), losses={"reconstruction": torch.stack(missed).mean()})
+
+
+def build(inputs: BuildInputs) -> TrainableMatryoshka:
+    """Untrained, from settings and first activations."""
+    return build_single(TrainableMatryoshka, ReluSae, inputs)

@@ -8,8 +8,10 @@ from torch import Tensor
 
 from circuitcli.saes.base import SparseCoder
 from circuitcli.saes.fast.sparse import Codes, decode
+from circuitcli.saes.relu import ReluSae
+from circuitcli.training.architectures.single import build_single
 from circuitcli.training.architectures.thresholded import TrainableThresholded, active_features
-from circuitcli.training.architectures.trainable import ForwardResult
+from circuitcli.training.architectures.trainable import BuildInputs, ForwardResult
 from circuitcli.training.initial import with_unit_decoder
 
 # The weight in models as wide as those that it was found for.
@@ -60,3 +62,8 @@ class TrainableRelu(TrainableThresholded):
     def inference(self) -> SparseCoder:
         """See `TrainableCoder`."""
         return with_unit_decoder(self.sae)
+
+
+def build(inputs: BuildInputs) -> TrainableRelu:
+    """Untrained, from settings and first activations."""
+    return build_single(TrainableRelu, ReluSae, inputs)

@@ -23,6 +23,7 @@ from circuitcli.training.architectures.topk import TrainableTopK
 from circuitcli.training.architectures.trainable import (
     ActivationMoments,
     Batch,
+    BuildInputs,
     ForwardResult,
     StepResult,
     TrainableCoders,
@@ -149,14 +150,10 @@ class TrainableStaircase(TrainableCoders):
 
 
 @torch.no_grad()
-def new_staircase(
-    hooks: tuple[HookPoint, ...],
-    first: Mapping[HookPoint, Float[Tensor, "batch _"]],
-    config: TrainingConfig,
-    moments: Mapping[HookPoint, ActivationMoments],
-) -> TrainableStaircase:
+def build(inputs: BuildInputs) -> TrainableStaircase:
     """An untrained staircase; what each layer adds begins as a TopK SAE of that layer alone would."""
-    trainable = TrainableStaircase(hooks, first[hooks[0]].shape[1], config, moments)
+    hooks, first, config = inputs.hooks, inputs.first, inputs.config
+    trainable = TrainableStaircase(hooks, first[hooks[0]].shape[1], config, inputs.moments)
     for index, step in enumerate(trainable.coders):
         hook = step.sae.hook
         added = slice(index * config.d_sae, (index + 1) * config.d_sae)

@@ -7,7 +7,9 @@ from torch import Tensor
 
 from circuitcli.saes.fast.selection import Selection, TopK
 from circuitcli.saes.fast.sparse import Codes, decode, encode
-from circuitcli.training.architectures.trainable import ForwardResult, TrainableCoder
+from circuitcli.saes.topk import TopKSae
+from circuitcli.training.architectures.single import build_single
+from circuitcli.training.architectures.trainable import BuildInputs, ForwardResult, TrainableCoder
 
 
 class TrainableTopK(TrainableCoder):
@@ -34,3 +36,8 @@ class TrainableTopK(TrainableCoder):
         """The reconstruction from codes, and what it costs."""
         reconstruction = decode(codes, self.sae.W_dec, self.sae.b_dec)
         return ForwardResult(reconstruction, codes.active())
+
+
+def build(inputs: BuildInputs) -> TrainableTopK:
+    """Untrained, from settings and first activations."""
+    return build_single(TrainableTopK, TopKSae, inputs)

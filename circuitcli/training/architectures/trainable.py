@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from circuitcli.hookpoints import HookPoint
+from circuitcli.models.mlp import Mlp
 from circuitcli.saes.base import SparseCoder
 from circuitcli.saes.fast.sparse import Encoder
 from circuitcli.settings.sae import SaeSettings
@@ -40,6 +41,21 @@ class ActivationMoments:
 
     mean_square_norm: float
     variance: float
+
+
+@dataclass(frozen=True)
+class BuildInputs:
+    """What untrained coders are made from.
+
+    first: raw activations of a batch, on whose device they are to be. moments: of all that is read and predicted.
+    mlp: what lies between two hook points, for architectures that need it.
+    """
+
+    hooks: tuple[HookPoint, ...]
+    first: Batch
+    config: TrainingConfig
+    moments: Mapping[HookPoint, ActivationMoments]
+    mlp: Mlp | None = None
 
 
 class StepResult(NamedTuple):
@@ -155,6 +171,9 @@ class TrainableCoder(Trainable):
         """See `Trainable`."""
         return (self.sae.hook,)
 
+    def start(self, first: Batch) -> None:
+        """Set what starts from raw activations besides weights and biases."""
+
     @property
     def encoder(self) -> Encoder:
         """The encoder in the form of sparse products."""
@@ -252,6 +271,24 @@ class TrainableCoders(Trainable):
     def sae_hooks(self) -> tuple[HookPoint, ...]:
         """See `Trainable`."""
         return tuple(coder.sae.hook for coder in self.coders)
+
+    def training_forward(self, batch: Batch, *, share: float) -> dict[HookPoint, StepResult]:
+        """See `Trainable`."""
+        results: dict[HookPoint, StepResult] = {}
+        for coder in self.coders:
+            coder.ranks = self.ranks
+            results |= coder.training_forward(batch, share=share)
+        return results
+
+    def project_gradients(self) -> None:
+        """See `Trainable`."""
+        for coder in self.coders:
+            coder.project_gradients()
+
+    def project_parameters(self) -> None:
+        """See `Trainable`."""
+        for coder in self.coders:
+            coder.project_parameters()
 
     def finished(self) -> dict[HookPoint, SparseCoder]:
         """See `Trainable`."""
