@@ -128,6 +128,15 @@ def script(path: str, *arguments: str) -> list[str]:
     return ["-c", program, path, *arguments]
 
 
+def module(name: str) -> list[str]:
+    """The beginning of what `run` and `start` take for ``python -m NAME ARGUMENTS``."""
+    return [
+        "-c",
+        "import runpy, sys; del sys.argv[0]; runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)",
+        name,
+    ]
+
+
 def run(
     words: Sequence[str],
     *,

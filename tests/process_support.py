@@ -13,6 +13,15 @@ from typing import IO
 import nursery
 from cli_support import TIMEOUT_S, Outcome, environment
 
+# Without --multi_gpu accelerate starts a single process where it sees no two GPUs.
+LAUNCHERS = {
+    "torchrun": "torch.distributed.run --nproc-per-node 2 --master-addr 127.0.0.1 --master-port {port}",
+    "accelerate": "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no "
+    "--dynamo_backend no --main_process_port {port}",
+}
+# How each is told to start a program that is not Python's.
+NO_PYTHON = {"torchrun": "--no-python", "accelerate": "--no_python"}
+
 
 def free_port() -> int:
     with socket.socket() as listener:
@@ -53,6 +62,27 @@ def side_by_side(words: Sequence[str], *, n: int, cwd: Path) -> list[Outcome]:
             stack.callback(process.kill)
             started.append((process, told))
         return [Outcome(process.wait(TIMEOUT_S), *map(_text, told)) for process, told in started]
+
+
+def launched(launcher: str, *words: str, run: Path, stdin: str | None = None) -> subprocess.CompletedProcess:
+    """``circuit WORDS`` on a run, by two processes of a launcher; all three begin with the libraries loaded."""
+    program = run.parent / "circuit-of-a-launcher"
+    nursery.client(program)
+    module, *options = LAUNCHERS[launcher].format(port=free_port()).split()
+    command = [*nursery.module(module), *options, NO_PYTHON[launcher], str(program), *words]
+    return nursery.run(command, cwd=run.parent, env=_of_run(run), input=stdin, timeout=TIMEOUT_S)
+
+
+def launched_anew(launcher: str, *words: str, run: Path) -> subprocess.CompletedProcess:
+    """The same as users do it: each of the three processes loads everything for itself."""
+    options = LAUNCHERS[launcher].format(port=free_port()).split()
+    command = ["-m", *options, "-m", "circuitcli", *words]
+    return nursery.run_anew(command, cwd=run.parent, env=_of_run(run), timeout=TIMEOUT_S)
+
+
+def _of_run(run: Path) -> dict[str, str]:
+    """Variables for commands on a run: launchers take ``--run`` for an option of theirs."""
+    return environment(OMP_NUM_THREADS="1", CIRCUIT_RUN=str(run))
 
 
 def _text(stream: IO[bytes]) -> str:

@@ -2,15 +2,13 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import nursery
 import pytest
 from cli_support import Outcome
-from process_support import side_by_side
+from process_support import LAUNCHERS, launched, side_by_side
 from support_collect import stored_bytes
-from test_train_processes import LAUNCHERS, free_port
 
 from circuitcli.runs import Run
 
@@ -20,23 +18,10 @@ for _assignment in ("data.block_length=16", "data.batch_size=4", "data.shard_tok
 TIMEOUT_S = 200
 
 
-def environment(run: Path) -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1", "CIRCUIT_RUN": str(run)}
-
-
-def launched(launcher: str, run: Path, *, stdin: str | None = None) -> subprocess.CompletedProcess:
-    """`circuit collect` as a launcher starts it. Launchers take ``--run`` for an option of theirs."""
-    start = [sys.executable, "-m", *LAUNCHERS[launcher].split(), str(free_port())]
-    command = [*start, "-m", "circuitcli", "collect", *OPTIONS, *([] if stdin is None else ["--text", "-"])]
-    source = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
-    return subprocess.run(
-        command, cwd=run.parent, env=environment(run), capture_output=True, text=True, timeout=TIMEOUT_S, **source
-    )
-
-
 def alone(run: Path, *words: str, stdin: str | None = None) -> subprocess.CompletedProcess:
     command = ["-m", "circuitcli", "collect", *OPTIONS, *words]
-    return nursery.run(command, cwd=run.parent, env=environment(run), input=stdin, timeout=TIMEOUT_S)
+    variables = os.environ | {"OMP_NUM_THREADS": "1", "CIRCUIT_RUN": str(run)}
+    return nursery.run(command, cwd=run.parent, env=variables, input=stdin, timeout=TIMEOUT_S)
 
 
 def several(run: Path, *words: str, n: int = 2) -> Outcome:
@@ -60,7 +45,7 @@ def whole(tmp_path_factory):
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_two_processes_make_the_files_of_one(launcher, whole, tmp_path):
-    done = launched(launcher, tmp_path / "run")
+    done = launched(launcher, "collect", *OPTIONS, run=tmp_path / "run")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count('"kind": "run"') == 1 and done.stdout.count('"kind": "activations"') == 6
     assert stored_bytes(tmp_path / "run" / "activations") == stored_bytes(whole / "activations")
@@ -86,7 +71,7 @@ def test_a_text_from_stdin_reaches_all_processes(tmp_path):
     text = "".join(f"line {number} of {number * number}\n" for number in range(400))
     one, two = (
         alone(tmp_path / "one", "--text", "-", stdin=text),
-        launched("torchrun", tmp_path / "two", stdin=text),
+        launched("torchrun", "collect", *OPTIONS, "--text", "-", run=tmp_path / "two", stdin=text),
     )
     assert (one.returncode, two.returncode) == (0, 0), two.stderr
     assert stored_bytes(tmp_path / "one" / "activations") == stored_bytes(tmp_path / "two" / "activations")

@@ -1,55 +1,28 @@
 """``circuit train`` by two processes that a launcher started, against one."""
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from cli_support import Outcome
-from process_support import free_port, side_by_side
+from process_support import LAUNCHERS, launched, launched_anew, side_by_side
 from safetensors.torch import load_file
 from test_train_stage import OPTIONS, collected, request  # noqa: F401
 
 from circuitcli.runs import Run
 from circuitcli.stages import evaluate, train
 
-# Without --multi_gpu accelerate starts a single process where it sees no two GPUs.
-LAUNCHERS = {
-    "torchrun": "torch.distributed.run --nproc-per-node 2 --master-addr 127.0.0.1 --master-port",
-    "accelerate": "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no "
-    "--dynamo_backend no --main_process_port",
-}
-
 
 def several(run: Path, *words: str) -> Outcome:
     """The same without a launcher: what both processes print, and the larger exit status."""
-    assignments = [word for name, value in OPTIONS.items() for word in ("--set", f"{name}={value}")]
-    command = ["-m", "circuitcli", words[0], *assignments, *words[1:], "--run", str(run)]
+    command = ["-m", "circuitcli", words[0], *assignments(), *words[1:], "--run", str(run)]
     outcomes = side_by_side(command, n=2, cwd=run.parent)
     texts = ["".join(getattr(outcome, name) for outcome in outcomes) for name in ("stdout", "stderr")]
     return Outcome(max(outcome.status for outcome in outcomes), *texts)
 
 
-def launched(launcher: str, run: Path, *words: str) -> subprocess.CompletedProcess:
-    """A command of circuit, twice, on a run. The parsers of launchers take ``--run`` for an option of theirs."""
-    assignments = [word for name, value in OPTIONS.items() for word in ("--set", f"{name}={value}")]
-    command = [
-        sys.executable,
-        "-m",
-        *LAUNCHERS[launcher].split(),
-        str(free_port()),
-        "-m",
-        "circuitcli",
-        words[0],
-        *assignments,
-        *words[1:],
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CIRCUIT_RUN": str(run)}
-    return subprocess.run(
-        command, cwd=run.parent, env=environment, capture_output=True, text=True, timeout=150, stdin=subprocess.DEVNULL
-    )
+def assignments() -> list[str]:
+    return [word for name, value in OPTIONS.items() for word in ("--set", f"{name}={value}")]
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +36,7 @@ def alone(collected: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  #
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_sharing_hook_points_gives_the_same_digests(launcher: str, collected: Path, alone: Path, tmp_path: Path):  # noqa: F811
     path = Path(shutil.copytree(collected, tmp_path / "run"))
-    done = launched(launcher, path, "train", "--set", "train.parallel=hooks", "--json")
+    done = launched(launcher, "train", *assignments(), "--set", "train.parallel=hooks", "--json", run=path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count('"kind": "sae"') == 2
     one, two = ([r.digest for r in Run(where).stage_records("train")] for where in (alone, path))
@@ -93,7 +66,7 @@ def test_processes_share_out_the_measuring(alone: Path, tmp_path: Path):
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_a_failure_is_one_error_line_of_two_processes(launcher: str, collected: Path):  # noqa: F811
-    done = launched(launcher, collected, "train", "--set", "train.batch_size=129")
+    done = launched_anew(launcher, "train", *assignments(), "--set", "train.batch_size=129", run=collected)
     assert done.returncode != 0
     assert done.stderr.count("error: train.batch_size=129 cannot be shared out evenly to 2 processes") == 1
 
