@@ -38,6 +38,7 @@ _PLACES = {
     "encode": "circuitcli.api.encoding",
     "load_coders": "circuitcli.api.coders",
     "load_model": "circuitcli.api.models",
+    "train": "circuitcli.api.training",
 }
 __all__ = sorted([*_PLACES, "__version__"])
 

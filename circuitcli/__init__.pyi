@@ -10,6 +10,7 @@ from circuitcli.api.drawing import draw as draw
 from circuitcli.api.encoding import Encoded as Encoded
 from circuitcli.api.encoding import encode as encode
 from circuitcli.api.models import load_model as load_model
+from circuitcli.api.training import train as train
 from circuitcli.errors import CircuitError as CircuitError
 from circuitcli.errors import InputError as InputError
 from circuitcli.errors import SettingsError as SettingsError

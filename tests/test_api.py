@@ -16,6 +16,7 @@ from test_graph_stages import trained as trained
 import circuitcli as circuit
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.taps import read
+from circuitcli.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "circuitcli"
@@ -135,6 +136,49 @@ def test_texts_at_hand_are_collected_and_gone_with_the_value(model):
     assert not folder.exists()
 
 
+SHAPE = dict(k=6, d_sae=150, batch_size=256, device="cpu", settings={"train.eval_tokens": 512})
+
+
+@pytest.fixture(scope="module")
+def cache(trained: Path) -> circuit.ActivationCache:
+    return circuit.ActivationCache(trained / "activations", [HookPoint(1, "resid"), HookPoint(2, "mlp")])
+
+
+def test_training_gives_the_coders_that_the_command_trains(cache, coders, tmp_path: Path):
+    made = circuit.train(cache, **SHAPE, path=tmp_path / "made")
+    assert [*map(str, made)] == ["resid.1", "mlp.2"]
+    for hook, coder in made.items():
+        assert all(torch.equal(value, coders[hook].state_dict()[name]) for name, value in coder.state_dict().items())
+        assert not coder.W_enc.requires_grad and not coder.training
+    loaded = circuit.load_coders(tmp_path / "made")
+    assert torch.equal(loaded["mlp.2"].W_dec, coders["mlp.2"].W_dec)
+    assert (tmp_path / "made" / "mlp.2" / "metrics.jsonl").is_file() and not (tmp_path / "made" / "checkpoint").exists()
+
+
+def test_a_training_that_broke_off_goes_on_and_a_finished_one_is_kept(cache, tmp_path: Path, monkeypatch):
+    def trained(name: str, **changes):
+        return circuit.train(cache, hooks="mlp.2", path=tmp_path / name, **(SHAPE | {"tokens": 1500} | changes))
+
+    whole, path = trained("whole"), tmp_path / "broken"
+    steps, step = [], Trainer._step
+
+    def broken(self, batch):
+        steps.append(self.done)
+        if len(steps) == 4:
+            raise KeyboardInterrupt
+        return step(self, batch)
+
+    monkeypatch.setattr(Trainer, "_step", broken)
+    with pytest.raises(KeyboardInterrupt):
+        trained("broken", settings={"train.checkpoint_tokens": 512} | SHAPE["settings"])
+    resumed = trained("broken", settings={"train.checkpoint_tokens": 512} | SHAPE["settings"])
+    assert steps == [0, 1, 2, 3, 2, 3, 4] and not (path / "checkpoint").exists()
+    assert torch.equal(resumed["mlp.2"].W_dec, whole["mlp.2"].W_dec)
+    assert torch.equal(trained("whole")["mlp.2"].W_enc, whole["mlp.2"].W_enc) and len(steps) == 7
+    with pytest.raises(circuit.InputError, match="other coders"):
+        trained("whole", seed=1)
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
@@ -166,9 +210,11 @@ def test_what_does_not_fit_the_model_is_refused(model, coders):
 
 # Under pytest types are checked by beartype before the functions are called, so this is for a process of its own.
 WRONG_TYPES = """
+from pathlib import Path
 import circuitcli as circuit
 model = circuit.load_model("builtin:tiny", device="cpu")
 coders = circuit.load_coders("runs/builtin-tiny")
+cache = circuit.ActivationCache(Path("runs/builtin-tiny/activations"), [circuit.HookPoint.parse("resid.1")])
 calls = {
     "load_model(7)": lambda: circuit.load_model(7),
     "load_model(dtype)": lambda: circuit.load_model("builtin:tiny", dtype="int8"),
@@ -186,6 +232,17 @@ calls = {
     "collect(hooks)": lambda: circuit.collect(model, hooks=["resid.9"]),
     "collect(text)": lambda: circuit.collect(model, "no/such/file"),
     "collect(model)": lambda: circuit.collect("builtin:tiny"),
+    "train(7)": lambda: circuit.train(7),
+    "train(k)": lambda: circuit.train(cache, k=0),
+    "train(k > d_sae)": lambda: circuit.train(cache, k=20, d_sae=10, batch_size=256),
+    "train(architecture)": lambda: circuit.train(cache, architecture="toppk"),
+    "train(hooks)": lambda: circuit.train(cache, hooks="resid.0"),
+    "train(settings)": lambda: circuit.train(cache, settings={"train.kep": "best"}),
+    "train(setting)": lambda: circuit.train(cache, settings={"train.sweep": "sae.k=3,4"}),
+    "train(batch)": lambda: circuit.train(cache, batch_size=10**6),
+    "train(pair)": lambda: circuit.train(cache, architecture="transcoder", batch_size=256),
+    "train(jacobian)": lambda: circuit.train(cache, architecture="jacobian", batch_size=256),
+    "train(device)": lambda: circuit.train(cache, device="cuda:77", batch_size=256),
     "encode(7)": lambda: circuit.encode(model, coders, 7),
     "encode(coders=7)": lambda: circuit.encode(model, 7, "a"),
     "encode(coders=text)": lambda: circuit.encode(model, "runs/builtin-tiny", "a"),

@@ -64,10 +64,10 @@ def load(
     return Loaded(_validated(values, origins), origins)
 
 
-def changed(settings: Settings, values: Mapping[str, Any]) -> Settings:
-    """The settings with other values by dotted name. Raises SettingsError as `load` does."""
-    chosen = _checked(dict(values), "--sweep")
-    origins = dict.fromkeys(chosen, "--sweep")
+def changed(settings: Settings, values: Mapping[str, Any], *, origin: str = "--sweep") -> Settings:
+    """The settings with other values by dotted name. Raises SettingsError, naming the origin, as `load` does."""
+    chosen = _checked(dict(values), origin)
+    origins = dict.fromkeys(chosen, origin)
     return _validated(flatten(settings) | chosen, origins)
 
 

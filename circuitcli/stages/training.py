@@ -16,12 +16,12 @@ from circuitcli.settings.settings import Settings
 from circuitcli.settings.sources import flatten
 from circuitcli.stages.measuring import Bench, measured_again, measured_coders
 from circuitcli.stages.mlps import mlps_between
-from circuitcli.stages.optimisers import CALIBRATION_TOKENS, calibrate, new_optimisers
 from circuitcli.stages.request import Request, changing_nothing
 from circuitcli.stages.text_batches import then_texts
 from circuitcli.stages.unfinished import CHECKPOINT, Finished, Unfinished, remove_others
 from circuitcli.training.log import METRICS
 from circuitcli.training.plan import END_TO_END, Plan, pool_tokens, read_hooks, training_plan
+from circuitcli.training.untrained import CALIBRATION_TOKENS, calibrate, new_optimisers
 
 if TYPE_CHECKING:
     import torch

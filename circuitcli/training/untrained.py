@@ -1,4 +1,4 @@
-"""What `circuit train` trains: an optimiser for each SAE, made from settings and the cache."""
+"""What is trained before it has learnt anything: an optimiser for each coder, made from settings and the cache."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING

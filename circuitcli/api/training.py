@@ -1,0 +1,237 @@
+"""Training sparse coders on cached activations."""
+
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path as FilePath
+from typing import Any
+
+import torch
+
+from circuitcli import runs
+from circuitcli.activations.batches import ShuffledBatches
+from circuitcli.activations.cache import ActivationCache
+from circuitcli.api.arguments import ByHook, Hook, Path, as_hooks, wrong_type
+from circuitcli.errors import InputError, SettingsError
+from circuitcli.hookpoints import HookPoint
+from circuitcli.models.loading import choose_device
+from circuitcli.reading import as_path
+from circuitcli.saes import files
+from circuitcli.saes.base import SparseCoder
+from circuitcli.saes.folder import CONFIG, read_config
+from circuitcli.settings.sae import Architecture
+from circuitcli.settings.settings import Settings
+from circuitcli.settings.sources import changed, flatten
+from circuitcli.training.checkpoint import Checkpoints
+from circuitcli.training.log import METRICS, MetricsLog
+from circuitcli.training.optimiser import CoderOptimiser
+from circuitcli.training.plan import END_TO_END, Plan, check_objective, pool_tokens, read_hooks, training_plan
+from circuitcli.training.trainer import Trainer
+from circuitcli.training.untrained import CALIBRATION_TOKENS, calibrate, new_optimisers
+
+CHECKPOINT = "checkpoint"
+# What only commands have a use for: they have several processes, variants side by side, and folders for logs.
+_OF_COMMANDS = ("train.sweep", "train.parallel", "train.log", "train.loss_tokens")
+# What changes no number, or no more than another device does.
+_NO_MATTER = ("train.checkpoint_tokens", "train.tf32")
+
+
+def train(
+    cache: ActivationCache,
+    *,
+    architecture: Architecture = "topk",
+    k: int | None = None,
+    d_sae: int | None = None,
+    expansion: float | None = None,
+    hooks: Hook | Iterable[Hook] | None = None,
+    tokens: int | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    path: Path | None = None,
+    settings: Mapping[str, object] | None = None,
+) -> ByHook[SparseCoder]:
+    """Coders for the cached hook points, all trained in one pass over the shuffled cache.
+
+        coders = circuit.train(cache, k=32, d_sae=4096)
+        coders = circuit.train(cache, architecture="transcoder", path="coders")    # of mlp_in and mlp
+        coders = circuit.train(cache, architecture="jumprelu", settings={"sae.bandwidth": 0.1, "train.keep": "best"})
+
+    architecture: topk, relu, gated, batchtopk, matryoshka, jumprelu, transcoder, ... k: features active per token, 32
+    unless given. d_sae: number of features, else ``expansion`` (8) for each model dimension. tokens: how many to train
+    on, by default one pass. settings: anything else by its dotted name, as `circuit train --set` takes it. path: a
+    folder that keeps a native directory for each coder, with metrics.jsonl; a call that was broken off goes on from its
+    last checkpoint, and a finished one gives what is there.
+
+    The last tenth of the cache, at most 16,384 tokens, is held out. The same seed gives the same coders on the same
+    device, and the same as the command. Raises InputError for a cache that makes no batch or a folder with other
+    coders, SettingsError for settings that make no sense, CircuitError if a loss stops being finite.
+    """
+    if not isinstance(cache, ActivationCache):
+        raise wrong_type("cache", cache, "a cache of activations", hint="collect() gives one")
+    chosen = _chosen(
+        settings,
+        {
+            "sae.architecture": architecture,
+            "sae.k": k,
+            "sae.d_sae": d_sae,
+            "sae.expansion": expansion,
+            "train.tokens": tokens,
+            "train.batch_size": batch_size,
+            "train.learning_rate": learning_rate,
+            "seed": seed,
+        },
+    )
+    part = cache if hooks is None else ActivationCache(cache.path, _there(cache, as_hooks(hooks)))
+    with _folder(path) as folder:
+        job = _Job(part, chosen, training_plan(chosen, n_rows=part.n_tokens), choose_device(device), folder)
+        return job.finished(keeps=path is not None)
+
+
+def _chosen(others: Mapping[str, object] | None, named: Mapping[str, object]) -> Settings:
+    if others is not None and not isinstance(others, Mapping):
+        raise wrong_type("settings", others, "a mapping", hint="for example settings={'train.keep': 'best'}")
+    values = {name: value for name, value in named.items() if value is not None} | dict(others or {})
+    if useless := [name for name in values if name in _OF_COMMANDS]:
+        raise SettingsError(f"{useless[0]} has no meaning here", hint="`circuit train` knows it")
+    made = changed(Settings(), values, origin="train()")
+    if made.train.objective == END_TO_END:
+        raise SettingsError("end-to-end training reads the text of a run", hint="use `circuit train`")
+    if made.sae.architecture.startswith("jacobian"):
+        raise SettingsError("the pairs of jacobian learn from the model's MLP", hint="use `circuit train`")
+    check_objective(made)
+    return made
+
+
+def _there(cache: ActivationCache, hooks: Sequence[HookPoint]) -> Sequence[HookPoint]:
+    if missing := [str(hook) for hook in hooks if hook not in cache.hooks]:
+        raise InputError(
+            f"the cache has no activations of {' '.join(missing)}",
+            hint=f"it has those of {' '.join(map(str, cache.hooks))}",
+        )
+    return hooks
+
+
+@contextmanager
+def _folder(path: Path | None) -> Iterator[FilePath]:
+    """The folder that is named, or one for the time being."""
+    if path is not None:
+        yield as_path(path)
+        return
+    made = FilePath(tempfile.mkdtemp(prefix="circuit-"))
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One training: what from, how, and where its state is."""
+
+    cache: ActivationCache
+    settings: Settings
+    plan: Plan
+    device: torch.device
+    folder: FilePath
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all that the coders depend on."""
+        everything = {name: value for name, value in flatten(self.settings).items() if name not in _NO_MATTER}
+        values = {name: value for name, value in everything.items() if name.startswith(("sae.", "train."))}
+        digests = {str(hook): self.cache.digests(hook) for hook in self.cache.hooks}
+        return runs.digest([values, self.settings.seed, digests])
+
+    def finished(self, *, keeps: bool) -> ByHook[SparseCoder]:
+        """The coders: those that are there, or trained now; if it ``keeps`` them, in the folder."""
+        if (kept := self._kept()) is not None:
+            return kept
+        optimisers = self._trained()
+        made = {coder.hook: coder for one in optimisers for coder in one.finished().values()}
+        for coder in made.values():
+            coder.eval().requires_grad_(False)
+        if keeps:
+            for hook, coder in made.items():
+                facts = {"trained_as": self.settings.sae.architecture, "trained_tokens": self.plan.tokens}
+                files.save(
+                    coder, self.folder / str(hook), fingerprint=self.fingerprint, seed=self.settings.seed, **facts
+                )
+            shutil.rmtree(self.folder / CHECKPOINT, ignore_errors=True)
+        return ByHook(made)
+
+    @property
+    def _facts(self) -> dict[str, Any]:
+        settings = self.settings
+        of_training = {"trained_as": settings.sae.architecture, "trained_tokens": self.plan.tokens}
+        return {"fingerprint": self.fingerprint, "seed": settings.seed, **of_training}
+
+    def _kept(self) -> ByHook[SparseCoder] | None:
+        """What an earlier call left, if it was the same. Raises InputError for what another one left."""
+        there = sorted(path.parent for path in self.folder.glob(f"*/{CONFIG}"))
+        if not there or (self.folder / CHECKPOINT).exists():
+            return None
+        if any(read_config(place).get("fingerprint") != self.fingerprint for place in there):
+            raise InputError(f"{self.folder} holds other coders", hint="give another path, or remove what is there")
+        loaded = (files.load(place) for place in there)
+        return ByHook({coder.hook: coder for coder in loaded})
+
+    def _trained(self) -> list[CoderOptimiser]:
+        checkpoints = Checkpoints(self.folder / CHECKPOINT, self.fingerprint)
+        train = self.settings.train
+        optimisers = new_optimisers(
+            {"": self.settings},
+            self.cache,
+            self._batches(self.cache.hooks),
+            self.device,
+            resumes=checkpoints.step() > 0,
+        )
+        hooks = sorted({hook for one in optimisers for hook in one.trainable.hooks})
+        names = [one.name_of(hook) for one in optimisers for hook in one.trainable.sae_hooks]
+        Trainer(
+            optimisers,
+            self._batches(hooks),
+            batch_size=train.batch_size,
+            checkpoints=checkpoints,
+            checkpoint_steps=max(1, train.checkpoint_tokens // train.batch_size),
+            logs={name: MetricsLog(self.folder / name / METRICS) for name in names},
+            held_out=partial(self._held_out, hooks) if train.keep == "best" else None,
+            tf32=train.tf32,
+        ).run()
+        if train.keep == "best":
+            for optimiser in optimisers:
+                optimiser.restore_best()
+        if uncalibrated := [one for one in optimisers if one.trainable.needs_calibration]:
+            wanted = sorted({hook for one in uncalibrated for hook in one.trainable.hooks})
+            calibrate(uncalibrated, self._batches(wanted, most_tokens=CALIBRATION_TOKENS))
+        return optimisers
+
+    def _batches(self, hooks: Sequence[HookPoint], *, most_tokens: int | None = None) -> ShuffledBatches:
+        """The shuffled rows; most_tokens: fewer than are trained on, from a pool that holds no more."""
+        pool, n_tokens, settings = self._pool_tokens(), self.plan.tokens, self.settings
+        if most_tokens is not None:
+            n_tokens = min(n_tokens, max(most_tokens, settings.train.batch_size))
+            pool = min(pool, 2 * n_tokens)
+        return ShuffledBatches(
+            self.cache,
+            hooks=hooks,
+            batch_size=settings.train.batch_size,
+            n_tokens=n_tokens,
+            seed=settings.seed,
+            pool_tokens=pool,
+            stop_row=self.plan.stop_row,
+        )
+
+    def _pool_tokens(self) -> int:
+        hooks = read_hooks([self.settings.sae.architecture], self.cache.hooks)
+        row_bytes = sum(self.cache.d_model(hook) * self.cache.dtype(hook).itemsize for hook in hooks)
+        return pool_tokens(self.settings, row_bytes=row_bytes)
+
+    def _held_out(self, hooks: Sequence[HookPoint]) -> Iterator[dict[HookPoint, Any]]:
+        rows = self.plan.held_out_rows
+        for piece in self.cache.pieces(rows.start, rows.stop, size=self.plan.batch_size):
+            yield {hook: self.cache.finite_rows(hook, *piece) for hook in hooks}
