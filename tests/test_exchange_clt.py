@@ -1,7 +1,9 @@
 """Cross-layer transcoders of other libraries: the same numbers as a slow, plain forward pass, and no weight in vain."""
 
 import io
+import json
 import logging
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -158,6 +160,95 @@ def test_a_clt_of_gemma_scope_2_gives_the_same_here(skips: bool, tmp_path: Path)
     assert (found.about.model, found.about.bos, str(found.sae.hook)) == ("google/gemma-3-1b-it", True, "mlp_in.2")
 
 
+def clt_training_files(directory: Path, **config: Any) -> list[dict[str, Tensor]]:
+    """The files of a cross-layer transcoder of clt-training, and the tensors of each layer."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text(json.dumps({"model": "HuggingFaceTB/SmolLM2-135M", "ctx_len": 64}))
+    made = []
+    for layer in range(N_LAYERS):
+        tensors = {
+            "encoder.weight": random(D_SAE, D_IN, seed=10 + layer),
+            "encoder.bias": random(D_SAE, seed=20 + layer),
+        }
+        for number in range(N_LAYERS - layer):
+            tensors[f"W_decs.{number}"] = random(D_SAE, D_IN, seed=50 + 10 * layer + number)
+            tensors[f"b_decs.{number}"] = random(D_IN, seed=30 + 10 * layer + number)
+        folder = directory / f"layers.{layer}.mlp"
+        folder.mkdir(exist_ok=True)
+        save_file(tensors, folder / "sae.safetensors")
+        content = {"activation": "topk", "k": 4, "num_latents": D_SAE, "d_in": D_IN, "transcode": True}
+        content |= {"n_targets": N_LAYERS - layer, "coalesce_topk": "none", **config}
+        (folder / "cfg.json").write_text(json.dumps(content))
+        made.append({name: tensor.double() for name, tensor in tensors.items()})
+    return made
+
+
+def clt_training_forward(layers: list[dict[str, Tensor]]) -> Tensor:
+    """Each layer keeps its k largest activations, and adds by its n-th decoder to the n-th layer from it on."""
+    made = torch.zeros(N_LAYERS, N_TOKENS, D_IN, dtype=torch.float64)
+    for layer, w in enumerate(layers):
+        pre = torch.relu(X[layer] @ w["encoder.weight"].T + w["encoder.bias"])
+        for token, row in enumerate(pre):
+            for feature in row.argsort(descending=True)[:4]:
+                for number in range(N_LAYERS - layer):
+                    made[layer + number, token] += row[feature] * w[f"W_decs.{number}"][feature]
+        for number in range(N_LAYERS - layer):
+            made[layer + number] += w[f"b_decs.{number}"]
+    return made
+
+
+def test_a_clt_of_clt_training_gives_the_same_here(tmp_path: Path):
+    tensors = clt_training_files(tmp_path)
+    coders = coders_of(tmp_path)
+    assert [str(coder.hook) for coder in coders] == ["mlp_in.0", "mlp_in.1", "mlp_in.2", "mlp_in.3"]
+    assert coders[1].writes == (mlp(1), mlp(2), mlp(3)) and coders[1].options == {"k": 4}
+    torch.testing.assert_close(outputs(coders), clt_training_forward(tensors), rtol=1e-12, atol=1e-12)
+    found = formats.read(place_of(tmp_path, "mlp_in.2"))
+    assert (found.about.model, found.about.context_length) == ("HuggingFaceTB/SmolLM2-135M", 64)
+
+
+@pytest.mark.parametrize(
+    ("config", "change", "message"),
+    [
+        ({"coalesce_topk": "concat"}, {}, "with coalesce_topk concat, which"),
+        ({"normalize_io": True}, {}, "with normalize_io, which"),
+        ({"skip_connection": True}, {}, "with skip_connection, which"),
+        ({"activation": "groupmax"}, {}, "with the activation groupmax, which"),
+        ({"n_targets": "many"}, {}, "'n_targets' is 'many'"),
+        ({"num_latents": 9}, {}, "encoder.weight has shape"),
+        ({}, {"W_decs.1": None}, "has no W_decs.1; of a cross-layer transcoder of 4 layers"),
+        ({}, {"post_enc": torch.zeros(4)}, "has, unlike known ones, post_enc"),
+        ({}, {"b_decs.2": torch.zeros(5)}, "b_decs.2 has shape"),
+    ],
+)
+def test_a_clt_of_clt_training_that_is_not_known_is_refused_by_what_it_says(
+    config: dict[str, Any], change: dict[str, Tensor | None], message: str, tmp_path: Path
+):
+    tensors: dict[str, Tensor | None] = {**clt_training_files(tmp_path, **config)[0], **change}
+    left = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    save_file(left, tmp_path / "layers.0.mlp/sae.safetensors")
+    with pytest.raises(InputError, match=message) as caught:
+        formats.read(formats.find(tmp_path / "layers.0.mlp")[0])
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("kind", ["circuit", "sparsify"])
+def test_a_clt_of_folders_without_one_in_the_middle_is_refused(kind: str, tmp_path: Path):
+    if kind == "circuit":
+        written(random_clt(), kind, tmp_path)
+    else:
+        clt_training_files(tmp_path)
+    folder = {"circuit": "mlp_in.2", "sparsify": "layers.2.mlp"}[kind]
+    shutil.rmtree(tmp_path / folder)
+    with pytest.raises(InputError, match=r"without layer 2: mlp\.2 is written"):
+        formats.find(tmp_path)
+
+
+def test_a_clt_of_some_layers_has_no_gap(tmp_path: Path):
+    written(random_clt(layers=(0, 2, 3)), "circuit", tmp_path)
+    assert len(formats.find(tmp_path)) == 3
+
+
 def random_clt(architecture: str = "jumprelu", *, layers: tuple[int, ...] = (0, 1, 2, 3)) -> list[SparseCoder]:
     """The layers of a cross-layer transcoder, with biases of their own layers alone."""
     made = []
@@ -289,6 +380,7 @@ def place_of(path: Path, hook: str) -> Place:
 def test_decoders_that_are_not_written_are_never_read(reader: Reader, tmp_path: Path):
     tracer_files(tmp_path / "tracer")
     gemma_files(tmp_path / "gemma-scope-2-1b-it/clt/x")
+    clt_training_files(tmp_path / "training")
     written(random_clt("topk"), "circuit", tmp_path / "own")
     kept = [mlp(2), mlp(3), HookPoint(1, "resid")]
     expected = {
@@ -297,6 +389,7 @@ def test_decoders_that_are_not_written_are_never_read(reader: Reader, tmp_path: 
             *("w_enc", "b_enc", "b_dec", "threshold", "affine_skip_connection"),
             *("w_dec[:, 2]", "w_dec[:, 3]"),
         },
+        "training": {"encoder.weight", "encoder.bias", "W_decs.1", "b_decs.1", "W_decs.2", "b_decs.2"},
         "own": {"W_enc", "b_enc", "W_dec_1", "b_dec_1", "W_dec_2", "b_dec_2"},
     }
     for folder, tensors in expected.items():
@@ -389,9 +482,11 @@ def test_a_loaded_coder_is_what_was_read_and_no_copy_of_it(tmp_path: Path, monke
 def test_a_clt_is_inspected_without_its_weights(reader: Reader, tmp_path: Path):
     tracer_files(tmp_path / "tracer")
     gemma_files(tmp_path / "gemma-scope-2-1b-it/clt/x")
+    clt_training_files(tmp_path / "training")
     written(random_clt("topk"), "circuit", tmp_path / "own")
     written([random_sae("relu")], "circuit", tmp_path / "own")
     expected = {"tracer": ("jumprelu", 0), "gemma-scope-2-1b-it/clt/x": ("jumprelu", 0), "own": ("topk", 1)}
+    expected["training"] = ("topk", 0)
     for folder, (architecture, others) in expected.items():
         reader.read.clear()
         outcome = here("inspect", folder, "--json", cwd=tmp_path)

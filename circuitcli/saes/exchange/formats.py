@@ -20,6 +20,7 @@ from circuitcli.saes.exchange import (
     sparsify,
     temporal,
 )
+from circuitcli.saes.exchange.layers import check_between
 from circuitcli.saes.exchange.place import Place
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ def find(path: Path, name: str | None = None, *, depth: int = DEPTH) -> list[Pla
             what if name is None or not is_there else f"{what} in the format of {name}",
             hint=f"formats are {' '.join(FORMATS)}; to say which, write FORMAT:PATH",
         )
+    check_between(path, found)
     return found
 
 

@@ -1,11 +1,12 @@
 """The layers of a cross-layer transcoder: which are there, and what each writes; needs no torch."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
+from circuitcli.saes.exchange.place import Place
 
 logger = logging.getLogger(__name__)
 
@@ -41,4 +42,21 @@ def check_whole(directory: Path, counts: Mapping[int, int], *, hint: str) -> Non
             "the cross-layer transcoder in %s begins with layer %d: what layers before it write is not explained",
             directory,
             layers[0],
+        )
+
+
+def check_between(path: Path, places: Iterable[Place]) -> None:
+    """Raise InputError if layers between others are missing from a cross-layer transcoder of one folder a layer.
+
+    Such a layer is one that is written, and that none of the coders begins with.
+    """
+    found = [place for place in places if place.target is not None]
+    begun = {place.writes[0] for place in found}
+    written = sorted({hook for place in found for hook in place.further} - begun)
+    missing = [hook for hook in written if begun and min(begun) < hook < max(begun)]
+    if missing:
+        raise InputError(
+            f"{path} holds a cross-layer transcoder without layer {' '.join(str(hook.layer) for hook in missing)}: "
+            f"{' '.join(map(str, missing))} is written, and the coder that begins there is missing",
+            hint="copy or train it again, with all of its layers",
         )

@@ -75,10 +75,19 @@ def _gemma_scope(place: Place) -> Outline | None:
     )
 
 
+def _sparsify(place: Place) -> Outline | None:
+    stored = StoredTensors(place.files[0], hint=_AGAIN)
+    if "encoder.weight" not in stored.shapes:
+        return None
+    d_sae, d_in = stored.shapes["encoder.weight"]
+    return Outline("topk", d_in, d_sae, d_in, _size(place), _dtype(stored, "encoder.weight"))
+
+
 _OF: dict[str, Callable[[Place], Outline | None]] = {
     NATIVE: _native,
     "circuit_tracer": _circuit_tracer,
     "gemma_scope": _gemma_scope,
+    "sparsify": _sparsify,
 }
 
 

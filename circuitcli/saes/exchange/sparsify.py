@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.saes.exchange import hooks
+from circuitcli.saes.exchange import sparsify_clt as clt
 from circuitcli.saes.exchange.fields import COUNT, FACT, FLAG, INDEX, TEXT, checked, field_of
+from circuitcli.saes.exchange.layers import writes_from
 from circuitcli.saes.exchange.place import About, Place, read_object
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ _FIELDS = {
     "signed": FLAG,
     "transcode": FLAG,
     "skip_connection": FLAG,
+    **clt.FIELDS,
 }
 _RUN_FIELDS = {"model": TEXT, "dataset": TEXT, "ctx_len": COUNT, **dict.fromkeys(_TRAINING, FACT)}
 
@@ -49,7 +52,9 @@ def places(directory: Path, names: frozenset[str]) -> list[Place]:
         return [Place(NAME, directory, files, None, None, model, transcodes=transcodes)]
     hook = hooks.from_module(directory.name, model=model, takes_input=transcodes)
     target = hooks.from_module(directory.name, model=model) if transcodes else None
-    return [Place(NAME, directory, files, hook, target, model)]
+    n_targets = config.get("n_targets", 0)
+    further = writes_from(target, target.layer + n_targets)[1:] if target is not None and n_targets else ()
+    return [Place(NAME, directory, files, hook, target, model, further=further)]
 
 
 def _config(directory: Path) -> dict[str, Any]:
@@ -68,6 +73,9 @@ def read(place: Place) -> "Foreign":
     from circuitcli.saes.exchange.tensors import Foreign, Tensors, build
 
     config, run = _config(place.path), _run_config(place.path)
+    if config.get("n_targets") and config.get("transcode"):
+        coder, dtype = clt.read(place, config)
+        return Foreign(coder, _about(place, run, dtype=dtype, transcodes=True))
     tensors = Tensors.safetensors(place.path / WEIGHTS)
     transcodes, skips = bool(config.get("transcode")), bool(config.get("skip_connection"))
     _refuse(place, config, transcodes=transcodes, skips=skips)
@@ -101,16 +109,21 @@ def read(place: Place) -> "Foreign":
     architecture = "abstopk" if config.get("signed") else "topk"
     k = field_of(config, "k", place.path / CONFIG)
     sae = build(architecture, sae_config, parameters, path=tensors.path, k=k)
-    about = About(
+    dtype = tensors.dtype_of("W_dec", "decoder.weight")
+    return Foreign(sae, _about(place, run, dtype=dtype, transcodes=transcodes))
+
+
+def _about(place: Place, run: Mapping[str, Any], *, dtype: str, transcodes: bool) -> About:
+    """What its folder's name and the training's config tell."""
+    return About(
         model=run.get("model"),
         hook=place.path.name,
         target=place.path.name if transcodes else None,
         context_length=run.get("ctx_len"),
-        dtype=tensors.dtype_of("W_dec", "decoder.weight"),
+        dtype=dtype,
         dataset=run.get("dataset"),
         training={name: run[name] for name in _TRAINING if run.get(name) is not None},
     )
-    return Foreign(sae, about)
 
 
 def _refuse(place: Place, config: Mapping[str, Any], *, transcodes: bool, skips: bool) -> None:
