@@ -18,6 +18,7 @@ from circuitcli.errors import ExitStatus, InputError, SettingsError
 from circuitcli.models.adapter import ModelAdapter
 from circuitcli.models.chat import Conversation
 from circuitcli.models.tokenizer import Tokenizer
+from circuitcli.progress import NOTE
 from circuitcli.settings.graph import GraphSettings
 
 OWN = {"prompt": "the cat", "target": " a", "foil": " b", "counterfactual": "the dog"}
@@ -114,6 +115,8 @@ def test_what_counts_is_what_is_asked_not_the_file(tmp_path):
         ("[]", "has no prompt"),
         ("clean,corrupted,label\n", "has no prompt"),
         ("id,text,label\n0,a,1\n", r"its columns are id, text, label"),
+        ("x" * 10_000 + ',"a\nb"\n', r"its columns are x{40}, a b$"),
+        (",".join(map(str, range(99))), r"its columns are 0, .*, 11 \.\.\.$"),
         ("a text\n", "its columns are a text"),
         ("clean,clean,corrupted,label\na,b,c,d\n", "two columns named clean"),
         ("clean,corrupted,label\na,b,c\nd,e\n", r"line 3 is not a prompt: it has 2 fields, the header 3"),
@@ -242,6 +245,23 @@ def test_ids_of_another_tokenizer_are_an_error_whatever_is_left_out(tmp_path, ad
     name = file_of(tmp_path, FORMS["lines"]([GOOD, line]))
     with pytest.raises(InputError, match=r"line 2: .* token id .*, and this model knows 0 to 259"):
         all_of(name, adapter, LeftOut(allowed=True))
+
+
+def test_what_a_file_means_by_ids_is_told_once(tmp_path, adapter, caplog):
+    token = tokenizer().encode("b")[0]
+    rows = [{**INDEXED, "correct_idx": token, "incorrect_idx": token + 1}] * 2
+    examples = read_examples(file_of(tmp_path, FORMS["csv"](rows)))
+    with caplog.at_level(NOTE):
+        encode_all(examples, tokenizer(), adapter, needs=Needs(), left_out=LeftOut())
+        encode_all([Example("a", token)], tokenizer(), adapter, needs=Needs(), left_out=LeftOut())
+    (said,) = [record.message for record in caplog.records]
+    assert "some-data line 2 gives tokens as ids, which are 'b' and 'c' here" in said
+
+
+def test_a_long_target_is_not_shown_whole(adapter):
+    with pytest.raises(InputError) as caught:
+        encode_example(Example("a", "x" * 5000), tokenizer(), adapter)
+    assert "is not one token but 5000" in caught.value.message and len(caught.value.message) < 300
 
 
 @pytest.mark.parametrize(

@@ -35,8 +35,8 @@ KNOWN = (
 FILE_BYTES = 64 * 2**20
 _LARGEST_ID = 2**31 - 1
 _LAST_NUMBER = re.compile("[0-9]+$")
-# Names of fields that are shown of a line or a table that is none of the known ones.
-_SHOWN_FIELDS = 12
+# Names of fields that are shown of a line or a table that is of no known kind, and characters of each.
+_SHOWN_FIELDS, _SHOWN_CHARACTERS = 12, 40
 
 
 def read_examples(name: str, *, chat: bool = False, left_out: LeftOut | None = None) -> tuple[Example, ...]:
@@ -282,5 +282,6 @@ def _kind(value: Any) -> str:
 
 
 def _listed(names: Collection[str]) -> str:
-    shown = [name or "(no name)" for name in names][:_SHOWN_FIELDS]
+    """Names of fields for a message: a file of another kind may have them of any length."""
+    shown = [" ".join(name.split())[:_SHOWN_CHARACTERS] or "(no name)" for name in [*names][:_SHOWN_FIELDS]]
     return ", ".join(shown) + " ..." * (len(names) > _SHOWN_FIELDS)

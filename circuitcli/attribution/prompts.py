@@ -16,6 +16,7 @@ from circuitcli.models.chat import Conversation
 from circuitcli.models.ids_only import IdsOnly
 from circuitcli.models.tokenizer import Tokenizer
 from circuitcli.models.window import window
+from circuitcli.progress import note
 from circuitcli.reading import is_text
 
 
@@ -63,7 +64,7 @@ class Needs:
 
 
 def encode_all(
-    examples: Iterable[Example],
+    examples: Sequence[Example],
     tokenizer: Tokenizer,
     adapter: ModelAdapter,
     *,
@@ -85,7 +86,20 @@ def encode_all(
     if needs.spans:
         prompts = _of_same_spans(prompts, left_out)
     left_out.warn(len(prompts))
+    _tell_ids(examples, prompts, tokenizer)
     return tuple(prompts)
+
+
+def _tell_ids(examples: Sequence[Example], prompts: Sequence[Prompt], tokenizer: Tokenizer) -> None:
+    """Say what tokens a file means by ids: those of another tokenizer may well exist in this one."""
+    by_place = {example.place: example for example in examples if example.place and isinstance(example.target, int)}
+    first = next((prompt for prompt in prompts if prompt.place in by_place), None)
+    if first is not None and not isinstance(tokenizer, IdsOnly):
+        named = [number for number in (first.target, first.foil) if number is not None]
+        shown = " and ".join(map(repr, tokenizer.token_strings(named)))
+        note(
+            f"{first.place} gives tokens as ids, which are {shown} here; make sure that the file is for this tokenizer"
+        )
 
 
 def _of_same_spans(prompts: Sequence[Prompt], left_out: LeftOut) -> list[Prompt]:

@@ -10,6 +10,9 @@ from typing import Any, TypeVar
 from circuitcli.errors import InputError
 from circuitcli.models.chat import Conversation, render
 
+# Of a text that is not the one token that it should be.
+_SHOWN_PIECES, _SHOWN_CHARACTERS = 12, 80
+
 IdSequence = TypeVar("IdSequence", bound=Sequence[int])
 
 
@@ -164,9 +167,11 @@ class Tokenizer:
         """The id of a text that is one token. Raises InputError, showing the pieces, if it is not."""
         ids = self.encode(text)
         if len(ids) != 1:
-            pieces = " ".join(repr(piece) for piece in self.token_strings(ids)) or "nothing"
+            more = " ..." if len(ids) > _SHOWN_PIECES else ""
+            pieces = " ".join(repr(piece) for piece in self.token_strings(ids[:_SHOWN_PIECES])) or "nothing"
+            written = repr(text[:_SHOWN_CHARACTERS]) + "..." * (len(text) > _SHOWN_CHARACTERS)
             raise InputError(
-                f"{what} {text!r} is not one token but {len(ids)}: {pieces}",
+                f"{what} {written} is not one token but {len(ids)}: {pieces}{more}",
                 hint="most words need their leading space, for example ' Paris'",
             )
         return ids[0]
