@@ -241,7 +241,7 @@ calls = {
     "train(setting)": lambda: circuit.train(cache, settings={"train.sweep": "sae.k=3,4"}),
     "train(batch)": lambda: circuit.train(cache, batch_size=10**6),
     "train(pair)": lambda: circuit.train(cache, architecture="transcoder", batch_size=256),
-    "train(jacobian)": lambda: circuit.train(cache, architecture="jacobian", batch_size=256),
+    "train(jacobian)": lambda: circuit.train(cache, architecture="jacobian-block", batch_size=256),
     "train(device)": lambda: circuit.train(cache, device="cuda:77", batch_size=256),
     "encode(7)": lambda: circuit.encode(model, coders, 7),
     "encode(coders=7)": lambda: circuit.encode(model, 7, "a"),
@@ -268,3 +268,14 @@ def test_arguments_of_wrong_types_are_refused_with_a_hint(trained: Path, tmp_pat
 
 def test_a_typed_program_of_a_user_runs(trained: Path):
     api_user.main(str(trained))
+
+
+def test_pairs_learn_from_the_mlps_of_the_model(model):
+    cache = circuit.collect(model, layers=1, sites="mlp_in,mlp", tokens=600, dtype="float32")
+    shape = dict(architecture="jacobian", k=4, d_sae=40, batch_size=256)
+    with pytest.raises(circuit.SettingsError, match="MLP") as raised:
+        circuit.train(cache, **shape)
+    assert "model=" in raised.value.hint
+    made = circuit.train(cache, **shape, model=model)
+    assert [*map(str, made)] == ["mlp_in.1", "mlp.1"]
+    assert circuit.encode(model, made, TEXT).codes["mlp.1"].count_nonzero(dim=1).max() <= 4

@@ -15,9 +15,11 @@ from circuitcli import runs
 from circuitcli.activations.batches import ShuffledBatches
 from circuitcli.activations.cache import ActivationCache
 from circuitcli.api.arguments import ByHook, Hook, Path, as_hooks, wrong_type
+from circuitcli.api.models import as_model
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.hookpoints import HookPoint
-from circuitcli.models.loading import choose_device
+from circuitcli.models.adapter import ModelAdapter
+from circuitcli.models.loading import LanguageModel, choose_device
 from circuitcli.reading import as_path
 from circuitcli.saes import files
 from circuitcli.saes.base import SparseCoder
@@ -27,6 +29,7 @@ from circuitcli.settings.settings import Settings
 from circuitcli.settings.sources import changed, flatten
 from circuitcli.training.checkpoint import Checkpoints
 from circuitcli.training.log import METRICS, MetricsLog
+from circuitcli.training.mlps import mlps_between
 from circuitcli.training.optimiser import CoderOptimiser
 from circuitcli.training.plan import END_TO_END, Plan, check_objective, pool_tokens, read_hooks, training_plan
 from circuitcli.training.trainer import Trainer
@@ -52,6 +55,7 @@ def train(
     learning_rate: float | None = None,
     seed: int = 0,
     device: str = "auto",
+    model: LanguageModel | None = None,
     path: Path | None = None,
     settings: Mapping[str, object] | None = None,
 ) -> ByHook[SparseCoder]:
@@ -63,9 +67,10 @@ def train(
 
     architecture: topk, relu, gated, batchtopk, matryoshka, jumprelu, transcoder, ... k: features active per token, 32
     unless given. d_sae: number of features, else ``expansion`` (8) for each model dimension. tokens: how many to train
-    on, by default one pass. settings: anything else by its dotted name, as `circuit train --set` takes it. path: a
-    folder that keeps a native directory for each coder, with metrics.jsonl; a call that was broken off goes on from its
-    last checkpoint, and a finished one gives what is there.
+    on, by default one pass. settings: anything else by its dotted name, as `circuit train --set` takes it. model: that
+    of the activations, which architectures need that learn from its MLPs. path: a folder that keeps a native directory
+    for each coder, with metrics.jsonl; a call that was broken off goes on from its last checkpoint, and a finished one
+    gives what is there.
 
     The last tenth of the cache, at most 16,384 tokens, is held out. The same seed gives the same coders on the same
     device, and the same as the command. Raises InputError for a cache that makes no batch or a folder with other
@@ -88,7 +93,7 @@ def train(
     )
     part = cache if hooks is None else ActivationCache(cache.path, _there(cache, as_hooks(hooks)))
     with _folder(path) as folder:
-        job = _Job(part, chosen, training_plan(chosen, n_rows=part.n_tokens), choose_device(device), folder)
+        job = _Job(part, chosen, training_plan(chosen, n_rows=part.n_tokens), choose_device(device), folder, model)
         return job.finished(keeps=path is not None)
 
 
@@ -101,8 +106,6 @@ def _chosen(others: Mapping[str, object] | None, named: Mapping[str, object]) ->
     made = changed(Settings(), values, origin="train()")
     if made.train.objective == END_TO_END:
         raise SettingsError("end-to-end training reads the text of a run", hint="use `circuit train`")
-    if made.sae.architecture.startswith("jacobian"):
-        raise SettingsError("the pairs of jacobian learn from the model's MLP", hint="use `circuit train`")
     check_objective(made)
     return made
 
@@ -138,6 +141,7 @@ class _Job:
     plan: Plan
     device: torch.device
     folder: FilePath
+    model: LanguageModel | None
 
     @property
     def fingerprint(self) -> str:
@@ -189,6 +193,7 @@ class _Job:
             self._batches(self.cache.hooks),
             self.device,
             resumes=checkpoints.step() > 0,
+            mlps=mlps_between(self._adapter, self.cache, [self.settings], self.device),
         )
         hooks = sorted({hook for one in optimisers for hook in one.trainable.hooks})
         names = [one.name_of(hook) for one in optimisers for hook in one.trainable.sae_hooks]
@@ -209,6 +214,12 @@ class _Job:
             wanted = sorted({hook for one in uncalibrated for hook in one.trainable.hooks})
             calibrate(uncalibrated, self._batches(wanted, most_tokens=CALIBRATION_TOKENS))
         return optimisers
+
+    def _adapter(self) -> ModelAdapter:
+        if self.model is None:
+            name = self.settings.sae.architecture
+            raise SettingsError(f"{name} learns from the model's MLPs", hint="give the model: train(..., model=model)")
+        return as_model(self.model).adapter
 
     def _batches(self, hooks: Sequence[HookPoint], *, most_tokens: int | None = None) -> ShuffledBatches:
         """The shuffled rows; most_tokens: fewer than are trained on, from a pool that holds no more."""

@@ -14,12 +14,13 @@ from circuitcli.manifest import NEXT, Fingerprint
 from circuitcli.records import ActivationsRecord, TrainedRecord
 from circuitcli.settings.settings import Settings
 from circuitcli.settings.sources import flatten
+from circuitcli.stages.measure import model_settings
 from circuitcli.stages.measuring import Bench, measured_again, measured_coders
-from circuitcli.stages.mlps import mlps_between
 from circuitcli.stages.request import Request, changing_nothing
 from circuitcli.stages.text_batches import then_texts
 from circuitcli.stages.unfinished import CHECKPOINT, Finished, Unfinished, remove_others
 from circuitcli.training.log import METRICS
+from circuitcli.training.mlps import mlps_between
 from circuitcli.training.plan import END_TO_END, Plan, pool_tokens, read_hooks, training_plan
 from circuitcli.training.untrained import CALIBRATION_TOKENS, calibrate, new_optimisers
 
@@ -201,6 +202,7 @@ def _order(finished: Finished) -> tuple[int, int]:
 def _trained(
     training: Training, cache: "ActivationCache", plan: Plan, checkpoints: "Checkpoints", device: "torch.device"
 ) -> "list[CoderOptimiser]":
+    from circuitcli.models.loading import load_model
     from circuitcli.training.log import MetricsLog
     from circuitcli.training.ranks import ALONE, AllRanks
     from circuitcli.training.trackers.tracker import trackers
@@ -213,7 +215,7 @@ def _trained(
     pool = _pool_tokens(training, cache)
     batches = _batches(training, cache, plan, cache.hooks, pool=pool)
     share = (0, 1) if shares_rows else (ranks.rank, ranks.n)
-    mlps = mlps_between(request, cache, training.variants.values(), device)
+    mlps = mlps_between(lambda: load_model(model_settings(request)).adapter, cache, training.variants.values(), device)
     optimisers = new_optimisers(training.variants, cache, batches, device, resumes=resumes, share=share, mlps=mlps)
     for optimiser in optimisers:
         optimiser.trainable.ranks = ranks if shares_rows else ALONE

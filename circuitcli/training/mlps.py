@@ -1,13 +1,11 @@
 """What lies between the ends of Jacobian pairs, taken from the model that the activations came from."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.settings.settings import Settings
-from circuitcli.stages.measure import LARGEST_MODEL_GAP, model_settings
-from circuitcli.stages.request import Request
 from circuitcli.training.architectures.descriptions import DESCRIPTIONS
 from circuitcli.training.plan import hook_groups
 
@@ -15,16 +13,21 @@ if TYPE_CHECKING:
     import torch
 
     from circuitcli.activations.cache import ActivationCache
+    from circuitcli.models.adapter import ModelAdapter
     from circuitcli.models.mlp import Mlp
 
-# Rows on which the MLP is held against the cache.
+# Rows on which the MLP is held against the cache. Number types change activations by a few per cent at most.
 CHECKED_ROWS = 256
+LARGEST_GAP = 0.1
 
 
 def mlps_between(
-    request: Request, cache: "ActivationCache", variants: Iterable[Settings], device: "torch.device"
+    load: "Callable[[], ModelAdapter]",
+    cache: "ActivationCache",
+    variants: Iterable[Settings],
+    device: "torch.device",
 ) -> "dict[tuple[HookPoint, ...], Mlp]":
-    """The MLP of each pair that is trained, by its hook points; no model is loaded if there is none.
+    """The MLP of each pair that is trained, by its hook points; the model is not loaded if there is none.
 
     Raises SettingsError for a model whose MLP is not known, InputError if it does not give the cached activations.
     """
@@ -35,10 +38,9 @@ def mlps_between(
         return {}
     import torch
 
-    from circuitcli.models.loading import load_model
     from circuitcli.models.mlp import mlp_between
 
-    adapter = load_model(model_settings(request)).adapter
+    adapter = load()
     found: dict[tuple[HookPoint, ...], Mlp] = {}
     for pair in pairs:
         reads, writes = pair
@@ -52,7 +54,7 @@ def _check(mlp: "Mlp", cache: "ActivationCache", reads: HookPoint, writes: HookP
     """Raise InputError if the second hook point's activations do not follow from the first one's."""
     x, y = (cache.rows(hook, 0, min(CHECKED_ROWS, cache.n_tokens)).to(device) for hook in (reads, writes))
     gap = float((mlp(x) - y).norm() / y.norm())
-    if gap > LARGEST_MODEL_GAP:
+    if gap > LARGEST_GAP:
         raise InputError(
             f"{writes} does not follow from {reads} by the MLP's weights: {gap:.0%} of it differs",
             hint="the model has changed since `circuit collect`, or its blocks do more than is known of them",
