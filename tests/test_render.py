@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from circuitcli.errors import InputError, SettingsError, ToolError
@@ -232,6 +232,8 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 @needs_dot
 @settings(max_examples=12, deadline=None)
 @given(st.lists(TEXT, min_size=1, max_size=6).map(tuple))
+@example(("\\N\\G\\\\",))
+@example(("\\\x80",))
 def test_any_text_can_be_drawn(texts: tuple[str, ...]) -> None:
     svg = numbers_of(picture(dot_source(nasty_drawing(texts), RenderSettings()), form="svg"))
     assert visible(texts[0]).replace(" ", "\xa0") in svg

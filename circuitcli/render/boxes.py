@@ -4,8 +4,9 @@ from circuitcli.features.lines import Context, Details
 from circuitcli.graphs import Node
 from circuitcli.records import GraphRecord
 from circuitcli.render.drawing import Drawing
-from circuitcli.render.labels import GREY, cell, row, signed_span, span, table, token_cell
-from circuitcli.render.text import number, quoted, shortened, signed, visible, width, wrapped
+from circuitcli.render.labels import GREY, cell, row, span, table, token_cell
+from circuitcli.render.scales import sign_colour
+from circuitcli.render.text import measured, number, quoted, shortened, signed, visible, width, wrapped
 from circuitcli.settings.render import RenderSettings
 
 COLUMNS = 34
@@ -35,8 +36,15 @@ def summary(node: Node, drawing: Drawing) -> str:
     if node.activation is not None:
         parts.append(f"activation {number(node.activation)}")
     if node.effect is not None:
-        parts.append(f"effect {signed(node.effect, node.unit)}")
+        parts.append(f"effect {measured(node.effect, node.unit, standard_error=node.standard_error)}")
+    if node.active is not None:
+        parts.append(share_of_prompts(node.active))
     return ", ".join(parts)
+
+
+def share_of_prompts(share: float) -> str:
+    """In how many of the prompts something is active, in plain text."""
+    return f"in {round(100 * share)} % of prompts"
 
 
 def _title(node: Node, drawing: Drawing) -> str:
@@ -51,16 +59,22 @@ def _rows(content: str) -> list[str]:
 def _numbers(node: Node) -> str:
     parts = []
     if node.effect is not None:
-        parts.append(span("effect ", size=9) + signed_span(node.effect, node.unit, size=9))
+        told = measured(node.effect, node.unit, standard_error=node.standard_error)
+        parts.append(span("effect ", size=9) + span(told, colour=sign_colour(node.effect), size=9))
     if node.activation is not None:
         parts.append(span(f"activation {number(node.activation)}", size=9))
+    if node.active is not None:
+        parts.append(span(share_of_prompts(node.active), size=9))
     return span("   ", size=9).join(parts)
 
 
 def _known(known: Details, settings: RenderSettings) -> list[str]:
     lines = [row(cell(f"<I>{span(line)}</I>")) for line in wrapped(known.label, COLUMNS, lines=2)]
-    largest = known.max or max((max(context.activations, default=0.0) for context in known.contexts), default=0.0)
-    lines += [_context(context, largest) for context in known.contexts[: settings.contexts]]
+    # Where a feature is active below zero alone, its contexts are those.
+    contexts = known.contexts or (known.negative.contexts if known.negative else ())
+    sizes = [max(map(abs, context.activations), default=0.0) for context in contexts]
+    largest = (known.max if known.contexts else 0.0) or max(sizes, default=0.0)
+    lines += [_context(context, largest) for context in contexts[: settings.contexts]]
     lines += _logits("▲", known.promoted[: settings.logits])
     lines += _logits("▼", known.suppressed[: settings.logits])
     return lines

@@ -3,16 +3,19 @@
     {"format": 1, "version": "0.1.0",
      "graph":    the head: name, method, metric, prompt, tokens, metric_clean, metric_baseline, unit, saes, ...
      "nodes":    [{"id", "kind": "feature" | "error" | "output", "hook", "feature", "position", "token",
-                   "activation", "effect", "unit", "drawn", "details": null or
-                   {"label", "density", "n_active", "max", "mean", "quantiles", "contexts", "promoted", "suppressed"}}]
-     "edges":    [{"source", "target", "weight", "unit", "strength", "opacity", "width", "drawn"}]
+                   "activation", "effect", "standard_error", "active", "unit", "drawn", "details": null or
+                   {"label", "density", "n_active", "max", "mean", "quantiles", "contexts", "promoted", "suppressed",
+                    "negative"}}]
+     "edges":    [{"source", "target", "weight", "standard_error", "active", "unit", "strength", "opacity", "width",
+                   "drawn"}]
      "scores":   the score records about this graph
      "scales":   [{"unit", "largest", "samples": [{"weight", "opacity", "width"}]}]   what the legend shows
      "left_out": [{"unit", "n_edges", "n_left_out", "share"}]   edges not drawn, and their share of the total |weight|
     }
 
 Effects have the unit of the metric, weights the unit beside them, contexts activation units, promoted and suppressed
-tokens logits. ``strength`` is |weight| as a share of the largest of the same unit.
+tokens logits. Of several prompts numbers are means, with the standard error of effect or weight, and ``active`` is the
+share of the prompts in which it is not zero. ``strength`` is |weight| as a share of the largest of the same unit.
 """
 
 import json
@@ -59,6 +62,8 @@ def _node(node: Node, drawing: Drawing) -> dict[str, Any]:
         "token": drawing.token(node),
         "activation": node.activation,
         "effect": node.effect,
+        "standard_error": node.standard_error,
+        "active": node.active,
         "unit": node.unit,
         "details": None if known is None else known.model_dump(mode="json", exclude={"id", "sae"}),
     }
@@ -69,6 +74,8 @@ def _edge(edge: Edge, scale: Scale) -> dict[str, Any]:
         "source": edge.source,
         "target": edge.target,
         "weight": edge.weight,
+        "standard_error": edge.standard_error,
+        "active": edge.active,
         "unit": edge.unit,
         "strength": scale.strength(edge.weight),
         "opacity": scale.opacity(edge.weight),

@@ -11,12 +11,13 @@ from graphviz import Digraph
 
 from circuitcli.graphs import Edge, Node
 from circuitcli.hookpoints import Position, position_order
-from circuitcli.render.boxes import box, summary
+from circuitcli.render.boxes import box, share_of_prompts, summary
 from circuitcli.render.drawing import Drawing
 from circuitcli.render.heading import heading
 from circuitcli.render.labels import LONGEST
 from circuitcli.render.scales import sign_colour
-from circuitcli.render.text import shortened, signed
+from circuitcli.render.sites import FILL, INK, kind_of_node
+from circuitcli.render.text import measured, shortened, signed
 from circuitcli.settings.render import RenderSettings
 
 FONT = "Helvetica,Arial,sans-serif"
@@ -48,7 +49,9 @@ def _add_rows(dot: Digraph, drawing: Drawing, settings: RenderSettings) -> None:
     for name, nodes in rows.items():
         for number, line in enumerate(_lines(nodes, per_line)):
             anchor = f"row {name} {number}"
-            _add_line(dot, line, anchor=anchor, title=name if number == 0 else "", drawing=drawing, settings=settings)
+            ink = INK.get(kind_of_node(nodes[0]) or "", "#666666")
+            title = {"label": name if number == 0 else "", "fontcolor": ink}
+            _add_line(dot, line, anchor=anchor, title=title, drawing=drawing, settings=settings)
             if last is not None:
                 dot.edge(last, anchor, style="invis", weight="100")
             last = anchor
@@ -80,11 +83,17 @@ def _lines(nodes: Sequence[Node], per_line: int) -> list[list[Node]]:
 
 
 def _add_line(
-    dot: Digraph, nodes: Sequence[Node], *, anchor: str, title: str, drawing: Drawing, settings: RenderSettings
+    dot: Digraph,
+    nodes: Sequence[Node],
+    *,
+    anchor: str,
+    title: dict[str, str],
+    drawing: Drawing,
+    settings: RenderSettings,
 ) -> None:
     with dot.subgraph() as line:
         line.attr(rank="same")
-        line.node(anchor, label=title, shape="plaintext", style="", fontcolor="#666666", fontsize="13")
+        line.node(anchor, shape="plaintext", style="", fontsize="13", **title)
         for node in nodes:
             _add_box(line, node, drawing, settings)
         before = [anchor]
@@ -104,11 +113,12 @@ def _groups(nodes: Sequence[Node], span_names: Sequence[str]) -> list[list[str]]
 
 
 def _add_box(line: Digraph, node: Node, drawing: Drawing, settings: RenderSettings) -> None:
-    look: dict[str, str] = {}
+    kind = kind_of_node(node)
+    look = {"fillcolor": FILL[kind]} if kind is not None else {}
     if node.place is None:
         look = {"fillcolor": "#eef7ee", "color": "#2c7a2c", "penwidth": "2"}
     elif node.place.is_error:
-        look = {"style": "dotted,filled", "fillcolor": "#fafafa"}
+        look["style"] = "dotted,filled"
     line.node(node.id, label=box(node, drawing, settings), tooltip=_plain(summary(node, drawing)), **look)
 
 
@@ -118,11 +128,18 @@ def _add_edge(dot: Digraph, edge: Edge, drawing: Drawing) -> None:
         "color": scale.colour(edge.weight),
         "penwidth": f"{scale.width(edge.weight):.2f}",
         "weight": str(1 + round(9 * scale.strength(edge.weight))),
-        "tooltip": _plain(f"{edge.source} → {edge.target}: {signed(edge.weight, edge.unit)}"),
+        "tooltip": _plain(edge_summary(edge)),
     }
     if len(drawing.edges) <= LABELLED_EDGES:
         look |= {"label": _plain(signed(edge.weight)), "fontcolor": sign_colour(edge.weight)}
     dot.edge(edge.source, edge.target, **look)
+
+
+def edge_summary(edge: Edge) -> str:
+    """The edge in one line of plain text, for tooltips."""
+    told = measured(edge.weight, edge.unit, standard_error=edge.standard_error)
+    active = "" if edge.active is None else f", {share_of_prompts(edge.active)}"
+    return f"{edge.source} → {edge.target}: {told}{active}"
 
 
 def _plain(text: str) -> str:

@@ -53,9 +53,9 @@ class Drawing:
         return self.scale(edge).strength(edge.weight)
 
     def token(self, node: Node) -> str | None:
-        """The token at the node's position, None for nodes without one."""
-        position, tokens = None if node.place is None else node.place.position, self.graph.head.tokens
-        return tokens[position] if isinstance(position, int) and position < len(tokens) else None
+        """The token at the node's position, or some of several with " | " between; None for nodes without one."""
+        position = None if node.place is None else node.place.position
+        return " | ".join(self.graph.head.tokens_at(position)) or None
 
     def known(self, node: Node) -> Details | None:
         """What is known about the node's feature."""

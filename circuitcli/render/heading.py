@@ -4,13 +4,15 @@ from circuitcli.records import GraphRecord, ScoreRecord
 from circuitcli.render.drawing import Drawing
 from circuitcli.render.labels import GREY, cell, row, span, table
 from circuitcli.render.scales import Scale
-from circuitcli.render.text import number, percent, quoted, shortened, signed, width
+from circuitcli.render.sites import INK, kinds_in
+from circuitcli.render.text import number, percent, quoted, shortened, signed, visible, width
 
 LINE_COLUMNS = 110
 TOKEN_COLUMNS = 24
 SCORES = 12
 # Of a longer prompt the beginning and the end are shown.
 PROMPT_LINES = 20
+Column = tuple[int, list[str]]
 READING = "An edge says what its lower end contributes to its upper end."
 
 
@@ -22,6 +24,7 @@ def heading(drawing: Drawing) -> str:
     rows += [row(cell(line)) for line in _prompt(head)]
     rows += [row(cell(line)) for line in _scores(drawing.scores)]
     rows += [row(cell(_legend(scale))) for scale in drawing.scales.values()]
+    rows += [row(cell(_kinds(kinds))) for kinds in [kinds_in(drawing.nodes)] if len(kinds) > 1]
     rows += [row(cell(span(line, size=10, colour=GREY))) for line in notes(drawing)]
     return f"<{table(*rows, cellpadding=3)}>"
 
@@ -33,8 +36,15 @@ def facts(head: GraphRecord) -> list[str]:
     clean, baseline = signed(head.metric_clean), signed(head.metric_baseline, head.unit)
     return [
         f"{head.metric}{target}{foil}: {clean} clean, {baseline} with everything at baseline",
+        *([over_prompts(head)] if head.n_prompts > 1 else []),
         f"model {head.model}, method {head.method}, baseline {head.baseline}, positions {head.positions}, {head.dtype}",
     ]
+
+
+def over_prompts(head: GraphRecord) -> str:
+    """Over which prompts numbers are means, in plain text."""
+    where = "" if head.prompts is None else f" of {visible(head.prompts)}"
+    return f"means over {head.n_prompts:,} prompts{where} ± standard error; the first: {quoted(head.prompt)}"
 
 
 def notes(drawing: Drawing) -> list[str]:
@@ -92,18 +102,12 @@ def _scores(scores: tuple[ScoreRecord, ...]) -> list[str]:
 
 
 def _prompt(head: GraphRecord) -> list[str]:
-    """Tables of tokens over their positions, as many as fit a line."""
-    lines: list[list[tuple[int, str]]] = [[]]
-    room = LINE_COLUMNS
-    for position, token in enumerate(head.tokens):
-        shown = shortened(token, TOKEN_COLUMNS)
-        room -= max(width(shown), 3) + 1
-        if room < 0:
-            lines.append([])
-            room = LINE_COLUMNS - width(shown) - 1
-        lines[-1].append((position, shown))
+    """Tables of tokens over their positions, as many as fit a line; nothing where positions are those of no prompt."""
+    if head.n_prompts > 1 and head.columns is None:
+        return []
     if not head.tokens:
         return [span(line, size=12) for line in ([shortened(head.prompt, LINE_COLUMNS)] if head.prompt else [])]
+    lines = _prompt_lines(head)
     if len(lines) <= PROMPT_LINES:
         return [_token_table(line) for line in lines]
     n_hidden = sum(len(line) for line in lines[PROMPT_LINES // 2 : -PROMPT_LINES // 2])
@@ -112,15 +116,40 @@ def _prompt(head: GraphRecord) -> list[str]:
     return [*tables[: PROMPT_LINES // 2], more, *tables[PROMPT_LINES // 2 :]]
 
 
-def _token_table(line: list[tuple[int, str]]) -> str:
-    tokens = [cell(span(token, size=12), bgcolor="#f1f1f1") for _, token in line]
+def _prompt_lines(head: GraphRecord) -> list[list[Column]]:
+    lines: list[list[Column]] = [[]]
+    room = LINE_COLUMNS
+    for position in range(len(head.columns if head.columns is not None else head.tokens)):
+        shown = [shortened(token, TOKEN_COLUMNS) for token in head.tokens_at(position)]
+        widest = max((width(text) for text in shown), default=0)
+        room -= max(widest, 3) + 1
+        if room < 0:
+            lines.append([])
+            room = LINE_COLUMNS - widest - 1
+        lines[-1].append((position, shown))
+    return lines
+
+
+def _token_table(line: list[Column]) -> str:
+    """A row of tokens, more of them where prompts have others, and a row of positions."""
+    n_rows = max(len(tokens) for _, tokens in line)
+    rows = [
+        row(*(cell(span(tokens[n] if n < len(tokens) else "", size=12), bgcolor="#f1f1f1") for _, tokens in line))
+        for n in range(n_rows)
+    ]
     positions = [cell(span(str(position), size=8, colour=GREY)) for position, _ in line]
-    return table(row(*tokens), row(*positions), cellspacing=1)
+    return table(*rows, row(*positions), cellspacing=1)
 
 
 def _legend(scale: Scale) -> str:
     samples = "".join(_sample(scale, weight) for weight in scale.samples())
     return table(row(cell(span(f"edges in {scale.unit}:", size=11)), samples), cellspacing=2)
+
+
+def _kinds(kinds: list[str]) -> str:
+    """What the colours of boxes and hook points say."""
+    names = (span(kind, colour=INK[kind], size=11) for kind in kinds)
+    return span("colours of boxes and hook points: ", size=11) + span(", ", size=11).join(names)
 
 
 def _sample(scale: Scale, weight: float) -> str:

@@ -37,8 +37,8 @@ def _written(attributes: dict[str, object]) -> str:
 
 
 def token_cell(token: str, activation: float, largest: float, *, size: int = 9) -> str:
-    """A token on a background as blue as its activation is large."""
-    colour = {"bgcolor": shade(activation, largest)} if activation > 0 else {}
+    """A token on a background as blue as its activation is large, or as orange as it is far below zero."""
+    colour = {"bgcolor": shade(activation, largest)} if activation else {}
     return cell(span(token, size=size), **colour)
 
 

@@ -10,15 +10,22 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from circuitcli.graphs import Node
-from circuitcli.hookpoints import Position, position_order
+from circuitcli.hookpoints import OUTPUT, Position, position_order
+from circuitcli.records import GraphRecord
 from circuitcli.render.drawing import Drawing
+from circuitcli.render.routes import Card, Point, routes
+from circuitcli.render.sites import kind_of
+from circuitcli.render.text import quoted, shortened
 
 CARD_WIDTH, CARD_HEIGHT = 190.0, 56.0
-CARD_GAP, LINE_GAP, COLUMN_GAP = 12.0, 18.0, 26.0
+CARD_GAP, LINE_GAP, COLUMN_GAP = 18.0, 18.0, 26.0
 ROW_GAP, WIDEST_ROW_GAP = 44.0, 110.0
-HOOK_WIDTH, SKIP_WIDTH, TOKEN_HEIGHT = 84.0, 30.0, 34.0
+HOOK_WIDTH, SKIP_WIDTH = 84.0, 30.0
+# Below the rows: room, and a line for each of the alternatives of a position.
+TOKEN_GAP, TOKEN_LINE = 18.0, 16.0
 ASPECT = 1.45
 SWEEPS = 6
+TITLE_COLUMNS = 18
 
 LINE = CARD_HEIGHT + LINE_GAP
 # Every other line of a cell is shifted by half a card, so that edges pass between the cards above.
@@ -29,11 +36,14 @@ Cell = tuple[str, Position]
 
 @dataclass(frozen=True)
 class Row:
-    """The band of one hook point."""
+    """The band of one hook point, of the kind that its colour says; every other layer is shaded."""
 
     hook: str
     y: float
     height: float
+    n_lines: int
+    kind: str | None
+    shaded: bool
 
 
 @dataclass(frozen=True)
@@ -44,17 +54,20 @@ class Column:
     x: float
     width: float
     skipped: int
+    titles: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Top left corners of the cards by node id, and the grid on which they stand."""
+    """Top left corners of the cards by node id, the grid on which they stand, and the points of each edge."""
 
     places: Mapping[str, tuple[float, float]]
     rows: tuple[Row, ...]
     columns: tuple[Column, ...]
     width: float
     height: float
+    bottom: float
+    routes: Sequence[Sequence[Point]]
 
     def to_json(self) -> dict[str, Any]:
         """The layout as a tree of JSON values."""
@@ -72,16 +85,19 @@ def layout(drawing: Drawing) -> Layout:
     hooks = list(dict.fromkeys(_hook(node) for node in nodes))
     positions = sorted({position for _, position in cells}, key=lambda position: position_order(position, names))
     per_line = _per_line(cells, hooks, positions)
-    columns = _columns(cells, positions, per_line)
+    columns = _columns(cells, positions, per_line, drawing.graph.head)
     width = columns[-1].x + columns[-1].width + COLUMN_GAP if columns else HOOK_WIDTH
     rows = _rows(cells, hooks, per_line, width)
     places = _ordered_places(drawing, cells, rows, columns, per_line)
-    height = rows[0].y + rows[0].height + TOKEN_HEIGHT if rows else TOKEN_HEIGHT
-    return Layout(places, tuple(rows), tuple(columns), width, height)
+    bottom = rows[0].y + rows[0].height if rows else 0.0
+    height = bottom + TOKEN_GAP + TOKEN_LINE * max((len(column.titles) for column in columns), default=0)
+    cards = {name: Card(x, y, CARD_WIDTH, CARD_HEIGHT) for name, (x, y) in places.items()}
+    lines = routes(drawing, cards, width=width)
+    return Layout(places, tuple(rows), tuple(columns), width, height, bottom, lines)
 
 
 def _hook(node: Node) -> str:
-    return "output" if node.place is None else str(node.place.hook)
+    return OUTPUT if node.place is None else str(node.place.hook)
 
 
 def _position(node: Node) -> Position:
@@ -120,7 +136,10 @@ def _per_line(
 
 
 def _columns(
-    cells: Mapping[Cell, Sequence[str]], positions: Sequence[Position], per_line: Mapping[Position, int]
+    cells: Mapping[Cell, Sequence[str]],
+    positions: Sequence[Position],
+    per_line: Mapping[Position, int],
+    head: GraphRecord,
 ) -> list[Column]:
     columns: list[Column] = []
     x, before = HOOK_WIDTH, -1
@@ -128,26 +147,41 @@ def _columns(
         skipped = position - before - 1 if isinstance(position, int) else 0
         x += SKIP_WIDTH if skipped else 0
         width = _width(cells, position, per_line)
-        columns.append(Column(position, x, width, skipped))
+        columns.append(Column(position, x, width, skipped, titles(head, position)))
         x += width + COLUMN_GAP
         before = position if isinstance(position, int) else -1
     return columns
+
+
+def titles(head: GraphRecord, position: Position) -> tuple[str, ...]:
+    """What stands below a column: the position with its token, or with some of several; or the name of the span."""
+    if position is None:
+        return ()
+    told = [quoted(shortened(token, TITLE_COLUMNS)) for token in head.tokens_at(position)]
+    first, *others = told or [""]
+    return (f"{position} {first}".rstrip(), *others)
 
 
 def _rows(
     cells: Mapping[Cell, Sequence[str]], hooks: Sequence[str], per_line: Mapping[Position, int], width: float
 ) -> list[Row]:
     """Rows in the order of the model, so that the first is the lowest; a wide picture has more room between them."""
-    blocks = {hook: _n_lines(cells, hook, per_line) * LINE - LINE_GAP for hook in reversed(hooks)}
-    spare = (width / ASPECT - sum(blocks.values())) / max(len(blocks), 1)
+    counts = {hook: _n_lines(cells, hook, per_line) for hook in reversed(hooks)}
+    spare = (width / ASPECT - sum(count * LINE - LINE_GAP for count in counts.values())) / max(len(counts), 1)
     gap = min(max(spare, ROW_GAP), WIDEST_ROW_GAP)
     rows: list[Row] = []
     y = 0.0
-    for hook, block in blocks.items():
-        height = block + gap
-        rows.append(Row(hook, y, height))
+    layers = list(dict.fromkeys(_layer(hook) for hook in reversed(hooks)))
+    for hook, n_lines in counts.items():
+        height = n_lines * LINE - LINE_GAP + gap
+        kind = None if hook == OUTPUT else kind_of(hook.partition(".")[0])
+        rows.append(Row(hook, y, height, n_lines, kind, layers.index(_layer(hook)) % 2 == 1))
         y += height
     return rows[::-1]
+
+
+def _layer(hook: str) -> str:
+    return hook.partition(".")[2]
 
 
 def _ordered_places(
@@ -192,9 +226,12 @@ def _pull(
 
 
 def _filled(ids: Sequence[str], row: Row, column: Column, per_line: int) -> dict[str, tuple[float, float]]:
-    """Places of one cell's cards: lines of even length, each running through the whole order, centred."""
+    """Places of one cell's cards: lines of even length, each running through the whole order, in the row's middle.
+
+    Lines of all cells of a row are level, so that edges can pass between them.
+    """
     n_lines = math.ceil(len(ids) / per_line)
-    top = row.y + (row.height - n_lines * LINE + LINE_GAP) / 2
+    top = row.y + (row.height - row.n_lines * LINE + LINE_GAP) / 2 + (row.n_lines - n_lines) // 2 * LINE
     places = {}
     for line in range(n_lines):
         on_line = ids[line::n_lines]

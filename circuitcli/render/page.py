@@ -10,6 +10,7 @@ from circuitcli.render.document import document, to_json
 from circuitcli.render.drawing import Drawing
 from circuitcli.render.heading import READING, conditions_of, facts
 from circuitcli.render.layout import layout
+from circuitcli.render.sites import FILL, INK, kinds_in
 from circuitcli.render.text import visible
 
 # In JSON these stand inside strings only; written so, nothing ends the script element or a line of it early.
@@ -45,6 +46,7 @@ def _content(drawing: Drawing) -> dict[str, Any]:
         "document": document(drawing),
         "layout": layout(drawing).to_json(),
         "facts": facts(drawing.graph.head),
+        "kinds": {kind: [FILL[kind], INK[kind]] for kind in kinds_in(drawing.graph.nodes)},
         "reading": READING,
         "conditions": [conditions_of(score) for score in drawing.scores],
     }

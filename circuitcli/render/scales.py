@@ -7,7 +7,7 @@ POSITIVE = "#1f4fd8"
 NEGATIVE = "#d3222a"
 FAINTEST = 0.12
 THINNEST, THICKEST = 0.6, 4.0
-_SHADE = (0x7D, 0x9B, 0xFF)
+_SHADE, _NEGATIVE_SHADE = (0x7D, 0x9B, 0xFF), (0xFF, 0xB0, 0x7D)
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ def sign_colour(value: float) -> str:
 
 
 def shade(activation: float, largest: float) -> str:
-    """``#rrggbb`` behind a token: white for no activation, blue for the feature's largest."""
-    share = min(max(activation / largest, 0.0), 1.0) if largest > 0 else 0.0
-    return "#" + "".join(f"{round(255 + (channel - 255) * share):02x}" for channel in _SHADE)
+    """``#rrggbb`` behind a token: white for no activation, blue for the feature's largest, orange as far below zero."""
+    share = min(abs(activation) / largest, 1.0) if largest > 0 else 0.0
+    full = _NEGATIVE_SHADE if activation < 0 else _SHADE
+    return "#" + "".join(f"{round(255 + (channel - 255) * share):02x}" for channel in full)

@@ -3,8 +3,10 @@
 import unicodedata
 
 _NAMED = {"\n": "↵", "\r": "␍", "\t": "⇥", "\x7f": "␡", "\xa0": "⍽"}
-# A "]" in front of a closing tag is a syntax error to dot.
-_MARKUP = str.maketrans({"]": "&#93;", "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", " ": "&#160;"})
+# A "]" in front of a closing tag is a syntax error to dot, and a backslash begins an escape even here.
+_MARKUP = str.maketrans(
+    {"\\": "\\\\", "]": "&#93;", "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", " ": "&#160;"}
+)
 # These change the direction or the lines of the text around them; other format characters join emoji and are kept.
 _DIRECTIONS = frozenset(
     "\u061c\u200b\u200e\u200f\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff"
@@ -102,6 +104,13 @@ def number(value: float) -> str:
 def signed(value: float, unit: str | None = None) -> str:
     """Three significant digits with the sign, and the unit where there is one."""
     return f"{value:+.3g} {unit}" if unit else f"{value:+.3g}"
+
+
+def measured(value: float, unit: str | None = None, *, standard_error: float | None = None) -> str:
+    """`signed` with the standard error behind it, where there is one."""
+    if standard_error is None:
+        return signed(value, unit)
+    return f"{signed(value)} ± {standard_error:.2g}" + (f" {unit}" if unit else "")
 
 
 def percent(share: float) -> str:

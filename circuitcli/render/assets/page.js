@@ -1,6 +1,6 @@
 "use strict";
 // Text from outside reaches the page through textContent and attributes only, never as markup.
-const { document: circuit, layout, facts, reading, conditions } = JSON.parse(document.getElementById("data").textContent);
+const { document: circuit, layout, facts, reading, conditions, kinds } = JSON.parse(document.getElementById("data").textContent);
 const [cardWidth, cardHeight] = layout.card;
 const get = (id) => document.getElementById(id);
 const canvas = get("canvas"), panel = get("panel"), tip = get("tip"), slider = get("slider"), search = get("search");
@@ -37,9 +37,11 @@ function number(value) {
   return size >= 1e5 || size < 1e-3 ? value.toExponential(2) : String(Number(value.toPrecision(3)));
 }
 const signed = (value, unit) => (value < 0 ? "" : "+") + number(value) + (unit ? " " + unit : "");
+const measured = (value, error, unit) => (known(error) ? `${signed(value)} ± ${Number(error.toPrecision(2))}${unit ? " " + unit : ""}` : signed(value, unit));
+const inPrompts = (share) => (known(share) ? `, in ${Math.round(100 * share)} % of prompts` : "");
 const sign = (value) => (value < 0 ? "negative" : "positive");
-const percent = (share) => (100 * share).toFixed(1) + " %";
 const known = (value) => value !== null && value !== undefined;
+const percent = (share) => (100 * share).toFixed(1) + " %";
 
 const nodes = new Map(circuit.nodes.map((node) => [node.id, node]));
 const edges = circuit.edges.slice().sort((a, b) => a.strength - b.strength);
@@ -54,11 +56,11 @@ const world = svg("g"), bands = svg("g"), lines = svg("g"), cards = svg("g"), nu
 const drawnEdges = new Map(), drawnNodes = new Map();
 
 function drawGrid() {
-  layout.rows.forEach((row, index) => {
-    if (index % 2 === 0) bands.append(svg("rect", { class: "band", x: 0, y: row.y, width: layout.width, height: row.height }));
-    bands.append(svg("text", { class: "hook", x: 8, y: row.y + row.height / 2 + 4 }, row.hook));
+  layout.rows.forEach((row) => {
+    if (row.shaded) bands.append(svg("rect", { class: "band", x: 0, y: row.y, width: layout.width, height: row.height }));
+    bands.append(svg("text", { class: "hook", x: 8, y: row.y + row.height / 2 + 4, fill: row.kind ? kinds[row.kind][1] : "#2c7a2c" }, row.hook));
   });
-  const bottom = layout.height - 34;
+  const { bottom } = layout;
   for (const column of layout.columns) {
     if (column.skipped) {
       const skip = svg("text", { class: "skip", x: column.x - 28, y: bottom + 20 }, "⋯");
@@ -67,47 +69,38 @@ function drawGrid() {
     }
     if (!known(column.position)) continue;
     bands.append(svg("line", { class: "column", x1: column.x - 13, x2: column.x - 13, y1: 0, y2: layout.height }));
-    const token = circuit.graph.tokens[column.position];
-    const title = known(token) ? column.position + "  \"" + shortened(token, 18) + "\"" : String(column.position);
-    bands.append(svg("text", { class: "place", x: column.x + column.width / 2, y: bottom + 20 }, title));
+    column.titles.forEach((title, line) => bands.append(svg("text", { class: "place", x: column.x + column.width / 2, y: bottom + 18 + 16 * line }, title)));
   }
 }
 
 const corner = (id) => layout.places[id];
 const middleOf = (id) => corner(id)[0] + cardWidth / 2;
-// Edges leave and reach a card side by side, in the order of their other ends.
-const leaves = new Map(), reaches = new Map();
-for (const id of nodes.keys()) {
-  const spread = (list, end, ports) => list.slice().sort((a, b) => middleOf(a[end]) - middleOf(b[end]))
-    .forEach((edge, index) => ports.set(edge, corner(id)[0] + cardWidth * (0.12 + 0.76 * (index + 1) / (list.length + 1))));
-  spread(outgoing.get(id), "target", leaves);
-  spread(incoming.get(id), "source", reaches);
-}
+const routes = new Map(circuit.edges.map((edge, index) => [edge, layout.routes[index]]));
+// The same curves as render/routes.py looks at: straight up at each point, and straight through the gaps between cards.
 function path(edge) {
-  const from = [leaves.get(edge), corner(edge.source)[1]], to = [reaches.get(edge), corner(edge.target)[1] + cardHeight + 4];
-  const bend = Math.max(30, Math.abs(from[1] - to[1]) * 0.45);
-  return { from, to, bend, d: `M${from}C${from[0]},${from[1] - bend} ${to[0]},${to[1] + bend} ${to}` };
-}
-function pointOn({ from, to, bend }, t) {
-  const u = 1 - t, a = u * u * u, b = 3 * u * u * t, c = 3 * u * t * t, d = t * t * t;
-  return [a * from[0] + b * from[0] + c * to[0] + d * to[0], a * from[1] + b * (from[1] - bend) + c * (to[1] + bend) + d * to[1]];
+  const points = routes.get(edge), alone = points.length === 2;
+  const parts = points.slice(1).map(([x, y], index) => {
+    const [x0, y0] = points[index], size = Math.abs(y0 - y) * 0.45, bend = alone ? Math.max(30, size) : size;
+    return `C${x0},${y0 - bend} ${x},${y + bend} ${x},${y}`;
+  });
+  return `M${points[0]}${parts.join("")}`;
 }
 
 function drawEdge(edge) {
-  const curve = path(edge);
-  const line = svg("path", { class: "edge " + sign(edge.weight), d: curve.d, "stroke-width": edge.width, "stroke-opacity": edge.opacity, "marker-end": edge.strength >= 0.1 ? `url(#${sign(edge.weight)})` : null });
-  const reach = svg("path", { class: "reach", d: curve.d });
+  const d = path(edge);
+  const line = svg("path", { class: "edge " + sign(edge.weight), d, "stroke-width": edge.width, "stroke-opacity": edge.opacity, "marker-end": edge.strength >= 0.1 ? `url(#${sign(edge.weight)})` : null });
+  const reach = svg("path", { class: "reach", d });
   reach.addEventListener("pointerenter", (event) => { if (!chosen) emphasise([edge], [edge.source, edge.target]); showTip(event, describe(edge)); });
   reach.addEventListener("pointerleave", () => { tip.hidden = true; restore(); });
   reach.addEventListener("click", () => choose(edge.target));
   lines.append(line, reach);
-  drawnEdges.set(edge, { line, reach, curve });
+  drawnEdges.set(edge, { line, reach });
 }
-const describe = (edge) => `${visible(edge.source)} → ${visible(edge.target)}   ${signed(edge.weight, edge.unit)}`;
+const describe = (edge) => `${visible(edge.source)} → ${visible(edge.target)}   ${measured(edge.weight, edge.standard_error, edge.unit)}${inPrompts(edge.active)}`;
 
 function caption(node) {
   if (node.kind === "output") return [targetName(), false];
-  if (node.kind === "error") return ["SAE error", true];
+  if (node.kind === "error") return ["unexplained part", true];
   const details = node.details;
   if (details && details.label) return [details.label, false];
   if (details && details.promoted.length) return ["▲ " + details.promoted.slice(0, 4).map((pair) => pair[0]).join(" "), true];
@@ -120,24 +113,26 @@ function targetName() {
 function figures(node) {
   if (node.kind === "output") return [[`clean ${number(circuit.graph.metric_clean)}, baseline ${number(circuit.graph.metric_baseline)} ${circuit.graph.unit}`, ""]];
   const parts = [];
-  if (known(node.effect)) parts.push([signed(node.effect, node.unit), sign(node.effect)]);
-  if (known(node.activation)) parts.push([(parts.length ? "  activation " : "activation ") + number(node.activation), ""]);
+  if (known(node.effect)) parts.push([measured(node.effect, node.standard_error, known(node.standard_error) ? "" : node.unit), sign(node.effect)]);
+  if (known(node.active)) parts.push([`  in ${Math.round(100 * node.active)} %`, ""]);
+  else if (known(node.activation)) parts.push([(parts.length ? "  activation " : "activation ") + number(node.activation), ""]);
   return parts;
 }
 
+const kindOf = new Map(layout.rows.map((row) => [row.hook, row.kind]));
 function drawNode(node) {
   const [x, y] = corner(node.id), [label, guess] = caption(node);
   const at = node.kind === "output" ? "" : known(node.position) ? "@" + node.position + (known(node.token) ? ` "${node.token}"` : "") : "";
   const id = node.feature || node.id;
   const group = svg("g", { class: "node " + node.kind, transform: `translate(${x} ${y})`, tabindex: 0, role: "button", "aria-label": node.id + " " + visible(label) },
-    svg("rect", { class: "card", width: cardWidth, height: cardHeight }),
+    svg("rect", { class: "card", width: cardWidth, height: cardHeight, fill: node.hook ? kinds[kindOf.get(node.hook)][0] : null }),
     known(node.effect) && largestEffect > 0 ? svg("rect", { x: 1, y: 1, width: 5, height: cardHeight - 2, fill: `var(--${sign(node.effect)})`, opacity: 0.12 + 0.88 * Math.abs(node.effect) / largestEffect }) : null,
     svg("text", { class: "id", x: 12, y: 17 }, id, svg("tspan", { class: "at" }, shortened(at, 26 - id.length))),
     svg("text", { class: guess ? "label guess" : "label", x: 12, y: 33 }, shortened(label, 29)),
     svg("text", { class: "numbers", x: 12, y: 49 }, figures(node).map(([text, kind]) => svg("tspan", { fill: kind ? `var(--${kind})` : null }, text))),
     svg("text", { class: "far id", x: 12, y: 24 }, shortened(known(node.feature) ? node.id.slice(node.id.indexOf("/") + 1) : node.id, 15)),
     svg("text", { class: guess ? "far guess" : "far", x: 12, y: 46 }, shortened(label, 17)));
-  group.addEventListener("pointerenter", (event) => { if (!chosen) emphasiseNode(node.id); showTip(event, visible(node.id) + (label ? "\n" + visible(label) : "")); });
+  group.addEventListener("pointerenter", (event) => { if (!chosen) emphasiseNode(node.id); showTip(event, tipOf(node, label)); });
   group.addEventListener("pointerleave", () => { tip.hidden = true; restore(); });
   group.addEventListener("focus", () => { if (!chosen) emphasiseNode(node.id); });
   group.addEventListener("blur", restore);
@@ -145,6 +140,10 @@ function drawNode(node) {
   group.addEventListener("keydown", (event) => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); choose(node.id); } });
   cards.append(group);
   drawnNodes.set(node.id, group);
+}
+function tipOf(node, label) {
+  const effect = known(node.effect) ? "\neffect " + measured(node.effect, node.standard_error, node.unit) + inPrompts(node.active) : "";
+  return visible(node.id) + (label ? "\n" + visible(label) : "") + effect;
 }
 const largestEffect = Math.max(0, ...circuit.nodes.map((node) => Math.abs(node.effect || 0)));
 
@@ -165,7 +164,7 @@ function emphasise(someEdges, someNodes, focus = null) {
 const FEW = 24;
 function writeWeights(someEdges) {
   numbers.replaceChildren(...someEdges.map((edge) => {
-    const [x, y] = pointOn(drawnEdges.get(edge).curve, edge.target === focusId ? 0.3 : 0.7);
+    const { line } = drawnEdges.get(edge), { x, y } = line.getPointAtLength(line.getTotalLength() * (edge.target === focusId ? 0.3 : 0.7));
     return svg("text", { class: "weight " + sign(edge.weight), x, y }, signed(edge.weight));
   }));
 }
@@ -202,6 +201,10 @@ function showTip(event, text) {
 }
 
 const cell = (text, kind) => html("td", { class: kind || null }, text);
+function numberCell(value, error, active) {
+  const told = [known(error) ? "± " + Number(error.toPrecision(2)) : null, known(active) ? Math.round(100 * active) + " %" : null].filter(known);
+  return html("td", { class: "number" }, html("span", { class: sign(value) }, signed(value)), told.length ? html("div", { class: "grey" }, told.join(", ")) : null);
+}
 function rows(pairs) {
   return html("table", {}, pairs.filter((pair) => known(pair[1])).map(([name, value]) => html("tr", {}, html("th", {}, name), html("td", {}, value))));
 }
@@ -210,7 +213,7 @@ function edgeTable(title, list, end) {
   const total = list.length;
   return [html("h3", {}, `${title} (${total})`), html("table", {}, list.map((edge) => {
     const node = nodes.get(edge[end]);
-    const line = html("tr", { class: "link", tabindex: 0 }, cell(signed(edge.weight), "number " + sign(edge.weight)), cell(edge.unit, "unit"),
+    const line = html("tr", { class: "link", tabindex: 0, title: describe(edge) }, numberCell(edge.weight, edge.standard_error, edge.active), cell(edge.unit, "unit"),
       html("td", {}, node.id + (known(node.token) ? ` "${visible(node.token)}"` : ""), html("div", { class: "grey" }, visible(caption(node)[0]))));
     line.addEventListener("click", () => { choose(node.id); reveal(node.id); });
     line.addEventListener("keydown", (event) => { if (event.key === "Enter") { choose(node.id); reveal(node.id); } });
@@ -218,15 +221,15 @@ function edgeTable(title, list, end) {
   }))];
 }
 function shade(activation, largest) {
-  const share = largest > 0 ? Math.min(Math.max(activation / largest, 0), 1) : 0;
-  return `rgba(93, 130, 255, ${(0.8 * share).toFixed(3)})`;
+  const share = largest > 0 ? Math.min(Math.abs(activation) / largest, 1) : 0;
+  return `rgba(${activation < 0 ? "255, 140, 93" : "93, 130, 255"}, ${(0.8 * share).toFixed(3)})`;
 }
 function contextView(context, largest) {
   const view = html("div", { class: "context" });
   context.tokens.forEach((token, index) => {
     const activation = context.activations[index] || 0;
     const span = html("span", { title: `${JSON.stringify(token)}  ${number(activation)}`, class: index === context.peak ? "peak" : null }, visible(token));
-    if (activation > 0) span.style.background = shade(activation, largest);
+    if (activation !== 0) span.style.background = shade(activation, largest);
     view.append(span);
   });
   const peak = context.activations[context.peak];
@@ -238,17 +241,25 @@ function logits(title, pairs, kind) {
   if (!pairs.length) return [];
   return [html("h3", {}, title), html("div", { class: "logits" }, pairs.map(([token, value]) => html("span", { class: kind, title: JSON.stringify(token) }, visible(token), html("small", {}, signed(value)))))];
 }
-function featureView(details) {
-  const largest = details.max || Math.max(0, ...details.contexts.flatMap((context) => context.activations));
-  const quantiles = Object.entries(details.quantiles).sort((a, b) => a[0] - b[0]);
+// Statistics and contexts of the codes of one sign.
+function sideView(side, title, furthest) {
+  const largest = Math.abs(furthest || 0) || Math.max(0, ...side.contexts.flatMap((context) => context.activations.map(Math.abs)));
+  const quantiles = Object.entries(side.quantiles).sort((a, b) => a[0] - b[0]);
   return [
-    html("h3", {}, "the feature"),
-    rows([["density", known(details.density) ? number(100 * details.density) + " % of tokens" : null], ["active tokens", known(details.n_active) ? String(details.n_active) : null],
-      ["largest", known(details.max) ? number(details.max) : null], ["mean when active", known(details.mean) ? number(details.mean) : null]]),
+    html("h3", {}, title),
+    rows([["density", known(side.density) ? number(100 * side.density) + " % of tokens" : null], ["active tokens", known(side.n_active) ? String(side.n_active) : null],
+      ["furthest from zero", known(furthest) ? number(furthest) : null], ["mean when active", known(side.mean) ? number(side.mean) : null]]),
     ...(quantiles.length ? [html("h3", {}, "quantiles of its activation"), html("table", {}, html("tr", {}, quantiles.map(([q]) => html("th", {}, q))), html("tr", {}, quantiles.map(([, value]) => cell(number(value)))))] : []),
+    ...(side.contexts.length ? [html("h3", {}, "where it is furthest from zero"), ...side.contexts.map((context) => contextView(context, largest))] : []),
+  ];
+}
+function featureView(details) {
+  const { negative } = details;
+  return [
     ...logits("promotes (logits)", details.promoted, "up"),
     ...logits("suppresses (logits)", details.suppressed, "down"),
-    ...(details.contexts.length ? [html("h3", {}, "where it is most active"), ...details.contexts.map((context) => contextView(context, largest))] : []),
+    ...sideView(details, negative ? "its codes above zero" : "the feature", details.max),
+    ...(negative ? sideView(negative, "its codes below zero: " + visible(negative.label), negative.min) : []),
   ];
 }
 function nodePanel(node) {
@@ -261,8 +272,11 @@ function nodePanel(node) {
     html("h2", {}, node.id),
     details && details.label ? html("div", {}, visible(details.label)) : null,
     rows([["token", known(node.token) ? `"${visible(node.token)}" at position ${node.position}` : null],
-      ["effect", known(node.effect) ? html("span", { class: sign(node.effect) }, signed(node.effect, node.unit)) : null],
-      ["activation", known(node.activation) ? number(node.activation) : null],
+      ["span", typeof node.position === "string" ? node.position : null],
+      ["effect", known(node.effect) ? html("span", { class: sign(node.effect) }, measured(node.effect, node.standard_error, node.unit)) : null],
+      ["active", known(node.active) ? `in ${percent(node.active)} of the prompts` : null],
+      [circuit.graph.n_prompts > 1 ? "mean activation" : "activation", known(node.activation) ? number(node.activation) : null],
+      ["written to", node.kind === "feature" && circuit.graph.writes && circuit.graph.writes[node.hook] ? circuit.graph.writes[node.hook].join(" ") : null],
       ["metric", node.kind === "output" ? targetName() : null],
       ["clean", node.kind === "output" ? signed(circuit.graph.metric_clean, circuit.graph.unit) : null],
       ["baseline", node.kind === "output" ? signed(circuit.graph.metric_baseline, circuit.graph.unit) : null]]),
@@ -280,7 +294,7 @@ function strongestNodes() {
   const ranked = circuit.nodes.filter((node) => known(node.effect)).sort((a, b) => Math.abs(b.effect) - Math.abs(a.effect)).slice(0, 15);
   if (!ranked.length) return [];
   return [html("h3", {}, "largest effects on the metric"), html("table", {}, ranked.map((node) => {
-    const line = html("tr", { class: "link", tabindex: 0 }, cell(signed(node.effect), "number " + sign(node.effect)), cell(node.unit || "", "unit"), html("td", {}, node.id + (known(node.token) ? ` "${visible(node.token)}"` : ""), html("div", { class: "grey" }, visible(caption(node)[0]))));
+    const line = html("tr", { class: "link", tabindex: 0 }, numberCell(node.effect, node.standard_error, node.active), cell(node.unit || "", "unit"), html("td", {}, node.id + (known(node.token) ? ` "${visible(node.token)}"` : ""), html("div", { class: "grey" }, visible(caption(node)[0]))));
     line.addEventListener("click", () => { choose(node.id); reveal(node.id); });
     line.addEventListener("keydown", (event) => { if (event.key === "Enter") { choose(node.id); reveal(node.id); } });
     return line;
@@ -291,6 +305,7 @@ function overview() {
   return [
     html("h2", {}, visible(graph.name)),
     rows([["metric", targetName()], ["clean", signed(graph.metric_clean, graph.unit)], ["baseline", `${signed(graph.metric_baseline, graph.unit)} (${graph.baseline})`],
+      ["prompts", graph.n_prompts > 1 ? `${graph.n_prompts.toLocaleString("en")}${graph.prompts ? " of " + visible(graph.prompts) : ""}; numbers are means ± standard error, and the share of prompts in which they are not zero` : null],
       ["model", graph.model], ["method", graph.method], ["positions", graph.positions], ["numbers", graph.dtype], ["size", `${circuit.nodes.length} nodes, ${circuit.edges.length} edges`]]),
     ...scoreTable(), ...strongestNodes(),
     html("p", { class: "grey" }, "Point at a box or an edge for its numbers; click a box for all that is known about it. Keys: / find, + and - zoom, 0 fit, arrows move, Tab and Enter choose, Escape back."),
@@ -299,18 +314,21 @@ function overview() {
 
 function drawHeading() {
   const used = new Set(circuit.nodes.map((node) => node.position));
-  const prompt = html("div", { id: "prompt", "aria-label": "prompt" }, circuit.graph.tokens.map((token, position) => {
-    const view = html("span", { class: used.has(position) ? "token used" : "token", "data-position": position, title: JSON.stringify(token) }, visible(token) || " ", html("small", {}, String(position)));
+  const { graph } = circuit, columns = graph.columns || (graph.n_prompts > 1 ? [] : graph.tokens.map((token) => [token]));
+  const prompt = html("div", { id: "prompt", "aria-label": "prompt" }, columns.map((tokens, position) => {
+    const lines = tokens.map((token) => html("div", {}, visible(token) || " "));
+    const view = html("span", { class: used.has(position) ? "token used" : "token", "data-position": position, title: tokens.map((token) => JSON.stringify(token)).join("  ") }, lines, html("small", {}, String(position)));
     if (used.has(position)) view.addEventListener("click", () => { const at = circuit.nodes.filter((node) => node.position === position).map((node) => node.id); choose(null); emphasise([], new Set(at)); });
     return view;
   }));
-  if (!circuit.graph.tokens.length) prompt.append(visible(circuit.graph.prompt));
-  get("heading").append(html("h1", {}, visible(circuit.graph.name)), html("span", { class: "fact" }, facts.join("  ·  ")), prompt);
+  if (!graph.tokens.length) prompt.append(visible(graph.prompt));
+  get("heading").append(html("h1", {}, visible(graph.name)), html("span", { class: "fact" }, facts.join("  ·  ")), prompt);
 }
 function drawLegend() {
   const sample = (item) => [html("td", {}, svg("svg", { width: 42, height: 10, "aria-hidden": "true" }, svg("line", { x1: 0, x2: 42, y1: 5, y2: 5, stroke: `var(--${sign(item.weight)})`, "stroke-width": item.width, "stroke-opacity": item.opacity }))), html("td", { class: "sample" }, signed(item.weight))];
   const table = html("table", {}, circuit.scales.map((scale) => html("tr", {}, html("td", {}, "edges in " + scale.unit), scale.samples.map(sample))));
-  get("legend").append(table, html("div", { class: "note" }, reading + (largestEffect > 0 ? ` Strip at the left of a box: effect on the metric, full colour at ${number(largestEffect)}.` : "")));
+  const there = Object.entries(kinds), boxes = there.length > 1 ? html("div", { class: "kinds" }, "boxes ", there.map(([kind, [fill, ink]]) => html("span", { style: `background:${fill};color:${ink};border-color:${ink}` }, kind))) : null;
+  get("legend").append(table, ...(boxes ? [boxes] : []), html("div", { class: "note" }, reading + (largestEffect > 0 ? ` Strip at the left of a box: effect on the metric, full colour at ${number(largestEffect)}.` : "")));
 }
 
 function showEdges(count) {
