@@ -68,7 +68,7 @@ def test_ids_that_the_model_lacks_are_named(adapter, ids):
 
 
 def test_a_prompt_that_is_no_utf8_is_refused(adapter):
-    with pytest.raises(InputError, match="no UTF-8"):
+    with pytest.raises(InputError, match="not UTF-8"):
         encode_prompt("a\udcffb", tokenizer(), adapter)
 
 

@@ -230,7 +230,7 @@ def _ids(written: Written, tokenizer: Tokenizer, *, n_ids: int, what: str) -> Se
         return tokenizer.encode(tokenizer.render(written, answers=True))
     if isinstance(written, str):
         if not is_text(written):
-            raise InputError(f"the {what} is no text: it holds bytes that are no UTF-8", hint="give UTF-8 text")
+            raise InputError(f"the {what} is not text: it holds bytes that are not UTF-8", hint="give UTF-8 text")
         return tokenizer.encode(written)
     wrong = [number for number in written if not 0 <= number < n_ids]
     if wrong:
