@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitcli.evaluation.jackknife import standard_errors
+from circuitcli.evaluation.together import replaced_together, written_by
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.adapter import ModelAdapter
 from circuitcli.models.partial import block_pass, first_block, rerun, started_at
@@ -163,6 +164,23 @@ class SplicedLoss:
         n, clean, spliced, kl = sums[:, :4].unbind(dim=1)
         ce_mean, kl_mean, ce_zero, kl_zero = self._of_constants[hook].unbind(dim=1)
         return ModelLoss.of(torch.stack([n, clean, spliced, ce_mean, ce_zero, kl, kl_mean, kl_zero], dim=1))
+
+    @torch.no_grad()
+    def measure_together(
+        self, coders: Mapping[HookPoint, SparseCoder], *, means: Mapping[HookPoint, Float[Tensor, " d_out"]]
+    ) -> ModelLoss:
+        """The losses where all that the coders write stands in the place of all that they explain, at once.
+
+        coders: by what they read. means: of the raw activations at each hook point that they write.
+        """
+        written = written_by(coders)
+        edits = [
+            replaced_together(coders, first=self._first),
+            {hook: constant(means[hook]) for hook in written},
+            {hook: constant(torch.zeros_like(means[hook])) for hook in written},
+        ]
+        n, clean, spliced, kl, mean, kl_mean, zero, kl_zero = self._sums(edits).unbind(dim=1)
+        return ModelLoss.of(torch.stack([n, clean, spliced, mean, zero, kl, kl_mean, kl_zero], dim=1))
 
     def _sums(self, edits: Sequence[Mapping[HookPoint, Callback]]) -> Float[Tensor, "text sums"]:
         """For each text, over its predictions: their number and clean cross-entropy, and of each edited run the

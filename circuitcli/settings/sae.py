@@ -15,6 +15,7 @@ Architecture = Literal[
     "jumprelu",
     "transcoder",
     "skip-transcoder",
+    "clt",
     "staircase",
     "staircase-detach",
     "jacobian",
@@ -27,6 +28,7 @@ class SaeSettings(Section):
 
     architecture: Architecture = "topk"
     """relu, gated, topk, batchtopk, matryoshka, jumprelu; transcoder and skip-transcoder predict mlp from mlp_in;
+    clt (cross-layer transcoder) predicts mlp of all collected layers at once, each from mlp_in there and below;
     staircase and staircase-detach share features between the layers of a site; jacobian trains topk pairs at mlp_in and
     mlp whose features depend on each other sparsely, jacobian-block at resid_mid and resid."""
     k: int = Field(32, ge=1, le=2**20)

@@ -8,10 +8,13 @@ from circuitcli.settings.model import PLACEMENT, ModelSettings
 from circuitcli.stages.request import Request
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import torch
 
     from circuitcli.activations.cache import ActivationCache, TokenBlock
     from circuitcli.evaluation.spliced import SplicedLoss
+    from circuitcli.hookpoints import HookPoint
     from circuitcli.models.loading import LanguageModel
     from circuitcli.saes.base import SparseCoder
 
@@ -75,14 +78,52 @@ class HeldOut:
         errors = facts["standard_errors"] | loss.pop("standard_errors")
         return {**facts, **loss, "loss_ablation": "mean", "standard_errors": errors}
 
+    def facts_together(self, coders: "Mapping[HookPoint, SparseCoder]") -> "dict[HookPoint, dict[str, Any]]":
+        """As `facts`, for coders that write together, by what they read.
+
+        What is said of a coder's reconstruction is that of all at the hook point that it is the first to write;
+        ``explained_variances`` has all that it writes. The losses are those with all that they explain replaced at
+        once, which ``replaced`` names.
+        """
+        from circuitcli.evaluation.geometry import geometry_facts
+        from circuitcli.evaluation.together import hooks_of, reconstruction_together
+
+        for coder in coders.values():
+            self._check_collected(coder)
+        n_rows = min(_EVAL_ROWS, *(coder.rows_at_once for coder in coders.values()), -(-len(self.rows) // _EVAL_PARTS))
+        pieces = self.cache.pieces(self.rows.start, self.rows.stop, size=n_rows)
+        batches = ({hook: self.cache.finite_rows(hook, *piece) for hook in hooks_of(coders)} for piece in pieces)
+        quality, loss = reconstruction_together(coders, batches), self.replacement(coders)
+        facts = {}
+        for read, coder in coders.items():
+            own = asdict(quality.coders[read])
+            explained = {str(hook): quality.explained_variance[hook] for hook in coder.writes}
+            facts[read] = {"n_eval_tokens": own.pop("n_tokens"), **own, **geometry_facts(coder)}
+            facts[read] |= {"explained_variances": explained} if len(explained) > 1 else {}
+            errors = facts[read]["standard_errors"] | loss.get("standard_errors", {})
+            facts[read] |= {**loss, "standard_errors": errors}
+        return facts
+
+    def replacement(self, coders: "Mapping[HookPoint, SparseCoder]") -> dict[str, Any]:
+        """The model's losses with all that the coders explain replaced at once, by name; empty without a model."""
+        from circuitcli.evaluation.together import written_by
+
+        if self.spliced_loss is None:
+            return {}
+        written = written_by(coders)
+        loss = self.spliced_loss.measure_together(
+            coders, means={hook: self.cache.mean(hook).float() for hook in written}
+        )
+        return {**asdict(loss), "loss_ablation": "mean", "replaced": [str(hook) for hook in written]}
+
     def _check_collected(self, sae: "SparseCoder") -> None:
-        missing = [str(hook) for hook in dict.fromkeys((sae.hook, sae.target)) if hook not in self.cache.hooks]
+        missing = [str(hook) for hook in dict.fromkeys((sae.hook, *sae.writes)) if hook not in self.cache.hooks]
         if missing:
             raise InputError(
                 f"the SAE at {sae.hook} is measured on cached activations of {' '.join(missing)}, which are not there",
                 hint="run `circuit collect` for these layers and sites",
             )
-        for hook, width in ((sae.hook, sae.d_in), (sae.target, sae.d_out)):
+        for hook, width in ((sae.hook, sae.d_in), *((hook, sae.d_out) for hook in sae.writes)):
             if (cached := self.cache.d_model(hook)) != width:
                 raise InputError(
                     f"the SAE at {sae.hook} is for width {width}, the activations at {hook} have {cached}",

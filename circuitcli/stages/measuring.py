@@ -17,6 +17,7 @@ from circuitcli.training.plan import Plan, training_plan
 
 if TYPE_CHECKING:
     from circuitcli.activations.cache import ActivationCache
+    from circuitcli.hookpoints import HookPoint
     from circuitcli.saes.base import SparseCoder
     from circuitcli.settings.settings import Settings
     from circuitcli.training.optimiser import CoderOptimiser
@@ -49,11 +50,22 @@ class Bench:
         """The rows, and the model, which this loads."""
         return HeldOut.of(self.request, self.cache, self.plan.held_out_rows)
 
-    def saved(self, held_out: HeldOut, name: str, sae: "SparseCoder", trained: "Trained") -> Finished:
-        """Measure an SAE, write its files and remember the result."""
+    def saved(
+        self,
+        held_out: HeldOut,
+        name: str,
+        sae: "SparseCoder",
+        trained: "Trained",
+        measured: Mapping[str, Any] | None = None,
+    ) -> Finished:
+        """Measure an SAE, write its files and remember the result.
+
+        measured: what was measured of it together with others.
+        """
         from circuitcli.saes import files
 
-        facts = finite(held_out.facts(sae.to(held_out.device)) | dict(trained.facts))
+        measured = held_out.facts(sae.to(held_out.device)) if measured is None else measured
+        facts = finite({**measured, **trained.facts})
         digest = files.save(sae, self.unfinished.saes / name, **facts)
         path = self.unfinished.folder / name
         finished = Finished(trained.variant, _fields(sae, facts, path=path.as_posix(), digest=digest))
@@ -85,11 +97,22 @@ def measured_coders(
         return
     held_out = bench.held_out()
     for optimiser in progress.track(left, "measure", unit="SAEs"):
-        for sae in optimiser.finished().values():
+        coders = optimiser.finished()
+        together = measured_together(held_out, coders)
+        for sae in coders.values():
             if (name := optimiser.name_of(sae.hook)) not in known:
                 settings = variants[optimiser.variant]
                 facts = _training_facts(optimiser, sae, settings, bench)
-                yield bench.saved(held_out, name, sae, Trained(optimiser.variant, facts))
+                yield bench.saved(held_out, name, sae, Trained(optimiser.variant, facts), together.get(sae.hook))
+
+
+def measured_together(
+    held_out: HeldOut, coders: "Mapping[HookPoint, SparseCoder]"
+) -> "Mapping[HookPoint, Mapping[str, Any]]":
+    """What is measured of all these coders at once, by what they read; nothing where each writes alone."""
+    if not any(len(coder.writes) > 1 for coder in coders.values()):
+        return {}
+    return held_out.facts_together({hook: coder.to(held_out.device) for hook, coder in coders.items()})
 
 
 def _training_facts(
@@ -137,7 +160,9 @@ def _again(bench: Bench, held_out: HeldOut, name: str, before: Finished) -> Fini
 
 def _fields(sae: "SparseCoder", facts: Mapping[str, Any], *, path: str, digest: str) -> dict[str, Any]:
     """What records tell of an SAE."""
-    target = {"target": str(sae.target)} if sae.is_transcoder else {}
+    target: dict[str, Any] = {"target": str(sae.target)} if sae.is_transcoder else {}
+    if sae.config.further:
+        target["further"] = [str(hook) for hook in sae.config.further]
     shape = {"architecture": sae.architecture, "d_in": sae.d_in, "d_sae": sae.d_sae, **sae.options}
     scores = {name: facts.get(name) for name in _SCORES}
     warning = {"problems": wrong} if (wrong := problems(facts)) else {}

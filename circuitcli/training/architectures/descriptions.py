@@ -95,6 +95,38 @@ class Staircase(Layout):
         return tuple(CoderShape((hook,), (hook,), width) for width, hook in enumerate(group, 1))
 
 
+@dataclass(frozen=True)
+class CrossLayer(Layout):
+    """Two sites of all collected layers: what is read in a layer, and what is written in it and in all above it."""
+
+    first: str = "mlp_in"
+    second: str = "mlp"
+
+    def groups(self, name: str, hooks: Sequence[HookPoint]) -> list[tuple[HookPoint, ...]]:
+        """See `Layout`. There must be at least two layers, without a gap, and both sites of each."""
+        layers = layers_of([hook for hook in hooks if hook.site in (self.first, self.second)])
+        if len(layers) < 2:
+            raise SettingsError(
+                f"sae.architecture={name} is trained on {self.first} and {self.second} of several layers; "
+                f"the run has {'one layer' if layers else 'none'} of them",
+                hint=f"collect more: `circuit collect --sites {self.first},{self.second} --layers :`",
+            )
+        span = range(layers[0], layers[-1] + 1)
+        group = [HookPoint(layer, site) for site in (self.first, self.second) for layer in span]
+        if missing := [hook for hook in group if hook not in hooks]:
+            raise SettingsError(
+                f"sae.architecture={name} needs {self.first} and {self.second} of all layers from {span[0]} to "
+                f"{span[-1]}; the run lacks {' '.join(map(str, missing))}",
+                hint=f"`circuit collect --sites {self.first},{self.second} --layers {span.start}:{span.stop} --force`",
+            )
+        return [tuple(group)]
+
+    def coders(self, group: tuple[HookPoint, ...]) -> tuple[CoderShape, ...]:
+        """See `Layout`."""
+        reads, writes = group[: len(group) // 2], group[len(group) // 2 :]
+        return tuple(CoderShape((hook,), writes[number:]) for number, hook in enumerate(reads))
+
+
 def layers_of(hooks: Sequence[HookPoint]) -> list[int]:
     """The layers of some hook points, from below."""
     return sorted({hook.layer for hook in hooks})
@@ -150,6 +182,7 @@ DESCRIPTIONS: dict[str, Description] = {
     "jumprelu": Description("jumprelu", frozenset({"k", "l0_weight", "bandwidth"}), is_dense=True),
     "transcoder": Description("topk", layout=Pairs(*_MLP)),
     "skip-transcoder": Description("topk", layout=Pairs(*_MLP), has_skip=True),
+    "clt": Description("clt", layout=CrossLayer(), can_end_to_end=False),
     "staircase": Description("staircase", layout=Staircase(), can_end_to_end=False),
     "staircase-detach": Description("staircase", layout=Staircase(), can_end_to_end=False),
     "jacobian": Description("jacobian", _JACOBIAN, Ends(*_MLP), can_end_to_end=False, needs_mlp=True),
