@@ -209,6 +209,18 @@ def test_a_graph_is_shown_with_what_it_explains():
     assert summaries.tables([head], Path())[0].rows == [("circuit", "log-prob of  Paris", "-1", "a\nb")]
 
 
+def test_of_several_prompts_tables_say_how_many_the_standard_error_and_the_share_in_which_nodes_are_active():
+    head = graph_head(n_prompts=1200, prompts="pairs.jsonl")
+    numbers = {"effect": -0.5, "unit": "nats", "activation": 2.0}
+    nodes = [NodeRecord(id="mlp_in.1/7@verb", standard_error=0.0625, active=0.25, **numbers)]
+    graphs, found = summaries.tables([head, *nodes], Path())
+    assert graphs.rows[0][3] == "1,200 prompts of pairs.jsonl, the first: a\nb"
+    assert found.rows == [("mlp_in.1/7@verb", "-0.5 ± 0.062 nats", "2", "25 % of prompts", "")]
+    assert len(found.columns) == len(found.rows[0])
+    listed = summaries.tables([graph_head(n_prompts=2)], Path())[0]
+    assert listed.rows[0][3] == "2 prompts, the first: a\nb"
+
+
 def test_figures_are_shown_with_paths_that_can_be_opened(tmp_path: Path):
     (tmp_path / "inside.svg").touch()
     (table,) = summaries.tables([FigureRecord(path="inside.svg"), FigureRecord(path="/out/side.svg")], tmp_path)

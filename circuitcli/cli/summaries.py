@@ -106,19 +106,25 @@ def _exports(made: Sequence[Record]) -> Rows:
 
 
 def _nodes(made: Sequence[Record], run: Path) -> Rows:
+    """The nodes of the largest effects; of several prompts with standard errors, and in how many they are active."""
     found = [record for record in made if isinstance(record, NodeRecord) and record.effect is not None]
     known = labels(made, run) if found else {}
     found.sort(key=lambda record: -abs(record.effect or 0))
-    rows = [
-        (
-            record.id,
-            f"{_number(record.effect)} {record.unit or ''}",
-            _number(record.activation),
-            known.get(record.id.partition("@")[0], ""),
-        )
-        for record in found[:SHOWN]
-    ]
-    return Rows(("node", "effect", "activation", ""), rows, _first(len(rows), len(found), "nodes by effect"))
+    shown = found[:SHOWN]
+    counts_prompts = any(record.active is not None for record in shown)
+    rows = []
+    for record in shown:
+        error = "" if record.standard_error is None else f" ± {record.standard_error:.2g}"
+        share = [_share(record.active)] if counts_prompts else []
+        label = known.get(record.id.partition("@")[0], "")
+        effect = f"{_number(record.effect)}{error} {record.unit or ''}"
+        rows.append((record.id, effect, _number(record.activation), *share, label))
+    title = _first(len(rows), len(found), "nodes by effect")
+    return Rows(("node", "effect", "activation", *(["active in"] if counts_prompts else []), ""), rows, title)
+
+
+def _share(active: float | None) -> str:
+    return "" if active is None else f"{100 * active:.0f} % of prompts"
 
 
 def _graphs(made: Sequence[Record]) -> Rows:
@@ -128,11 +134,19 @@ def _graphs(made: Sequence[Record]) -> Rows:
             record.name,
             f"{record.metric} of {record.target or 'the output'}",
             _number(record.metric_clean),
-            record.prompt,
+            _explained(record),
         )
         for record in found
     ]
     return Rows(("graph", "metric", "clean", "prompt"), rows)
+
+
+def _explained(record: GraphRecord) -> str:
+    """The prompt; of several how many, of which file, and the first."""
+    if record.n_prompts == 1:
+        return record.prompt
+    where = "" if record.prompts is None else f" of {record.prompts}"
+    return f"{record.n_prompts:,} prompts{where}, the first: {record.prompt}"
 
 
 def _scores(made: Sequence[Record]) -> Rows:

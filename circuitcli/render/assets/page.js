@@ -243,14 +243,15 @@ function logits(title, pairs, kind) {
 }
 // Statistics and contexts of the codes of one sign.
 function sideView(side, title, furthest) {
+  const below = furthest < 0;
   const largest = Math.abs(furthest || 0) || Math.max(0, ...side.contexts.flatMap((context) => context.activations.map(Math.abs)));
   const quantiles = Object.entries(side.quantiles).sort((a, b) => a[0] - b[0]);
   return [
     html("h3", {}, title),
     rows([["density", known(side.density) ? number(100 * side.density) + " % of tokens" : null], ["active tokens", known(side.n_active) ? String(side.n_active) : null],
-      ["furthest from zero", known(furthest) ? number(furthest) : null], ["mean when active", known(side.mean) ? number(side.mean) : null]]),
+      [below ? "lowest" : "largest", known(furthest) ? number(furthest) : null], ["mean when active", known(side.mean) ? number(side.mean) : null]]),
     ...(quantiles.length ? [html("h3", {}, "quantiles of its activation"), html("table", {}, html("tr", {}, quantiles.map(([q]) => html("th", {}, q))), html("tr", {}, quantiles.map(([, value]) => cell(number(value)))))] : []),
-    ...(side.contexts.length ? [html("h3", {}, "where it is furthest from zero"), ...side.contexts.map((context) => contextView(context, largest))] : []),
+    ...(side.contexts.length ? [html("h3", {}, below ? "where it is lowest" : "where it is most active"), ...side.contexts.map((context) => contextView(context, largest))] : []),
   ];
 }
 function featureView(details) {
