@@ -12,13 +12,18 @@ import torch
 from support_collect import save_model, texts
 
 from circuitcli import records, runs
+from circuitcli.activations.cache import ActivationCache
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.features import scan as scanning
+from circuitcli.features.cards import cards
+from circuitcli.features.lines import checked
 from circuitcli.hookpoints import HookPoint
+from circuitcli.models.loading import load_model
 from circuitcli.records import FeaturesRecord, SaeRecord, Stream
 from circuitcli.runs import Run
 from circuitcli.saes import files
-from circuitcli.saes.base import SaeConfig
+from circuitcli.saes.abstopk import AbsTopKSae
+from circuitcli.saes.base import SaeConfig, SparseCoder
 from circuitcli.saes.topk import TopKSae
 from circuitcli.settings.settings import Settings
 from circuitcli.stages import collect, interp
@@ -43,14 +48,20 @@ def collected(tmp_path_factory: pytest.TempPathFactory) -> Request:
 
 
 def save_sae(run: Path, hook: HookPoint, *, seed: int) -> SaeRecord:
-    generator = torch.Generator().manual_seed(seed)
-    sae = TopKSae(SaeConfig(hook, 24, D_SAE), k=4)
+    return save_coder(run, TopKSae(SaeConfig(hook, 24, D_SAE), k=4), seed=seed)
+
+
+def save_coder(run: Path, coder: SparseCoder, *, seed: int) -> SaeRecord:
+    """Random weights; feature 3 has no positive code."""
+    generator, hook = torch.Generator().manual_seed(seed), str(coder.hook)
     with torch.no_grad():
-        for parameter in (sae.W_enc, sae.W_dec):
-            parameter.copy_(torch.randn(parameter.shape, generator=generator))
-        sae.b_enc[3] = -1e6
-    digest = files.save(sae, run / "saes" / str(hook))
-    return SaeRecord(hook=str(hook), architecture="topk", d_in=24, d_sae=D_SAE, path=f"saes/{hook}", digest=digest)
+        for name, parameter in coder.named_parameters():
+            if name.startswith("W_"):
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+        coder.b_enc[3] = -1e6
+    digest = files.save(coder, run / "saes" / hook)
+    path, architecture = f"saes/{hook}", coder.architecture
+    return SaeRecord(hook=hook, architecture=architecture, d_in=24, d_sae=D_SAE, path=path, digest=digest)
 
 
 @pytest.fixture
@@ -96,6 +107,29 @@ def test_features_off_the_residual_stream_promote_nothing(request_: Request) -> 
     interp.run(request_)
     assert all(len(line["promoted"]) == 8 for line in lines(request_, HookPoint(1, "resid")))
     assert all(line["promoted"] == line["suppressed"] == [] for line in lines(request_, HookPoint(1, "mlp_in")))
+
+
+def test_layers_of_cross_layer_transcoders_and_codes_below_zero_are_described_as_their_cards_say(
+    request_: Request,
+) -> None:
+    """The layer reads the cached ``mlp_in.1``, promotes by all that it writes, and its features are named by it."""
+    layer = TopKSae(SaeConfig(HOOKS[0], 24, D_SAE, target=HookPoint(1, "mlp"), further=(HookPoint(2, "mlp"),)), k=4)
+    signed = AbsTopKSae(SaeConfig(HOOKS[1], 24, D_SAE), k=4)
+    made = {hook: coder.requires_grad_(False) for hook, coder in zip(HOOKS, (layer, signed), strict=True)}
+    saved = [save_coder(request_.run.path, coder, seed=7 + number) for number, coder in enumerate(made.values())]
+    interp.run(replace(request_, records=request_.records + saved))
+    cache, model = ActivationCache(request_.run.path / "activations", HOOKS), load_model(request_.settings.model)
+    for hook, coder in made.items():
+        kept = {line["id"]: checked(line, place="") for line in lines(request_, hook)}
+        expected = [one.model_copy(update={"sae": kept[one.id].sae}) for one in cards(coder, cache, model=model)]
+        assert [*kept.values()] == expected
+        assert all(len(one.promoted) == 8 for one in expected)
+    assert any(line.get("negative") for line in lines(request_, HOOKS[1]))
+    assert not any(line.get("negative") for line in lines(request_, HOOKS[0]))
+    (shown,) = interp.describe(
+        replace(request_, records=request_.records + saved), [lines(request_, HOOKS[0])[0]["id"]]
+    )
+    assert shown == lines(request_, HOOKS[0])[0]
 
 
 def test_only_the_tokens_asked_for_count(request_: Request) -> None:
