@@ -28,6 +28,7 @@ from torch import Tensor
 from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.saes.exchange import formats
+from circuitcli.saes.exchange.naming import named
 from circuitcli.saes.exchange.place import About, Changes
 from circuitcli.saes.exchange.tensors import Foreign
 
@@ -526,6 +527,49 @@ def test_a_list_of_transcoders_elsewhere_is_refused_with_what_to_name(tmp_path: 
     with pytest.raises(InputError, match="names transcoders elsewhere: hf://google") as caught:
         formats.find(tmp_path)
     assert "gemma-scope-2b-pt-transcoders/" in caught.value.hint
+
+
+def test_of_a_list_of_transcoders_elsewhere_the_layers_of_the_graph_are_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    paths = [f"layer_{layer}/width_16k/average_l0_{30 + layer}/params.npz" for layer in range(4)]
+    for name, revision, path in (
+        ("google--gemma-scope-2b-pt-transcoders", "main", paths[1]),
+        ("o--r", "v2", "layer_9.safetensors"),
+    ):
+        root = tmp_path / f"hub/models--{name}"
+        (root / "refs").mkdir(parents=True)
+        (root / "refs" / revision).write_text(commit)
+        if path.endswith("npz"):
+            gemma = first((root / "snapshots" / commit / path).parent)
+        else:
+            tracer = tracer_files(tmp_path / "made", **{"W_skip": None})
+            (root / "snapshots" / commit).mkdir(parents=True)
+            (tmp_path / "made/layer_4.safetensors").rename(root / "snapshots" / commit / path)
+    uris = [f"hf://google/gemma-scope-2b-pt-transcoders/{path}" for path in paths[:3]]
+    uris += ["hf://o/r/layer_9.safetensors?revision=v2"]
+    tracer_files(tmp_path / "set", layers=(), config_transcoders=uris)
+    # All others are not there.
+    places = named(str(tmp_path / "set"), hooks=[HookPoint(1, "mlp_in"), HookPoint(3, "mlp")])
+    one, three = (formats.read(place) for place in places)
+    assert_same(one.sae, *gemma_forward(gemma, inputs()), inputs())
+    assert_same(three.sae, *tracer_forward(tracer, inputs()), inputs())
+    assert [str(found.sae.hook) for found in (one, three)] == ["mlp_in.1", "mlp_in.3"] and one.about.before_gain
+    with pytest.raises(InputError, match="names transcoders elsewhere: hf://google"):
+        named(str(tmp_path / "set"))
+    for listed, message in (
+        ([3], "transcoder 0 is 3, not a file in a repository"),
+        (uris[3:], "transcoder 0 reads a norm before its weight"),
+    ):
+        ends = {"config_feature_input_hook": "ln2.hook_normalized"}
+        tracer_files(tmp_path / "set", layers=(), config_transcoders=listed, **ends)
+        with pytest.raises(InputError, match=message):
+            named(f"circuit_tracer:{tmp_path}/set/config.yaml", hooks=[HookPoint(0, "mlp")])
 
 
 @pytest.mark.parametrize("skip", [True, False])

@@ -30,7 +30,7 @@ SHARED = ("config.json", "config.yaml")
 class Entry:
     """One SAE of a release: its id, where it lies in the repository, and what its files may not say.
 
-    also: a further file of it. layer: where it is, even if only its files tell the site.
+    also: a further file of it. layer: where it is, even if only its files tell the site. revision: of its repository.
     """
 
     id: str
@@ -38,6 +38,7 @@ class Entry:
     changes: Changes
     also: str | None = None
     layer: int | None = None
+    revision: str | None = None
 
     @property
     def hook(self) -> HookPoint | None:
@@ -147,7 +148,9 @@ def fetch(release: Release, entry: Entry) -> Path:
     online = hub_answers()
     patterns = [entry.path, f"{entry.path}/*", *([entry.also] if entry.also else []), *SHARED]
     try:
-        root = snapshot_download(release.repo, allow_patterns=patterns, local_files_only=not online)
+        root = snapshot_download(
+            release.repo, revision=entry.revision, allow_patterns=patterns, local_files_only=not online
+        )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         told = refusal(error, repository=release.repo, kind="repository") if online else None
         raise told or _not_there(release, entry, online=online, why=first_line(error)) from None

@@ -42,7 +42,7 @@ def places(directory: Path, names: frozenset[str]) -> list[Place]:
     has_config, is_clt = (directory / CONFIG).is_file(), any(map(clt.ENCODER.fullmatch, names))
     if not layers and not is_clt and CONFIG not in names:
         return []
-    config = _config(directory / CONFIG) if has_config else {}
+    config = config_of(directory / CONFIG) if has_config else {}
     if is_clt:
         path = directory / CONFIG if has_config else None
         return clt.places(directory, names, format_=NAME, config=config, config_path=path)
@@ -57,12 +57,13 @@ def places(directory: Path, names: frozenset[str]) -> list[Place]:
         elsewhere = " ".join(map(str, config.get("transcoders", [])[:2]))
         raise InputError(
             f"{directory / CONFIG} names transcoders elsewhere: {elsewhere}",
-            hint="name these with --sae instead, for example gemma-scope-2b-pt-transcoders/mlp_in.12",
+            hint="say which by --layers, or name these with --sae, as in gemma-scope-2b-pt-transcoders/mlp_in.12",
         )
     return [_place(directory, name, layer, config, has_config) for layer, name in sorted(layers.items())]
 
 
-def _config(path: Path) -> dict[str, Any]:
+def config_of(path: Path) -> dict[str, Any]:
+    """What a config.yaml says, as far as it is read. Raises InputError for a field of a wrong kind."""
     return checked(read_yaml(path), _FIELDS, path)
 
 
@@ -81,7 +82,7 @@ def read(place: Place) -> "Foreign":
     from circuitcli.saes.base import SaeConfig
     from circuitcli.saes.exchange.tensors import Foreign, Tensors, build
 
-    config = _config(place.files[-1]) if place.files[-1].name == CONFIG else {}
+    config = config_of(place.files[-1]) if place.files[-1].name == CONFIG else {}
     if clt.ENCODER.fullmatch(place.files[0].name):
         return clt.read(place, config)
     tensors = Tensors.safetensors(place.files[0])

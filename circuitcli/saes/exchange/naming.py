@@ -15,6 +15,8 @@ from circuitcli.hookpoints import HookPoint
 from circuitcli.reading import as_path
 from circuitcli.saes import catalogue
 from circuitcli.saes.catalogue import Entry, Release
+from circuitcli.saes.exchange.circuit_tracer import NAME as TRACER
+from circuitcli.saes.exchange.circuit_tracer_lists import listed
 from circuitcli.saes.exchange.formats import FORMATS, find
 from circuitcli.saes.exchange.place import Changes, Place
 
@@ -88,9 +90,11 @@ def _joined(known: Changes, said: Changes) -> Changes:
 def _named(text: str, hooks: Collection[HookPoint]) -> list[Place]:
     name, colon, rest = text.partition(":")
     if colon and name in FORMATS:
-        return _of_hub(name, rest.removeprefix(HUB)) if rest.startswith(HUB) else find(_path(rest), name)
+        if rest.startswith(HUB):
+            return _of_hub(name, rest.removeprefix(HUB), hooks)
+        return _of_list(_path(rest), hooks, name) or find(_path(rest), name)
     if _exists(_path(text)):
-        return _at(_path(text))
+        return _of_list(_path(text), hooks) or _at(_path(text))
     release, _, wanted = text.partition("/")
     if release in catalogue.releases():
         return _of_release(catalogue.releases()[release], wanted, hooks)
@@ -120,14 +124,27 @@ def _at(path: Path) -> list[Place]:
     return find(path / RUN_SAES, depth=1) if (path / RUN_FILE).is_file() else find(path)
 
 
-def _of_hub(format_: str, place: str) -> list[Place]:
+def _of_list(path: Path, hooks: Collection[HookPoint], format_: str = TRACER) -> list[Place]:
+    """Of circuit-tracer's list of transcoders in other repositories those in the layers of ``hooks``; none if all are
+    meant, so that nothing is downloaded in vain.
+    """
+    layers, found = {hook.layer for hook in hooks}, []
+    for one in listed(path) if layers and format_ == TRACER else ():
+        if one.hook.layer in layers:
+            entry = Entry(one.path, one.path, Changes(hook=one.hook, target=one.target), revision=one.revision)
+            found += _fetched(Release(one.repo, one.repo, one.format, Changes(), ()), entry)
+    return found
+
+
+def _of_hub(format_: str, place: str, hooks: Collection[HookPoint]) -> list[Place]:
     """The SAEs of a path in a repository of the hub."""
     owner, _, rest = place.partition("/")
     repository, _, path = rest.partition("/")
     if not path:
         raise InputError(f"{HUB}{place} is not a path in a repository", hint=f"write {HUB}OWNER/REPOSITORY/PATH")
     repo = f"{owner}/{repository}"
-    return _fetched(Release(repo, repo, format_, Changes(), ()), Entry(path, path, Changes()))
+    release, entry = Release(repo, repo, format_, Changes(), ()), Entry(path, path, Changes())
+    return _of_list(catalogue.fetch(release, entry), hooks, format_) or _fetched(release, entry)
 
 
 def _of_release(release: Release, wanted: str, hooks: Collection[HookPoint]) -> list[Place]:
