@@ -253,7 +253,8 @@ def test_what_a_file_means_by_ids_is_told_once(tmp_path, adapter, caplog):
     examples = read_examples(file_of(tmp_path, FORMS["csv"](rows)))
     with caplog.at_level(NOTE):
         encode_all(examples, tokenizer(), adapter, needs=Needs(), left_out=LeftOut())
-        encode_all([Example("a", token)], tokenizer(), adapter, needs=Needs(), left_out=LeftOut())
+        for other in (Example("a", token), Example("", token, ids=(1, 2), place="f line 3")):
+            encode_all([other], tokenizer(), adapter, needs=Needs(), left_out=LeftOut())
     (said,) = [record.message for record in caplog.records]
     assert "some-data line 2 gives tokens as ids, which are 'b' and 'c' here" in said
 

@@ -91,9 +91,9 @@ def encode_all(
 
 
 def _tell_ids(examples: Sequence[Example], prompts: Sequence[Prompt], tokenizer: Tokenizer) -> None:
-    """Say what tokens a file means by ids: those of another tokenizer may well exist in this one."""
-    by_place = {example.place: example for example in examples if example.place and isinstance(example.target, int)}
-    first = next((prompt for prompt in prompts if prompt.place in by_place), None)
+    """Say what tokens a file of texts means by ids: those of another tokenizer may well exist in this one."""
+    places = {example.place for example in examples if isinstance(example.target, int) and example.ids is None}
+    first = next((prompt for prompt in prompts if prompt.place and prompt.place in places), None)
     if first is not None and not isinstance(tokenizer, IdsOnly):
         named = [number for number in (first.target, first.foil) if number is not None]
         shown = " and ".join(map(repr, tokenizer.token_strings(named)))
