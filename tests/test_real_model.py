@@ -24,7 +24,7 @@ from circuitcli.validation.circuits import circuit_metric, kept_nodes
 
 MODEL = os.environ.get("CIRCUIT_TEST_MODEL")
 PROMPT, TARGET = "The capital of France is", " Paris"
-N_TOKENS, D_SAE, K = 4096, 1152, 16
+N_TOKENS, D_SAE, K = 2048, 768, 16
 HOOKS = ["resid.14", "mlp.15", "resid.15"]
 BEHAVIOUR = ["--prompt", PROMPT, "--target", TARGET]
 
@@ -69,9 +69,9 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     """collect, train, interp, both graphs, validate, render, one after the other in one directory."""
     folder = tmp_path_factory.mktemp("real")
     collect = ["--layers", "14:16", "--sites", "resid,mlp", "--text", "builtin:python", "--tokens", str(N_TOKENS)]
-    train = ["--tokens", str(4 * N_TOKENS), "--set", "train.batch_size=512", "--set", "train.eval_tokens=256"]
+    train = ["--tokens", str(6 * N_TOKENS), "--set", "train.batch_size=512", "--set", "train.eval_tokens=128"]
     sae = ["--set", f"sae.d_sae={D_SAE}", "--set", f"sae.k={K}"]
-    chosen = ["--set", "graph.baseline_tokens=2048"]
+    chosen = ["--set", "graph.baseline_tokens=1024"]
     commands = {
         "collect": ["collect", "--model", str(MODEL), *collect],
         "train": ["train", *sae, *train],
