@@ -41,8 +41,8 @@ class DataSettings(Section):
     """Field of files of data, column of data sets or tensor of .safetensors files with the text, the token ids or the
     messages; by default text, else input_ids, tokens or messages."""
     chat: bool = False
-    """Have the model's chat template write each text, as what a user says; messages (lists of role and content) are
-    written by it in any case."""
+    """Write each text with the model's chat template, as a user's message; lists of messages (role and content) always
+    go through it."""
     layers: Layers = ":"
     """Blocks as a Python slice: 3:5 is 3 and 4."""
     sites: Sites = ("resid", "attn", "mlp")

@@ -34,20 +34,20 @@ class ModelSettings(Section):
     dtype: Literal["float32", "float16", "bfloat16", "float64"] = "float32"
     """Number type of weights and activations."""
     device: Device = "auto"
-    """cpu, cuda, cuda:1, mps, or what else PyTorch calls a GPU; auto takes the one that is there, else the CPU."""
+    """cpu, cuda, cuda:1, mps, or another device of PyTorch; auto takes a GPU if there is one, else the CPU."""
     device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = None
-    """Spread a model that no device holds alone over GPUs, memory and disk, by accelerate; in place of --device."""
+    """Spread a model that is too large for one device over GPUs, memory and disk, with accelerate; not with --device."""
     max_memory: Annotated[Words, AfterValidator(_limits)] = ()
-    """The most that the weights take of each device, as 0=20GiB,cpu=64GiB: GPUs by number, then memory; the rest of the
-    weights stay on disk. Devices that are not named give what they have free. Implies device_map=auto."""
+    """The most memory that weights may take on each device, as 0=20GiB,cpu=64GiB: GPUs by number, then memory; the rest
+    of the weights stay on disk. On devices that are not named they may take all that is free. Implies device_map=auto."""
     offload_folder: FolderPath | None = None
-    """Where weights go that are to stay on disk, if the model's own files cannot be read piece by piece; removed when
+    """Where weights that stay on disk are written, if the model's own files cannot be read piece by piece; removed when
     the command ends. By default the system's folder for temporary files."""
     trust_remote_code: bool = False
     """Run Python code that comes with a hub model."""
     bos: Literal["auto", "always", "never"] = "auto"
-    """Begin every text with the tokenizer's BOS token; auto does so if there is one. A text that begins with it already
-    gets no second one, and keeps its own with never. Its position carries no features."""
+    """Begin every text with the tokenizer's BOS token; auto does so if there is one. A text that already begins with it
+    gets no second one; with never it keeps its own. The position of BOS carries no features."""
 
     @property
     def memory_limits(self) -> dict[int | str, int]:

@@ -18,7 +18,6 @@ class RenderSettings(Section):
     logits: int = Field(5, ge=0, le=100)
     """Promoted and suppressed tokens shown in a box."""
     max_edges: int | None = Field(None, ge=1, le=1_000_000)
-    """Draw only the strongest edges, by default 300; numbers of what is left out are shown. The HTML page holds all of
-    them."""
+    """Draw only the strongest edges, by default 300; how many are left out is shown. The HTML page has all of them."""
     dpi: int = Field(96, ge=20, le=1200)
     """Resolution of PNG files."""

@@ -21,12 +21,12 @@ class Settings(Section):
     """Run directory; by default the one used last in this directory, for collect runs/MODEL."""
     sae_path: FilePath | None = None
     """SAEs instead of the run's own: a path to a run, an SAE or a directory of SAEs in any known format, FORMAT:PATH,
-    FORMAT:hf://REPOSITORY/PATH, or a release such as gpt2-small-res-jb/resid_pre.8; @HOOK behind it says where it
-    belongs if its files do not; several with commas between."""
+    FORMAT:hf://REPOSITORY/PATH, or a release such as gpt2-small-res-jb/resid_pre.8; several with commas between.
+    Add @HOOK to say where one belongs if its files do not."""
     seed: int = Field(0, ge=0, le=2**32 - 1)
-    """Start of all random numbers."""
+    """Seed of all random numbers."""
     wait_s: float = Field(300.0, gt=0, le=1e6)
-    """Of several processes of one command: seconds that one waits for the others to appear."""
+    """Seconds that each of several processes of one command waits for the others to start."""
     model: ModelSettings = ModelSettings()
     """Which language model, and where it runs."""
     data: DataSettings = DataSettings()
