@@ -36,10 +36,10 @@ class ModelSettings(Section):
     device: Device = "auto"
     """cpu, cuda, cuda:1, mps, or another device of PyTorch; auto takes a GPU if there is one, else the CPU."""
     device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = None
-    """Spread a model that is too large for one device over GPUs, memory and disk, with accelerate; not with --device."""
+    """Spread a model that is too large for one device over GPUs, memory and disk, by accelerate; not with --device."""
     max_memory: Annotated[Words, AfterValidator(_limits)] = ()
     """The most memory that weights may take on each device, as 0=20GiB,cpu=64GiB: GPUs by number, then memory; the rest
-    of the weights stay on disk. On devices that are not named they may take all that is free. Implies device_map=auto."""
+    stays on disk. On devices that are not named they may take all that is free. Implies device_map=auto."""
     offload_folder: FolderPath | None = None
     """Where weights that stay on disk are written, if the model's own files cannot be read piece by piece; removed when
     the command ends. By default the system's folder for temporary files."""
