@@ -141,16 +141,14 @@ AnyPath = Annotated[Word, AfterValidator(_path)]
 PathInRun = Annotated[Word, AfterValidator(_path_inside)]
 
 HookName = Annotated[Word, AfterValidator(_hook)]
+HookNames = Annotated[tuple[HookName, ...], Field(max_length=LONGEST_TABLE)]
 NodeName = Annotated[Word, AfterValidator(_node)]
 FeatureName = Annotated[Word, AfterValidator(_feature_or_error)]
 # Whatever JSON holds, by name; what it is about says which types.
 Table = Annotated[dict[Word, Any], Field(max_length=LONGEST_TABLE)]
 DigestsByHook = Annotated[dict[HookName, Word], Field(max_length=LONGEST_TABLE)]
 # Names of hook points written, by the hook point read.
-HooksByHook = Annotated[
-    dict[HookName, Annotated[tuple[HookName, ...], Field(min_length=1, max_length=LONGEST_TABLE)]],
-    Field(max_length=LONGEST_TABLE),
-]
+HooksByHook = Annotated[dict[HookName, Annotated[HookNames, Field(min_length=1)]], Field(max_length=LONGEST_TABLE)]
 NumbersByHook = Annotated[
     dict[HookName, Annotated[dict[Word, Number | None], Field(max_length=100)]], Field(max_length=LONGEST_TABLE)
 ]

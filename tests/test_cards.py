@@ -107,6 +107,8 @@ def test_cards_tell_where_and_how_strongly_every_feature_is_active_with_either_s
             check_side(one, found, index, sign=1)
         else:
             assert one.n_active == 0 and one.contexts == () and one.label.startswith("negative: ")
+        norms = {str(hook): pytest.approx(float(coder.decoder(hook)[index].norm()), rel=1e-3) for hook in coder.writes}
+        assert one.decoder_norms == (norms if len(writes) > 1 else None)
         assert (one.negative is not None) == bool((every[:, index] < 0).any())
         if one.negative is not None:
             check_side(one.negative, found, index, sign=-1)

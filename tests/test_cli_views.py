@@ -85,6 +85,11 @@ def test_codes_below_zero_are_shown_beside_those_above_with_their_own_colour():
     assert "negative" not in shown(colors=False)
 
 
+def test_a_feature_that_writes_several_layers_is_shown_with_how_much_it_writes_to_each():
+    text = shown(colors=False, feature={**FEATURE, "decoder_norms": {"mlp.1": 0.5, "mlp.2": 0.25}})
+    assert "written to  mlp.1 0.5  mlp.2 0.25" in text and "written to" not in shown(colors=False)
+
+
 def test_text_of_a_model_cannot_steer_the_terminal():
     assert "\\x1b[31m" in shown(colors=False)
 
@@ -141,8 +146,8 @@ def test_nothing_moves_where_nobody_watches(capsys: pytest.CaptureFixture):
     assert capsys.readouterr() == ("", "")
 
 
-def sae(hook: str) -> SaeRecord:
-    return SaeRecord(hook=hook, architecture="topk", d_in=3, d_sae=4096, path="", digest="", l0=32.0)
+def sae(hook: str, **changes: object) -> SaeRecord:
+    return SaeRecord(hook=hook, architecture="topk", d_in=3, d_sae=4096, path="", digest="", l0=32.0, **changes)
 
 
 def test_one_line_counts_what_was_made():
@@ -165,6 +170,12 @@ def test_tables_show_each_kind_and_the_nodes_with_the_largest_effects():
     assert [row[0] for row in found.rows[:2]] == ["resid.0/11", "resid.0/10"]
     assert found.rows[0][1:] == ("-11 nats", "", "label 11")
     assert scores.rows == [("f", "0.5", "", "")]
+
+
+def test_coders_that_write_elsewhere_are_shown_with_where():
+    made = [sae("mlp_in.1", target="mlp.1", further=("mlp.2",)), sae("mlp_in.2", target="mlp.2"), sae("resid.2")]
+    (table,) = summaries.tables(made, Path())
+    assert [row[0] for row in table.rows] == ["mlp_in.1 → mlp.1 mlp.2", "mlp_in.2 → mlp.2", "resid.2"]
 
 
 def features_file(run: Path, hook: str, n: int, **changes: object) -> FeaturesRecord:

@@ -17,7 +17,7 @@ GOOD: dict[str, dict[str, object]] = {
         **{"hook": "resid.1", "path": "activations/resid.1", "n_tokens": 8, "d_model": 4},
         **{"dtype": "float16", "digest": "sha256:0"},
     },
-    "sae": SAE,
+    "sae": {**SAE, "hook": "mlp_in.1", "target": "mlp.1", "further": ["mlp.2"]},
     "sweep": {**SAE, "variant": "sae.k=8"},
     "evaluation": {**SAE, "report": "reports/evaluate.json", "n_eval_tokens": 9, "l0": 3.5},
     "inspection": {**SAE, "format": "native", "problems": ["one"]},

@@ -36,6 +36,9 @@ def feature_text(feature: Mapping[str, Any], *, marks: bool) -> "Text":
         if feature.get(name):
             text.append(f"\n\n{name}  ", style="bold")
             text.append(_effects(feature[name]))
+    if feature.get("decoder_norms"):
+        text.append("\n\nwritten to  ", style="bold")
+        text.append("  ".join(f"{printable(name)} {norm:.3g}" for name, norm in feature["decoder_norms"].items()))
     return text.append("\n")
 
 

@@ -19,6 +19,7 @@ from circuitcli.records import (
     ScoreRecord,
     ShiftRecord,
     SweepRecord,
+    TrainedRecord,
 )
 
 NEXT = {
@@ -64,7 +65,7 @@ def _saes(made: Sequence[Record]) -> Rows:
     found = [record for record in made if isinstance(record, SaeRecord)]
     rows = [
         (
-            record.hook,
+            _read_and_written(record),
             record.architecture,
             f"{record.d_sae:,}",
             _number(record.l0),
@@ -75,10 +76,19 @@ def _saes(made: Sequence[Record]) -> Rows:
     return Rows(("hook point", "SAE", "features", "active per token", "variance explained"), rows)
 
 
+def _read_and_written(record: TrainedRecord) -> str:
+    """Where a coder reads, and where it writes if that is elsewhere."""
+    written = [record.target or record.hook, *(record.further or ())]
+    return record.hook if written == [record.hook] else f"{record.hook} → {' '.join(written)}"
+
+
 def _sweep(made: Sequence[Record]) -> Rows:
     found = [record for record in made if isinstance(record, SweepRecord)]
     scores = ("l0", "explained_variance", "loss_recovered", "dead")
-    rows = [(record.variant, record.hook, *(_number(getattr(record, name)) for name in scores)) for record in found]
+    rows = [
+        (record.variant, _read_and_written(record), *(_number(getattr(record, name)) for name in scores))
+        for record in found
+    ]
     return Rows(("variant", "hook point", "active per token", "variance explained", "loss recovered", "dead"), rows)
 
 

@@ -10,7 +10,7 @@ from circuitcli.errors import InputError
 from circuitcli.features import scan
 from circuitcli.features.describe import describe
 from circuitcli.features.lines import Details, checked
-from circuitcli.features.logits import LogitEffects, directions, logit_effects
+from circuitcli.features.logits import LogitEffects, decoder_norms, directions, logit_effects
 from circuitcli.models.loading import LanguageModel
 from circuitcli.models.window import window as longest_text
 from circuitcli.saes.base import SparseCoder
@@ -109,7 +109,8 @@ def lines(
         summary = scan.scan_texts(model, coder, texts, n_contexts=n_contexts, window=window, features=features)
     indices = summary.live if features is None else torch.tensor(features)
     effects = _effects(coder, indices, model, n_logits)
-    return describe(coder.hook, summary, effects, model.tokenizer, features=features)
+    norms = decoder_norms(coder, indices)
+    return describe(coder.hook, summary, effects, model.tokenizer, features=features, norms=norms)
 
 
 def _existing(coder: SparseCoder, features: Iterable[int]) -> list[int]:

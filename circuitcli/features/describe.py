@@ -1,11 +1,11 @@
 """Features as lines of a file: statistics, contexts, logit effects and a label, all in plain values."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitcli.features.labels import Peak, label
@@ -40,12 +40,13 @@ def describe(
     tokenizer: Tokenizer,
     *,
     features: Sequence[int] | None = None,
+    norms: Mapping[str, Float[Tensor, " n"]] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """One line for each live feature of a coder that reads at ``hook``, by index.
 
     features: those that the summary is of, where it is not of all; then each has a line, live or not. effects: of the
-    features that have a line, in the same order. Codes below zero are told under ``negative``, by their distance from
-    zero, and only for features that have some.
+    features that have a line, in the same order; norms: the same, by what is written. Codes below zero are told under
+    ``negative``, by their distance from zero, and only for features that have some.
     """
     words = _Vocabulary(tokenizer, {})
     rows = summary.live if features is None else torch.arange(len(features))
@@ -69,6 +70,8 @@ def describe(
             told = label(negative[1], [token for token, _ in suppressed])
             line["negative"] = {"label": told, **negative[0]}
             labels.append(f"negative: {told}")
+        if norms is not None:
+            line["decoder_norms"] = {name: _rounded(float(found[number])) for name, found in norms.items()}
         yield {**line, "label": ", ".join(labels) or NEVER}
 
 

@@ -55,7 +55,8 @@ class Details(_Frozen):
     """All that is known about one feature; activations in activation units, promoted and suppressed in logits.
 
     promoted and suppressed: for each unit of activation, by all that the feature writes on the direct path to the
-    logits. Numbers are of the codes above zero, ``negative`` of those below.
+    logits. Numbers are of the codes above zero, ``negative`` of those below. ``decoder_norms``: how long the feature's
+    decoder row is at each hook point that it writes, where it writes several.
     """
 
     id: str
@@ -69,6 +70,7 @@ class Details(_Frozen):
     promoted: tuple[tuple[str, FiniteFloat], ...] = ()
     suppressed: tuple[tuple[str, FiniteFloat], ...] = ()
     negative: Negative | None = None
+    decoder_norms: Mapping[str, FiniteFloat] | None = None
     sae: str | None = None
 
 

@@ -56,6 +56,14 @@ def directions(coder: SparseCoder, features: Int[Tensor, " n"]) -> Float[Tensor,
     return total
 
 
+def decoder_norms(coder: SparseCoder, features: Int[Tensor, " n"]) -> dict[str, Float[Tensor, " n"]] | None:
+    """Length of each feature's decoder row at each hook point that the coder writes; None if that is only one."""
+    if len(coder.writes) == 1:
+        return None
+    decoders = {str(hook): coder.decoder(hook) for hook in coder.writes}
+    return {name: decoder[features.to(decoder.device)].float().norm(dim=-1) for name, decoder in decoders.items()}
+
+
 def logit_effects(
     adapter: ModelAdapter, rows: Float[Tensor, "n d_model"], *, n_top: int, vocab_size: int
 ) -> LogitEffects:

@@ -1,13 +1,15 @@
 """Records about sparse coders and their features."""
 
 from circuitcli.records.base import Record
-from circuitcli.schema import AnyPath, Count, FeatureName, HookName, Number, PathInRun, Text, Texts, Word
+from circuitcli.schema import AnyPath, Count, FeatureName, HookName, HookNames, Number, PathInRun, Text, Texts, Word
 
 
 class TrainedRecord(Record):
-    """What is told of any sparse autoencoder of a run."""
+    """What is told of any sparse coder of a run; ``target`` and ``further`` are what it writes if not what it reads."""
 
     hook: HookName
+    target: HookName | None = None
+    further: HookNames | None = None
     architecture: Word
     d_in: Count
     d_sae: Count

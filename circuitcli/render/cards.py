@@ -1,6 +1,6 @@
 """A feature's card as text, and as a piece of HTML in which tokens are shaded by activation."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from html import escape
 
 from circuitcli.features.lines import Context, Details, Negative
@@ -18,7 +18,14 @@ def card_text(card: Details) -> str:
     for name, pairs in (("promoted", card.promoted), ("suppressed", card.suppressed)):
         if pairs:
             lines += ["", f"{name}  " + "  ".join(f"{quoted(token)} {signed(effect)}" for token, effect in pairs)]
+    if card.decoder_norms:
+        lines += ["", f"written to  {written_to(card.decoder_norms)}"]
     return "\n".join(lines)
+
+
+def written_to(norms: Mapping[str, float]) -> str:
+    """Where a feature writes, and how much for each unit of its activation: the lengths of its decoder rows."""
+    return "  ".join(f"{visible(name)} {number(norm)}" for name, norm in norms.items())
 
 
 def _side_lines(side: Details | Negative) -> Iterator[str]:
@@ -56,6 +63,8 @@ def card_html(card: Details) -> str:
                 for token, effect in pairs
             )
             parts.append(f"{name} &ensp;{shown}")
+    if card.decoder_norms:
+        parts.append(f"written to &ensp;{escape(written_to(card.decoder_norms))}")
     style = "font-family: sans-serif; font-size: 13px; line-height: 1.6"
     return f'<div style="{style}">' + "".join(f"<div>{part}</div>" for part in parts) + "</div>"
 

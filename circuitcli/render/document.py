@@ -5,7 +5,7 @@
      "nodes":    [{"id", "kind": "feature" | "error" | "output", "hook", "feature", "position", "token",
                    "activation", "effect", "standard_error", "active", "unit", "drawn", "details": null or
                    {"label", "density", "n_active", "max", "mean", "quantiles", "contexts", "promoted", "suppressed",
-                    "negative"}}]
+                    "negative", "decoder_norms"}}]
      "edges":    [{"source", "target", "weight", "standard_error", "active", "unit", "strength", "opacity", "width",
                    "drawn"}]
      "scores":   the score records about this graph

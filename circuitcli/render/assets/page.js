@@ -259,6 +259,7 @@ function featureView(details) {
   return [
     ...logits("promotes (logits)", details.promoted, "up"),
     ...logits("suppresses (logits)", details.suppressed, "down"),
+    ...(details.decoder_norms ? [html("h3", {}, "written to (length of its decoder row)"), rows(Object.entries(details.decoder_norms).map(([hook, norm]) => [hook, number(norm)]))] : []),
     ...sideView(details, negative ? "its codes above zero" : "the feature", details.max),
     ...(negative ? sideView(negative, "its codes below zero: " + visible(negative.label), negative.min) : []),
   ];
