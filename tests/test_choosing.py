@@ -1,11 +1,12 @@
 """Which coders make a circuit: by what they read and write, told without their weights."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from exchange_support import D_IN, random_sae
+from exchange_support import D_IN, inputs, random_sae
 
 from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
@@ -14,8 +15,9 @@ from circuitcli.runs import Run
 from circuitcli.saes import files
 from circuitcli.saes.exchange.choosing import chosen, resolve
 from circuitcli.saes.exchange.naming import texts_of
-from circuitcli.saes.exchange.place import Place
+from circuitcli.saes.exchange.place import ACROSS, Place
 from circuitcli.settings.settings import Settings
+from circuitcli.stages import fitting
 from circuitcli.stages.request import Request
 from circuitcli.stages.saes import graph_sources, hook_of_pin, load_saes, sae_sources
 
@@ -161,3 +163,29 @@ def test_the_layers_of_a_clt_of_several_files_are_taken_by_name(tmp_path: Path):
     sources = sae_sources(request(tmp_path, sae_path=f"{tmp_path}/clt,{tmp_path}/residual"), stage="graph-grad")
     assert list(map(str, sources)) == ["mlp_in.1", "mlp_in.2", "resid.2"]
     assert [len(found.sae.writes) for found in loaded(sources).values()] == [3, 2, 1]
+
+
+def test_only_what_a_coder_explains_alone_is_held_against_it(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """All these weights are random, so that each explains nothing."""
+    alone = random_sae("relu", hook=HookPoint(0, "mlp_in"), target=HookPoint(0, "mlp"), d_out=D_IN)
+    coders = [alone, clt(1), clt(2), clt(3)]
+    asked = request(tmp_path, *coders)
+    sources = {hook: replace(source, is_own=False) for hook, source in sae_sources(asked, stage="graph-grad").items()}
+    found = loaded(sources)
+    rows = {hook: inputs(30).roll(hook.layer, 0)[None] for coder in coders for hook in (coder.hook, *coder.writes)}
+    model: Any = SimpleNamespace(tokenizer=SimpleNamespace(bos_id=None))
+    clean: Any = SimpleNamespace(activations=rows)
+    no_cache = Request(asked.settings, Stream(), asked.run)
+
+    def warned(*hooks: str) -> list[str]:
+        caplog.clear()
+        some = {hook: coder for hook, coder in found.items() if str(hook) in hooks}
+        fitting.warn_of_misfits(no_cache, sources, some, model, clean=clean)
+        return [message.getMessage().split()[3] for message in caplog.records]
+
+    assert warned("mlp_in.0", "mlp_in.1", "mlp_in.2", "mlp_in.3") == ["mlp_in.0"]
+    # Which of them a file says is one of several.
+    assert warned("mlp_in.3") == ["mlp_in.3"]
+    hook = HookPoint(3, "mlp_in")
+    found[hook] = found[hook]._replace(about=found[hook].about.noting(ACROSS))
+    assert warned("mlp_in.3") == []

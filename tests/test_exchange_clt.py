@@ -506,6 +506,9 @@ def test_a_clt_is_inspected_without_its_weights(reader: Reader, tmp_path: Path):
     outcome = here("inspect", "own/mlp_in.1", "--json", cwd=tmp_path)
     (record,) = outcome.records
     assert record["writes"] == ["mlp.1", "mlp.2", "mlp.3"] and record["weights"] and "n_bytes" not in record
+    # Also the last, which writes one hook point, is known to write it with others.
+    (last,) = here("inspect", "tracer/W_enc_3.safetensors", "--json", cwd=tmp_path).records
+    assert "writes" not in last and "adds to what other layers write" in last["notes"][0]
 
 
 def test_the_layers_of_a_clt_are_shown_in_one_table(tmp_path: Path):

@@ -51,7 +51,9 @@ def warn_of_misfits(
     foreign = [
         hook
         for hook, found in loaded.items()
-        if not sources[hook].is_own and len(found.sae.writes) == 1 and times[found.sae.target] == 1
+        if not sources[hook].is_own
+        and not found.about.writes_with_others
+        and len(found.sae.writes) == times[found.sae.target] == 1
     ]
     for hook in track(foreign, "fit of SAEs", unit="SAEs") if foreign else ():
         sae, about, _ = loaded[hook]

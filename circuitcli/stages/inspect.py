@@ -186,7 +186,7 @@ def _fitted(found: "Foreign", bench: _Bench, wrong: list[str]) -> "tuple[str, Fi
 
     sae, about, _ = found
     # What one of several that write a hook point misses, the others may explain.
-    is_alone = not sae.config.further
+    is_alone = not sae.config.further and not about.writes_with_others
     activations = bench.activations(sae, wrong) if is_alone and bench.is_for(about) else None
     if activations is None:
         return "", None

@@ -50,7 +50,9 @@ def inspect(call: Call) -> None:
     is_chosen = call.run_is_explicit or "model.name" in call.loaded.origins
     made = stage.run(job.request, is_chosen=is_chosen)
     show(made, before=job.received.lines)
-    if not is_chosen and not any(getattr(record, "activations", None) for record in made):
+    # What only headers tell of is not held against activations.
+    looked_at = [record for record in made if getattr(record, "n_bytes", None) is None]
+    if looked_at and not is_chosen and not any(getattr(record, "activations", None) for record in looked_at):
         console.say("add --model or --run to see how it fits real activations")
 
 

@@ -15,7 +15,7 @@ from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.saes.exchange import hooks
 from circuitcli.saes.exchange.layers import check_whole, writes_from
-from circuitcli.saes.exchange.place import About, Place
+from circuitcli.saes.exchange.place import ACROSS, About, Place
 from circuitcli.saes.stored import StoredTensors
 
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ def read(place: Place, config: Mapping[str, Any]) -> "Foreign":
         target=config.get("feature_output_hook"),
         dtype=tensors.dtype_of(f"W_enc_{layer}"),
         before_gain=str(config.get("feature_input_hook")).endswith("hook_normalized"),
+        notes=(ACROSS,),
         training={name: config[name] for name in ("scan",) if config.get(name) is not None},
     )
     sae = build("jumprelu" if has_thresholds else "relu", sae_config, parameters, path=tensors.path)

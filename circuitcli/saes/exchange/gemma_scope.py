@@ -14,7 +14,7 @@ from circuitcli.hookpoints import HookPoint
 from circuitcli.saes.exchange import gemma_scope_clt as clt
 from circuitcli.saes.exchange import hooks
 from circuitcli.saes.exchange.fields import FACT, TEXT, checked
-from circuitcli.saes.exchange.place import About, Place, read_object
+from circuitcli.saes.exchange.place import ACROSS, About, Place, read_object
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -173,6 +173,7 @@ def _about_second(place: Place, dtype: str) -> About:
         context_length=_CONTEXT_LENGTH,
         dtype=dtype,
         dataset=_DATASET,
+        notes=(ACROSS,),
         training={} if config.get("l0") is None else {"l0": config["l0"]},
     )
 

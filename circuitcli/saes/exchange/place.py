@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from circuitcli.saes.base import Normalisation
 
 NATIVE = "circuit"
-_AGAIN = "copy the SAE again"
+_AGAIN, _CLT = "copy the SAE again", "clt"
+# What is noted of a layer of a cross-layer transcoder.
+ACROSS = "a layer of a cross-layer transcoder: what it writes adds to what other layers write"
 # Of the hub's cache: the folder of all contents; small files are called by another, shorter digest there.
 _BLOBS, _SHA256 = "blobs", re.compile("[0-9a-f]{64}")
 
@@ -44,6 +46,11 @@ class About:
     module: str | None = None
     notes: tuple[str, ...] = ()
     training: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def writes_with_others(self) -> bool:
+        """Whether it is known to explain what it writes together with other coders, so that it is not judged alone."""
+        return ACROSS in self.notes or self.training.get("trained_as") == _CLT
 
     def noting(self, *notes: str) -> "About":
         """The same with more notes."""

@@ -15,7 +15,7 @@ from circuitcli.saes.exchange import hooks
 from circuitcli.saes.exchange import sparsify_clt as clt
 from circuitcli.saes.exchange.fields import COUNT, FACT, FLAG, INDEX, TEXT, checked, field_of
 from circuitcli.saes.exchange.layers import writes_from
-from circuitcli.saes.exchange.place import About, Place, read_object
+from circuitcli.saes.exchange.place import ACROSS, About, Place, read_object
 
 if TYPE_CHECKING:
     from circuitcli.saes.base import SparseCoder
@@ -75,7 +75,7 @@ def read(place: Place) -> "Foreign":
     config, run = _config(place.path), _run_config(place.path)
     if config.get("n_targets") and config.get("transcode"):
         coder, dtype = clt.read(place, config)
-        return Foreign(coder, _about(place, run, dtype=dtype, transcodes=True))
+        return Foreign(coder, _about(place, run, dtype=dtype, transcodes=True).noting(ACROSS))
     tensors = Tensors.safetensors(place.path / WEIGHTS)
     transcodes, skips = bool(config.get("transcode")), bool(config.get("skip_connection"))
     _refuse(place, config, transcodes=transcodes, skips=skips)
