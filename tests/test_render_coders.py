@@ -67,6 +67,7 @@ def test_no_edge_of_a_page_runs_under_a_card_and_each_goes_from_its_source_to_it
         (left, top), (right, bottom) = placed.places[edge.source], placed.places[edge.target]
         (x0, y0), (x1, y1) = points[0], points[-1]
         assert left < x0 < left + CARD_WIDTH and y0 == top
+        assert min(x for x, _ in points) > 11.5 * len("mlp_in.8") and max(x for x, _ in points) <= placed.width
         assert right < x1 < right + CARD_WIDTH and bottom + CARD_HEIGHT < y1 < y0
         n_turns += len(points) > 2
         along = np.array(curve(points, n_samples=30))[:, None]

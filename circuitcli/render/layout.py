@@ -20,7 +20,8 @@ from circuitcli.render.text import quoted, shortened
 CARD_WIDTH, CARD_HEIGHT = 190.0, 56.0
 CARD_GAP, LINE_GAP, COLUMN_GAP = 18.0, 18.0, 26.0
 ROW_GAP, WIDEST_ROW_GAP = 44.0, 110.0
-HOOK_WIDTH, SKIP_WIDTH = 84.0, 30.0
+# Of names of hook points a character, as large as they are from afar, and the room beside them.
+HOOK_CHARACTER, HOOK_GAP, SKIP_WIDTH = 11.5, 30.0, 30.0
 # Below the rows: room, and a line for each of the alternatives of a position.
 TOKEN_GAP, TOKEN_LINE = 18.0, 16.0
 ASPECT = 1.45
@@ -85,14 +86,15 @@ def layout(drawing: Drawing) -> Layout:
     hooks = list(dict.fromkeys(_hook(node) for node in nodes))
     positions = sorted({position for _, position in cells}, key=lambda position: position_order(position, names))
     per_line = _per_line(cells, hooks, positions)
-    columns = _columns(cells, positions, per_line, drawing.graph.head)
-    width = columns[-1].x + columns[-1].width + COLUMN_GAP if columns else HOOK_WIDTH
+    left = HOOK_GAP + HOOK_CHARACTER * max(map(len, hooks), default=0)
+    columns = _columns(cells, positions, per_line, drawing.graph.head, left)
+    width = columns[-1].x + columns[-1].width + COLUMN_GAP if columns else left
     rows = _rows(cells, hooks, per_line, width)
     places = _ordered_places(drawing, cells, rows, columns, per_line)
     bottom = rows[0].y + rows[0].height if rows else 0.0
     height = bottom + TOKEN_GAP + TOKEN_LINE * max((len(column.titles) for column in columns), default=0)
     cards = {name: Card(x, y, CARD_WIDTH, CARD_HEIGHT) for name, (x, y) in places.items()}
-    lines = routes(drawing, cards, width=width)
+    lines = routes(drawing, cards, between=(left - HOOK_GAP / 2, width))
     return Layout(places, tuple(rows), tuple(columns), width, height, bottom, lines)
 
 
@@ -140,9 +142,10 @@ def _columns(
     positions: Sequence[Position],
     per_line: Mapping[Position, int],
     head: GraphRecord,
+    left: float,
 ) -> list[Column]:
     columns: list[Column] = []
-    x, before = HOOK_WIDTH, -1
+    x, before = left, -1
     for position in positions:
         skipped = position - before - 1 if isinstance(position, int) else 0
         x += SKIP_WIDTH if skipped else 0

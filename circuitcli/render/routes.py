@@ -65,24 +65,24 @@ class Band:
         return min(ends, key=lambda end: abs(end - x), default=x)
 
 
-def routes(drawing: Drawing, cards: Mapping[str, Card], *, width: float) -> list[list[Point]]:
+def routes(drawing: Drawing, cards: Mapping[str, Card], *, between: Interval) -> list[list[Point]]:
     """For each edge of the graph, in its order, the points that it runs through, from its source to its target.
 
     An edge that would run under cards passes the lines of cards in their gaps, straight up, with few turns: it has two
     more points for each turn. Strong edges are placed first; of those in one gap each has its own place as long as
-    there is room.
+    there is room. between: how far to the left and right edges go.
     """
     leaves = _ports(drawing.graph.edges, cards, at_source=True)
     reaches = _ports(drawing.graph.edges, cards, at_source=False)
-    bands = _bands(cards.values(), width=width)
+    bands = _bands(cards.values(), between)
     used: dict[Band, list[float]] = {}
     found: dict[Edge, list[Point]] = {}
     for edge in sorted(drawing.graph.edges, key=drawing.strength, reverse=True):
         source, target = cards[edge.source], cards[edge.target]
         start, end = (leaves[edge], source.y), (reaches[edge], target.y + target.height + HEAD)
-        between = [band for band in bands if band.bottom < start[1] and band.top > end[1]]
-        hidden = _runs_under(start, end, between)
-        found[edge] = [start, *(_beside(between, start, end, used) if hidden else ()), end]
+        passed = [band for band in bands if band.bottom < start[1] and band.top > end[1]]
+        hidden = _runs_under(start, end, passed)
+        found[edge] = [start, *(_beside(passed, start, end, used) if hidden else ()), end]
     return [found[edge] for edge in drawing.graph.edges]
 
 
@@ -128,20 +128,20 @@ def _ports(edges: Iterable[Edge], cards: Mapping[str, Card], *, at_source: bool)
     return places
 
 
-def _bands(cards: Iterable[Card], *, width: float) -> list[Band]:
-    """Cards that lie beside one another on a page of this width, from the lowest to the highest."""
+def _bands(cards: Iterable[Card], between: Interval) -> list[Band]:
+    """Cards that lie beside one another, from the lowest to the highest."""
     groups: list[list[Card]] = []
     for card in sorted(cards, key=lambda card: -card.y):
         if groups and card.y + card.height > min(other.y for other in groups[-1]):
             groups[-1].append(card)
         else:
             groups.append([card])
-    return [_band(group, width) for group in groups]
+    return [_band(group, between) for group in groups]
 
 
-def _band(cards: Sequence[Card], width: float) -> Band:
+def _band(cards: Sequence[Card], between: Interval) -> Band:
     taken = _merged((card.x, card.x + card.width) for card in cards)
-    edges = [0.0, *(end for interval in taken for end in interval), width]
+    edges = [between[0], *(end for interval in taken for end in interval), between[1]]
     gaps = ((left, right) for left, right in zip(edges[::2], edges[1::2], strict=True) if right >= left)
     return Band(min(card.y for card in cards), max(card.y + card.height for card in cards), taken, tuple(gaps))
 
