@@ -15,6 +15,7 @@ from circuitcli.records import (
     GraphRecord,
     NodeRecord,
     Record,
+    ReplacementRecord,
     SaeRecord,
     ScoreRecord,
     ShiftRecord,
@@ -110,6 +111,22 @@ def _evaluations(made: Sequence[Record]) -> Rows:
     return Rows(columns, rows, title)
 
 
+def _replacements(made: Sequence[Record]) -> Rows:
+    found = [record for record in made if isinstance(record, ReplacementRecord)]
+    scores = ("ce_clean", "ce_spliced", "ce_mean", "kl_spliced", "loss_recovered")
+    rows = [
+        (
+            " ".join(filter(None, [record.variant, *record.replaced])),
+            *(_number(getattr(record, name)) for name in scores),
+        )
+        for record in found
+    ]
+    columns = ("replaced at once", "loss clean", "replaced", "by means", "KL", "recovered")
+    return Rows(
+        columns, rows, "the model's loss in nats, as it is, with all that coders write in place, and with means"
+    )
+
+
 def _exports(made: Sequence[Record]) -> Rows:
     found = [record for record in made if isinstance(record, ExportRecord)]
     return Rows(("hook point", "format", "written to"), [(record.hook, record.format, record.path) for record in found])
@@ -181,6 +198,7 @@ _TABLES: tuple[Callable[[Sequence[Record]], Rows], ...] = (
     _saes,
     _sweep,
     _evaluations,
+    _replacements,
     _exports,
     described,
 )

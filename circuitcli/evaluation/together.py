@@ -35,6 +35,20 @@ def hooks_of(coders: Coders) -> tuple[HookPoint, ...]:
     return tuple(sorted({*coders, *written_by(coders)}))
 
 
+def sets_of(writes: Mapping[HookPoint, Iterable[HookPoint]]) -> list[tuple[HookPoint, ...]]:
+    """Coders, by what they read, in sets that write some hook point together; most write theirs alone.
+
+    writes: of each coder what it writes.
+    """
+    sets: list[tuple[set[HookPoint], set[HookPoint]]] = []
+    for read, written in writes.items():
+        reads, targets = {read}, set(written)
+        joined = [one for one in sets if one[1] & targets]
+        sets = [one for one in sets if one not in joined]
+        sets.append((reads.union(*(one[0] for one in joined)), targets.union(*(one[1] for one in joined))))
+    return sorted(tuple(sorted(reads)) for reads, _ in sets)
+
+
 @torch.no_grad()
 def sums_written(
     coders: Coders, x: Mapping[HookPoint, Float[Tensor, "*batch _"]], codes: Mapping[HookPoint, Tensor] | None = None

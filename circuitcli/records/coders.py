@@ -57,6 +57,24 @@ class EvaluationRecord(Record):
     silent: Number | None = None
 
 
+class ReplacementRecord(Record):
+    """The model on held-out text with all that some coders explain replaced at once by what they write together, in
+    nats per prediction; further fields as in `ModelLoss`. ``hooks``: what they read; ``variant`` of a sweep.
+    """
+
+    kind: str = "replacement"
+    hooks: HookNames
+    replaced: HookNames
+    n_predictions: Count
+    ce_clean: Number
+    ce_spliced: Number
+    ce_mean: Number
+    ce_zero: Number
+    kl_spliced: Number
+    loss_recovered: Number | None = None
+    variant: Word | None = None
+
+
 class InspectionRecord(Record):
     """What an SAE is and expects, and what looks wrong; ``path`` is whole, in the format that is named.
 

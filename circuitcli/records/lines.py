@@ -18,6 +18,7 @@ from circuitcli.records.coders import (
     FeaturesRecord,
     InspectionRecord,
     ReleaseRecord,
+    ReplacementRecord,
     SaeRecord,
     SweepRecord,
 )
@@ -32,6 +33,7 @@ KINDS: dict[str, type[Record]] = {
     "sae": SaeRecord,
     "sweep": SweepRecord,
     "evaluation": EvaluationRecord,
+    "replacement": ReplacementRecord,
     "inspection": InspectionRecord,
     "release": ReleaseRecord,
     "export": ExportRecord,

@@ -4,10 +4,11 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -20,13 +21,17 @@ from circuitcli.records import ActivationsRecord, EvaluationRecord, Record
 from circuitcli.runs import atomic
 from circuitcli.stages.inputs import activation_digests, activation_records, open_cache
 from circuitcli.stages.measure import HeldOut
-from circuitcli.stages.measuring import finite
+from circuitcli.stages.measuring import finite, measured_together
+from circuitcli.stages.replacement import replacement_record
 from circuitcli.stages.request import Request, fingerprint, resumable
 from circuitcli.stages.saes import SaeSource, load_saes, sae_sources
 from circuitcli.stages.train import NAME as TRAIN
 from circuitcli.stages.training import FOLDER, SWEEP
 from circuitcli.stages.unfinished import EVALUATION as STAGE
 from circuitcli.training.plan import n_held_out
+
+if TYPE_CHECKING:
+    from circuitcli.saes.exchange.tensors import Foreign
 
 NAME = "train --eval"
 REPORTS = Path("reports")
@@ -93,26 +98,50 @@ def _work(
     request: Request, sources: Mapping[HookPoint, SaeSource], rows: range, *, resumes: bool
 ) -> tuple[list[Record], dict[str, Any]]:
     """Several processes share the SAEs out; what was measured before a kill is not measured again."""
+    from circuitcli.evaluation.together import sets_of
+
     partial = _partial(request)
     if not resumes and processes.is_main():
         shutil.rmtree(partial, ignore_errors=True)
     group.barrier()
-    missing = [hook for hook in sources if not _entry(partial, hook).exists()]
+    sets = sets_of({hook: source.place.writes or (hook,) for hook, source in sources.items()})
+    missing = [hooks for hooks in sets if not all(_entry(partial, hook).exists() for hook in hooks)]
+    transcoders = [hook for hook, source in sources.items() if source.place.writes not in ((), (hook,))]
     group.barrier()
-    if mine := missing[processes.rank() :: processes.count()]:
-        hooks = [HookPoint.parse(record.hook) for record in request.records.of(ActivationsRecord)]
-        held_out = HeldOut.of(request, open_cache(request, hooks, purpose=NAME), rows)
-        for hook in progress.track(mine, "measure", unit="SAEs"):
-            group.check()
-            _write(_entry(partial, hook), finite(_measured(request, held_out, {hook: sources[hook]})))
+    collected = [HookPoint.parse(record.hook) for record in request.records.of(ActivationsRecord)]
+    held_out = cache(lambda: HeldOut.of(request, open_cache(request, collected, purpose=NAME), rows))
+    for hooks in progress.track(missing[processes.rank() :: processes.count()], "measure", unit="SAEs"):
+        group.check()
+        for hook, facts in _measured(request, held_out(), {hook: sources[hook] for hook in hooks}).items():
+            _write(_entry(partial, hook), finite(facts))
     group.barrier()
     measured = [read_object(_entry(partial, hook), hint=_AGAIN) for hook in sources]
-    report = _report(request)
+    report, replaced = _report(request), None
+    if len(transcoders) > 1 and request.settings.train.loss_tokens and processes.is_main():
+        facts = _replaced(request, held_out, {hook: sources[hook] for hook in transcoders}, sets, partial)
+        replaced = replacement_record([str(hook) for hook in transcoders], facts)
     group.barrier()
     if processes.is_main():
         content = {"format": FORMAT, "version": __version__, "rows": [rows.start, rows.stop], "saes": measured}
+        content |= {} if replaced is None else {"replacement": replaced.model_dump(exclude={"kind"}, exclude_none=True)}
         _write(request.run.path / report, content)
-    return [_record(entry, report) for entry in measured], {"report": report.as_posix()}
+    records = [_record(entry, report) for entry in measured]
+    return [*records, *([] if replaced is None else [replaced])], {"report": report.as_posix()}
+
+
+def _replaced(
+    request: Request,
+    held_out: Callable[[], HeldOut],
+    sources: Mapping[HookPoint, SaeSource],
+    sets: Sequence[tuple[HookPoint, ...]],
+    partial: Path,
+) -> dict[str, Any]:
+    """The losses with all that these transcoders explain replaced at once; a set that is all of them knows them."""
+    if tuple(sorted(sources)) in sets:
+        return read_object(_entry(partial, min(sources)), hint=_AGAIN)
+    loaded = _loaded(request, held_out(), sources)
+    facts: dict[str, Any] = finite(held_out().replacement({hook: found.sae for hook, found in loaded.items()}))
+    return facts
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
@@ -130,21 +159,42 @@ def _entry(partial: Path, hook: HookPoint) -> Path:
     return partial / f"{hook}.json"
 
 
-def _measured(request: Request, held_out: HeldOut, source: Mapping[HookPoint, SaeSource]) -> dict[str, Any]:
-    """All that is known of one SAE, which is in memory no longer than this takes."""
-    ((hook, chosen),) = source.items()
+def _measured(
+    request: Request, held_out: HeldOut, sources: Mapping[HookPoint, SaeSource]
+) -> dict[HookPoint, dict[str, Any]]:
+    """All that is known of the coders of a set, which are in memory no longer than this takes."""
+    loaded = _loaded(request, held_out, sources)
+    together = measured_together(held_out, {hook: found.sae for hook, found in loaded.items()})
+    return {hook: _facts(request, held_out, sources[hook], found, together) for hook, found in loaded.items()}
+
+
+def _loaded(request: Request, held_out: HeldOut, sources: Mapping[HookPoint, SaeSource]) -> "dict[HookPoint, Foreign]":
+    """Coders on the device where they are measured."""
     model = request.run.manifest().get("model", request.settings.model.name)
     adapter = None if held_out.spliced_loss is None else held_out.spliced_loss.adapter
-    found = load_saes(source, [hook], model=model, adapter=adapter, takes_transcoders=True)[hook]
-    sae = found.sae.to(held_out.device)
+    loaded = load_saes(sources, list(sources), model=model, adapter=adapter, takes_transcoders=True)
+    for found in loaded.values():
+        found.sae.to(held_out.device)
+    return loaded
+
+
+def _facts(
+    request: Request,
+    held_out: HeldOut,
+    source: SaeSource,
+    found: "Foreign",
+    together: Mapping[HookPoint, Mapping[str, Any]],
+) -> dict[str, Any]:
+    sae = found.sae
     return {
-        "hook": str(hook),
+        "hook": str(sae.hook),
         **({"target": str(sae.target)} if sae.is_transcoder else {}),
+        **({"further": [str(hook) for hook in sae.config.further]} if sae.config.further else {}),
         "architecture": sae.architecture,
         "d_sae": sae.d_sae,
-        "path": _shown(chosen.place.path, request.run.path),
-        "digest": chosen.digest,
-        **held_out.facts(sae),
+        "path": _shown(source.place.path, request.run.path),
+        "digest": source.digest,
+        **(together[sae.hook] if sae.hook in together else held_out.facts(sae)),
         **{name: found.about.training[name] for name in _KEPT if name in found.about.training},
     }
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from circuitcli import progress
 from circuitcli.errors import InputError
+from circuitcli.hookpoints import HookPoint
 from circuitcli.records import TrainedRecord
 from circuitcli.saes.folder import is_recorded, read_config
 from circuitcli.stages.measure import HeldOut
@@ -17,7 +18,6 @@ from circuitcli.training.plan import Plan, training_plan
 
 if TYPE_CHECKING:
     from circuitcli.activations.cache import ActivationCache
-    from circuitcli.hookpoints import HookPoint
     from circuitcli.saes.base import SparseCoder
     from circuitcli.settings.settings import Settings
     from circuitcli.training.optimiser import CoderOptimiser
@@ -131,31 +131,42 @@ def _training_facts(
     }
 
 
-def measured_again(bench: Bench, trained: Iterable[Finished]) -> Iterator[Finished]:
+def measured_again(bench: Bench, mine: Iterable[Finished], trained: Sequence[Finished]) -> Iterator[Finished]:
     """Measure SAEs that were trained before, which are already saved, by other settings.
 
-    Raises InputError for one that is not what was recorded.
+    mine: of all that were trained, those that this process measures. Raises InputError for one that is not what was
+    recorded.
     """
-    names = {Path(one.path).relative_to(bench.unfinished.folder).as_posix(): one for one in trained}
+    names = {Path(one.path).relative_to(bench.unfinished.folder).as_posix(): one for one in mine}
     known = {name: measured for name in names if (measured := bench.unfinished.known(name)) is not None}
     yield from known.values()
     left = [name for name in names if name not in known]
     if not left:
         return
     held_out = bench.held_out()
+    together: dict[str, Mapping[HookPoint, Mapping[str, Any]]] = {}
     for name in progress.track(left, "measure", unit="SAEs"):
-        yield _again(bench, held_out, name, names[name])
+        before = names[name]
+        coder = _loaded(bench, before)
+        if before.variant not in together:
+            # Coders of one variant are of one architecture: all of them write together, or each alone.
+            peers = [one for one in trained if one.variant == before.variant]
+            is_set = any("further" in one.fields for one in peers)
+            coders = {peer.hook: peer for peer in (_loaded(bench, one) for one in peers)} if is_set else {}
+            together[before.variant] = measured_together(held_out, coders)
+        config = read_config(bench.request.run.path / before.path)
+        facts = {name: config[name] for name in _OF_TRAINING if name in config}
+        trained_before = Trained(before.variant, facts)
+        yield bench.saved(held_out, name, coder, trained_before, together[before.variant].get(coder.hook))
 
 
-def _again(bench: Bench, held_out: HeldOut, name: str, before: Finished) -> Finished:
+def _loaded(bench: Bench, before: Finished) -> "SparseCoder":
     from circuitcli.saes import files
 
     directory = bench.request.run.path / before.path
     if not is_recorded(directory, str(before.fields["digest"])):
         raise InputError(f"the SAE in {directory} is not the one that was recorded", hint="train again with --force")
-    config = read_config(directory)
-    facts = {name: config[name] for name in _OF_TRAINING if name in config}
-    return bench.saved(held_out, name, files.load(directory), Trained(before.variant, facts))
+    return files.load(directory)
 
 
 def _fields(sae: "SparseCoder", facts: Mapping[str, Any], *, path: str, digest: str) -> dict[str, Any]:

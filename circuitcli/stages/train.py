@@ -15,6 +15,7 @@ from circuitcli.settings.settings import Settings
 from circuitcli.stages.estimates import BYTES, arithmetic, memory, pass_flops, size, weight_bytes
 from circuitcli.stages.inputs import activation_records
 from circuitcli.stages.measuring import warnings
+from circuitcli.stages.replacement import replacements
 from circuitcli.stages.request import Request, fingerprint, resumable
 from circuitcli.stages.sweep import swept, variants
 from circuitcli.stages.training import FOLDER, SWEEP, Training, check_processes, finished_saes
@@ -95,9 +96,8 @@ def _work(training: Training, resumes: bool) -> tuple[list[Record], dict[str, An
     finished = finished_saes(training, activations, resumes=resumes)
     plan = training_plan(settings, n_rows=activations[0].n_tokens)
     facts = {"tokens": plan.tokens, "held_out": plan.held_out}
-    if settings.train.sweep:
-        return swept(training, finished), facts
-    return [SaeRecord(**one.fields) for one in finished], facts
+    records = swept(training, finished) if settings.train.sweep else [SaeRecord(**one.fields) for one in finished]
+    return [*records, *replacements(training, finished)], facts
 
 
 def plan(request: Request) -> list[tuple[str, str]]:

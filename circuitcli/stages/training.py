@@ -175,7 +175,7 @@ def _measured_mine(
 ) -> list[Finished]:
     """What this process measures of the SAEs, which are trained before unless they are already."""
     if trained is not None:
-        return [*measured_again(bench, trained[processes.rank() :: processes.count()])]
+        return [*measured_again(bench, trained[processes.rank() :: processes.count()], trained)]
     optimisers = _trained(training, bench.cache, bench.plan, checkpoints, device)
     for optimiser in optimisers:
         optimiser.free_training_state()
