@@ -67,8 +67,8 @@ def test_each_layer_read_gets_a_record_and_all_together_one(trained: Path):
     records = train.run(request(trained))
     one, other, together = records
     assert [record.kind for record in records] == ["sae", "sae", "replacement"]
-    assert (one.hook, one.target, one.further) == ("mlp_in.1", "mlp.1", ["mlp.2"])
-    assert (other.hook, other.target, hasattr(other, "further")) == ("mlp_in.2", "mlp.2", False)
+    assert (one.hook, one.target, one.further) == ("mlp_in.1", "mlp.1", ("mlp.2",))
+    assert (other.hook, other.target, other.further) == ("mlp_in.2", "mlp.2", None)
     assert (together.hooks, together.replaced) == (READS, WRITES)
     for record in (one, other):
         assert 0 < record.l0 <= 8 and 0.2 < record.explained_variance < 1 and not record.problems
