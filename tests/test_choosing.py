@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from exchange_support import D_IN, inputs, random_sae
 
 from circuitcli.errors import InputError
@@ -165,8 +166,7 @@ def test_the_layers_of_a_clt_of_several_files_are_taken_by_name(tmp_path: Path):
     assert [len(found.sae.writes) for found in loaded(sources).values()] == [3, 2, 1]
 
 
-def test_only_what_a_coder_explains_alone_is_held_against_it(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    """All these weights are random, so that each explains nothing."""
+def test_coders_that_write_together_are_judged_by_their_sum(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     alone = random_sae("relu", hook=HookPoint(0, "mlp_in"), target=HookPoint(0, "mlp"), d_out=D_IN)
     coders = [alone, clt(1), clt(2), clt(3)]
     asked = request(tmp_path, *coders)
@@ -181,11 +181,21 @@ def test_only_what_a_coder_explains_alone_is_held_against_it(tmp_path: Path, cap
         caplog.clear()
         some = {hook: coder for hook, coder in found.items() if str(hook) in hooks}
         fitting.warn_of_misfits(no_cache, sources, some, model, clean=clean)
-        return [message.getMessage().split()[3] for message in caplog.records]
+        return [message.getMessage().split(" explain")[0] for message in caplog.records]
 
-    assert warned("mlp_in.0", "mlp_in.1", "mlp_in.2", "mlp_in.3") == ["mlp_in.0"]
-    # Which of them a file says is one of several.
-    assert warned("mlp_in.3") == ["mlp_in.3"]
+    together = [f"the coders that write mlp.{layer}" for layer in (1, 2, 3)]
+    assert warned("mlp_in.0", "mlp_in.1", "mlp_in.2", "mlp_in.3") == [*together, "the SAE at mlp_in.0"]
+    # What they write together is what there is.
+    for layer in (1, 2, 3):
+        rows[HookPoint(layer, "mlp")] = torch.zeros_like(rows[HookPoint(layer, "mlp")])
+        for reading in range(1, layer + 1):
+            coder = found[HookPoint(reading, "mlp_in")].sae
+            codes = coder.encode(rows[coder.hook])
+            rows[HookPoint(layer, "mlp")] += coder.decode(codes, hook=HookPoint(layer, "mlp"))
+    assert warned("mlp_in.1", "mlp_in.2", "mlp_in.3") == []
+    assert set(warned("mlp_in.2", "mlp_in.3")) <= set(together)
+    # Of a single one its file may say that it is one of several.
+    assert warned("mlp_in.3") == ["the SAE at mlp_in.3"]
     hook = HookPoint(3, "mlp_in")
     found[hook] = found[hook]._replace(about=found[hook].about.noting(ACROSS))
-    assert warned("mlp_in.3") == []
+    assert warned("mlp_in.3") == ["the coders that write mlp.3"]

@@ -41,21 +41,21 @@ def warn_of_misfits(
 ) -> None:
     """Log a warning, with numbers and what may be the cause, for each SAE from elsewhere that explains too little.
 
-    Not of those that write a hook point together. Judged by the run's cached activations if it has them at the SAE's
-    hook points, else by a prompt's clean run from position ``first`` on, else not at all.
+    Those that write hook points together are judged by their sum. Judged by the run's cached activations if it has them
+    at the SAE's hook points, else by a prompt's clean run from position ``first`` on, else not at all.
     """
     from circuitcli.evaluation.fit import judge, n_tokens, otherwise
 
     # What one of several that write a hook point misses, the others may explain.
     times = Counter(written for found in loaded.values() for written in found.sae.writes)
-    foreign = [
+    foreign = {hook: found for hook, found in loaded.items() if not sources[hook].is_own}
+    alone = [
         hook
-        for hook, found in loaded.items()
-        if not sources[hook].is_own
-        and not found.about.writes_with_others
-        and len(found.sae.writes) == times[found.sae.target] == 1
+        for hook, found in foreign.items()
+        if not found.about.writes_with_others and len(found.sae.writes) == times[found.sae.target] == 1
     ]
-    for hook in track(foreign, "fit of SAEs", unit="SAEs") if foreign else ():
+    _warn_of_sums(request, {hook: found for hook, found in foreign.items() if hook not in alone}, clean, first=first)
+    for hook in track(alone, "fit of SAEs", unit="SAEs") if alone else ():
         sae, about, _ = loaded[hook]
         ends, count = list(dict.fromkeys((sae.hook, sae.target))), n_tokens(sae)
         from_cache = cached(request, ends, n_tokens=count)
@@ -73,6 +73,34 @@ def warn_of_misfits(
             cause = other_bos(about, had, is_cached=from_cache is not None) if not made.better else ""
             told = f"; {cause}" if cause else _causes(made.better)
             logger.warning("the SAE at %s %s%s", hook, made.sentence(), told)
+
+
+def _warn_of_sums(
+    request: Request, loaded: "Mapping[HookPoint, Foreign]", clean: "CleanPass | None", *, first: int
+) -> None:
+    """Log a warning for each hook point of which too little is explained by the sum of what these coders write."""
+    from circuitcli.evaluation.fit import BATCH, LEAST_EXPLAINED, n_tokens
+    from circuitcli.evaluation.together import hooks_of, reconstruction_together
+
+    coders = {hook: found.sae for hook, found in loaded.items()}
+    hooks = list(hooks_of(coders))
+    count = min(map(n_tokens, coders.values()), default=0)
+    found = (cached(request, hooks, n_tokens=count) or _of_prompt(clean, hooks, first=first)) if coders else None
+    if found is None or any(found.rows[hook].shape[1] != coder.d_in for hook, coder in coders.items()):
+        return
+    n_rows = len(found.rows[hooks[0]])
+    pieces = (
+        {hook: rows[start : start + BATCH] for hook, rows in found.rows.items()} for start in range(0, n_rows, BATCH)
+    )
+    for written, explained in reconstruction_together(coders, pieces).explained_variance.items():
+        if explained is not None and not explained >= LEAST_EXPLAINED:
+            logger.warning(
+                "the coders that write %s explain %.2f of the variance of %s tokens there together; unless coders "
+                "of other layers explain the rest, these do not fit here: `circuit inspect` tells what they expect",
+                written,
+                explained,
+                f"{n_rows:,}",
+            )
 
 
 def other_bos(about: "About", had: bool | None, *, is_cached: bool) -> str:
