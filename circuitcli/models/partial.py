@@ -21,8 +21,10 @@ from circuitcli.models.taps import Callback, block_arguments, first_of, keep, re
 class BlockPass:
     """What an unchanged pass through the blocks leaves for later partial ones; all tensors are detached.
 
-    With one text, later passes may have any number of edited copies of it; with several, as many rows as texts.
-    residuals: by the block that each enters; the last is the output of the last block.
+    With one text, later passes may have any number of edited copies of it; with several, as many rows as texts or, if
+    it was made for that, any number of copies of each.
+    residuals: by the block that each enters; the last is the output of the last block. axes: of a pass that is made for
+    copies of several texts, for each block the axis of each argument that grows with the texts.
     """
 
     input_ids: Int[Tensor, "text position"]
@@ -30,6 +32,7 @@ class BlockPass:
     arguments: tuple[tuple[tuple[Any, ...], dict[str, Any]], ...]
     residuals: Mapping[int, Float[Tensor, "text position d_model"]]
     activations: Mapping[HookPoint, Float[Tensor, "text position d_model"]]
+    axes: tuple[Mapping[str, int], ...] | None = None
 
     @property
     def final_residual(self) -> Float[Tensor, "text position d_model"]:
@@ -69,20 +72,34 @@ def block_pass(
     attention_mask: Int[Tensor, "text position"] | None,
     hooks: tuple[HookPoint, ...] = (),
     *,
-    starts: Iterable[int],
+    starts: Iterable[int] | None = None,
+    for_copies: bool = False,
 ) -> BlockPass:
     """`clean_pass` over several texts, without what takes the most memory: their logits, and the residuals before other
-    blocks than ``starts``, those that later passes are to start from."""
+    blocks than ``starts``, those that later passes are to start from; by default all are kept.
+
+    for_copies: later passes may have any number of copies of each text.
+    """
     between = _between_blocks(adapter)
-    between = {block: between[block] for block in sorted({*starts, adapter.n_layers}) if block >= 0}
+    wanted = between if starts is None else {*starts, adapter.n_layers}
+    between = {block: between[block] for block in sorted(wanted) if block >= 0}
     with torch.no_grad(), block_arguments(adapter) as arguments:
         seen = read(adapter, input_ids, attention_mask, {*hooks, *between.values()})
+    axes = None
+    if for_copies and len(input_ids) > 1:
+        mask = None if attention_mask is None else attention_mask[:1]
+        with torch.no_grad(), block_arguments(adapter) as of_one:
+            read(adapter, input_ids[:1], mask, [between[adapter.n_layers]])
+        axes = tuple(
+            growing_axes(one, several, rows=len(input_ids)) for one, several in zip(of_one, arguments, strict=True)
+        )
     return BlockPass(
         input_ids=input_ids,
         attention_mask=attention_mask,
         arguments=tuple(arguments),
         residuals={block: seen[hook] for block, hook in between.items()},
         activations={hook: seen[hook] for hook in hooks},
+        axes=axes,
     )
 
 
@@ -118,13 +135,16 @@ def run_blocks(
     *,
     start: int,
     stop: int | None = None,
+    texts: Int[Tensor, " batch"] | None = None,
 ) -> Float[Tensor, "batch position d_model"]:
-    """The residual after blocks start .. stop - 1, from the residual before block ``start``."""
+    """The residual after blocks start .. stop - 1, from the residual before block ``start``; ``texts`` as in `rerun`."""
     # Copies of one text share their memory, and some families reshape what enters a block.
     residual = residual.contiguous()
     for layer in range(start, adapter.n_layers if stop is None else stop):
         args, kwargs = clean.arguments[layer]
-        if clean.input_ids.shape[0] == 1 and residual.shape[0] > 1:
+        if texts is not None and clean.axes is not None:
+            args, kwargs = _chosen((args, kwargs), "", texts, len(clean.input_ids), clean.axes[layer])
+        elif clean.input_ids.shape[0] == 1 and residual.shape[0] > 1:
             args, kwargs = expanded((args, kwargs), rows=residual.shape[0], axes=adapter.findings.axes_of(layer))
         residual = first_of(adapter.blocks[layer](residual, *args, **kwargs))
     return residual.to(adapter.device)
@@ -138,28 +158,48 @@ def rerun(
     rows: int,
     start: int,
     stop: int | None = None,
+    texts: Int[Tensor, " batch"] | None = None,
 ) -> Float[Tensor, "batch position d_model"]:
     """The residual before block ``stop`` (by default: after the last) of ``rows`` copies of the text, with taps; of
-    each text if the clean pass had as many.
+    each text if the clean pass had as many. texts: which text each row is a copy of, of several.
 
     Blocks before ``start`` are taken from the clean pass; -1 starts at the embedding. A tap at the output of block
     ``start - 1`` or at the input of block ``start`` is applied to the residual that the run starts from.
     """
     with tapped(adapter, callbacks):
         if start < 0:
-            return _from_embedding(adapter, clean, rows)
-        residual = clean.residuals[start].expand(rows, -1, -1)
+            return _from_embedding(adapter, clean, rows, texts)
+        residual = clean.residuals[start]
+        residual = residual.expand(rows, -1, -1) if texts is None else residual[texts]
         entering = callbacks.get(HookPoint(start - 1, "resid")) if start > 0 else None
         if entering is not None:
             changed = entering(residual)
             residual = residual if changed is None else changed
-        return run_blocks(adapter, clean, residual, start=start, stop=stop)
+        return run_blocks(adapter, clean, residual, start=start, stop=stop, texts=texts)
 
 
-def _from_embedding(adapter: ModelAdapter, clean: BlockPass, rows: int) -> Tensor:
+def _from_embedding(adapter: ModelAdapter, clean: BlockPass, rows: int, texts: Tensor | None) -> Tensor:
+    def copied(value: Tensor) -> Tensor:
+        return value.expand(rows, -1) if texts is None else value[texts]
+
     last, mask = HookPoint(adapter.n_layers - 1, "resid"), clean.attention_mask
-    ids = clean.input_ids.expand(rows, -1)
-    return read(adapter, ids, None if mask is None else mask.expand(rows, -1), [last])[last]
+    return read(adapter, copied(clean.input_ids), None if mask is None else copied(mask), [last])[last]
+
+
+def _chosen(value: Any, path: str, texts: Tensor, n_texts: int, axes: Mapping[str, int]) -> Any:
+    """What a block got beside the residual of several texts, for copies of them; what does not grow is for all."""
+    if isinstance(value, Tensor):
+        if (axis := axes.get(path)) is None:
+            return value
+        # Batch and heads may be one axis.
+        apart = value.unflatten(axis, (n_texts, -1)).index_select(axis, texts.to(value.device))
+        return apart.flatten(axis, axis + 1)
+    if isinstance(value, tuple | list):
+        items = (_chosen(item, f"{path}.{number}", texts, n_texts, axes) for number, item in enumerate(value))
+        return type(value)(items)
+    if isinstance(value, dict):
+        return {name: _chosen(item, f"{path}.{name}", texts, n_texts, axes) for name, item in value.items()}
+    return value
 
 
 def expanded(arguments: Any, *, rows: int, axes: Mapping[str, int]) -> Any:

@@ -259,11 +259,17 @@ class SparseCoder(nn.Module, ABC):
         decoded = self.decode(codes, self.written_frame(x))
         return decoded + x @ self.W_skip.T if self.config.skip else decoded
 
+    def encode_framed(
+        self, x: Float[Tensor, "*batch d_in"]
+    ) -> tuple[Float[Tensor, "*batch d_sae"], Frame | None]:
+        """Codes, and what is put back after decoding."""
+        return self.encode(x), self.written_frame(x)
+
     def code(self, x: Float[Tensor, "*batch d_in"]) -> Coded:
         """The activation in parts. A transcoder cannot give them: its error is not in what it reads."""
         if self.is_transcoder:
             raise TypeError(f"a transcoder from {self.hook} to {self.target} leaves no error at {self.hook}")
-        codes, frame = self.encode(x), self.frame(x)
+        codes, frame = self.encode_framed(x)
         return Coded(codes, x - self.decode(codes, frame), frame)
 
     def change(

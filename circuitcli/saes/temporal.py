@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from circuitcli.errors import SettingsError
-from circuitcli.saes.base import Coded, Frame, SaeConfig, SparseCoder
+from circuitcli.saes.base import Frame, SaeConfig, SparseCoder
 from circuitcli.saes.topk import largest
 
 # Keeps a prediction of length zero from being divided by.
@@ -75,12 +75,11 @@ class TemporalSae(SparseCoder):
         """What is taken off: the normalisation's mean, and in its scale what the context predicts."""
         return self._frame(x, self.predicted(super().centred(x)))
 
-    def code(self, x: Float[Tensor, "*text position d_in"]) -> Coded:
+    def encode_framed(self, x: Float[Tensor, "*text position d_in"]) -> tuple[Float[Tensor, "*text position d_sae"], Frame]:
         """See `SparseCoder`. Predicts once for codes and frame."""
         seen = super().centred(x)
         predicted = self.predicted(seen)
-        codes, frame = self.sparsify((seen - predicted) @ self.W_enc + self.b_enc), self._frame(x, predicted)
-        return Coded(codes, x - self.decode(codes, frame), frame)
+        return self.sparsify((seen - predicted) @ self.W_enc + self.b_enc), self._frame(x, predicted)
 
     def _frame(self, x: Tensor, predicted: Tensor) -> Frame:
         normal = self.normal_frame(x)
