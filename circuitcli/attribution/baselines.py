@@ -1,4 +1,4 @@
-"""What a node is set to when it is taken away: ``(f0, e0)`` for each hook point."""
+"""What a node is set to when it is taken away: ``f0`` for each coder and ``e0`` for each written hook point."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,82 +9,116 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitcli.activations.cache import ActivationCache
-from circuitcli.attribution.prompts import Written, encode_prompt
 from circuitcli.attribution.subject import Subject, code_run
 from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
-from circuitcli.models.loading import LanguageModel
-from circuitcli.models.partial import clean_pass
+from circuitcli.models.partial import block_pass
 from circuitcli.progress import task
 from circuitcli.saes.base import SparseCoder
+from circuitcli.saes.coders import Coders
 
 ROWS = 2048
 
 
 @dataclass(frozen=True)
-class Absent:
-    """Codes and error of a hook point that is taken away; one row for all positions, or a row for each."""
+class Baseline:
+    """Codes and errors of nodes that are taken away; one row for all texts or a row for each, and so of positions."""
 
-    codes: Float[Tensor, "1 position d_sae"]
-    error: Float[Tensor, "1 position d_in"]
-
-
-Baseline = Mapping[HookPoint, Absent]
+    codes: Mapping[HookPoint, Float[Tensor, "text position d_sae"]]
+    errors: Mapping[HookPoint, Float[Tensor, "text position d_out"]]
 
 
-def zero(saes: Mapping[HookPoint, SparseCoder]) -> dict[HookPoint, Absent]:
+def zero(coders: Coders) -> Baseline:
     """No feature and no error."""
-    return {
-        hook: Absent(sae.W_enc.new_zeros(1, 1, sae.d_sae), sae.W_enc.new_zeros(1, 1, sae.d_in))
-        for hook, sae in saes.items()
-    }
+    widths = {hook: coders.writers(hook)[0] for hook in coders.written}
+    return Baseline(
+        codes={hook: coder.W_enc.new_zeros(1, 1, coder.d_sae) for hook, coder in coders.items()},
+        errors={hook: coder.W_enc.new_zeros(1, 1, coder.d_out) for hook, coder in widths.items()},
+    )
 
 
-def mean(saes: Mapping[HookPoint, SparseCoder], cache: ActivationCache, *, n_tokens: int) -> dict[HookPoint, Absent]:
+def mean(coders: Coders, cache: ActivationCache, *, n_tokens: int) -> Baseline:
     """Mean code and mean error over the last ``n_tokens`` rows of the cache, which training holds out first."""
-    stop = cache.n_tokens
-    start = max(0, stop - n_tokens)
-    return {hook: _mean(sae, cache, hook, start, stop) for hook, sae in saes.items()}
+    rows = range(max(0, cache.n_tokens - n_tokens), cache.n_tokens)
+    codes: dict[HookPoint, Tensor] = {}
+    decoded: dict[tuple[HookPoint, HookPoint], Tensor] = {}
+    for coder in coders.values():
+        codes[coder.hook], parts = _means(coder, cache, rows)
+        decoded |= {(coder.hook, hook): part for hook, part in parts.items()}
+    errors = {}
+    for hook in coders.written:
+        writers = coders.writers(hook)
+        total = sum(
+            (decoded[coder.hook, hook] for coder in writers), torch.zeros(writers[0].d_out, dtype=torch.float64)
+        )
+        if writers[0].is_transcoder:
+            # Of an autoencoder the mean of the errors themselves is taken, row by row.
+            total = _mean_row(cache, hook, rows) - total
+        errors[hook] = total.to(writers[0].W_enc)[None, None]
+    return Baseline({hook: value.to(coders[hook].W_enc)[None, None] for hook, value in codes.items()}, errors)
 
 
-def _mean(sae: SparseCoder, cache: ActivationCache, hook: HookPoint, start: int, stop: int) -> Absent:
-    codes = torch.zeros(sae.d_sae, dtype=torch.float64)
-    error = torch.zeros(sae.d_in, dtype=torch.float64)
-    count = 0
-    pieces = cache.pieces(start, stop, size=min(ROWS, sae.rows_at_once), by_text=sae.reads_context)
-    with torch.no_grad(), task(f"mean of {hook}", total=stop - start, unit="tokens") as advance:
+def _means(coder: SparseCoder, cache: ActivationCache, rows: range) -> tuple[Tensor, dict[HookPoint, Tensor]]:
+    """The mean code, and for each hook point that it writes the mean of what it decodes and its skip carries there; of
+    an autoencoder the mean error. float64."""
+    codes = torch.zeros(coder.d_sae, dtype=torch.float64)
+    written = {hook: torch.zeros(coder.d_out, dtype=torch.float64) for hook in coder.writes}
+    hook, count = coder.hook, 0
+    pieces = cache.pieces(rows.start, rows.stop, size=min(ROWS, coder.rows_at_once), by_text=coder.reads_context)
+    with torch.no_grad(), task(f"mean of {hook}", total=len(rows), unit="tokens") as advance:
         for first, last in pieces:
-            coded = sae.code(cache.rows(hook, first, last).to(sae.W_enc))
-            codes += coded.codes.sum(dim=0).cpu().double()
-            error += coded.error.sum(dim=0).cpu().double()
+            x = cache.rows(hook, first, last).to(coder.W_enc)
+            active, frame = coder.encode_framed(x)
+            codes += active.sum(dim=0).cpu().double()
+            for place, total in written.items():
+                part = coder.decode(active, frame, hook=place)
+                carried = coder.skip(x, place)
+                part = part if carried is None else part + carried
+                total += (part if coder.is_transcoder else x - part).sum(dim=0).cpu().double()
+            # Of coders that read context what lies in front of the first whole text is left out.
             count += last - first
             advance(last - first)
-    return Absent((codes / count).to(sae.W_enc)[None, None], (error / count).to(sae.W_enc)[None, None])
+    return codes / count, {place: total / count for place, total in written.items()}
 
 
-def counterfactual(subject: Subject, language_model: LanguageModel, written: Written | None) -> dict[HookPoint, Absent]:
-    """Codes and errors of another prompt, position by position. Raises InputError unless it has as many tokens."""
-    if written is None:
-        raise InputError("the counterfactual baseline needs another prompt", hint="add --counterfactual TEXT")
-    other = encode_prompt(written, language_model.tokenizer, subject.adapter)
-    if other.ids.shape != subject.prompt.ids.shape:
-        raise InputError(
-            f"the counterfactual has {other.ids.shape[1]} tokens, the prompt {subject.prompt.ids.shape[1]}",
-            hint="both must have the same number of tokens, so that positions match",
-        )
-    return _of_run(subject, other.ids)
+def _mean_row(cache: ActivationCache, hook: HookPoint, rows: range) -> Float[Tensor, " d_model"]:
+    total = torch.zeros(cache.d_model(hook), dtype=torch.float64)
+    for first, last in cache.pieces(rows.start, rows.stop, size=ROWS):
+        total += cache.rows(hook, first, last).double().sum(dim=0)
+    return total / len(rows)
 
 
-def drawn_row(cache: ActivationCache, *, n_positions: int, seed: int) -> list[int]:
-    """Token ids of a piece of the cached text with so many positions, BOS included, drawn with the seed.
+def counterfactual(subject: Subject) -> Baseline:
+    """Codes and errors of the other prompts, position by position. Raises InputError unless each has as many tokens."""
+    for prompt in subject.prompts:
+        if prompt.counterfactual is None:
+            raise InputError(
+                f"{prompt.place + ': ' if prompt.place else ''}the counterfactual baseline needs another prompt",
+                hint="add --counterfactual TEXT, or a counterfactual to each line of the prompts",
+            )
+        if len(prompt.counterfactual) != len(prompt.ids):
+            raise InputError(
+                f"{prompt.place + ': ' if prompt.place else ''}the counterfactual has {len(prompt.counterfactual)} "
+                f"tokens, the prompt {len(prompt.ids)}",
+                hint="both must have the same number of tokens, so that positions match",
+            )
+    return _of_run(subject, [prompt.counterfactual for prompt in subject.prompts if prompt.counterfactual is not None])
+
+
+def drawn_rows(cache: ActivationCache, *, n_positions: int, seeds: Sequence[int]) -> list[list[int]]:
+    """Token ids of pieces of the cached text with so many positions, BOS included, one drawn with each seed.
 
     Raises InputError if no cached block is as long.
     """
     count = sum(1 for _ in _fitting(cache, n_positions))
     if not count:
         raise InputError(f"no cached block of text has the prompt's {n_positions} tokens", hint="use --baseline mean")
-    draw = int(torch.randint(count, (1,), generator=torch.Generator().manual_seed(seed)))
-    return next(islice(_fitting(cache, n_positions), draw, None))
+    draws = [int(torch.randint(count, (1,), generator=torch.Generator().manual_seed(seed))) for seed in seeds]
+    wanted, found = set(draws), {}
+    for number, row in enumerate(islice(_fitting(cache, n_positions), max(draws) + 1)):
+        if number in wanted:
+            found[number] = row
+    return [found[draw] for draw in draws]
 
 
 def _fitting(cache: ActivationCache, length: int) -> Iterator[list[int]]:
@@ -92,23 +126,25 @@ def _fitting(cache: ActivationCache, length: int) -> Iterator[list[int]]:
     return (block.ids[:length] for block in cache.blocks(0, cache.n_tokens) if len(block.ids) >= length)
 
 
-def resample(subject: Subject, ids: Sequence[int]) -> dict[HookPoint, Absent]:
-    """Codes and errors of another piece of text, as `drawn_row` gives it, position by position.
+def resample(subject: Subject, rows: Sequence[Sequence[int]]) -> Baseline:
+    """Codes and errors of other pieces of text, one for each prompt as `drawn_rows` gives them, position by position.
 
-    Raises InputError unless it has as many tokens as the prompt, all of them in the model's vocabulary.
+    Raises InputError unless each has as many tokens as its prompt, all of them in the model's vocabulary.
     """
-    if len(ids) != subject.prompt.ids.shape[1]:
-        raise InputError(
-            f"the row of the resample baseline has {len(ids)} tokens, the prompt {subject.prompt.ids.shape[1]}",
-            hint="make the graph again",
-        )
     n_ids = subject.adapter.n_token_ids
-    if not all(0 <= token < n_ids for token in ids):
-        raise InputError(f"the row of the resample baseline has token ids that are not in 0 to {n_ids - 1}")
-    return _of_run(subject, torch.tensor([list(ids)], device=subject.adapter.device))
+    for prompt, ids in zip(subject.prompts, rows, strict=True):
+        if len(ids) != len(prompt.ids):
+            raise InputError(
+                f"the row of the resample baseline has {len(ids)} tokens, the prompt {len(prompt.ids)}",
+                hint="make the graph again",
+            )
+        if not all(0 <= token < n_ids for token in ids):
+            raise InputError(f"the row of the resample baseline has token ids that are not in 0 to {n_ids - 1}")
+    return _of_run(subject, rows)
 
 
-def _of_run(subject: Subject, ids: Tensor) -> dict[HookPoint, Absent]:
-    run = clean_pass(subject.adapter, ids, subject.hooks)
-    coded = code_run(subject.saes, run, first=subject.prompt.first)
-    return {hook: Absent(part.codes, part.error) for hook, part in coded.items()}
+def _of_run(subject: Subject, rows: Sequence[Sequence[int]]) -> Baseline:
+    ids = torch.tensor([list(row) for row in rows], device=subject.adapter.device)
+    run = block_pass(subject.adapter, ids, None, subject.coders.hooks, starts=())
+    coded = code_run(subject.coders, run.activations, first=subject.first)
+    return Baseline(coded.codes, coded.errors)

@@ -3,9 +3,6 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-import torch
-from jaxtyping import Int
-
 from circuitcli.attribution.asked import asked_counterfactual as asked_counterfactual
 from circuitcli.attribution.asked import asked_prompt as asked_prompt
 from circuitcli.attribution.examples import BadPrompt, Example, LeftOut, Written, placed
@@ -29,7 +26,7 @@ class Prompt:
     """
 
     text: str
-    ids: Int[torch.Tensor, "1 position"]
+    ids: tuple[int, ...]
     tokens: tuple[str, ...]
     first: int
     target: int | None = None
@@ -41,12 +38,12 @@ class Prompt:
     @property
     def last(self) -> int:
         """Index of the last position."""
-        return self.ids.shape[1] - 1
+        return len(self.ids) - 1
 
     @property
     def n_spliced(self) -> int:
         """Number of positions that carry nodes."""
-        return self.ids.shape[1] - self.first
+        return len(self.ids) - self.first
 
     @property
     def bos(self) -> bool:
@@ -207,7 +204,7 @@ def encode_prompt(written: Written, tokenizer: Tokenizer, adapter: ModelAdapter)
     ids = _encoded(written, tokenizer, adapter, what="prompt")
     return Prompt(
         text=_text(written, tokenizer),
-        ids=torch.tensor([ids], device=adapter.device),
+        ids=tuple(ids),
         tokens=tuple(tokenizer.token_strings(ids)),
         first=tokenizer.n_bos(ids),
     )

@@ -1,21 +1,25 @@
-"""The gradient graph: which nodes and edges are kept.
+"""The gradient graph: which nodes and edges are kept (Marks et al. 2024, arXiv:2403.19647).
 
 From the hook points with a direct path to the output, the ``down`` most positive and most negative nodes by effect;
 then, hook point by hook point upwards, the sources of the ``up`` most positive and most negative edges into each kept
-node, cut to ``down`` of each sign and hook point by node effect. Nodes without a path to the output are dropped.
+node, cut to ``down`` of each sign and hook point by node effect. Nodes without a path to the output are dropped. Of
+several prompts effects and edges are means.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuitcli.attribution.baselines import Baseline
-from circuitcli.attribution.edges import Incoming, Target, incoming, needs_one_position, to_output
-from circuitcli.attribution.gradients import Effects, node_effects
-from circuitcli.attribution.subject import Subject
+from circuitcli.attribution.averages import Average, Tally, average
+from circuitcli.attribution.contributions import Contributions
+from circuitcli.attribution.edges import Incoming, Target, ends_of, incoming, needs_one_position, sources_of, to_output
+from circuitcli.attribution.gradients import Effects, attribution_patching, integrated_gradients
+from circuitcli.attribution.panel import Panel, wide
+from circuitcli.attribution.subject import Subject, check_finite
 from circuitcli.graphs import CircuitGraph, Edge, Node, connected_to_output, sorted_graph
 from circuitcli.hookpoints import OUTPUT, HookPoint, NodeId
 from circuitcli.progress import task
@@ -25,6 +29,8 @@ from circuitcli.settings.graph import GraphSettings
 
 Key = tuple[HookPoint, Target]
 P = TypeVar("P")
+# Numbers of the sums over prompts that are in memory at once, three times over.
+SUMS_AT_ONCE = 2**24
 
 
 @dataclass(frozen=True)
@@ -36,159 +42,399 @@ class _Piece:
     width: int
 
 
-@dataclass
-class _Found:
-    """What the search has kept so far."""
+@dataclass(frozen=True)
+class Total:
+    """What the nodes of a hook point add up to, the mean over prompts, and what integration missed; None for what is
+    not there."""
 
-    candidates: dict[HookPoint, set[Target]] = field(default_factory=dict)
-    kept: dict[HookPoint, list[Target]] = field(default_factory=dict)
-    edges: list[tuple[Key, Key, float]] = field(default_factory=list)
+    features: float | None
+    errors: float | None
+    gap: float | None
 
 
 @dataclass(frozen=True)
-class Search:
-    """One search for the circuit of a subject; ``positions`` is all, last or sum."""
+class Circuit:
+    """What a search kept; ``totals`` of all nodes of each hook point, kept or not."""
 
-    subject: Subject
-    baseline: Baseline
-    settings: GraphSettings
-    positions: str
+    nodes: tuple[Node, ...]
+    edges: tuple[Edge, ...]
+    totals: Mapping[HookPoint, Total]
 
-    def effects(self) -> dict[HookPoint, Effects]:
-        """Node effects of every spliced hook point."""
+    def graph(self, head: GraphRecord) -> CircuitGraph:
+        """The nodes with a path to the output, and their edges."""
+        return sorted_graph(connected_to_output(CircuitGraph(head, self.nodes, self.edges)))
+
+
+@dataclass
+class _Kept:
+    """What the search has kept so far."""
+
+    candidates: dict[HookPoint, set[Target]] = field(default_factory=dict)
+    nodes: dict[Key, Node] = field(default_factory=dict)
+    edges: list[tuple[Key, Key | None, Average]] = field(default_factory=list)
+    totals: dict[HookPoint, Total] = field(default_factory=dict)
+
+
+def find_circuit(panel: Panel, settings: GraphSettings) -> Circuit:
+    """The circuit behind what the panel's prompts have in common.
+
+    Raises SettingsError for attribution patching of a metric that is flat at the clean run, InputError for effects that
+    are not finite.
+    """
+    search = _Search(panel, settings)
+    with task("effects and edges", total=len(panel.hooks), unit="hook points") as advance:
+        for hook in reversed(panel.hooks):
+            search.add_totals(hook)
+            search.begin_at(hook)
+            targets = search.select(hook)
+            search.follow(hook, targets)
+            advance(1, note=f"{hook}")
+    return search.circuit()
+
+
+class _Search:
+    def __init__(self, panel: Panel, settings: GraphSettings) -> None:
+        self.panel, self.settings, self.kept = panel, settings, _Kept()
+        self.coders = panel.coders
+        self.unit = panel.subject(0)[0].metric.unit
+
+    # Effects.
+
+    def effects(self, batch: int, group: HookPoint) -> Effects:
+        """Of one group on the prompts of a batch."""
+        subject, baseline = self.panel.subject(batch)
         chosen = self.settings
-        return node_effects(
-            self.subject, self.baseline, method=chosen.method, steps=chosen.ig_steps, batch_size=chosen.batch_size
+        if chosen.method == "atp":
+            every = self.panel.kept.take(
+                ("effects", batch),
+                lambda: attribution_patching(subject, baseline),
+                lambda made: sum(one.n_bytes for one in made.values()),
+            )
+            return every[group]
+        return self.panel.kept.take(
+            ("effects", batch, group),
+            lambda: integrated_gradients(
+                subject, group, baseline, steps=chosen.ig_steps, batch_size=chosen.batch_size
+            ),
+            lambda made: made.n_bytes,
         )
 
-    def graph(self, head: GraphRecord, effects: dict[HookPoint, Effects]) -> CircuitGraph:
-        """The circuit."""
-        found = _Found()
-        output = to_output(
-            self.subject,
-            effects,
-            self.baseline,
-            method=self.settings.method,
-            steps=self.settings.ig_steps,
-            batch_size=self.settings.batch_size,
+    def output(self, batch: int, group: HookPoint) -> Effects | None:
+        """The group's effects along the direct path to the output; None if it has none."""
+        subject, baseline = self.panel.subject(batch)
+        chosen = self.settings
+
+        def make() -> Effects | None:
+            own = {group: self.effects(batch, group)}
+            return to_output(
+                subject, own, baseline, method=chosen.method, steps=chosen.ig_steps, batch_size=chosen.batch_size
+            ).get(group)
+
+        return self.panel.kept.take(("output", batch, group), make, lambda made: 0 if made is None else made.n_bytes)
+
+    def groups(self, hook: HookPoint) -> list[HookPoint]:
+        """The groups that nodes of this name are in: of its features, and of its error."""
+        of_features = [hook] if hook in self.coders else []
+        of_error = [self.coders.group_of_error(hook)] if self.coders.writers(hook) else []
+        return list(dict.fromkeys([*of_features, *of_error]))
+
+    def add_totals(self, hook: HookPoint) -> None:
+        """Add up all effects of a hook point. Raises InputError if one is not finite."""
+        features: list[float] = []
+        errors: list[float] = []
+        gaps: list[float] = []
+        for batch in range(len(self.panel.batches)):
+            if hook in self.coders:
+                effects = self.effects(batch, hook)
+                features.append(effects.parts.total())
+                gaps += [] if effects.gap is None else effects.gap.tolist()
+            if self.coders.writers(hook):
+                effects = self.effects(batch, self.coders.group_of_error(hook))
+                errors.append(float(effects.errors[hook].sum()))
+        check_finite((*features, *errors, *gaps), f"an effect at {hook}")
+        n = self.panel.n_prompts
+        self.kept.totals[hook] = Total(
+            features=sum(features) / n if features else None,
+            errors=sum(errors) / n if errors else None,
+            gap=sum(gaps) / n if gaps else None,
         )
-        for hook in output:
-            found.candidates[hook] = set(self._strongest(hook, effects[hook]))
-        with task("edges", total=len(self.subject.hooks), unit="hook points") as advance:
-            for hook in reversed(self.subject.hooks):
-                self._climb(hook, effects[hook], found)
-                advance(1, note=f"{hook}")
-        return self._assembled(head, effects, output, found)
 
-    def _climb(self, hook: HookPoint, effects: Effects, found: _Found) -> None:
-        """Keep the best candidates of a hook point and follow their strongest edges upwards."""
-        kept = self._cut(found.candidates.get(hook, ()), effects)
-        found.kept[hook] = kept
-        live = [target for target in kept if self._is_live(hook, target)]
-        batches = incoming(self.subject, hook, live, effects, self.baseline, batch_size=self._rows(hook, live))
-        for targets, sources in batches:
-            strongest = [Strongest[_Piece](self.settings.up) for _ in targets]
-            for source, edges in sources.items():
-                self._offer(strongest, source, edges)
-            for target, best in zip(targets, strongest, strict=True):
-                for piece, index, weight in best.found():
-                    end = self._target(piece, index)
-                    found.candidates.setdefault(piece.hook, set()).add(end)
-                    found.edges.append(((piece.hook, end), (hook, target), weight))
+    # Selection.
 
-    def _rows(self, hook: HookPoint, targets: Sequence[Target]) -> int:
-        """Targets in one backward pass, so that their codes stay under an eighth of a gigabyte."""
-        sae = self.subject.saes[hook]
-        n_coded = 1 if needs_one_position(sae, targets) else self.subject.prompt.n_spliced
-        return max(1, min(self.settings.batch_size, CODES_AT_ONCE // (n_coded * sae.d_sae)))
+    def begin_at(self, hook: HookPoint) -> None:
+        """Make the strongest nodes candidates if there is a direct path from them to the output."""
+        groups = self.groups(hook)
+        direct = set(sources_of(self.coders, None))
+        best: Strongest[_Piece] = Strongest(self.settings.down)
+        for group in groups:
+            if not direct & set(self.coders[group].writes):
+                continue
+            if all(self.output(batch, group) is None for batch in range(len(self.panel.batches))):
+                continue
+            is_own = group == hook
+            if is_own:
+                for piece, mean, _ in self._effects_of_features(hook):
+                    best.add(piece, mean.flatten())
+            if self.coders.writers(hook) and group == self.coders.group_of_error(hook):
+                mean = self._error_effects(hook).mean(dim=0)
+                best.add(_Piece(hook, None, 1), mean)
+        strongest_nodes = {self._target(piece, index) for piece, index, _ in best.found()}
+        self.kept.candidates.setdefault(hook, set()).update(strongest_nodes)
 
-    def _is_live(self, hook: HookPoint, target: Target) -> bool:
-        """Whether a node can have incoming edges: the error, or a feature that is active in the clean run."""
-        if target.index is None:
-            return True
-        codes = self.subject.coded[hook].codes[0, :, target.index]
-        return bool((codes if target.position is None else codes[target.position]).any())
+    def _effects_of_features(self, hook: HookPoint) -> Iterator[tuple[_Piece, Tensor, Tensor | None]]:
+        parts = [self._rows_of(batch, self.effects(batch, hook).parts) for batch in range(len(self.panel.batches))]
+        return ((piece, mean[0], None) for piece, mean, _ in self._averaged(hook, parts, n_targets=1))
 
-    def _offer(self, strongest: Sequence["Strongest[_Piece]"], hook: HookPoint, values: Effects | Incoming) -> None:
-        """Show all nodes of a hook point: effects, or the edges into each of several targets."""
-        for features, part in values.parts.pieces():
-            piece = _Piece(hook, features.start, features.stop - features.start)
-            for best, row in zip(strongest, part.reshape(len(strongest), *part.shape[-2:]), strict=True):
-                best.add(piece, self._flat(row))
-        error = _Piece(hook, None, 1)
-        for best, row in zip(strongest, values.error.reshape(len(strongest), -1), strict=True):
-            best.add(error, self._flat(row[:, None]))
+    def _rows_of(self, batch: int, parts: Contributions) -> "_Rows":
+        subject, _ = self.panel.subject(batch)
+        texts = torch.arange(subject.n_texts, device=subject.adapter.device)
+        return _Rows(parts, self.panel.masks(subject), torch.zeros_like(texts))
 
-    def _flat(self, values: Float[Tensor, "position nodes"]) -> Float[Tensor, " nodes_at_positions"]:
-        """Values of some nodes of a hook point, for each position that has nodes of its own."""
-        if self.positions == "sum":
-            return values.sum(dim=0)
-        return (values[-1:] if self.positions == "last" else values).flatten()
+    def _error_effects(self, hook: HookPoint) -> Float[Tensor, "prompt group"]:
+        rows = []
+        group = self.coders.group_of_error(hook)
+        for batch in range(len(self.panel.batches)):
+            subject, _ = self.panel.subject(batch)
+            values = self.effects(batch, group).errors[hook]
+            rows.append(wide(self.panel.positions.summed(values[..., None], self.panel.masks(subject))[..., 0]))
+        return torch.cat(rows)
 
-    def _target(self, piece: "_Piece", flat: int) -> Target:
-        """The node at an index of a piece's flattened values."""
-        row, column = divmod(flat, piece.width)
-        position = None if self.positions == "sum" else row
-        if self.positions == "last":
-            position = self.subject.prompt.n_spliced - 1
-        return Target(None if piece.start is None else piece.start + column, position)
+    def select(self, hook: HookPoint) -> list[Target]:
+        """Keep the candidates with the largest effects of each sign."""
+        candidates = sorted(self.kept.candidates.get(hook, ()), key=_rank)
+        if not candidates:
+            return []
+        valued = [(found, target) for target, found in zip(candidates, self._values(hook, candidates), strict=True)]
+        valued.sort(key=lambda pair: (-abs(pair[0].value), _rank(pair[1])))
+        chosen = [pair for pair in valued if pair[0].value > 0][: self.settings.down]
+        chosen += [pair for pair in valued if pair[0].value < 0][: self.settings.down]
+        activity = self._activity(hook, [target for _, target in chosen])
+        for (effect, target), (activation, active) in zip(chosen, activity, strict=True):
+            self.kept.nodes[hook, target] = Node(
+                self.node_id(hook, target),
+                activation,
+                effect.value,
+                self.unit,
+                standard_error=effect.standard_error,
+                active=active,
+            )
+        return [target for _, target in chosen]
 
-    def _strongest(self, hook: HookPoint, effects: Effects) -> list[Target]:
-        best = Strongest[_Piece](self.settings.down)
-        self._offer([best], hook, effects)
-        return [self._target(piece, index) for piece, index, _ in best.found()]
+    def _values(
+        self, hook: HookPoint, targets: Sequence[Target], of: Callable[[int, HookPoint], Effects | None] | None = None
+    ) -> list[Average]:
+        """Of each node the mean effect over the prompts; ``of`` gives other effects than those of all paths."""
+        columns = [self._columns(batch, hook, targets, of or self.effects) for batch in range(len(self.panel.batches))]
+        return [average(values) for values in torch.cat(columns).unbind(dim=1)]
 
-    def _cut(self, candidates: Iterable[Target], effects: Effects) -> list[Target]:
-        valued = [(value_of(effects, target), target) for target in candidates]
-        valued.sort(key=lambda pair: (-abs(pair[0]), _rank(pair[1])))
-        positive = [target for value, target in valued if value > 0][: self.settings.down]
-        negative = [target for value, target in valued if value < 0][: self.settings.down]
-        return positive + negative
-
-    def _assembled(
+    def _columns(
         self,
-        head: GraphRecord,
-        effects: dict[HookPoint, Effects],
-        output: dict[HookPoint, Effects],
-        found: _Found,
-    ) -> CircuitGraph:
-        unit = self.subject.metric.unit
-        kept = {(hook, target) for hook, targets in found.kept.items() for target in targets}
-        nodes = [self._node(hook, target, effects[hook], unit) for hook, target in kept]
-        edges = [
-            Edge(self.node_id(*source), self.node_id(*target), weight, unit)
-            for source, target, weight in found.edges
-            if source in kept and target in kept
+        batch: int,
+        hook: HookPoint,
+        targets: Sequence[Target],
+        of: Callable[[int, HookPoint], Effects | None],
+    ) -> Float[Tensor, "text target"]:
+        """Effects of some nodes on each prompt of a batch; zero where there are none."""
+        subject, _ = self.panel.subject(batch)
+        masks = self.panel.masks(subject)
+        columns = wide(torch.zeros(subject.n_texts, len(targets), device=masks.device))
+        features = [number for number, target in enumerate(targets) if target.index is not None]
+        errors = [number for number, target in enumerate(targets) if target.index is None]
+        for numbers, group in (
+            (features, hook),
+            (errors, self.coders.group_of_error(hook) if errors else hook),
+        ):
+            effects = of(batch, group) if numbers else None
+            if effects is None or (numbers is errors and hook not in effects.errors):
+                continue
+            if numbers is features:
+                values = effects.parts.at([targets[number].index or 0 for number in numbers])
+            else:
+                values = effects.errors[hook][..., None].expand(-1, -1, len(numbers))
+            where = masks[:, [targets[number].group for number in numbers]]  # (text, target, spliced)
+            columns[:, numbers] = wide(torch.einsum("tnp,tpn->tn", where.to(values), values))
+        return columns
+
+    def _activity(self, hook: HookPoint, targets: Sequence[Target]) -> list[tuple[float | None, float | None]]:
+        """Of each node the activation where it is furthest from zero, and the share of prompts in which it is active;
+        the mean over prompts."""
+        found: dict[int, list[float]] = {number: [] for number in range(len(targets))}
+        for batch in range(len(self.panel.batches)):
+            subject, _ = self.panel.subject(batch)
+            masks = self.panel.masks(subject)
+            for number, target in enumerate(targets):
+                if target.index is not None:
+                    codes = subject.codes[hook][..., target.index] * masks[:, target.group]
+                    found[number] += strongest(codes.T).tolist()
+        several = self.panel.n_prompts > 1
+        return [
+            (sum(values) / len(values), sum(value != 0 for value in values) / len(values) if several else None)
+            if values
+            else (None, None)
+            for values in found.values()
         ]
-        for hook, target in kept:
-            if hook in output:
-                weight = value_of(output[hook], target)
-                if weight != 0:
-                    edges.append(Edge(self.node_id(hook, target), OUTPUT, weight, unit))
-        graph = CircuitGraph(head, (*nodes, Node(OUTPUT)), tuple(edges))
-        return sorted_graph(connected_to_output(graph))
+
+    # Edges.
+
+    def follow(self, hook: HookPoint, targets: Sequence[Target]) -> None:
+        """Follow the strongest edges into the kept nodes upwards, and note their edges to the output."""
+        if targets:
+            self._to_output(hook, targets)
+        size = max(1, min(self.settings.batch_size, SUMS_AT_ONCE // self._n_sums(hook)))
+        for begin in range(0, len(targets), size):
+            some = targets[begin : begin + size]
+            best: list[Strongest[_Piece]] = [Strongest(self.settings.up) for _ in some]
+            for piece, means, spreads in self._incoming(hook, some):
+                for row, one in enumerate(best):
+                    one.add(piece, means[row].flatten(), None if spreads is None else spreads[:, row].flatten(1))
+            for target, one in zip(some, best, strict=True):
+                for piece, index, weight, spread in one.entries():
+                    source = self._target(piece, index)
+                    self.kept.candidates.setdefault(piece.hook, set()).add(source)
+                    self.kept.edges.append(((piece.hook, source), (hook, target), Average(weight, *spread)))
+
+    def _n_sums(self, hook: HookPoint) -> int:
+        """Numbers that are summed up for one target, where prompts come in several batches."""
+        if len(self.panel.batches) == 1:
+            return 1
+        ends = {end for kind in (False, True) for end in ends_of(self.coders, hook, is_error=kind)}
+        places = sources_of(self.coders, [end for end in ends if end in self.panel.hooks])
+        readers = {coder.hook for place in places for coder in self.coders.writers(place)}
+        return max(1, self.panel.positions.n_groups * sum(self.coders[reader].d_sae for reader in readers))
+
+    def _to_output(self, hook: HookPoint, targets: Sequence[Target]) -> None:
+        direct = set(sources_of(self.coders, None))
+        if not any(direct & set(self.coders[group].writes) for group in self.groups(hook)):
+            return
+        for target, weight in zip(targets, self._values(hook, targets, self.output), strict=True):
+            if weight.value != 0:
+                self.kept.edges.append(((hook, target), None, weight))
+
+    def _incoming(
+        self, hook: HookPoint, targets: Sequence[Target]
+    ) -> Iterator[tuple[_Piece, Float[Tensor, "target group node"], Tensor | None]]:
+        """Mean edges into these targets from some nodes after the other, with standard errors and shares of prompts."""
+        features: dict[HookPoint, list[_Rows]] = {}
+        errors: dict[HookPoint, list[tuple[Tensor, Tensor]]] = {}
+        for batch in range(len(self.panel.batches)):
+            for found, numbers, masks in self._incoming_of(batch, hook, targets):
+                for source, parts in found.features.items():
+                    features.setdefault(source, []).append(_Rows(parts, masks, numbers))
+                for place, values in found.errors.items():
+                    grouped = self.panel.positions.summed(values[..., None], masks)
+                    errors.setdefault(place, []).append((grouped, numbers))
+        for source, rows in features.items():
+            yield from self._averaged(source, rows, n_targets=len(targets))
+        for place, values in errors.items():
+            tally = Tally(len(targets), self.panel.positions.n_groups, 1, values[0][0].device)
+            for grouped, numbers in values:
+                tally.add(slice(0, 1), grouped, numbers)
+            yield _Piece(place, None, 1), tally.mean(self.panel.n_prompts), self._spread(tally)
+
+    def _incoming_of(
+        self, batch: int, hook: HookPoint, targets: Sequence[Target]
+    ) -> Iterator[tuple[Incoming, Int[Tensor, " row"], Bool[Tensor, "row group spliced"]]]:
+        """Edges into the targets that are live in each prompt of a batch, some rows at once."""
+        subject, baseline = self.panel.subject(batch)
+        masks = self.panel.masks(subject)
+        rows = [
+            (text, number)
+            for text in range(subject.n_texts)
+            for number, target in enumerate(targets)
+            if self._is_live(subject, masks, text, hook, target)
+        ]
+        effects = {group: self.effects(batch, group) for group in self.groups(hook)}
+        size = self._rows_at_once(subject, hook, [masks[text, targets[number].group] for text, number in rows])
+        for begin in range(0, len(rows), size):
+            some = rows[begin : begin + size]
+            found = incoming(
+                subject, hook, [(text, targets[number]) for text, number in some], effects, baseline, masks=masks
+            )
+            if found is not None:
+                numbers = torch.tensor([number for _, number in some], device=masks.device)
+                yield found, numbers, masks[[text for text, _ in some]]
+
+    def _rows_at_once(self, subject: Subject, hook: HookPoint, where: Sequence[Tensor]) -> int:
+        """Targets in one backward pass, so that their codes stay under an eighth of a gigabyte."""
+        if not where:
+            return 1
+        readers = [coder.d_sae for coder in self.coders.writers(hook)]
+        d_codes = sum(readers) if hook not in self.coders else max(self.coders[hook].d_sae, sum(readers))
+        n_coded = 1 if needs_one_position(self.coders, hook, torch.stack(list(where))) else subject.n_spliced
+        return max(1, min(self.settings.batch_size, CODES_AT_ONCE // (n_coded * d_codes)))
+
+    def _is_live(self, subject: Subject, masks: Tensor, text: int, hook: HookPoint, target: Target) -> bool:
+        """Whether a node can have incoming edges: the error, or a feature that is active in the clean run."""
+        where = masks[text, target.group]
+        if target.index is None:
+            return bool(where.any())
+        return bool(subject.codes[hook][text, :, target.index][where].any())
+
+    def _averaged(
+        self, hook: HookPoint, rows: Sequence["_Rows"], *, n_targets: int
+    ) -> Iterator[tuple[_Piece, Float[Tensor, "target group width"], Tensor | None]]:
+        """Means over prompts, some features after the other: of one batch of rows only these are summed up."""
+        n_groups, d_sae = self.panel.positions.n_groups, self.coders[hook].d_sae
+        device = rows[0].targets.device
+        if len(rows) == 1:
+            for features, values in rows[0].grouped(self.panel):
+                tally = Tally(n_targets, n_groups, features.stop - features.start, device)
+                tally.add(slice(None), values, rows[0].targets)
+                piece = _Piece(hook, features.start, features.stop - features.start)
+                yield piece, tally.mean(self.panel.n_prompts), self._spread(tally)
+            return
+        tally = Tally(n_targets, n_groups, d_sae, device)
+        for part in rows:
+            for features, values in part.grouped(self.panel):
+                tally.add(features, values, part.targets)
+        yield _Piece(hook, 0, d_sae), tally.mean(self.panel.n_prompts), self._spread(tally)
+
+    def _spread(self, tally: Tally) -> Tensor | None:
+        return tally.spread(self.panel.n_prompts) if self.panel.n_prompts > 1 else None
+
+    # Assembly.
+
+    def _target(self, piece: _Piece, flat: int) -> Target:
+        """The node at an index of a piece's flattened values."""
+        group, column = divmod(flat, piece.width)
+        return Target(None if piece.start is None else piece.start + column, group)
 
     def node_id(self, hook: HookPoint, target: Target) -> str:
-        """The node's name; positions count from the start of the whole text."""
-        position = None if target.position is None else target.position + self.subject.prompt.first
-        return str(NodeId(hook, target.index, position))
+        """The node's name."""
+        return str(NodeId(hook, target.index, self.panel.positions.names[target.group]))
 
-    def _node(self, hook: HookPoint, target: Target, effects: Effects, unit: str) -> Node:
-        activation = None
-        if target.index is not None:
-            codes = self.subject.coded[hook].codes[0, :, target.index]
-            activation = float(strongest(codes) if target.position is None else codes[target.position])
-        return Node(self.node_id(hook, target), activation, value_of(effects, target), unit)
+    def circuit(self) -> Circuit:
+        """All that was kept."""
+        edges = [
+            Edge(
+                self.node_id(*source),
+                OUTPUT if target is None else self.node_id(*target),
+                weight.value,
+                self.unit,
+                standard_error=weight.standard_error,
+                active=weight.active,
+            )
+            for source, target, weight in self.kept.edges
+            if source in self.kept.nodes
+        ]
+        return Circuit((*self.kept.nodes.values(), Node(OUTPUT)), tuple(edges), dict(sorted(self.kept.totals.items())))
 
 
-def value_of(effects: Effects, target: Target) -> float:
-    """The effect of one node, summed over positions if the node is."""
-    values = effects.error if target.index is None else effects.parts.at(target.index)
-    return float(values.sum() if target.position is None else values[target.position])
+@dataclass(frozen=True)
+class _Rows:
+    """Contributions in rows, each of a prompt and for a target, with the positions of each group."""
+
+    parts: Contributions
+    masks: Bool[Tensor, "row group spliced"]
+    targets: Int[Tensor, " row"]
+
+    def grouped(self, panel: Panel) -> Iterator[tuple[slice, Float[Tensor, "row group width"]]]:
+        """Some features after the other, added up over the positions of each group."""
+        return ((features, panel.positions.summed(values, self.masks)) for features, values in self.parts.pieces())
 
 
 def _rank(target: Target) -> tuple[int, int]:
-    return (-1 if target.position is None else target.position, 2**62 if target.index is None else target.index)
+    return (target.group, 2**62 if target.index is None else target.index)
 
 
 class Strongest(Generic[P]):
@@ -196,19 +442,27 @@ class Strongest(Generic[P]):
 
     def __init__(self, count: int) -> None:
         self._count = count
-        self._found: dict[bool, list[tuple[P, int, float]]] = {True: [], False: []}
+        self._found: dict[bool, list[tuple[P, int, float, tuple[float, ...]]]] = {True: [], False: []}
 
-    def add(self, piece: P, values: Float[Tensor, " n"]) -> None:
-        """Take in the values of a piece; of equals those that came first stay."""
-        both = [(piece, index, value) for index, value in extremes(values, self._count)]
+    def add(self, piece: P, values: Float[Tensor, " n"], more: Float[Tensor, "m n"] | None = None) -> None:
+        """Take in the values of a piece, with ``more`` numbers that belong to each; of equals those that came first
+        stay."""
+        both = [
+            (piece, index, value, () if more is None else tuple(more[:, index].tolist()))
+            for index, value in extremes(values, self._count)
+        ]
         for sign, found in self._found.items():
             found += [entry for entry in both if (entry[2] > 0) == sign]
             found.sort(key=lambda entry: -abs(entry[2]))
             del found[self._count :]
 
-    def found(self) -> list[tuple[P, int, float]]:
-        """Piece, index in it and value: the positive ones, then the negative ones, strongest first."""
+    def entries(self) -> list[tuple[P, int, float, tuple[float, ...]]]:
+        """Piece, index in it, value and more: the positive ones, then the negative ones, strongest first."""
         return [*self._found[True], *self._found[False]]
+
+    def found(self) -> list[tuple[P, int, float]]:
+        """`entries` without more."""
+        return [(piece, index, value) for piece, index, value, _ in self.entries()]
 
 
 def extremes(values: Float[Tensor, " n"], count: int) -> Sequence[tuple[int, float]]:

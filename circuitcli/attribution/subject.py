@@ -1,125 +1,216 @@
-"""The behaviour under study: a prompt run through a model with SAEs, its metric, and its baseline."""
+"""What is explained, run once: prompts of one length through a model with coders, and the metric of each."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitcli.attribution import metrics
 from circuitcli.attribution.metrics import Metric
-from circuitcli.attribution.prompts import Prompt, Written, encode_prompt
+from circuitcli.attribution.prompts import Prompt
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.hookpoints import HookPoint, parse_layers
 from circuitcli.models.adapter import ModelAdapter
-from circuitcli.models.loading import LanguageModel
-from circuitcli.models.partial import CleanPass, clean_pass, first_block, rerun
+from circuitcli.models.partial import BlockPass, block_pass, first_block, rerun
 from circuitcli.models.taps import Callback
-from circuitcli.saes.base import Coded, SparseCoder
+from circuitcli.saes.base import Frame, SparseCoder
+from circuitcli.saes.coders import Coders
+from circuitcli.saes.splice import Encoded, error_of
 from circuitcli.settings.graph import GraphSettings
 
 
 @dataclass(frozen=True)
-class Target:
-    """The token whose probability is explained; a text alone does not always name one."""
+class CodedRun:
+    """Codes and frames by what is read, errors by what is written, at the spliced positions of a clean run."""
 
-    id: int
-    text: str
+    codes: Mapping[HookPoint, Float[Tensor, "text position d_sae"]]
+    errors: Mapping[HookPoint, Float[Tensor, "text position d_out"]]
+    frames: Mapping[HookPoint, Frame | None]
 
 
 @dataclass(frozen=True)
 class Subject:
-    """One prompt, run cleanly once; codes, errors and frames at its spliced positions; and what is measured."""
+    """Prompts of one length, run cleanly once; their codes, errors and frames; and what is measured."""
 
     adapter: ModelAdapter
-    saes: Mapping[HookPoint, SparseCoder]
-    prompt: Prompt
-    clean: CleanPass
-    coded: Mapping[HookPoint, Coded]
+    coders: Coders
+    prompts: tuple[Prompt, ...]
+    clean: BlockPass
+    coded: CodedRun
     metric: Metric
+    targets: tuple[int, ...] = ()
 
     @property
-    def hooks(self) -> tuple[HookPoint, ...]:
-        """The spliced hook points in model order."""
-        return tuple(sorted(self.saes))
+    def n_texts(self) -> int:
+        """Number of prompts."""
+        return len(self.prompts)
 
     @property
-    def metric_clean(self) -> float:
+    def first(self) -> int:
+        """The first position that can carry nodes."""
+        return self.prompts[0].first
+
+    @property
+    def n_spliced(self) -> int:
+        """Number of positions that carry nodes."""
+        return self.prompts[0].n_spliced
+
+    @property
+    def codes(self) -> Mapping[HookPoint, Float[Tensor, "text position d_sae"]]:
+        """Codes of the clean run by what is read."""
+        return self.coded.codes
+
+    @property
+    def errors(self) -> Mapping[HookPoint, Float[Tensor, "text position d_out"]]:
+        """Errors of the clean run by what is written."""
+        return self.coded.errors
+
+    @cached_property
+    def metric_clean(self) -> Float[Tensor, " text"]:
         """The metric of the unchanged model."""
-        return float(self.metric.value(self.clean.logits)[0])
+        with torch.no_grad():
+            return self.metric.value(self.adapter.head(self.clean.final_residual[:, self.metric.positions]))
 
-    def activation(self, hook: HookPoint) -> Float[Tensor, "1 position d_model"]:
-        """The clean activation, in the SAE's number type."""
-        return self.clean.activations[hook].to(self.saes[hook].W_enc)
+    def clean_logits(self, positions: slice = slice(None)) -> Float[Tensor, "text position vocab"]:
+        """Logits of the unchanged model at some positions."""
+        with torch.no_grad():
+            return self.adapter.head(self.clean.final_residual[:, positions])
+
+    def activation(self, hook: HookPoint) -> Float[Tensor, "text position d_model"]:
+        """The clean activation, in the coders' number type."""
+        return self.clean.activations[hook].to(next(iter(self.coders.values())).W_enc.dtype)
+
+    def scale(self, hook: HookPoint) -> Float[Tensor, "text position 1"] | None:
+        """The factor by which decoding the codes of a coder multiplies; None for one."""
+        frame = self.coded.frames[hook]
+        return None if frame is None else frame.scale
+
+    def run(
+        self,
+        callbacks: Mapping[HookPoint, Callback],
+        *,
+        texts: Int[Tensor, " row"] | None = None,
+        start: int | None = None,
+        stop: int | None = None,
+    ) -> Float[Tensor, "row position d_model"]:
+        """The residual before block ``stop`` (by default: after the last), run with taps; earlier blocks than ``start``
+        are taken from the clean run.
+
+        texts: which prompt each row is a copy of; by default each once.
+        """
+        begin = min(first_block(hook) for hook in callbacks) if start is None else start
+        rows = self.n_texts if texts is None else len(texts)
+        several = texts if self.n_texts > 1 else None
+        return rerun(self.adapter, self.clean, callbacks, rows=rows, start=begin, stop=stop, texts=several)
 
     def logits(
-        self, callbacks: Mapping[HookPoint, Callback], *, rows: int, start: int | None = None
-    ) -> Float[Tensor, "batch position vocab"]:
-        """Logits of ``rows`` copies of the prompt, run with taps; earlier blocks are taken from the clean run."""
-        begin = min(first_block(hook) for hook in callbacks) if start is None else start
-        return self.adapter.head(rerun(self.adapter, self.clean, callbacks, rows=rows, start=begin))
+        self,
+        callbacks: Mapping[HookPoint, Callback],
+        *,
+        texts: Int[Tensor, " row"] | None = None,
+        positions: slice = slice(None),
+        start: int | None = None,
+    ) -> Float[Tensor, "row position vocab"]:
+        """Logits of a tapped run at some positions."""
+        return self.adapter.head(self.run(callbacks, texts=texts, start=start)[:, positions])
 
-    def metric_of(self, callbacks: Mapping[HookPoint, Callback], *, rows: int = 1) -> Float[Tensor, " batch"]:
-        """The metric of ``rows`` tapped runs."""
-        return self.metric.value(self.logits(callbacks, rows=rows))
+    def metric_of(
+        self,
+        callbacks: Mapping[HookPoint, Callback],
+        *,
+        texts: Int[Tensor, " row"] | None = None,
+        start: int | None = None,
+    ) -> Float[Tensor, " row"]:
+        """The metric of a tapped run."""
+        logits = self.logits(callbacks, texts=texts, positions=self.metric.positions, start=start)
+        return self.metric.value(logits, texts)
+
+    def copies(self, n: int) -> Int[Tensor, " row"]:
+        """Which prompt each row is of, where each has so many rows, one prompt after the other."""
+        return torch.arange(self.n_texts, device=self.adapter.device).repeat_interleave(n)
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of the tensors that it holds."""
+        kept = (self.clean.residuals, self.clean.activations, self.codes, self.errors)
+        return sum(value.numel() * value.element_size() for part in kept for value in part.values())
 
 
-def build(
-    language_model: LanguageModel,
-    saes: Mapping[HookPoint, SparseCoder],
-    settings: GraphSettings,
-    *,
-    prompt: Written,
-    target: str | int | None,
-    foil: str | int | None,
-) -> tuple[Subject, Target]:
-    """The subject of a prompt, and its target.
+def build(adapter: ModelAdapter, coders: Coders, prompts: Sequence[Prompt], *, metric: str = "log-prob") -> Subject:
+    """The subject of prompts of one length.
 
-    The target, a text or an id, is the model's most likely next token unless named. Raises InputError for a prompt or
-    target that is no token, and for SAEs that do not fit the model.
+    A target is the model's most likely next token unless the prompt names one. Raises SettingsError for a metric that
+    lacks something.
     """
-    adapter, tokenizer = language_model.adapter, language_model.tokenizer
-    encoded = encode_prompt(prompt, tokenizer, adapter)
-    prepared = {hook: fitted(sae, adapter) for hook, sae in saes.items()}
-    clean = clean_pass(adapter, encoded.ids, tuple(prepared))
-    wanted = int(clean.logits[0, -1].argmax()) if target is None else target
-    if isinstance(wanted, str):
-        wanted = tokenizer.single_token(wanted, what="target")
-    other = tokenizer.single_token(foil, what="foil") if isinstance(foil, str) else foil
-    if other == wanted and settings.metric == "logit-diff":
-        raise SettingsError(
-            f"target and foil are the same token, {foil!r}{'' if target is not None else ', the most likely next one'}",
-            hint="name another --foil, or another --target",
-        )
-    metric = metrics.build(settings, ids=encoded.ids, clean_logits=clean.logits, target=wanted, foil=other)
-    return subject_of(adapter, prepared, encoded, clean, metric), Target(wanted, tokenizer.token_strings([wanted])[0])
+    ids = torch.tensor([prompt.ids for prompt in prompts], device=adapter.device)
+    clean = block_pass(adapter, ids, None, coders.hooks, for_copies=True)
+    with torch.no_grad():
+        last = adapter.head(clean.final_residual[:, -1:])[:, 0]
+    likeliest = last.argmax(dim=-1).tolist()
+    targets = [top if prompt.target is None else prompt.target for prompt, top in zip(prompts, likeliest, strict=True)]
+    for prompt, target in zip(prompts, targets, strict=True):
+        if metric == "logit-diff" and prompt.foil == target:
+            raise SettingsError(
+                f"{prompt.place + ': ' if prompt.place else ''}target and foil are the same token, {target}"
+                f"{', the most likely next one' if prompt.target is None else ''}",
+                hint="name another --foil, or another --target",
+            )
+    measured = metrics.build(
+        metric,
+        ids=ids,
+        last=last,
+        target=torch.tensor(targets, device=adapter.device),
+        foil=[prompt.foil for prompt in prompts],
+    )
+    return subject_of(adapter, coders, prompts, clean, measured, targets=targets)
 
 
 def subject_of(
     adapter: ModelAdapter,
-    saes: Mapping[HookPoint, SparseCoder],
-    prompt: Prompt,
-    clean: CleanPass,
+    coders: Coders,
+    prompts: Sequence[Prompt],
+    clean: BlockPass,
     metric: Metric,
+    *,
+    targets: Sequence[int] = (),
 ) -> Subject:
     """The subject of a clean run."""
-    return Subject(adapter, saes, prompt, clean, code_run(saes, clean, first=prompt.first), metric)
+    coded = code_run(coders, clean.activations, first=prompts[0].first)
+    return Subject(adapter, coders, tuple(prompts), clean, coded, metric, tuple(targets))
 
 
-def code_run(saes: Mapping[HookPoint, SparseCoder], clean: CleanPass, *, first: int) -> dict[HookPoint, Coded]:
-    """Codes, errors and frames (1, spliced position, ...) of a clean run."""
+def code_run(
+    coders: Coders, activations: Mapping[HookPoint, Float[Tensor, "text position d_model"]], *, first: int
+) -> CodedRun:
+    """Codes, errors and frames of a clean run at the spliced positions."""
+    encoded: dict[HookPoint, Encoded] = {}
     with torch.no_grad():
-        return {hook: sae.code(clean.activations[hook][:, first:].to(sae.W_enc)) for hook, sae in saes.items()}
+        for hook, coder in coders.items():
+            x = activations[hook][:, first:].to(coder.W_enc)
+            codes, frame = coder.encode_framed(x)
+            encoded[hook] = Encoded(x, codes, frame, None)
+        errors = {}
+        for hook in coders.written:
+            writers = coders.writers(hook)
+            errors[hook] = error_of(writers, hook, activations[hook][:, first:].to(writers[0].W_enc), encoded)
+    return CodedRun(
+        codes={hook: read.codes for hook, read in encoded.items()},
+        errors=errors,
+        frames={hook: read.frame for hook, read in encoded.items()},
+    )
 
 
-def fitted(sae: SparseCoder, adapter: ModelAdapter) -> SparseCoder:
-    """The SAE on the model's device, in double precision for a double-precision model. Raises if it does not fit."""
-    adapter.check(sae.hook)
-    sae.check_width(adapter.d_model)
+def fitted(coder: SparseCoder, adapter: ModelAdapter) -> SparseCoder:
+    """The coder on the model's device, in double precision for a double-precision model. Raises if it does not fit."""
+    for hook in {coder.hook, *coder.writes}:
+        adapter.check(hook)
+    coder.check_width(adapter.d_model)
     dtype = torch.float64 if adapter.dtype == torch.float64 else torch.float32
-    return sae.to(adapter.device, dtype).requires_grad_(False)
+    return coder.to(adapter.device, dtype).requires_grad_(False)
 
 
 def check_finite(numbers: Iterable[float], what: str) -> None:
@@ -129,7 +220,7 @@ def check_finite(numbers: Iterable[float], what: str) -> None:
 
 
 def chosen_hooks(available: Sequence[HookPoint], settings: GraphSettings, *, n_layers: int) -> list[HookPoint]:
-    """The hook points of a circuit: those with SAEs that the settings name. Raises InputError if none is left."""
+    """The hook points of a circuit: those with coders that the settings name. Raises InputError if none is left."""
     layers = range(n_layers) if settings.layers is None else parse_layers(settings.layers, n_layers=n_layers)
     sites = None if settings.sites is None else {part for text in settings.sites for part in text.split(",")}
     hooks = [hook for hook in sorted(available) if hook.layer in layers and (sites is None or hook.site in sites)]

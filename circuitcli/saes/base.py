@@ -259,9 +259,7 @@ class SparseCoder(nn.Module, ABC):
         decoded = self.decode(codes, self.written_frame(x))
         return decoded + x @ self.W_skip.T if self.config.skip else decoded
 
-    def encode_framed(
-        self, x: Float[Tensor, "*batch d_in"]
-    ) -> tuple[Float[Tensor, "*batch d_sae"], Frame | None]:
+    def encode_framed(self, x: Float[Tensor, "*batch d_in"]) -> tuple[Float[Tensor, "*batch d_sae"], Frame | None]:
         """Codes, and what is put back after decoding."""
         return self.encode(x), self.written_frame(x)
 

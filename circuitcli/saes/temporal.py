@@ -75,7 +75,9 @@ class TemporalSae(SparseCoder):
         """What is taken off: the normalisation's mean, and in its scale what the context predicts."""
         return self._frame(x, self.predicted(super().centred(x)))
 
-    def encode_framed(self, x: Float[Tensor, "*text position d_in"]) -> tuple[Float[Tensor, "*text position d_sae"], Frame]:
+    def encode_framed(
+        self, x: Float[Tensor, "*text position d_in"]
+    ) -> tuple[Float[Tensor, "*text position d_sae"], Frame]:
         """See `SparseCoder`. Predicts once for codes and frame."""
         seen = super().centred(x)
         predicted = self.predicted(seen)

@@ -1,0 +1,148 @@
+"""The prompts of a behaviour in batches of one length, each run when it is needed, in bounded memory."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from circuitcli.attribution import subject as subjects
+from circuitcli.attribution.baselines import Baseline
+from circuitcli.attribution.positions import Positions
+from circuitcli.attribution.prompts import Prompt
+from circuitcli.attribution.subject import Subject
+from circuitcli.hookpoints import HookPoint
+from circuitcli.models.adapter import ModelAdapter
+from circuitcli.saes.coders import Coders
+
+T = TypeVar("T")
+
+# Codes of a batch of prompts that are in memory at once: half a gigabyte of float32.
+CODES_IN_BATCH = 2**27
+# What is kept of batches that were run, so that it need not be run again.
+KEPT_BYTES = 2**30
+
+
+class Kept:
+    """What was made before, by name, as long as it fits; what was used last stays."""
+
+    def __init__(self, n_bytes: int) -> None:
+        self._n_bytes, self._size = n_bytes, 0
+        self._values: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
+
+    def take(self, name: Hashable, make: Callable[[], T], size: Callable[[T], int]) -> T:
+        """The value of this name, made now unless it is still there."""
+        if name in self._values:
+            self._values.move_to_end(name)
+            found: T = self._values[name][0]
+            return found
+        value = make()
+        self._values[name] = value, size(value)
+        self._size += size(value)
+        while self._size > self._n_bytes and len(self._values) > 1:
+            self._size -= self._values.popitem(last=False)[1][1]
+        return value
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Prompts that are explained together; ``batches`` holds the numbers of those that run at once.
+
+    baseline: of a subject whose prompts have these numbers.
+    """
+
+    adapter: ModelAdapter
+    coders: Coders
+    prompts: tuple[Prompt, ...]
+    metric: str
+    positions: Positions
+    baseline_of: Callable[[Subject, Sequence[int]], Baseline]
+    batches: tuple[tuple[int, ...], ...]
+    kept: Kept = field(default_factory=lambda: Kept(KEPT_BYTES), compare=False, repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        adapter: ModelAdapter,
+        coders: Coders,
+        prompts: Sequence[Prompt],
+        *,
+        metric: str,
+        positions: Positions,
+        baseline_of: Callable[[Subject, Sequence[int]], Baseline],
+        batch_size: int,
+    ) -> "Panel":
+        """The panel of these prompts, at most ``batch_size`` of them at once."""
+        batches = tuple(_batches(prompts, d_codes=sum(coder.d_sae for coder in coders.values()), batch_size=batch_size))
+        return cls(adapter, coders, tuple(prompts), metric, positions, baseline_of, batches)
+
+    @classmethod
+    def of_subject(cls, subject: Subject, baseline: Baseline, *, positions: str) -> "Panel":
+        """The panel of prompts that were run already."""
+        made = cls(
+            subject.adapter,
+            subject.coders,
+            subject.prompts,
+            subject.metric.name,
+            Positions.of(positions, subject.prompts),
+            lambda subject, numbers: baseline,
+            (tuple(range(subject.n_texts)),),
+        )
+        made.kept.take(("subject", 0), lambda: (subject, baseline), lambda _: 0)
+        return made
+
+    @property
+    def n_prompts(self) -> int:
+        """Number of prompts."""
+        return len(self.prompts)
+
+    @property
+    def hooks(self) -> tuple[HookPoint, ...]:
+        """The hook points that name nodes, in model order."""
+        return self.coders.hooks
+
+    def subject(self, batch: int) -> tuple[Subject, Baseline]:
+        """A batch, run cleanly, with its baseline."""
+
+        def make() -> tuple[Subject, Baseline]:
+            numbers = self.batches[batch]
+            prompts = [self.prompts[number] for number in numbers]
+            subject = subjects.build(self.adapter, self.coders, prompts, metric=self.metric)
+            return subject, self.baseline_of(subject, numbers)
+
+        return self.kept.take(("subject", batch), make, lambda made: made[0].n_bytes)
+
+    def subjects(self) -> Iterator[tuple[Subject, Baseline]]:
+        """Each batch in turn."""
+        return (self.subject(batch) for batch in range(len(self.batches)))
+
+    def masks(self, subject: Subject) -> Bool[Tensor, "text group spliced"]:
+        """Which positions of each prompt a node stands for."""
+        return self.positions.masks(subject.prompts, subject.adapter.device)
+
+    def metric_clean(self) -> list[float]:
+        """The metric of the unchanged model for each prompt, in their order."""
+        values = [0.0] * self.n_prompts
+        for batch, (subject, _) in enumerate(self.subjects()):
+            for number, value in zip(self.batches[batch], subject.metric_clean.tolist(), strict=True):
+                values[number] = value
+        return values
+
+
+def _batches(prompts: Sequence[Prompt], *, d_codes: int, batch_size: int) -> Iterator[tuple[int, ...]]:
+    """Numbers of prompts of one length, as many at once as their codes allow; lengths as they first come."""
+    by_length: dict[tuple[int, int], list[int]] = {}
+    for number, prompt in enumerate(prompts):
+        by_length.setdefault((len(prompt.ids), prompt.first), []).append(number)
+    for (length, first), numbers in by_length.items():
+        size = max(1, min(batch_size, CODES_IN_BATCH // ((length - first) * d_codes)))
+        for begin in range(0, len(numbers), size):
+            yield tuple(numbers[begin : begin + size])
+
+
+def wide(values: Tensor) -> Tensor:
+    """In float64, where the device has it, so that sums over many prompts lose nothing."""
+    return values if values.device.type == "mps" else values.to(torch.float64)
