@@ -1,15 +1,28 @@
-"""Random subjects: a model, SAEs, a prompt, a metric and baselines, in double precision."""
+"""Random subjects: a model, coders, prompts, a metric and baselines, in double precision."""
+
+from collections.abc import Mapping
 
 import torch
-from support import D_MODEL, D_SAE, adapter_of, random_ids, random_saes
+from support import D_MODEL, D_SAE, adapter_of, random_coders, random_ids, random_saes
 
-from circuitcli.attribution.baselines import Absent
+from circuitcli.attribution.baselines import Baseline
 from circuitcli.attribution.metrics import LogitDifference, LogProb, Metric
-from circuitcli.attribution.subject import Prompt, Subject, subject_of
-from circuitcli.hookpoints import HookPoint, hook_points
-from circuitcli.models.partial import clean_pass
+from circuitcli.attribution.panel import Panel
+from circuitcli.attribution.prompts import Prompt
+from circuitcli.attribution.subject import Subject, subject_of
+from circuitcli.hookpoints import hook_points
+from circuitcli.models.partial import block_pass
+from circuitcli.saes.coders import Coders
 
 FULL = ("attn", "mlp", "resid")
+
+
+def log_prob(*targets: int) -> LogProb:
+    return LogProb("log-prob", "nats", torch.tensor(targets or (3,)))
+
+
+def logit_difference(target: int, foil: int) -> LogitDifference:
+    return LogitDifference("logit-diff", "logits", torch.tensor([target]), torch.tensor([foil]))
 
 
 def random_subject(
@@ -28,22 +41,41 @@ def random_subject(
     return subject_with(adapter, random_saes(hooks, normalisation=normalisation), n=n, first=first, metric=metric)
 
 
-def subject_with(adapter, saes, *, n: int = 6, first: int = 0, metric: Metric | None = None) -> Subject:
-    ids = random_ids(n)
-    prompt = Prompt("random", ids, tuple(f"t{i}" for i in ids[0].tolist()), first)
-    clean = clean_pass(adapter, ids, tuple(sorted(saes)))
-    return subject_of(adapter, saes, prompt, clean, metric or LogProb("log-prob", "nats", 3))
+def mixed_subject(family: str, mix: str, *, n: int = 5, first: int = 1, n_texts: int = 1) -> Subject:
+    """A subject through the coders of a mix, as `support.MIXES` names them."""
+    return subject_with(adapter_of(family), random_coders(mix), n=n, first=first, n_texts=n_texts)
 
 
-def random_baseline(subject: Subject, *, seed: int = 5, scale: float = 0.3) -> dict[HookPoint, Absent]:
+def random_prompt(n: int, *, first: int = 0, seed: int = 1) -> Prompt:
+    ids = random_ids(n, seed=seed)[0].tolist()
+    return Prompt("random", tuple(ids), tuple(f"t{i}" for i in ids), first)
+
+
+def subject_with(
+    adapter, saes, *, n: int = 6, first: int = 0, metric: Metric | None = None, n_texts: int = 1
+) -> Subject:
+    coders = Coders(saes) if isinstance(saes, Mapping) else Coders.of(saes)
+    prompts = [random_prompt(n, first=first, seed=1 + text) for text in range(n_texts)]
+    ids = torch.tensor([prompt.ids for prompt in prompts])
+    clean = block_pass(adapter, ids, None, coders.hooks, for_copies=True)
+    return subject_of(adapter, coders, prompts, clean, metric or log_prob(*range(3, 3 + n_texts)))
+
+
+def random_baseline(subject: Subject, *, seed: int = 5, scale: float = 0.3) -> Baseline:
     """Codes and errors that are neither zero nor those of the run."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(width: int) -> torch.Tensor:
         return torch.randn(1, 1, width, generator=generator, dtype=torch.float64) * scale
 
-    return {hook: Absent(draw(D_SAE).relu(), draw(D_MODEL)) for hook in subject.hooks}
+    codes, errors = {}, {}
+    for hook in subject.coders.hooks:
+        if hook in subject.coders:
+            codes[hook] = draw(D_SAE).relu()
+        if subject.coders.writers(hook):
+            errors[hook] = draw(D_MODEL)
+    return Baseline(codes, errors)
 
 
-class LinearMetric(LogitDifference):
-    """A metric that is linear in the last residual where the final norm is the identity."""
+def panel_of(subject: Subject, baseline: Baseline, *, positions: str = "all") -> Panel:
+    return Panel.of_subject(subject, baseline, positions=positions)

@@ -103,3 +103,57 @@ def random_sae(
 def random_saes(hooks, **options) -> dict[HookPoint, SparseCoder]:
     """One random SAE for each hook point."""
     return {hook: random_sae(hook, **options) for hook in hooks}
+
+
+# Coders that read one place and write others, by name: (reads, writes, has a skip) of each.
+MIXES: dict[str, tuple[tuple[str, tuple[str, ...], bool], ...]] = {
+    "transcoders": (("mlp_in.0", ("mlp.0",), False), ("mlp_in.1", ("mlp.1",), True), ("mlp_in.2", ("mlp.2",), False)),
+    "clt": (
+        ("mlp_in.0", ("mlp.0", "mlp.1", "mlp.2"), False),
+        ("mlp_in.1", ("mlp.1", "mlp.2"), False),
+        ("mlp_in.2", ("mlp.2",), False),
+    ),
+    "clt-skip": (
+        ("mlp_in.0", ("mlp.0", "mlp.2"), True),
+        ("mlp_in.1", ("mlp.1", "mlp.2"), True),
+        ("mlp_in.2", ("mlp.2",), False),
+    ),
+    "clt-resid": (
+        ("mlp_in.0", ("mlp.0", "mlp.1", "mlp.2"), True),
+        ("resid.0", ("resid.0",), False),
+        ("mlp_in.1", ("mlp.1", "mlp.2"), False),
+        ("resid.1", ("resid.1",), False),
+        ("mlp_in.2", ("mlp.2",), True),
+    ),
+    "full": (
+        ("attn.0", ("attn.0",), False),
+        ("mlp_in.0", ("mlp.0",), True),
+        ("resid.0", ("resid.0",), False),
+        ("attn.1", ("attn.1",), False),
+        ("mlp_in.1", ("mlp.1", "mlp.2"), True),
+        ("resid.1", ("resid.1",), False),
+        ("mlp.0", ("resid_mid.1",), True),
+    ),
+    "gaps": (("mlp_in.0", ("mlp.1", "mlp.2"), True), ("resid.0", ("resid.0",), False), ("mlp_in.2", ("mlp.2",), False)),
+    "attention": (("attn_in.1", ("attn.1",), True), ("mlp_in.1", ("mlp.1",), False), ("attn.2", ("attn.2",), False)),
+}
+
+
+def random_coders(mix: str, *, dtype: torch.dtype = torch.float64) -> list[SparseCoder]:
+    """Random TopK coders of a mix, with skips that matter."""
+    made: list[SparseCoder] = []
+    for number, (read, writes, skip) in enumerate(MIXES[mix]):
+        hook, places = HookPoint.parse(read), tuple(HookPoint.parse(name) for name in writes)
+        if places == (hook,):
+            made.append(random_sae(hook, normalisation="layer-norm", seed=number, dtype=dtype))
+            continue
+        config = SaeConfig(
+            hook, D_MODEL, D_SAE, subtract_decoder_bias=False, target=places[0], further=places[1:], skip=skip
+        )
+        coder: SparseCoder = TopKSae(config, k=K)
+        generator = torch.Generator().manual_seed(7 + number)
+        with torch.no_grad():
+            for parameter in coder.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+        made.append(coder.to(dtype).eval().requires_grad_(False))
+    return made

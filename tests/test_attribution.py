@@ -2,17 +2,25 @@
 
 import pytest
 import torch
-from subjects import random_baseline, random_subject, subject_with
+from subjects import (
+    log_prob,
+    logit_difference,
+    panel_of,
+    random_baseline,
+    random_subject,
+    subject_with,
+)
 from support import D_SAE, adapter_of, random_saes
 from zoo import zoo_model
 
 from circuitcli.attribution import baselines
-from circuitcli.attribution.ablation import Source, ablate, live_sources, pinned_sources
+from circuitcli.attribution.ablation import ablate, live_sources, pinned_sources
 from circuitcli.attribution.edges import Target, incoming, sources_of, to_output
 from circuitcli.attribution.gradients import attribution_patching, integrated_gradients, node_effects
-from circuitcli.attribution.metrics import LogitDifference, LogProb, MinusCrossEntropy, MinusDivergence
+from circuitcli.attribution.metrics import MinusCrossEntropy, MinusDivergence
 from circuitcli.attribution.naive import NaiveSearch
-from circuitcli.attribution.selection import Search
+from circuitcli.attribution.positions import Positions
+from circuitcli.attribution.selection import find_circuit
 from circuitcli.attribution.subject import Subject
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.hookpoints import HookPoint, hook_points
@@ -20,6 +28,7 @@ from circuitcli.models import checking
 from circuitcli.models.taps import tapped
 from circuitcli.records import GraphRecord
 from circuitcli.saes.abstopk import AbsTopKSae
+from circuitcli.saes.coders import Coders
 from circuitcli.settings.graph import GraphSettings
 
 # float64 all through: finite differences mean something here. Llama-like norms compute in float32.
@@ -53,7 +62,7 @@ HEAD = GraphRecord(
 def plain_forward(subject, replaced):
     """Logits of a full forward pass in which hook points take given values: {hook: (1, position, d_model)}."""
     with tapped(subject.adapter, {hook: (lambda x, value=value: value) for hook, value in replaced.items()}):
-        return subject.adapter.logits(subject.prompt.ids)
+        return subject.adapter.logits(subject.clean.input_ids)
 
 
 @pytest.mark.parametrize("normalisation", ["none", "centre", "layer-norm", "context"])
@@ -61,7 +70,7 @@ def test_splicing_with_errors_returns_the_same_logits(family, normalisation):
     subject = random_subject(family, normalisation=normalisation)
     parts = {}
     callbacks = {}
-    for hook, sae in subject.saes.items():
+    for hook, sae in subject.coders.items():
 
         def rebuild(x, sae=sae, hook=hook):
             parts[hook] = sae.code(x.to(sae.W_enc.dtype))
@@ -69,8 +78,8 @@ def test_splicing_with_errors_returns_the_same_logits(family, normalisation):
 
         callbacks[hook] = rebuild
     with torch.no_grad(), tapped(subject.adapter, callbacks):
-        logits = subject.adapter.logits(subject.prompt.ids)
-    torch.testing.assert_close(logits, subject.clean.logits, rtol=0, atol=1e-11 if family in EXACT else 1e-3)
+        logits = subject.adapter.logits(subject.clean.input_ids)
+    torch.testing.assert_close(logits, subject.clean_logits(), rtol=0, atol=1e-11 if family in EXACT else 1e-3)
     assert all(float(part.codes.count_nonzero()) > 0 and part.error.abs().max() > 1e-3 for part in parts.values())
 
 
@@ -78,21 +87,21 @@ def test_splicing_with_errors_returns_the_same_logits(family, normalisation):
 def test_gradient_of_a_code_is_that_of_the_unmodified_model(family):
     """Finite differences: move one activation along a decoder row and see the metric of the plain model."""
     subject = random_subject(family, normalisation="layer-norm")
-    zero = baselines.zero(subject.saes)
+    zero = baselines.zero(subject.coders)
     effects = attribution_patching(subject, zero)
     h = 1e-5
-    for hook in subject.hooks:
-        codes = subject.coded[hook].codes[0]
+    for hook in subject.coders.hooks:
+        codes = subject.codes[hook][0]
         position, index = codes.nonzero()[3].tolist()
-        frame = subject.coded[hook].frame
+        frame = subject.coded.frames[hook]
         direction = torch.zeros_like(subject.clean.activations[hook])
-        direction[0, position] = subject.saes[hook].W_dec[index] * frame.scale[0, position]
+        direction[0, position] = subject.coders[hook].W_dec[index] * frame.scale[0, position]
         up, down = (
             subject.metric.value(plain_forward(subject, {hook: subject.clean.activations[hook] + s * h * direction}))
             for s in (1, -1)
         )
         slope = float((up - down) / (2 * h))
-        assert float(effects[hook].features[position, index]) == pytest.approx(
+        assert float(effects[hook].features[0, position, index]) == pytest.approx(
             slope * float(codes[position, index]), rel=1e-5, abs=1e-9
         )
 
@@ -102,34 +111,33 @@ def linear_subject():
     adapter = adapter_of("gpt2")
     adapter.final_norm.forward = lambda x: x
     saes = random_saes([HookPoint(2, "resid")])
-    return subject_with(adapter, saes, metric=LogitDifference("logit-diff", "logits", 3, 8))
+    return subject_with(adapter, saes, metric=logit_difference(3, 8))
 
 
 def exact_effect(subject, hook, position, index, baseline):
     """m(clean) - m(one node at baseline), by one separate full forward pass."""
-    coded, absent = subject.coded[hook], baseline[hook]
-    codes, error = coded.codes.clone(), coded.error.clone()
+    codes, error = subject.codes[hook].clone(), subject.errors[hook].clone()
     places = slice(None) if position is None else position
     if index is None:
-        error[0, places] = absent.error.expand_as(error)[0, places]
+        error[0, places] = baseline.errors[hook].expand_as(error)[0, places]
     else:
-        codes[0, places, index] = absent.codes.expand_as(codes)[0, places, index]
+        codes[0, places, index] = baseline.codes[hook].expand_as(codes)[0, places, index]
     value = subject.clean.activations[hook].clone()
-    value[:, subject.prompt.first :] = subject.saes[hook].decode(codes, coded.frame) + error
+    value[:, subject.first :] = subject.coders[hook].decode(codes, subject.coded.frames[hook]) + error
     with torch.no_grad():
-        return subject.metric_clean - float(subject.metric.value(plain_forward(subject, {hook: value})))
+        return float(subject.metric_clean - subject.metric.value(plain_forward(subject, {hook: value})))
 
 
 def test_attribution_patching_is_exact_for_a_linear_metric():
     subject = linear_subject()
-    hook = subject.hooks[0]
+    hook = subject.coders.hooks[0]
     baseline = random_baseline(subject)
     effects = attribution_patching(subject, baseline)[hook]
-    for position in range(subject.prompt.n_spliced):
+    for position in range(subject.n_spliced):
         for index in range(D_SAE):
             expected = exact_effect(subject, hook, position, index, baseline)
-            assert float(effects.features[position, index]) == pytest.approx(expected, rel=1e-9, abs=1e-10)
-        assert float(effects.error[position]) == pytest.approx(
+            assert float(effects.features[0, position, index]) == pytest.approx(expected, rel=1e-9, abs=1e-10)
+        assert float(effects.errors[hook][0, position]) == pytest.approx(
             exact_effect(subject, hook, position, None, baseline), rel=1e-9, abs=1e-10
         )
 
@@ -138,30 +146,30 @@ def test_attribution_patching_is_exact_for_a_linear_metric():
 def test_integrated_gradients_sum_to_the_metric_difference(family):
     subject = random_subject(family, normalisation="layer-norm", first=1)
     baseline = random_baseline(subject)
-    for hook in subject.hooks:
-        coarse = integrated_gradients(subject, hook, baseline[hook], steps=40, batch_size=16)
-        fine = integrated_gradients(subject, hook, baseline[hook], steps=400, batch_size=100)
-        coded, absent, sae = subject.coded[hook], baseline[hook], subject.saes[hook]
+    for hook in subject.coders.hooks:
+        coarse = integrated_gradients(subject, hook, baseline, steps=40, batch_size=16)
+        fine = integrated_gradients(subject, hook, baseline, steps=400, batch_size=100)
+        sae, frame = subject.coders[hook], subject.coded.frames[hook]
         value = subject.clean.activations[hook].clone()
-        ends = sae.decode(absent.codes.expand_as(coded.codes), coded.frame) + absent.error
+        ends = sae.decode(baseline.codes[hook].expand_as(subject.codes[hook]), frame) + baseline.errors[hook]
         value[:, 1:] = ends
         with torch.no_grad():
             away = float(subject.metric.value(plain_forward(subject, {hook: value})))
-        total = float(fine.features.sum() + fine.error.sum())
-        assert total == pytest.approx(subject.metric_clean - away, rel=2e-3, abs=2e-3)
-        assert fine.gap == pytest.approx(total - (subject.metric_clean - away), abs=1e-9)
+        total = float(fine.features.sum() + fine.errors[hook].sum())
+        assert total == pytest.approx(float(subject.metric_clean) - away, rel=2e-3, abs=2e-3)
+        assert float(fine.gap) == pytest.approx(total - (float(subject.metric_clean) - away), abs=1e-9)
         # The midpoint rule's error falls with the square of the number of steps.
-        assert abs(fine.gap) <= abs(coarse.gap) * 0.2 + 1e-7
+        assert abs(float(fine.gap)) <= abs(float(coarse.gap)) * 0.2 + 1e-7
 
 
 def test_integrated_gradients_are_exact_for_a_linear_metric_with_one_step():
     subject = linear_subject()
-    hook, baseline = subject.hooks[0], random_baseline(subject)
-    one = integrated_gradients(subject, hook, baseline[hook], steps=1, batch_size=4)
+    hook, baseline = subject.coders.hooks[0], random_baseline(subject)
+    one = integrated_gradients(subject, hook, baseline, steps=1, batch_size=4)
     patched = attribution_patching(subject, baseline)[hook]
     torch.testing.assert_close(one.features, patched.features)
-    torch.testing.assert_close(one.error, patched.error)
-    assert abs(one.gap) < 1e-10
+    torch.testing.assert_close(one.errors, patched.errors)
+    assert abs(float(one.gap)) < 1e-10
 
 
 @pytest.mark.parametrize("normalisation", CONSTANTS)
@@ -182,48 +190,69 @@ def test_outgoing_edges_sum_to_the_node_effect_in_guessed_families_and_in_the_te
     check_outgoing_edges(subject, tolerance=5e-4)
 
 
+def whole_masks(subject: Subject) -> torch.Tensor:
+    """Each spliced position by itself."""
+    return Positions.of("all", subject.prompts).masks(subject.prompts, subject.adapter.device)
+
+
+def all_targets(subject: Subject, hook: HookPoint) -> list[tuple[int, Target]]:
+    """Every node of a hook point that can have incoming edges: (text, target)."""
+    rows = []
+    if hook in subject.coders:
+        for text, position, index in subject.codes[hook].nonzero().tolist():
+            rows.append((text, Target(index, position)))
+    if subject.coders.writers(hook):
+        rows += [(text, Target(None, at)) for text in range(subject.n_texts) for at in range(subject.n_spliced)]
+    return rows
+
+
 def check_outgoing_edges(subject: Subject, *, tolerance: float) -> None:
     baseline = random_baseline(subject)
     effects = attribution_patching(subject, baseline)
-    sums = {hook: [torch.zeros_like(e.features), torch.zeros_like(e.error)] for hook, e in effects.items()}
+    features = {hook: torch.zeros_like(one.features) for hook, one in effects.items()}
+    errors = {hook: torch.zeros_like(value) for one in effects.values() for hook, value in one.errors.items()}
+    assert set(errors) == set(subject.coders.written)
     for hook, edge in to_output(subject, effects, baseline, method="atp", steps=1, batch_size=8).items():
-        sums[hook][0] += edge.features
-        sums[hook][1] += edge.error
-    for hook in subject.hooks:
-        active = subject.coded[hook].codes[0].nonzero().tolist()
-        targets = [Target(index, position) for position, index in active]
-        targets += [Target(None, position) for position in range(subject.prompt.n_spliced)]
-        for _, sources in incoming(subject, hook, targets, effects[hook], baseline, batch_size=16):
-            for source, edges in sources.items():
-                sums[source][0] += edges.features.sum(dim=0)
-                sums[source][1] += edges.error.sum(dim=0)
+        features[hook] += edge.features
+        for place, values in edge.errors.items():
+            errors[place] += values
+    for hook in subject.coders.hooks:
+        rows = all_targets(subject, hook)
+        texts = torch.tensor([text for text, _ in rows])
+        found = incoming(subject, hook, rows, effects, baseline, masks=whole_masks(subject))
+        if found is None:
+            continue
+        for source, edges in found.features.items():
+            features[source].index_add_(0, texts, edges.dense())
+        for place, values in found.errors.items():
+            errors[place].index_add_(0, texts, values)
     for hook, effect in effects.items():
         scale = float(effect.features.abs().max())
-        torch.testing.assert_close(sums[hook][0], effect.features, rtol=0, atol=tolerance * (1 + scale))
-        torch.testing.assert_close(sums[hook][1], effect.error, rtol=0, atol=tolerance * (1 + scale))
+        torch.testing.assert_close(features[hook], effect.features, rtol=0, atol=tolerance * (1 + scale))
+        for place, values in effect.errors.items():
+            torch.testing.assert_close(errors[place], values, rtol=0, atol=tolerance * (1 + scale))
 
 
 def direct_value(subject, hook, target, effects, held, source, moved):
     """g_d * f_d (or g_x . e) at a target when one source is moved and all other spliced hook points are held."""
     seen = {}
-    callbacks = {other: (lambda x, other=other: held[other]) for other in subject.hooks if other < hook}
+    callbacks = {other: (lambda x, other=other: held[other]) for other in subject.coders.hooks if other < hook}
     callbacks[source] = lambda x: moved
     callbacks[hook] = lambda x: seen.__setitem__("x", x)
     with torch.no_grad(), tapped(subject.adapter, callbacks):
-        subject.adapter.logits(subject.prompt.ids)
-    sae, first = subject.saes[hook], subject.prompt.first
-    coded_clean = subject.coded[hook]
+        subject.adapter.logits(subject.clean.input_ids)
+    sae, first = subject.coders[hook], subject.first
     x = seen["x"][:, first:]
     # Mean and scale of a normalising SAE, and what the context predicts, are constants, those of the clean run.
-    frame = coded_clean.frame
+    frame = subject.coded.frames[hook]
     z = (x - frame.mean) / (frame.scale + 1e-5 if sae.config.normalisation == "layer-norm" else frame.scale)
     codes = sae.sparsify((z - sae.b_dec) @ sae.W_enc + sae.b_enc)
     if target.index is None:
         error = x - sae.decode(codes, frame)
-        return float((effects.gradient[target.position] * error[0, target.position]).sum())
-    g = effects.gradient[target.position] @ sae.W_dec[target.index]
-    g = g * frame.scale[0, target.position, 0]
-    return float(g * codes[0, target.position, target.index])
+        return float((effects.gradients[hook][0, target.group] * error[0, target.group]).sum())
+    g = effects.gradients[hook][0, target.group] @ sae.W_dec[target.index]
+    g = g * frame.scale[0, target.group, 0]
+    return float(g * codes[0, target.group, target.index])
 
 
 @pytest.mark.parametrize("normalisation", CONSTANTS)
@@ -235,19 +264,19 @@ def test_every_edge_is_the_derivative_along_the_direct_path(family, splice, norm
     baseline = random_baseline(subject)
     effects = attribution_patching(subject, baseline)
     held, h, compared = subject.clean.activations, 1e-5, 0
-    for hook in subject.hooks:
-        position, index = subject.coded[hook].codes[0].nonzero()[-1].tolist()
+    for hook in subject.coders.hooks:
+        position, index = subject.codes[hook][0].nonzero()[-1].tolist()
         targets = [Target(index, position), Target(None, position)]
-        batches = list(incoming(subject, hook, targets, effects[hook], baseline, batch_size=2))
-        found = batches[0][1] if batches else {}
-        for source in (other for other in subject.hooks if other < hook):
-            at, feature = subject.coded[source].codes[0].nonzero()[1].tolist()
+        rows = [(0, target) for target in targets]
+        found = incoming(subject, hook, rows, effects, baseline, masks=whole_masks(subject))
+        for source in (other for other in subject.coders.hooks if other < hook):
+            at, feature = subject.codes[source][0].nonzero()[1].tolist()
             direction = torch.zeros_like(held[source])
-            frame = subject.coded[source].frame
-            direction[0, at + 1] = subject.saes[source].W_dec[feature] * frame.scale[0, at]
-            amount = float(subject.coded[source].codes[0, at, feature] - baseline[source].codes[0, 0, feature])
+            frame = subject.coded.frames[source]
+            direction[0, at + 1] = subject.coders[source].W_dec[feature] * frame.scale[0, at]
+            amount = float(subject.codes[source][0, at, feature] - baseline.codes[source][0, 0, feature])
             towards = torch.zeros_like(held[source])
-            towards[0, at + 1] = (subject.coded[source].error - baseline[source].error)[0, at]
+            towards[0, at + 1] = (subject.errors[source] - baseline.errors[source])[0, at]
             for row, target in enumerate(targets):
 
                 def slope(along, target=target, source=source, hook=hook):
@@ -257,8 +286,9 @@ def test_every_edge_is_the_derivative_along_the_direct_path(family, splice, norm
                     ]
                     return (values[0] - values[1]) / (2 * h)
 
-                edge = found.get(source)
-                got = (0.0, 0.0) if edge is None else (edge.features[row, at, feature], edge.error[row, at])
+                got = (0.0, 0.0)
+                if found is not None and source in found.features:
+                    got = (found.features[source].dense()[row, at, feature], found.errors[source][row, at])
                 assert float(got[0]) == pytest.approx(slope(direction) * amount, rel=1e-4, abs=1e-7)
                 assert float(got[1]) == pytest.approx(slope(towards), rel=1e-4, abs=1e-7)
                 compared += 1
@@ -272,19 +302,19 @@ def test_edges_to_the_output_are_derivatives_with_all_other_hook_points_held(fam
     effects = attribution_patching(subject, baseline)
     edges = to_output(subject, effects, baseline, method="atp", steps=1, batch_size=4)
     h = 1e-5
-    for hook in subject.hooks:
-        position, index = subject.coded[hook].codes[0].nonzero()[-1].tolist()
+    for hook in subject.coders.hooks:
+        position, index = subject.codes[hook][0].nonzero()[-1].tolist()
         direction = torch.zeros_like(subject.clean.activations[hook])
-        direction[0, position] = subject.saes[hook].W_dec[index]
+        direction[0, position] = subject.coders[hook].W_dec[index]
         values = []
         for s in (1, -1):
-            replaced = {other: subject.clean.activations[other] for other in subject.hooks}
+            replaced = {other: subject.clean.activations[other] for other in subject.coders.hooks}
             replaced[hook] = replaced[hook] + s * h * direction
             with torch.no_grad():
                 values.append(float(subject.metric.value(plain_forward(subject, replaced))))
-        amount = float(subject.coded[hook].codes[0, position, index] - baseline[hook].codes[0, 0, index])
+        amount = float(subject.codes[hook][0, position, index] - baseline.codes[hook][0, 0, index])
         expected = (values[0] - values[1]) / (2 * h) * amount
-        assert float(edges[hook].features[position, index]) == pytest.approx(expected, rel=1e-5, abs=1e-9)
+        assert float(edges[hook].features[0, position, index]) == pytest.approx(expected, rel=1e-5, abs=1e-9)
 
 
 @pytest.mark.parametrize("splice", sorted(SPLICES))
@@ -293,31 +323,31 @@ def test_integrated_edges_from_the_last_hook_point_are_its_node_effects(splice):
     baseline = random_baseline(subject)
     effects = node_effects(subject, baseline, method="ig", steps=6, batch_size=4)
     edges = to_output(subject, effects, baseline, method="ig", steps=6, batch_size=4)
-    last = subject.hooks[-1]
+    last = subject.coders.hooks[-1]
     torch.testing.assert_close(edges[last].features, effects[last].features)
 
 
 def test_which_hook_points_can_reach_which():
-    def names(hooks):
-        return [str(hook) for hook in hooks]
+    def names(hooks, end):
+        return [str(hook) for hook in sources_of(Coders(random_saes(hooks)), None if end is None else [end])]
 
     full = hook_points((3, 4), ("attn", "mlp", "resid"))
-    assert names(sources_of(full, HookPoint(4, "attn"))) == ["resid.3"]
-    assert names(sources_of(full, HookPoint(4, "mlp"))) == ["resid.3", "attn.4"]
-    assert names(sources_of(full, HookPoint(4, "resid"))) == ["resid.3", "attn.4", "mlp.4"]
-    assert names(sources_of(full, None)) == ["resid.4"]
-    assert names(sources_of(hook_points((3, 4), ("attn",)), None)) == ["attn.3", "attn.4"]
-    assert sources_of(full, HookPoint(3, "attn")) == []
+    assert names(full, HookPoint(4, "attn")) == ["resid.3"]
+    assert names(full, HookPoint(4, "mlp")) == ["resid.3", "attn.4"]
+    assert names(full, HookPoint(4, "resid")) == ["resid.3", "attn.4", "mlp.4"]
+    assert names(full, None) == ["resid.4"]
+    assert names(hook_points((3, 4), ("attn",)), None) == ["attn.3", "attn.4"]
+    assert names(full, HookPoint(3, "attn")) == []
 
 
 def test_parallel_blocks_have_no_edge_from_attention_to_mlp():
     subject = random_subject("neox-parallel")
-    baseline = baselines.zero(subject.saes)
+    baseline = baselines.zero(subject.coders)
     effects = attribution_patching(subject, baseline)
     hook = HookPoint(1, "mlp")
-    position, index = subject.coded[hook].codes[0].nonzero()[0].tolist()
-    ((_, found),) = incoming(subject, hook, [Target(index, position)], effects[hook], baseline, batch_size=4)
-    assert HookPoint(1, "attn") not in found and HookPoint(0, "resid") in found
+    position, index = subject.codes[hook][0].nonzero()[0].tolist()
+    found = incoming(subject, hook, [(0, Target(index, position))], effects, baseline, masks=whole_masks(subject))
+    assert HookPoint(1, "attn") not in found.features and HookPoint(0, "resid") in found.features
 
 
 @pytest.mark.parametrize("normalisation", CONSTANTS)
@@ -328,49 +358,52 @@ def test_naive_effects_equal_one_separate_forward_pass_each(family, batch_size, 
     baseline = random_baseline(subject)
     tolerance = 1e-9 if family in EXACT else 2e-3
     for hook in (HookPoint(0, "attn"), HookPoint(0, "resid"), HookPoint(1, "mlp")):
-        measured = [other for other in subject.hooks if other.layer > hook.layer]
-        sources = [Source(4, None), Source(7, 2), Source(None, None), Source(None, 1), Source(11, None)]
-        batches = list(ablate(subject, hook, sources, baseline, measured=measured, batch_size=batch_size))
+        measured = [other for other in subject.coders.hooks if other.layer > hook.layer]
+        sources = [(4, None), (7, 2), (None, None), (None, 1), (11, None)]
+        rows = [(0, Target(index, subject.n_spliced if position is None else position)) for index, position in sources]
+        masks = torch.cat([whole_masks(subject), torch.ones(1, 1, subject.n_spliced, dtype=torch.bool)], dim=1)
+        batches = [
+            ablate(subject, hook, rows[begin : begin + batch_size], baseline, measured=measured, masks=masks)
+            for begin in range(0, len(rows), batch_size)
+        ]
         effects = torch.cat([batch.effect for batch in batches])
-        for row, source in enumerate(sources):
-            expected = exact_effect(subject, hook, source.position, source.index, baseline)
+        for row, (index, position) in enumerate(sources):
+            expected = exact_effect(subject, hook, position, index, baseline)
             assert float(effects[row]) == pytest.approx(expected, abs=tolerance)
             for other in measured:
                 codes = torch.cat([batch.codes[other] for batch in batches])[row]
-                torch.testing.assert_close(
-                    codes, codes_of_separate_pass(subject, hook, source, baseline, other), rtol=0, atol=tolerance
-                )
+                separate = codes_of_separate_pass(subject, hook, index, position, baseline, other)
+                torch.testing.assert_close(codes, separate, rtol=0, atol=tolerance)
 
 
-def codes_of_separate_pass(subject, hook, source, baseline, other):
-    coded, absent = subject.coded[hook], baseline[hook]
-    codes, error = coded.codes.clone(), coded.error.clone()
-    places = slice(None) if source.position is None else source.position
-    if source.index is None:
-        error[0, places] = absent.error.expand_as(error)[0, places]
+def codes_of_separate_pass(subject, hook, index, position, baseline, other):
+    codes, error = subject.codes[hook].clone(), subject.errors[hook].clone()
+    places = slice(None) if position is None else position
+    if index is None:
+        error[0, places] = baseline.errors[hook].expand_as(error)[0, places]
     else:
-        codes[0, places, source.index] = absent.codes[0, 0, source.index]
+        codes[0, places, index] = baseline.codes[hook][0, 0, index]
     value = subject.clean.activations[hook].clone()
-    value[:, subject.prompt.first :] = subject.saes[hook].decode(codes, coded.frame) + error
+    value[:, subject.first :] = subject.coders[hook].decode(codes, subject.coded.frames[hook]) + error
     seen = {}
     with torch.no_grad():
         with tapped(subject.adapter, {hook: lambda x: value, other: lambda x: seen.__setitem__("x", x)}):
-            subject.adapter.logits(subject.prompt.ids)
-        return subject.saes[other].encode(seen["x"][:, subject.prompt.first :])[0]
+            subject.adapter.logits(subject.clean.input_ids)
+        return subject.coders[other].encode(seen["x"][:, subject.first :])[0]
 
 
 def test_live_sources_are_the_features_that_differ_from_the_baseline():
     subject = random_subject("gpt2")
     hook = HookPoint(1, "resid")
-    zero = baselines.zero(subject.saes)
-    live = live_sources(subject, hook, zero, positions="all")
-    active = subject.coded[hook].codes[0].nonzero().tolist()
-    assert live == [Source(i, p) for p, i in active] + [Source(None, p) for p in range(6)]
-    silent = next(i for i in range(D_SAE) if not subject.coded[hook].codes[0, :, i].any())
+    zero = baselines.zero(subject.coders)
+    live = live_sources(panel_of(subject, zero), hook)
+    active = subject.codes[hook][0].nonzero().tolist()
+    assert live == [Target(i, p) for p, i in active] + [Target(None, p) for p in range(6)]
+    silent = next(i for i in range(D_SAE) if not subject.codes[hook][0, :, i].any())
     with pytest.raises(InputError, match="silent in this prompt"):
-        pinned_sources(subject, hook, [silent], live)
+        pinned_sources(subject.coders, hook, [silent], live)
     with pytest.raises(InputError, match=f"has no feature {D_SAE}"):
-        pinned_sources(subject, hook, [D_SAE], live)
+        pinned_sources(subject.coders, hook, [D_SAE], live)
 
 
 def test_an_activation_summed_over_positions_is_that_furthest_from_zero_with_its_sign():
@@ -381,17 +414,17 @@ def test_an_activation_summed_over_positions_is_that_furthest_from_zero_with_its
         saes[hook].load_state_dict(sae.state_dict())
     subject = subject_with(adapter_of("gpt2"), saes, first=1)
     settings = GraphSettings(threshold_exp=-1000, down=200, up=200)
-    zero = baselines.zero(subject.saes)
-    naive = NaiveSearch(subject, zero, settings, "sum", {}, 0)
-    search = Search(subject, zero, settings.model_copy(update={"method": "atp"}), "sum")
+    zero = baselines.zero(subject.coders)
+    panel = panel_of(subject, zero, positions="sum")
+    naive = NaiveSearch(panel, settings, {}, 0)
     found = [
-        naive.graph(HEAD, [naive.part(hook) for hook in subject.hooks]),
-        search.graph(HEAD, search.effects()),
+        naive.graph(HEAD, [naive.part(hook) for hook in subject.coders.hooks]),
+        find_circuit(panel, settings.model_copy(update={"method": "atp"})).graph(HEAD),
     ]
     for graph in found:
         signs = set()
         for node in (node for node in graph.nodes if node.place and node.place.index is not None):
-            values = subject.coded[node.place.hook].codes[0, :, node.place.index].tolist()
+            values = subject.codes[node.place.hook][0, :, node.place.index].tolist()
             assert node.activation == max(values, key=abs), node
             signs.add(node.activation > 0)
         assert signs == {True, False}
@@ -399,26 +432,24 @@ def test_an_activation_summed_over_positions_is_that_furthest_from_zero_with_its
 
 def test_attribution_patching_refuses_the_divergence_and_integrated_gradients_take_it():
     subject = random_subject("gpt2")
-    divergence = MinusDivergence("kl", "nats", subject.clean.logits[0, -1])
-    flat = subject_with(subject.adapter, subject.saes, metric=divergence)
+    divergence = MinusDivergence("kl", "nats", subject.clean_logits()[:, -1])
+    flat = subject_with(subject.adapter, subject.coders, metric=divergence)
     with pytest.raises(SettingsError, match="no gradient at the clean run") as caught:
-        node_effects(flat, baselines.zero(flat.saes), method="atp", steps=1, batch_size=4)
+        node_effects(flat, baselines.zero(flat.coders), method="atp", steps=1, batch_size=4)
     assert "--method ig" in caught.value.hint
-    effects = integrated_gradients(flat, flat.hooks[0], random_baseline(flat)[flat.hooks[0]], steps=200, batch_size=50)
-    assert abs(effects.gap) < 5e-3 and effects.features.abs().max() > 0
+    effects = integrated_gradients(flat, flat.coders.hooks[0], random_baseline(flat), steps=200, batch_size=50)
+    assert abs(float(effects.gap)) < 5e-3 and effects.features.abs().max() > 0
 
 
 def test_metrics_are_their_definitions():
     logits = torch.randn(2, 5, 11, dtype=torch.float64)
     ids = torch.tensor([[1, 4, 2, 9, 3]])
     p = logits.softmax(-1)
-    torch.testing.assert_close(LogProb("log-prob", "nats", 7).value(logits), p[:, -1, 7].log())
-    torch.testing.assert_close(
-        LogitDifference("logit-diff", "logits", 7, 2).value(logits), logits[:, -1, 7] - logits[:, -1, 2]
-    )
+    torch.testing.assert_close(log_prob(7).value(logits), p[:, -1, 7].log())
+    torch.testing.assert_close(logit_difference(7, 2).value(logits), logits[:, -1, 7] - logits[:, -1, 2])
     nexts = torch.stack([p[:, i, ids[0, i + 1]].log() for i in range(4)], 1).mean(1)
-    torch.testing.assert_close(MinusCrossEntropy("cross-entropy", "nats", ids).value(logits), nexts)
-    divergence = MinusDivergence("kl", "nats", logits[0, -1]).value(logits)
+    torch.testing.assert_close(MinusCrossEntropy("cross-entropy", "nats", ids).value(logits[:, :-1]), nexts)
+    divergence = MinusDivergence("kl", "nats", logits[:1, -1]).value(logits)
     assert float(divergence[0]) == pytest.approx(0, abs=1e-12)
     expected = -(p[0, -1] * (p[0, -1] / p[1, -1]).log()).sum()
     torch.testing.assert_close(divergence[1], expected)

@@ -1,64 +1,56 @@
 """The naive graph: one node at a time is taken away, and the change of later features and of the metric is measured.
 
-Weight of u -> d is ``f_d(clean) - f_d(ablated)``: what u contributes, in d's activation units. Ablations run in
-batches, from the cached residual before the block of the ablated hook point, and equal one separate forward pass each.
+Weight of u -> d is ``f_d(clean) - f_d(ablated)``: what u contributes, in d's activation units. A feature is taken away
+at all hook points that its coder writes. Ablations run in batches, from the cached residual before the block of the
+first of them, and equal one separate forward pass each.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from circuitcli.attribution.activity import differing
 from circuitcli.attribution.baselines import Baseline
+from circuitcli.attribution.edges import Target
+from circuitcli.attribution.panel import Panel
 from circuitcli.attribution.subject import Subject
 from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.partial import first_block
-from circuitcli.models.taps import Callback, keep
-from circuitcli.saes.base import Coded
+from circuitcli.models.taps import Callback
+from circuitcli.saes.coders import Coders
 from circuitcli.saes.splice import shifted
-
-
-@dataclass(frozen=True)
-class Source:
-    """What is ablated: feature ``index`` (None: the error) at one spliced position, or at all (None)."""
-
-    index: int | None
-    position: int | None
 
 
 @dataclass(frozen=True)
 class Ablated:
     """What a batch of ablations did: effect on the metric, and codes at each measured hook point."""
 
-    sources: Sequence[Source]
-    effect: Float[Tensor, " source"]
-    codes: Mapping[HookPoint, Float[Tensor, "source position d_sae"]]
+    effect: Float[Tensor, " row"]
+    codes: Mapping[HookPoint, Float[Tensor, "row position d_sae"]]
 
 
-def live_sources(subject: Subject, hook: HookPoint, baseline: Baseline, *, positions: str) -> list[Source]:
-    """Every feature that differs from its baseline somewhere, and the error.
-
-    positions: sum for one source at all positions, all for one at each, last for those of the last position alone.
-    """
-    different = (subject.coded[hook].codes != baseline[hook].codes)[0]
-    if positions == "sum":
-        features = different.any(dim=0).nonzero()[:, 0].tolist()
-        return [*(Source(index, None) for index in features), Source(None, None)]
-    n_positions = subject.prompt.n_spliced
-    first = n_positions - 1 if positions == "last" else 0
-    pairs = different[first:].nonzero().tolist()
-    errors = [Source(None, position) for position in range(first, n_positions)]
-    return [*(Source(index, first + position) for position, index in pairs), *errors]
+def live_sources(panel: Panel, hook: HookPoint) -> list[Target]:
+    """Every feature that a hook point names and that differs from its baseline somewhere in some prompt, and its error,
+    at each group of positions."""
+    sources: list[Target] = []
+    if hook in panel.coders:
+        parts = [differing(panel, batch, hook).any(dim=0) for batch in range(len(panel.batches))]
+        different = torch.stack(parts).any(dim=0)  # (group, d_sae)
+        sources += [Target(index, group) for group, index in different.nonzero().tolist()]
+    if panel.coders.writers(hook):
+        sources += [Target(None, group) for group in range(panel.positions.n_groups)]
+    return sources
 
 
 def pinned_sources(
-    subject: Subject, hook: HookPoint, features: Sequence[int], live: Sequence[Source], *, where: str = "in this prompt"
-) -> list[Source]:
+    coders: Coders, hook: HookPoint, features: Sequence[int], live: Sequence[Target], *, where: str = "in this prompt"
+) -> list[Target]:
     """The live sources among the pinned features. Raises InputError if one is not live or does not exist."""
-    d_sae = subject.saes[hook].d_sae
+    d_sae = coders[hook].d_sae
     for index in features:
         if index >= d_sae:
             raise InputError(
@@ -72,7 +64,7 @@ def pinned_sources(
     return [source for source in live if source.index in set(features)]
 
 
-def _some(live: Sequence[Source]) -> str:
+def _some(live: Sequence[Target]) -> str:
     indices = sorted({source.index for source in live if source.index is not None})
     return " ".join(str(index) for index in indices[:12]) + (" ..." if len(indices) > 12 else "")
 
@@ -80,49 +72,85 @@ def _some(live: Sequence[Source]) -> str:
 def ablate(
     subject: Subject,
     hook: HookPoint,
-    sources: Sequence[Source],
+    rows: Sequence[tuple[int, Target]],
     baseline: Baseline,
     *,
     measured: Sequence[HookPoint],
-    batch_size: int,
-) -> Iterator[Ablated]:
-    """Ablate each source alone, in batches."""
-    for begin in range(0, len(sources), batch_size):
-        rows = sources[begin : begin + batch_size]
-        moves = ablation_moves(subject, hook, rows, baseline)
-        seen: dict[HookPoint, Tensor] = {}
-        callbacks: dict[HookPoint, Callback] = {other: keep(seen, other) for other in measured}
-        callbacks[hook] = lambda x, moves=moves: shifted(x, moves, first=subject.prompt.first)  # type: ignore[misc]
-        with torch.no_grad():
-            logits = subject.logits(callbacks, rows=len(rows), start=first_block(hook))
-            codes = {other: _codes(subject, other, seen[other]) for other in measured}
-        yield Ablated(rows, subject.metric_clean - subject.metric.value(logits), codes)
+    masks: Bool[Tensor, "text group spliced"],
+) -> Ablated:
+    """Ablate a node of a hook point in each row, of the text that the row names."""
+    texts = torch.tensor([text for text, _ in rows], device=subject.adapter.device)
+    moves = ablation_moves(subject, hook, rows, baseline, masks=masks)
+    seen: dict[HookPoint, Tensor] = {}
+    callbacks = {
+        place: _tap(subject, place, moves=moves, seen=seen, is_measured=place in measured)
+        for place in {*moves, *measured}
+    }
+    start = min(first_block(place) for place in moves)
+    with torch.no_grad():
+        metric = subject.metric_of(callbacks, texts=texts, start=start)
+        codes = {other: _codes(subject, other, seen[other]) for other in measured}
+    clean = subject.metric_clean
+    return Ablated((clean if len(clean) == 1 else clean[texts]) - metric, codes)
 
 
-def _codes(subject: Subject, hook: HookPoint, x: Tensor) -> Float[Tensor, "source position d_sae"]:
-    sae = subject.saes[hook]
-    return sae.encode(x[:, subject.prompt.first :].to(sae.W_enc))
+def _tap(
+    subject: Subject,
+    hook: HookPoint,
+    *,
+    moves: Mapping[HookPoint, Tensor],
+    seen: dict[HookPoint, Tensor],
+    is_measured: bool,
+) -> Callback:
+    """Moves what is ablated and keeps what is measured: an autoencoder reads what arrives, others what goes on."""
+
+    def callback(x: Tensor) -> Tensor | None:
+        going_on = shifted(x, moves[hook], first=subject.first) if hook in moves else x
+        if is_measured:
+            seen[hook] = going_on if subject.coders[hook].is_transcoder else x
+        return going_on if hook in moves else None
+
+    return callback
+
+
+def _codes(subject: Subject, hook: HookPoint, x: Tensor) -> Float[Tensor, "row position d_sae"]:
+    coder = subject.coders[hook]
+    return coder.encode(x[:, subject.first :].to(coder.W_enc))
 
 
 def ablation_moves(
-    subject: Subject, hook: HookPoint, sources: Sequence[Source], baseline: Baseline
-) -> Float[Tensor, "source position d_in"]:
-    """Change of the clean activation for each ablation."""
-    sae, coded, absent = subject.saes[hook], subject.coded[hook], baseline[hook]
-    n_positions = subject.prompt.n_spliced
-    moves = sae.W_enc.new_zeros(len(sources), n_positions, sae.d_in)
-    for row, source in enumerate(sources):
-        places = slice(None) if source.position is None else slice(source.position, source.position + 1)
-        moves[row, places] = _move(sae.W_dec, coded, absent.codes, absent.error, source.index)[places]
+    subject: Subject,
+    hook: HookPoint,
+    rows: Sequence[tuple[int, Target]],
+    baseline: Baseline,
+    *,
+    masks: Bool[Tensor, "text group spliced"],
+) -> dict[HookPoint, Float[Tensor, "row position d_out"]]:
+    """Change of each written activation in each row: where a feature's coder writes, or of the error alone."""
+    features = [number for number, (_, source) in enumerate(rows) if source.index is not None]
+    errors = [number for number, (_, source) in enumerate(rows) if source.index is None]
+    like = next(iter(subject.errors.values()))
+    shape = (len(rows), subject.n_spliced)
+    moves: dict[HookPoint, Tensor] = {}
+    if features:
+        texts, where, indices = _of_rows([rows[number] for number in features], masks)
+        coder, scale = subject.coders[hook], subject.scale(hook)
+        difference = baseline.codes[hook].expand_as(subject.codes[hook]) - subject.codes[hook]
+        amounts = difference[texts, :, indices] * where  # (feature row, spliced)
+        amounts = amounts if scale is None else amounts * scale[texts, :, 0]
+        for place in coder.writes:
+            moves[place] = like.new_zeros(*shape, coder.d_out)
+            moves[place][features] = amounts[..., None] * coder.decoder(place)[indices][:, None]
+    if errors:
+        texts, where, _ = _of_rows([rows[number] for number in errors], masks)
+        move = (baseline.errors[hook] - subject.errors[hook])[texts] * where[..., None]
+        moves.setdefault(hook, like.new_zeros(*shape, move.shape[-1]))[errors] = move
     return moves
 
 
-def _move(
-    decoder: Tensor, coded: Coded, codes: Tensor, error: Tensor, index: int | None
-) -> Float[Tensor, "position d_in"]:
-    """Change at every position when one feature, or the error, goes to its baseline."""
-    if index is None:
-        return (error - coded.error)[0]
-    amount = (codes[..., index] - coded.codes[..., index])[0]  # (position,)
-    move = amount[:, None] * decoder[index]
-    return move if coded.frame is None else move * coded.frame.scale[0]
+def _of_rows(rows: Sequence[tuple[int, Target]], masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Text, positions and feature of each row."""
+    texts = torch.tensor([text for text, _ in rows], device=masks.device)
+    groups = torch.tensor([source.group for _, source in rows], device=masks.device)
+    indices = torch.tensor([source.index or 0 for _, source in rows], device=masks.device)
+    return texts, masks[texts, groups], indices

@@ -37,9 +37,7 @@ class Tally:
         self.total, self.square = like.new_zeros(shape), like.new_zeros(shape)
         self.active = torch.zeros(shape, dtype=torch.int32, device=device)
 
-    def add(
-        self, features: slice, values: Float[Tensor, "row group width"], targets: Int[Tensor, " row"]
-    ) -> None:
+    def add(self, features: slice, values: Float[Tensor, "row group width"], targets: Int[Tensor, " row"]) -> None:
         """Add rows, each of one prompt and one target."""
         values = wide(values)
         for sums, part in ((self.total, values), (self.square, values.square()), (self.active, values != 0)):

@@ -5,17 +5,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from circuitcli.attribution.ablation import Ablated, Source, ablate, live_sources, pinned_sources
-from circuitcli.attribution.baselines import Baseline
-from circuitcli.attribution.subject import Subject, check_finite
+from circuitcli.attribution.ablation import ablate, live_sources, pinned_sources
+from circuitcli.attribution.activity import activity, differing
+from circuitcli.attribution.averages import Average, Tally, average
+from circuitcli.attribution.edges import Target
+from circuitcli.attribution.panel import Panel, wide
+from circuitcli.attribution.subject import check_finite
 from circuitcli.errors import InputError
 from circuitcli.graphs import CircuitGraph, Edge, Node, sorted_graph
 from circuitcli.hookpoints import OUTPUT, HookPoint, NodeId
 from circuitcli.progress import task
 from circuitcli.records import GraphRecord
-from circuitcli.saes.base import CODES_AT_ONCE, strongest
+from circuitcli.saes.base import CODES_AT_ONCE
 from circuitcli.settings.graph import GraphSettings
 
 ACTIVATION = "activation"
@@ -23,7 +27,7 @@ ACTIVATION = "activation"
 
 @dataclass(frozen=True)
 class NaivePart:
-    """Nodes and edges from ablating one hook point, with the size of what the threshold dropped."""
+    """Nodes and edges from ablating what one hook point names, with the size of what the threshold dropped."""
 
     nodes: tuple[Node, ...]
     edges: tuple[Edge, ...]
@@ -33,19 +37,17 @@ class NaivePart:
 
 @dataclass(frozen=True)
 class NaiveSearch:
-    """Ablations of a subject's live or pinned nodes; ``positions`` is all, last or sum."""
+    """Ablations of a panel's live or pinned nodes."""
 
-    subject: Subject
-    baseline: Baseline
+    panel: Panel
     settings: GraphSettings
-    positions: str
     pins: Mapping[HookPoint, Sequence[int]]
     seed: int
 
     def __post_init__(self) -> None:
         for hook in self.pins:
-            if hook not in self.subject.saes:
-                spliced = " ".join(str(hook) for hook in self.subject.hooks)
+            if hook not in self.panel.coders:
+                spliced = " ".join(str(hook) for hook in self.panel.coders)
                 raise InputError(f"pinned hook point {hook} is not in the circuit", hint=f"it has {spliced}")
 
     @property
@@ -56,46 +58,42 @@ class NaiveSearch:
     def measured(self, hook: HookPoint) -> list[HookPoint]:
         """The hook points whose features are measured: those of the next layer of the slice, or of all later layers."""
         stage = hook.order[0]
-        later = sorted({other.order[0] for other in self.subject.hooks if other.order[0] > stage})
+        later = sorted({other.order[0] for other in self.panel.coders if other.order[0] > stage})
         wanted = set(later if self.settings.to == "all" else later[:1])
-        return [other for other in self.subject.hooks if other.order[0] in wanted]
+        return [other for other in self.panel.coders if other.order[0] in wanted]
 
-    def sources(self, hook: HookPoint) -> list[Source]:
+    def sources(self, hook: HookPoint) -> list[Target]:
         """What is ablated at a hook point: the pins, else all that is live, thinned at the first layer."""
-        live = live_sources(self.subject, hook, self.baseline, positions=self.positions)
+        live = live_sources(self.panel, hook)
         if hook in self.pins:
-            where = "at the last position" if self.positions == "last" else "in this prompt"
-            return pinned_sources(self.subject, hook, self.pins[hook], live, where=where)
-        if hook.order[0] > self.subject.hooks[0].order[0] or self.settings.thin == 1.0:
+            where = "in this prompt" if self.panel.n_prompts == 1 else f"in all {self.panel.n_prompts} prompts"
+            where = "at the last position" if self.panel.positions.kind == "last" else where
+            return pinned_sources(self.panel.coders, hook, self.pins[hook], live, where=where)
+        if hook.order[0] > self.panel.hooks[0].order[0] or self.settings.thin == 1.0:
             return live
         count = max(1, math.floor(self.settings.thin * len(live)))
         order = torch.randperm(len(live), generator=torch.Generator().manual_seed(self.seed))
         return [live[index] for index in sorted(order[:count].tolist())]
 
     def part(self, hook: HookPoint) -> NaivePart:
-        """Ablate everything at one hook point."""
-        nodes: dict[str, Node] = {}
-        edges: list[Edge] = []
-        kept = dropped = 0.0
-        sources, measured = self.sources(hook), self.measured(hook)
+        """Ablate everything that one hook point names."""
+        part = _Part(self, hook)
+        sources = self.sources(hook)
+        size = self._sources_at_once(part.measured)
         with task(f"ablate {hook}", total=len(sources), unit="ablations") as advance:
-            for batch in ablate(
-                self.subject,
-                hook,
-                sources,
-                self.baseline,
-                measured=measured,
-                batch_size=self._rows(measured),
-            ):
-                sums = self._collect(hook, batch, nodes, edges, is_last=not measured)
-                kept, dropped = kept + sums[0], dropped + sums[1]
-                advance(len(batch.sources))
-        return NaivePart(tuple(nodes.values()), tuple(edges), kept, dropped)
+            for begin in range(0, len(sources), size):
+                some = sources[begin : begin + size]
+                part.add(some)
+                advance(len(some))
+        return part.finished()
 
-    def _rows(self, measured: Sequence[HookPoint]) -> int:
-        """Ablations in one pass, so that the codes that they are measured by stay under an eighth of a gigabyte."""
-        widest = max((self.subject.saes[hook].d_sae for hook in measured), default=1)
-        return max(1, min(self.settings.batch_size, CODES_AT_ONCE // (self.subject.prompt.n_spliced * widest)))
+    def _sources_at_once(self, measured: Sequence[HookPoint]) -> int:
+        """Sources whose edges are added up at once, so that these sums stay under half a gigabyte."""
+        widest = max((self.panel.coders[hook].d_sae for hook in measured), default=1)
+        if self.panel.n_prompts == 1:
+            return max(1, min(self.settings.batch_size, CODES_AT_ONCE // (self.panel.prompts[0].n_spliced * widest)))
+        n_sums = self.panel.positions.n_groups * sum(self.panel.coders[hook].d_sae for hook in measured)
+        return max(1, min(self.settings.batch_size, CODES_AT_ONCE // max(1, n_sums)))
 
     def graph(self, head: GraphRecord, parts: Sequence[NaivePart]) -> CircuitGraph:
         """All parts in one graph, without the nodes that no edge touches."""
@@ -109,43 +107,126 @@ class NaiveSearch:
                     named[node.id] = node
         return sorted_graph(CircuitGraph(head, tuple(named[name] for name in touched), edges))
 
-    def _collect(
-        self, hook: HookPoint, batch: Ablated, nodes: dict[str, Node], edges: list[Edge], *, is_last: bool
-    ) -> tuple[float, float]:
-        """Add a batch's nodes and edges; returns the total size of kept and of dropped edges."""
-        unit = self.subject.metric.unit
-        check_finite(batch.effect.tolist(), f"the metric without a node of {hook}")
-        names = [self._name(hook, source.index, source.position) for source in batch.sources]
-        for name, source, effect in zip(names, batch.sources, batch.effect.tolist(), strict=True):
-            nodes[name] = Node(name, self._activation(hook, source.index, source.position), effect, unit)
-            if is_last and abs(effect) > self.threshold:
-                edges.append(Edge(name, OUTPUT, effect, unit))
-        kept = dropped = 0.0
-        for other, codes in batch.codes.items():
-            weights = self._weights(other, codes)
+
+class _Part:
+    """What ablating the nodes of one hook point has shown so far."""
+
+    def __init__(self, search: NaiveSearch, hook: HookPoint) -> None:
+        self.panel, self.settings, self.hook = search.panel, search.settings, hook
+        self.threshold, self.measured = search.threshold, search.measured(hook)
+        self.unit = self.panel.subject(0)[0].metric.unit
+        self.effects: dict[Target, Average] = {}
+        self.edges: list[tuple[Target, HookPoint, Target, Average]] = []
+        self.kept_total = self.dropped_total = 0.0
+
+    def add(self, sources: Sequence[Target]) -> None:
+        """Ablate each of some nodes in every prompt in which it differs from its baseline."""
+        panel = self.panel
+        device = panel.adapter.device
+        effects = wide(torch.zeros(panel.n_prompts, len(sources), device=device))
+        tallies = {
+            other: Tally(len(sources), panel.positions.n_groups, panel.coders[other].d_sae, device)
+            for other in self.measured
+        }
+        for batch, numbers in enumerate(panel.batches):
+            subject, baseline = panel.subject(batch)
+            masks = panel.masks(subject)
+            rows = self._rows(batch, sources)
+            size = self._rows_at_once(subject.n_spliced)
+            for begin in range(0, len(rows), size):
+                some = rows[begin : begin + size]
+                ablated = ablate(
+                    subject,
+                    self.hook,
+                    [(text, sources[number]) for text, number in some],
+                    baseline,
+                    measured=self.measured,
+                    masks=masks,
+                )
+                check_finite(ablated.effect.tolist(), f"the metric without a node of {self.hook}")
+                texts = torch.tensor([text for text, _ in some], device=device)
+                of_source = torch.tensor([number for _, number in some], device=device)
+                of_prompt = torch.tensor(numbers, device=device)[texts]
+                effects[of_prompt, of_source] = ablated.effect.to(effects)
+                for other, codes in ablated.codes.items():
+                    weights = subject.codes[other][texts] - codes
+                    tallies[other].add(slice(None), panel.positions.summed(weights, masks[texts]), of_source)
+        self._take(sources, effects, tallies)
+
+    def _rows(self, batch: int, sources: Sequence[Target]) -> list[tuple[int, int]]:
+        """Text and number of each source that differs from its baseline there."""
+        subject, _ = self.panel.subject(batch)
+        different = differing(self.panel, batch, self.hook) if self.hook in self.panel.coders else None
+        rows = []
+        for text in range(subject.n_texts):
+            for number, source in enumerate(sources):
+                if source.index is None or (different is not None and different[text, source.group, source.index]):
+                    rows.append((text, number))
+        return rows
+
+    def _rows_at_once(self, n_spliced: int) -> int:
+        """Ablations in one pass, so that the codes that they are measured by stay under an eighth of a gigabyte."""
+        widest = max((self.panel.coders[hook].d_sae for hook in self.measured), default=1)
+        return max(1, min(self.settings.batch_size, CODES_AT_ONCE // (n_spliced * widest)))
+
+    def _take(
+        self, sources: Sequence[Target], effects: Float[Tensor, "prompt source"], tallies: Mapping[HookPoint, Tally]
+    ) -> None:
+        """Keep effects, and the edges above the threshold."""
+        for source, values in zip(sources, effects.unbind(dim=1), strict=True):
+            self.effects[source] = average(values)
+        n = self.panel.n_prompts
+        for other, tally in tallies.items():
+            weights = tally.mean(n)
             strong = weights.abs() > self.threshold
-            kept += float(weights[strong].abs().sum())
-            dropped += float(weights[~strong].abs().sum())
-            check_finite((kept, dropped), f"what {hook} changes at {other}")
-            for row, position, index in strong.nonzero().tolist():
-                where = {"all": position, "last": self.subject.prompt.n_spliced - 1}.get(self.positions)
-                target = self._name(other, index, where)
-                nodes.setdefault(target, Node(target, self._activation(other, index, where), None, None))
-                edges.append(Edge(names[row], target, float(weights[row, position, index]), ACTIVATION))
-        return kept, dropped
+            self.kept_total += float(weights[strong].abs().sum())
+            self.dropped_total += float(weights[~strong].abs().sum())
+            check_finite((self.kept_total, self.dropped_total), f"what {self.hook} changes at {other}")
+            spreads = tally.spread(n) if n > 1 else None
+            for row, group, index in strong.nonzero().tolist():
+                more = () if spreads is None else spreads[:, row, group, index].tolist()
+                weight = Average(float(weights[row, group, index]), *more)
+                self.edges.append((sources[row], other, Target(index, group), weight))
 
-    def _weights(self, hook: HookPoint, codes: Tensor) -> Tensor:
-        """What each source contributes to each feature, (source, position or 1, d_sae)."""
-        weights = self.subject.coded[hook].codes - codes
-        if self.positions == "sum":
-            return weights.sum(dim=1, keepdim=True)
-        return weights[:, -1:] if self.positions == "last" else weights
+    def finished(self) -> NaivePart:
+        """Nodes and edges by name."""
+        ends: dict[HookPoint, list[Target]] = {}
+        for _, other, target, _ in self.edges:
+            ends.setdefault(other, []).append(target)
+        nodes = self._nodes(self.hook, list(self.effects), self.effects)
+        for other, targets in ends.items():
+            nodes += self._nodes(other, list(dict.fromkeys(targets)), {})
+        edges = [
+            _edge(self._name(self.hook, source), self._name(other, target), weight, ACTIVATION)
+            for source, other, target, weight in self.edges
+        ]
+        if not self.measured:
+            edges += [
+                _edge(self._name(self.hook, source), OUTPUT, effect, self.unit)
+                for source, effect in self.effects.items()
+                if abs(effect.value) > self.threshold
+            ]
+        return NaivePart(tuple(nodes), tuple(edges), self.kept_total, self.dropped_total)
 
-    def _name(self, hook: HookPoint, index: int | None, position: int | None) -> str:
-        return str(NodeId(hook, index, None if position is None else position + self.subject.prompt.first))
+    def _nodes(self, hook: HookPoint, targets: Sequence[Target], effects: Mapping[Target, Average]) -> list[Node]:
+        nodes = []
+        for target, active in zip(targets, activity(self.panel, hook, targets), strict=True):
+            effect = effects.get(target)
+            nodes.append(
+                Node(
+                    self._name(hook, target),
+                    active.activation,
+                    None if effect is None else effect.value,
+                    None if effect is None else self.unit,
+                    standard_error=None if effect is None else effect.standard_error,
+                    active=active.active,
+                )
+            )
+        return nodes
 
-    def _activation(self, hook: HookPoint, index: int | None, position: int | None) -> float | None:
-        if index is None:
-            return None
-        codes = self.subject.coded[hook].codes[0, :, index]
-        return float(strongest(codes) if position is None else codes[position])
+    def _name(self, hook: HookPoint, target: Target) -> str:
+        return str(NodeId(hook, target.index, self.panel.positions.names[target.group]))
+
+
+def _edge(source: str, target: str, weight: Average, unit: str) -> Edge:
+    return Edge(source, target, weight.value, unit, standard_error=weight.standard_error, active=weight.active)

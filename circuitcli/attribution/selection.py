@@ -6,14 +6,16 @@ node, cut to ``down`` of each sign and hook point by node effect. Nodes without 
 several prompts effects and edges are means.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from typing import Generic, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from circuitcli.attribution.activity import activity
 from circuitcli.attribution.averages import Average, Tally, average
 from circuitcli.attribution.contributions import Contributions
 from circuitcli.attribution.edges import Incoming, Target, ends_of, incoming, needs_one_position, sources_of, to_output
@@ -24,7 +26,7 @@ from circuitcli.graphs import CircuitGraph, Edge, Node, connected_to_output, sor
 from circuitcli.hookpoints import OUTPUT, HookPoint, NodeId
 from circuitcli.progress import task
 from circuitcli.records import GraphRecord
-from circuitcli.saes.base import CODES_AT_ONCE, strongest
+from circuitcli.saes.base import CODES_AT_ONCE
 from circuitcli.settings.graph import GraphSettings
 
 Key = tuple[HookPoint, Target]
@@ -113,9 +115,7 @@ class _Search:
             return every[group]
         return self.panel.kept.take(
             ("effects", batch, group),
-            lambda: integrated_gradients(
-                subject, group, baseline, steps=chosen.ig_steps, batch_size=chosen.batch_size
-            ),
+            lambda: integrated_gradients(subject, group, baseline, steps=chosen.ig_steps, batch_size=chosen.batch_size),
             lambda made: made.n_bytes,
         )
 
@@ -173,7 +173,7 @@ class _Search:
                 continue
             is_own = group == hook
             if is_own:
-                for piece, mean, _ in self._effects_of_features(hook):
+                for piece, mean in self._effects_of_features(hook):
                     best.add(piece, mean.flatten())
             if self.coders.writers(hook) and group == self.coders.group_of_error(hook):
                 mean = self._error_effects(hook).mean(dim=0)
@@ -181,9 +181,18 @@ class _Search:
         strongest_nodes = {self._target(piece, index) for piece, index, _ in best.found()}
         self.kept.candidates.setdefault(hook, set()).update(strongest_nodes)
 
-    def _effects_of_features(self, hook: HookPoint) -> Iterator[tuple[_Piece, Tensor, Tensor | None]]:
-        parts = [self._rows_of(batch, self.effects(batch, hook).parts) for batch in range(len(self.panel.batches))]
-        return ((piece, mean[0], None) for piece, mean, _ in self._averaged(hook, parts, n_targets=1))
+    def _effects_of_features(self, hook: HookPoint) -> Iterator[tuple[_Piece, Float[Tensor, "group width"]]]:
+        """Mean effects of all features of a hook point, some after the other."""
+        n_batches = len(self.panel.batches)
+        if n_batches == 1:
+            for piece, mean, _ in self._in_pieces(hook, self._rows_of(0, self.effects(0, hook).parts), n_targets=1):
+                yield piece, mean[0]
+            return
+        sums = _Sums(self.panel, 1)
+        for batch in range(n_batches):
+            sums.add(hook, self._rows_of(batch, self.effects(batch, hook).parts))
+        for piece, tally in sums.all():
+            yield piece, tally.mean(self.panel.n_prompts)[0]
 
     def _rows_of(self, batch: int, parts: Contributions) -> "_Rows":
         subject, _ = self.panel.subject(batch)
@@ -208,15 +217,15 @@ class _Search:
         valued.sort(key=lambda pair: (-abs(pair[0].value), _rank(pair[1])))
         chosen = [pair for pair in valued if pair[0].value > 0][: self.settings.down]
         chosen += [pair for pair in valued if pair[0].value < 0][: self.settings.down]
-        activity = self._activity(hook, [target for _, target in chosen])
-        for (effect, target), (activation, active) in zip(chosen, activity, strict=True):
+        activities = activity(self.panel, hook, [target for _, target in chosen])
+        for (effect, target), active in zip(chosen, activities, strict=True):
             self.kept.nodes[hook, target] = Node(
                 self.node_id(hook, target),
-                activation,
+                active.activation,
                 effect.value,
                 self.unit,
                 standard_error=effect.standard_error,
-                active=active,
+                active=active.active,
             )
         return [target for _, target in chosen]
 
@@ -255,32 +264,13 @@ class _Search:
             columns[:, numbers] = wide(torch.einsum("tnp,tpn->tn", where.to(values), values))
         return columns
 
-    def _activity(self, hook: HookPoint, targets: Sequence[Target]) -> list[tuple[float | None, float | None]]:
-        """Of each node the activation where it is furthest from zero, and the share of prompts in which it is active;
-        the mean over prompts."""
-        found: dict[int, list[float]] = {number: [] for number in range(len(targets))}
-        for batch in range(len(self.panel.batches)):
-            subject, _ = self.panel.subject(batch)
-            masks = self.panel.masks(subject)
-            for number, target in enumerate(targets):
-                if target.index is not None:
-                    codes = subject.codes[hook][..., target.index] * masks[:, target.group]
-                    found[number] += strongest(codes.T).tolist()
-        several = self.panel.n_prompts > 1
-        return [
-            (sum(values) / len(values), sum(value != 0 for value in values) / len(values) if several else None)
-            if values
-            else (None, None)
-            for values in found.values()
-        ]
-
     # Edges.
 
     def follow(self, hook: HookPoint, targets: Sequence[Target]) -> None:
         """Follow the strongest edges into the kept nodes upwards, and note their edges to the output."""
         if targets:
             self._to_output(hook, targets)
-        size = max(1, min(self.settings.batch_size, SUMS_AT_ONCE // self._n_sums(hook)))
+        size = self._targets_at_once(hook, targets)
         for begin in range(0, len(targets), size):
             some = targets[begin : begin + size]
             best: list[Strongest[_Piece]] = [Strongest(self.settings.up) for _ in some]
@@ -293,14 +283,18 @@ class _Search:
                     self.kept.candidates.setdefault(piece.hook, set()).add(source)
                     self.kept.edges.append(((piece.hook, source), (hook, target), Average(weight, *spread)))
 
-    def _n_sums(self, hook: HookPoint) -> int:
-        """Numbers that are summed up for one target, where prompts come in several batches."""
-        if len(self.panel.batches) == 1:
-            return 1
+    def _targets_at_once(self, hook: HookPoint, targets: Sequence[Target]) -> int:
+        """Of one prompt as many as one backward pass takes, so that nothing is summed up; of several as many as there
+        is room for sums of all their edges."""
+        if self.panel.n_prompts == 1:
+            subject, _ = self.panel.subject(0)
+            masks = self.panel.masks(subject)[0]
+            return self._rows_at_once(subject, hook, [masks[target.group] for target in targets])
         ends = {end for kind in (False, True) for end in ends_of(self.coders, hook, is_error=kind)}
         places = sources_of(self.coders, [end for end in ends if end in self.panel.hooks])
         readers = {coder.hook for place in places for coder in self.coders.writers(place)}
-        return max(1, self.panel.positions.n_groups * sum(self.coders[reader].d_sae for reader in readers))
+        n_sums = self.panel.positions.n_groups * sum(self.coders[reader].d_sae for reader in readers)
+        return max(1, min(self.settings.batch_size, SUMS_AT_ONCE // max(1, n_sums)))
 
     def _to_output(self, hook: HookPoint, targets: Sequence[Target]) -> None:
         direct = set(sources_of(self.coders, None))
@@ -314,22 +308,27 @@ class _Search:
         self, hook: HookPoint, targets: Sequence[Target]
     ) -> Iterator[tuple[_Piece, Float[Tensor, "target group node"], Tensor | None]]:
         """Mean edges into these targets from some nodes after the other, with standard errors and shares of prompts."""
-        features: dict[HookPoint, list[_Rows]] = {}
-        errors: dict[HookPoint, list[tuple[Tensor, Tensor]]] = {}
-        for batch in range(len(self.panel.batches)):
-            for found, numbers, masks in self._incoming_of(batch, hook, targets):
-                for source, parts in found.features.items():
-                    features.setdefault(source, []).append(_Rows(parts, masks, numbers))
-                for place, values in found.errors.items():
-                    grouped = self.panel.positions.summed(values[..., None], masks)
-                    errors.setdefault(place, []).append((grouped, numbers))
-        for source, rows in features.items():
-            yield from self._averaged(source, rows, n_targets=len(targets))
-        for place, values in errors.items():
-            tally = Tally(len(targets), self.panel.positions.n_groups, 1, values[0][0].device)
-            for grouped, numbers in values:
-                tally.add(slice(0, 1), grouped, numbers)
-            yield _Piece(place, None, 1), tally.mean(self.panel.n_prompts), self._spread(tally)
+        passes = (one for batch in range(len(self.panel.batches)) for one in self._incoming_of(batch, hook, targets))
+        first = list(islice(passes, 2))
+        # What one pass gives is never in memory at once; of several all sums are.
+        sums = None if len(first) == 1 else _Sums(self.panel, len(targets))
+        for found, numbers, masks in chain(first, passes):
+            for source, parts in found.features.items():
+                rows = _Rows(parts, masks, numbers)
+                if sums is None:
+                    yield from self._in_pieces(source, rows, n_targets=len(targets))
+                else:
+                    sums.add(source, rows)
+            for place, values in found.errors.items():
+                grouped = self.panel.positions.summed(values[..., None], masks)
+                if sums is None:
+                    tally = Tally(len(targets), self.panel.positions.n_groups, 1, grouped.device)
+                    tally.add(slice(0, 1), grouped, numbers)
+                    yield _Piece(place, None, 1), tally.mean(self.panel.n_prompts), self._spread(tally)
+                else:
+                    sums.add_errors(place, grouped, numbers)
+        for piece, tally in () if sums is None else sums.all():
+            yield piece, tally.mean(self.panel.n_prompts), self._spread(tally)
 
     def _incoming_of(
         self, batch: int, hook: HookPoint, targets: Sequence[Target]
@@ -370,24 +369,15 @@ class _Search:
             return bool(where.any())
         return bool(subject.codes[hook][text, :, target.index][where].any())
 
-    def _averaged(
-        self, hook: HookPoint, rows: Sequence["_Rows"], *, n_targets: int
+    def _in_pieces(
+        self, hook: HookPoint, rows: "_Rows", *, n_targets: int
     ) -> Iterator[tuple[_Piece, Float[Tensor, "target group width"], Tensor | None]]:
-        """Means over prompts, some features after the other: of one batch of rows only these are summed up."""
-        n_groups, d_sae = self.panel.positions.n_groups, self.coders[hook].d_sae
-        device = rows[0].targets.device
-        if len(rows) == 1:
-            for features, values in rows[0].grouped(self.panel):
-                tally = Tally(n_targets, n_groups, features.stop - features.start, device)
-                tally.add(slice(None), values, rows[0].targets)
-                piece = _Piece(hook, features.start, features.stop - features.start)
-                yield piece, tally.mean(self.panel.n_prompts), self._spread(tally)
-            return
-        tally = Tally(n_targets, n_groups, d_sae, device)
-        for part in rows:
-            for features, values in part.grouped(self.panel):
-                tally.add(features, values, part.targets)
-        yield _Piece(hook, 0, d_sae), tally.mean(self.panel.n_prompts), self._spread(tally)
+        """Means over the prompts of one pass, some features after the other."""
+        for features, values in rows.grouped(self.panel):
+            width = features.stop - features.start
+            tally = Tally(n_targets, self.panel.positions.n_groups, width, values.device)
+            tally.add(slice(None), values, rows.targets)
+            yield _Piece(hook, features.start, width), tally.mean(self.panel.n_prompts), self._spread(tally)
 
     def _spread(self, tally: Tally) -> Tensor | None:
         return tally.spread(self.panel.n_prompts) if self.panel.n_prompts > 1 else None
@@ -431,6 +421,35 @@ class _Rows:
     def grouped(self, panel: Panel) -> Iterator[tuple[slice, Float[Tensor, "row group width"]]]:
         """Some features after the other, added up over the positions of each group."""
         return ((features, panel.positions.summed(values, self.masks)) for features, values in self.parts.pieces())
+
+
+class _Sums:
+    """Sums over the prompts of several passes, of all nodes of each hook point for each target."""
+
+    def __init__(self, panel: Panel, n_targets: int) -> None:
+        self._panel, self._n_targets = panel, n_targets
+        self._tallies: dict[tuple[HookPoint, bool], Tally] = {}
+
+    def add(self, hook: HookPoint, rows: _Rows) -> None:
+        """Add what the features that are read at a hook point contribute."""
+        tally = self._tally(hook, rows.parts.coder.d_sae, rows.masks.device, is_error=False)
+        for features, values in rows.grouped(self._panel):
+            tally.add(features, values, rows.targets)
+
+    def add_errors(self, hook: HookPoint, values: Float[Tensor, "row group 1"], targets: Int[Tensor, " row"]) -> None:
+        """Add what the error of a written hook point contributes."""
+        self._tally(hook, 1, values.device, is_error=True).add(slice(0, 1), values, targets)
+
+    def _tally(self, hook: HookPoint, n_nodes: int, device: torch.device, *, is_error: bool) -> Tally:
+        key = (hook, is_error)
+        if key not in self._tallies:
+            self._tallies[key] = Tally(self._n_targets, self._panel.positions.n_groups, n_nodes, device)
+        return self._tallies[key]
+
+    def all(self) -> Iterator[tuple[_Piece, Tally]]:
+        """The sums of each hook point."""
+        for (hook, is_error), tally in self._tallies.items():
+            yield _Piece(hook, None if is_error else 0, tally.total.shape[-1]), tally
 
 
 def _rank(target: Target) -> tuple[int, int]:

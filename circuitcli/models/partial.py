@@ -5,7 +5,7 @@ execution needs no knowledge of the family.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ class BlockPass:
     arguments: tuple[tuple[tuple[Any, ...], dict[str, Any]], ...]
     residuals: Mapping[int, Float[Tensor, "text position d_model"]]
     activations: Mapping[HookPoint, Float[Tensor, "text position d_model"]]
-    axes: tuple[Mapping[str, int], ...] | None = None
+    axes: tuple[Mapping[str, int], ...] | None = field(default=None, kw_only=True)
 
     @property
     def final_residual(self) -> Float[Tensor, "text position d_model"]:
@@ -137,7 +137,7 @@ def run_blocks(
     stop: int | None = None,
     texts: Int[Tensor, " batch"] | None = None,
 ) -> Float[Tensor, "batch position d_model"]:
-    """The residual after blocks start .. stop - 1, from the residual before block ``start``; ``texts`` as in `rerun`."""
+    """The residual after blocks start .. stop - 1, from that before block ``start``; ``texts`` as in `rerun`."""
     # Copies of one text share their memory, and some families reshape what enters a block.
     residual = residual.contiguous()
     for layer in range(start, adapter.n_layers if stop is None else stop):
