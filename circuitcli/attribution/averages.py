@@ -37,10 +37,17 @@ class Tally:
         self.total, self.square = like.new_zeros(shape), like.new_zeros(shape)
         self.active = torch.zeros(shape, dtype=torch.int32, device=device)
 
-    def add(self, features: slice, values: Float[Tensor, "row group width"], targets: Int[Tensor, " row"]) -> None:
-        """Add rows, each of one prompt and one target."""
+    def add(
+        self,
+        features: slice,
+        values: Float[Tensor, "row group width"],
+        targets: Int[Tensor, " row"],
+        *,
+        least: float = 0.0,
+    ) -> None:
+        """Add rows, each of one prompt and one target; a value counts as active if its size is above ``least``."""
         values = wide(values)
-        for sums, part in ((self.total, values), (self.square, values.square()), (self.active, values != 0)):
+        for sums, part in ((self.total, values), (self.square, values.square()), (self.active, values.abs() > least)):
             sums[..., features].index_add_(0, targets, part.to(sums))
 
     def mean(self, n_prompts: int) -> Float[Tensor, "target group node"]:
@@ -48,7 +55,7 @@ class Tally:
         return self.total / n_prompts
 
     def spread(self, n_prompts: int) -> Float[Tensor, "2 target group node"]:
-        """Standard errors, and shares of the prompts in which a value is not zero."""
+        """Standard errors, and shares of the prompts in which a value is active."""
         mean = self.mean(n_prompts)
         variance = (self.square / n_prompts - mean.square()).clamp_min(0) * n_prompts / max(1, n_prompts - 1)
         return torch.stack([(variance / n_prompts).sqrt(), self.active.to(mean) / n_prompts])

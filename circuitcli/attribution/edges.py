@@ -156,6 +156,12 @@ class DirectRun:
         taps = {hook: self._tap(hook, keeps=hook in ends) for hook in places}
         self.subject.run(taps, texts=self.texts, start=self.start, stop=stop)
 
+    def seen(self, hook: HookPoint, *, going_on: bool = False) -> Float[Tensor, "row spliced d_model"]:
+        """What arrived at an end, or went on from it; where the run did not begin early enough, what does in the clean
+        run."""
+        values = (self.going_on if going_on else self.arriving).get(hook)
+        return self._spliced(self.subject.activation(hook))[self.texts] if values is None else values
+
     def metric(self) -> Float[Tensor, " row"]:
         """The metric of each row."""
         taps = {hook: self._tap(hook, keeps=False) for hook in self.subject.coders.hooks if self._meets(hook)}
@@ -266,8 +272,7 @@ class _Targets:
     def _read(self, hook: HookPoint) -> Encoded:
         if hook not in self._encoded:
             coder = self.coders[hook]
-            seen = self._direct.going_on if coder.is_transcoder else self._direct.arriving
-            x = self._chosen(seen[hook])
+            x = self._chosen(self._direct.seen(hook, going_on=coder.is_transcoder))
             codes, frame = coder.encode_framed(x)
             self._encoded[hook] = Encoded(x, codes, frame, None)
         return self._encoded[hook]
@@ -277,7 +282,7 @@ class _Targets:
         writers = self.coders.writers(self.hook)
         for coder in writers:
             self._read(coder.hook)
-        return error_of(writers, self.hook, self._chosen(self._direct.arriving[self.hook]), self._encoded)
+        return error_of(writers, self.hook, self._chosen(self._direct.seen(self.hook)), self._encoded)
 
 
 def needs_one_position(coders: Coders, hook: HookPoint, where: Bool[Tensor, "row spliced"]) -> bool:

@@ -150,7 +150,8 @@ class _Part:
                 effects[of_prompt, of_source] = ablated.effect.to(effects)
                 for other, codes in ablated.codes.items():
                     weights = subject.codes[other][texts] - codes
-                    tallies[other].add(slice(None), panel.positions.summed(weights, masks[texts]), of_source)
+                    summed = panel.positions.summed(weights, masks[texts])
+                    tallies[other].add(slice(None), summed, of_source, least=self.threshold)
         self._take(sources, effects, tallies)
 
     def _rows(self, batch: int, sources: Sequence[Target]) -> list[tuple[int, int]]:
