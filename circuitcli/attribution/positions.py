@@ -8,8 +8,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitcli.attribution.prompts import Prompt
+from circuitcli.errors import InputError
 
 Kind = str  # all, last, sum or spans
+# What the last position is called where it is another number in each prompt.
+LAST = "last"
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,8 @@ class Positions:
         if kind == "sum":
             return cls(kind, (None,))
         if kind == "last":
-            return cls(kind, (first.last,))
+            is_alike = {(prompt.last, prompt.first) for prompt in prompts} == {(first.last, first.first)}
+            return cls(kind, (first.last if is_alike else LAST,))
         if kind == "all":
             return cls(kind, tuple(range(first.first, first.last + 1)))
         return cls(kind, tuple(name for name, _ in first.spans))
@@ -62,3 +66,25 @@ class Positions:
         if self.kind == "all":
             return values
         return values[:, -1:] if self.kind == "last" else torch.einsum("rgp,rpn->rgn", masks.to(values), values)
+
+
+def where(prompts: Sequence[Prompt], position: int | str | None, device: torch.device) -> Bool[Tensor, "text spliced"]:
+    """Where a position is among those that carry nodes: a number, a span's name or ``last``, or None for all.
+
+    Raises InputError for one that a prompt lacks.
+    """
+    rows = torch.zeros(len(prompts), prompts[0].n_spliced, dtype=torch.bool)
+    for row, prompt in enumerate(prompts):
+        if position is None:
+            rows[row] = True
+            continue
+        places = dict(prompt.spans).get(position) if isinstance(position, str) else (position,)
+        places = (prompt.last,) if places is None and position == LAST else places
+        if places is None or not all(prompt.first <= place <= prompt.last for place in places):
+            raise InputError(
+                f"there is no position {position} in the prompt {prompt.text[:40]!r}",
+                hint=f"its positions are {prompt.first} to {prompt.last}"
+                + (f", its spans {' '.join(name for name, _ in prompt.spans)}" if prompt.spans else ""),
+            )
+        rows[row, [place - prompt.first for place in places]] = True
+    return rows.to(device)

@@ -1,6 +1,6 @@
 """Running the model with only a circuit's nodes: all others, at every spliced hook point, are at their baseline."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -9,19 +9,19 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitcli.attribution.baselines import Baseline
+from circuitcli.attribution.positions import where
 from circuitcli.attribution.subject import Subject
 from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint, NodeId
-from circuitcli.saes.base import Coded
-from circuitcli.saes.splice import Change, splice
+from circuitcli.saes.splice import Edit, splice
 
 
 @dataclass(frozen=True)
 class Kept:
-    """Which nodes of each hook point keep their own value; one row for all positions, or one for each."""
+    """Which nodes keep their own value in each prompt: features by what is read, errors by what is written."""
 
-    features: Mapping[HookPoint, Bool[Tensor, "rows d_sae"]]
-    errors: Mapping[HookPoint, Bool[Tensor, " rows"]]
+    features: Mapping[HookPoint, Bool[Tensor, "text position d_sae"]]
+    errors: Mapping[HookPoint, Bool[Tensor, "text position"]]
 
     def complement(self) -> "Kept":
         """Everything else."""
@@ -39,65 +39,96 @@ class Kept:
 
 def kept_nodes(subject: Subject, nodes: Iterable[NodeId]) -> Kept:
     """The masks of a set of nodes. Raises InputError for a node that is not in this subject."""
-    rows, first = subject.prompt.n_spliced, subject.prompt.first
-    device = subject.adapter.device
+    coders, device = subject.coders, subject.adapter.device
+    # What is at the same positions in all prompts needs one row.
+    nodes = tuple(nodes)
+    n_texts = subject.n_texts if any(isinstance(node.position, str) for node in nodes) else 1
+    shape = (n_texts, subject.n_spliced)
     features = {
-        hook: torch.zeros(rows, sae.d_sae, dtype=torch.bool, device=device) for hook, sae in subject.saes.items()
+        hook: torch.zeros(*shape, coder.d_sae, dtype=torch.bool, device=device) for hook, coder in coders.items()
     }
-    errors = {hook: torch.zeros(rows, dtype=torch.bool, device=device) for hook in subject.saes}
+    errors = {hook: torch.zeros(*shape, dtype=torch.bool, device=device) for hook in coders.written}
+    places: dict[int | str | None, Tensor] = {}
     for node in nodes:
         check_node(subject, node)
-        where = slice(None) if node.number is None else node.number - first
+        if node.position not in places:
+            places[node.position] = where(subject.prompts[:n_texts], node.position, device)
+        rows = places[node.position]
         if node.index is None:
-            errors[node.hook][where] = True
+            errors[node.hook] |= rows
         else:
-            features[node.hook][where, node.index] = True
+            features[node.hook][..., node.index] |= rows
     return Kept(features, errors)
 
 
 def check_node(subject: Subject, node: NodeId) -> None:
     """Raise InputError for a node whose hook point, index or position this subject lacks."""
-    if node.hook not in subject.saes:
-        there = " ".join(str(hook) for hook in subject.hooks)
-        raise InputError(f"no SAE at {node.hook}, where the circuit has {node}", hint=f"there are SAEs at {there}")
-    d_sae = subject.saes[node.hook].d_sae
-    if node.index is not None and node.index >= d_sae:
-        raise InputError(f"{node.hook} has no feature {node.index}", hint=f"features are 0 to {d_sae - 1}")
-    last = subject.prompt.last
-    if node.number is not None and not subject.prompt.first <= node.number <= last:
-        raise InputError(f"{node} is at a position that the prompt lacks", hint=f"the prompt ends at position {last}")
-
-
-def circuit_logits(
-    subject: Subject, baseline: Baseline, circuits: Sequence[Kept]
-) -> Float[Tensor, "circuit position vocab"]:
-    """Logits of the model with only each circuit's nodes."""
-    features = {hook: torch.stack([kept.features[hook] for kept in circuits]) for hook in subject.hooks}
-    errors = {hook: torch.stack([kept.errors[hook] for kept in circuits]) for hook in subject.hooks}
-
-    def edit(hook: HookPoint, coded: Coded) -> Change:
-        absent = baseline[hook]
-        return Change(
-            (absent.codes - coded.codes).masked_fill(features[hook], 0.0),
-            (absent.error - coded.error).masked_fill(errors[hook][..., None], 0.0),
+    coders = subject.coders
+    if not (coders.writers(node.hook) if node.is_error else node.hook in coders):
+        there = coders.written if node.is_error else tuple(coders)
+        raise InputError(
+            f"no SAE at {node.hook}, where the circuit has {node}",
+            hint=f"there are SAEs at {' '.join(map(str, there))}",
         )
+    if node.index is not None and node.index >= coders[node.hook].d_sae:
+        raise InputError(
+            f"{node.hook} has no feature {node.index}", hint=f"features are 0 to {coders[node.hook].d_sae - 1}"
+        )
+    where(subject.prompts[:1], node.position, subject.adapter.device)
 
-    with torch.no_grad():
-        return subject.logits(splice(subject.saes, edit, first=subject.prompt.first), rows=len(circuits))
+
+def circuit_edit(
+    baseline: Baseline,
+    *,
+    keeps_code: Callable[[HookPoint], Bool[Tensor, "row position d_sae"]],
+    keeps_error: Callable[[HookPoint], Bool[Tensor, "row position"]],
+    texts: Tensor,
+) -> Edit:
+    """The edit that takes all to its baseline but what is kept."""
+
+    def of_rows(absent: Tensor) -> Tensor:
+        return absent if len(absent) == 1 else absent[texts]
+
+    def codes(hook: HookPoint, values: Tensor) -> Tensor:
+        return (of_rows(baseline.codes[hook]) - values).masked_fill(keeps_code(hook), 0.0)
+
+    def error(hook: HookPoint, values: Tensor) -> Tensor:
+        return (of_rows(baseline.errors[hook]) - values).masked_fill(keeps_error(hook)[..., None], 0.0)
+
+    return Edit(codes, error)
 
 
 def circuit_metric(
     subject: Subject, baseline: Baseline, circuits: Iterable[Kept], *, batch_size: int
-) -> Float[Tensor, " circuit"]:
+) -> Float[Tensor, "circuit text"]:
     """The metric with only each circuit's nodes; of the circuits a batch is in memory at once."""
     rows, waiting = rows_at_once(subject, batch_size=batch_size), iter(circuits)
     values = []
-    while batch := list(islice(waiting, rows)):
-        values.append(subject.metric.value(circuit_logits(subject, baseline, batch)))
+    while batch := list(islice(waiting, max(1, rows // subject.n_texts))):
+        values.append(_metric_of(subject, baseline, batch))
     return torch.cat(values)
 
 
+def _metric_of(subject: Subject, baseline: Baseline, circuits: Sequence[Kept]) -> Float[Tensor, "circuit text"]:
+    n_texts = subject.n_texts
+    texts = torch.arange(n_texts, device=subject.adapter.device).repeat(len(circuits))
+
+    def rows(masks: Sequence[Tensor]) -> Tensor:
+        """One row for each circuit and text."""
+        return torch.cat([mask.expand(n_texts, *mask.shape[1:]) for mask in masks])
+
+    edit = circuit_edit(
+        baseline,
+        keeps_code=lambda hook: rows([kept.features[hook] for kept in circuits]),
+        keeps_error=lambda hook: rows([kept.errors[hook] for kept in circuits]),
+        texts=texts,
+    )
+    with torch.no_grad():
+        metric = subject.metric_of(splice(subject.coders, edit, first=subject.first), texts=texts)
+    return metric.unflatten(0, (len(circuits), n_texts))
+
+
 def rows_at_once(subject: Subject, *, batch_size: int) -> int:
-    """How many circuits run in one pass: their masks take a byte for each feature and position."""
-    widest = max(sae.d_sae for sae in subject.saes.values())
-    return max(1, min(batch_size, 2**26 // (subject.prompt.n_spliced * widest)))
+    """How many rows run in one pass: the masks take a byte for each feature and position."""
+    widest = max(coder.d_sae for coder in subject.coders.values())
+    return max(1, min(batch_size, 2**26 // (subject.n_spliced * widest)))

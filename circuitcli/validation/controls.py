@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from circuitcli.attribution.positions import where
 from circuitcli.hookpoints import HookPoint, NodeId
 from circuitcli.validation.circuits import Kept, kept_nodes
 from circuitcli.validation.scores import Case, Keeper, Runs, anew, counted, kept_metric, metrics_of
@@ -29,7 +30,7 @@ class Locus:
     """Where nodes are exchangeable: a hook point, a position (None: all of them together), and what is there."""
 
     hook: HookPoint
-    position: int | None
+    position: int | str | None
     kind: Kind
 
 
@@ -113,11 +114,15 @@ class Pool:
 def pools_of(cases: Sequence[Case], circuit: Iterable[NodeId], *, by_activity: bool) -> list[Pool]:
     """One for each place of the circuit."""
     found: dict[Locus, list[NodeId]] = {}
+    active: dict[tuple[HookPoint, int | str | None], Tensor] = {}
     for node in dict.fromkeys(circuit):
         kind: Kind = "error" if node.is_error else "feature"
         if by_activity and kind == "feature":
-            kind = "active" if bool(_active(cases, node.hook, node.number)[node.index]) else "inactive"
-        found.setdefault(Locus(node.hook, node.number, kind), []).append(node)
+            place = (node.hook, node.position)
+            if place not in active:
+                active[place] = _active(cases, *place)
+            kind = "active" if bool(active[place][node.index]) else "inactive"
+        found.setdefault(Locus(node.hook, node.position, kind), []).append(node)
     return [Pool(locus, tuple(own), _indices(cases, locus, own)) for locus, own in found.items()]
 
 
@@ -134,20 +139,23 @@ def _indices(cases: Sequence[Case], locus: Locus, own: Iterable[NodeId] = ()) ->
     return list(found.nonzero()[:, 0].tolist())
 
 
-def _active(cases: Sequence[Case], hook: HookPoint, position: int | None) -> Bool[Tensor, " d_sae"]:
+def _active(cases: Sequence[Case], hook: HookPoint, position: int | str | None) -> Bool[Tensor, " d_sae"]:
     return _anywhere(cases, hook, position, to_baseline=False)
 
 
 def _anywhere(
-    cases: Sequence[Case], hook: HookPoint, position: int | None, *, to_baseline: bool
+    cases: Sequence[Case], hook: HookPoint, position: int | str | None, *, to_baseline: bool
 ) -> Bool[Tensor, " d_sae"]:
     """Which features differ, in some prompt, from their baseline or from zero."""
     found = []
     for case in cases:
-        codes = case.subject.coded[hook].codes[0]
-        absent = case.baseline[hook].codes[0].expand_as(codes) if to_baseline else torch.zeros_like(codes)
-        rows = spliced_rows(case.subject.prompt.first, position)
-        found.append((codes[rows] != absent[rows]).any(dim=0).cpu())
+        subject = case.subject
+        if to_baseline:
+            different = subject.codes[hook] != case.baseline.codes[hook]
+        else:
+            different = subject.codes[hook] != 0
+        rows = where(subject.prompts, position, different.device)[..., None]
+        found.append((different & rows).flatten(0, 1).any(dim=0).cpu())
     return torch.stack(found).any(dim=0)
 
 
@@ -162,29 +170,33 @@ class Everything:
 def everything_there(cases: Sequence[Case], *, policy: str, batch_size: int, keep: Keeper = anew) -> Everything:
     """Run every prompt with all nodes at the hook points and positions of the circuit's nodes, and no others."""
     circuit = counted(cases[0].nodes, policy)
-    places = dict.fromkeys((node.hook, node.number) for node in circuit)
+    places = dict.fromkeys((node.hook, node.position) for node in circuit)
     metrics = []
-    for number, case in enumerate(cases):
-        whole = _filled(kept_nodes(case.subject, ()), case.subject.prompt.first, places).with_errors(policy)
-        step = f"everything there, {policy} errors, prompt {number}"
-        metrics += kept_metric(case, [whole], batch_size, keep, step)
-    n_features = sum(len(_indices(cases, Locus(hook, position, "feature"))) for hook, position in places)
-    n_errors = len(places) if policy == "nodes" else 0
-    return Everything(torch.tensor(metrics, dtype=torch.float64), n_features + n_errors)
+    for case in cases:
+        whole = _filled(case, places).with_errors(policy)
+        step = f"everything there, {policy} errors, {case.name}"
+        metrics.append(kept_metric(case, [whole], batch_size, keep, step)[0])
+    coders = cases[0].subject.coders
+    n_features = sum(
+        len(_indices(cases, Locus(hook, position, "feature"))) for hook, position in places if hook in coders
+    )
+    n_errors = sum(bool(coders.writers(hook)) for hook, _ in places) if policy == "nodes" else 0
+    return Everything(torch.cat(metrics), n_features + n_errors)
 
 
-def _filled(kept: Kept, first: int, places: Iterable[tuple[HookPoint, int | None]]) -> Kept:
-    """With all nodes of these places."""
+def _filled(case: Case, places: Iterable[tuple[HookPoint, int | str | None]]) -> Kept:
+    """All nodes of these places."""
+    subject = case.subject
+    kept = kept_nodes(subject, ())
+    features = {hook: mask.repeat(subject.n_texts, 1, 1) for hook, mask in kept.features.items()}
+    errors = {hook: mask.repeat(subject.n_texts, 1) for hook, mask in kept.errors.items()}
     for hook, position in places:
-        rows = spliced_rows(first, position)
-        kept.features[hook][rows] = True
-        kept.errors[hook][rows] = True
-    return kept
-
-
-def spliced_rows(first: int, position: int | None) -> slice:
-    """The rows of codes that belong to a position; all for None."""
-    return slice(None) if position is None else slice(position - first, position - first + 1)
+        rows = where(subject.prompts, position, subject.adapter.device)
+        if hook in features:
+            features[hook] |= rows[..., None]
+        if hook in errors:
+            errors[hook] |= rows
+    return Kept(features, errors)
 
 
 def _overlap(draws: Sequence[tuple[NodeId, ...]], own: set[NodeId]) -> float:

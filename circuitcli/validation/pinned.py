@@ -1,6 +1,6 @@
 """Where pinned features are active, and the run's own text, block by block, as something to ablate them in."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,14 +9,14 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from circuitcli.activations.cache import ActivationCache, TokenBlock
+from circuitcli.attribution import subject as subjects
 from circuitcli.attribution.baselines import Baseline
-from circuitcli.attribution.metrics import MinusCrossEntropy
 from circuitcli.attribution.prompts import Prompt
-from circuitcli.attribution.subject import Subject, fitted, subject_of
-from circuitcli.hookpoints import HookPoint, NodeId
+from circuitcli.attribution.subject import Subject
+from circuitcli.hookpoints import NodeId
 from circuitcli.models.loading import LanguageModel
-from circuitcli.models.partial import clean_pass
-from circuitcli.saes.base import SparseCoder, strongest
+from circuitcli.saes.base import strongest
+from circuitcli.saes.coders import Coders
 from circuitcli.validation.circuits import check_node
 from circuitcli.validation.scores import Case
 
@@ -46,10 +46,9 @@ class Activity:
 
     def _differs(self, case: Case, node: NodeId, where: Tensor | None) -> bool:
         check_node(case.subject, node)
-        codes = case.subject.coded[node.hook].codes[0, :, node.index]
-        absent = case.baseline[node.hook].codes[0, :, node.index].expand_as(codes)
-        different = codes != absent
-        return bool((different if where is None else different[where.to(different.device)]).any())
+        codes = case.subject.codes[node.hook][..., node.index]
+        different = codes != case.baseline.codes[node.hook][..., node.index]
+        return bool((different if where is None else different & where.to(different.device)).any())
 
     @property
     def silent(self) -> list[NodeId]:
@@ -59,8 +58,8 @@ class Activity:
 
 def _most_active(subject: Subject) -> tuple[NodeId, ...]:
     """The features of the first hook point that are furthest from zero."""
-    hook = subject.hooks[0]
-    sizes = strongest(subject.coded[hook].codes[0]).abs()
+    hook = min(subject.coders)
+    sizes = strongest(subject.codes[hook].flatten(0, 1)).abs()
     largest = sizes.topk(min(_NAMED, len(sizes)))
     pairs = zip(largest.values.tolist(), largest.indices.tolist(), strict=True)
     return tuple(NodeId(hook, index) for size, index in pairs if size > 0)
@@ -84,24 +83,20 @@ class Piece:
         return Case(self.subject, baseline, tuple(nodes))
 
 
-def pieces(folder: Path, language_model: LanguageModel, saes: Mapping[HookPoint, SparseCoder]) -> Iterator[Piece]:
+def pieces(folder: Path, language_model: LanguageModel, coders: Coders) -> Iterator[Piece]:
     """The blocks of the cached text, the last first, as training holds the last ones out; at most 65,536 tokens."""
     cache = ActivationCache(folder, ())
-    prepared = {hook: fitted(sae, language_model.adapter) for hook, sae in saes.items()}
     blocks = list(cache.blocks(max(0, cache.n_tokens - MOST_TOKENS), cache.n_tokens))
     for block in reversed(blocks):
         if len(block.ids) > 1:
-            yield _piece(block, language_model, prepared)
+            yield _piece(block, language_model, coders)
 
 
-def _piece(block: TokenBlock, language_model: LanguageModel, saes: Mapping[HookPoint, SparseCoder]) -> Piece:
+def _piece(block: TokenBlock, language_model: LanguageModel, coders: Coders) -> Piece:
     adapter, tokenizer = language_model.adapter, language_model.tokenizer
     first = tokenizer.n_bos(block.ids)
-    ids = torch.tensor([block.ids], device=adapter.device)
-    prompt = Prompt("", ids, tuple(tokenizer.token_strings(block.ids)), first)
-    subject = subject_of(
-        adapter, saes, prompt, clean_pass(adapter, ids, tuple(saes)), MinusCrossEntropy("cross-entropy", "nats", ids)
-    )
+    prompt = Prompt("", tuple(block.ids), tuple(tokenizer.token_strings(block.ids)), first)
+    subject = subjects.build(adapter, coders, [prompt], metric="cross-entropy")
     has_row = torch.zeros(len(block.ids), dtype=torch.bool)
     has_row[block.positions] = True
     return Piece(subject, has_row[first:])

@@ -8,16 +8,19 @@ out; high is good.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from circuitcli.attribution.baselines import Baseline
+from circuitcli.attribution.panel import Panel
 from circuitcli.attribution.subject import Subject, check_finite
 from circuitcli.errors import InputError
 from circuitcli.hookpoints import NodeId
 from circuitcli.progress import task
+from circuitcli.runs import digest
 from circuitcli.validation.circuits import Kept, circuit_metric, kept_nodes, rows_at_once
 
 LEAST_RANGE = 1e-6
@@ -33,11 +36,42 @@ def anew(step: str, make: Callable[[], list[float]]) -> list[float]:
 
 @dataclass(frozen=True)
 class Case:
-    """One prompt to test on, with its baseline and the circuit's nodes as they are named in it."""
+    """Prompts of one length to test on, with their baseline and the circuit's nodes as they are named in them; ``name``
+    tells them from others."""
 
     subject: Subject
     baseline: Baseline
     nodes: tuple[NodeId, ...]
+    name: str = "prompt 0"
+
+
+class PanelCases(Sequence[Case]):
+    """A panel's batches as cases, each run when it is needed and kept as long as there is room."""
+
+    def __init__(self, panel: Panel, nodes: Sequence[NodeId]) -> None:
+        self.panel, self.nodes = panel, tuple(nodes)
+
+    def __len__(self) -> int:
+        return len(self.panel.batches)
+
+    @overload
+    def __getitem__(self, index: int) -> Case: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Sequence[Case]": ...
+    def __getitem__(self, index: int | slice) -> "Case | Sequence[Case]":
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        numbers = self.panel.batches[range(len(self))[index]]
+        subject, baseline = self.panel.subject(range(len(self))[index])
+        return Case(subject, baseline, self.nodes, _named(numbers))
+
+
+def _named(numbers: Sequence[int]) -> str:
+    """Prompts by their numbers, whatever batches they are in."""
+    if len(numbers) == 1:
+        return f"prompt {numbers[0]}"
+    spans = f"{numbers[0]} to {numbers[-1]}"
+    return f"prompts {spans}" if numbers[-1] - numbers[0] == len(numbers) - 1 else f"prompts {spans}: {digest(numbers)}"
 
 
 @dataclass(frozen=True)
@@ -75,15 +109,15 @@ class Runs:
 
 def measure(cases: Sequence[Case], *, policy: str, batch_size: int, keep: Keeper = anew) -> Runs:
     """Run every prompt with the circuit, with its complement, with nothing. Raises InputError as `kept_metric` does."""
-    rows = []
-    for number, case in enumerate(cases):
-        check_finite((case.subject.metric_clean,), f"the metric of prompt {number}")
+    tables = []
+    for case in cases:
+        check_finite(case.subject.metric_clean.tolist(), f"the metric of {case.name}")
         kept = kept_nodes(case.subject, case.nodes)
         circuits = [chosen.with_errors(policy) for chosen in (kept_nodes(case.subject, ()), kept, kept.complement())]
-        values = kept_metric(case, circuits, batch_size, keep, f"{policy} errors, prompt {number}")
-        rows.append([case.subject.metric_clean, *values])
-    table = torch.tensor(rows, dtype=torch.float64)
-    return Runs(table[:, 0], table[:, 1], table[:, 2], table[:, 3])
+        values = kept_metric(case, circuits, batch_size, keep, f"{policy} errors, {case.name}")
+        tables.append(torch.cat([case.subject.metric_clean.cpu().double()[None], values]))
+    clean, empty, circuit, complement = torch.cat(tables, dim=1)
+    return Runs(clean, empty, circuit, complement)
 
 
 def ratio(part: Float[Tensor, " prompt"], runs: Runs, *, bootstrap: int, seed: int) -> Score:
@@ -143,34 +177,36 @@ def metrics_of(
     and the circuits' numbers."""
     columns = []
     with task(name, total=len(cases) * len(circuits), unit="passes") as advance:
-        for number, case in enumerate(cases):
-            step = f"{name}, {policy} errors, prompt {number}"
-            column: list[float] = []
+        for case in cases:
+            step = f"{name}, {policy} errors, {case.name}"
+            rows = []
             for begin, end in _batches(len(circuits), rows_at_once(case.subject, batch_size=batch_size)):
                 masks = (kept_nodes(case.subject, nodes).with_errors(policy) for nodes in circuits[begin:end])
-                column += kept_metric(case, masks, batch_size, keep, f"{step}, {begin} to {end}")
+                rows.append(kept_metric(case, masks, batch_size, keep, f"{step}, {begin} to {end}"))
                 advance(end - begin)
-            columns.append(column)
-    return torch.tensor(columns, dtype=torch.float64).T
+            columns.append(torch.cat(rows))
+    return torch.cat(columns, dim=1)
 
 
 def _batches(count: int, size: int) -> Iterator[tuple[int, int]]:
     return ((begin, min(begin + size, count)) for begin in range(0, count, size))
 
 
-def kept_metric(case: Case, circuits: Iterable[Kept], batch_size: int, keep: Keeper, step: str) -> list[float]:
-    """The metric of a prompt with only each circuit's nodes, kept under the name of the step.
+def kept_metric(
+    case: Case, circuits: Iterable[Kept], batch_size: int, keep: Keeper, step: str
+) -> Float[Tensor, "circuit prompt"]:
+    """The metric of each prompt with only each circuit's nodes, kept under the name of the step.
 
     Raises InputError, and keeps nothing, if it is not finite.
     """
 
     def made() -> list[float]:
         metrics = circuit_metric(case.subject, case.baseline, circuits, batch_size=batch_size)
-        values: list[float] = metrics.cpu().double().tolist()
+        values: list[float] = metrics.cpu().double().flatten().tolist()
         check_finite(values, f"the metric with {step}")
         return values
 
-    return keep(step, made)
+    return torch.tensor(keep(step, made), dtype=torch.float64).unflatten(0, (-1, case.subject.n_texts))
 
 
 def counted(nodes: Sequence[NodeId], policy: str) -> list[NodeId]:

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from circuitcli.attribution.metrics import LAST
 from circuitcli.attribution.subject import check_finite
 from circuitcli.hookpoints import HookPoint, NodeId
 from circuitcli.models.tokenizer import Tokenizer
@@ -76,16 +77,18 @@ class Tally:
         self._n_measured = 0
         self._contexts: list[Shift] = []
 
-    def add(self, case: Case, prompt: str) -> None:
-        """A prompt, of which the next token counts. Raises InputError if its metric is not finite."""
+    def add(self, case: Case, prompts: Sequence[str]) -> None:
+        """Prompts, of which the next token counts. Raises InputError if a metric is not finite."""
         subject = case.subject
-        run = self._run(case, None)
-        tokens = _token_shifts(subject.clean.logits[0, -1], run.logits[-1], self.tokenizer, self.top)
-        self._told.append(Told(prompt, subject.metric_clean - run.metric, tokens))
+        clean, run = subject.clean_logits(LAST)[:, -1], self._run(case, None, LAST)
+        effects = (subject.metric_clean - run.metric).tolist()
+        for row, (prompt, effect) in enumerate(zip(prompts, effects, strict=True)):
+            tokens = _token_shifts(clean[row], run.logits[row, -1], self.tokenizer, self.top)
+            self._told.append(Told(prompt, effect, tokens))
 
     def add_text(self, case: Case, where: Bool[Tensor, " position"]) -> None:
         """A piece of text, of which all tokens count; nodes are ablated at these positions. Raises as `add` does."""
-        run = self._run(case, where)
+        run = self._run(case, where[None], slice(0, -1))
         found = [*self._contexts, *_context_shifts(case, run, self.tokenizer, self.top)]
         self._contexts = sorted(found, key=lambda shift: -abs(shift.change))[: self.top]
 
@@ -94,16 +97,18 @@ class Tally:
         self.clean.append(float("nan"))
         self.ablated.append(float("nan"))
 
-    def _run(self, case: Case, where: Tensor | None) -> Without:
-        run = without(case.subject, self.nodes, case.baseline, later=self.later, where=where)
-        check_finite((case.subject.metric_clean,), "the metric")
-        check_finite((run.metric,), "the metric without these nodes")
-        self.clean.append(case.subject.metric_clean)
-        self.ablated.append(run.metric)
-        self._n_measured += 1
+    def _run(self, case: Case, where: Tensor | None, positions: slice) -> Without:
+        subject = case.subject
+        run = without(subject, self.nodes, case.baseline, later=self.later, where=where, positions=positions)
+        check_finite(subject.metric_clean.tolist(), "the metric")
+        check_finite(run.metric.tolist(), "the metric without these nodes")
+        self.clean += subject.metric_clean.tolist()
+        self.ablated += run.metric.tolist()
+        self._n_measured += subject.n_texts
         for total, part in ((self._before, run.before), (self._after, run.after)):
             for hook, values in part.items():
-                total[hook] = total[hook] + values if hook in total else values.clone()
+                of_texts = values.sum(dim=0)
+                total[hook] = total[hook] + of_texts if hook in total else of_texts
         return run
 
     def result(self) -> JointAblation:
@@ -149,17 +154,17 @@ def _token_shifts(
 
 def _context_shifts(case: Case, run: Without, tokenizer: Tokenizer, top: int) -> list[Shift]:
     """The tokens of a text whose own probability changed most, with the tokens in front of each."""
-    prompt = case.subject.prompt
-    following = prompt.ids[0, 1:, None]
+    ids = case.subject.prompts[0].ids
+    following = torch.tensor(ids[1:], device=run.logits.device)[:, None]
     before, after = (
-        logits[:-1].float().softmax(dim=-1).gather(1, following)[:, 0]
-        for logits in (case.subject.clean.logits[0], run.logits)
+        logits.float().softmax(dim=-1).gather(1, following)[:, 0]
+        for logits in (case.subject.clean_logits(slice(0, -1))[0], run.logits[0])
     )
     largest = (after - before).abs().topk(min(top, before.numel())).indices.tolist()
     names = {
-        place: "".join(tokenizer.token_strings(prompt.ids[0, max(0, place + 1 - _CONTEXT) : place + 1].tolist()))
+        place: "".join(tokenizer.token_strings(ids[max(0, place + 1 - _CONTEXT) : place + 1]))
         + " → "
-        + tokenizer.token_strings(prompt.ids[0, place + 1 : place + 2].tolist())[0]
+        + tokenizer.token_strings(ids[place + 1 : place + 2])[0]
         for place in largest
     }
     return [
