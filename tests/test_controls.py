@@ -21,8 +21,8 @@ def shape(nodes):
 
 def places_of(subject, *, has_positions=True, step=5):
     """A circuit with inactive features and errors, not at all hook points and positions, but at the last ones."""
-    at = range(subject.prompt.last, subject.prompt.first - 1, -2) if has_positions else (None,)
-    hooks = subject.hooks[::-2]
+    at = range(subject.prompts[0].last, subject.first - 1, -2) if has_positions else (None,)
+    hooks = subject.coders.hooks[::-2]
     return tuple(
         NodeId(hook, index, position)
         for hook in hooks
@@ -40,9 +40,9 @@ def differing(cases, node):
     """The slow definition of what may be drawn for a node: what differs from its baseline in some prompt."""
     found = set()
     for case in cases:
-        codes, absent = case.subject.coded[node.hook].codes[0], case.baseline[node.hook].codes[0]
+        codes, absent = case.subject.codes[node.hook][0], case.baseline.codes[node.hook][0]
         for row in range(len(codes)):
-            if node.position in (None, row + case.subject.prompt.first):
+            if node.position in (None, row + case.subject.first):
                 there = absent[min(row, len(absent) - 1)]
                 found |= {index for index in range(D_SAE) if codes[row, index] != there[index]}
     return found
@@ -52,7 +52,7 @@ def differing(cases, node):
 @pytest.mark.parametrize("baseline", ["mean", "zero"])
 def test_draws_have_the_circuits_size_at_each_of_its_places_and_come_from_what_differs(has_positions, baseline):
     subject = random_subject("gpt2", first=1)
-    absent = random_baseline(subject) if baseline == "mean" else baselines.zero(subject.saes)
+    absent = random_baseline(subject) if baseline == "mean" else baselines.zero(subject.coders)
     circuit = places_of(subject, has_positions=has_positions)
     case = Case(subject, absent, circuit)
     draws = draws_of([case], circuit)
@@ -67,7 +67,7 @@ def test_draws_have_the_circuits_size_at_each_of_its_places_and_come_from_what_d
 def test_of_several_prompts_a_draw_is_one_circuit_of_what_differs_in_any():
     subjects = [random_subject("gpt2", n=n) for n in (5, 7)]
     circuit = places_of(subjects[0], has_positions=False)
-    cases = [Case(subject, baselines.zero(subject.saes), circuit) for subject in subjects]
+    cases = [Case(subject, baselines.zero(subject.coders), circuit) for subject in subjects]
     draws = draws_of(cases, circuit)
     for node in {node for draw in draws for node in draw if not node.is_error}:
         assert node.index in differing(cases, node) or node in circuit
@@ -85,11 +85,11 @@ def test_active_features_are_drawn_for_active_ones_where_that_is_asked_for():
     case = Case(subject, random_baseline(subject), circuit)
 
     def n_active(nodes):
-        coded = subject.coded
+        codes = subject.codes
         return Counter(
             (node.hook, node.position)
             for node in nodes
-            if not node.is_error and coded[node.hook].codes[0, node.position - 1, node.index] != 0
+            if not node.is_error and codes[node.hook][0, node.position - 1, node.index] != 0
         )
 
     draws = draws_of([case], circuit, by_activity=True)
@@ -105,7 +105,7 @@ def test_faithfulness_of_random_circuits_is_that_of_each_run_alone(policy):
     runs = measure(cases, policy=policy, batch_size=4)
     chance = random_faithfulness(cases, runs, policy=policy, samples=5, seed=3, batch_size=2)
     draws = draws_of(cases, counted(circuit, policy), samples=5, seed=3)
-    errors = [NodeId(hook, None) for hook in subjects[0].hooks] if policy == "kept" else []
+    errors = [NodeId(hook, None) for hook in subjects[0].coders.hooks] if policy == "kept" else []
     for value, draw in zip(chance.values.tolist(), draws, strict=True):
         each = [slow_circuit_metric(case.subject, case.baseline, [*draw, *errors]) for case in cases]
         expected = (sum(each) / 2 - float(runs.empty.mean())) / float((runs.clean - runs.empty).mean())
@@ -126,9 +126,9 @@ def test_everything_at_the_circuits_places_is_all_nodes_there_and_no_others():
     nodes = [NodeId(hook, index, position) for hook, position in places for index in [*range(D_SAE), None]]
     assert float(there.metrics[0]) == pytest.approx(slow_circuit_metric(subject, case.baseline, nodes), abs=1e-8)
     assert there.n_nodes == sum(len(differing([case], NodeId(*place[:1], 0, place[1]))) + 1 for place in places)
-    whole = Case(subject, case.baseline, tuple(NodeId(hook, 0) for hook in subject.hooks))
+    whole = Case(subject, case.baseline, tuple(NodeId(hook, 0) for hook in subject.coders.hooks))
     assert float(everything_there([whole], policy="nodes", batch_size=4).metrics[0]) == pytest.approx(
-        subject.metric_clean, abs=1e-8
+        float(subject.metric_clean), abs=1e-8
     )
 
 
@@ -151,7 +151,7 @@ def test_a_circuit_of_random_nodes_ranks_in_the_middle_of_its_controls(by_activi
 
 def test_a_circuit_that_is_all_there_is_has_no_other_to_be_compared_with():
     subject = random_subject("gpt2", layers=(1,), n=4)
-    circuit = tuple(NodeId(hook, index) for hook in subject.hooks for index in [*range(D_SAE), None])
+    circuit = tuple(NodeId(hook, index) for hook in subject.coders.hooks for index in [*range(D_SAE), None])
     case = Case(subject, random_baseline(subject), circuit)
     runs = measure([case], policy="nodes", batch_size=4)
     chance = random_faithfulness([case], runs, policy="nodes", samples=3, seed=0, batch_size=4)

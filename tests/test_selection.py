@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from subjects import random_baseline, random_subject, subject_with
+from subjects import panel_of, random_baseline, random_subject, subject_with
 from support import D_SAE
 
 from circuitcli.attribution import baselines, contributions
-from circuitcli.attribution.ablation import Source
+from circuitcli.attribution.edges import Target
+from circuitcli.attribution.gradients import node_effects
 from circuitcli.attribution.naive import NaiveSearch
-from circuitcli.attribution.selection import Search, Strongest, extremes
+from circuitcli.attribution.selection import Strongest, extremes, find_circuit
 from circuitcli.errors import InputError
 from circuitcli.hookpoints import OUTPUT, HookPoint, NodeId
 from circuitcli.records import GraphRecord
@@ -21,8 +22,8 @@ def head(subject, **facts) -> GraphRecord:
         method="grad-ig",
         metric=subject.metric.name,
         prompt="random",
-        tokens=subject.prompt.tokens,
-        metric_clean=subject.metric_clean,
+        tokens=subject.prompts[0].tokens,
+        metric_clean=float(subject.metric_clean),
         metric_baseline=0.0,
         dtype="float64",
         unit=subject.metric.unit,
@@ -35,14 +36,18 @@ def head(subject, **facts) -> GraphRecord:
 
 def grad_graph(subject, baseline, *, positions="all", **settings):
     chosen = GraphSettings(**{"ig_steps": 4, "down": 3, "up": 2, **settings})
-    search = Search(subject, baseline, chosen, positions)
-    effects = search.effects()
-    return search, effects, search.graph(head(subject), effects)
+    circuit = find_circuit(panel_of(subject, baseline, positions=positions), chosen)
+    effects = node_effects(subject, baseline, method=chosen.method, steps=chosen.ig_steps, batch_size=64)
+    return circuit, effects, circuit.graph(head(subject))
 
 
 def naive_graph(subject, baseline, *, positions="sum", pins=None, seed=0, **settings):
-    search = NaiveSearch(subject, baseline, GraphSettings(**settings), positions, pins or {}, seed)
-    return search.graph(head(subject), [search.part(hook) for hook in subject.hooks])
+    search = naive_search(subject, baseline, positions=positions, pins=pins, seed=seed, **settings)
+    return search.graph(head(subject), [search.part(hook) for hook in subject.coders.hooks])
+
+
+def naive_search(subject, baseline, *, positions="sum", pins=None, seed=0, **settings):
+    return NaiveSearch(panel_of(subject, baseline, positions=positions), GraphSettings(**settings), pins or {}, seed)
 
 
 def permuted(saes, *, seed=3):
@@ -68,11 +73,11 @@ def renamed(name, where):
 @pytest.mark.parametrize("make", ["grad", "naive"])
 def test_permuting_the_features_permutes_the_graph(make):
     subject = random_subject("gpt2", first=1)
-    saes, where = permuted(subject.saes)
+    saes, where = permuted(subject.coders)
     other = subject_with(subject.adapter, saes, first=1)
     found = []
     for each in (subject, other):
-        zero = baselines.zero(each.saes)
+        zero = baselines.zero(each.coders)
         found.append(grad_graph(each, zero)[2] if make == "grad" else naive_graph(each, zero, threshold_exp=-6))
     one, two = found
     assert len(one.nodes) > 5 and len(one.edges) > 5
@@ -91,7 +96,7 @@ def test_permuting_the_features_permutes_the_graph(make):
 def test_a_gradient_graph_keeps_at_most_down_nodes_of_a_sign_and_up_edges_of_a_sign(positions):
     subject = random_subject("gpt2", first=1)
     _, _, graph = grad_graph(subject, random_baseline(subject), positions=positions, down=3, up=2)
-    for hook in subject.hooks:
+    for hook in subject.coders.hooks:
         here = [node for node in graph.nodes if node.place is not None and node.place.hook == hook]
         assert sum(node.effect > 0 for node in here) <= 3 and sum(node.effect < 0 for node in here) <= 3
     for node in graph.nodes:
@@ -101,14 +106,14 @@ def test_a_gradient_graph_keeps_at_most_down_nodes_of_a_sign_and_up_edges_of_a_s
         assert node.is_output or any(edge.source == node.id for edge in graph.edges), "every node leads on"
     assert {node.place.position is None for node in graph.nodes if node.place} == {positions == "sum"}
     if positions == "last":
-        assert {node.place.position for node in graph.nodes if node.place} == {subject.prompt.last}
+        assert {node.place.position for node in graph.nodes if node.place} == {subject.prompts[0].last}
 
 
 def test_nodes_at_the_last_hook_point_are_those_with_the_largest_effects():
     subject = random_subject("gpt2")
     _, effects, graph = grad_graph(subject, random_baseline(subject), down=4)
-    last = subject.hooks[-1]
-    values = torch.cat([effects[last].features, effects[last].error[:, None]], dim=1).flatten()
+    last = subject.coders.hooks[-1]
+    values = torch.cat([effects[last].features, effects[last].errors[last][..., None]], dim=-1).flatten()
     expected = sorted(values.tolist())
     kept = sorted(n.effect for n in graph.nodes if n.place and n.place.hook == last)
     assert kept == pytest.approx([*[v for v in expected[:4] if v < 0], *[v for v in expected[-4:] if v > 0]])
@@ -127,8 +132,8 @@ def test_summed_nodes_carry_the_sum_of_their_effects_and_the_largest_activation(
     for node in graph.nodes:
         if node.place is not None and node.place.index is not None:
             hook, index = node.place.hook, node.place.index
-            assert node.effect == pytest.approx(float(effects[hook].features[:, index].sum()))
-            assert node.activation == pytest.approx(float(subject.coded[hook].codes[0, :, index].max()))
+            assert node.effect == pytest.approx(float(effects[hook].features[..., index].sum()))
+            assert node.activation == pytest.approx(float(subject.codes[hook][0, :, index].max()))
 
 
 @pytest.mark.parametrize("make", ["grad", "naive"])
@@ -157,28 +162,28 @@ def test_inactive_features_have_no_incoming_edges():
 
 def test_threshold_thin_and_pins_choose_what_a_naive_graph_shows():
     subject = random_subject("gpt2")
-    zero = baselines.zero(subject.saes)
+    zero = baselines.zero(subject.coders)
     everything = naive_graph(subject, zero, threshold_exp=-30)
     some = naive_graph(subject, zero, threshold_exp=-3)
     strong = {(e.source, e.target) for e in everything.edges if abs(e.weight) > 2**-3}
     assert {(e.source, e.target) for e in some.edges} == strong and 0 < len(strong) < len(everything.edges)
     hook = HookPoint(0, "resid")
-    active = subject.coded[hook].codes[0].any(0).nonzero()[:, 0].tolist()
+    active = subject.codes[hook][0].any(0).nonzero()[:, 0].tolist()
     pinned = naive_graph(subject, zero, threshold_exp=-30, pins={hook: active[:2]})
     sources = {NodeId.parse(e.source) for e in pinned.edges if NodeId.parse(e.source).hook == hook}
     assert {node.index for node in sources} == set(active[:2])
-    thin = NaiveSearch(subject, zero, GraphSettings(thin=0.25), "sum", {}, 0)
-    live = NaiveSearch(subject, zero, GraphSettings(), "sum", {}, 0)
+    thin = naive_search(subject, zero, thin=0.25)
+    live = naive_search(subject, zero)
     assert len(thin.sources(hook)) == len(live.sources(hook)) // 4
-    assert thin.sources(hook) == NaiveSearch(subject, zero, GraphSettings(thin=0.25), "sum", {}, 0).sources(hook)
+    assert thin.sources(hook) == naive_search(subject, zero, thin=0.25).sources(hook)
     assert thin.sources(HookPoint(1, "resid")) == live.sources(HookPoint(1, "resid"))
     with pytest.raises(InputError, match=r"pinned hook point resid\.9 is not in the circuit"):
-        NaiveSearch(subject, zero, GraphSettings(), "sum", {HookPoint(9, "resid"): [1]}, 0)
+        naive_search(subject, zero, pins={HookPoint(9, "resid"): [1]})
 
 
 def test_naive_edges_go_to_the_next_layer_or_to_all_later_ones():
     subject = random_subject("gpt2")
-    zero = baselines.zero(subject.saes)
+    zero = baselines.zero(subject.coders)
     for to, steps in (("next", {1}), ("all", {1, 2})):
         graph = naive_graph(subject, zero, threshold_exp=-30, to=to)
         pairs = [(NodeId.parse(e.source), NodeId.parse(e.target)) for e in graph.edges if e.target != OUTPUT]
@@ -189,12 +194,14 @@ def test_naive_edges_go_to_the_next_layer_or_to_all_later_ones():
 
 def test_positional_naive_nodes_are_ablated_at_their_position_alone():
     subject = random_subject("gpt2", first=1, n=5)
-    zero = baselines.zero(subject.saes)
+    zero = baselines.zero(subject.coders)
     graph = naive_graph(subject, zero, positions="all", threshold_exp=-30)
     pairs = [(NodeId.parse(e.source), NodeId.parse(e.target)) for e in graph.edges if e.target != OUTPUT]
     assert pairs and all(source.position <= target.position for source, target in pairs)
     assert {source.position for source, _ in pairs} == {1, 2, 3, 4}
-    assert Source(None, None) not in NaiveSearch(subject, zero, GraphSettings(), "all", {}, 0).sources(subject.hooks[0])
+    sources = naive_search(subject, zero, positions="all").sources(subject.coders.hooks[0])
+    assert [source.group for source in sources if source.index is None] == [0, 1, 2, 3]
+    assert all(isinstance(source, Target) for source in sources)
 
 
 def test_extremes_are_the_largest_of_each_sign():
@@ -210,7 +217,7 @@ def test_extremes_are_the_largest_of_each_sign():
 def test_taken_in_small_pieces_graphs_are_the_same(monkeypatch, positions, normalisation):
     """As for SAEs whose codes at all positions would not fit into memory a few times over."""
     subject = random_subject("gpt2", sites=("resid",), layers=(1, 2), n=4, first=1, normalisation=normalisation)
-    baseline, zero = random_baseline(subject), baselines.zero(subject.saes)
+    baseline, zero = random_baseline(subject), baselines.zero(subject.coders)
     whole = grad_graph(subject, baseline, positions=positions)
     naive = naive_graph(subject, zero, positions=positions)
     largest = []
@@ -220,20 +227,20 @@ def test_taken_in_small_pieces_graphs_are_the_same(monkeypatch, positions, norma
         largest.append(original(self, features))
         return largest[-1]
 
-    monkeypatch.setattr(contributions, "AT_ONCE", 9 * subject.prompt.n_spliced)
+    monkeypatch.setattr(contributions, "AT_ONCE", 9 * subject.n_spliced)
     monkeypatch.setattr(contributions.Contributions, "_of", seen)
     for module in ("selection", "naive"):
         monkeypatch.setattr(f"circuitcli.attribution.{module}.CODES_AT_ONCE", D_SAE)
     pieces = grad_graph(subject, baseline, positions=positions)
-    assert max(values.numel() for values in largest) <= 9 * subject.prompt.n_spliced
+    assert max(values.numel() for values in largest) <= 9 * subject.n_spliced
     for one, other in ((whole[2], pieces[2]), (naive, naive_graph(subject, zero, positions=positions))):
         assert [node.id for node in one.nodes] == [node.id for node in other.nodes] and len(one.nodes) > 5
         effects = {node.id: node.effect or 0.0 for node in other.nodes}
         assert {node.id: node.effect or 0.0 for node in one.nodes} == pytest.approx(effects, rel=1e-9, abs=1e-12)
         weights = {(edge.source, edge.target): edge.weight for edge in other.edges}
         assert {(edge.source, edge.target): edge.weight for edge in one.edges} == pytest.approx(weights, rel=1e-9)
-    for hook in subject.hooks:
-        assert whole[1][hook].gap == pytest.approx(pieces[1][hook].gap, abs=1e-9)
+    for hook in subject.coders.hooks:
+        assert whole[0].totals[hook].gap == pytest.approx(pieces[0].totals[hook].gap, abs=1e-9)
 
 
 def test_the_strongest_of_pieces_are_those_of_the_whole():

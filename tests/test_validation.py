@@ -9,6 +9,7 @@ from subjects import random_baseline, random_subject
 from support import D_MODEL, D_SAE, random_sae
 
 from circuitcli.attribution import baselines
+from circuitcli.attribution.baselines import Baseline
 from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint, NodeId
 from circuitcli.models.taps import keep, tapped
@@ -25,22 +26,22 @@ from circuitcli.validation.tally import Shift, Tally
 
 def live_nodes(subject, hook):
     """The active features and the errors of a clean run, at their positions."""
-    first = subject.prompt.first
-    active = subject.coded[hook].codes[0].nonzero().tolist()
-    errors = (NodeId(hook, None, position + first) for position in range(subject.prompt.n_spliced))
+    first = subject.first
+    active = subject.codes[hook][0].nonzero().tolist()
+    errors = (NodeId(hook, None, position + first) for position in range(subject.n_spliced))
     return [*(NodeId(hook, index, position + first) for position, index in active), *errors]
 
 
 def everything(subject):
-    return tuple(NodeId(hook, index) for hook in subject.hooks for index in [*range(D_SAE), None])
+    return tuple(NodeId(hook, index) for hook in subject.coders.hooks for index in [*range(D_SAE), None])
 
 
 def slow_circuit_metric(subject, baseline, nodes):
     """One full forward pass; at each hook point, in order, what is not in the circuit goes to its baseline."""
     kept = set(nodes)
-    first = subject.prompt.first
+    first = subject.first
     callbacks = {}
-    for hook, sae in subject.saes.items():
+    for hook, sae in subject.coders.items():
 
         def edit(x, hook=hook, sae=sae):
             coded = sae.code(x[:, first:])
@@ -48,24 +49,24 @@ def slow_circuit_metric(subject, baseline, nodes):
             for row in range(codes.shape[1]):
                 for index in range(D_SAE):
                     if not {NodeId(hook, index), NodeId(hook, index, row + first)} & kept:
-                        codes[0, row, index] = baseline[hook].codes[0, 0, index]
+                        codes[0, row, index] = baseline.codes[hook][0, 0, index]
                 if not {NodeId(hook, None), NodeId(hook, None, row + first)} & kept:
-                    error[0, row] = baseline[hook].error[0, 0]
+                    error[0, row] = baseline.errors[hook][0, 0]
             x = x.clone()
             x[:, first:] = sae.decode(codes, coded.frame) + error
             return x
 
         callbacks[hook] = edit
     with torch.no_grad(), tapped(subject.adapter, callbacks):
-        return float(subject.metric.value(subject.adapter.logits(subject.prompt.ids))[0])
+        return float(subject.metric.value(subject.adapter.logits(subject.clean.input_ids))[0])
 
 
 @pytest.mark.parametrize("family", ["gpt2", "neox-parallel", "llama"])
 def test_a_circuit_runs_with_its_own_nodes_and_all_else_at_baseline(family):
     subject = random_subject(family, layers=(1, 2), first=1, n=5, normalisation="layer-norm")
     baseline = random_baseline(subject)
-    nodes = [node for hook in subject.hooks for node in live_nodes(subject, hook)[::3]]
-    nodes.append(NodeId(subject.hooks[1], 7))
+    nodes = [node for hook in subject.coders.hooks for node in live_nodes(subject, hook)[::3]]
+    nodes.append(NodeId(subject.coders.hooks[1], 7))
     fast = circuit_metric(subject, baseline, [kept_nodes(subject, nodes)], batch_size=4)
     assert float(fast[0]) == pytest.approx(
         slow_circuit_metric(subject, baseline, nodes), abs=1e-8 if family != "llama" else 1e-3
@@ -94,12 +95,12 @@ def test_without_errors_even_all_features_leave_out_what_the_saes_miss():
 def test_errors_flip_in_the_complement_only_where_they_are_nodes():
     subject = random_subject("gpt2")
     baseline = random_baseline(subject)
-    nodes = [NodeId(subject.hooks[0], 3), NodeId(subject.hooks[0], None)]
+    nodes = [NodeId(subject.coders.hooks[0], 3), NodeId(subject.coders.hooks[0], None)]
     kept = kept_nodes(subject, nodes)
-    hook = subject.hooks[0]
+    hook = subject.coders.hooks[0]
     assert not kept.complement().with_errors("nodes").errors[hook].any()
     assert kept.complement().with_errors("kept").errors[hook].all()
-    assert not kept.complement().with_errors("removed").errors[subject.hooks[1]].any()
+    assert not kept.complement().with_errors("removed").errors[subject.coders.hooks[1]].any()
     empty = [measure([Case(subject, baseline, tuple(nodes))], policy=policy, batch_size=4).empty for policy in POLICIES]
     assert float(empty[0]) == pytest.approx(float(empty[2])) and float(empty[0]) != pytest.approx(float(empty[1]))
 
@@ -107,7 +108,7 @@ def test_errors_flip_in_the_complement_only_where_they_are_nodes():
 def test_minimality_is_the_least_change_when_one_node_is_left_out():
     subject = random_subject("gpt2", layers=(1, 2), n=5)
     baseline = random_baseline(subject)
-    nodes = tuple(live_nodes(subject, subject.hooks[-1])[:6])
+    nodes = tuple(live_nodes(subject, subject.coders.hooks[-1])[:6])
     case = Case(subject, baseline, nodes)
     runs = measure([case], policy="nodes", batch_size=4)
     clean, empty = float(runs.clean[0]), float(runs.empty[0])
@@ -125,7 +126,7 @@ def test_the_ratio_is_of_means_over_prompts_with_an_interval_around_it():
     cases = []
     for n in (5, 6, 7, 8):
         subject = random_subject("gpt2", n=n)
-        nodes = tuple(NodeId(hook, index) for hook in subject.hooks for index in range(0, D_SAE, 2))
+        nodes = tuple(NodeId(hook, index) for hook in subject.coders.hooks for index in range(0, D_SAE, 2))
         cases.append(Case(subject, random_baseline(subject), nodes))
     runs = measure(cases, policy="kept", batch_size=4)
     score = ratio(runs.circuit, runs, bootstrap=400, seed=0)
@@ -137,7 +138,7 @@ def test_the_ratio_is_of_means_over_prompts_with_an_interval_around_it():
 
 def test_a_metric_that_nothing_changes_is_refused():
     subject = random_subject("gpt2")
-    same = {hook: baselines.Absent(part.codes, part.error) for hook, part in subject.coded.items()}
+    same = Baseline(subject.codes, subject.errors)
     runs = measure([Case(subject, same, ())], policy="nodes", batch_size=4)
     with pytest.raises(InputError, match="same with and without"):
         ratio(runs.circuit, runs, bootstrap=0, seed=0)
@@ -154,19 +155,22 @@ class Letters(Tokenizer):
 def tally_of(cases, nodes, later=None, top=5):
     tally = Tally(nodes, later or {}, Letters(), top=top)
     for number, case in enumerate(cases):
-        tally.add(case, f"prompt {number}")
+        tally.add(case, [f"prompt {number}"])
     return tally.result()
 
 
 def test_joint_ablation_recomputes_later_codes_and_lists_the_largest_changes():
     subject = random_subject("gpt2", first=1)
-    zero = baselines.zero(subject.saes)
-    active = subject.coded[HookPoint(0, "resid")].codes[0].any(0).nonzero()[:, 0].tolist()
+    zero = baselines.zero(subject.coders)
+    active = subject.codes[HookPoint(0, "resid")][0].any(0).nonzero()[:, 0].tolist()
     nodes = [NodeId(HookPoint(0, "resid"), index) for index in active]
     joint = tally_of([Case(subject, zero, tuple(nodes))], nodes)
     keep = [node for node in everything(subject) if node not in nodes]
     assert joint.metric_ablated == pytest.approx(slow_circuit_metric(subject, zero, keep), abs=1e-9)
-    assert joint.effect == pytest.approx(subject.metric_clean - joint.metric_ablated) and joint.standard_error is None
+    assert (
+        joint.effect == pytest.approx(float(subject.metric_clean) - joint.metric_ablated)
+        and joint.standard_error is None
+    )
     assert len(joint.tokens) == 5 and len(joint.features) == 5
     assert all(NodeId.parse(shift.name).hook > HookPoint(0, "resid") for shift in joint.features)
     sizes = [abs(shift.change) for shift in joint.features]
@@ -177,7 +181,7 @@ def test_the_effect_on_several_prompts_is_their_mean_with_its_standard_error():
     hook = HookPoint(0, "resid")
     nodes = [NodeId(hook, index) for index in range(0, D_SAE, 2)]
     subjects = [random_subject("gpt2", n=n) for n in (4, 5, 7)]
-    zero = baselines.zero(subjects[0].saes)
+    zero = baselines.zero(subjects[0].coders)
     joint = tally_of([Case(subject, zero, tuple(nodes)) for subject in subjects], nodes)
     singles = [tally_of([Case(subject, zero, tuple(nodes))], nodes) for subject in subjects]
     effects = torch.tensor([single.effect for single in singles], dtype=torch.float64)
@@ -187,16 +191,16 @@ def test_the_effect_on_several_prompts_is_their_mean_with_its_standard_error():
     strongest = {shift.name: (shift.clean, shift.ablated) for shift in joint.features}
     for name, (clean, ablated) in strongest.items():
         node = NodeId.parse(name)
-        clean_each = [float(subject.coded[node.hook].codes[0, :, node.index].max()) for subject in subjects]
+        clean_each = [float(subject.codes[node.hook][0, :, node.index].max()) for subject in subjects]
         assert clean == pytest.approx(sum(clean_each) / 3) and clean != pytest.approx(ablated)
 
 
 def test_an_ablation_that_overflows_is_no_effect_of_zero(monkeypatch):
     subject = random_subject("gpt2")
-    case, whole = Case(subject, baselines.zero(subject.saes), ()), tally_module.without
+    case, whole = Case(subject, baselines.zero(subject.coders), ()), tally_module.without
 
     def overflows(*given, **named):
-        return replace(whole(*given, **named), metric=math.nan)
+        return replace(whole(*given, **named), metric=torch.tensor([math.nan]))
 
     monkeypatch.setattr(tally_module, "without", overflows)
     with pytest.raises(InputError, match="the metric without these nodes is not finite") as caught:
@@ -207,7 +211,7 @@ def test_an_ablation_that_overflows_is_no_effect_of_zero(monkeypatch):
 def test_a_circuit_that_overflows_is_told_and_not_kept(monkeypatch):
     subject = random_subject("gpt2")
     nodes = everything(subject)[:2]
-    case, kept = Case(subject, baselines.zero(subject.saes), tuple(nodes)), {}
+    case, kept = Case(subject, baselines.zero(subject.coders), tuple(nodes)), {}
 
     def keep(step, make):
         kept[step] = make()
@@ -215,7 +219,7 @@ def test_a_circuit_that_overflows_is_told_and_not_kept(monkeypatch):
 
     runs = measure([case], policy="nodes", batch_size=4, keep=keep)
     assert len(kept) == 1
-    monkeypatch.setattr(scores, "circuit_metric", lambda *given, **named: torch.tensor([1.0, math.inf]))
+    monkeypatch.setattr(scores, "circuit_metric", lambda *given, **named: torch.tensor([[1.0], [math.inf]]))
     with pytest.raises(InputError, match=r"the metric with circuit less a node, nodes errors, prompt 0, .*not finite"):
         minimality([case], runs, policy="nodes", batch_size=4, keep=keep)
     with pytest.raises(InputError, match="the metric with kept errors, prompt 0 is not finite"):
@@ -225,7 +229,7 @@ def test_a_circuit_that_overflows_is_told_and_not_kept(monkeypatch):
 
 def test_contexts_that_change_by_as_much_are_listed_in_the_order_of_the_text(monkeypatch):
     subject = random_subject("gpt2")
-    case = Case(subject, baselines.zero(subject.saes), ())
+    case = Case(subject, baselines.zero(subject.coders), ())
     sizes = iter([[0.1], [0.5], [-0.5], [0.5, 0.2], [0.25]])
     names = iter("abcdef")
 
@@ -234,7 +238,7 @@ def test_contexts_that_change_by_as_much_are_listed_in_the_order_of_the_text(mon
 
     monkeypatch.setattr(tally_module, "_context_shifts", shifts)
     tally = Tally((), {}, Letters(), top=3)
-    monkeypatch.setattr(tally, "_run", lambda case, where: None)
+    monkeypatch.setattr(tally, "_run", lambda case, where, positions: None)
     for _ in range(5):
         tally.add_text(case, torch.ones(1, dtype=torch.bool))
     tally.clean = tally.ablated = [0.0]
@@ -251,14 +255,14 @@ def test_later_saes_are_only_looked_at_transcoders_too():
         for parameter in transcoder.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)) * 0.3)
     nodes = [NodeId(hook, index) for index in range(D_SAE)]
-    zero = baselines.zero(subject.saes)
+    zero = baselines.zero(subject.coders)
     plain = tally_of([Case(subject, zero, tuple(nodes))], nodes)
     looked = tally_of([Case(subject, zero, tuple(nodes))], nodes, {later: transcoder, last: random_sae(last)}, top=60)
     assert looked.effect == plain.effect and plain.features == ()
     assert {NodeId.parse(shift.name).hook for shift in looked.features} == {later, last}
     seen = {}
     with torch.no_grad(), tapped(subject.adapter, {later: keep(seen, later)}):
-        subject.adapter.logits(subject.prompt.ids)
+        subject.adapter.logits(subject.clean.input_ids)
     clean = transcoder.encode(seen[later])[0].amax(dim=0)
     shift = next(shift for shift in looked.features if NodeId.parse(shift.name).hook == later)
     assert shift.clean == pytest.approx(float(clean[NodeId.parse(shift.name).index]), abs=1e-9)
@@ -268,9 +272,9 @@ def test_nodes_that_the_subject_lacks_are_refused():
     subject = random_subject("gpt2", first=1)
     for node, message in (
         (NodeId(HookPoint(9, "resid"), 1), "no SAE at resid.9"),
-        (NodeId(subject.hooks[0], D_SAE), f"no feature {D_SAE}"),
-        (NodeId(subject.hooks[0], 1, 0), "position"),
-        (NodeId(subject.hooks[0], 1, 6), "position"),
+        (NodeId(subject.coders.hooks[0], D_SAE), f"no feature {D_SAE}"),
+        (NodeId(subject.coders.hooks[0], 1, 0), "position"),
+        (NodeId(subject.coders.hooks[0], 1, 6), "position"),
     ):
         with pytest.raises(InputError, match=message):
             kept_nodes(subject, [node])

@@ -1,7 +1,8 @@
 """What a node is set to when it is taken away: ``f0`` for each coder and ``e0`` for each written hook point."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 
 import torch
@@ -148,3 +149,47 @@ def _of_run(subject: Subject, rows: Sequence[Sequence[int]]) -> Baseline:
     run = block_pass(subject.adapter, ids, None, subject.coders.hooks, starts=())
     coded = code_run(subject.coders, run.activations, first=subject.first)
     return Baseline(coded.codes, coded.errors)
+
+
+@dataclass(frozen=True)
+class BaselineRule:
+    """How the baseline of each batch of prompts is taken: `zero`, `mean`, `resample` or `counterfactual`.
+
+    cache: of the hook points that coders read and write for `mean`, of any for `resample`. rows: token ids that
+    `resample` goes to by the number of the prompt, drawn from the cache with seed plus number unless given.
+    """
+
+    kind: str
+    coders: Coders
+    cache: ActivationCache | None = None
+    n_tokens: int = 16_384
+    seed: int = 0
+    rows: Mapping[int, Sequence[int]] = field(default_factory=dict)
+
+    def __call__(self, subject: Subject, numbers: Sequence[int]) -> Baseline:
+        """The baseline of prompts with these numbers. Raises InputError if it needs a cache or other prompts."""
+        if self.kind == "counterfactual":
+            return counterfactual(subject)
+        if self.kind == "resample":
+            return resample(subject, self.drawn(subject, numbers))
+        return self._of_all
+
+    def drawn(self, subject: Subject, numbers: Sequence[int]) -> list[Sequence[int]]:
+        """The token ids that `resample` goes to. Raises InputError as `drawn_rows` does."""
+        if all(number in self.rows for number in numbers):
+            return [self.rows[number] for number in numbers]
+        seeds = [self.seed + number for number in numbers]
+        return [*drawn_rows(self._needed(), n_positions=len(subject.prompts[0].ids), seeds=seeds)]
+
+    @cached_property
+    def _of_all(self) -> Baseline:
+        """What is the same for all prompts; the mean takes a pass over the cache."""
+        return zero(self.coders) if self.kind == "zero" else mean(self.coders, self._needed(), n_tokens=self.n_tokens)
+
+    def _needed(self) -> ActivationCache:
+        if self.cache is None:
+            raise InputError(
+                f"the {self.kind} baseline needs cached activations",
+                hint="run `circuit collect` for them, or use --baseline zero",
+            )
+        return self.cache

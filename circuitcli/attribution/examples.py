@@ -74,6 +74,25 @@ class Example:
         return {name: value for name, value in asdict(self).items() if name != "place" and value not in (None, ())}
 
 
+def as_line(example: Example) -> dict[str, Any]:
+    """The fields of a line of a file of prompts, from which the same prompt is read again."""
+    if example.ids is not None:
+        told: dict[str, Any] = {"ids": list(example.ids)}
+    elif example.messages is not None:
+        told = {"messages": [{"role": role, "content": content} for role, content in example.messages]}
+    else:
+        told = {"prompt": example.prompt}
+    told |= {"target": example.target, "foil": example.foil, "counterfactual": _plain(example.counterfactual)}
+    told["spans"] = {name: list(span) for name, span in example.spans} or None
+    return {name: value for name, value in told.items() if value is not None}
+
+
+def _plain(written: Written | None) -> Any:
+    if isinstance(written, Conversation):
+        return [{"role": message.role, "content": message.content} for message in written.messages]
+    return written if written is None or isinstance(written, str) else list(written)
+
+
 def digest_of(examples: Sequence[Example]) -> str:
     """A digest of what is asked, whatever the files are called."""
     return digest([example.facts() for example in examples])

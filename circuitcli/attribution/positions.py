@@ -8,11 +8,26 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitcli.attribution.prompts import Prompt
-from circuitcli.errors import InputError
+from circuitcli.errors import InputError, SettingsError
 
 Kind = str  # all, last, sum or spans
 # What the last position is called where it is another number in each prompt.
 LAST = "last"
+
+
+def chosen_kind(asked: Kind | None, prompts: Sequence[Prompt], *, default: Kind) -> Kind:
+    """What positions nodes have: what is asked for, else ``default``; ``all`` only where prompts are equally long.
+
+    Raises SettingsError for ``all`` of prompts of several lengths.
+    """
+    is_alike = len({(len(prompt.ids), prompt.first) for prompt in prompts}) == 1
+    if asked == "all" and not is_alike:
+        lengths = sorted({len(prompt.ids) for prompt in prompts})
+        raise SettingsError(
+            f"the prompts have {lengths[0]} to {lengths[-1]} tokens, so their positions do not correspond",
+            hint="use --positions sum or last, or spans with named spans in the file",
+        )
+    return asked or (default if is_alike or default != "all" else "sum")
 
 
 @dataclass(frozen=True)

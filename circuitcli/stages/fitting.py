@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from circuitcli.evaluation.fit import Sample
     from circuitcli.models.loading import LanguageModel
-    from circuitcli.models.partial import CleanPass
+    from circuitcli.models.partial import BlockPass
     from circuitcli.saes.exchange.place import About
     from circuitcli.saes.exchange.tensors import Foreign
 
@@ -36,7 +36,7 @@ def warn_of_misfits(
     loaded: "Mapping[HookPoint, Foreign]",
     model: "LanguageModel",
     *,
-    clean: "CleanPass | None" = None,
+    clean: "BlockPass | None" = None,
     first: int = 0,
 ) -> None:
     """Log a warning, with numbers and what may be the cause, for each SAE from elsewhere that explains too little.
@@ -150,7 +150,7 @@ def elsewhere(request: Request, hooks: Sequence[HookPoint], *, n_tokens: int) ->
     return {} if found is None else {str(hook): rows for hook, rows in found.rows.items()}
 
 
-def _of_prompt(clean: "CleanPass | None", hooks: list[HookPoint], *, first: int) -> "Sample | None":
+def _of_prompt(clean: "BlockPass | None", hooks: list[HookPoint], *, first: int) -> "Sample | None":
     from circuitcli.evaluation.fit import Sample
 
     if clean is None or not all(hook in clean.activations for hook in hooks):

@@ -8,8 +8,7 @@ from circuitcli.stages.graphing import Task, finish, head_of, prepare, task_of, 
 from circuitcli.stages.request import Request, resumable
 
 if TYPE_CHECKING:
-    from circuitcli.attribution.gradients import Effects
-    from circuitcli.hookpoints import HookPoint
+    from circuitcli.attribution.selection import Circuit
     from circuitcli.stages.graphing import Prepared
 
 logger = logging.getLogger(__name__)
@@ -31,42 +30,40 @@ def run(request: Request) -> list[Record]:
 
 
 def _work(task: Task) -> tuple[list[Record], dict[str, Any]]:
-    from circuitcli.attribution.selection import Search
-    from circuitcli.attribution.subject import check_finite
+    from circuitcli.attribution.selection import find_circuit
 
+    settings = task.settings
     prepared = prepare(task)
     head = head_of(
         task,
         prepared,
-        method=f"grad-{task.settings.method}",
-        steps=task.settings.ig_steps if task.settings.method == "ig" else 1,
-        down=task.settings.down,
-        up=task.settings.up,
+        method=f"grad-{settings.method}",
+        steps=settings.ig_steps if settings.method == "ig" else 1,
+        down=settings.down,
+        up=settings.up,
     )
-    search = Search(prepared.subject, prepared.baseline, task.settings, task.positions)
-    effects = search.effects()
-    for hook, effect in effects.items():
-        check_finite((effect.parts.total(), float(effect.error.sum()), effect.gap or 0.0), f"an effect at {hook}")
-    graph = search.graph(head.model_copy(update={"effects": _sums(effects)}), effects)
+    circuit = find_circuit(prepared.panel, settings)
+    graph = circuit.graph(head.model_copy(update={"effects": _sums(circuit)}))
     if len(graph.nodes) <= 1:
-        warn_of_emptiness(task, _why_empty(prepared, effects))
-    return finish(task, graph)
+        warn_of_emptiness(task, _why_empty(prepared, circuit))
+    return finish(task, graph, prepared)
 
 
-def _why_empty(prepared: "Prepared", effects: "dict[HookPoint, Effects]") -> str:
+def _why_empty(prepared: "Prepared", circuit: "Circuit") -> str:
     """What a graph without nodes lacks."""
-    if all(effect.is_zero for effect in effects.values()):
-        return why_nothing_differs(prepared) or "no node has an effect on the metric"
+    if not any(total.features or total.errors for total in circuit.totals.values()):
+        return why_nothing_differs(prepared.panel) or "no node has an effect on the metric"
     return "no node with an effect has a path to the output"
 
 
-def _sums(effects: "dict[HookPoint, Effects]") -> dict[str, dict[str, float | None]]:
+def _sums(circuit: "Circuit") -> dict[str, dict[str, float | None]]:
     """For each hook point what features and errors add up to, and what integration missed; in the metric's unit."""
-    return {
-        str(hook): {
-            "features": effect.parts.total(),
-            "errors": float(effect.error.sum()),
-            "gap": effect.gap,
+    sums = {}
+    for hook, total in circuit.totals.items():
+        told = {"features": total.features, "errors": total.errors}
+        # The gap is that of a group, which is named by what its coder reads.
+        sums[str(hook)] = {
+            **{name: value for name, value in told.items() if value is not None},
+            **({"gap": total.gap} if total.features is not None else {}),
         }
-        for hook, effect in effects.items()
-    }
+    return sums

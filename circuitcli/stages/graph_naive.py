@@ -48,20 +48,22 @@ def _work(task: Task, resumes: bool) -> tuple[list[Record], dict[str, Any]]:
     prepared = prepare(task)
     pins = {hook_of_pin(hook, task.sources): found for hook, found in parse_pins(task.settings.pin).items()}
     seed = task.request.settings.seed
-    search = NaiveSearch(prepared.subject, prepared.baseline, task.settings, task.positions, pins, seed)
+    search = NaiveSearch(prepared.panel, task.settings, pins, seed)
     # All pins are checked before the first ablation.
     for hook in pins:
         search.sources(hook)
     head = head_of(task, prepared, method="naive", threshold=search.threshold, to=task.settings.to)
     digest = task.fingerprint().digest
-    parts = [_part(search, hook, folder, digest) for hook in prepared.subject.hooks]
+    parts = [_part(search, hook, folder, digest) for hook in prepared.panel.hooks]
     kept, dropped = sum(part.kept_total for part in parts), sum(part.dropped_total for part in parts)
     share = kept / (kept + dropped) if kept + dropped > 0 else None
     graph = search.graph(head.model_copy(update={"share_kept": share}), parts)
     if len(graph.nodes) <= 1:
-        why = why_nothing_differs(prepared) or f"no difference is above {search.threshold:g}; lower --threshold-exp"
+        why = (
+            why_nothing_differs(prepared.panel) or f"no difference is above {search.threshold:g}; lower --threshold-exp"
+        )
         warn_of_emptiness(task, why)
-    made = finish(task, graph)
+    made = finish(task, graph, prepared)
     shutil.rmtree(folder, ignore_errors=True)
     return made
 

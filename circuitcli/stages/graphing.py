@@ -1,5 +1,6 @@
 """What both graph stages share: the subject, the baseline, the head, the graph file."""
 
+import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -7,25 +8,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuitcli import graphs, records
+from circuitcli.attribution.examples import LeftOut, as_line, digest_of
 from circuitcli.errors import SettingsError
 from circuitcli.graphs import CircuitGraph
-from circuitcli.hookpoints import HookPoint, parse_pins, parse_slice
+from circuitcli.hookpoints import HookPoint, parse_layers, parse_pins, parse_slice
 from circuitcli.records import GraphRecord, Record
 from circuitcli.runs import Fingerprint, atomic, file_digest
 from circuitcli.settings.graph import GraphSettings
 from circuitcli.settings.model import PLACEMENT
-from circuitcli.stages.behaviours import behaviour, check_text, text_digests
+from circuitcli.stages.behaviours import behaviour_of, check_text, text_digests
 from circuitcli.stages.fitting import warn_of_misfits
 from circuitcli.stages.inputs import activation_digests, open_cache, read_graphs
 from circuitcli.stages.naming import GRAPH, chosen_name, valid_name
 from circuitcli.stages.request import Request, fingerprint
-from circuitcli.stages.saes import SaeSource, load_saes, sae_sources
+from circuitcli.stages.saes import SaeSource, graph_sources, load_saes, sae_sources
 
 if TYPE_CHECKING:
-    from circuitcli.attribution.baselines import Baseline
-    from circuitcli.attribution.prompts import Written
-    from circuitcli.attribution.subject import Subject, Target
+    from circuitcli.attribution.baselines import BaselineRule
+    from circuitcli.attribution.examples import Example
+    from circuitcli.attribution.panel import Panel
+    from circuitcli.attribution.prompts import Prompt
     from circuitcli.models.loading import LanguageModel
+    from circuitcli.saes.coders import Coders
+    from circuitcli.saes.exchange.tensors import Foreign
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +38,7 @@ logger = logging.getLogger(__name__)
 _MOST_LAYERS = 1024
 
 # Where the model runs and how many rows at once changes rounding only; the file to extend is an input.
-_NO_MATTER = (*PLACEMENT, "graph.batch_size", "graph.extend", "graph.name")
+_NO_MATTER = (*PLACEMENT, "graph.batch_size", "graph.extend", "graph.name", "graph.prompts")
 
 
 @dataclass(frozen=True)
@@ -55,8 +60,9 @@ class Task:
 
     @property
     def takes_own_text(self) -> bool:
-        """Whether no prompt is given, so that one is chosen from the run's own text."""
-        return self.settings.prompt is None and self.settings.prompt_ids is None
+        """Whether no prompt is given, so that predictions of the run's own text are explained."""
+        settings = self.settings
+        return settings.prompt is None and settings.prompt_ids is None and settings.prompts is None
 
     @property
     def entry(self) -> str:
@@ -76,6 +82,8 @@ class Task:
             inputs |= activation_digests(self.request)
         if self.takes_own_text:
             inputs |= text_digests(self.request)
+        if self.settings.prompts is not None:
+            inputs["prompts"] = file_digest(Path(self.settings.prompts))
         if self.settings.extend is not None:
             inputs["graph to extend"] = file_digest(Path(self.settings.extend))
         prefixes = ("graph.", "model.", "seed", "sae_path")
@@ -97,7 +105,7 @@ def task_of(request: Request, stage: str, *, name: str, positions: str, baseline
         request=request,
         stage=stage,
         name=settings.name or name,
-        positions=settings.positions or positions,
+        positions=positions,
         baseline=settings.baseline or baseline,
         sources=sae_sources(request, stage=stage, layers=_named_layers(settings)),
         foreign=tuple(f"graph.{field}" for field in foreign),
@@ -132,7 +140,7 @@ def check_settings(settings: GraphSettings) -> None:
             "nothing at the last position can change the cross-entropy, which ends with the prompt's last token",
             hint="use --positions all or sum, or --metric log-prob",
         )
-    if metric == "logit-diff" and settings.foil is None:
+    if metric == "logit-diff" and settings.foil is None and settings.prompts is None:
         raise SettingsError("the metric logit-diff needs a foil", hint="add --foil TOKEN")
     if settings.foil is not None and metric != "logit-diff":
         raise SettingsError(f"the metric {metric} has no foil", hint="add --metric logit-diff, or leave --foil out")
@@ -149,149 +157,169 @@ def _warn_of_unused(settings: GraphSettings, *, baseline: str) -> None:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A subject with its baseline and its target."""
+    """The panel of prompts that is explained, through which coders, and the head's facts that it does not hold.
+
+    kept: the prompts that can be used, of a file that holds several.
+    """
 
     language_model: "LanguageModel"
-    subject: "Subject"
-    baseline: "Baseline"
-    target: "Target"
-    baseline_ids: Sequence[int] | None
+    panel: "Panel"
+    rule: "BaselineRule"
+    digests: Mapping[HookPoint, str]
+    kept: "Sequence[Example]"
 
 
 def prepare(task: Task) -> Prepared:
-    """Load model and SAEs, run the prompt, or the one that is chosen where none is given, and take the baseline."""
-    from circuitcli.attribution import subject as subjects
+    """Load model and coders, encode the prompts, and get ready to run them."""
+    from circuitcli.attribution.panel import Panel
+    from circuitcli.attribution.positions import Positions, chosen_kind
     from circuitcli.models.loading import load_model
 
     request, settings = task.request, task.settings
     language_model = load_model(request.settings.model)
-    hooks = subjects.chosen_hooks(list(task.sources), settings, n_layers=language_model.adapter.n_layers)
-    loaded = load_saes(task.sources, hooks, model=request.settings.model.name, adapter=language_model.adapter)
-    prompt, wanted = _explained(task, language_model)
-    subject, target = subjects.build(
-        language_model,
-        {hook: found.sae for hook, found in loaded.items()},
-        settings,
-        prompt=prompt,
-        target=wanted,
-        foil=settings.foil,
+    adapter = language_model.adapter
+    coders, sources, loaded = load_coders(request, task.sources, settings, language_model)
+    examples, prompts = encoded_prompts(task, language_model)
+    rule = baseline_rule(request, task.baseline, coders, settings)
+    kind = chosen_kind(settings.positions, prompts, default=task.positions)
+    panel = Panel.of(
+        adapter,
+        coders,
+        prompts,
+        metric=settings.metric,
+        positions=Positions.of(kind, prompts),
+        baseline_of=rule,
+        batch_size=settings.batch_size,
     )
-    warn_of_misfits(request, task.sources, loaded, language_model, clean=subject.clean, first=subject.prompt.first)
-    row = draw_row(request, subject) if task.baseline == "resample" else None
-    baseline = take_baseline(request, task.baseline, subject, language_model, settings, row=row)
-    return Prepared(language_model, subject, baseline, target, row)
+    subject, _ = panel.subject(0)
+    clean, first = subject.clean, subject.first
+    warn_of_misfits(request, sources, loaded, language_model, clean=clean, first=first)
+    digests = {hook: source.digest for hook, source in sources.items()}
+    return Prepared(language_model, panel, rule, digests, examples)
 
 
-def _explained(task: Task, language_model: "LanguageModel") -> "tuple[Written, str | int | None]":
-    """The prompt, and the target unless it is the model's most likely next token."""
-    from circuitcli.attribution.prompts import asked_prompt
+def load_coders(
+    request: Request,
+    available: Mapping[HookPoint, SaeSource],
+    settings: GraphSettings,
+    language_model: "LanguageModel",
+) -> "tuple[Coders, dict[HookPoint, SaeSource], dict[HookPoint, Foreign]]":
+    """The coders of a circuit at the layers and sites of the settings. Raises InputError if they do not fit."""
+    from circuitcli.attribution.subject import fitted
+    from circuitcli.saes.coders import Coders
 
-    asked = asked_prompt(task.settings)
-    if asked is not None:
-        return asked, task.settings.target
-    chosen = behaviour(task.request, language_model)
-    return language_model.tokenizer.own_part(chosen.ids), chosen.target
+    adapter = language_model.adapter
+    layers = None if settings.layers is None else parse_layers(settings.layers, n_layers=adapter.n_layers)
+    sites = None if settings.sites is None else {part for text in settings.sites for part in text.split(",")}
+    sources = graph_sources(available, layers=layers, sites=sites)
+    model = request.settings.model.name
+    loaded = load_saes(sources, sources, model=model, adapter=adapter, takes_transcoders=True)
+    return Coders.of(fitted(found.sae, adapter) for found in loaded.values()), sources, loaded
 
 
-def take_baseline(
+def encoded_prompts(task: Task, language_model: "LanguageModel") -> "tuple[tuple[Example, ...], tuple[Prompt, ...]]":
+    """The prompts that are asked for, or predictions of the run's own text: as they were given, and in tokens."""
+    from circuitcli.attribution.prompts import Needs, encode_all
+
+    settings = task.settings
+    left_out = LeftOut(allowed=settings.skip_bad)
+    examples = behaviour_of(
+        task.request.settings, task.request.records, task.request.run.path, language_model, left_out=left_out
+    )
+    needs = Needs(
+        foil=settings.metric == "logit-diff",
+        counterfactual=task.baseline == "counterfactual",
+        spans=settings.positions == "spans",
+    )
+    prompts = encode_all(
+        examples,
+        language_model.tokenizer,
+        language_model.adapter,
+        needs=needs,
+        left_out=left_out,
+        most=settings.n_prompts,
+    )
+    places = {prompt.place for prompt in prompts}
+    return tuple(example for example in examples if example.place in places), prompts
+
+
+def baseline_rule(
     request: Request,
     kind: str,
-    subject: "Subject",
-    language_model: "LanguageModel",
+    coders: "Coders",
     settings: GraphSettings,
     *,
-    row: Sequence[int] | None = None,
-) -> "Baseline":
-    """The baseline of a kind; ``row`` holds the token ids that `resample` goes to, drawn with the seed unless given.
+    rows: Mapping[int, Sequence[int]] | None = None,
+) -> "BaselineRule":
+    """The rule of a kind of baseline; ``rows`` holds token ids that `resample` goes to, by the number of the prompt.
 
-    Raises InputError if it needs a cache or a counterfactual that is not there.
+    Raises InputError if it needs a cache that is not there.
     """
-    from circuitcli.attribution import baselines
-    from circuitcli.attribution.prompts import asked_counterfactual
+    from circuitcli.attribution.baselines import BaselineRule
 
-    if kind == "zero":
-        return baselines.zero(subject.saes)
-    if kind == "counterfactual":
-        return baselines.counterfactual(subject, language_model, asked_counterfactual(settings))
-    if kind == "resample":
-        return baselines.resample(subject, draw_row(request, subject) if row is None else row)
-    cache = open_cache(request, subject.hooks, purpose="the mean baseline")
-    return baselines.mean(subject.saes, cache, n_tokens=settings.baseline_tokens)
-
-
-def draw_row(request: Request, subject: "Subject") -> list[int]:
-    """Token ids of cached text that `resample` goes to, whichever hook points it was collected at.
-
-    Raises InputError without a cache or text of that length.
-    """
-    from circuitcli.attribution.baselines import drawn_row
-
-    cache = open_cache(request, (), purpose="the resample baseline")
-    return drawn_row(cache, n_positions=subject.prompt.ids.shape[1], seed=request.settings.seed)
-
-
-def empty_metric(prepared: Prepared) -> float:
-    """The metric with every node and error of the spliced hook points at baseline."""
-    from circuitcli.validation.circuits import circuit_metric, kept_nodes
-
-    nothing = kept_nodes(prepared.subject, ())
-    return float(circuit_metric(prepared.subject, prepared.baseline, [nothing], batch_size=1)[0])
+    cache = None
+    if kind in ("mean", "resample"):
+        hooks = coders.hooks if kind == "mean" else ()
+        cache = open_cache(request, hooks, purpose=f"the {kind} baseline")
+    return BaselineRule(
+        kind,
+        coders,
+        cache,
+        n_tokens=settings.baseline_tokens,
+        seed=request.settings.seed,
+        rows=rows or {},
+    )
 
 
 def head_of(task: Task, prepared: Prepared, *, method: str, **facts: Any) -> GraphRecord:
-    """The head of a graph: what is explained, how, and the metric with everything and with nothing.
+    """The head of the graph. Raises InputError if the graph that is to be extended is another one's."""
+    from circuitcli.attribution import heads
 
-    Raises InputError if the graph that is to be extended is another one's.
-    """
-    from circuitcli.attribution.subject import check_finite
-
-    subject, settings = prepared.subject, task.settings
-    clean, empty = subject.metric_clean, empty_metric(prepared)
-    check_finite((clean,), "the metric of this prompt")
-    check_finite((empty,), "the metric with every node at its baseline")
-    head = GraphRecord(
+    settings, panel, rule = task.settings, prepared.panel, prepared.rule
+    drawn = None
+    if panel.n_prompts == 1 and rule.kind == "resample":
+        drawn = tuple(rule.drawn(panel.subject(0)[0], (0,))[0])
+    of_one: dict[str, Any] = {
+        "counterfactual": settings.counterfactual,
+        "counterfactual_ids": settings.counterfactual_ids,
+        "baseline_ids": drawn,
+        **({"foil": settings.foil} if settings.foil is not None else {}),
+    }
+    of_several: dict[str, Any] = {
+        "prompts": f"graphs/{prompts_path(task).name}",
+        "prompts_digest": digest_of(prepared.kept),
+    }
+    head = heads.head_of(
+        panel,
+        prepared.language_model,
         name=task.name,
         method=method,
-        metric=subject.metric.name,
-        prompt=subject.prompt.text,
-        tokens=subject.prompt.tokens,
-        metric_clean=clean,
-        metric_baseline=empty,
-        dtype=task.request.settings.model.dtype,
-        unit=subject.metric.unit,
         baseline=task.baseline,
-        positions=task.positions,
         model=task.request.settings.model.name,
-        target=prepared.target.text,
-        foil=settings.foil,
-        saes={str(hook): task.sources[hook].digest for hook in subject.hooks},
+        dtype=task.request.settings.model.dtype,
+        digests=prepared.digests,
+        seed=task.request.settings.seed,
+        baseline_tokens=settings.baseline_tokens,
+        chat=settings.chat or None,
         path=f"graphs/{task.name}.jsonl",
-        **{
-            "target_id": prepared.target.id,
-            "seed": task.request.settings.seed,
-            "n_prompts": 1,
-            "n_positions": len(subject.prompt.tokens),
-            "baseline_ids": prepared.baseline_ids,
-            "baseline_tokens": settings.baseline_tokens,
-            "revision": prepared.language_model.revision,
-            "counterfactual": settings.counterfactual,
-            "counterfactual_ids": settings.counterfactual_ids,
-            "ids": tuple(subject.prompt.ids[0].tolist()),
-            "bos": subject.prompt.bos,
-            "chat": settings.chat or None,
-            **facts,
-        },
+        **(of_one if panel.n_prompts == 1 else of_several),
+        **facts,
     )
     if settings.extend is not None:
         graphs.check_joinable(read_graphs(Path(settings.extend))[-1].head, head)
     return head
 
 
-def why_nothing_differs(prepared: Prepared) -> str | None:
+def prompts_path(task: Task) -> Path:
+    """Where the prompts of a graph of several are kept, so that it can be tested on them."""
+    return task.path.with_suffix(".prompts.jsonl")
+
+
+def why_nothing_differs(panel: "Panel") -> str | None:
     """What a graph without nodes comes from, if every feature and error is at its baseline already."""
-    for hook, coded in prepared.subject.coded.items():
-        absent = prepared.baseline[hook]
-        if bool((coded.codes != absent.codes).any()) or bool((coded.error != absent.error).any()):
+    for subject, baseline in panel.subjects():
+        pairs = [(subject.codes, baseline.codes), (subject.errors, baseline.errors)]
+        if any(bool((value != absent[hook]).any()) for values, absent in pairs for hook, value in values.items()):
             return None
     return "every feature and error is at its baseline already"
 
@@ -301,11 +329,15 @@ def warn_of_emptiness(task: Task, why: str) -> None:
     logger.warning("graph %s has no node: %s", task.name, why)
 
 
-def finish(task: Task, graph: CircuitGraph) -> tuple[list[Record], dict[str, Any]]:
-    """Extend another graph if asked to, write the graph's file, and give the stage's records."""
+def finish(task: Task, graph: CircuitGraph, prepared: Prepared) -> tuple[list[Record], dict[str, Any]]:
+    """Extend another graph if asked to, write the graph's file and its prompts, and give the stage's records."""
     if task.settings.extend is not None:
         graph = graphs.merged(read_graphs(Path(task.settings.extend))[-1], graph)
     made = graphs.to_records(graph)
+    if prepared.panel.n_prompts > 1:
+        with atomic(prompts_path(task)) as stream:
+            for example in prepared.kept:
+                stream.write(json.dumps(as_line(example), ensure_ascii=False) + "\n")
     with atomic(task.path) as stream:
         records.write(made, stream)
     return made, {"n_nodes": len(graph.nodes), "n_edges": len(graph.edges)}

@@ -6,13 +6,14 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from circuitcli import graphs
+from circuitcli.attribution.examples import Example, LeftOut, as_line
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.hookpoints import HookPoint, NodeId, parse_pins
 from circuitcli.progress import note
 from circuitcli.records import ActivationsRecord, Record, ScoreRecord, ShiftRecord
 from circuitcli.settings.graph import GraphSettings
 from circuitcli.stages.behaviours import of_prompts
-from circuitcli.stages.prompts import Example, asked_example, graph_example, read_prompts
+from circuitcli.stages.prompts import asked_example, graph_examples, read_prompts
 from circuitcli.stages.report import write_report
 from circuitcli.stages.request import Request, resumable
 from circuitcli.stages.saes import SaeSource, hook_of_pin, sae_sources
@@ -74,7 +75,8 @@ def _behaviour(request: Request) -> tuple[tuple[Example, ...], GraphSettings]:
     no text was collected those of the last graph. Raises SettingsError for what only a prompt has, without one."""
     settings = request.settings
     if settings.validation.prompts:
-        return read_prompts(settings.validation.prompts, chat=settings.graph.chat), settings.graph
+        left_out = LeftOut(allowed=settings.graph.skip_bad)
+        return read_prompts(settings.validation.prompts, chat=settings.graph.chat, left_out=left_out), settings.graph
     if (asked := asked_example(settings.graph)) is not None:
         return (asked,), settings.graph
     if (named := of_prompts(settings.graph) or ("--foil" if settings.graph.foil is not None else None)) is not None:
@@ -93,8 +95,11 @@ def _behaviour(request: Request) -> tuple[tuple[Example, ...], GraphSettings]:
             "validate --pin has no prompt, and the run no text", hint="add --prompt TEXT, or run `circuit collect`"
         )
     head = made[-1].head
-    note(f"the pins are ablated on the prompt of graph {head.name}; --prompt names another")
-    return (graph_example(made[-1]),), settings.graph.model_copy(update={"metric": chosen or head.metric})
+    plural = "s" if head.n_prompts > 1 else ""
+    note(f"the pins are ablated on the prompt{plural} of graph {head.name}; --prompt names another")
+    return graph_examples(made[-1], request.run.path), settings.graph.model_copy(
+        update={"metric": chosen or head.metric}
+    )
 
 
 def _work(plan: Plan) -> tuple[list[Record], dict[str, Any]]:
@@ -110,7 +115,7 @@ def _work(plan: Plan) -> tuple[list[Record], dict[str, Any]]:
     made = [effect, *_shifts(plan, joint)]
     write_report(
         plan,
-        prompts=[asdict(example) for example in plan.examples],
+        prompts=[{"prompt": example.prompt, **as_line(example)} for example in plan.examples],
         scores=[effect.model_dump(exclude_none=True)],
         ablated_together=asdict(joint),
     )
@@ -122,35 +127,30 @@ def _on_prompts(bench: Bench, tally: "Tally") -> dict[str, Any]:
     from circuitcli.progress import track
     from circuitcli.validation.pinned import Activity
 
-    plan, activity, unit = bench.plan, Activity(bench.plan.nodes), ""
-    cases = track(bench.cases(), "prompts", total=len(plan.examples), unit="prompts")
-    for example, case in zip(plan.examples, cases, strict=True):
-        if not unit:
+    plan, activity = bench.plan, Activity(bench.plan.nodes)
+    cases = bench.cases()
+    for number, case in enumerate(track(cases, "prompts", total=len(cases), unit="batches")):
+        if number == 0:
             bench.warn_of_misfits(case)
         activity.see(case)
-        unit = case.subject.metric.unit
-        tally.add(case, example.prompt)
-    where = "in the prompt" if len(plan.examples) == 1 else f"in the {len(plan.examples)} prompts"
+        tally.add(case, [prompt.text for prompt in case.subject.prompts])
+    n_prompts = cases.panel.n_prompts
+    where = "in the prompt" if n_prompts == 1 else f"in the {n_prompts} prompts"
     _check_active(plan, activity.silent, where, activity.alive)
-    return {"n_prompts": len(plan.examples), "unit": unit}
+    return {"n_prompts": n_prompts, "unit": cases[0].subject.metric.unit}
 
 
 def _on_text(bench: Bench, tally: "Tally") -> dict[str, Any]:
     """Ablate in blocks of the run's text, last ones first: training holds these out. Raises as `_on_prompts`."""
     from circuitcli.progress import task
-    from circuitcli.stages.graphing import take_baseline
     from circuitcli.validation.pinned import Activity, pieces
 
     plan, activity = bench.plan, Activity(bench.plan.nodes)
     wanted = plan.request.settings.validation.sequences
-    n_blocks, n_active, n_tokens, shared = 0, 0, 0, None
+    n_blocks, n_active, n_tokens = 0, 0, 0
     with task("text", total=wanted, unit="blocks") as advance:
-        for piece in pieces(plan.request.run.path / "activations", bench.language_model, bench.spliced):
-            baseline = shared or take_baseline(
-                plan.request, plan.baseline, piece.subject, bench.language_model, plan.metric
-            )
-            shared = baseline if plan.baseline in ("zero", "mean") else None
-            case = piece.case(baseline, plan.nodes)
+        for piece in pieces(plan.request.run.path / "activations", bench.language_model, bench.coders):
+            case = piece.case(bench.rule(piece.subject, (n_blocks,)), plan.nodes)
             if n_blocks == 0:
                 bench.warn_of_misfits(case)
             n_blocks, n_tokens = n_blocks + 1, n_tokens + piece.n_tokens

@@ -1,18 +1,41 @@
 """The prompts that a command is about: those of a graph, of a file, or the one in the settings."""
 
+from pathlib import Path
+
 from circuitcli.attribution.asked import asked_example as asked_example
-from circuitcli.attribution.examples import Example
+from circuitcli.attribution.examples import Example, LeftOut, Written
 from circuitcli.attribution.prompt_files import read_examples
+from circuitcli.errors import InputError
 from circuitcli.graphs import CircuitGraph
+from circuitcli.models.chat import Conversation
+from circuitcli.records import GraphRecord
 
 
-def graph_example(graph: CircuitGraph) -> Example:
-    """The prompt of a graph, token by token as the graph saw it if its head tells."""
+def graph_examples(graph: CircuitGraph, run: Path) -> tuple[Example, ...]:
+    """The prompts of a graph: of one token by token as the graph saw it if its head tells, of several those that were
+    kept in the run beside it. Raises InputError if these are not there."""
     head = graph.head
-    target = head.target if head.target_id is None else head.target_id
-    return Example(head.prompt, target, head.foil, ids=head.ids or None)
+    if head.n_prompts == 1:
+        target = head.target if head.target_id is None else head.target_id
+        other = _counterfactual(head)
+        return (Example(head.prompt, target, head.foil, ids=head.ids or None, counterfactual=other),)
+    path = None if head.prompts is None else run / head.prompts
+    if path is None or not path.is_file():
+        where = "its head names no file" if path is None else f"{path} is not there"
+        raise InputError(
+            f"graph '{head.name}' is about {head.n_prompts} prompts, and {where}", hint="name them: --prompts FILE"
+        )
+    return read_examples(str(path))
 
 
-def read_prompts(name: str, *, chat: bool = False) -> tuple[Example, ...]:
+def _counterfactual(head: GraphRecord) -> Written | None:
+    if head.counterfactual_ids is not None:
+        return head.counterfactual_ids
+    if head.chat and head.counterfactual is not None:
+        return Conversation.of_user(head.counterfactual)
+    return head.counterfactual
+
+
+def read_prompts(name: str, *, chat: bool = False, left_out: LeftOut | None = None) -> tuple[Example, ...]:
     """The prompts of a file; with ``chat`` texts are what a user says. Raises InputError, naming the line."""
-    return read_examples(name, chat=chat)
+    return read_examples(name, chat=chat, left_out=left_out)

@@ -2,29 +2,31 @@
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from circuitcli.errors import CircuitError, InputError
+from circuitcli.attribution.examples import Example, LeftOut, digest_of
+from circuitcli.errors import CircuitError
 from circuitcli.hookpoints import HookPoint, NodeId
 from circuitcli.runs import Fingerprint, digest
 from circuitcli.settings.graph import GraphSettings
 from circuitcli.settings.model import PLACEMENT
 from circuitcli.stages.fitting import warn_of_misfits
-from circuitcli.stages.graphing import take_baseline
+from circuitcli.stages.graphing import baseline_rule
 from circuitcli.stages.inputs import activation_digests
 from circuitcli.stages.naming import REPORT, chosen_name
-from circuitcli.stages.prompts import Example
 from circuitcli.stages.request import Request, fingerprint
 from circuitcli.stages.saes import SaeSource, load_saes
 
 if TYPE_CHECKING:
-    from circuitcli.attribution.baselines import Baseline
+    from circuitcli.attribution.baselines import BaselineRule
     from circuitcli.models.loading import LanguageModel
     from circuitcli.saes.base import SparseCoder
+    from circuitcli.saes.coders import Coders
     from circuitcli.saes.exchange.tensors import Foreign
-    from circuitcli.validation.scores import Case
+    from circuitcli.validation.scores import Case, PanelCases
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +43,7 @@ class Plan:
     """What is tested: the nodes, the hook points that are spliced, the prompts and the metric.
 
     ``graph`` is the name of the graph, None for pins. Without examples the run's own text is what is tested on. ``row``
-    holds the token ids of the graph's own `resample` baseline.
+    holds the token ids of the graph's own `resample` baseline. ``writes``: what the graph's coders write, None for all.
     """
 
     request: Request
@@ -55,6 +57,7 @@ class Plan:
     baseline: str
     row: Sequence[int] | None = None
     graph_digest: str | None = None
+    writes: frozenset[HookPoint] | None = None
 
     @property
     def entry(self) -> str:
@@ -87,9 +90,9 @@ class Plan:
         """Over the settings that the stage reads, the nodes, the SAEs, the prompts and the cache if it is needed."""
         inputs = {f"SAE at {hook}": self.sources[hook].digest for hook in self.hooks}
         inputs["nodes"] = digest([str(node) for node in self.nodes])
-        inputs["prompts"] = digest([asdict(example) for example in self.examples])
+        inputs["prompts"] = digest_of(self.examples)
         metric = self.metric
-        facts = [metric.metric, metric.counterfactual, metric.counterfactual_ids, metric.baseline_tokens, self.baseline]
+        facts = [metric.metric, metric.n_prompts, metric.skip_bad, metric.baseline_tokens, self.baseline]
         inputs["metric"] = digest([*facts, None if self.row is None else list(self.row)])
         if self.baseline in ("mean", "resample") or not self.examples:
             inputs |= activation_digests(self.request)
@@ -111,70 +114,74 @@ class Plan:
 
 @dataclass(frozen=True)
 class Bench:
-    """The model with the spliced SAEs, and those that later hook points are only looked at with."""
+    """The model with the spliced coders, and those that later hook points are only looked at with."""
 
     plan: Plan
     language_model: "LanguageModel"
     loaded: "Mapping[HookPoint, Foreign]"
+    coders: "Coders"
     later: "Mapping[HookPoint, SparseCoder]"
 
     @classmethod
     def of(cls, plan: Plan) -> "Bench":
-        """Load them."""
+        """Load them. Raises InputError if two coders explain one hook point."""
+        from circuitcli.attribution.subject import fitted
         from circuitcli.models.loading import load_model
+        from circuitcli.saes.coders import Coders
 
         model = plan.request.settings.model
         language_model = load_model(model)
-        loaded = load_saes(plan.sources, plan.hooks, model=model.name, adapter=language_model.adapter)
-        return cls(plan, language_model, loaded, dict(_later(plan, language_model)))
-
-    @property
-    def spliced(self) -> "dict[HookPoint, SparseCoder]":
-        """The SAEs through which the model is run."""
-        return {hook: found.sae for hook, found in self.loaded.items()}
-
-    def case(self, example: Example, *, shared: "Baseline | None" = None) -> "Case":
-        """A prompt, run once, with its baseline, or one that it shares with others."""
-        from circuitcli.attribution import subject as subjects
-        from circuitcli.validation.scores import Case
-
-        _check_target(example, n_ids=self.language_model.adapter.n_token_ids)
-        subject, _ = subjects.build(
-            self.language_model,
-            self.spliced,
-            self.plan.metric,
-            prompt=example.written,
-            target=example.target,
-            foil=example.foil,
+        adapter = language_model.adapter
+        loaded = load_saes(
+            plan.sources, plan.hooks, model=model.name, adapter=adapter, writes=plan.writes, takes_transcoders=True
         )
-        plan = self.plan
-        if shared is None:
-            shared = take_baseline(plan.request, plan.baseline, subject, self.language_model, plan.metric, row=plan.row)
-        return Case(subject, shared, plan.nodes)
+        coders = Coders.of(fitted(one.sae, adapter) for one in loaded.values())
+        return cls(plan, language_model, loaded, coders, dict(_later(plan, language_model)))
 
-    def cases(self) -> "Iterator[Case]":
-        """Those of all prompts, one after the other."""
-        shared: Baseline | None = None
-        for example in self.plan.examples:
-            case = self.case(example, shared=shared)
-            # These baselines are the same for every prompt, and the mean takes a pass over the cache.
-            shared = case.baseline if self.plan.baseline in ("zero", "mean") else None
-            yield case
+    @cached_property
+    def rule(self) -> "BaselineRule":
+        """How the baseline is taken."""
+        plan = self.plan
+        rows = {} if plan.row is None else {0: plan.row}
+        return baseline_rule(plan.request, plan.baseline, self.coders, plan.metric, rows=rows)
+
+    def cases(self) -> "PanelCases":
+        """The prompts, in batches that run when they are needed. Raises InputError for prompts that cannot be used."""
+        from circuitcli.attribution.panel import Panel
+        from circuitcli.attribution.positions import LAST, Positions
+        from circuitcli.attribution.prompts import Needs, encode_all
+        from circuitcli.validation.scores import PanelCases
+
+        plan, adapter = self.plan, self.language_model.adapter
+        needs = Needs(
+            foil=plan.metric.metric == "logit-diff",
+            counterfactual=plan.baseline == "counterfactual",
+            spans=any(isinstance(node.position, str) and node.position != LAST for node in plan.nodes),
+        )
+        prompts = encode_all(
+            plan.examples,
+            self.language_model.tokenizer,
+            adapter,
+            needs=needs,
+            left_out=LeftOut(allowed=plan.metric.skip_bad),
+            most=plan.metric.n_prompts,
+        )
+        panel = Panel.of(
+            adapter,
+            self.coders,
+            prompts,
+            metric=plan.metric.metric,
+            positions=Positions.of("sum", prompts),
+            baseline_of=self.rule,
+            batch_size=plan.metric.batch_size,
+        )
+        return PanelCases(panel, plan.nodes)
 
     def warn_of_misfits(self, case: "Case") -> None:
         """Say of spliced SAEs of others that they do not fit."""
-        clean, first = case.subject.clean, case.subject.prompt.first
+        clean, first = case.subject.clean, case.subject.first
         warn_of_misfits(
             self.plan.request, self.plan.sources, self.loaded, self.language_model, clean=clean, first=first
-        )
-
-
-def _check_target(example: Example, *, n_ids: int) -> None:
-    if isinstance(example.target, int) and not 0 <= example.target < n_ids:
-        shown = example.prompt[:40]
-        raise InputError(
-            f"the target of {shown!r} is token id {example.target}, and this model knows 0 to {n_ids - 1}",
-            hint="name a token of this model, as text or as its id",
         )
 
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from circuitcli import graphs
+from circuitcli.attribution.examples import LeftOut, as_line
 from circuitcli.errors import InputError, SettingsError, ThresholdError
 from circuitcli.graphs import CircuitGraph
 from circuitcli.hookpoints import HookPoint, NodeId
@@ -16,7 +17,7 @@ from circuitcli.settings.settings import Settings
 from circuitcli.stages import pins
 from circuitcli.stages.inputs import chosen_graph
 from circuitcli.stages.ledger import Ledger
-from circuitcli.stages.prompts import graph_example, read_prompts
+from circuitcli.stages.prompts import graph_examples, read_prompts
 from circuitcli.stages.report import write_report
 from circuitcli.stages.request import Request, resumable
 from circuitcli.stages.saes import SaeSource, sae_sources
@@ -24,7 +25,7 @@ from circuitcli.stages.trials import Bench, Plan
 
 if TYPE_CHECKING:
     from circuitcli.validation.controls import Chance
-    from circuitcli.validation.scores import Case, Runs, Score
+    from circuitcli.validation.scores import PanelCases, Runs, Score
 
 logger = logging.getLogger(__name__)
 
@@ -62,17 +63,22 @@ def _plan(request: Request) -> Plan:
     graph = chosen_graph(request, settings.graph, stage="validate")
     sources = sae_sources(request, stage="validate")
     hooks = tuple(HookPoint.parse(name) for name in graph.head.saes)
+    writes = frozenset(HookPoint.parse(name) for hook in graph.head.saes for name in graph.head.written(hook))
     _check_saes(graph, sources)
     nodes = tuple(node.place for node in graph.nodes if node.place is not None)
     if not nodes:
         raise InputError(f"graph '{graph.head.name}' has no node", hint="raise --down and --up of graph-grad")
-    if lost := [node for node in nodes if node.hook not in hooks]:
+    if lost := [node for node in nodes if node.hook not in (writes if node.is_error else hooks)]:
         raise InputError(
             f"graph '{graph.head.name}' has {lost[0]}, and its head names no SAE there", hint="make the graph again"
         )
     # A graph of a chat is tested on chats.
     chat = request.settings.graph.chat or bool(graph.head.chat)
-    examples = read_prompts(settings.prompts, chat=chat) if settings.prompts else (graph_example(graph),)
+    left_out = LeftOut(allowed=request.settings.graph.skip_bad)
+    if settings.prompts:
+        examples = read_prompts(settings.prompts, chat=chat, left_out=left_out)
+    else:
+        examples = graph_examples(graph, request.run.path)
     aligned = settings.prompts is None
     _check_behaviour(request.settings.graph, graph, has_prompts=not aligned)
     baseline = settings.baseline or graph.head.baseline
@@ -88,6 +94,7 @@ def _plan(request: Request) -> Plan:
         baseline=baseline,
         row=_drawn_row(graph) if aligned and baseline == "resample" else None,
         graph_digest=graphs.content_digest(graph),
+        writes=writes,
     )
 
 
@@ -161,8 +168,10 @@ def _check_saes(graph: CircuitGraph, sources: dict[HookPoint, SaeSource]) -> Non
 
 
 def _without_positions(nodes: Sequence[NodeId]) -> tuple[NodeId, ...]:
-    """On other prompts positions mean other words, so a node counts at all of them."""
-    return tuple(dict.fromkeys(replace(node, position=None) for node in nodes))
+    """On other prompts numbers of positions mean other words, so a node counts at all of them; names stay."""
+    return tuple(
+        dict.fromkeys(replace(node, position=None) if isinstance(node.position, int) else node for node in nodes)
+    )
 
 
 def _work(plan: Plan, resumes: bool) -> tuple[list[Record], dict[str, Any]]:
@@ -170,7 +179,7 @@ def _work(plan: Plan, resumes: bool) -> tuple[list[Record], dict[str, Any]]:
     from circuitcli.validation.tally import Tally
 
     bench = Bench.of(plan)
-    cases = list(track(bench.cases(), "prompts", total=len(plan.examples), unit="prompts"))
+    cases = bench.cases()
     bench.warn_of_misfits(cases[0])
     with Ledger(plan.partial, plan.fingerprint().digest, resumes=resumes) as ledger:
         made = []
@@ -178,15 +187,15 @@ def _work(plan: Plan, resumes: bool) -> tuple[list[Record], dict[str, Any]]:
             ledger.add(score)
             made.append(score)
     tally = Tally(plan.nodes, bench.later, bench.language_model.tokenizer, top=plan.request.settings.validation.top)
-    for case, example in zip(cases, plan.examples, strict=True):
-        tally.add(case, example.prompt)
+    for case in track(cases, "ablated together", total=len(cases), unit="batches"):
+        tally.add(case, [prompt.text for prompt in case.subject.prompts])
     joint = tally.result()
     effect = ScoreRecord(
         name="effect",
         value=joint.effect,
         unit=cases[0].subject.metric.unit,
         **plan.about(
-            n_prompts=len(cases),
+            n_prompts=cases.panel.n_prompts,
             standard_error=joint.standard_error,
             path=f"reports/{plan.name}.json",
             what="ablated together",
@@ -194,7 +203,7 @@ def _work(plan: Plan, resumes: bool) -> tuple[list[Record], dict[str, Any]]:
     )
     write_report(
         plan,
-        prompts=[asdict(example) for example in plan.examples],
+        prompts=[{"prompt": example.prompt, **as_line(example)} for example in plan.examples],
         scores=[score.model_dump(exclude_none=True) for score in (*made, effect)],
         ablated_together=asdict(joint),
     )
@@ -207,7 +216,7 @@ class _Trial:
     """The scores of a circuit, one after the other; what was run before is taken from the ledger."""
 
     plan: Plan
-    cases: "Sequence[Case]"
+    cases: "PanelCases"
     ledger: Ledger
 
     @property
@@ -298,7 +307,7 @@ class _Trial:
         )
 
     def _record(self, name: str, score: "Score", policy: str, **more: Any) -> ScoreRecord:
-        about = self.plan.about(n_prompts=len(self.cases), **more)
+        about = self.plan.about(n_prompts=self.cases.panel.n_prompts, **more)
         return ScoreRecord(
             name=name, value=score.value, low=score.low, high=score.high, errors=policy, unit="ratio", **about
         )
