@@ -14,6 +14,7 @@ import torch
 from circuitcli import graphs, records
 from circuitcli.activations.cache import ActivationCache
 from circuitcli.attribution import subject as subjects
+from circuitcli.attribution.prompts import encode_prompt
 from circuitcli.errors import InputError, SettingsError, ThresholdError
 from circuitcli.hookpoints import OUTPUT, HookPoint, NodeId
 from circuitcli.models.loading import load_model
@@ -22,11 +23,12 @@ from circuitcli.records import EdgeRecord, GraphRecord, NodeRecord, ScoreRecord,
 from circuitcli.runs import Run
 from circuitcli.saes import files
 from circuitcli.saes.base import SaeConfig
+from circuitcli.saes.coders import Coders
 from circuitcli.saes.relu import ReluSae
 from circuitcli.settings.settings import Settings
 from circuitcli.settings.sources import load
 from circuitcli.stages import collect, export, graph_grad, graph_naive, train, validate
-from circuitcli.stages.graphing import take_baseline
+from circuitcli.stages.graphing import baseline_rule
 from circuitcli.stages.inputs import read_graphs
 from circuitcli.stages.render import scores_of
 from circuitcli.stages.request import Request
@@ -293,13 +295,13 @@ def test_what_is_not_finite_is_an_error_of_the_input(ask, monkeypatch, stage):
     from circuitcli.attribution.metrics import LogProb
 
     original = LogProb.value
-    monkeypatch.setattr(LogProb, "value", lambda self, logits: original(self, logits) * float("nan"))
+    monkeypatch.setattr(LogProb, "value", lambda self, *given: original(self, *given) * float("nan"))
     with pytest.raises(InputError, match="the metric of this prompt is not finite") as caught:
         stage.run(ask(graph__thin=0.01))
     assert "--dtype float32" in caught.value.hint
     # The clean run and that with nothing have one row each; of several, as in ablations and gradients, one overflows.
     monkeypatch.setattr(
-        LogProb, "value", lambda self, logits: original(self, logits) * (1.0 if len(logits) == 1 else float("nan"))
+        LogProb, "value", lambda self, *given: original(self, *given) * (1.0 if len(given[0]) == 1 else float("nan"))
     )
     with pytest.raises(InputError, match="is not finite"):
         stage.run(ask(graph__thin=0.05))
@@ -381,7 +383,7 @@ def test_prompts_from_a_file_give_an_interval(ask, tmp_path):
         (graph_grad, {"graph__metric": "kl", "graph__method": "atp"}, SettingsError, "no gradient at the clean run"),
         (graph_grad, {"graph__layers": "7:9"}, SettingsError, "goes past the last layer"),
         (graph_grad, {"graph__layers": "1:999999999999999"}, SettingsError, "goes past the last layer"),
-        (graph_grad, {"graph__layers": "3:4"}, InputError, "no SAE at layers 3:4"),
+        (graph_grad, {"graph__layers": "3:4"}, InputError, "no SAE at layers 3, sites any"),
         (graph_grad, {"graph__name": "../x"}, SettingsError, "cannot be the name"),
         (graph_grad, {"graph__extend": "missing.jsonl"}, InputError, "cannot read missing.jsonl"),
         (graph_naive, {"graph__pin": "6:1"}, InputError, "pinned hook point resid.6 is not in the circuit"),
@@ -468,7 +470,7 @@ def test_a_graph_of_another_splice_or_unit_or_method_is_not_extended_and_nothing
     path = run.path / "graphs" / "first.jsonl"
     first = path.read_bytes()
     monkeypatch.setattr("circuitcli.attribution.naive.NaiveSearch.part", None)
-    monkeypatch.setattr("circuitcli.attribution.selection.Search.effects", None)
+    monkeypatch.setattr("circuitcli.attribution.selection.find_circuit", None)
     before = run.manifest()
     asked = {"graph__layers": "1:2", "graph__extend": str(path), **changes}
     with pytest.raises(InputError, match=f"another {difference}: "):
@@ -490,16 +492,17 @@ def test_a_head_holds_what_its_baseline_was_drawn_from(ask, run):
     cache = ActivationCache(run.path / "activations", [HookPoint(1, "resid")])
     blocks = [block.ids[: heads[0].n_positions] for block in cache.blocks(0, cache.n_tokens)]
     assert list(heads[0].baseline_ids) in blocks
-    saes = {hook: found.sae for hook, found in sources_of(request).items()}
-    subject, _ = subjects.build(model, saes, request.settings.graph, prompt=PROMPT, target=None, foil=None)
+    loaded = load_saes(sources := sae_sources(request, stage="test"), sources, model=None, adapter=None)
+    coders = Coders.of(subjects.fitted(one.sae, model.adapter) for one in loaded.values())
+    subject = subjects.build(model.adapter, coders, [encode_prompt(PROMPT, model.tokenizer, model.adapter)])
     for seed, head in heads.items():
         # With another seed at hand, the drawn row alone gives the same numbers.
-        baseline = take_baseline(request, "resample", subject, model, request.settings.graph, row=head.baseline_ids)
+        rule = baseline_rule(request, "resample", coders, request.settings.graph, rows={0: head.baseline_ids})
         nothing = circuits.kept_nodes(subject, ())
-        value = float(circuits.circuit_metric(subject, baseline, [nothing], batch_size=1)[0])
+        value = float(circuits.circuit_metric(subject, rule(subject, (0,)), [nothing], batch_size=1))
         assert value == pytest.approx(head.metric_baseline, abs=1e-5), seed
     with pytest.raises(InputError, match="has 3 tokens"):
-        take_baseline(request, "resample", subject, model, request.settings.graph, row=[1, 2, 3])
+        baseline_rule(request, "resample", coders, request.settings.graph, rows={0: [1, 2, 3]})(subject, (0,))
 
 
 def sources_of(request):

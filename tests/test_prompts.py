@@ -44,7 +44,7 @@ def test_a_prompt_has_one_bos_in_front_at_most_and_it_carries_no_nodes(adapter, 
     front = [BOS] if n_bos or bos != "never" else []
     for written in ("<|bos|>" * n_bos + "a<|bos|>b", (*[BOS] * n_bos, *plain)):
         prompt = encode_prompt(written, tokenizer(bos), adapter)
-        assert prompt.ids[0].tolist() == [*front, *plain]
+        assert [*prompt.ids] == [*front, *plain]
         assert (prompt.first, prompt.bos, prompt.n_spliced) == (len(front), bool(front), len(plain))
         assert len(prompt.tokens) == len(front) + len(plain)
 
@@ -76,7 +76,7 @@ def test_a_prompt_that_is_no_utf8_is_refused(adapter):
 def test_a_chat_is_written_by_the_template_with_one_bos_and_the_answer_begun(adapter, bos):
     prompt = encode_prompt(Conversation.read(TALK, place="here"), chatting(bos), adapter)
     written = "[user]one<|eos|>[assistant]two<|eos|>[user]3<|eos|>[assistant]"
-    assert prompt.ids[0].tolist() == [BOS, *tokenizer().encode(written)]
+    assert [*prompt.ids] == [BOS, *tokenizer().encode(written)]
     assert prompt.first == 1 and prompt.text == "3"
 
 
@@ -168,7 +168,7 @@ def test_without_a_tokenizer_ids_are_read_and_shown_and_texts_refused(tmp_path, 
     bare = load_tokenizer(ModelSettings(name=str(tmp_path)))
     assert isinstance(bare, IdsOnly) and (bare.bos_id, bare.special_ids) == (BOS, {BOS, EOS})
     prompt = encode_prompt((7, 3), bare, adapter)
-    assert (prompt.ids[0].tolist(), prompt.tokens, prompt.text) == ([BOS, 7, 3], ("256", "7", "3"), "7 3")
+    assert ([*prompt.ids], prompt.tokens, prompt.text) == ([BOS, 7, 3], ("256", "7", "3"), "7 3")
     assert bare.single_token("12", what="target") == 12
     for refused in (
         lambda: encode_prompt("a text", bare, adapter),

@@ -29,6 +29,7 @@ from circuitcli.records import NodeRecord, Stream
 from circuitcli.runs import Run
 from circuitcli.saes import catalogue, files
 from circuitcli.saes.base import SaeConfig
+from circuitcli.saes.coders import Coders
 from circuitcli.saes.exchange import formats, temporal
 from circuitcli.saes.temporal import TemporalSae
 from circuitcli.stages import evaluate, graph_grad, graph_naive, inspect, interp, validate
@@ -321,8 +322,8 @@ def test_means_and_measures_are_those_of_whole_blocks(run: Run, ask, tmp_path: P
     start = next(n for n in range(cache.n_tokens - 600, cache.n_tokens) if cache.tokens(n, n + 1).position > 5)
     rows, codes = codes_by_block(sae, cache, start, cache.n_tokens)
     assert 100 < len(rows) < cache.n_tokens - start
-    made = baselines.mean({sae.hook: sae}, cache, n_tokens=cache.n_tokens - start)[sae.hook]
-    assert torch.allclose(made.codes[0, 0], codes.mean(dim=0), atol=1e-6)
+    made = baselines.mean(Coders.of([sae]), cache, n_tokens=cache.n_tokens - start)
+    assert torch.allclose(made.codes[sae.hook][0, 0], codes.mean(dim=0), atol=1e-6)
     held_out = HeldOut(cache, range(start, cache.n_tokens), torch.device("cpu"), None)
     facts = held_out.facts(sae)
     assert facts["n_eval_tokens"] == len(rows)

@@ -258,7 +258,7 @@ def test_the_effect_is_the_mean_over_all_prompts_with_its_standard_error(ask, gr
         ({"target_id": 10**9}, "is token id 1000000000, and this model knows 0 to"),
         ({"saes": {}}, "its head names no SAE there"),
         ({"ids": (1, 10**6)}, "has token id 1000000"),
-        ({"ids": (0, 5)}, "at a position that the prompt lacks"),
+        ({"ids": (0, 5)}, "there is no position . in the prompt"),
         ({"saes": {"resid.2": "sha256:other"}}, "has other weights"),
         ({"baseline": "resample", "baseline_ids": (1, 2)}, "row of the resample baseline has 2 tokens"),
         ({"baseline": "counterfactual"}, "needs another prompt"),

@@ -13,7 +13,7 @@ from circuitcli.attribution import subject as subjects
 from circuitcli.attribution.baselines import Baseline
 from circuitcli.attribution.positions import Positions
 from circuitcli.attribution.prompts import Prompt
-from circuitcli.attribution.subject import Subject
+from circuitcli.attribution.subject import Subject, TokenNames
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.adapter import ModelAdapter
 from circuitcli.saes.coders import Coders
@@ -61,6 +61,7 @@ class Panel:
     positions: Positions
     baseline_of: Callable[[Subject, Sequence[int]], Baseline]
     batches: tuple[tuple[int, ...], ...]
+    token_names: TokenNames | None = None
     kept: Kept = field(default_factory=lambda: Kept(KEPT_BYTES), compare=False, repr=False)
 
     @classmethod
@@ -74,10 +75,11 @@ class Panel:
         positions: Positions,
         baseline_of: Callable[[Subject, Sequence[int]], Baseline],
         batch_size: int,
+        token_names: TokenNames | None = None,
     ) -> "Panel":
-        """The panel of these prompts, at most ``batch_size`` of them at once."""
+        """The panel of these prompts, at most ``batch_size`` of them at once; ``token_names`` is for messages."""
         batches = tuple(_batches(prompts, d_codes=sum(coder.d_sae for coder in coders.values()), batch_size=batch_size))
-        return cls(adapter, coders, tuple(prompts), metric, positions, baseline_of, batches)
+        return cls(adapter, coders, tuple(prompts), metric, positions, baseline_of, batches, token_names)
 
     @classmethod
     def of_subject(cls, subject: Subject, baseline: Baseline, *, positions: str) -> "Panel":
@@ -110,7 +112,8 @@ class Panel:
         def make() -> tuple[Subject, Baseline]:
             numbers = self.batches[batch]
             prompts = [self.prompts[number] for number in numbers]
-            subject = subjects.build(self.adapter, self.coders, prompts, metric=self.metric)
+            names = {} if self.token_names is None else {"token_names": self.token_names}
+            subject = subjects.build(self.adapter, self.coders, prompts, metric=self.metric, **names)
             return subject, self.baseline_of(subject, numbers)
 
         return self.kept.take(("subject", batch), make, lambda made: made[0].n_bytes)

@@ -1,7 +1,7 @@
 """What is explained, run once: prompts of one length through a model with coders, and the metric of each."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,14 +13,15 @@ from circuitcli.attribution import metrics
 from circuitcli.attribution.metrics import Metric
 from circuitcli.attribution.prompts import Prompt
 from circuitcli.errors import InputError, SettingsError
-from circuitcli.hookpoints import HookPoint, parse_layers
+from circuitcli.hookpoints import HookPoint
 from circuitcli.models.adapter import ModelAdapter
 from circuitcli.models.partial import BlockPass, block_pass, first_block, rerun
 from circuitcli.models.taps import Callback
 from circuitcli.saes.base import Frame, SparseCoder
 from circuitcli.saes.coders import Coders
 from circuitcli.saes.splice import Encoded, error_of
-from circuitcli.settings.graph import GraphSettings
+
+TokenNames = Callable[[Sequence[int]], Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -140,8 +141,15 @@ class Subject:
         return sum(value.numel() * value.element_size() for part in kept for value in part.values())
 
 
-def build(adapter: ModelAdapter, coders: Coders, prompts: Sequence[Prompt], *, metric: str = "log-prob") -> Subject:
-    """The subject of prompts of one length.
+def build(
+    adapter: ModelAdapter,
+    coders: Coders,
+    prompts: Sequence[Prompt],
+    *,
+    metric: str = "log-prob",
+    token_names: TokenNames = lambda ids: [f"token {number}" for number in ids],
+) -> Subject:
+    """The subject of prompts of one length; ``token_names`` is for messages.
 
     A target is the model's most likely next token unless the prompt names one. Raises SettingsError for a metric that
     lacks something.
@@ -155,7 +163,8 @@ def build(adapter: ModelAdapter, coders: Coders, prompts: Sequence[Prompt], *, m
     for prompt, target in zip(prompts, targets, strict=True):
         if metric == "logit-diff" and prompt.foil == target:
             raise SettingsError(
-                f"{prompt.place + ': ' if prompt.place else ''}target and foil are the same token, {target}"
+                f"{prompt.place + ': ' if prompt.place else ''}target and foil are the same token, "
+                f"{token_names([target])[0]!r}"
                 f"{', the most likely next one' if prompt.target is None else ''}",
                 hint="name another --foil, or another --target",
             )
@@ -217,16 +226,3 @@ def check_finite(numbers: Iterable[float], what: str) -> None:
     """Raise InputError, naming what it is, for what is no number: in half precision large activations overflow."""
     if not all(math.isfinite(number) for number in numbers):
         raise InputError(f"{what} is not finite", hint="run the model in float32: --dtype float32")
-
-
-def chosen_hooks(available: Sequence[HookPoint], settings: GraphSettings, *, n_layers: int) -> list[HookPoint]:
-    """The hook points of a circuit: those with coders that the settings name. Raises InputError if none is left."""
-    layers = range(n_layers) if settings.layers is None else parse_layers(settings.layers, n_layers=n_layers)
-    sites = None if settings.sites is None else {part for text in settings.sites for part in text.split(",")}
-    hooks = [hook for hook in sorted(available) if hook.layer in layers and (sites is None or hook.site in sites)]
-    if not hooks:
-        raise InputError(
-            f"no SAE at layers {settings.layers or ':'}, sites {' '.join(sorted(sites)) if sites else 'any'}",
-            hint=f"there are SAEs at {' '.join(str(hook) for hook in sorted(available))}",
-        )
-    return hooks

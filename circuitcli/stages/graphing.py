@@ -190,6 +190,7 @@ def prepare(task: Task) -> Prepared:
         positions=Positions.of(kind, prompts),
         baseline_of=rule,
         batch_size=settings.batch_size,
+        token_names=language_model.tokenizer.token_strings,
     )
     subject, _ = panel.subject(0)
     clean, first = subject.clean, subject.first

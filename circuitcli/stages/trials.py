@@ -174,6 +174,7 @@ class Bench:
             positions=Positions.of("sum", prompts),
             baseline_of=self.rule,
             batch_size=plan.metric.batch_size,
+            token_names=self.language_model.tokenizer.token_strings,
         )
         return PanelCases(panel, plan.nodes)
 
