@@ -166,10 +166,11 @@ def test_with_every_feature_and_error_kept_the_model_is_itself(pipeline: Pipelin
     request = Request(settings, Stream(read_records(made)), run)
     task = graphing.task_of(request, "graph-grad", name="all", positions="all", baseline="zero", foreign=())
     prepared = graphing.prepare(task)
-    assert set(map(HookPoint.parse, HOOKS)) <= set(prepared.subject.hooks)
-    nothing = kept_nodes(prepared.subject, ())
-    full, empty = circuit_metric(prepared.subject, prepared.baseline, [nothing.complement(), nothing], batch_size=2)
-    clean = prepared.subject.metric_clean
+    assert set(map(HookPoint.parse, HOOKS)) <= set(prepared.panel.hooks)
+    subject, baseline = prepared.panel.subject(0)
+    nothing = kept_nodes(subject, ())
+    full, empty = circuit_metric(subject, baseline, [nothing.complement(), nothing], batch_size=2)[:, 0]
+    clean = float(subject.metric_clean)
     assert clean == pytest.approx(pipeline.head["metric_clean"], abs=1e-4)
     assert float((full - empty) / (clean - empty)) == pytest.approx(1.0, abs=1e-3)
 

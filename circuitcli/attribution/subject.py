@@ -147,7 +147,7 @@ def build(
     prompts: Sequence[Prompt],
     *,
     metric: str = "log-prob",
-    token_names: TokenNames = lambda ids: [f"token {number}" for number in ids],
+    token_names: TokenNames = lambda ids: [f"token {one}" for one in ids],
 ) -> Subject:
     """The subject of prompts of one length; ``token_names`` is for messages.
 
