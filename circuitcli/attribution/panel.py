@@ -112,8 +112,9 @@ class Panel:
         def make() -> tuple[Subject, Baseline]:
             numbers = self.batches[batch]
             prompts = [self.prompts[number] for number in numbers]
-            names = {} if self.token_names is None else {"token_names": self.token_names}
-            subject = subjects.build(self.adapter, self.coders, prompts, metric=self.metric, **names)
+            subject = subjects.build(
+                self.adapter, self.coders, prompts, metric=self.metric, token_names=self.token_names
+            )
             return subject, self.baseline_of(subject, numbers)
 
         return self.kept.take(("subject", batch), make, lambda made: made[0].n_bytes)

@@ -147,7 +147,7 @@ def build(
     prompts: Sequence[Prompt],
     *,
     metric: str = "log-prob",
-    token_names: TokenNames = lambda ids: [f"token {one}" for one in ids],
+    token_names: TokenNames | None = None,
 ) -> Subject:
     """The subject of prompts of one length; ``token_names`` is for messages.
 
@@ -164,7 +164,7 @@ def build(
         if metric == "logit-diff" and prompt.foil == target:
             raise SettingsError(
                 f"{prompt.place + ': ' if prompt.place else ''}target and foil are the same token, "
-                f"{token_names([target])[0]!r}"
+                f"{target if token_names is None else repr(token_names([target])[0])}"
                 f"{', the most likely next one' if prompt.target is None else ''}",
                 hint="name another --foil, or another --target",
             )
