@@ -89,7 +89,7 @@ def score_line(score: ScoreRecord) -> str:
 def conditions_of(score: ScoreRecord) -> dict[str, str]:
     """What else a score record says about how it was measured."""
     return {
-        name: number(value) if isinstance(value, float) else str(value)
+        name.removeprefix("n_").replace("_", " "): number(value) if isinstance(value, float) else str(value)
         for name, value in score.model_dump(exclude={"kind", "name", "value", "low", "high"}).items()
         if isinstance(value, str | int | float) and not isinstance(value, bool) and name not in _UNSAID
     }
