@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from subjects import mixed_subject, random_baseline, random_prompt, subject_with
-from support import MIXES, adapter_of, random_coders, random_sae
+from support import D_SAE, MIXES, adapter_of, random_coders, random_sae
 from test_attribution import EXACT, all_targets, check_outgoing_edges, whole_masks
 
 from circuitcli.attribution.ablation import ablate
@@ -20,7 +20,10 @@ from circuitcli.hookpoints import HookPoint, NodeId
 from circuitcli.models.taps import tapped
 from circuitcli.saes.coders import Coders
 from circuitcli.saes.splice import Edit, splice
+from circuitcli.schema import POLICIES
 from circuitcli.settings.graph import GraphSettings
+from circuitcli.validation.circuits import circuit_metric, kept_nodes
+from circuitcli.validation.scores import Case, measure
 
 # Parallel blocks have no middle of the stream.
 SEQUENTIAL = ("full",)
@@ -402,6 +405,54 @@ def test_named_spans_gather_the_positions_of_their_words():
     found = {node.id: node.effect for node in at_spans.nodes if node.place is not None}
     assert found == pytest.approx({key: value for key, value in expected.items() if value != 0}, abs=1e-9)
     assert {NodeId.parse(name).position for name in found} == {"verb", "noun"}
+
+
+@pytest.mark.parametrize("mix", sorted(MIXES))
+def test_all_nodes_of_any_mix_are_perfectly_faithful_and_none_not_at_all(mix):
+    subject = mixed_subject("gpt2", mix, n_texts=2)
+    baseline = random_baseline(subject)
+    features = [NodeId(hook, index) for hook in subject.coders for index in range(D_SAE)]
+    errors = [NodeId(hook, None) for hook in subject.coders.written]
+    for policy in POLICIES:
+        runs = measure([Case(subject, baseline, (*features, *errors))], policy=policy, batch_size=8)
+        value = float(runs.faithfulness(runs.circuit))
+        assert float(runs.faithfulness(runs.complement)) == pytest.approx(0, abs=1e-8)
+        if policy == "removed":
+            assert abs(value - 1) > 1e-3
+        else:
+            assert value == pytest.approx(1, abs=1e-8)
+        if policy != "kept":
+            whole = PlainRun(
+                subject,
+                lambda hook, f, absent=baseline: absent.codes[hook].expand_as(f),
+                lambda hook, e, absent=baseline: absent.errors[hook].expand_as(e),
+            )
+            torch.testing.assert_close(runs.empty, whole.metric(), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("mix", ["clt-resid", "full"])
+def test_a_circuit_of_any_mix_runs_with_its_own_nodes_and_all_else_at_baseline(mix):
+    subject = mixed_subject("gpt2", mix, n_texts=2)
+    baseline = random_baseline(subject)
+    nodes = [NodeId(hook, index, 2 + index % 3) for hook in subject.coders for index in range(0, D_SAE, 3)]
+    nodes += [NodeId(hook, None, 3) for hook in subject.coders.written]
+
+    def kept(hook, values, absent, is_error):
+        changed = absent.expand_as(values).clone()
+        for node in nodes:
+            if node.hook == hook and node.is_error == is_error:
+                place = (slice(None), node.position - subject.first)
+                place = place if is_error else (*place, node.index)
+                changed[place] = values[place]
+        return changed
+
+    slow = PlainRun(
+        subject,
+        lambda hook, f: kept(hook, f, baseline.codes[hook], False),
+        lambda hook, e: kept(hook, e, baseline.errors[hook], True),
+    )
+    fast = circuit_metric(subject, baseline, [kept_nodes(subject, nodes)], batch_size=4)[0]
+    torch.testing.assert_close(fast, slow.metric(), rtol=0, atol=1e-9)
 
 
 def test_a_hook_point_is_read_once_and_explained_once():

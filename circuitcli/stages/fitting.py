@@ -76,7 +76,7 @@ def warn_of_misfits(
 
 
 def _warn_of_sums(
-    request: Request, loaded: "Mapping[HookPoint, Foreign]", clean: "CleanPass | None", *, first: int
+    request: Request, loaded: "Mapping[HookPoint, Foreign]", clean: "BlockPass | None", *, first: int
 ) -> None:
     """Log a warning for each hook point of which too little is explained by the sum of what these coders write."""
     from circuitcli.evaluation.fit import BATCH, LEAST_EXPLAINED, n_tokens
