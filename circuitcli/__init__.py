@@ -21,14 +21,17 @@ __version__ = "0.1.0"
 # Where each name lives. __init__.pyi tells type checkers and editors the same.
 _PLACES = {
     "ActivationCache": "circuitcli.activations.cache",
+    "Behaviour": "circuitcli.attribution.behaviours",
     "Card": "circuitcli.api.describing",
     "CircuitError": "circuitcli.errors",
     "CircuitGraph": "circuitcli.graphs",
     "Encoded": "circuitcli.api.encoding",
+    "Example": "circuitcli.attribution.examples",
     "HookPoint": "circuitcli.hookpoints",
     "InputError": "circuitcli.errors",
     "LanguageModel": "circuitcli.models.loading",
     "Picture": "circuitcli.api.drawing",
+    "Scores": "circuitcli.api.validating",
     "SettingsError": "circuitcli.errors",
     "SparseCoder": "circuitcli.saes.base",
     "ToolError": "circuitcli.errors",
@@ -36,9 +39,11 @@ _PLACES = {
     "describe": "circuitcli.api.describing",
     "draw": "circuitcli.api.drawing",
     "encode": "circuitcli.api.encoding",
+    "find_circuit": "circuitcli.api.circuits",
     "load_coders": "circuitcli.api.coders",
     "load_model": "circuitcli.api.models",
     "train": "circuitcli.api.training",
+    "validate": "circuitcli.api.validating",
 }
 __all__ = sorted([*_PLACES, "__version__"])
 

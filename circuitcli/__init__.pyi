@@ -1,6 +1,7 @@
 """What `import circuitcli` offers, for type checkers and editors; see __init__.py, which loads it when asked for."""
 
 from circuitcli.activations.cache import ActivationCache as ActivationCache
+from circuitcli.api.circuits import find_circuit as find_circuit
 from circuitcli.api.coders import load_coders as load_coders
 from circuitcli.api.collecting import collect as collect
 from circuitcli.api.describing import Card as Card
@@ -11,6 +12,10 @@ from circuitcli.api.encoding import Encoded as Encoded
 from circuitcli.api.encoding import encode as encode
 from circuitcli.api.models import load_model as load_model
 from circuitcli.api.training import train as train
+from circuitcli.api.validating import Scores as Scores
+from circuitcli.api.validating import validate as validate
+from circuitcli.attribution.behaviours import Behaviour as Behaviour
+from circuitcli.attribution.examples import Example as Example
 from circuitcli.errors import CircuitError as CircuitError
 from circuitcli.errors import InputError as InputError
 from circuitcli.errors import SettingsError as SettingsError

@@ -1,16 +1,20 @@
 """Loading sparse coders, from wherever they are."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from circuitcli.api.arguments import ByHook, Hook, Path, as_hooks, wrong_type
 from circuitcli.api.models import as_model
+from circuitcli.attribution.subject import fitted
 from circuitcli.errors import InputError
-from circuitcli.hookpoints import HookPoint
+from circuitcli.hookpoints import HookPoint, parse_layers
 from circuitcli.models.loading import LanguageModel
 from circuitcli.saes.base import SparseCoder
+from circuitcli.saes.coders import Coders
+from circuitcli.saes.cutting import cut
 from circuitcli.saes.exchange.choosing import resolve
+from circuitcli.saes.files import content_digest
 from circuitcli.saes.sources import SaeSource, load_saes
 
 # What functions that work with coders take: what `load_coders` gives, a list of coders, or one.
@@ -102,3 +106,30 @@ def _listed(coders: SomeCoders) -> Iterable[object]:
     if isinstance(coders, Mapping):
         return coders.values()
     return coders if isinstance(coders, Iterable) and not isinstance(coders, str) else [coders]
+
+
+def spliced(coders: SomeCoders, model: LanguageModel, *, layers: str | None, sites: Sequence[str] | None) -> Coders:
+    """The coders of a circuit at these layers and sites, cut to what they write there, on the model's device.
+
+    Raises InputError if none is left, if they do not fit the model, or if a hook point is explained twice.
+    """
+    n_layers = model.adapter.n_layers
+    wanted = range(n_layers) if layers is None else parse_layers(layers, n_layers=n_layers)
+    found = by_hook(coders)
+    chosen = [
+        cut(coder, [place for place in coder.writes if place.layer in wanted])
+        for hook, coder in found.items()
+        if hook.layer in wanted and (sites is None or {hook.site, coder.writes[0].site} & {*sites})
+    ]
+    if not chosen:
+        there = " ".join(map(str, found))
+        raise InputError(
+            f"no coder at layers {layers or ':'}, sites {' '.join(sites) if sites else 'any'}" if found else "no coder",
+            hint=f"there are coders at {there}" if found else "load_coders() and train() give coders",
+        )
+    return Coders.of(fitted(coder, model.adapter) for coder in chosen)
+
+
+def digests(coders: Mapping[HookPoint, SparseCoder]) -> dict[HookPoint, str]:
+    """What tells coders from others: the digest of the files that they are from, else of what they hold."""
+    return {hook: coder.digest or content_digest(coder) for hook, coder in coders.items()}

@@ -72,7 +72,7 @@ def _of_lines(text: str, path: Path, bad: LeftOut) -> Iterator[Example]:
             continue
         place = f"{path} line {number}"
         with bad.each("no JSON"):
-            yield _example(parse_object(line, name=place, finite=False, hint=HINT), place)
+            yield example_of(parse_object(line, name=place, finite=False, hint=HINT), place)
 
 
 def _of_array(text: str, path: Path, bad: LeftOut) -> Iterator[Example]:
@@ -81,7 +81,7 @@ def _of_array(text: str, path: Path, bad: LeftOut) -> Iterator[Example]:
         with bad.each():
             if not isinstance(item, dict):
                 raise _no_prompt(place, "it is not an object")
-            yield _example(item, place)
+            yield example_of(item, place)
 
 
 def _of_table(text: str, path: Path, bad: LeftOut) -> Iterator[Example]:
@@ -117,7 +117,7 @@ def _header(row: list[str], path: Path) -> list[str]:
 def _of_row(row: list[str], header: list[str], place: str) -> Example:
     if len(row) != len(header):
         raise _no_prompt(place, f"it has {len(row)} fields, the header {len(header)}")
-    return _example({name: value for name, value in zip(header, row, strict=True) if value}, place)
+    return example_of({name: value for name, value in zip(header, row, strict=True) if value}, place)
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ def _layout(names: Collection[str]) -> Layout | None:
     return next((layout for layout in _LAYOUTS if set(layout.needs) <= set(names)), None)
 
 
-def _example(content: Mapping[str, Any], place: str) -> Example:
+def example_of(content: Mapping[str, Any], place: str) -> Example:
     """The prompt in an object or a row. Raises BadPrompt if there is none."""
     layout = _layout([name for name, value in content.items() if value is not None])
     if layout is None:

@@ -7,6 +7,7 @@ cross-layer transcoder (CLT) writes ``mlp.l``, ``mlp.l+1``, ... What is written 
 from abc import ABC, abstractmethod
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -108,6 +109,9 @@ class SparseCoder(nn.Module, ABC):
     reads_context: ClassVar[bool] = False
     # What the constructor takes beside the config, and config.json holds.
     option_names: ClassVar[tuple[str, ...]] = ()
+    # The folder or file that it was read from, and the digest of all that was read; None where it was made here.
+    origin: Path | None = None
+    digest: str | None = None
 
     def __init__(self, config: SaeConfig) -> None:
         super().__init__()

@@ -37,4 +37,5 @@ def cut(coder: SparseCoder, hooks: Container[HookPoint]) -> SparseCoder:
         made = type(coder)(kept, **coder.options)
     own = coder.state_dict()
     made.load_state_dict({name: own[name_before_cut(name, whole, kept)] for name in made.state_dict()}, assign=True)
+    made.origin, made.digest = coder.origin, coder.digest
     return made.train(coder.training).requires_grad_(coder.W_enc.requires_grad)

@@ -1,5 +1,6 @@
 """Native SAE files: weights.safetensors and config.json in one directory."""
 
+import hashlib
 import json
 from collections.abc import Container
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.hookpoints import HookPoint
-from circuitcli.runs import atomic, make_folder, write_error
+from circuitcli.runs import atomic, digest, make_folder, write_error
 from circuitcli.saes.architectures import ARCHITECTURES
 from circuitcli.saes.base import SaeConfig, SparseCoder
 from circuitcli.saes.cutting import cut, name_before_cut
@@ -36,6 +37,17 @@ def save(sae: SparseCoder, directory: Path, **facts: Any) -> str:
         json.dump(content, stream, indent=1)
         stream.write("\n")
     return sae_digest(directory)
+
+
+def content_digest(coder: SparseCoder) -> str:
+    """``sha256:...`` of a coder that lies in no file: of its kind, its config and its numbers."""
+    numbers = {name: _sha256(tensor) for name, tensor in coder.state_dict().items()}
+    return digest([coder.architecture, coder.config.content(), coder.options, numbers])
+
+
+def _sha256(tensor: torch.Tensor) -> str:
+    # As bytes: NumPy does not know all number types.
+    return hashlib.sha256(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()).hexdigest()
 
 
 def load(directory: Path, writes: Container[HookPoint] | None = None) -> SparseCoder:

@@ -85,6 +85,7 @@ def load_saes(
             _check_fits(found.sae, source.place, adapter)
         if found.about.before_gain:
             fold_gain(found.sae, adapter)
+        found.sae.origin, found.sae.digest = source.place.path, source.digest
     return loaded
 
 

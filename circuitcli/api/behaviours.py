@@ -1,0 +1,108 @@
+"""What is explained, as people give it: a text, several, a file of prompts, or a behaviour."""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path as FilePath
+
+from circuitcli.api.arguments import Path, wrong_type
+from circuitcli.attribution.behaviours import Behaviour
+from circuitcli.attribution.examples import Example, LeftOut, Written
+from circuitcli.errors import SettingsError
+from circuitcli.models.chat import Conversation
+from circuitcli.reading import as_path
+from circuitcli.settings.graph import Baseline, Metric
+
+# What functions that explain something take.
+Prompts = str | Path | Sequence[int] | Iterable["str | Sequence[int] | Example"] | Behaviour
+_FILES = (".jsonl", ".json", ".csv", ".tsv")
+_HINT = "give a text, a list of texts, the Path of a file of prompts, or a Behaviour"
+
+
+def as_behaviour(
+    prompts: Prompts,
+    *,
+    target: str | int | None,
+    foil: str | int | None,
+    counterfactual: Written | None,
+    metric: Metric | None,
+    baseline: Baseline | None,
+    usual: Baseline,
+    chat: bool,
+    left_out: LeftOut,
+) -> Behaviour:
+    """The behaviour that is meant. ``usual`` is the baseline where none is named.
+
+    Raises InputError for a file without prompts, SettingsError for what is no prompt.
+    """
+    if isinstance(prompts, Behaviour):
+        return _changed(prompts, target, foil, counterfactual, metric, baseline)
+    if metric is None:
+        metric = "logit-diff" if foil is not None else "log-prob"
+    return Behaviour.of(
+        _given(prompts),
+        target=target,
+        foil=foil,
+        counterfactual=counterfactual,
+        metric=metric,
+        baseline=baseline or ("counterfactual" if counterfactual is not None else usual),
+        chat=chat,
+        left_out=left_out,
+    )
+
+
+def _changed(
+    behaviour: Behaviour,
+    target: object,
+    foil: object,
+    counterfactual: object,
+    metric: Metric | None,
+    baseline: Baseline | None,
+) -> Behaviour:
+    """A behaviour with another metric or baseline, if one is named."""
+    for name, value in (("target", target), ("foil", foil), ("counterfactual", counterfactual)):
+        if value is not None:
+            raise SettingsError(
+                f"{name} is given beside a behaviour, which has its own", hint=f"Behaviour.of(..., {name}=...)"
+            )
+    return replace(behaviour, metric=metric or behaviour.metric, baseline=baseline or behaviour.baseline)
+
+
+def _given(prompts: object) -> FilePath | list[Example]:
+    if isinstance(prompts, os.PathLike) or (isinstance(prompts, str) and _is_file(prompts)):
+        return as_path(prompts)
+    several = [prompts] if isinstance(prompts, str | Example | Conversation) or _is_ids(prompts) else prompts
+    if not isinstance(several, Iterable):
+        raise wrong_type("prompts", prompts, "a prompt", hint=_HINT)
+    examples = [_example(one) for one in several]
+    if len(examples) == 1:
+        return examples
+    return [replace(one, place=one.place or f"prompt {number}") for number, one in enumerate(examples, 1)]
+
+
+def _is_file(text: str) -> bool:
+    """Whether a text names a file of prompts, which no prompt does."""
+    return text.lower().endswith(_FILES) and "\n" not in text and FilePath(text).is_file()
+
+
+def _is_ids(value: object) -> bool:
+    return (
+        isinstance(value, Sequence)
+        and not isinstance(value, str)
+        and bool(value)
+        and all(isinstance(one, int) and not isinstance(one, bool) for one in value)
+    )
+
+
+def _example(prompt: object) -> Example:
+    if isinstance(prompt, Example):
+        return prompt
+    if isinstance(prompt, str):
+        return Example(prompt)
+    if isinstance(prompt, Conversation):
+        said = tuple((message.role, message.content) for message in prompt.messages)
+        return Example(said[-1][1], messages=said)
+    if _is_ids(prompt):
+        ids = tuple(prompt)  # type: ignore[arg-type]
+        return Example(" ".join(map(str, ids)), ids=ids)
+    raise wrong_type("prompts", prompt, "a prompt", hint=_HINT)

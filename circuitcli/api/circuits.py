@@ -1,0 +1,240 @@
+"""Finding the circuit behind a behaviour."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Literal, get_args
+
+from circuitcli.activations.cache import ActivationCache
+from circuitcli.api.arguments import checked, wrong_type
+from circuitcli.api.baselines import baseline_rule
+from circuitcli.api.behaviours import Prompts, as_behaviour
+from circuitcli.api.coders import SomeCoders, digests, spliced
+from circuitcli.api.models import as_model
+from circuitcli.attribution import heads, selection
+from circuitcli.attribution.baselines import BaselineRule
+from circuitcli.attribution.behaviours import Behaviour
+from circuitcli.attribution.examples import LeftOut, Written, as_line, digest_of
+from circuitcli.attribution.naive import NaiveSearch
+from circuitcli.attribution.panel import Panel
+from circuitcli.attribution.positions import Positions, chosen_kind
+from circuitcli.errors import SettingsError
+from circuitcli.graphs import CircuitGraph
+from circuitcli.hookpoints import parse_pins
+from circuitcli.models.loading import LanguageModel
+from circuitcli.progress import track
+from circuitcli.records import GraphRecord
+from circuitcli.settings.graph import Baseline, GraphSettings, Metric
+
+logger = logging.getLogger(__name__)
+
+Method = Literal["ig", "atp", "naive"]
+# Settings of graphs that are no arguments.
+_FREE = ("baseline_tokens", "batch_size", "threshold_exp", "thin", "pin", "to")
+
+
+def find_circuit(
+    model: LanguageModel,
+    coders: SomeCoders,
+    prompts: Prompts,
+    *,
+    target: str | int | None = None,
+    foil: str | int | None = None,
+    counterfactual: Written | None = None,
+    metric: Metric | None = None,
+    baseline: Baseline | None = None,
+    cache: ActivationCache | None = None,
+    positions: Literal["all", "last", "sum", "spans"] | None = None,
+    layers: str | int | None = None,
+    sites: str | Sequence[str] | None = None,
+    method: Method = "ig",
+    steps: int | None = None,
+    down: int | None = None,
+    up: int | None = None,
+    n_prompts: int | None = None,
+    skip_bad: bool = False,
+    chat: bool = False,
+    seed: int = 0,
+    name: str = "circuit",
+    settings: Mapping[str, object] | None = None,
+) -> CircuitGraph:
+    """The features and errors behind what the model predicts, and what each contributes to which other.
+
+        graph = circuit.find_circuit(model, coders, "for i in range(", down=5, up=3)
+        graph = circuit.find_circuit(model, coders, prompt, target=" Paris", foil=" Rome")
+        graph = circuit.find_circuit(model, coders, Path("pairs.jsonl"), metric="logit-diff", baseline="counterfactual")
+        graph.save("graph.jsonl"); nodes, edges = graph.to_pandas(); graph       # draws itself in a notebook
+
+    The prompts are *run* through the model and *coded* by the coders; every node's *effect* on the metric is taken by
+    integrated gradients (``ig``) or attribution patching (``atp``); the ``down`` strongest of each sign and hook point
+    are *selected*; the ``up`` strongest *edges* into each are followed upwards; nodes with a path to the output are
+    *assemble*d to a graph (Marks et al. 2024, arXiv:2403.19647). ``naive`` ablates one node at a time instead.
+
+    prompts: a text, token ids, a list of these, the Path of a file (JSON lines, feature-circuits' pairs, CSV of EAP-IG
+    and MIB), or a `Behaviour`. Effects and edges of several are means, with standard errors. target: the token whose
+    probability is explained, by default the model's most likely next one; with a foil the difference of their logits.
+    metric: log-prob, logit-diff, cross-entropy or kl. baseline: what a node is set to when it is taken away: its mean
+    over cached text (``mean``: of ``cache``, else of the run that the coders are from, else of the model's usual text,
+    which is read then), ``zero``, ``resample`` or ``counterfactual``. positions: nodes at each position (``all``), at
+    the last one, summed over positions, or for named spans. layers, sites: which coders take part, by default all.
+    settings: baseline_tokens, batch_size, and of ``naive`` threshold_exp, thin, pin and to, as `circuit --set graph.*`.
+
+    Raises InputError for prompts, targets or coders that do not fit the model, SettingsError for arguments that do not
+    go together.
+    """
+    chosen = _settings(
+        settings,
+        method,
+        positions=positions,
+        layers=None if layers is None else str(layers),
+        sites=sites,
+        down=down,
+        up=up,
+        ig_steps=steps,
+        n_prompts=n_prompts,
+        skip_bad=skip_bad,
+    )
+    left_out = LeftOut(allowed=skip_bad)
+    behaviour = as_behaviour(
+        prompts,
+        target=target,
+        foil=foil,
+        counterfactual=counterfactual,
+        metric=metric,
+        baseline=baseline,
+        usual="zero" if method == "naive" else "mean",
+        chat=chat,
+        left_out=left_out,
+    )
+    chosen = chosen.model_copy(update={"metric": behaviour.metric, "baseline": behaviour.baseline})
+    panel = _panel(as_model(model), coders, behaviour, chosen, cache, left_out, seed=seed, method=method)
+    facts = _facts(behaviour, panel, chosen, seed=seed, chat=chat)
+    if method == "naive":
+        return naive_graph(model, panel, chosen, seed=seed, name=name, **facts)
+    return gradient_graph(model, panel, chosen, name=name, **facts)
+
+
+def _settings(others: Mapping[str, object] | None, method: Method, **named: Any) -> GraphSettings:
+    """The arguments as settings. Raises SettingsError for those that do not go together."""
+    if others is not None and not isinstance(others, Mapping):
+        raise wrong_type("settings", others, "a mapping", hint="for example settings={'baseline_tokens': 4096}")
+    if method not in get_args(Method):
+        raise wrong_type("method", method, "a method", hint="methods are ig, atp and naive")
+    if unknown := [name for name in others or {} if name not in _FREE]:
+        raise SettingsError(f"unknown setting: {unknown[0]}", hint=f"there are {' '.join(_FREE)}; see the arguments")
+    of_method = {} if method == "naive" else {"method": method}
+    return checked(GraphSettings, **{**dict(others or {}), **named, **of_method})
+
+
+def _panel(
+    model: LanguageModel,
+    coders: SomeCoders,
+    behaviour: Behaviour,
+    settings: GraphSettings,
+    cache: ActivationCache | None,
+    left_out: LeftOut,
+    *,
+    seed: int,
+    method: Method,
+) -> Panel:
+    """The prompts, to be run through the coders of the circuit."""
+    chosen = spliced(coders, model, layers=settings.layers, sites=settings.sites)
+    prompts = behaviour.encoded(
+        model.tokenizer, model.adapter, positions=settings.positions, most=settings.n_prompts, left_out=left_out
+    )
+    kind = chosen_kind(settings.positions, prompts, default="sum" if method == "naive" else "all")
+    rule = baseline_rule(
+        behaviour.baseline, chosen, model, cache=cache, n_tokens=settings.baseline_tokens, seed=seed
+    )
+    return Panel.of(
+        model.adapter,
+        chosen,
+        prompts,
+        metric=behaviour.metric,
+        positions=Positions.of(kind, prompts),
+        baseline_of=rule,
+        batch_size=settings.batch_size,
+    )
+
+
+def gradient_graph(
+    model: LanguageModel, panel: Panel, settings: GraphSettings, *, name: str, **facts: Any
+) -> CircuitGraph:
+    """The gradient graph of a panel. facts: what else the head is to tell."""
+    head = _head(
+        model,
+        panel,
+        settings,
+        name=name,
+        method=f"grad-{settings.method}",
+        steps=settings.ig_steps if settings.method == "ig" else 1,
+        down=settings.down,
+        up=settings.up,
+        **facts,
+    )
+    found = selection.find_circuit(panel, settings)
+    graph = found.graph(head.model_copy(update={"effects": _sums(found)}))
+    if len(graph.nodes) <= 1:
+        logger.warning("graph %s has no node: none with an effect has a path to the output", name)
+    return graph
+
+
+def naive_graph(
+    model: LanguageModel, panel: Panel, settings: GraphSettings, *, name: str, seed: int, **facts: Any
+) -> CircuitGraph:
+    """The graph of single ablations of a panel's nodes. facts: what else the head is to tell."""
+    search = NaiveSearch(panel, settings, parse_pins(settings.pin), seed)
+    # All pins are checked before the first ablation.
+    for hook in search.pins:
+        search.sources(hook)
+    head = _head(
+        model, panel, settings, name=name, method="naive", threshold=search.threshold, to=settings.to, **facts
+    )
+    parts = [search.part(hook) for hook in track(panel.hooks, "naive graph", unit="hook points")]
+    kept, dropped = sum(part.kept_total for part in parts), sum(part.dropped_total for part in parts)
+    share = kept / (kept + dropped) if kept + dropped > 0 else None
+    return search.graph(head.model_copy(update={"share_kept": share}), parts)
+
+
+def _head(
+    model: LanguageModel, panel: Panel, settings: GraphSettings, *, name: str, method: str, **facts: Any
+) -> GraphRecord:
+    return heads.head_of(
+        panel,
+        model,
+        name=name,
+        method=method,
+        baseline=str(settings.baseline),
+        model=model.name,
+        dtype=str(model.adapter.dtype).removeprefix("torch."),
+        digests=digests(panel.coders),
+        **facts,
+    )
+
+
+def _facts(behaviour: Behaviour, panel: Panel, settings: GraphSettings, *, seed: int, chat: bool) -> dict[str, Any]:
+    """What a head tells of the prompts, so that the graph can be tested on them."""
+    facts: dict[str, Any] = {"seed": seed, "chat": chat or None, "baseline_tokens": settings.baseline_tokens}
+    if panel.n_prompts > 1:
+        places = {prompt.place for prompt in panel.prompts}
+        kept = [example for example in behaviour.examples if example.place in places]
+        of_source = {"prompts": behaviour.source} if behaviour.source else {"examples": [*map(as_line, kept)]}
+        return facts | of_source | {"prompts_digest": digest_of(kept)}
+    other = next((one.counterfactual for one in behaviour.examples if one.place == panel.prompts[0].place), None)
+    if isinstance(other, str):
+        facts["counterfactual"] = other
+    elif isinstance(other, Sequence):
+        facts["counterfactual_ids"] = tuple(other)
+    if settings.baseline == "resample":
+        rule = panel.baseline_of
+        assert isinstance(rule, BaselineRule)
+        facts["baseline_ids"] = tuple(rule.drawn(panel.subject(0)[0], (0,))[0])
+    return facts
+
+
+def _sums(circuit: selection.Circuit) -> dict[str, dict[str, float]]:
+    """For each hook point what features and errors add up to, and what integration missed; in the metric's unit."""
+    return {
+        str(hook): {name: value for name, value in asdict(total).items() if value is not None}
+        for hook, total in circuit.totals.items()
+    }

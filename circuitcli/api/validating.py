@@ -1,0 +1,303 @@
+"""Putting a circuit to the test."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path as FilePath
+from typing import Any, Literal, cast
+
+from circuitcli.activations.cache import ActivationCache
+from circuitcli.api.arguments import checked, wrong_type
+from circuitcli.api.baselines import baseline_rule
+from circuitcli.api.behaviours import Prompts, as_behaviour
+from circuitcli.api.coders import SomeCoders, by_hook, digests, spliced
+from circuitcli.api.models import as_model
+from circuitcli.attribution.baselines import BaselineRule
+from circuitcli.attribution.behaviours import Behaviour
+from circuitcli.attribution.examples import Example, LeftOut, Written
+from circuitcli.attribution.panel import Panel
+from circuitcli.attribution.positions import LAST, Positions
+from circuitcli.attribution.prompt_files import example_of, read_examples
+from circuitcli.errors import InputError, SettingsError
+from circuitcli.graphs import CircuitGraph, content_digest
+from circuitcli.hookpoints import OUTPUT, HookPoint, NodeId
+from circuitcli.models.chat import Conversation
+from circuitcli.models.loading import LanguageModel
+from circuitcli.records import GraphRecord, ScoreRecord
+from circuitcli.saes.coders import Coders
+from circuitcli.saes.cutting import cut
+from circuitcli.settings.graph import Baseline, GraphSettings, Metric
+from circuitcli.settings.validation import ValidationSettings
+from circuitcli.validation.scores import PanelCases
+from circuitcli.validation.trial import Measured, Trial
+
+_SAME = "give the coders that the graph was made with, or make the graph again"
+
+
+@dataclass(frozen=True)
+class Scores(Sequence[ScoreRecord]):
+    """What a test of a circuit measured; ``scores["faithfulness"]`` finds one by name under the judged error policy."""
+
+    records: tuple[ScoreRecord, ...]
+    errors: str
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __iter__(self) -> Iterator[ScoreRecord]:
+        return iter(self.records)
+
+    def __getitem__(self, name: Any) -> Any:
+        if not isinstance(name, str):
+            return self.records[name]
+        for record in self.records:
+            if record.name == name and record.errors in (self.errors, None):
+                return record
+        known = " ".join(dict.fromkeys(record.name for record in self.records))
+        raise KeyError(f"no score {name!r}; there are {known}")
+
+    @property
+    def faithfulness(self) -> float:
+        """The share of the behaviour that the circuit keeps by itself."""
+        return float(self["faithfulness"].value)
+
+    @property
+    def completeness(self) -> float:
+        """The share that is left without the circuit; lower is better."""
+        return float(self["completeness"].value)
+
+    def rows(self) -> tuple[dict[str, Any], ...]:
+        """A plain mapping for each score, for tables."""
+        return tuple(record.model_dump(exclude_none=True, exclude={"kind"}) for record in self.records)
+
+    def __str__(self) -> str:
+        return "\n".join(map(_line, self.records))
+
+    def _repr_html_(self) -> str:
+        rows = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in _cells(record))}</tr>" for record in self.records)
+        return f"<table>{rows}</table>"
+
+
+def validate(
+    model: LanguageModel,
+    coders: SomeCoders,
+    graph: CircuitGraph | Iterable[str],
+    prompts: Prompts | None = None,
+    *,
+    target: str | int | None = None,
+    foil: str | int | None = None,
+    counterfactual: Written | None = None,
+    metric: Metric | None = None,
+    baseline: Baseline | None = None,
+    cache: ActivationCache | None = None,
+    errors: Literal["nodes", "kept", "removed"] = "nodes",
+    samples: int = 100,
+    bootstrap: int = 1000,
+    minimality: bool = True,
+    n_prompts: int | None = None,
+    skip_bad: bool = False,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> Scores:
+    """How much of a behaviour a circuit is, by running the model with its nodes alone, and with all but these.
+
+        scores = circuit.validate(model, coders, graph)
+        scores.faithfulness, scores["minimality"].node; print(scores)
+        scores = circuit.validate(model, coders, graph, Path("test.jsonl"))       # on other prompts
+        scores = circuit.validate(model, coders, ["resid.1/17", "mlp.2/error"], "for i in range(")
+
+    graph: as `find_circuit` gives it, or names of nodes. prompts: what it is tested on, as for `find_circuit`; by
+    default its own. On other prompts a node counts at all positions. baseline: what nodes outside are set to, by default
+    as in the graph. errors: whether error terms are nodes like others, all kept, or all removed; scores are taken under
+    each, and this one is judged and set beside ``samples`` random circuits of the same shape. bootstrap: resamples of
+    the prompts for the interval. minimality: also measure the circuit without each of its nodes.
+
+    Raises InputError for coders that are not the graph's, and where taking all nodes away changes nothing.
+    """
+    settings = checked(
+        ValidationSettings, errors=errors, samples=samples, bootstrap=bootstrap, minimality=minimality
+    )
+    sizes = checked(GraphSettings, n_prompts=n_prompts, skip_bad=skip_bad, batch_size=batch_size)
+    tested = _Tested.of(graph)
+    model, left_out = as_model(model), LeftOut(allowed=skip_bad)
+    named: dict[str, Any] = {"target": target, "foil": foil, "counterfactual": counterfactual}
+    behaviour = tested.behaviour(prompts, metric=metric, baseline=baseline, left_out=left_out, **named)
+    chosen = tested.coders(coders, model)
+    is_own = prompts is None
+    nodes = tested.nodes if is_own or tested.head is None else _without_positions(tested.nodes)
+    panel = _panel(model, chosen, behaviour, sizes, left_out, nodes)
+    rows = {0: tested.head.baseline_ids} if is_own and tested.head is not None and tested.head.baseline_ids else {}
+    rule = baseline_rule(
+        behaviour.baseline, chosen, model, cache=cache, n_tokens=tested.baseline_tokens, seed=seed, rows=rows
+    )
+    cases = PanelCases(replace(panel, baseline_of=rule), nodes)
+    measured = Trial(cases, settings, seed, sizes.batch_size).measured()
+    about = {
+        "graph": tested.name,
+        "graph_digest": tested.digest,
+        "ablation": behaviour.baseline,
+        "n_nodes": len(nodes),
+        "n_prompts": panel.n_prompts,
+    }
+    return Scores(tuple(_record(one, about) for one in measured), errors)
+
+
+@dataclass(frozen=True)
+class _Tested:
+    """The nodes that are tested, and the graph's head if they are a graph's."""
+
+    nodes: tuple[NodeId, ...]
+    head: GraphRecord | None
+    digest: str | None = None
+
+    @classmethod
+    def of(cls, graph: object) -> "_Tested":
+        """Raises SettingsError for what is no graph, InputError for one without nodes."""
+        if isinstance(graph, CircuitGraph):
+            nodes = tuple(node.place for node in graph.nodes if node.place is not None)
+            made = cls(nodes, graph.head, content_digest(graph))
+        elif isinstance(graph, Iterable) and not isinstance(graph, str):
+            names = [name for name in graph if name != OUTPUT]
+            if not all(isinstance(name, str) for name in names):
+                raise wrong_type("graph", graph, "a graph or names of nodes", hint="find_circuit() gives a graph")
+            made = cls(tuple(dict.fromkeys(map(NodeId.parse, names))), None)
+        else:
+            raise wrong_type("graph", graph, "a graph or names of nodes", hint="find_circuit() gives a graph")
+        if not made.nodes:
+            raise InputError("there is no node to test", hint="raise down= and up= of find_circuit()")
+        return made
+
+    @property
+    def name(self) -> str:
+        """The graph's."""
+        return "nodes" if self.head is None else self.head.name
+
+    @property
+    def baseline_tokens(self) -> int:
+        """Cached tokens over which a mean baseline is taken."""
+        told = None if self.head is None else self.head.baseline_tokens
+        return told or GraphSettings().baseline_tokens
+
+    def behaviour(
+        self,
+        prompts: Prompts | None,
+        *,
+        metric: Metric | None,
+        baseline: Baseline | None,
+        left_out: LeftOut,
+        **named: Any,
+    ) -> Behaviour:
+        """What is tested on: other prompts, or the graph's own. Raises SettingsError if there are neither."""
+        head = self.head
+        if prompts is not None:
+            if head is not None and not isinstance(prompts, Behaviour):
+                metric, baseline = metric or _metric(head), baseline or _baseline(head)
+            return as_behaviour(
+                prompts, metric=metric, baseline=baseline, usual="mean", chat=False, left_out=left_out, **named
+            )
+        if head is None:
+            raise SettingsError("names of nodes tell no prompt", hint="validate(model, coders, nodes, prompt)")
+        given = [name for name, value in (*named.items(), ("metric", metric)) if value is not None]
+        if given:
+            raise SettingsError(
+                f"{given[0]} is given, and a graph is tested on its own", hint="give other prompts too: prompts=..."
+            )
+        return Behaviour(_own_examples(head), _metric(head), baseline or _baseline(head))
+
+    def coders(self, coders: SomeCoders, model: LanguageModel) -> Coders:
+        """The coders that the graph was made with. Raises InputError if one is missing or is another."""
+        if self.head is None:
+            return spliced(coders, model, layers=None, sites=None)
+        found, chosen = by_hook(coders), []
+        for name, expected in self.head.saes.items():
+            hook = HookPoint.parse(name)
+            if hook not in found:
+                raise InputError(f"the coder at {name} that graph '{self.name}' was made with is missing", hint=_SAME)
+            if digests({hook: found[hook]})[hook] != expected:
+                raise InputError(f"the coder at {name} is not the one that '{self.name}' was made with", hint=_SAME)
+            chosen.append(cut(found[hook], [HookPoint.parse(place) for place in self.head.written(name)]))
+        return spliced(chosen, model, layers=None, sites=None)
+
+
+def _metric(head: GraphRecord) -> Metric:
+    return cast(Metric, head.metric)
+
+
+def _baseline(head: GraphRecord) -> Baseline:
+    return cast(Baseline, head.baseline)
+
+
+def _own_examples(head: GraphRecord) -> tuple[Example, ...]:
+    """The prompts of a graph. Raises InputError if its head does not tell all of several."""
+    if head.n_prompts == 1:
+        other: Written | None = head.counterfactual_ids or head.counterfactual
+        if head.chat and isinstance(other, str):
+            other = Conversation.of_user(other)
+        target = head.target if head.target_id is None else head.target_id
+        return (Example(head.prompt, target, head.foil, ids=head.ids or None, counterfactual=other),)
+    inside = getattr(head, "examples", None)
+    if inside is not None:
+        return tuple(example_of(line, f"prompt {number}") for number, line in enumerate(inside, 1))
+    if head.prompts is not None and FilePath(head.prompts).is_file():
+        found = read_examples(head.prompts, chat=bool(head.chat), left_out=LeftOut(allowed=True))
+        return found[: head.n_prompts]
+    raise InputError(
+        f"graph '{head.name}' is about {head.n_prompts} prompts, and their file is not there",
+        hint="give them: validate(model, coders, graph, prompts)",
+    )
+
+
+def _without_positions(nodes: Sequence[NodeId]) -> tuple[NodeId, ...]:
+    """On other prompts numbers of positions mean other words, so a node counts at all of them; names stay."""
+    return tuple(
+        dict.fromkeys(replace(node, position=None) if isinstance(node.position, int) else node for node in nodes)
+    )
+
+
+def _panel(
+    model: LanguageModel,
+    coders: Coders,
+    behaviour: Behaviour,
+    sizes: GraphSettings,
+    left_out: LeftOut,
+    nodes: Sequence[NodeId],
+) -> Panel:
+    has_spans = any(isinstance(node.position, str) and node.position != LAST for node in nodes)
+    prompts = behaviour.encoded(
+        model.tokenizer,
+        model.adapter,
+        positions="spans" if has_spans else None,
+        most=sizes.n_prompts,
+        left_out=left_out,
+    )
+    return Panel.of(
+        model.adapter,
+        coders,
+        prompts,
+        metric=behaviour.metric,
+        positions=Positions.of("sum", prompts),
+        baseline_of=BaselineRule("zero", coders),
+        batch_size=sizes.batch_size,
+    )
+
+
+def _record(measured: Measured, about: Mapping[str, Any]) -> ScoreRecord:
+    score = measured.score
+    return ScoreRecord(
+        name=measured.name,
+        value=score.value,
+        low=score.low,
+        high=score.high,
+        errors=measured.policy,
+        unit="ratio",
+        **{**about, **measured.facts},
+    )
+
+
+def _cells(record: ScoreRecord) -> tuple[str, str, str, str]:
+    interval = "" if record.low is None or record.high is None else f"{record.low:.4f} to {record.high:.4f}"
+    return record.name, f"{record.value:.4f}", interval, f"errors {record.errors}"
+
+
+def _line(record: ScoreRecord) -> str:
+    name, value, interval, errors = _cells(record)
+    return f"{name:<28}{value:>9}  {interval:<20}{errors}".rstrip()
