@@ -31,6 +31,7 @@ _PLACES = {
     "InputError": "circuitcli.errors",
     "LanguageModel": "circuitcli.models.loading",
     "Picture": "circuitcli.api.drawing",
+    "Run": "circuitcli.api.running",
     "Scores": "circuitcli.api.validating",
     "SettingsError": "circuitcli.errors",
     "SparseCoder": "circuitcli.saes.base",
@@ -42,6 +43,7 @@ _PLACES = {
     "find_circuit": "circuitcli.api.circuits",
     "load_coders": "circuitcli.api.coders",
     "load_model": "circuitcli.api.models",
+    "run": "circuitcli.api.running",
     "train": "circuitcli.api.training",
     "validate": "circuitcli.api.validating",
 }

@@ -11,6 +11,8 @@ from circuitcli.api.drawing import draw as draw
 from circuitcli.api.encoding import Encoded as Encoded
 from circuitcli.api.encoding import encode as encode
 from circuitcli.api.models import load_model as load_model
+from circuitcli.api.running import Run as Run
+from circuitcli.api.running import run as run
 from circuitcli.api.training import train as train
 from circuitcli.api.validating import Scores as Scores
 from circuitcli.api.validating import validate as validate

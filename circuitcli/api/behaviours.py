@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path as FilePath
+from typing import cast
 
 from circuitcli.api.arguments import Path, wrong_type
 from circuitcli.attribution.behaviours import Behaviour
@@ -39,6 +40,10 @@ def as_behaviour(
         return _changed(prompts, target, foil, counterfactual, metric, baseline)
     if metric is None:
         metric = "logit-diff" if foil is not None else "log-prob"
+    if foil is not None and metric != "logit-diff":
+        raise SettingsError(f"the metric {metric} has no foil", hint="use metric='logit-diff', or leave foil= out")
+    if target is not None and metric in ("cross-entropy", "kl"):
+        raise SettingsError(f"the metric {metric} has no target", hint="use log-prob or logit-diff, or no target=")
     return Behaviour.of(
         _given(prompts),
         target=target,
@@ -103,6 +108,6 @@ def _example(prompt: object) -> Example:
         said = tuple((message.role, message.content) for message in prompt.messages)
         return Example(said[-1][1], messages=said)
     if _is_ids(prompt):
-        ids = tuple(prompt)  # type: ignore[arg-type]
+        ids = tuple(cast(Sequence[int], prompt))
         return Example(" ".join(map(str, ids)), ids=ids)
     raise wrong_type("prompts", prompt, "a prompt", hint=_HINT)

@@ -108,10 +108,10 @@ def find_circuit(
     )
     chosen = chosen.model_copy(update={"metric": behaviour.metric, "baseline": behaviour.baseline})
     panel = _panel(as_model(model), coders, behaviour, chosen, cache, left_out, seed=seed, method=method)
-    facts = _facts(behaviour, panel, chosen, seed=seed, chat=chat)
+    facts = _facts(behaviour, panel, chosen, chat=chat)
     if method == "naive":
         return naive_graph(model, panel, chosen, seed=seed, name=name, **facts)
-    return gradient_graph(model, panel, chosen, name=name, **facts)
+    return gradient_graph(model, panel, chosen, name=name, seed=seed, **facts)
 
 
 def _settings(others: Mapping[str, object] | None, method: Method, **named: Any) -> GraphSettings:
@@ -143,9 +143,7 @@ def _panel(
         model.tokenizer, model.adapter, positions=settings.positions, most=settings.n_prompts, left_out=left_out
     )
     kind = chosen_kind(settings.positions, prompts, default="sum" if method == "naive" else "all")
-    rule = baseline_rule(
-        behaviour.baseline, chosen, model, cache=cache, n_tokens=settings.baseline_tokens, seed=seed
-    )
+    rule = baseline_rule(behaviour.baseline, chosen, model, cache=cache, n_tokens=settings.baseline_tokens, seed=seed)
     return Panel.of(
         model.adapter,
         chosen,
@@ -187,9 +185,7 @@ def naive_graph(
     # All pins are checked before the first ablation.
     for hook in search.pins:
         search.sources(hook)
-    head = _head(
-        model, panel, settings, name=name, method="naive", threshold=search.threshold, to=settings.to, **facts
-    )
+    head = _head(model, panel, settings, name=name, method="naive", threshold=search.threshold, to=settings.to, **facts)
     parts = [search.part(hook) for hook in track(panel.hooks, "naive graph", unit="hook points")]
     kept, dropped = sum(part.kept_total for part in parts), sum(part.dropped_total for part in parts)
     share = kept / (kept + dropped) if kept + dropped > 0 else None
@@ -212,9 +208,9 @@ def _head(
     )
 
 
-def _facts(behaviour: Behaviour, panel: Panel, settings: GraphSettings, *, seed: int, chat: bool) -> dict[str, Any]:
+def _facts(behaviour: Behaviour, panel: Panel, settings: GraphSettings, *, chat: bool) -> dict[str, Any]:
     """What a head tells of the prompts, so that the graph can be tested on them."""
-    facts: dict[str, Any] = {"seed": seed, "chat": chat or None, "baseline_tokens": settings.baseline_tokens}
+    facts: dict[str, Any] = {"chat": chat or None, "baseline_tokens": settings.baseline_tokens}
     if panel.n_prompts > 1:
         places = {prompt.place for prompt in panel.prompts}
         kept = [example for example in behaviour.examples if example.place in places]

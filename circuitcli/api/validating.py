@@ -106,16 +106,14 @@ def validate(
         scores = circuit.validate(model, coders, ["resid.1/17", "mlp.2/error"], "for i in range(")
 
     graph: as `find_circuit` gives it, or names of nodes. prompts: what it is tested on, as for `find_circuit`; by
-    default its own. On other prompts a node counts at all positions. baseline: what nodes outside are set to, by default
-    as in the graph. errors: whether error terms are nodes like others, all kept, or all removed; scores are taken under
-    each, and this one is judged and set beside ``samples`` random circuits of the same shape. bootstrap: resamples of
-    the prompts for the interval. minimality: also measure the circuit without each of its nodes.
+    default its own. On other prompts a node counts at all positions. baseline: what nodes outside are set to; by
+    default as in the graph. errors: whether error terms are nodes like others, all kept, or all removed; scores are
+    taken under each, and this one is judged and set beside ``samples`` random circuits of the same shape. bootstrap:
+    resamples of the prompts for the interval. minimality: also measure the circuit without each of its nodes.
 
     Raises InputError for coders that are not the graph's, and where taking all nodes away changes nothing.
     """
-    settings = checked(
-        ValidationSettings, errors=errors, samples=samples, bootstrap=bootstrap, minimality=minimality
-    )
+    settings = checked(ValidationSettings, errors=errors, samples=samples, bootstrap=bootstrap, minimality=minimality)
     sizes = checked(GraphSettings, n_prompts=n_prompts, skip_bad=skip_bad, batch_size=batch_size)
     tested = _Tested.of(graph)
     model, left_out = as_model(model), LeftOut(allowed=skip_bad)

@@ -161,6 +161,11 @@ class SparseCoder(nn.Module, ABC):
         """Number of features."""
         return self.config.d_sae
 
+    def extra_repr(self) -> str:
+        """What people are shown of it."""
+        written = "" if not self.is_transcoder else f" -> {' '.join(map(str, self.writes))}"
+        return f"{self.hook}{written}, {self.d_in} -> {self.d_sae} features"
+
     def writing_names(self, number: int) -> tuple[str, ...]:
         """Names of the parameters that write the hook point of this number among `writes`."""
         names = ("W_dec", "b_dec", "W_skip") if self.config.skip else ("W_dec", "b_dec")

@@ -1,0 +1,180 @@
+"""Circuits from Python: the same as the commands find and measure, from texts, files and behaviours, without a run."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from test_graph_stages import PROMPT, graph_of
+from test_graph_stages import ask as ask
+from test_graph_stages import run as run
+from test_graph_stages import trained as trained
+
+import circuitcli as circuit
+from circuitcli.records import ScoreRecord, Stream
+from circuitcli.stages import graph_grad, graph_naive, validate
+from circuitcli.stages.request import Request
+
+SMALL = dict(down=3, up=2, steps=3, settings={"baseline_tokens": 512})
+QUICK = dict(samples=3, bootstrap=0)
+# As the README and the issue write it.
+EXAMPLE = """
+import circuitcli as circuit
+model = circuit.load_model("builtin:tiny"); coders = circuit.load_coders("runs/builtin-tiny")
+graph = circuit.find_circuit(model, coders, "for i in range(", down=5, up=3)
+scores = circuit.validate(model, coders, graph); nodes, edges = graph.to_pandas(); graph.to_networkx()
+graph.save("g.jsonl"); again = circuit.CircuitGraph.load("g.jsonl")
+graph
+"""
+
+
+@pytest.fixture(scope="module")
+def model() -> circuit.LanguageModel:
+    return circuit.load_model("builtin:tiny", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def coders(trained: Path):
+    return circuit.load_coders(trained)
+
+
+@pytest.fixture
+def in_a_project(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the run of the built-in model where its command puts it."""
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "builtin-tiny").symlink_to(trained)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_example_runs_as_it_stands(in_a_project: Path):
+    names: dict = {}
+    exec(EXAMPLE, names)
+    graph = names["graph"]
+    assert names["again"] == graph and len(graph) > 5
+    assert len(names["nodes"]) == len(graph.nodes) and len(names["edges"]) == len(graph.edges)
+    assert graph.head.prompt == "for i in range(" and graph.head.baseline == "mean"
+    assert set(names["scores"]["faithfulness"].model_dump()) >= {"low", "high", "judged"}
+    assert "<iframe" in graph._repr_html_()
+
+
+def same_graph(found: circuit.CircuitGraph, made: circuit.CircuitGraph) -> None:
+    """All nodes and edges, and all that both heads tell but where the command keeps its graph."""
+    assert found.nodes == made.nodes and found.edges == made.edges
+    told = {name: value for name, value in found.head if value is not None and name != "name"}
+    assert told == {name: value for name, value in made.head if value is not None and name not in ("name", "path")}
+
+
+def test_a_gradient_graph_and_its_scores_are_those_of_the_commands(model, coders, ask, run):
+    made = graph_grad.run(ask())
+    found = circuit.find_circuit(model, coders, PROMPT, **SMALL)
+    same_graph(found, graph_of(made))
+    request = ask()
+    of_command = validate.run(Request(request.settings, Stream([*run.stream(), *made]), run))
+    scores = circuit.validate(model, coders, found, **QUICK)
+    expected = [one for one in Stream(of_command).of(ScoreRecord) if one.name != "effect"]
+    assert [one.model_dump(exclude={"graph", "graph_digest"}) for one in scores] == [
+        one.model_dump(exclude={"graph", "graph_digest"}) for one in expected
+    ]
+    assert scores.faithfulness == scores["faithfulness"].value
+    assert "faithfulness-random-active" in str(scores) and "minimality" in scores._repr_html_()
+    with pytest.raises(KeyError, match="faithfulness"):
+        scores["faith"]
+
+
+def test_a_naive_graph_is_that_of_the_command(model, coders, ask):
+    made = graph_naive.run(ask(graph__thin=0.2, graph__threshold_exp=-2))
+    found = circuit.find_circuit(model, coders, PROMPT, method="naive", settings={"thin": 0.2, "threshold_exp": -2})
+    assert found.nodes == graph_of(made).nodes and found.edges == graph_of(made).edges
+    assert found.head.share_kept == graph_of(made).head.share_kept
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    lines = [
+        {"prompt": "for i in range(", "target": "0", "foil": "1", "counterfactual": "for x in range("},
+        {"prompt": "if i in range(", "target": "0", "foil": "1", "counterfactual": "if x in range("},
+    ]
+    path = tmp_path_factory.mktemp("prompts") / "pairs.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def test_pairs_of_a_file_are_a_behaviour_and_a_graph_of_them_is_tested_on_them(model, coders, pairs: Path, tmp_path):
+    options = dict(down=3, up=2, method="atp")
+    by_file = circuit.find_circuit(model, coders, pairs, metric="logit-diff", baseline="counterfactual", **options)
+    behaviour = circuit.Behaviour.of(pairs, metric="logit-diff", baseline="counterfactual")
+    by_value = circuit.find_circuit(model, coders, behaviour, **options)
+    listed = circuit.find_circuit(
+        model, coders, behaviour.examples, metric="logit-diff", baseline="counterfactual", **options
+    )
+    assert by_file == by_value and (by_file.nodes, by_file.edges) == (listed.nodes, listed.edges)
+    assert by_file.head.n_prompts == 2 and by_file.head.prompts == str(pairs)
+    assert all(node.standard_error is not None for node in by_file.nodes if not node.is_output)
+    listed.save(tmp_path / "graph.jsonl")
+    scores = circuit.validate(model, coders, circuit.CircuitGraph.load(tmp_path / "graph.jsonl"), **QUICK)
+    again = circuit.validate(model, coders, by_file, pairs, **QUICK)
+    assert scores.faithfulness == circuit.validate(model, coders, by_file, **QUICK).faithfulness
+    # Their positions do not count on prompts that are given.
+    assert again["faithfulness"].metric_clean == scores["faithfulness"].metric_clean
+    assert scores["faithfulness"].n_prompts == 2
+
+
+def test_several_texts_are_explained_together_and_tested_elsewhere(model, coders):
+    prompts = ["for i in range(", "import os\nimport", "def main(self"]
+    graph = circuit.find_circuit(model, coders, prompts, baseline="zero", down=2, up=1, method="atp")
+    assert graph.head.positions == "sum" and graph.head.n_prompts == 3
+    wide = dict(baseline="zero", down=100, up=100, method="atp", positions="sum")
+    apart = [circuit.find_circuit(model, coders, one, **wide) for one in prompts]
+    common = [node for node in graph.nodes[:-1] if all(node.id in one.by_id for one in apart)]
+    for node in common:
+        assert node.effect == pytest.approx(sum(one.by_id[node.id].effect for one in apart) / 3, rel=1e-3, abs=1e-5)
+    assert common
+    scores = circuit.validate(model, coders, graph, "class A(", baseline="zero", **QUICK)
+    assert scores["faithfulness"].n_prompts == 1
+
+
+def test_everything_is_faithful_and_nothing_is_not(model, coders):
+    everything = [f"{hook}/{index}" for hook, coder in coders.items() for index in [*range(coder.d_sae), "error"]]
+    scores = circuit.validate(model, coders, everything, PROMPT, baseline="zero", samples=0, minimality=False)
+    assert scores.faithfulness == pytest.approx(1, abs=1e-4) and scores.completeness == pytest.approx(0, abs=1e-4)
+    assert scores["completeness"].graph == "nodes"
+
+
+def test_coders_in_memory_and_those_of_some_layers_make_circuits(model, coders, trained: Path):
+    cache = circuit.ActivationCache(trained / "activations", [circuit.HookPoint(2, "resid")])
+    made = circuit.train(cache, k=4, d_sae=60, batch_size=256, tokens=512, device="cpu")
+    graph = circuit.find_circuit(model, made, PROMPT, cache=cache, **SMALL)
+    assert [*graph.head.saes] == ["resid.2"] and graph.head.saes["resid.2"].startswith("sha256:")
+    assert circuit.validate(model, made, graph, cache=cache, **QUICK)["faithfulness"].judged
+    with torch.no_grad():
+        made["resid.2"].W_enc[0] += 1
+    with pytest.raises(circuit.InputError, match="not the one"):
+        circuit.validate(model, made, graph, cache=cache, **QUICK)
+    some = circuit.find_circuit(model, coders, PROMPT, layers=2, sites="mlp", baseline="zero", down=2, method="atp")
+    assert [*some.head.saes] == ["mlp.2"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (dict(prompts=""), "empty"),
+        (dict(prompts=[]), "no prompt"),
+        (dict(prompts=Path("no/such.jsonl")), "such.jsonl"),
+        (dict(target="two words"), "two words"),
+        (dict(foil="0", metric="log-prob"), "foil"),
+        (dict(metric="logit-diff"), "foil"),
+        (dict(layers="7:"), "7:"),
+        (dict(layers=0), "no coder at layers 0"),
+        (dict(baseline="counterfactual"), "counterfactual"),
+        (dict(counterfactual="one"), "tokens"),
+        (dict(down=0), "down=0"),
+        (dict(settings={"thinn": 1}), "thinn"),
+        (dict(method="atp", metric="kl"), "method ig"),
+        (dict(target="0", metric="kl"), "target"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_with_a_hint(model, coders, arguments: dict, said: str):
+    with pytest.raises(circuit.CircuitError) as raised:
+        circuit.find_circuit(model, coders, **{"prompts": PROMPT} | arguments)
+    assert said in f"{raised.value.message} {raised.value.hint}" and raised.value.hint
