@@ -120,15 +120,15 @@ def start(device: "torch.device") -> None:
     if processes.count() == 1 or dist.is_initialized():
         return
     _await_all()
-    own = dist.get_default_backend_for_device(device)
+    backend = dist.get_default_backend_for_device(device)
     try:
         dist.init_process_group(
             # What of a step is known on the CPU is sent from there, which the back ends of GPUs refuse.
-            own if own == "gloo" else f"cpu:gloo,{device.type}:{own}",
+            backend if backend == "gloo" else f"cpu:gloo,{device.type}:{backend}",
             store=dist.PrefixStore("tensors", _store()),
             rank=processes.rank(),
             world_size=processes.count(),
-            device_id=None if own == "gloo" else device,
+            device_id=None if backend == "gloo" else device,
         )
     except (RuntimeError, ValueError) as error:
         raise _lost(error) from error
@@ -149,7 +149,7 @@ def _connected() -> Any:
     from torch.distributed.rendezvous import rendezvous
 
     if not processes.is_main():
-        _await_listener()
+        _wait_for_main()
     try:
         # Told of one process it does not wait for all, which no signal could end.
         store, _, _ = next(rendezvous("env://", processes.rank(), 1, timeout=timedelta(seconds=_CONNECT_S)))
@@ -159,7 +159,7 @@ def _connected() -> Any:
     return store
 
 
-def _await_listener() -> None:
+def _wait_for_main() -> None:
     """Return when somebody listens where the main process is to be; torch would fill the terminal while it waits."""
     address, port = os.environ.get("MASTER_ADDR", ""), whole_number(os.environ.get("MASTER_PORT", ""))
     deadline = time.monotonic() + _wait_s

@@ -170,9 +170,9 @@ def parse_slice(text: str, *, hint: str = "write a Python slice, for example 3:5
 
     Raises SettingsError, with the hint, if it is none or steps downwards.
     """
-    found = [_SLICE_PART.fullmatch(part) for part in text.split(":")]
-    numbers = [int(part["number"]) if part["number"] else None for part in found if part is not None]
-    if len(numbers) < len(found) or len(numbers) > 3 or numbers == [None]:
+    parts = [_SLICE_PART.fullmatch(part) for part in text.split(":")]
+    numbers = [int(part["number"]) if part["number"] else None for part in parts if part is not None]
+    if len(numbers) < len(parts) or len(numbers) > 3 or numbers == [None]:
         raise SettingsError(f"'{text}' is not a slice of layers", hint=hint)
     if len(numbers) == 1:
         first = numbers[0] or 0

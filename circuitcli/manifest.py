@@ -33,7 +33,7 @@ class _Content(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow")
 
 
-class _Attempt(_Content):
+class _Work(_Content):
     fingerprint: Word = ""
     settings: Table = {}
     inputs: Table = {}
@@ -45,8 +45,8 @@ class _Attempt(_Content):
     versions: Table = {}
 
 
-class _Entry(_Attempt):
-    next: _Attempt | None = None
+class _Entry(_Work):
+    next: _Work | None = None
     tokens: Count | None = None
     held_out: Count | None = None
     n_tokens: Count | None = None
@@ -88,8 +88,8 @@ def _check(text: bytes, path: Path) -> None:
         ModelSettings.model_validate({name.removeprefix("model."): value for name, value in settings.items()})
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{path}: {place}: {first['msg'].lower()}", hint=_HINT) from None
+        field = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{path}: {field}: {first['msg'].lower()}", hint=_HINT) from None
 
 
 def digest(content: Any) -> str:

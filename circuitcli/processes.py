@@ -44,13 +44,13 @@ def _read() -> dict[str, int]:
     # Some schedulers set WORLD_SIZE for jobs in which nobody has numbered the processes.
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return _NAMES
-    found = {"LOCAL_RANK": os.environ["RANK"]} | {name: os.environ[name] for name in _NAMES if name in os.environ}
+    variables = {"LOCAL_RANK": os.environ["RANK"]} | {name: os.environ[name] for name in _NAMES if name in os.environ}
     try:
-        numbers = {name: int(text) for name, text in found.items()}
+        numbers = {name: int(text) for name, text in variables.items()}
     except ValueError:
         numbers = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 0}
     if not (0 <= numbers["LOCAL_RANK"] <= numbers["RANK"] < numbers["WORLD_SIZE"]):
-        told = " ".join(f"{name}={text}" for name, text in found.items())
+        told = " ".join(f"{name}={text}" for name, text in variables.items())
         raise SettingsError(
             f"the environment variables of the processes do not fit together: {told}",
             hint="start several with `torchrun --nproc-per-node 2 -m circuitcli ...`, or unset RANK and WORLD_SIZE",

@@ -162,15 +162,15 @@ class Run:
         ``force`` is set.
         """
         entry = self.stage(name)
-        attempt = entry.pop(NEXT, {})
-        if entry and not force and not fingerprint.is_of(entry) and not fingerprint.is_of(attempt):
+        unfinished = entry.pop(NEXT, {})
+        if entry and not force and not fingerprint.is_of(entry) and not fingerprint.is_of(unfinished):
             or_name = " or --name" if name.startswith(("graph:", "validate:")) else ""
             raise InputError(
                 f"{self.path} already has {name} with other settings: {fingerprint.first_difference(entry)}",
                 hint=f"use --force to replace it, or another --run{or_name}",
             )
         is_aside = keeps and entry.get("state") == "finished"
-        before = attempt if is_aside else entry
+        before = unfinished if is_aside else entry
         resumes = not force and fingerprint.is_of(before)
         begun = {
             "fingerprint": fingerprint.digest,
@@ -229,8 +229,8 @@ class Run:
         """
         content = self.manifest()
         now = content.get("stages", {})
-        kept = {key: before[key] if key == name else now[key] for key in before if key == name or key in now}
-        stages = kept | {key: entry for key, entry in now.items() if key not in kept and key != name}
+        restored = {key: before[key] if key == name else now[key] for key in before if key == name or key in now}
+        stages = restored | {key: entry for key, entry in now.items() if key not in restored and key != name}
         if stages or "model" in content:
             self.update_manifest(stages=stages)
         else:

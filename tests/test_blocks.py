@@ -255,7 +255,7 @@ def test_parts_of_a_batch_have_its_rows_one_after_the_other(n_positions, chosen)
     again = torch.full_like(whole, -1)
     for part in batch.parts(n_positions):
         places = batch.input_ids[part.blocks, batch.n_bos :].flatten()
-        again[part.rows] = places if part.places is None else places[part.places]
+        again[part.rows] = places if part.positions is None else places[part.positions]
     assert torch.equal(again, whole)
 
 

@@ -220,7 +220,7 @@ def test_a_run_made_with_a_relative_model_works_from_any_folder(inside, monkeypa
     for flags in ({}, {"model.name": "../m"}, {"model.name": str(inside / "m")}):
         loaded = with_model_of(Run(inside / "run"), load(flags, environment={}))
         assert loaded.settings.model.name == str(inside / "m")
-    with pytest.raises(InputError, match=r"belongs to model\.name"):
+    with pytest.raises(InputError, match=r"was made with model\.name"):
         with_model_of(Run(inside / "run"), load({"model.name": "m"}, environment={}))
 
 

@@ -182,7 +182,7 @@ def test_the_shipped_configuration_loads_and_is_what_the_defaults_say():
     [
         ("learning_rat = 1e-3", "learning_rat"),
         ("steps = 0", "steps"),
-        ("d_model = 30", "no multiple of n_heads"),
+        ("d_model = 30", "not a multiple of n_heads"),
         ("steps = ", "is not TOML"),
     ],
 )

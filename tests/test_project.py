@@ -157,3 +157,42 @@ def test_files_of_tests_that_are_to_come_first_are_there() -> None:
     from conftest import LONGEST
 
     assert all((ROOT / "tests" / f"{name}.py").is_file() for name in LONGEST) and len(LONGEST) == len(set(LONGEST))
+
+
+# Words of earlier versions for things that the field has words for, or that a reader would have to be told.
+FOREIGN = {"student", "lesson", "learner", "pace", "attempt", "outcome", "listener", "settle", "consider", "let_go"}
+
+
+def names_defined(tree: ast.AST) -> list[str]:
+    """Names of classes, functions and parameters, as words with underscores between."""
+    names = [node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef | ast.FunctionDef)]
+    names += [node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)]
+    return [re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower().strip("_") for name in names]
+
+
+def modules() -> list[tuple[Path, ast.Module]]:
+    paths = sorted((ROOT / "circuitcli").rglob("*.py"))
+    return [(path.relative_to(ROOT), ast.parse(path.read_text(encoding="utf-8"))) for path in paths]
+
+
+def test_names_are_words_of_the_field() -> None:
+    bad = []
+    for path, tree in modules():
+        for name in [path.stem, *names_defined(tree)]:
+            bad += [f"{path}: {name}" for word in FOREIGN if re.search(rf"(^|_){word}(s|ed|_|$)", name)]
+    assert not bad
+
+
+def test_messages_say_that_something_is_not_a_thing_rather_than_no_thing() -> None:
+    inverted = re.compile(r"(?<!there )\b(is|are) (no (?!longer|more )|none of )")
+    bad = []
+    for path, tree in modules():
+        documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+        docstrings = {ast.get_docstring(node, clean=False) for node in ast.walk(tree) if isinstance(node, documented)}
+        texts = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+        bad += [
+            f"{path}:{text.lineno}: {text.value}"
+            for text in texts
+            if text.value not in docstrings and inverted.search(text.value)
+        ]
+    assert not bad

@@ -7,7 +7,7 @@ from functools import partial
 from circuitcli import group, processes, progress
 from circuitcli.activations.background import ahead
 from circuitcli.activations.collection import Collected, completed, done_rows
-from circuitcli.activations.plans import Collection, Found, plans
+from circuitcli.activations.plans import Collection, StoredShard, plans
 from circuitcli.activations.sae_lens import CachedSource
 from circuitcli.activations.storage.shard_files import ShardFiles
 
@@ -21,9 +21,9 @@ def adopt(source: CachedSource, collection: Collection) -> Collected:
     return completed(collection, partial(_continue, source, collection))
 
 
-def _continue(source: CachedSource, collection: Collection, found: Mapping[int, Found]) -> None:
-    reporting = progress.task("collect", total=collection.n_tokens, unit="tokens", done=done_rows(found))
-    with closing(ahead(plans(source.blocks, collection, found))) as planned, reporting as advance:
+def _continue(source: CachedSource, collection: Collection, stored: Mapping[int, StoredShard]) -> None:
+    reporting = progress.task("collect", total=collection.n_tokens, unit="tokens", done=done_rows(stored))
+    with closing(ahead(plans(source.blocks, collection, stored))) as planned, reporting as advance:
         for plan in planned:
             group.check()
             files = ShardFiles(plan, collection, d_model=source.cached.d_in, bos_id=source.bos_id)

@@ -38,9 +38,9 @@ class Spread:
     @classmethod
     def of(cls, rows: Float[Tensor, "row d_model"]) -> "Spread":
         """That of some rows."""
-        made = cls()
-        made.add(rows)
-        return made
+        spread = cls()
+        spread.add(rows)
+        return spread
 
     def add(self, rows: Float[Tensor, "row d_model"]) -> None:
         """Take in further rows, at least one."""

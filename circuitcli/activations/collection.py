@@ -15,7 +15,7 @@ from circuitcli.activations.background import Worker, ahead
 from circuitcli.activations.cache import ActivationCache
 from circuitcli.activations.lanes import blocks_at_once, lanes, n_lanes
 from circuitcli.activations.passes import passes
-from circuitcli.activations.plans import BlocksFrom, Collection, Found, complete, plans, survey
+from circuitcli.activations.plans import BlocksFrom, Collection, StoredShard, complete, plans, survey
 from circuitcli.activations.storage.disk import DiskQueue, n_buffers
 from circuitcli.activations.storage.shard_files import ShardFiles
 from circuitcli.activations.storage.token_shards import TokenShard, tokens_path
@@ -55,7 +55,7 @@ def collect(model: LanguageModel, documents: Documents, collection: Collection) 
     return completed(collection, partial(_continue, model, blocks_from, collection))
 
 
-def completed(collection: Collection, work: Callable[[Mapping[int, Found]], None]) -> Collected:
+def completed(collection: Collection, work: Callable[[Mapping[int, StoredShard]], None]) -> Collected:
     """What is stored after ``work`` has made what is missing; it is told what is there, and not called for nothing.
 
     Several processes return together. Logs a warning if there is less than was asked for.
@@ -63,9 +63,9 @@ def completed(collection: Collection, work: Callable[[Mapping[int, Found]], None
     if processes.is_main():
         remove_partials(collection.root)
     group.barrier()
-    found = survey(collection)
-    if not _is_whole(found):
-        work(found)
+    stored = survey(collection)
+    if not _is_whole(stored):
+        work(stored)
     group.barrier()
     cache = ActivationCache(collection.root, collection.hooks)
     if processes.is_main():
@@ -80,8 +80,8 @@ def finished_shards(collection: Collection) -> list[TokenShard]:
     return complete(survey(collection))
 
 
-def _is_whole(found: Mapping[int, Found]) -> bool:
-    whole = complete(found)
+def _is_whole(stored: Mapping[int, StoredShard]) -> bool:
+    whole = complete(stored)
     return bool(whole) and whole[-1].is_last
 
 
@@ -93,13 +93,13 @@ def _remove_others(collection: Collection, *, n_shards: int) -> None:
             file.unlink()
 
 
-def done_rows(found: Mapping[int, Found]) -> int:
+def done_rows(stored: Mapping[int, StoredShard]) -> int:
     """How many rows need no more work."""
-    return sum(shard.tokens.n_rows for shard in found.values() if not shard.missing)
+    return sum(shard.tokens.n_rows for shard in stored.values() if not shard.missing)
 
 
 def _continue(
-    model: LanguageModel, blocks_from: BlocksFrom, collection: Collection, found: Mapping[int, Found]
+    model: LanguageModel, blocks_from: BlocksFrom, collection: Collection, stored: Mapping[int, StoredShard]
 ) -> None:
     adapter, bos_id = model.adapter, model.tokenizer.bos_id
     at_once = blocks_at_once(
@@ -107,10 +107,10 @@ def _continue(
     )
     collection = replace(collection, batch_size=at_once)
     begun: list[ShardFiles] = []
-    reporting = progress.task("collect", total=collection.n_tokens, unit="tokens", done=done_rows(found))
+    reporting = progress.task("collect", total=collection.n_tokens, unit="tokens", done=done_rows(stored))
     with ExitStack() as stack:
         # Left from the last to the first: what a thread uses must be there until the thread has ended.
-        planned = stack.enter_context(closing(ahead(plans(blocks_from, collection, found))))
+        planned = stack.enter_context(closing(ahead(plans(blocks_from, collection, stored))))
         stack.callback(lambda: _abandon(begun))
         disk = DiskQueue(n_buffers(n_lanes(adapter)), pinned=adapter.device.type == "cuda")
         stack.callback(disk.close)

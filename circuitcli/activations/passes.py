@@ -49,9 +49,9 @@ class Passes:
             if hook not in files.plan.hooks:
                 return
             if activation.device.type == "cpu":
-                place = files.rows(hook).place(planned.pieces[0])
+                offset = files.rows(hook).place(planned.pieces[0])
                 dtype = self._dtypes[hook]
-                rows, memory = self._rows(activation, parts, n_bos=batch.n_bos, place=place, dtype=dtype)
+                rows, memory = self._rows(activation, parts, n_bos=batch.n_bos, offset=offset, dtype=dtype)
                 files.store(hook, rows, planned.pieces, memory=memory, disk=self._disk)
             else:
                 on_device[hook] = batch.stored(activation, self._dtypes[hook])
@@ -60,13 +60,13 @@ class Passes:
         self._run(batch.input_ids.to(device), mask, see)
         # A copy waits for the device: the whole pass is under way before the first.
         for hook, rows in on_device.items():
-            place = files.rows(hook).place(planned.pieces[0])
-            memory, numbers = self._memory(rows.shape, place=place, dtype=rows.dtype)
+            offset = files.rows(hook).place(planned.pieces[0])
+            memory, numbers = self._memory(rows.shape, offset=offset, dtype=rows.dtype)
             files.store(hook, StoredRows.of(rows, numbers), planned.pieces, memory=memory, disk=self._disk)
         return sum(block.n_rows for block in planned.blocks)
 
     def _rows(
-        self, activation: Tensor, parts: Sequence[Part], *, n_bos: int, place: int, dtype: torch.dtype
+        self, activation: Tensor, parts: Sequence[Part], *, n_bos: int, offset: int, dtype: torch.dtype
     ) -> tuple[StoredRows, Tensor]:
         """The rows to store, as `Batch.stored` gives them, and the memory of the disk's queue that they are in.
 
@@ -74,23 +74,23 @@ class Passes:
         takes a tenth longer.
         """
         behind = activation[:, n_bos:]
-        memory, rows = self._memory((parts[-1].rows.stop, activation.shape[-1]), place=place, dtype=dtype)
+        memory, rows = self._memory((parts[-1].rows.stop, activation.shape[-1]), offset=offset, dtype=dtype)
         sums = RowSums(*rows.shape, n_times=len(parts))
         for part in parts:
-            own, stored = behind[part.blocks], rows[part.rows]
-            if part.places is None:
-                stored.view(own.shape).copy_(own)
+            values, stored = behind[part.blocks], rows[part.rows]
+            if part.positions is None:
+                stored.view(values.shape).copy_(values)
             else:
-                rounded = self._scratch.take(own.shape, dtype).copy_(own).flatten(0, 1)
-                torch.index_select(rounded, 0, part.places, out=stored)
+                rounded = self._scratch.take(values.shape, dtype).copy_(values).flatten(0, 1)
+                torch.index_select(rounded, 0, part.positions, out=stored)
             sums.add(stored)
         return sums.over(rows), memory
 
-    def _memory(self, shape: Sequence[int], *, place: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def _memory(self, shape: Sequence[int], *, offset: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Memory of the disk's queue, and a part of it as numbers of this shape, which lies as in the file."""
         n_bytes = torch.Size(shape).numel() * dtype.itemsize
         memory = self._disk.take(n_bytes + ALIGNMENT)
-        first = (place - memory.data_ptr()) % ALIGNMENT
+        first = (offset - memory.data_ptr()) % ALIGNMENT
         if first % dtype.itemsize:
             first = 0
         return memory, memory[first : first + n_bytes].view(dtype).view(shape)

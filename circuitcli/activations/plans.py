@@ -49,7 +49,7 @@ class Collection:
 
 
 @dataclass(frozen=True)
-class Found:
+class StoredShard:
     """A shard whose tokens are there, and the hook points whose rows are not."""
 
     tokens: TokenShard
@@ -121,9 +121,9 @@ def _runs(numbers: Sequence[int]) -> list[range]:
     return [range(numbers[first], numbers[last - 1] + 1) for first, last in pairwise([0, *edges, len(numbers)])]
 
 
-def survey(collection: Collection) -> dict[int, Found]:
+def survey(collection: Collection) -> dict[int, StoredShard]:
     """The shards of this collection whose tokens are there, by index."""
-    found = {}
+    stored = {}
     for path in tokens_path(collection.root, 0).parent.glob("[0-9]*.h5"):
         try:
             tokens = TokenShard.open(path)
@@ -131,10 +131,10 @@ def survey(collection: Collection) -> dict[int, Found]:
             continue
         if tokens.fingerprint == collection.fingerprint:
             index = int(path.stem)
-            found[index] = Found(
+            stored[index] = StoredShard(
                 tokens, missing_rows(collection, index, first_row=tokens.first_row, n_rows=tokens.n_rows)
             )
-    return found
+    return stored
 
 
 def missing_rows(collection: Collection, index: int, *, first_row: int, n_rows: int) -> tuple[HookPoint, ...]:
@@ -151,15 +151,15 @@ def missing_rows(collection: Collection, index: int, *, first_row: int, n_rows: 
     return tuple(hook for hook in collection.hooks if not is_there(hook))
 
 
-def complete(found: Mapping[int, Found]) -> list[TokenShard]:
+def complete(stored: Mapping[int, StoredShard]) -> list[TokenShard]:
     """The shards that lack nothing, up to the first that does."""
     whole: list[TokenShard] = []
-    while (shard := found.get(len(whole))) is not None and not shard.missing:
+    while (shard := stored.get(len(whole))) is not None and not shard.missing:
         whole.append(shard.tokens)
     return whole
 
 
-def plans(blocks_from: BlocksFrom, collection: Collection, found: Mapping[int, Found]) -> Iterator[Plan]:
+def plans(blocks_from: BlocksFrom, collection: Collection, stored: Mapping[int, StoredShard]) -> Iterator[Plan]:
     """The shards that this process has to make; of several, each makes every n-th. The text is read where it must be.
 
     Raises InputError if the text has no token.
@@ -167,7 +167,7 @@ def plans(blocks_from: BlocksFrom, collection: Collection, found: Mapping[int, F
     reader: _Reader | None = None
     index, first_row, cursor, is_last = 0, 0, Cursor(), False
     while not is_last:
-        there = found.get(index)
+        there = stored.get(index)
         is_mine = index % processes.count() == processes.rank()
         if there is not None and there.tokens.first_row == first_row and not (is_mine and there.missing):
             reader, n_rows, cursor, is_last = None, there.tokens.n_rows, there.tokens.cursor, there.tokens.is_last

@@ -73,8 +73,8 @@ class CachedContexts:
         """What was cached of some blocks."""
         numbers = [block.after.document - 1 for block in blocks]
         first = min(numbers)
-        found = self.rows[first : max(numbers) + 1][self.hook_name]
-        return torch.from_numpy(found)[[number - first for number in numbers]]
+        rows = self.rows[first : max(numbers) + 1][self.hook_name]
+        return torch.from_numpy(rows)[[number - first for number in numbers]]
 
 
 @dataclass(frozen=True)
@@ -110,11 +110,11 @@ class CachedSource:
             n_front = next(
                 (at for at, token in enumerate(tokens) if token not in (self.bos_id, self.front_id)), len(tokens)
             )
-            places = tuple(
+            left_out = tuple(
                 at for at, token in enumerate(tokens) if at >= n_bos and (at < n_front or token in self.left_out)
             )
-            if len(places) + n_bos < len(tokens):
-                yield Block(tokens, n_bos, index, Cursor(number + 1, 0, index + 1), places)
+            if len(left_out) + n_bos < len(tokens):
+                yield Block(tokens, n_bos, index, Cursor(number + 1, 0, index + 1), left_out)
                 index += 1
 
     def stored_as(self, dtype: str) -> "CachedSource":
@@ -123,12 +123,12 @@ class CachedSource:
 
     def first_rows(self, n_rows: int) -> Float[Tensor, "row d_in"]:
         """At least so many rows that are stored, or all, as they were cached."""
-        parts, found = [], 0
+        parts, n_found = [], 0
         for block in self.blocks(Cursor()):
             batch = padded([block], pad_id=0)
             parts.append(batch.stored(self.cached.activations([block]), torch.float32))
-            found += block.n_rows
-            if found >= n_rows:
+            n_found += block.n_rows
+            if n_found >= n_rows:
                 break
         return torch.cat(parts)
 

@@ -108,8 +108,8 @@ def _usage(error: BaseException, text: str, command: str) -> Failure:
 def _system(error: OSError) -> Failure | None:
     # h5py reports a full disk in its text only.
     if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
-        place = f": {error.filename}" if error.filename else ""
-        return Failure(f"no space left on the disk{place}", ExitStatus.INPUT, f"make space; {how_to_go_on()}")
+        where = f": {error.filename}" if error.filename else ""
+        return Failure(f"no space left on the disk{where}", ExitStatus.INPUT, f"make space; {how_to_go_on()}")
     if error.strerror is None:
         return None
     if error.filename is None:

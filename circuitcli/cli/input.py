@@ -31,12 +31,12 @@ class Received:
     run: Run
     source: Literal["pipe", "file", "run"]
 
-    def forwarded(self, made: Iterable[Record]) -> list[str]:
+    def forwarded(self, emitted: Iterable[Record]) -> list[str]:
         """The lines to pass on in front of what was made: those read, byte for byte.
 
         From a run rather than a pipe they are what a pipe would have carried: the records of all its finished stages.
         """
-        return _lines_of_run(self.run, made) if self.source == "run" else list(self.lines)
+        return _lines_of_run(self.run, emitted) if self.source == "run" else list(self.lines)
 
 
 def receive(file: str | None, *, run: str | None, run_is_explicit: bool, needs_run: bool = True) -> Received:
@@ -51,8 +51,8 @@ def receive(file: str | None, *, run: str | None, run_is_explicit: bool, needs_r
     elif file == "-" or (not run_is_explicit and stdin_has_records()):
         lines, source = stdin_lines(), "pipe"
     else:
-        found = _existing(runs.current(run), run)
-        return Received((), found.stream(), found, "run")
+        current = _existing(runs.current(run), run)
+        return Received((), current.stream(), current, "run")
     stream = records.read(lines, name="stdin" if source == "pipe" else str(file))
     origin = as_path(file) if source == "file" and file else None
     owner = _owner(stream, named=run if run_is_explicit else None, fallback=run, file=origin, needed=needs_run)
@@ -136,10 +136,10 @@ def _existing(run: Run | None, named: str | None) -> Run:
     return run
 
 
-def _lines_of_run(run: Run, made: Iterable[Record]) -> list[str]:
+def _lines_of_run(run: Run, emitted: Iterable[Record]) -> list[str]:
     if not run.exists:
         return []
-    new = [records.to_line(record) for record in made]
+    new = [records.to_line(record) for record in emitted]
     lines = [records.to_line(run.record())]
     for name, entry in run.manifest().get("stages", {}).items():
         if entry.get("state") == "finished":

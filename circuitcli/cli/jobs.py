@@ -40,7 +40,7 @@ class Job:
     received: Received
     started: float = field(default_factory=time.perf_counter)
 
-    def emit(self, made: Sequence[Record]) -> None:
+    def emit(self, emitted: Sequence[Record]) -> None:
         """Pass on what was read and append what the stage made; people get a short table instead.
 
         Of several processes the main one does so.
@@ -52,12 +52,12 @@ class Job:
             runs.remember(run)
         seconds = time.perf_counter() - self.started
         if not console.prints_records:
-            for rows in summaries.tables(made, run.path):
+            for rows in summaries.tables(emitted, run.path):
                 console.table(rows)
-        console.say(summaries.sentence(self.command, made, str(run.path), seconds))
+        console.say(summaries.sentence(self.command, emitted, str(run.path), seconds))
         if console.prints_records:
-            console.records([*self.received.forwarded(made), *map(records.to_line, made)])
-        elif step := summaries.next_step(self.command, made):
+            console.records([*self.received.forwarded(emitted), *map(records.to_line, emitted)])
+        elif step := summaries.next_step(self.command, emitted):
             console.say(f"next: {step}")
 
 
@@ -139,11 +139,11 @@ class Call:
         return Job(self.command, Request(settings, received.records, run, self.force), received)
 
 
-def with_run_record(made: Sequence[Record], run: Run) -> list[Record]:
+def with_run_record(emitted: Sequence[Record], run: Run) -> list[Record]:
     """The records of a stage that begins a run, after the one that names the run."""
-    if any(isinstance(record, RunRecord) for record in made):
-        return list(made)
-    return [run.record(), *made]
+    if any(isinstance(record, RunRecord) for record in emitted):
+        return list(emitted)
+    return [run.record(), *emitted]
 
 
 def with_model_of(run: Run, loaded: Loaded) -> Loaded:
@@ -152,28 +152,33 @@ def with_model_of(run: Run, loaded: Loaded) -> Loaded:
     Raises InputError, naming both, if another model or revision was asked for.
     """
     manifest = run.manifest()
-    kept = manifest.get("model_settings") or {
+    recorded = manifest.get("model_settings") or {
         f"model.{name}": manifest[key] for name, key in (("name", "model"), ("revision", "revision")) if key in manifest
     }
     for setting in ("model.name", "model.revision"):
         asked = getattr(loaded.settings.model, setting.rpartition(".")[2])
-        if setting == "model.name" and setting in kept and asked is not None and _is_same_model(asked, kept[setting]):
+        if (
+            setting == "model.name"
+            and setting in recorded
+            and asked is not None
+            and _is_same_model(asked, recorded[setting])
+        ):
             continue
-        if setting in loaded.origins and setting in kept and asked != kept[setting]:
+        if setting in loaded.origins and setting in recorded and asked != recorded[setting]:
             raise InputError(
-                f"{run.path} belongs to {setting} {kept[setting]}, not {asked} ({loaded.origins[setting]})",
+                f"{run.path} was made with {setting} {recorded[setting]}, not {asked} ({loaded.origins[setting]})",
                 hint="leave it out to use the run's, or choose another --run",
             )
-    inherited = {name: value for name, value in kept.items() if name not in loaded.origins or name == "model.name"}
+    inherited = {name: value for name, value in recorded.items() if name not in loaded.origins or name == "model.name"}
     fields = {name.rpartition(".")[2]: value for name, value in inherited.items()}
     model = ModelSettings.model_validate({**loaded.settings.model.model_dump(), **fields})
     origins = {**dict.fromkeys(inherited, "run"), **loaded.origins}
     return Loaded(loaded.settings.model_copy(update={"model": model}), origins)
 
 
-def _is_same_model(asked: str, kept: str) -> bool:
+def _is_same_model(asked: str, recorded: str) -> bool:
     """Whether two names mean one model: a local one may be named from another folder."""
-    return asked == kept or absolute_name(asked) == absolute_name(kept)
+    return asked == recorded or absolute_name(asked) == absolute_name(recorded)
 
 
 def show_plan(rows: Sequence[tuple[str, str]]) -> None:

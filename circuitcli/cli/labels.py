@@ -12,17 +12,17 @@ from circuitcli.records import FeatureRecord, FeaturesRecord, Record, Stream
 SHOWN = 10
 
 
-def described(made: Sequence[Record]) -> Rows:
+def described(records: Sequence[Record]) -> Rows:
     """How many features of each hook point are known, and where."""
-    found = [record for record in made if isinstance(record, FeaturesRecord)]
-    rows = [(record.hook, f"{record.n_live:,}", f"{record.n_dead:,}", record.path) for record in found]
+    features = [record for record in records if isinstance(record, FeaturesRecord)]
+    rows = [(record.hook, f"{record.n_live:,}", f"{record.n_dead:,}", record.path) for record in features]
     return Rows(("hook point", "live features", "dead", "described in"), rows)
 
 
-def examples(made: Sequence[Record], run: Path) -> Rows:
+def examples(records: Sequence[Record], run: Path) -> Rows:
     """Some features with their labels: the first of each hook point, or of those that a pipe named one by one."""
-    files = [record for record in made if isinstance(record, FeaturesRecord) and record.n_live]
-    told = [record for record in made if isinstance(record, FeatureRecord)]
+    files = [record for record in records if isinstance(record, FeaturesRecord) and record.n_live]
+    told = [record for record in records if isinstance(record, FeatureRecord)]
     rows = [(record.id, f"{record.density:.4g}", record.label) for record in told[:SHOWN]]
     n_each, total = max(1, SHOWN // max(1, len(files))), len(told) + sum(record.n_live for record in files)
     for record in files[:SHOWN]:
@@ -36,14 +36,14 @@ def examples(made: Sequence[Record], run: Path) -> Rows:
     return Rows(("feature", "density", "label"), rows, title)
 
 
-def labels(made: Sequence[Record], run: Path) -> dict[str, str]:
+def labels(records: Sequence[Record], run: Path) -> dict[str, str]:
     """Labels of the features in the graphs that were made, by id without a position."""
     from circuitcli.render.details import read_details
 
-    found = {record.id: record.label for record in made if isinstance(record, FeatureRecord)}
+    names = {record.id: record.label for record in records if isinstance(record, FeatureRecord)}
     try:
-        for graph in from_records(Stream(made)):
-            found |= {name: details.label for name, details in read_details(graph, Stream(made), run).items()}
+        for graph in from_records(Stream(records)):
+            names |= {name: details.label for name, details in read_details(graph, Stream(records), run).items()}
     except CircuitError:
-        return found
-    return found
+        return names
+    return names

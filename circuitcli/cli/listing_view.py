@@ -22,10 +22,10 @@ _LONGEST_PROMPT = 40
 Row = tuple[str, str, str, str]
 
 
-def table(made: Sequence[Record]) -> Rows:
+def table(records: Sequence[Record]) -> Rows:
     """All that a run holds, and which stages are not finished."""
-    title = next((f"{record.path}: {record.model}" for record in made if isinstance(record, RunRecord)), "")
-    return Rows(("what", "name", "made as", "found"), [row for record in made for row in _rows(record)], title)
+    title = next((f"{record.path}: {record.model}" for record in records if isinstance(record, RunRecord)), "")
+    return Rows(("what", "name", "made as", "found"), [row for record in records for row in _rows(record)], title)
 
 
 @singledispatch
@@ -50,10 +50,10 @@ def _(record: TrainedRecord) -> Iterator[Row]:
     k, variant = extra.get("k"), getattr(record, "variant", "")
     made = f"{record.architecture}{f' k={k}' if k is not None else ''}, {record.d_sae:,} features"
     shares = ((record.explained_variance, "explained"), (record.loss_recovered, "of the loss recovered"))
-    found = [f"{value:.3f} {words}" for value, words in shares if value is not None]
-    found += [] if record.l0 is None else [f"L0 {record.l0:.3g}"]
-    found += [] if record.dead is None else [f"{record.dead:.0%} dead"]
-    yield record.kind.replace("sae", "SAE"), f"{record.hook} {variant}".strip(), made, ", ".join(found)
+    measures = [f"{value:.3f} {words}" for value, words in shares if value is not None]
+    measures += [] if record.l0 is None else [f"L0 {record.l0:.3g}"]
+    measures += [] if record.dead is None else [f"{record.dead:.0%} dead"]
+    yield record.kind.replace("sae", "SAE"), f"{record.hook} {variant}".strip(), made, ", ".join(measures)
     yield from (("", "", "", f"! {problem}") for problem in record.problems or ())
 
 

@@ -158,7 +158,7 @@ def field(setting: str) -> FieldInfo:
 
 
 def _fields(section: Any) -> dict[str, FieldInfo]:
-    return {found.alias or name: found for name, found in section.model_fields.items()}
+    return {info.alias or name: info for name, info in section.model_fields.items()}
 
 
 def choices(setting: str) -> tuple[str, ...]:

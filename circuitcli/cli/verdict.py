@@ -15,9 +15,9 @@ _CONTROLS = {
 _NEAR = 0.005
 
 
-def verdict(made: Iterable[Record]) -> list[str]:
+def verdict(records: Iterable[Record]) -> list[str]:
     """Sentences about the scores of the last test; none if faithfulness was not measured."""
-    scores = [record for record in made if isinstance(record, ScoreRecord)]
+    scores = [record for record in records if isinstance(record, ScoreRecord)]
     judged = next((score for score in reversed(scores) if score.name == "faithfulness" and score.judged), None)
     if judged is None:
         return list(_of_pins(scores))

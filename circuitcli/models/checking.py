@@ -99,8 +99,8 @@ class _Check:
     def adapter(self, probed: Probed) -> ModelAdapter:
         """The adapter with the verdicts."""
         old = self._adapter
-        found = zip(old.layouts, self._verdicts, strict=True)
-        layouts = [replace(layout, is_parallel=verdict.is_parallel) for layout, verdict in found]
+        pairs = zip(old.layouts, self._verdicts, strict=True)
+        layouts = [replace(layout, is_parallel=verdict.is_parallel) for layout, verdict in pairs]
         blocks = enumerate(self._verdicts)
         refused = {HookPoint(layer, site): why for layer, verdict in blocks for site, why in verdict.wrong.items()}
         return ModelAdapter(old.model, layouts, replace(old.findings, refused=refused, edited=probed.edited))
@@ -142,10 +142,10 @@ def _with_head(adapter: ModelAdapter, clean: CleanPass, tolerance: Tolerance) ->
         ours, its = plain.cpu().double(), logits.cpu().double()
         fitted = float((ours * its).sum() / ours.square().sum())
         for scale in (1.0, *_named_scales(adapter), fitted):
-            found = ModelAdapter(adapter.model, adapter.layouts, replace(adapter.findings, logit_scale=scale))
-            missed = _apart(found.head(clean.final_residual), logits, tolerance, beside=logits)
+            scaled = ModelAdapter(adapter.model, adapter.layouts, replace(adapter.findings, logit_scale=scale))
+            missed = _apart(scaled.head(clean.final_residual), logits, tolerance, beside=logits)
             if missed <= tolerance.relative:
-                return found
+                return scaled
     raise _refused(adapter, f"the guessed final norm and unembedding miss its logits by {percent(missed)}")
 
 

@@ -110,28 +110,28 @@ def mlp_between(
     Raises SettingsError if the model has no such hook point, or if the parts of its MLP are not known.
     """
     adapter.check(reads)
-    found = adapter.layout.mlp
-    if found is None:
+    layout = adapter.layout.mlp
+    if layout is None:
         raise SettingsError(
             f"the parts of the MLP are not known for model type '{adapter.model_type}'",
             hint="Jacobian pairs can be trained on GPT-2, GPT-NeoX, Llama, Mistral, Qwen and Gemma models",
         )
     block = adapter.blocks[reads.layer]
     is_block = (reads.site, writes.site) == ("resid_mid", "resid")
-    place = _Place(device, dtype, adapter.layout.norm_offset)
+    weights = _WeightReader(device, dtype, adapter.layout.norm_offset)
     return Mlp(
-        up=place.projection(block.get_submodule(found.up)),
-        down=place.projection(block.get_submodule(found.down)),
-        activation=block.get_submodule(found.activation),
-        gate=None if found.gate is None else place.projection(block.get_submodule(found.gate)),
-        before=place.norm(adapter.module(reads.layer, "mlp_norm"), adapter.d_model) if is_block else None,
-        after=None if found.norm is None else place.norm(block.get_submodule(found.norm), adapter.d_model),
+        up=weights.projection(block.get_submodule(layout.up)),
+        down=weights.projection(block.get_submodule(layout.down)),
+        activation=block.get_submodule(layout.activation),
+        gate=None if layout.gate is None else weights.projection(block.get_submodule(layout.gate)),
+        before=weights.norm(adapter.module(reads.layer, "mlp_norm"), adapter.d_model) if is_block else None,
+        after=None if layout.norm is None else weights.norm(block.get_submodule(layout.norm), adapter.d_model),
         skips=is_block,
     )
 
 
 @dataclass(frozen=True)
-class _Place:
+class _WeightReader:
     """Where weights are taken to, and what norms add to theirs."""
 
     device: torch.device

@@ -97,13 +97,13 @@ def _folder(settings: ModelSettings) -> Path:
 
 def _tell(model: nn.Module) -> None:
     """How many bytes of the weights are where; nothing if they are on one device."""
-    places: dict[str, str] = {prefix: str(device) for prefix, device in getattr(model, "hf_device_map", {}).items()}
-    if not places:
+    devices: dict[str, str] = {prefix: str(device) for prefix, device in getattr(model, "hf_device_map", {}).items()}
+    if not devices:
         return
-    n_bytes = dict.fromkeys(places.values(), 0)
+    n_bytes = dict.fromkeys(devices.values(), 0)
     for name, parameter in model.named_parameters():
-        prefix = max((part for part in places if f"{name}.".startswith(f"{part}." if part else "")), key=len)
-        n_bytes[places[prefix]] += parameter.numel() * parameter.element_size()
+        prefix = max((part for part in devices if f"{name}.".startswith(f"{part}." if part else "")), key=len)
+        n_bytes[devices[prefix]] += parameter.numel() * parameter.element_size()
     told = ", ".join(f"{number / 2**20:,.1f} MiB {_where(device)}" for device, number in n_bytes.items())
     progress.note(f"the model's weights are spread: {told}")
 

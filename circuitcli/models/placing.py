@@ -121,8 +121,8 @@ class _Fit:
 
 
 def _named_numbers(block: nn.Module, adapter: ModelAdapter) -> list[float]:
-    own = {**vars(text_config(adapter.model)), **vars(block)}.values()
-    return [1.0, *(value for value in own if isinstance(value, float) and value != 0.0)]
+    attributes = {**vars(text_config(adapter.model)), **vars(block)}.values()
+    return [1.0, *(value for value in attributes if isinstance(value, float) and value != 0.0)]
 
 
 def _snapped(scale: float, named: Iterable[float], share: float) -> float:

@@ -45,11 +45,11 @@ def attached(adapter: ModelAdapter, callbacks: Mapping[HookPoint, Callback]) -> 
 
 
 def _register(adapter: ModelAdapter, hook: HookPoint, callback: Callback) -> list[RemovableHandle]:
-    found, layout = adapter.findings, adapter.layouts[hook.layer]
+    findings, layout = adapter.findings, adapter.layouts[hook.layer]
     is_middle, is_attention = hook.site == "resid_mid", hook.site in ("attn_in", "attn", "resid_mid")
     # The middle of the stream is reached by way of what attention adds.
     site = "attn" if is_middle else hook.site
-    tap = _Tap(callback, device=adapter.device, copies=site in found.edited)
+    tap = _Tap(callback, device=adapter.device, copies=site in findings.edited)
     if site == "embed":
         return [adapter.embedding.register_forward_hook(tap.on_output)]
     block = adapter.blocks[hook.layer]
@@ -57,7 +57,7 @@ def _register(adapter: ModelAdapter, hook: HookPoint, callback: Callback) -> lis
         return [block.register_forward_pre_hook(tap.on_input, with_kwargs=True)]
     if site == "resid":
         return [block.register_forward_hook(tap.on_output)]
-    tap.is_middle, tap.is_flat = is_middle, site in found.flat
+    tap.is_middle, tap.is_flat = is_middle, site in findings.flat
     handles = []
     if tap.is_middle or tap.is_flat:
         handles.append(block.register_forward_pre_hook(tap.remember, with_kwargs=True))
@@ -134,8 +134,8 @@ def first_of(output: Any) -> Any:
 def given(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
     """The activation that a module works on, from what it is called with; None if it is given no tensor first."""
     name = None if args else _residual_name(kwargs)
-    found = args[0] if args else kwargs[name] if name else None
-    return found if isinstance(found, Tensor) else None
+    argument = args[0] if args else kwargs[name] if name else None
+    return argument if isinstance(argument, Tensor) else None
 
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -171,10 +171,10 @@ def read(
     hooks: Iterable[HookPoint],
 ) -> dict[HookPoint, Float[Tensor, "batch position d_model"]]:
     """Activations at the hook points, from one forward pass that ends after the deepest block that is needed."""
-    found: dict[HookPoint, Tensor] = {}
+    activations: dict[HookPoint, Tensor] = {}
     with reading(adapter, hooks) as run:
-        run(input_ids, attention_mask, found.__setitem__)
-    return found
+        run(input_ids, attention_mask, activations.__setitem__)
+    return activations
 
 
 See = Callable[[HookPoint, Tensor], None]

@@ -99,7 +99,7 @@ class Tokenizer:
             each = (self.hf(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts)
         else:
             # Leaves out where in the text each token is, which takes a quarter of the time.
-            each = (found.ids for found in self._quick.encode_batch_fast(texts, add_special_tokens=False))
+            each = (encoding.ids for encoding in self._quick.encode_batch_fast(texts, add_special_tokens=False))
         return [array("i", ids) for ids in each]
 
     def ranges(self, text: str) -> list[tuple[int, int]]:
@@ -123,8 +123,8 @@ class Tokenizer:
 
     def own_part(self, ids: IdSequence) -> IdSequence:
         """What is to stand behind the BOS token that is put in front, if any: BOS in front is never doubled."""
-        found = self.n_bos(ids)
-        start = found if self.bos_id is not None else max(0, found - 1)
+        n_front = self.n_bos(ids)
+        start = n_front if self.bos_id is not None else max(0, n_front - 1)
         return ids[start:] if start else ids  # type: ignore[return-value]
 
     def with_bos(self, ids: Sequence[int]) -> list[int]:

@@ -5,5 +5,5 @@ from typing import Any
 
 def window(config: Any) -> int | None:
     """The longest text of a model in tokens, as its PretrainedConfig says; None for one without a limit."""
-    found = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return found if isinstance(found, int) and found > 0 else None
+    length = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return length if isinstance(length, int) and length > 0 else None

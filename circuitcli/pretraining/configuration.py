@@ -52,7 +52,7 @@ class PretrainingSettings(BaseModel):
     @model_validator(mode="after")
     def _heads_divide_the_width(self) -> "PretrainingSettings":
         if self.d_model % self.n_heads:
-            raise ValueError(f"d_model {self.d_model} is no multiple of n_heads {self.n_heads}")
+            raise ValueError(f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}")
         return self
 
     @property

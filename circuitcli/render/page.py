@@ -37,7 +37,7 @@ def embedded(text: str) -> dict[str, Any]:
     """
     match = _DATA.search(text)
     if match is None:
-        raise ValueError("this is no page of a circuit")
+        raise ValueError("this is not the page of a circuit")
     return dict(json.loads(match[1]))
 
 

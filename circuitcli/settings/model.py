@@ -54,9 +54,9 @@ class ModelSettings(Section):
         """Bytes by device of ``max_memory``; GPUs are numbers."""
         limits: dict[int | str, int] = {}
         for word in self.max_memory:
-            found = _LIMIT.fullmatch(word)
-            assert found is not None
-            device, number, unit = found.groups()
+            limit = _LIMIT.fullmatch(word)
+            assert limit is not None
+            device, number, unit = limit.groups()
             name = device.removeprefix("cuda:")
             base = 1024 if unit[1:] == "iB" else 1000
             limits[int(name) if name.isdigit() else name] = int(float(number) * base ** _POWERS[unit[0]])

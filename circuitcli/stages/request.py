@@ -74,9 +74,9 @@ def resumable(
         if not request.force and (kept := run.finished(name, print_)) is not None:
             run.touch(name)
             group.share({"works": False})
-            attempt = run.stage(name).get(NEXT)
+            unfinished = run.stage(name).get(NEXT)
             # What is unfinished with other settings stays; with these it would make the same again.
-            if attempt is None or print_.is_of(attempt):
+            if unfinished is None or print_.is_of(unfinished):
                 run.give_up(name)
                 clean()
             return kept
@@ -89,7 +89,7 @@ def resumable(
         except BaseException as error:
             check_there(run.manifest_path)
             if _leaves_nothing(error, partial):
-                run.restore(name, before if _changed_nothing(error) else _without_attempt(before, name))
+                run.restore(name, before if _changed_nothing(error) else _without_unfinished(before, name))
             else:
                 run.interrupt(name, seconds=time.perf_counter() - start)
             raise
@@ -111,7 +111,7 @@ def _leaves_nothing(error: BaseException, partial: Path | None) -> bool:
     return _changed_nothing(error) or (is_refused and (partial is None or not partial.exists()))
 
 
-def _without_attempt(stages: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _without_unfinished(stages: Mapping[str, Any], name: str) -> dict[str, Any]:
     """The stages as they were, but for unfinished work of this one, which made way for that which failed."""
     entry = {key: value for key, value in stages.get(name, {}).items() if key != NEXT}
     return {**stages, name: entry} if name in stages else dict(stages)

@@ -221,12 +221,12 @@ class Batch:
         for start in range(0, n_blocks, at_once):
             stop = min(start + at_once, n_blocks)
             last_row = stop * length
-            places = None
+            positions = None
             if self.rows is not None:
                 last_row = int(torch.searchsorted(self.rows, stop * length))
-                places = self.rows[first_row:last_row] - start * length
+                positions = self.rows[first_row:last_row] - start * length
             if last_row > first_row:
-                parts.append(Part(slice(start, stop), slice(first_row, last_row), places))
+                parts.append(Part(slice(start, stop), slice(first_row, last_row), positions))
             first_row = last_row
         return parts
 
@@ -239,12 +239,12 @@ class Batch:
 class Part(NamedTuple):
     """Some neighbouring blocks of a batch, and their rows among those of the batch.
 
-    ``places`` are the stored ones among the part's own flattened positions behind BOS, None for all of them.
+    ``positions`` are the stored ones among the flattened positions of the part behind BOS, None for all of them.
     """
 
     blocks: slice
     rows: slice
-    places: Int[Tensor, " row"] | None
+    positions: Int[Tensor, " row"] | None
 
 
 def padded(blocks: Sequence[Block], *, pad_id: int) -> Batch:

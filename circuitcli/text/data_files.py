@@ -169,9 +169,9 @@ class _Source:
         return value
 
     def _blank_end(self) -> int:
-        found = _BLANK.match(self._text, self._at)
-        assert found is not None
-        return found.end()
+        blank = _BLANK.match(self._text, self._at)
+        assert blank is not None
+        return blank.end()
 
     def _read(self) -> bool:
         """Take in at least as much again as is there. Returns whether there was more; raises InputError past bounds."""

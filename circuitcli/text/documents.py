@@ -39,10 +39,10 @@ def documents(
     check_field(source, field)
     if chat and _shards(source) is not None:
         raise SettingsError(f"--chat needs text, but {source} holds token ids", hint="leave it out, or give a text")
-    found = _documents(source, field=field, vocabulary=vocabulary, start=start)
+    stream = _documents(source, field=field, vocabulary=vocabulary, start=start)
     if not chat:
-        return found
-    return (Conversation.of_user(each) if isinstance(each, str) else each for each in found)
+        return stream
+    return (Conversation.of_user(each) if isinstance(each, str) else each for each in stream)
 
 
 def _documents(source: str, *, field: str | None, vocabulary: Vocabulary | None, start: int) -> Iterator[Document]:

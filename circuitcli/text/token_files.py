@@ -40,10 +40,10 @@ def shard_documents(path: Path, *, field: str | None, vocabulary: Vocabulary, st
     for file in token_shards(path) if path.is_dir() else [path]:
         array = _array(file, field)
         is_stream = len(array.shape) == 1
-        places = (
+        ranges = (
             _spans(array, vocabulary.separators) if is_stream else ((row, row + 1) for row in range(array.shape[0]))
         )
-        for first, last in places:
+        for first, last in ranges:
             if start:
                 start -= 1
             elif is_stream:

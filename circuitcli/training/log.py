@@ -108,8 +108,8 @@ def _checked(line: dict[str, Any], place: str) -> Numbers:
     wrong = [name for name, value in line.items() if isinstance(value, bool) or not isinstance(value, int | float)]
     missing = [name for name in REQUIRED if name not in line]
     if wrong or missing:
-        what = f"'{wrong[0][:60]}' is no number" if wrong else f"it lacks '{missing[0]}'"
-        raise InputError(f"{place}: no line of metrics: {what}", hint=_HINT)
+        what = f"'{wrong[0][:60]}' is not a number" if wrong else f"it lacks '{missing[0]}'"
+        raise InputError(f"{place} is not a line of metrics: {what}", hint=_HINT)
     if not 0 <= line["step"] < 2**63 or not isinstance(line["step"], int):
-        raise InputError(f"{place}: no line of metrics: step {line['step']}", hint=_HINT)
+        raise InputError(f"{place} is not a line of metrics: step {line['step']}", hint=_HINT)
     return line

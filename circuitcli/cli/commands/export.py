@@ -48,5 +48,5 @@ def export(call: Call) -> None:
 
     job = call.open_for_saes(call.loaded.settings.sae_path)
     choice = stage.Choice.of(call.extras["layers"], call.extras["sites"])
-    made = stage.run(job.request, format_=call.extras["to"], output=call.extras["output"], choice=choice)
-    job.emit(made)
+    emitted = stage.run(job.request, format_=call.extras["to"], output=call.extras["output"], choice=choice)
+    job.emit(emitted)

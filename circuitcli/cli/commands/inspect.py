@@ -48,10 +48,10 @@ def inspect(call: Call) -> None:
         return show(listed)
     job = call.open_for_saes(text)
     is_chosen = call.run_is_explicit or "model.name" in call.loaded.origins
-    made = stage.run(job.request, is_chosen=is_chosen)
-    show(made, before=job.received.lines)
+    emitted = stage.run(job.request, is_chosen=is_chosen)
+    show(emitted, before=job.received.lines)
     # What only headers tell of is not held against activations.
-    looked_at = [record for record in made if getattr(record, "n_bytes", None) is None]
+    looked_at = [record for record in emitted if getattr(record, "n_bytes", None) is None]
     if looked_at and not is_chosen and not any(getattr(record, "activations", None) for record in looked_at):
         console.say("add --model or --run to see how it fits real activations")
 
@@ -61,8 +61,8 @@ def _list(call: Call) -> None:
     from circuitcli.stages.listing import listing
 
     run = call.open().request.run
-    made = listing(run)
+    emitted = listing(run)
     if console.prints_records:
-        return console.records(map(to_line, made))
-    console.view_table(table(made))
+        return console.records(map(to_line, emitted))
+    console.view_table(table(emitted))
     console.say(f"next: `circuit inspect {shlex.quote(str(run.path))}` looks at its SAEs")

@@ -30,6 +30,6 @@ def render(call: Call) -> None:
     else:
         from circuitcli.stages import render as stage  # type: ignore[no-redef]
 
-    made = stage.run(job.request, stdout=sys.stdout)
+    emitted = stage.run(job.request, stdout=sys.stdout)
     if "-" not in job.request.settings.render.output:
-        job.emit(made)
+        job.emit(emitted)

@@ -35,8 +35,8 @@ def validate(call: Call) -> None:
     job = call.open()
     from circuitcli.stages import validate as stage
 
-    made = stage.run(job.request)
-    job.emit(made)
-    for line in verdict(made):
+    emitted = stage.run(job.request)
+    job.emit(emitted)
+    for line in verdict(emitted):
         console.say(line)
-    stage.check(made, job.request.settings)
+    stage.check(emitted, job.request.settings)

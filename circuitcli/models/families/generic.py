@@ -89,14 +89,14 @@ def unknown(model: PreTrainedModel, why: str) -> InputError:
 
 def _block_layout(model: PreTrainedModel, whole: Layout, block: nn.Module, uses: Mapping[int, int]) -> Layout:
     """A block's parts by their names and the names of their classes; a part of several blocks is none of one."""
-    own = {
+    modules = {
         name: part
         for name, part in block.named_modules()
         if name and uses[id(part)] == 1 and not is_norm(part) and not isinstance(part, nn.Dropout)
     }
-    attention = _part(own, ATTENTION, "attention")
-    mixer = None if attention is not None else _part(own, MIXERS, "mixer")
-    mlp = _part(own, MLP, "mlp", "feedforward", "moe")
+    attention = _part(modules, ATTENTION, "attention")
+    mixer = None if attention is not None else _part(modules, MIXERS, "mixer")
+    mlp = _part(modules, MLP, "mlp", "feedforward", "moe")
     # Nemotron-H calls the one part of every block a mixer.
     mixer = None if mixer == mlp else mixer
     mixing, mlp_out = attention or mixer, mlp

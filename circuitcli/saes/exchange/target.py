@@ -37,7 +37,7 @@ def sweep(directory: Path) -> None:
                 raise InputError(
                     f"another process exports into {directory}", hint="wait for it, or name another directory with -o"
                 ) from None
-            _settle(aside, directory)
+            _finish(aside, directory)
 
 
 def is_empty(directory: Path) -> bool:
@@ -81,7 +81,7 @@ def _made(directory: Path) -> Iterator[None]:
 
 @contextmanager
 def _aside(directory: Path) -> Iterator[Path]:
-    """A folder that is locked, and settled in the end."""
+    """A folder that is locked, and finished and removed in the end."""
     aside = Path(tempfile.mkdtemp(prefix=ASIDE, dir=directory))
     try:
         with (aside / _LOCK).open("wb") as lock:
@@ -90,17 +90,17 @@ def _aside(directory: Path) -> Iterator[Path]:
                 yield aside
             finally:
                 try:
-                    _settle(aside, directory)
+                    _finish(aside, directory)
                 except (KeyboardInterrupt, SystemExit):
                     # Renames take no time worth a second signal.
-                    _settle(aside, directory)
+                    _finish(aside, directory)
                     raise
     finally:
         if not (aside / _MARK).exists():
             shutil.rmtree(aside, ignore_errors=True)
 
 
-def _settle(aside: Path, directory: Path) -> None:
+def _finish(aside: Path, directory: Path) -> None:
     """Let files that are final take their places, and remove the folder."""
     folder = aside / _FILES
     if (aside / _MARK).exists():
