@@ -222,7 +222,7 @@ def test_what_is_no_limit_is_a_usage_error_that_shows_one(text: str, tmp_path: P
 
 @pytest.mark.parametrize("places", [{"device_map": "auto"}, {"max_memory": "cpu=1GiB"}])
 def test_one_device_and_several_are_not_asked_for_together(places: dict[str, str]):
-    with pytest.raises(SettingsError, match="--device cpu names one") as caught:
+    with pytest.raises(SettingsError, match="--device cpu asks for one") as caught:
         load_model(ModelSettings(device="cpu", **places))
     assert "leave out --device" in caught.value.hint
 
