@@ -64,7 +64,8 @@ def run(request: Request, *, is_chosen: bool) -> list[Record]:
         left = [place for place in places if place not in outlines]
         sources = [SaeSource(place, place.digest, is_own=False) for place in left]
     bench = _Bench(request, is_chosen)
-    return [*outlines.values(), *(_inspected(source, bench) for source in track(sources, "inspect", unit="SAEs"))]
+    looked_at = track(sources, "inspect", unit="SAEs") if sources else ()
+    return [*outlines.values(), *(_inspected(source, bench) for source in looked_at)]
 
 
 def _outlines(places: Sequence[Place]) -> dict[Place, InspectionRecord]:
