@@ -111,7 +111,7 @@ MODEL: Any = SimpleNamespace(d_model=D_IN, n_layers=4)
 
 
 def loaded(sources: Any, **options: Any) -> Any:
-    return load_saes(sources, sources, model="m", adapter=MODEL, takes_transcoders=True, **options)
+    return load_saes(sources, sources, model="m", adapter=MODEL, **options)
 
 
 def test_a_graph_of_some_layers_loads_coders_that_write_in_them(tmp_path: Path):

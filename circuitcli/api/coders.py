@@ -52,9 +52,7 @@ def load_coders(
         if wanted is None or hook in wanted
     }
     adapter = None if model is None else as_model(model).adapter
-    loaded = load_saes(
-        sources, sources, model=None if model is None else model.name, adapter=adapter, takes_transcoders=True
-    )
+    loaded = load_saes(sources, sources, model=None if model is None else model.name, adapter=adapter)
     given = [one for one in several if isinstance(one, SparseCoder) and (wanted is None or one.hook in wanted)]
     found = ByHook(by_hook([*(one.sae for one in loaded.values()), *given]))
     if not found:

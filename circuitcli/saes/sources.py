@@ -56,14 +56,13 @@ def load_saes(
     model: str | None,
     adapter: "ModelAdapter | None",
     writes: Container[HookPoint] | None = None,
-    takes_transcoders: bool = False,
 ) -> "dict[HookPoint, Foreign]":
     """The SAEs of these hook points, with a warning for those that were trained on another model than ``model``, if
     one is named.
 
     adapter: of that model; needed for SAEs of a norm's output before its weight. writes: the hook points that are to be
     written, unless all are; decoders of others are not read. Raises InputError if weights or configuration changed
-    since they were recorded, where they do not fit the model, or for a transcoder where none can be used.
+    since they were recorded, or where they do not fit the model.
     """
     loaded = {}
     for hook in hooks:
@@ -76,11 +75,6 @@ def load_saes(
             )
         if found.about.model and model and not same_model(found.about.model, model):
             logger.warning("the SAE at %s was trained on %s, not on %s", hook, found.about.model, model)
-        if found.sae.is_transcoder and not takes_transcoders:
-            raise InputError(
-                f"{source.place.path} holds a transcoder from {hook} to {found.sae.target}, not an autoencoder",
-                hint="circuits are made of autoencoders: choose hook points with --sites",
-            )
         if adapter is not None:
             _check_fits(found.sae, source.place, adapter)
         if found.about.before_gain:

@@ -172,7 +172,7 @@ def _loaded(request: Request, held_out: HeldOut, sources: Mapping[HookPoint, Sae
     """Coders on the device where they are measured."""
     model = request.run.manifest().get("model", request.settings.model.name)
     adapter = None if held_out.spliced_loss is None else held_out.spliced_loss.adapter
-    loaded = load_saes(sources, list(sources), model=model, adapter=adapter, takes_transcoders=True)
+    loaded = load_saes(sources, list(sources), model=model, adapter=adapter)
     for found in loaded.values():
         found.sae.to(held_out.device)
     return loaded

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,7 +107,9 @@ def task_of(request: Request, stage: str, *, name: str, positions: str, baseline
         name=settings.name or name,
         positions=positions,
         baseline=settings.baseline or baseline,
-        sources=sae_sources(request, stage=stage, layers=_named_layers(settings)),
+        sources=sae_sources(
+            request, stage=stage, layers=_named_layers(settings), within=_plain_slice(settings) or None
+        ),
         foreign=tuple(f"graph.{field}" for field in foreign),
     )
     chosen = chosen_name(
@@ -123,11 +125,15 @@ def task_of(request: Request, stage: str, *, name: str, positions: str, baseline
 
 def _named_layers(settings: GraphSettings) -> set[int]:
     """Layers at which SAEs of a whole release are wanted: those of pins, and of a slice that no model is needed for."""
+    return {*_plain_slice(settings), *(hook.layer for hook in parse_pins(settings.pin))}
+
+
+def _plain_slice(settings: GraphSettings) -> Collection[int]:
+    """The layers of the graph where no model is needed to tell them, as it is for ``-2:``; else nothing."""
     named = parse_slice(settings.layers or "0:0")
     start, stop = named.start or 0, named.stop
     is_plain = stop is not None and min(start, stop) >= 0
-    sliced = range(start, min(stop, _MOST_LAYERS), named.step or 1) if is_plain else ()
-    return {*sliced, *(hook.layer for hook in parse_pins(settings.pin))}
+    return range(start, min(stop, _MOST_LAYERS), named.step or 1) if is_plain else ()
 
 
 def check_settings(settings: GraphSettings) -> None:
@@ -214,7 +220,7 @@ def load_coders(
     sites = None if settings.sites is None else {part for text in settings.sites for part in text.split(",")}
     sources = graph_sources(available, layers=layers, sites=sites)
     model = request.settings.model.name
-    loaded = load_saes(sources, sources, model=model, adapter=adapter, takes_transcoders=True)
+    loaded = load_saes(sources, sources, model=model, adapter=adapter)
     return Coders.of(fitted(found.sae, adapter) for found in loaded.values()), sources, loaded
 
 

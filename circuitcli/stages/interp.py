@@ -117,9 +117,7 @@ def _describe(
 
     cache = open_cache(request, prints, purpose=NAME)
     model = load_model(request.settings.model)
-    loaded = load_saes(
-        sources, prints, model=request.settings.model.name, adapter=model.adapter, takes_transcoders=True
-    )
+    loaded = load_saes(sources, prints, model=request.settings.model.name, adapter=model.adapter)
     warn_of_misfits(request, sources, loaded, model)
     widths = {hook: loaded[hook].sae.d_sae for hook in prints}
     for hook, digest in prints.items():

@@ -1,6 +1,6 @@
 """The SAEs that a stage works with: those of ``--sae``, else those of the run; told without torch."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from circuitcli.errors import InputError
@@ -18,17 +18,24 @@ from circuitcli.stages.request import Request
 __all__ = ["SaeSource", "fold_gain", "graph_sources", "hook_of_pin", "load_sae", "load_saes", "sae_sources"]
 
 
-def sae_sources(request: Request, *, stage: str, layers: Iterable[int] = ()) -> dict[HookPoint, SaeSource]:
+def sae_sources(
+    request: Request, *, stage: str, layers: Iterable[int] = (), within: Collection[int] | None = None
+) -> dict[HookPoint, SaeSource]:
     """The SAEs that the stage works with, by hook point: those of ``--sae``, else those of the records; torch-free.
 
-    layers: where SAEs of a whole release are wanted, beside those at the collected hook points. Raises InputError if
-    there is none, or if ``--sae`` names none or two at one hook point.
+    layers: where SAEs of a whole release are wanted, beside those at the collected hook points. within: where a graph
+    is, if that is known; files of cross-layer transcoders elsewhere are not read, not even for their digests. Raises
+    InputError if there is none, or if ``--sae`` names none or two at one hook point.
     """
     if request.settings.sae_path is not None:
         collected = {HookPoint.parse(record.hook) for record in request.records.of(ActivationsRecord)}
         wanted = {HookPoint(layer, site) for layer in layers for site in SITES}
         places = resolve(texts_of(request.settings.sae_path), hooks=collected | wanted)
-        return {hook: SaeSource(place, place.digest, is_own=False) for hook, place in places.items()}
+        return {
+            hook: SaeSource(place, place.digest, is_own=False)
+            for hook, place in places.items()
+            if within is None or hook.layer in within or not place.further
+        }
     found = {}
     for record in request.records.of(SaeRecord):
         place = _own(request.run.path / record.path, HookPoint.parse(record.hook))

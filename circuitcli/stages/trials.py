@@ -132,9 +132,7 @@ class Bench:
         model = plan.request.settings.model
         language_model = load_model(model)
         adapter = language_model.adapter
-        loaded = load_saes(
-            plan.sources, plan.hooks, model=model.name, adapter=adapter, writes=plan.writes, takes_transcoders=True
-        )
+        loaded = load_saes(plan.sources, plan.hooks, model=model.name, adapter=adapter, writes=plan.writes)
         coders = Coders.of(fitted(one.sae, adapter) for one in loaded.values())
         return cls(plan, language_model, loaded, coders, dict(_later(plan, language_model)))
 
@@ -195,7 +193,7 @@ def _later(plan: Plan, language_model: "LanguageModel") -> "Iterator[tuple[HookP
         if hook in plan.hooks or not min(plan.hooks) < hook:
             continue
         try:
-            found = load_saes({hook: source}, [hook], model=model, adapter=adapter, takes_transcoders=True)[hook]
+            found = load_saes({hook: source}, [hook], model=model, adapter=adapter)[hook]
             yield hook, fitted(found.sae, adapter)
         except CircuitError as error:
             logger.warning("features of %s are not looked at: %s", hook, error.message)
