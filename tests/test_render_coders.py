@@ -119,6 +119,10 @@ def test_heading_says_how_many_prompts_of_which_file_and_one_prompt_says_nothing
     told = facts(many_prompts().head)[1]
     assert told.startswith("means over 100 prompts of pairs.jsonl ± standard error") and '"When' in told
     assert not any("prompts" in line for line in facts(head()))
+    each = facts(many_prompts(metric="logit-diff", target=None).head)[0]
+    assert each.startswith("logit-diff of each prompt's target against its foil: ")
+    assert facts(many_prompts(target=None, metric="kl").head)[0].startswith("kl: ")
+    assert embedded(page(draw(many_prompts(target=" Bob"))))["metric"] == 'log-prob of " Bob"'
     assert "prompts of" not in dot_source(draw(CircuitGraph(head())), RenderSettings())
 
 

@@ -159,7 +159,7 @@ def _graphs(made: Sequence[Record]) -> Rows:
     rows = [
         (
             record.name,
-            f"{record.metric} of {record.target or 'the output'}",
+            f"{record.metric} of {record.target or ('the output' if record.n_prompts == 1 else 'their targets')}",
             _number(record.metric_clean),
             _explained(record),
         )

@@ -4,6 +4,7 @@ from circuitcli.features.lines import Context, Details
 from circuitcli.graphs import Node
 from circuitcli.records import GraphRecord
 from circuitcli.render.drawing import Drawing
+from circuitcli.render.heading import measured_metric
 from circuitcli.render.labels import GREY, cell, row, span, table, token_cell
 from circuitcli.render.scales import sign_colour
 from circuitcli.render.text import measured, number, quoted, shortened, signed, visible, width, wrapped
@@ -120,10 +121,8 @@ def _logits(sign: str, pairs: tuple[tuple[str, float], ...]) -> list[str]:
 
 
 def _output(head: GraphRecord) -> str:
-    target = "" if head.target is None else f" of {quoted(head.target)}"
-    foil = "" if head.foil is None else f" against {quoted(head.foil)}"
     return table(
-        row(cell(span("output", bold=True) + span(f" {head.metric}{target}{foil}"))),
+        row(cell(span("output", bold=True) + span(f" {measured_metric(head)}"))),
         row(cell(span(f"clean {signed(head.metric_clean, head.unit)}", size=9))),
         row(cell(span(f"everything at baseline {signed(head.metric_baseline, head.unit)}", size=9))),
     )

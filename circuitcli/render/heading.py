@@ -13,6 +13,8 @@ SCORES = 12
 # Of a longer prompt the beginning and the end are shown.
 PROMPT_LINES = 20
 Column = tuple[int, list[str]]
+# Metrics of a target, which each of several prompts may have for itself.
+_OF_TARGETS = ("log-prob", "logit-diff")
 READING = "An edge says what its lower end contributes to its upper end."
 
 
@@ -31,14 +33,22 @@ def heading(drawing: Drawing) -> str:
 
 def facts(head: GraphRecord) -> list[str]:
     """What is explained and how, in lines of plain text."""
-    target = "" if head.target is None else f" of {quoted(head.target)}"
-    foil = "" if head.foil is None else f" against {quoted(head.foil)}"
     clean, baseline = signed(head.metric_clean), signed(head.metric_baseline, head.unit)
     return [
-        f"{head.metric}{target}{foil}: {clean} clean, {baseline} with everything at baseline",
+        f"{measured_metric(head)}: {clean} clean, {baseline} with everything at baseline",
         *([over_prompts(head)] if head.n_prompts > 1 else []),
         f"model {head.model}, method {head.method}, baseline {head.baseline}, positions {head.positions}, {head.dtype}",
     ]
+
+
+def measured_metric(head: GraphRecord) -> str:
+    """What is measured, and of which target against which foil, in plain text."""
+    target = "" if head.target is None else f" of {quoted(head.target)}"
+    foil = "" if head.foil is None else f" against {quoted(head.foil)}"
+    if head.n_prompts > 1 and head.metric in _OF_TARGETS:
+        target = target or " of each prompt's target"
+        foil = foil or (" against its foil" if head.metric == "logit-diff" else "")
+    return f"{head.metric}{target}{foil}"
 
 
 def over_prompts(head: GraphRecord) -> str:

@@ -23,7 +23,7 @@ ROW_GAP, WIDEST_ROW_GAP = 44.0, 110.0
 # Of names of hook points a character, as large as they are from afar, and the room beside them.
 HOOK_CHARACTER, HOOK_GAP, SKIP_WIDTH = 11.5, 30.0, 30.0
 # Below the rows: room, and a line for each of the alternatives of a position.
-TOKEN_GAP, TOKEN_LINE = 18.0, 16.0
+TOKEN_GAP, TOKEN_LINE = 18.0, 22.0
 ASPECT = 1.45
 SWEEPS = 6
 TITLE_COLUMNS = 18

@@ -8,7 +8,7 @@ from typing import Any
 
 from circuitcli.render.document import document, to_json
 from circuitcli.render.drawing import Drawing
-from circuitcli.render.heading import READING, conditions_of, facts
+from circuitcli.render.heading import READING, conditions_of, facts, measured_metric
 from circuitcli.render.layout import layout
 from circuitcli.render.sites import FILL, INK, kinds_in
 from circuitcli.render.text import visible
@@ -47,6 +47,7 @@ def _content(drawing: Drawing) -> dict[str, Any]:
         "layout": layout(drawing).to_json(),
         "facts": facts(drawing.graph.head),
         "kinds": {kind: [FILL[kind], INK[kind]] for kind in kinds_in(drawing.graph.nodes)},
+        "metric": measured_metric(drawing.graph.head),
         "reading": READING,
         "conditions": [conditions_of(score) for score in drawing.scores],
     }

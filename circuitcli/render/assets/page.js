@@ -1,6 +1,6 @@
 "use strict";
 // Text from outside reaches the page through textContent and attributes only, never as markup.
-const { document: circuit, layout, facts, reading, conditions, kinds } = JSON.parse(document.getElementById("data").textContent);
+const { document: circuit, layout, facts, reading, conditions, kinds, metric } = JSON.parse(document.getElementById("data").textContent);
 const [cardWidth, cardHeight] = layout.card;
 const get = (id) => document.getElementById(id);
 const canvas = get("canvas"), panel = get("panel"), tip = get("tip"), slider = get("slider"), search = get("search");
@@ -69,7 +69,7 @@ function drawGrid() {
     }
     if (!known(column.position)) continue;
     bands.append(svg("line", { class: "column", x1: column.x - 13, x2: column.x - 13, y1: 0, y2: layout.height }));
-    column.titles.forEach((title, line) => bands.append(svg("text", { class: "place", x: column.x + column.width / 2, y: bottom + 18 + 16 * line }, title)));
+    column.titles.forEach((title, line) => bands.append(svg("text", { class: "place", x: column.x + column.width / 2, y: bottom + 18 + 22 * line }, title)));
   }
 }
 
@@ -99,16 +99,12 @@ function drawEdge(edge) {
 const describe = (edge) => `${visible(edge.source)} → ${visible(edge.target)}   ${measured(edge.weight, edge.standard_error, edge.unit)}${inPrompts(edge.active)}`;
 
 function caption(node) {
-  if (node.kind === "output") return [targetName(), false];
+  if (node.kind === "output") return [visible(metric), false];
   if (node.kind === "error") return ["unexplained part", true];
   const details = node.details;
   if (details && details.label) return [details.label, false];
   if (details && details.promoted.length) return ["▲ " + details.promoted.slice(0, 4).map((pair) => pair[0]).join(" "), true];
   return ["", true];
-}
-function targetName() {
-  const { metric, target, foil } = circuit.graph;
-  return metric + (known(target) ? ` of "${target}"` : "") + (known(foil) ? ` against "${foil}"` : "");
 }
 function figures(node) {
   if (node.kind === "output") return [[`clean ${number(circuit.graph.metric_clean)}, baseline ${number(circuit.graph.metric_baseline)} ${circuit.graph.unit}`, ""]];
@@ -279,7 +275,7 @@ function nodePanel(node) {
       ["active", known(node.active) ? `in ${percent(node.active)} of the prompts` : null],
       [circuit.graph.n_prompts > 1 ? "mean activation" : "activation", known(node.activation) ? number(node.activation) : null],
       ["written to", node.kind === "feature" && circuit.graph.writes && circuit.graph.writes[node.hook] ? circuit.graph.writes[node.hook].join(" ") : null],
-      ["metric", node.kind === "output" ? targetName() : null],
+      ["metric", node.kind === "output" ? visible(metric) : null],
       ["clean", node.kind === "output" ? signed(circuit.graph.metric_clean, circuit.graph.unit) : null],
       ["baseline", node.kind === "output" ? signed(circuit.graph.metric_baseline, circuit.graph.unit) : null]]),
     ...(details ? featureView(details) : node.kind === "feature" ? [html("p", { class: "grey" }, "Nothing is known about this feature; circuit interp describes features.")] : []),
@@ -306,7 +302,7 @@ function overview() {
   const { graph } = circuit;
   return [
     html("h2", {}, visible(graph.name)),
-    rows([["metric", targetName()], ["clean", signed(graph.metric_clean, graph.unit)], ["baseline", `${signed(graph.metric_baseline, graph.unit)} (${graph.baseline})`],
+    rows([["metric", visible(metric)], ["clean", signed(graph.metric_clean, graph.unit)], ["baseline", `${signed(graph.metric_baseline, graph.unit)} (${graph.baseline})`],
       ["prompts", graph.n_prompts > 1 ? `${graph.n_prompts.toLocaleString("en")}${graph.prompts ? " of " + visible(graph.prompts) : ""}; numbers are means ± standard error, and the share of prompts in which they are not zero` : null],
       ["model", graph.model], ["method", graph.method], ["positions", graph.positions], ["numbers", graph.dtype], ["size", `${circuit.nodes.length} nodes, ${circuit.edges.length} edges`]]),
     ...scoreTable(), ...strongestNodes(),
@@ -323,7 +319,7 @@ function drawHeading() {
     if (used.has(position)) view.addEventListener("click", () => { const at = circuit.nodes.filter((node) => node.position === position).map((node) => node.id); choose(null); emphasise([], new Set(at)); });
     return view;
   }));
-  if (!graph.tokens.length) prompt.append(visible(graph.prompt));
+  if (!graph.tokens.length && graph.n_prompts === 1) prompt.append(visible(graph.prompt));
   get("heading").append(html("h1", {}, visible(graph.name)), html("span", { class: "fact" }, facts.join("  ·  ")), prompt);
 }
 function drawLegend() {
