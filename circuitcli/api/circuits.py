@@ -1,8 +1,6 @@
 """Finding the circuit behind a behaviour."""
 
-import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any, Literal, get_args
 
 from circuitcli.activations.cache import ActivationCache
@@ -11,22 +9,19 @@ from circuitcli.api.baselines import baseline_rule
 from circuitcli.api.behaviours import Prompts, as_behaviour
 from circuitcli.api.coders import SomeCoders, digests, spliced
 from circuitcli.api.models import as_model
-from circuitcli.attribution import heads, selection
+from circuitcli.attribution import heads
 from circuitcli.attribution.baselines import BaselineRule
 from circuitcli.attribution.behaviours import Behaviour
 from circuitcli.attribution.examples import LeftOut, Written, as_line, digest_of
+from circuitcli.attribution.method import check_pins, gradient_facts, gradient_graph, naive_graph, panel_of
 from circuitcli.attribution.naive import NaiveSearch
 from circuitcli.attribution.panel import Panel
-from circuitcli.attribution.positions import Positions, chosen_kind
 from circuitcli.errors import SettingsError
 from circuitcli.graphs import CircuitGraph
 from circuitcli.hookpoints import parse_pins
 from circuitcli.models.loading import LanguageModel
-from circuitcli.progress import track
 from circuitcli.records import GraphRecord
 from circuitcli.settings.graph import Baseline, GraphSettings, Metric
-
-logger = logging.getLogger(__name__)
 
 Method = Literal["ig", "atp", "naive"]
 # Settings of graphs that are no arguments.
@@ -106,12 +101,16 @@ def find_circuit(
         chat=chat,
         left_out=left_out,
     )
-    chosen = chosen.model_copy(update={"metric": behaviour.metric, "baseline": behaviour.baseline})
+    chosen = chosen.model_copy(update={"metric": behaviour.metric})
     panel = _panel(as_model(model), coders, behaviour, chosen, cache, left_out, seed=seed, method=method)
-    facts = _facts(behaviour, panel, chosen, chat=chat)
+    facts: dict[str, Any] = {"name": name, "seed": seed, "chat": chat or None}
     if method == "naive":
-        return naive_graph(model, panel, chosen, seed=seed, name=name, **facts)
-    return gradient_graph(model, panel, chosen, name=name, seed=seed, **facts)
+        search = NaiveSearch(panel, chosen, parse_pins(chosen.pin), seed)
+        check_pins(search)
+        facts |= {"method": "naive", "threshold": search.threshold, "to": chosen.to}
+        return naive_graph(search, _head(model, panel, behaviour, chosen, **facts), search.part)
+    head = _head(model, panel, behaviour, chosen, **facts, **gradient_facts(chosen))
+    return gradient_graph(panel, chosen, head)
 
 
 def _settings(others: Mapping[str, object] | None, method: Method, **named: Any) -> GraphSettings:
@@ -142,95 +141,44 @@ def _panel(
     prompts = behaviour.encoded(
         model.tokenizer, model.adapter, positions=settings.positions, most=settings.n_prompts, left_out=left_out
     )
-    kind = chosen_kind(settings.positions, prompts, default="sum" if method == "naive" else "all")
     rule = baseline_rule(behaviour.baseline, chosen, model, cache=cache, n_tokens=settings.baseline_tokens, seed=seed)
-    return Panel.of(
-        model.adapter,
-        chosen,
-        prompts,
-        metric=behaviour.metric,
-        positions=Positions.of(kind, prompts),
-        baseline_of=rule,
-        batch_size=settings.batch_size,
-    )
-
-
-def gradient_graph(
-    model: LanguageModel, panel: Panel, settings: GraphSettings, *, name: str, **facts: Any
-) -> CircuitGraph:
-    """The gradient graph of a panel. facts: what else the head is to tell."""
-    head = _head(
-        model,
-        panel,
-        settings,
-        name=name,
-        method=f"grad-{settings.method}",
-        steps=settings.ig_steps if settings.method == "ig" else 1,
-        down=settings.down,
-        up=settings.up,
-        **facts,
-    )
-    found = selection.find_circuit(panel, settings)
-    graph = found.graph(head.model_copy(update={"effects": _sums(found)}))
-    if len(graph.nodes) <= 1:
-        logger.warning("graph %s has no node: none with an effect has a path to the output", name)
-    return graph
-
-
-def naive_graph(
-    model: LanguageModel, panel: Panel, settings: GraphSettings, *, name: str, seed: int, **facts: Any
-) -> CircuitGraph:
-    """The graph of single ablations of a panel's nodes. facts: what else the head is to tell."""
-    search = NaiveSearch(panel, settings, parse_pins(settings.pin), seed)
-    # All pins are checked before the first ablation.
-    for hook in search.pins:
-        search.sources(hook)
-    head = _head(model, panel, settings, name=name, method="naive", threshold=search.threshold, to=settings.to, **facts)
-    parts = [search.part(hook) for hook in track(panel.hooks, "naive graph", unit="hook points")]
-    kept, dropped = sum(part.kept_total for part in parts), sum(part.dropped_total for part in parts)
-    share = kept / (kept + dropped) if kept + dropped > 0 else None
-    return search.graph(head.model_copy(update={"share_kept": share}), parts)
+    return panel_of(model, chosen, prompts, settings, rule=rule, usual="sum" if method == "naive" else "all")
 
 
 def _head(
-    model: LanguageModel, panel: Panel, settings: GraphSettings, *, name: str, method: str, **facts: Any
+    model: LanguageModel,
+    panel: Panel,
+    behaviour: Behaviour,
+    settings: GraphSettings,
+    **facts: Any,
 ) -> GraphRecord:
     return heads.head_of(
         panel,
         model,
-        name=name,
-        method=method,
-        baseline=str(settings.baseline),
+        baseline=behaviour.baseline,
         model=model.name,
         dtype=str(model.adapter.dtype).removeprefix("torch."),
         digests=digests(panel.coders),
+        baseline_tokens=settings.baseline_tokens,
+        **_of_prompts(behaviour, panel),
         **facts,
     )
 
 
-def _facts(behaviour: Behaviour, panel: Panel, settings: GraphSettings, *, chat: bool) -> dict[str, Any]:
+def _of_prompts(behaviour: Behaviour, panel: Panel) -> dict[str, Any]:
     """What a head tells of the prompts, so that the graph can be tested on them."""
-    facts: dict[str, Any] = {"chat": chat or None, "baseline_tokens": settings.baseline_tokens}
+    places = {prompt.place for prompt in panel.prompts}
+    kept = [example for example in behaviour.examples if example.place in places]
     if panel.n_prompts > 1:
-        places = {prompt.place for prompt in panel.prompts}
-        kept = [example for example in behaviour.examples if example.place in places]
         of_source = {"prompts": behaviour.source} if behaviour.source else {"examples": [*map(as_line, kept)]}
-        return facts | of_source | {"prompts_digest": digest_of(kept)}
-    other = next((one.counterfactual for one in behaviour.examples if one.place == panel.prompts[0].place), None)
-    if isinstance(other, str):
-        facts["counterfactual"] = other
-    elif isinstance(other, Sequence):
-        facts["counterfactual_ids"] = tuple(other)
-    if settings.baseline == "resample":
+        return of_source | {"prompts_digest": digest_of(kept)}
+    facts: dict[str, Any] = {}
+    if isinstance(kept[0].counterfactual, str):
+        facts["counterfactual"] = kept[0].counterfactual
+    elif isinstance(kept[0].counterfactual, Sequence):
+        facts["counterfactual_ids"] = tuple(kept[0].counterfactual)
+    if behaviour.baseline == "resample":
         rule = panel.baseline_of
         assert isinstance(rule, BaselineRule)
         facts["baseline_ids"] = tuple(rule.drawn(panel.subject(0)[0], (0,))[0])
     return facts
-
-
-def _sums(circuit: selection.Circuit) -> dict[str, dict[str, float]]:
-    """For each hook point what features and errors add up to, and what integration missed; in the metric's unit."""
-    return {
-        str(hook): {name: value for name, value in asdict(total).items() if value is not None}
-        for hook, total in circuit.totals.items()
-    }

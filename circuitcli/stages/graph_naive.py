@@ -10,7 +10,7 @@ from circuitcli.graphs import Edge, Node
 from circuitcli.hookpoints import HookPoint, parse_pins
 from circuitcli.records import Record
 from circuitcli.runs import atomic
-from circuitcli.stages.graphing import Task, finish, head_of, prepare, task_of, warn_of_emptiness, why_nothing_differs
+from circuitcli.stages.graphing import Task, finish, head_of, prepare, task_of
 from circuitcli.stages.request import Request, resumable
 from circuitcli.stages.saes import hook_of_pin
 
@@ -40,6 +40,7 @@ def _parts(task: Task) -> Path:
 
 
 def _work(task: Task, resumes: bool) -> tuple[list[Record], dict[str, Any]]:
+    from circuitcli.attribution.method import check_pins, naive_graph
     from circuitcli.attribution.naive import NaiveSearch
 
     folder = _parts(task)
@@ -47,22 +48,11 @@ def _work(task: Task, resumes: bool) -> tuple[list[Record], dict[str, Any]]:
         shutil.rmtree(folder, ignore_errors=True)
     prepared = prepare(task)
     pins = {hook_of_pin(hook, task.sources): found for hook, found in parse_pins(task.settings.pin).items()}
-    seed = task.request.settings.seed
-    search = NaiveSearch(prepared.panel, task.settings, pins, seed)
-    # All pins are checked before the first ablation.
-    for hook in pins:
-        search.sources(hook)
+    search = NaiveSearch(prepared.panel, task.settings, pins, task.request.settings.seed)
+    check_pins(search)
     head = head_of(task, prepared, method="naive", threshold=search.threshold, to=task.settings.to)
     digest = task.fingerprint().digest
-    parts = [_part(search, hook, folder, digest) for hook in prepared.panel.hooks]
-    kept, dropped = sum(part.kept_total for part in parts), sum(part.dropped_total for part in parts)
-    share = kept / (kept + dropped) if kept + dropped > 0 else None
-    graph = search.graph(head.model_copy(update={"share_kept": share}), parts)
-    if len(graph.nodes) <= 1:
-        why = (
-            why_nothing_differs(prepared.panel) or f"no difference is above {search.threshold:g}; lower --threshold-exp"
-        )
-        warn_of_emptiness(task, why)
+    graph = naive_graph(search, head, lambda hook: _part(search, hook, folder, digest))
     made = finish(task, graph, prepared)
     shutil.rmtree(folder, ignore_errors=True)
     return made

@@ -177,27 +177,15 @@ class Prepared:
 
 def prepare(task: Task) -> Prepared:
     """Load model and coders, encode the prompts, and get ready to run them."""
-    from circuitcli.attribution.panel import Panel
-    from circuitcli.attribution.positions import Positions, chosen_kind
+    from circuitcli.attribution.method import panel_of
     from circuitcli.models.loading import load_model
 
     request, settings = task.request, task.settings
     language_model = load_model(request.settings.model)
-    adapter = language_model.adapter
     coders, sources, loaded = load_coders(request, task.sources, settings, language_model)
     examples, prompts = encoded_prompts(task, language_model)
     rule = baseline_rule(request, task.baseline, coders, settings)
-    kind = chosen_kind(settings.positions, prompts, default=task.positions)
-    panel = Panel.of(
-        adapter,
-        coders,
-        prompts,
-        metric=settings.metric,
-        positions=Positions.of(kind, prompts),
-        baseline_of=rule,
-        batch_size=settings.batch_size,
-        token_names=language_model.tokenizer.token_strings,
-    )
+    panel = panel_of(language_model, coders, prompts, settings, rule=rule, usual=task.positions)
     subject, _ = panel.subject(0)
     clean, first = subject.clean, subject.first
     warn_of_misfits(request, sources, loaded, language_model, clean=clean, first=first)
@@ -320,20 +308,6 @@ def head_of(task: Task, prepared: Prepared, *, method: str, **facts: Any) -> Gra
 def prompts_path(task: Task) -> Path:
     """Where the prompts of a graph of several are kept, so that it can be tested on them."""
     return task.path.with_suffix(".prompts.jsonl")
-
-
-def why_nothing_differs(panel: "Panel") -> str | None:
-    """What a graph without nodes comes from, if every feature and error is at its baseline already."""
-    for subject, baseline in panel.subjects():
-        pairs = [(subject.codes, baseline.codes), (subject.errors, baseline.errors)]
-        if any(bool((value != absent[hook]).any()) for values, absent in pairs for hook, value in values.items()):
-            return None
-    return "every feature and error is at its baseline already"
-
-
-def warn_of_emptiness(task: Task, why: str) -> None:
-    """Say aloud that a graph has no node, and why."""
-    logger.warning("graph %s has no node: %s", task.name, why)
 
 
 def finish(task: Task, graph: CircuitGraph, prepared: Prepared) -> tuple[list[Record], dict[str, Any]]:

@@ -1,0 +1,117 @@
+"""From prompts and coders to a graph, step by step: run, code, effects, select, edges, assemble.
+
+`panel_of` runs and codes the prompts, each batch when it is needed; `selection.find_circuit` takes effects, selects
+nodes and follows edges, hook point by hook point; `gradient_graph` assembles what it kept. `naive_graph` assembles what
+single ablations have shown.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from circuitcli.attribution.baselines import BaselineRule
+from circuitcli.attribution.naive import NaivePart, NaiveSearch
+from circuitcli.attribution.panel import Panel
+from circuitcli.attribution.positions import Positions, chosen_kind
+from circuitcli.attribution.prompts import Prompt
+from circuitcli.attribution.selection import Circuit, find_circuit
+from circuitcli.graphs import CircuitGraph
+from circuitcli.hookpoints import HookPoint
+from circuitcli.models.loading import LanguageModel
+from circuitcli.records import GraphRecord
+from circuitcli.saes.coders import Coders
+from circuitcli.settings.graph import GraphSettings
+
+logger = logging.getLogger(__name__)
+
+
+def panel_of(
+    model: LanguageModel,
+    coders: Coders,
+    prompts: Sequence[Prompt],
+    settings: GraphSettings,
+    *,
+    rule: BaselineRule,
+    usual: str,
+) -> Panel:
+    """The prompts, to be run through the coders. ``usual``: the positions of nodes where the settings name none.
+
+    Raises SettingsError for positions that the prompts do not have in common.
+    """
+    kind = chosen_kind(settings.positions, prompts, default=usual)
+    return Panel.of(
+        model.adapter,
+        coders,
+        prompts,
+        metric=settings.metric,
+        positions=Positions.of(kind, prompts),
+        baseline_of=rule,
+        batch_size=settings.batch_size,
+        token_names=model.tokenizer.token_strings,
+    )
+
+
+def gradient_facts(settings: GraphSettings) -> dict[str, Any]:
+    """What the head of a gradient graph tells of how it is found."""
+    steps = settings.ig_steps if settings.method == "ig" else 1
+    return {"method": f"grad-{settings.method}", "steps": steps, "down": settings.down, "up": settings.up}
+
+
+def gradient_graph(panel: Panel, settings: GraphSettings, head: GraphRecord) -> CircuitGraph:
+    """The gradient graph of a panel. Logs a warning, with the cause, if it has no node."""
+    circuit = find_circuit(panel, settings)
+    graph = circuit.graph(head.model_copy(update={"effects": _sums(circuit)}))
+    if len(graph.nodes) <= 1:
+        _warn_of_emptiness(head, _why_empty(panel, circuit))
+    return graph
+
+
+def naive_graph(search: NaiveSearch, head: GraphRecord, part: Callable[[HookPoint], NaivePart]) -> CircuitGraph:
+    """The graph of single ablations; ``part`` makes those of a hook point. Logs a warning if it has no node."""
+    parts = [part(hook) for hook in search.panel.hooks]
+    kept, dropped = sum(one.kept_total for one in parts), sum(one.dropped_total for one in parts)
+    share = kept / (kept + dropped) if kept + dropped > 0 else None
+    graph = search.graph(head.model_copy(update={"share_kept": share}), parts)
+    if len(graph.nodes) <= 1:
+        too_small = f"no difference is above {search.threshold:g}; lower --threshold-exp"
+        _warn_of_emptiness(head, _why_nothing_differs(search.panel) or too_small)
+    return graph
+
+
+def check_pins(search: NaiveSearch) -> None:
+    """Raise InputError for a pin that is not there, before the first ablation."""
+    for hook in search.pins:
+        search.sources(hook)
+
+
+def _sums(circuit: Circuit) -> dict[str, dict[str, float | None]]:
+    """For each hook point what features and errors add up to, and what integration missed; in the metric's unit."""
+    sums = {}
+    for hook, total in circuit.totals.items():
+        told = {"features": total.features, "errors": total.errors}
+        # The gap is that of a group, which is named by what its coder reads.
+        sums[str(hook)] = {
+            **{name: value for name, value in told.items() if value is not None},
+            **({"gap": total.gap} if total.features is not None else {}),
+        }
+    return sums
+
+
+def _warn_of_emptiness(head: GraphRecord, why: str) -> None:
+    logger.warning("graph %s has no node: %s", head.name, why)
+
+
+def _why_empty(panel: Panel, circuit: Circuit) -> str:
+    """What a gradient graph without nodes lacks."""
+    if not any(total.features or total.errors for total in circuit.totals.values()):
+        return _why_nothing_differs(panel) or "no node has an effect on the metric"
+    return "no node with an effect has a path to the output"
+
+
+def _why_nothing_differs(panel: Panel) -> str | None:
+    """What a graph without nodes comes from, if every feature and error is at its baseline already."""
+    for subject, baseline in panel.subjects():
+        pairs = [(subject.codes, baseline.codes), (subject.errors, baseline.errors)]
+        if any(bool((value != absent[hook]).any()) for values, absent in pairs for hook, value in values.items()):
+            return None
+    return "every feature and error is at its baseline already"
