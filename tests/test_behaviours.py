@@ -1,6 +1,7 @@
 """Graphs without a prompt: which prediction of the run's own text they explain, and that it is kept."""
 
 import math
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -290,3 +291,70 @@ def test_resampling_needs_collected_text_and_no_activations_of_the_spliced_hook_
     assert len(head.baseline_ids) == head.n_positions and set(head.saes) == {"resid.1"}
     with pytest.raises(InputError, match=r"the mean baseline needs cached activations of resid\.1"):
         graph_grad.run(ask(graph__baseline="mean", **other))
+
+
+LINES = (
+    '{"prompt": "import os", "target": ".", "foil": "(", "counterfactual": "import re", "spans": {"module": [7, 9]}}',
+    '{"prompt": "return x", "target": ".", "foil": "(", "counterfactual": "return y", "spans": {"module": [7, 8]}}',
+)
+
+
+def test_a_graph_is_about_what_a_file_asks_wherever_it_lies(ask, tmp_path, monkeypatch):
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.write_text("\n".join(LINES))
+    made = graph_grad.run(ask(graph__prompts=str(first)))
+    head = graphs.from_records(Stream(made))[-1].head
+    assert head.n_prompts == 2
+    first.rename(second)
+    monkeypatch.setattr("circuitcli.models.loading.load_model", lambda *given: pytest.fail("worked again"))
+    # A pipe gives its text once.
+    reading, writing = os.pipe()
+    os.write(writing, ("\n".join(LINES)).encode())
+    os.close(writing)
+    for path in (second, f"/dev/fd/{reading}"):
+        again = graph_grad.run(ask(graph__prompts=str(path)))
+        assert [*map(records.to_line, again)] == [*map(records.to_line, made)]
+    os.close(reading)
+    second.write_text(LINES[0])
+    with pytest.raises(pytest.fail.Exception, match="worked again"):
+        graph_grad.run(ask(graph__prompts=str(second)))
+
+
+def test_a_graph_of_the_only_prompt_of_a_file_is_tested_on_all_that_the_file_says_of_it(ask, tmp_path):
+    path = tmp_path / "one"
+    path.write_text(LINES[0])
+    options = {"graph__baseline": "counterfactual", "graph__metric": "logit-diff", "graph__positions": "spans"}
+    head = graphs.from_records(Stream(graph_grad.run(ask(graph__prompts=str(path), **options))))[-1].head
+    assert (head.n_prompts, head.span_names) == (1, ("module",))
+    path.unlink()
+    scores = Stream(validate.run(ask())).of(ScoreRecord)
+    assert next(score.metric_clean for score in scores if score.name == "faithfulness") == head.metric_clean
+
+
+def test_a_file_of_prompts_that_cannot_be_read_is_refused_before_a_model_is_loaded(ask, tmp_path, monkeypatch):
+    monkeypatch.setattr("circuitcli.models.loading.load_model", lambda *given: pytest.fail("loaded"))
+    for stage in (graph_grad, graph_naive, validate):
+        setting = "validate__prompts" if stage is validate else "graph__prompts"
+        pins = {"validate__pin": "2:1"} if stage is validate else {}
+        for path, told in (("/dev/zero", "a device"), (tmp_path / "none", "No such file"), (tmp_path, "a folder")):
+            with pytest.raises(InputError, match=told) as caught:
+                stage.run(ask(**{setting: str(path)}, **pins))
+            assert caught.value.hint
+
+
+def test_bad_lines_and_bad_prompts_are_one_warning(ask, tmp_path, caplog):
+    path = tmp_path / "some"
+    path.write_text("\n".join([*LINES, '{"prompt": 3}', '{"prompt": "a", "target": "two words"}', '{"prompt": "a"']))
+    pins = f"2:{','.join(map(str, range(200)))}"
+    made = {
+        "graph_grad": lambda: graph_grad.run(ask(graph__prompts=str(path), graph__skip_bad=True)),
+        "pins": lambda: validate.run(ask(validate__prompts=str(path), graph__skip_bad=True, validate__pin=pins)),
+        "validate": lambda: validate.run(ask(validate__prompts=str(path), graph__skip_bad=True)),
+    }
+    for name, run in made.items():
+        caplog.clear()
+        run()
+        told = [record.message for record in caplog.records if "left out" in record.message]
+        assert len(told) == 1 and told[0].startswith("3 of 5 prompts are left out: "), name
+    with pytest.raises(InputError, match="some line 3"):
+        graph_grad.run(ask(graph__prompts=str(path)))

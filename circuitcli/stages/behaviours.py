@@ -43,8 +43,11 @@ def behaviour_of(
     `asked_examples` and `own_predictions` do.
     """
     asked = asked_examples(settings.graph, left_out=left_out)
-    if asked is not None:
-        return asked
+    return own_examples(settings, records, run, model) if asked is None else asked
+
+
+def own_examples(settings: Settings, records: Stream, run: Path, model: "LanguageModel") -> tuple[Example, ...]:
+    """Predictions of the text of a run as prompts. Raises SettingsError and InputError as `own_predictions` does."""
     found = own_predictions(OwnText.of(settings, records, run), model)
     return tuple(replace(each.example(model.tokenizer), foil=settings.graph.foil) for each in found)
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuitcli import graphs, records
-from circuitcli.attribution.examples import LeftOut, as_line, digest_of
+from circuitcli.attribution.asked import asked_examples
+from circuitcli.attribution.examples import Example, LeftOut, as_line, digest_of
 from circuitcli.errors import SettingsError
 from circuitcli.graphs import CircuitGraph
 from circuitcli.hookpoints import HookPoint, parse_layers, parse_pins, parse_slice
@@ -16,7 +17,7 @@ from circuitcli.records import GraphRecord, Record
 from circuitcli.runs import Fingerprint, atomic, file_digest
 from circuitcli.settings.graph import GraphSettings
 from circuitcli.settings.model import PLACEMENT
-from circuitcli.stages.behaviours import behaviour_of, check_text, text_digests
+from circuitcli.stages.behaviours import check_text, own_examples, text_digests
 from circuitcli.stages.fitting import warn_of_misfits
 from circuitcli.stages.inputs import activation_digests, open_cache, read_graphs
 from circuitcli.stages.naming import GRAPH, chosen_name, valid_name
@@ -25,7 +26,6 @@ from circuitcli.stages.saes import SaeSource, graph_sources, load_saes, sae_sour
 
 if TYPE_CHECKING:
     from circuitcli.attribution.baselines import BaselineRule
-    from circuitcli.attribution.examples import Example
     from circuitcli.attribution.panel import Panel
     from circuitcli.attribution.prompts import Prompt
     from circuitcli.models.loading import LanguageModel
@@ -43,7 +43,7 @@ _NO_MATTER = (*PLACEMENT, "graph.batch_size", "graph.extend", "graph.name", "gra
 
 @dataclass(frozen=True)
 class Task:
-    """One graph to make."""
+    """One graph to make. ``asked`` holds the prompts that are asked for, None for the run's own text."""
 
     request: Request
     stage: str
@@ -52,6 +52,8 @@ class Task:
     baseline: str
     sources: Mapping[HookPoint, SaeSource]
     foreign: tuple[str, ...]
+    asked: tuple[Example, ...] | None
+    left_out: LeftOut
 
     @property
     def settings(self) -> GraphSettings:
@@ -61,8 +63,12 @@ class Task:
     @property
     def takes_own_text(self) -> bool:
         """Whether no prompt is given, so that predictions of the run's own text are explained."""
-        settings = self.settings
-        return settings.prompt is None and settings.prompt_ids is None and settings.prompts is None
+        return self.asked is None
+
+    @property
+    def keeps_prompts(self) -> bool:
+        """Whether the prompts are those of a file, or several, of which a head cannot tell all."""
+        return self.settings.prompts is not None or (self.takes_own_text and self.settings.sequences > 1)
 
     @property
     def entry(self) -> str:
@@ -82,8 +88,8 @@ class Task:
             inputs |= activation_digests(self.request)
         if self.takes_own_text:
             inputs |= text_digests(self.request)
-        if self.settings.prompts is not None:
-            inputs["prompts"] = file_digest(Path(self.settings.prompts))
+        if self.settings.prompts is not None and self.asked is not None:
+            inputs["prompts"] = digest_of(self.asked)
         if self.settings.extend is not None:
             inputs["graph to extend"] = file_digest(Path(self.settings.extend))
         prefixes = ("graph.", "model.", "seed", "sae_path")
@@ -101,6 +107,7 @@ def task_of(request: Request, stage: str, *, name: str, positions: str, baseline
     _warn_of_unused(settings, baseline=settings.baseline or baseline)
     if settings.extend is not None:
         read_graphs(Path(settings.extend))
+    left_out = LeftOut(allowed=settings.skip_bad)
     task = Task(
         request=request,
         stage=stage,
@@ -111,6 +118,9 @@ def task_of(request: Request, stage: str, *, name: str, positions: str, baseline
             request, stage=stage, layers=_named_layers(settings), within=_plain_slice(settings) or None
         ),
         foreign=tuple(f"graph.{field}" for field in foreign),
+        # A pipe can be read once only.
+        asked=asked_examples(settings, left_out=left_out),
+        left_out=left_out,
     )
     chosen = chosen_name(
         request.run,
@@ -216,11 +226,8 @@ def encoded_prompts(task: Task, language_model: "LanguageModel") -> "tuple[tuple
     """The prompts that are asked for, or predictions of the run's own text: as they were given, and in tokens."""
     from circuitcli.attribution.prompts import Needs, encode_all
 
-    settings = task.settings
-    left_out = LeftOut(allowed=settings.skip_bad)
-    examples = behaviour_of(
-        task.request.settings, task.request.records, task.request.run.path, language_model, left_out=left_out
-    )
+    settings, request = task.settings, task.request
+    examples = task.asked or own_examples(request.settings, request.records, request.run.path, language_model)
     needs = Needs(
         foil=settings.metric == "logit-diff",
         counterfactual=task.baseline == "counterfactual",
@@ -231,7 +238,7 @@ def encoded_prompts(task: Task, language_model: "LanguageModel") -> "tuple[tuple
         language_model.tokenizer,
         language_model.adapter,
         needs=needs,
-        left_out=left_out,
+        left_out=task.left_out,
         most=settings.n_prompts,
     )
     places = {prompt.place for prompt in prompts}
@@ -283,6 +290,7 @@ def head_of(task: Task, prepared: Prepared, *, method: str, **facts: Any) -> Gra
     of_several: dict[str, Any] = {
         "prompts": f"graphs/{prompts_path(task).name}",
         "prompts_digest": digest_of(prepared.kept),
+        "baseline_ids": drawn,
     }
     head = heads.head_of(
         panel,
@@ -297,7 +305,7 @@ def head_of(task: Task, prepared: Prepared, *, method: str, **facts: Any) -> Gra
         baseline_tokens=settings.baseline_tokens,
         chat=settings.chat or None,
         path=f"graphs/{task.name}.jsonl",
-        **(of_one if panel.n_prompts == 1 else of_several),
+        **(of_several if task.keeps_prompts else of_one),
         **facts,
     )
     if settings.extend is not None:
@@ -306,7 +314,7 @@ def head_of(task: Task, prepared: Prepared, *, method: str, **facts: Any) -> Gra
 
 
 def prompts_path(task: Task) -> Path:
-    """Where the prompts of a graph of several are kept, so that it can be tested on them."""
+    """Where the prompts of a file, or several, are kept, so that the graph can be tested on them."""
     return task.path.with_suffix(".prompts.jsonl")
 
 
@@ -315,7 +323,7 @@ def finish(task: Task, graph: CircuitGraph, prepared: Prepared) -> tuple[list[Re
     if task.settings.extend is not None:
         graph = graphs.merged(read_graphs(Path(task.settings.extend))[-1], graph)
     made = graphs.to_records(graph)
-    if prepared.panel.n_prompts > 1:
+    if task.keeps_prompts:
         with atomic(prompts_path(task)) as stream:
             for example in prepared.kept:
                 stream.write(json.dumps(as_line(example), ensure_ascii=False) + "\n")

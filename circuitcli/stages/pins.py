@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from circuitcli import graphs
+from circuitcli.attribution.asked import asked_examples
 from circuitcli.attribution.examples import Example, LeftOut, as_line
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.hookpoints import HookPoint, NodeId, parse_pins
@@ -13,7 +14,7 @@ from circuitcli.progress import note
 from circuitcli.records import ActivationsRecord, Record, ScoreRecord, ShiftRecord
 from circuitcli.settings.graph import GraphSettings
 from circuitcli.stages.behaviours import of_prompts
-from circuitcli.stages.prompts import asked_example, graph_examples, read_prompts
+from circuitcli.stages.prompts import graph_examples
 from circuitcli.stages.report import write_report
 from circuitcli.stages.request import Request, resumable
 from circuitcli.stages.saes import SaeSource, hook_of_pin, sae_sources
@@ -44,7 +45,8 @@ def _plan(request: Request) -> Plan:
             hint="leave one of them out",
         )
     pins, sources = pinned(request)
-    examples, metric = _behaviour(request)
+    left_out = LeftOut(allowed=settings.graph.skip_bad)
+    examples, metric = _behaviour(request, left_out)
     return Plan(
         request=request,
         name=NAME,
@@ -55,6 +57,7 @@ def _plan(request: Request) -> Plan:
         examples=examples,
         metric=metric,
         baseline=settings.validation.baseline or "zero",
+        left_out=left_out,
     )
 
 
@@ -70,15 +73,13 @@ def pinned(request: Request) -> tuple[dict[HookPoint, tuple[int, ...]], dict[Hoo
     return found, sources
 
 
-def _behaviour(request: Request) -> tuple[tuple[Example, ...], GraphSettings]:
+def _behaviour(request: Request, left_out: LeftOut) -> tuple[tuple[Example, ...], GraphSettings]:
     """Prompts and metric: those asked for; without a prompt none, for the run's own text and its cross-entropy; where
     no text was collected those of the last graph. Raises SettingsError for what only a prompt has, without one."""
     settings = request.settings
-    if settings.validation.prompts:
-        left_out = LeftOut(allowed=settings.graph.skip_bad)
-        return read_prompts(settings.validation.prompts, chat=settings.graph.chat, left_out=left_out), settings.graph
-    if (asked := asked_example(settings.graph)) is not None:
-        return (asked,), settings.graph
+    asked = asked_examples(settings.graph, path=settings.validation.prompts, left_out=left_out)
+    if asked is not None:
+        return asked, settings.graph
     if (named := of_prompts(settings.graph) or ("--foil" if settings.graph.foil is not None else None)) is not None:
         raise SettingsError(f"{named} belongs to a prompt, and validate --pin has none", hint="add --prompt TEXT")
     chosen = settings.graph.metric if "metric" in settings.graph.model_fields_set else None

@@ -12,10 +12,10 @@ from circuitcli.records import GraphRecord
 
 
 def graph_examples(graph: CircuitGraph, run: Path) -> tuple[Example, ...]:
-    """The prompts of a graph: of one token by token as the graph saw it if its head tells, of several those that were
-    kept in the run beside it. Raises InputError if these are not there."""
+    """The prompts of a graph: those that were kept in the run beside it; where its head names none the one of the head,
+    token by token as the graph saw it if it tells. Raises InputError if they are not there."""
     head = graph.head
-    if head.n_prompts == 1:
+    if head.n_prompts == 1 and head.prompts is None:
         target = head.target if head.target_id is None else head.target_id
         other = _counterfactual(head)
         return (Example(head.prompt, target, head.foil, ids=head.ids or None, counterfactual=other),)

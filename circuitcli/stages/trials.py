@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +44,7 @@ class Plan:
 
     ``graph`` is the name of the graph, None for pins. Without examples the run's own text is what is tested on. ``row``
     holds the token ids of the graph's own `resample` baseline. ``writes``: what the graph's coders write, None for all.
+    ``left_out`` takes what is wrong with single prompts.
     """
 
     request: Request
@@ -58,6 +59,7 @@ class Plan:
     row: Sequence[int] | None = None
     graph_digest: str | None = None
     writes: frozenset[HookPoint] | None = None
+    left_out: LeftOut = field(default_factory=LeftOut)
 
     @property
     def entry(self) -> str:
@@ -161,7 +163,7 @@ class Bench:
             self.language_model.tokenizer,
             adapter,
             needs=needs,
-            left_out=LeftOut(allowed=plan.metric.skip_bad),
+            left_out=plan.left_out,
             most=plan.metric.n_prompts,
         )
         panel = Panel.of(

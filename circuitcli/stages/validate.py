@@ -95,6 +95,7 @@ def _plan(request: Request) -> Plan:
         row=_drawn_row(graph) if aligned and baseline == "resample" else None,
         graph_digest=graphs.content_digest(graph),
         writes=writes,
+        left_out=left_out,
     )
 
 
