@@ -60,8 +60,12 @@ def decoder_norms(coder: SparseCoder, features: Int[Tensor, " n"]) -> dict[str, 
     """Length of each feature's decoder row at each hook point that the coder writes; None if that is only one."""
     if len(coder.writes) == 1:
         return None
-    decoders = {str(hook): coder.decoder(hook) for hook in coder.writes}
-    return {name: decoder[features.to(decoder.device)].float().norm(dim=-1) for name, decoder in decoders.items()}
+    norms = {}
+    for hook in coder.writes:
+        # One decoder at a time: those of many layers may come from disk.
+        decoder = coder.decoder(hook)
+        norms[str(hook)] = decoder[features.to(decoder.device)].float().norm(dim=-1)
+    return norms
 
 
 def logit_effects(
