@@ -195,7 +195,9 @@ def _later(plan: Plan, language_model: "LanguageModel") -> "Iterator[tuple[HookP
         if hook in plan.hooks or not min(plan.hooks) < hook:
             continue
         try:
-            found = load_saes({hook: source}, [hook], model=model, adapter=adapter)[hook]
+            # Its codes alone are looked at: one decoder is enough to load it.
+            writes = source.place.writes[:1]
+            found = load_saes({hook: source}, [hook], model=model, adapter=adapter, writes=writes)[hook]
             yield hook, fitted(found.sae, adapter)
         except CircuitError as error:
             logger.warning("features of %s are not looked at: %s", hook, error.message)
