@@ -152,15 +152,19 @@ def parse_json(
     written = _decoded(text, name, refusal) if isinstance(text, bytes) else text
     try:
         value = json.loads(written)
-    except json.JSONDecodeError as problem:
-        raise refusal(f"{name} is not JSON: {problem.msg}{_at(problem)}") from None
-    except RecursionError:
-        raise refusal(f"{name} cannot be read as JSON: it is nested too deep") from None
-    except ValueError:
-        raise refusal(f"{name} cannot be read as JSON: it contains a number with thousands of digits") from None
+    except (ValueError, RecursionError) as problem:
+        raise refusal(not_json(name, problem)) from None
     if _SUSPECT.search(written) or written.count("[") + written.count("{") > DEEPEST or not is_text(written):
         _check(value, name=name, finite=finite, refusal=refusal)
     return value
+
+
+def not_json(name: str, problem: ValueError | RecursionError) -> str:
+    """What is to be said of a text that Python's parser refuses."""
+    if isinstance(problem, json.JSONDecodeError):
+        return f"{name} is not JSON: {problem.msg}{_at(problem)}"
+    why = "is nested too deep" if isinstance(problem, RecursionError) else "contains a number with thousands of digits"
+    return f"{name} cannot be read as JSON: it {why}"
 
 
 def parse_object(

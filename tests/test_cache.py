@@ -15,7 +15,7 @@ from support_collect import (
 
 from circuitcli.activations.cache import ActivationCache
 from circuitcli.activations.collection import collect
-from circuitcli.activations.storage.shards import DTYPES, hook_path
+from circuitcli.activations.storage.shards import DTYPES, RowsShard, hook_path
 from circuitcli.activations.storage.token_shards import TokenShard, tokens_path
 from circuitcli.errors import InputError
 from circuitcli.text.blocks import token_blocks
@@ -61,7 +61,8 @@ def test_mean_and_norms_equal_those_of_all_rows(tmp_path, dtype):
         rows = cache.rows(hook, 0, cache.n_tokens).double()
         assert cache.mean(hook).dtype == torch.float64
         assert torch.allclose(cache.mean(hook), rows.mean(dim=0), rtol=1e-6)
-        assert cache.mean_norm(hook) == pytest.approx(float(rows.norm(dim=1).mean()), rel=1e-6)
+        shards = [RowsShard.open(hook_path(tmp_path, hook, index)) for index in range(cache.n_shards)]
+        assert sum(shard.sum_norm for shard in shards) == pytest.approx(float(rows.norm(dim=1).sum()), rel=1e-6)
         assert cache.mean_square_norm(hook) == pytest.approx(float(rows.square().sum(dim=1).mean()), rel=1e-6)
 
 

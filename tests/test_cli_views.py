@@ -13,8 +13,9 @@ from rich.console import Console
 from circuitcli import progress
 from circuitcli.cli import summaries
 from circuitcli.cli.bars import Bars, show_progress
-from circuitcli.cli.console import console, one_line, printable
+from circuitcli.cli.console import console, one_line
 from circuitcli.cli.feature_view import feature_text
+from circuitcli.printable import printable
 from circuitcli.records import (
     FeatureRecord,
     FeaturesRecord,

@@ -11,8 +11,9 @@ from support_collect import HOOKS, collection, language_model, source, stored_by
 from circuitcli import progress
 from circuitcli.activations import lanes
 from circuitcli.activations.cache import ActivationCache
-from circuitcli.activations.collection import collect, finished_shards
+from circuitcli.activations.collection import collect
 from circuitcli.activations.lanes import blocks_at_once
+from circuitcli.activations.plans import complete, survey
 from circuitcli.activations.storage import disk
 from circuitcli.activations.storage.shards import DTYPES, hook_path
 from circuitcli.activations.storage.token_shards import tokens_path
@@ -138,7 +139,7 @@ def test_it_stops_at_the_first_block_boundary_at_or_above_the_number(tmp_path, n
 def test_shards_end_at_block_boundaries_and_only_cut_the_table(tmp_path, shard_tokens):
     plan = collection(tmp_path, shard_tokens=shard_tokens)
     collect(language_model(), source(DOCUMENTS), plan)
-    sizes = [shard.n_rows for shard in finished_shards(plan)]
+    sizes = [shard.n_rows for shard in complete(survey(plan))]
     assert sum(sizes) == 207 and all(shard_tokens <= size < shard_tokens + 15 for size in sizes[:-1])
     cache = ActivationCache(tmp_path, HOOKS)
     assert len({int(cache.tokens(sum(sizes[:n]), sum(sizes[:n]) + 1).block) for n in range(len(sizes))}) == len(sizes)
@@ -177,14 +178,14 @@ def test_a_shard_counts_only_if_all_hook_points_have_it(tmp_path, lost):
     whole = stored_bytes(tmp_path)
     (tokens_path(tmp_path, index) if hook is None else hook_path(tmp_path, hook, index)).unlink()
     hook_path(tmp_path, HOOKS[1], index).with_suffix(".h5.partial").write_bytes(b"half")
-    assert len(finished_shards(collection(tmp_path))) == index
+    assert len(complete(survey(collection(tmp_path)))) == index
     collected(tmp_path)
     assert stored_bytes(tmp_path) == whole
 
 
 def test_shards_of_another_fingerprint_are_made_again(tmp_path):
     collected(tmp_path / "a", documents=texts(80, 80), fingerprint="other")
-    assert finished_shards(collection(tmp_path / "a")) == []
+    assert complete(survey(collection(tmp_path / "a"))) == []
     collected(tmp_path / "a"), collected(tmp_path / "b")
     assert stored_bytes(tmp_path / "a") == stored_bytes(tmp_path / "b")
 
@@ -202,7 +203,7 @@ def test_a_failure_midway_leaves_whole_shards_and_nothing_partial(tmp_path, monk
         with pytest.raises(InputError, match="No space left on device"):
             collected(tmp_path)
     assert not list(tmp_path.rglob("*.partial"))
-    assert len(finished_shards(collection(tmp_path))) == 2
+    assert len(complete(survey(collection(tmp_path)))) == 2
     collected(tmp_path), collected(tmp_path.with_name("whole"))
     assert stored_bytes(tmp_path) == stored_bytes(tmp_path.with_name("whole"))
 

@@ -113,16 +113,16 @@ def test_a_table_of_one_column_needs_no_field(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.json", "[" * 100_000, "is not JSON: it is nested too deep"),
+        ("a.json", "[" * 100_000, "cannot be read as JSON: it is nested too deep"),
         (
             "a.json",
             '[{"text": "a"}, {"text": ' + "9" * 5000 + "}]",
-            "record 2 is not JSON: it contains a number with thousands",
+            "record 2 cannot be read as JSON: it contains a number with thousands",
         ),
         (
             "a.jsonl",
             '{"text": "a"}\n{"text": ' + "9" * 5000 + "}\n",
-            "line 2 is not JSON: it contains a number with thousands",
+            "line 2 cannot be read as JSON: it contains a number with thousands",
         ),
         ("a.json", '[{"text": "a"}', "is not JSON"),
         ("a.json", '[{"text": "a"} {"text": "b"}]', "is not JSON: a comma"),

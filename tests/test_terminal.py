@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 import circuitcli
 from circuitcli.cli import feature_view, inspection_view
 from circuitcli.cli.bars import Bars
-from circuitcli.cli.console import Printer, Rows, console, json_printable, listen
+from circuitcli.cli.console import Printer, Rows, console, listen
+from circuitcli.printable import json_printable
 from circuitcli.records import InspectionRecord, ReleaseRecord, json_text
 from circuitcli.settings.sources import load, to_toml
 

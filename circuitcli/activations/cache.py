@@ -160,10 +160,6 @@ class ActivationCache:
             total += shard.sum()
         return total / self.n_tokens
 
-    def mean_norm(self, hook: HookPoint) -> float:
-        """Mean length of a row."""
-        return sum(shard.sum_norm for shard in self._rows[hook]) / self.n_tokens
-
     def mean_square_norm(self, hook: HookPoint) -> float:
         """Mean squared length of a row."""
         return sum(shard.sum_square_norm for shard in self._rows[hook]) / self.n_tokens

@@ -18,7 +18,7 @@ from circuitcli.activations.passes import passes
 from circuitcli.activations.plans import BlocksFrom, Collection, StoredShard, complete, plans, survey
 from circuitcli.activations.storage.disk import DiskQueue, n_buffers
 from circuitcli.activations.storage.shard_files import ShardFiles
-from circuitcli.activations.storage.token_shards import TokenShard, tokens_path
+from circuitcli.activations.storage.token_shards import tokens_path
 from circuitcli.activations.storage.writing import remove_partials
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.loading import LanguageModel
@@ -73,11 +73,6 @@ def completed(collection: Collection, work: Callable[[Mapping[int, StoredShard]]
     if cache.n_tokens < collection.n_tokens:
         logger.warning("there are %d tokens, fewer than the %d asked for", cache.n_tokens, collection.n_tokens)
     return Collected(cache.n_tokens, {hook: runs.digest(cache.digests(hook)) for hook in collection.hooks})
-
-
-def finished_shards(collection: Collection) -> list[TokenShard]:
-    """The shards of this collection that are there for all hook points, up to the first that is not."""
-    return complete(survey(collection))
 
 
 def _is_whole(stored: Mapping[int, StoredShard]) -> bool:

@@ -1,6 +1,5 @@
 """The one printer: records on stdout; messages, tables, progress and errors on stderr."""
 
-import json
 import logging
 import os
 import sys
@@ -9,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from circuitcli.printable import json_printable, printable
 from circuitcli.progress import NOTE
 
 if TYPE_CHECKING:
@@ -152,25 +152,6 @@ def one_line(text: str) -> str:
     line = printable(" ".join(text.split()))
     half = LONGEST_LINE // 2
     return line if len(line) <= LONGEST_LINE else f"{line[:half]} ... {line[-half:]}"
-
-
-def printable(text: str) -> str:
-    """The text with line breaks and control characters written out, so that model text cannot steer a terminal."""
-    if text.isprintable():
-        return text
-    return "".join(character if character.isprintable() else _visible(character) for character in text)
-
-
-def json_printable(line: str) -> str:
-    """A line of JSON that means the same, in which what no terminal should get is escaped."""
-    if line.isprintable():
-        return line
-    # Outside its texts JSON is ASCII, and controls in them are escaped already.
-    return "".join(character if character.isprintable() else json.dumps(character).strip('"') for character in line)
-
-
-def _visible(character: str) -> str:
-    return {"\n": "↵", "\t": "→"}.get(character) or character.encode("unicode_escape").decode()
 
 
 def _write_error(text: str) -> None:

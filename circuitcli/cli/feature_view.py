@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from circuitcli.cli.console import console, printable
+from circuitcli.cli.console import console
+from circuitcli.printable import printable
 from circuitcli.records import json_text
 
 if TYPE_CHECKING:

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from circuitcli.cli.console import console, printable
+from circuitcli.cli.console import console
+from circuitcli.printable import printable
 from circuitcli.records import Record, ReleaseRecord, to_line
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from circuitcli.cli.console import printable
+from circuitcli.printable import printable
 
 # A terminal that says it is narrower, or has no width at all, breaks longer lines by itself.
 NARROWEST, USUAL = 40, 80

@@ -16,6 +16,8 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
+from circuitcli.printable import escaped
+
 DOMINANT, CONSTANT, COMMON = 0.5, 0.9, 0.7
 FEW_PEAKS = 5
 LONGEST_TOKEN = 20
@@ -43,16 +45,12 @@ def shown(token: str) -> str:
         if len(core) > LONGEST_TOKEN:
             core = core[: LONGEST_TOKEN - 1] + "…"
         mark = "'" if '"' in core else '"'
-        return mark + "".join(map(_printable, core)) + mark
+        return mark + escaped(core) + mark
     if "\n" in token or "\r" in token:
         return "newline"
     if token == "\t" * len(token):
         return "tab" if token else "nothing"
     return "space" if len(token) == 1 else f"{len(token)} spaces"
-
-
-def _printable(character: str) -> str:
-    return character if character.isprintable() else character.encode("unicode_escape").decode()
 
 
 def _key(token: str) -> str:

@@ -1,7 +1,6 @@
 """Records as lines of JSON, checked when they are read."""
 
 import json
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any, TextIO
@@ -9,6 +8,7 @@ from typing import IO, Any, TextIO
 from pydantic import ValidationError
 
 from circuitcli.errors import InputError
+from circuitcli.printable import json_steady
 from circuitcli.reading import parse_json, text_lines
 from circuitcli.records.base import Record, UnknownRecord
 from circuitcli.records.coders import (
@@ -49,9 +49,6 @@ KINDS: dict[str, type[Record]] = {
     "stage": StageRecord,
 }
 
-# Controls past ASCII, and what changes the direction of the text around it; JSON escapes all other controls.
-_STEERING = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-
 
 def parse_line(line: str, *, place: str = "input") -> Record:
     """One record. Raises InputError, naming the place, for a line that is no record."""
@@ -90,8 +87,7 @@ def to_line(record: Record) -> str:
 
 def json_text(content: Any) -> str:
     """One line of JSON, in which what could steer the terminal that it may come to is escaped."""
-    text = json.dumps(content, ensure_ascii=False, allow_nan=False)
-    return text if text.isprintable() else _STEERING.sub(lambda found: json.dumps(found[0])[1:-1], text)
+    return json_steady(json.dumps(content, ensure_ascii=False, allow_nan=False))
 
 
 def write(records: Iterable[Record], stream: TextIO | IO[str]) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from circuitcli.errors import SettingsError
+from circuitcli.printable import toml_printable
 from circuitcli.reading import read_toml
 from circuitcli.settings.settings import Settings
 
@@ -100,7 +101,7 @@ def to_toml(loaded: Loaded) -> str:
         if head != section:
             lines += ["", f"[{head}]"]
             section = head
-        origin = "".join(map(_escaped, loaded.origins.get(name, "default")))
+        origin = toml_printable(loaded.origins.get(name, "default"))
         written = f"{key} = {toml_value(value)}" if value is not None else f"# {key} is not set"
         lines.append(f"{written}  # {origin}" if value is not None else f"{written} ({origin})")
     return "\n".join(lines).lstrip("\n") + "\n"
@@ -113,15 +114,8 @@ def toml_value(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "[" + ", ".join(toml_value(item) for item in value) + "]"
     if isinstance(value, str):
-        escaped = "".join(_escaped(character) for character in value)
-        return f'"{escaped}"'
+        return f'"{toml_printable(value)}"'
     return repr(value)
-
-
-def _escaped(character: str) -> str:
-    if character in '"\\':
-        return "\\" + character
-    return character if character.isprintable() else f"\\U{ord(character):08X}"
 
 
 def _flat(tree: Mapping[str, Any], prefix: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from circuitcli.errors import InputError, ToolError, first_line
+from circuitcli.reading import not_json
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -20,6 +21,7 @@ _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 LONGEST_CHARACTERS = 2**26
 _READ_CHARACTERS = 65_536
 _ROWS_AT_ONCE = 64
+_HINT = 'a .json file holds a list of objects such as {"text": "..."}, or of texts'
 _BLANK = re.compile(r"[ \t\r\n]*")
 
 Placed = tuple[str, object]
@@ -71,7 +73,7 @@ def _json_lines(stream: TextIO, path: Path, start: int) -> Iterator[Placed]:
         try:
             yield place, json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise _no_json(place, error, hint="a .jsonl file has one JSON object on each line") from None
+            raise InputError(not_json(place, error), hint="a .jsonl file has one JSON object on each line") from None
 
 
 def _table(stream: TextIO, path: Path, delimiter: str) -> Iterator[Placed]:
@@ -120,10 +122,10 @@ def _values(stream: TextIO, path: Path) -> Iterator[Placed]:
         if source.peek() == ",":
             source.skip()
         elif source.peek() != "]":
-            raise _no_json(source.place, ValueError("a comma or the end of the list is missing"))
+            raise InputError(f"{source.place} is not JSON: a comma or the end of the list is missing", hint=_HINT)
     source.skip()
     if source.peek():
-        raise _no_json(str(path), ValueError("more text follows the end of the list"))
+        raise InputError(f"{path} is not JSON: more text follows the end of the list", hint=_HINT)
 
 
 class _Source:
@@ -160,11 +162,10 @@ class _Source:
                 # A number may go on.
                 if end < len(self._text) or not self._read():
                     break
-            except json.JSONDecodeError as error:
-                if not self._read():
-                    raise _no_json(self.place, error) from None
             except (ValueError, RecursionError) as error:
-                raise _no_json(self.place, error) from None
+                # What ends early may go on.
+                if not isinstance(error, json.JSONDecodeError) or not self._read():
+                    raise InputError(not_json(self.place, error), hint=_HINT) from None
         self._at, self._n_values = end, self._n_values + 1
         return value
 
@@ -182,17 +183,6 @@ class _Source:
         if more:
             self._text, self._at = rest + more, 0
         return bool(more)
-
-
-def _no_json(place: str, error: Exception, *, hint: str = "") -> InputError:
-    if isinstance(error, RecursionError):
-        reason = "it is nested too deep"
-    elif "digits" in str(error):
-        reason = "it contains a number with thousands of digits"
-    else:
-        reason = str(error)
-    hint = hint or 'a .json file holds a list of objects such as {"text": "..."}, or of texts'
-    return InputError(f"{place} is not JSON: {reason}", hint=hint)
 
 
 def _endless(place: str) -> InputError:
