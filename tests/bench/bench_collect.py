@@ -29,13 +29,13 @@ from circuitcli.allocator import keep_freed_memory
 from circuitcli.hookpoints import HookPoint, hook_points
 from circuitcli.models import taps
 from circuitcli.models.loading import LanguageModel, load_model
-from circuitcli.settings.data import DataSettings
+from circuitcli.settings.data import BLOCK_LENGTH, DataSettings
 from circuitcli.settings.model import ModelSettings
 from circuitcli.text import files as text
 from circuitcli.text.blocks import Block, padded, token_blocks
 from circuitcli.training.memory import peak_process_bytes
 
-DATA = DataSettings()
+DATA = DataSettings(block_length=BLOCK_LENGTH, dtype="float16")
 GROWTH_TOKENS = (100_000, 1_000_000)
 
 

@@ -1,0 +1,36 @@
+"""The programs that measure speed still run: on as little as they can be given."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from circuitcli.activations.storage.shards import RowsShard
+from circuitcli.activations.storage.stored_rows import StoredRows
+from circuitcli.hookpoints import HookPoint
+from circuitcli.models.loading import load_model
+from circuitcli.settings.model import ModelSettings
+from tests.bench import bench_collect, bench_writer
+
+
+def test_collecting_is_measured_beside_the_bare_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    small = bench_collect.DATA.model_copy(update={"batch_size": 4, "block_length": 32})
+    monkeypatch.setattr(bench_collect, "DATA", small)
+    model = load_model(ModelSettings(name="builtin:tiny"))
+    found = bench_collect.measure(model, [HookPoint(0, "resid")], seconds_wanted=0.01, rounds=1)
+    assert found.n_tokens > 100 and min(found.bare, found.collecting, found.reading) > 0
+
+
+@pytest.mark.parametrize("name", bench_writer.WAYS)
+def test_every_way_of_writing_writes_the_rows(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(bench_writer, "N_ROWS", 2 * bench_writer.BATCH)
+    rows = StoredRows.of(torch.randn(bench_writer.BATCH, 3).half())
+    with bench_writer.way(name) as writer:
+        bench_writer.write(tmp_path, writer, hooks=2, rows=rows)
+    files = sorted(tmp_path.rglob("*.h5"))
+    assert len(files) == 2 * bench_writer.N_SHARDS
+    if name != "h5py":
+        back = torch.empty_like(rows.values)
+        RowsShard.open(files[-1]).read_into(back, bench_writer.BATCH)
+        assert torch.equal(back, rows.values)
