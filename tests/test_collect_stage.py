@@ -182,17 +182,13 @@ def test_activations_of_unknown_origin_are_not_touched_without_force(tmp_path, m
     assert stored_bytes(tmp_path / "run" / "activations") == before
 
 
-def test_the_plan_tells_disk_memory_and_arithmetic_and_makes_nothing(tmp_path, model, text):
+def test_the_plan_tells_disk_and_makes_nothing(tmp_path, model, text):
     request = stage_request(tmp_path / "run", model, text, tokens=10**6)
     rows = dict(collect.plan(request))
     assert rows["tokens"] == "1,000,000"
     assert rows["hook points"] == f"4: {' '.join(HOOKS)}"
     # 4 hook points of 24 float16 numbers, and 16 bytes for the token.
     assert rows["disk"].startswith("208 MB of ")
-    # Three blocks of 12 * 24**2 weights and 13 * 24 biases and norms; attention reads at most 16 places.
-    flops = 10**6 * (2 * 3 * (12 * 24**2 + 13 * 24) + 4 * 3 * 16 * 24)
-    assert float(rows["arithmetic"].split()[1]) == pytest.approx(flops, rel=0.05)
-    assert rows["time"].startswith("at least ")
     assert not (tmp_path / "run").exists()
 
 

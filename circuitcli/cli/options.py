@@ -94,7 +94,7 @@ def switch(name: str, *declarations: str, help: str) -> Parameter:
     return option(name, *declarations, annotation=bool, default=False, help=help)
 
 
-DRY_RUN = switch("dry_run", "--dry-run", "-n", help="Show tokens, bytes, memory and time, and do nothing.")
+DRY_RUN = switch("dry_run", "--dry-run", "-n", help="Show tokens, bytes and memory, and do nothing.")
 
 COMMON = (
     option(

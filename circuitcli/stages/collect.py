@@ -17,7 +17,7 @@ from circuitcli.settings.data import LOOKED_AT, default_text
 from circuitcli.settings.model import PLACEMENT, absolute_name
 from circuitcli.settings.settings import Settings
 from circuitcli.settings.sources import flatten
-from circuitcli.stages.estimates import BYTES, arithmetic, memory, pass_flops, size, weight_bytes
+from circuitcli.stages.estimates import BYTES, memory, size, weight_bytes
 from circuitcli.stages.request import Request, changing_nothing, fingerprint, resumable
 from circuitcli.stages.storing import AUTO, USUAL, number_types, with_data
 from circuitcli.text.documents import check_field, source_digest
@@ -74,11 +74,6 @@ def plan(request: Request) -> list[tuple[str, str]]:
         ("disk", disk_line(request, needed)),
         ("number type", f"{AUTO}, counted as {USUAL}; float32 takes twice as much" if is_open else settings.data.dtype),
         *_memory(settings, adapter, n_hooks=len(hooks)),
-        *arithmetic(
-            {settings.model.dtype: _flops(settings, adapter, hooks)},
-            width=adapter.d_model,
-            device=settings.model.device,
-        ),
     ]
 
 
@@ -264,10 +259,3 @@ def _memory(settings: Settings, adapter: "ModelAdapter", *, n_hooks: int) -> lis
     on_device = weight_bytes(adapter) + n_lanes * _WIDTHS_OF_A_BLOCK * batch * BYTES[settings.model.dtype]
     kept = 0 if device == "cpu" else n_lanes * n_hooks * rows
     return memory(n_buffers(n_lanes) * rows, on_device + kept, device=settings.model.device)
-
-
-def _flops(settings: Settings, adapter: "ModelAdapter", hooks: Iterable[HookPoint]) -> float:
-    """Of all tokens through the blocks up to the deepest hook point."""
-    n_blocks = 1 + max(hook.layer for hook in hooks)
-    each = pass_flops(adapter, range(n_blocks), block_length=settings.data.block_length or 0)
-    return float(settings.data.tokens * each)

@@ -1,7 +1,6 @@
 """``circuit train``: sparse autoencoders for all collected hook points, in one pass over the cache."""
 
 import logging
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -10,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from circuitcli.hookpoints import HookPoint
 from circuitcli.records import ActivationsRecord, Record, SaeRecord, TrainedRecord
-from circuitcli.settings.data import BLOCK_LENGTH
 from circuitcli.settings.settings import Settings
-from circuitcli.stages.estimates import BYTES, arithmetic, memory, pass_flops, size, weight_bytes
+from circuitcli.stages.estimates import BYTES, memory, size, weight_bytes
 from circuitcli.stages.inputs import activation_records
 from circuitcli.stages.measuring import warnings
 from circuitcli.stages.replacement import replacements
@@ -25,7 +23,6 @@ from circuitcli.training.plan import (
     check_objective,
     coder_shapes,
     hook_groups,
-    look_steps,
     pool_tokens,
     read_hooks,
     training_plan,
@@ -107,7 +104,6 @@ def plan(request: Request) -> list[tuple[str, str]]:
     costs = _costs(variants(request.settings), activations)
     read, outline = _read(request, activations), _outline(request)
     parameters = sum(cost.parameters for cost in costs)
-    looks = -(-plan.n_steps // look_steps(plan.n_steps)) if request.settings.train.keep == "best" else 0
     rates = sorted({cost.rate(plan.n_steps) for cost in costs})
     return [
         ("autoencoders", f"{sum(len(cost.d_saes) for cost in costs)}: {' '.join(one.hook for one in read)}"),
@@ -117,11 +113,6 @@ def plan(request: Request) -> list[tuple[str, str]]:
         ("disk", f"{size(4 * parameters)}, and {size(_state_bytes(request.settings, parameters))} while training"),
         *_memory(request, read, plan, costs, outline),
         *_revival(costs),
-        *arithmetic(
-            _flops(request, plan, costs, outline, n_looks=looks),
-            width=max(record.d_model for record in activations),
-            device=request.settings.model.device,
-        ),
     ]
 
 
@@ -140,51 +131,26 @@ def _features(costs: "list[_Cost]") -> str:
 
 @dataclass(frozen=True)
 class _Cost:
-    """What the SAEs of a group of hook points take: numbers in weights, and floating-point operations for a token.
-
-    writes: what they reconstruct, as often as a coder does.
-    """
+    """What the coders of a group of hook points take: their widths, and numbers in weights."""
 
     settings: Settings
-    writes: tuple[HookPoint, ...]
     d_saes: tuple[int, ...]
     parameters: int
-    flops: int
 
     @classmethod
     def of(cls, settings: Settings, group: tuple[HookPoint, ...], d_models: Mapping[HookPoint, int]) -> "_Cost":
         """d_models: widths of the activations at the group's hook points."""
         shapes = coder_shapes(settings.sae.architecture, group)
-        one, parameters, flops = width(settings, d_in=d_models[group[0]]), 0, 0
+        one, parameters = width(settings, d_in=d_models[group[0]]), 0
         for shape in shapes:
             d_read, d_written = (sum(d_models[hook] for hook in hooks) for hooks in (shape.reads, shape.writes))
-            of_coder = (d_read + d_written) * one * shape.width
-            parameters += of_coder
-            # Sparse codes cost what they hold; dense ones three products forward and back on either side.
-            sparse = 2 * d_read * one * shape.width + 8 * d_written * settings.sae.k
-            flops += 5 * of_coder if DESCRIPTIONS[settings.sae.architecture].is_dense else sparse
-        writes = tuple(hook for shape in shapes for hook in shape.writes)
-        return cls(settings, writes, tuple(one * shape.width for shape in shapes), parameters, flops)
-
-    @property
-    def look_flops(self) -> int:
-        """Of a token at which one looks: forward alone, which for dense codes is two products of five."""
-        return self.flops * 2 // 5 if self.is_dense else self.flops
+            parameters += (d_read + d_written) * one * shape.width
+        return cls(settings, tuple(one * shape.width for shape in shapes), parameters)
 
     @property
     def is_dense(self) -> bool:
         """Whether codes are as many as the features while it learns."""
         return DESCRIPTIONS[self.settings.sae.architecture].is_dense
-
-    @property
-    def dtype(self) -> str:
-        """The number type of the largest products while it learns."""
-        from circuitcli.models.loading import choose_device
-        from circuitcli.saes.fast import screening
-
-        sae, device = self.settings.sae, choose_device(self.settings.model.device)
-        screens = not self.is_dense and screening.pays(device, d_sae=self.d_saes[0], k=sae.k)
-        return "bfloat16" if screens or self.settings.train.autocast else "float32"
 
     def rate(self, n_steps: int) -> float:
         return self.settings.train.learning_rate or default_rate(self.d_saes[0], n_steps=n_steps)
@@ -196,37 +162,6 @@ def _outline(request: Request) -> "ModelAdapter | None":
     from circuitcli.stages.measure import model_settings
 
     return load_outline(model_settings(request)) if request.settings.train.loss_tokens else None
-
-
-def _flops(
-    request: Request, plan: Plan, costs: list[_Cost], adapter: "ModelAdapter | None", *, n_looks: int
-) -> dict[str, float]:
-    """Of learning and measuring, by the number type in which it is multiplied."""
-    flops = {"float32": _measuring_flops(request, plan, costs, adapter)}
-    for cost in costs:
-        dtype = cost.dtype
-        learning = cost.flops * plan.tokens + cost.look_flops * n_looks * plan.held_out
-        flops[dtype] = flops.get(dtype, 0.0) + learning
-    return flops
-
-
-def _measuring_flops(request: Request, plan: Plan, costs: list[_Cost], adapter: "ModelAdapter | None") -> float:
-    """Of all SAEs on held-out tokens, and of the model on some of these: once as it is, and from its hook point on with
-    each SAE and, where that was not done, with two constants. Logits follow of each run, and each time of the clean
-    one."""
-    from circuitcli.models.partial import first_block
-
-    reconstructing = 2.0 * plan.held_out * sum(cost.parameters for cost in costs)
-    if adapter is None:
-        return reconstructing
-    n_tokens = min(request.settings.train.loss_tokens, plan.held_out)
-    head = 2 * adapter.unembedding.get_parameter("weight").numel()
-    through = partial(pass_flops, adapter, block_length=request.settings.data.block_length or BLOCK_LENGTH)
-    of_model = through(range(adapter.n_layers))
-    for hook, n_saes in Counter(hook for cost in costs for hook in cost.writes).items():
-        behind = through(range(max(0, first_block(hook)), adapter.n_layers))
-        of_model += (n_saes + 2) * behind + (2 * n_saes + 2) * head
-    return reconstructing + float(n_tokens * of_model)
 
 
 def _state_bytes(settings: Settings, parameters: int) -> int:
