@@ -354,7 +354,7 @@ def test_bad_lines_and_bad_prompts_are_one_warning(ask, tmp_path, caplog):
     for name, run in made.items():
         caplog.clear()
         run()
-        told = [record.message for record in caplog.records if "left out" in record.message]
-        assert len(told) == 1 and told[0].startswith("3 of 5 prompts are left out: "), name
+        told = [record.message for record in caplog.records if "left out " in record.message]
+        assert len(told) == 1 and told[0].startswith("left out 3 of 5 prompts: "), name
     with pytest.raises(InputError, match="some line 3"):
         graph_grad.run(ask(graph__prompts=str(path)))

@@ -290,15 +290,18 @@ def test_bad_prompts_are_left_out_and_counted_in_one_warning(tmp_path, adapter, 
     assert [prompt.place.rpartition(" ")[2] for prompt in prompts] == ["1", "9", "11"]
     assert left_out.n == 8
     (record,) = caplog.records
-    assert record.message.startswith("8 of 11 prompts are left out: 2 with ")
+    assert record.message.startswith("left out 8 of 11 prompts: 2 with ")
     assert "2 with a counterfactual of another length" in record.message and "some-data line 6" in record.message
 
 
-def test_the_first_usable_prompts_are_taken_and_none_behind_them_is_looked_at(tmp_path, adapter):
+def test_the_first_usable_prompts_are_taken_and_none_behind_them_is_looked_at(tmp_path, adapter, caplog):
     lines = [BAD["length"][0], GOOD, GOOD, BAD["length"][0], GOOD]
     name = file_of(tmp_path, FORMS["lines"](lines))
     left_out = LeftOut(allowed=True)
     assert len(all_of(name, adapter, left_out, most=2)) == 2 and left_out.n == 1
+    assert "can be used" not in caplog.text
+    assert len(all_of(name, adapter, LeftOut(allowed=True), most=4)) == 3
+    assert "only 3 prompts can be used, not 4" in caplog.text
 
 
 def test_where_all_are_bad_that_is_an_error(tmp_path, adapter):

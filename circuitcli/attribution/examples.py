@@ -154,7 +154,7 @@ class LeftOut:
         """Say how many were left out, and why."""
         if self.first is not None:
             logger.warning(
-                "%d of %d prompts are left out: %s; the first: %s",
+                "left out %d of %d prompts: %s; the first: %s",
                 *(self.n, self.n + n_used, self._counts, self.first.message),
             )
 

@@ -1,5 +1,6 @@
 """A prompt as the model sees it, from a text, a conversation or token ids."""
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,6 +16,8 @@ from circuitcli.models.tokenizer import Tokenizer
 from circuitcli.models.window import window
 from circuitcli.progress import note
 from circuitcli.reading import is_text
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,8 @@ def encode_all(
     if needs.spans:
         prompts = _of_same_spans(prompts, left_out)
     left_out.warn(len(prompts))
+    if most is not None and len(prompts) < most:
+        logger.warning("only %d prompts can be used, not %d", len(prompts), most)
     _tell_ids(examples, prompts, tokenizer)
     return tuple(prompts)
 

@@ -170,9 +170,10 @@ class Tokenizer:
             more = " ..." if len(ids) > _SHOWN_PIECES else ""
             pieces = " ".join(repr(piece) for piece in self.token_strings(ids[:_SHOWN_PIECES])) or "nothing"
             written = repr(text[:_SHOWN_CHARACTERS]) + "..." * (len(text) > _SHOWN_CHARACTERS)
+            spaced = "this tokenizer writes it in pieces; name a token that it has whole"
             raise InputError(
                 f"{what} {written} is not one token but {len(ids)}: {pieces}{more}",
-                hint="most words need their leading space, for example ' Paris'",
+                hint=spaced if text[:1].isspace() else "most words need their leading space, for example ' Paris'",
             )
         return ids[0]
 
