@@ -149,11 +149,17 @@ def test_kinds_of_sites_have_colours_that_the_legend_names_where_there_are_sever
     assert "colours" not in alone and "colours" in source
 
 
-def test_a_feature_that_is_active_below_zero_alone_shows_where():
+def test_a_feature_with_a_code_below_zero_shows_where_it_is_and_so_does_one_that_has_no_other():
     below = {"contexts": [{"tokens": [" a", " odd"], "activations": [0.0, -2.0], "peak": 1}], "min": -2.0}
     (known,) = details(contexts=[], max=0.0, negative=below).values()
     drawing = replace(draw(many_prompts("resid.0/7@verb")), details={"resid.0/7": known})
     assert "odd</FONT>" in dot_source(drawing, RenderSettings()) and "#ffb07d" in dot_source(drawing, RenderSettings())
+    (both,) = details(negative=below).values()
+    graph = many_prompts("resid.0/7@verb")
+    for activation, is_below in ((-1.0, True), (1.0, False), (None, False)):
+        node = replace(graph.nodes[0], activation=activation)
+        some = draw(replace(graph, nodes=(node, graph.nodes[1])), details={"resid.0/7": both})
+        assert ("odd</FONT>" in dot_source(some, RenderSettings())) == is_below
     shown = embedded(page(drawing))["document"]["nodes"][0]["details"]
     assert Details.model_validate({"id": "resid.0/7", **shown}).negative == known.negative
 

@@ -24,7 +24,7 @@ def box(node: Node, drawing: Drawing, settings: RenderSettings) -> str:
         return f"<{table(row(cell(span(title, size=9))), *_rows(numbers))}>"
     head = row(cell(span(place.feature, bold=True) + span(title.removeprefix(place.feature), colour=GREY)))
     known = drawing.known(node)
-    lines = [] if known is None else _known(known, settings)
+    lines = [] if known is None else _known(known, settings, activation=node.activation or 0.0)
     return f"<{table(head, *_rows(numbers), *lines)}>"
 
 
@@ -69,12 +69,13 @@ def _numbers(node: Node) -> str:
     return span("   ", size=9).join(parts)
 
 
-def _known(known: Details, settings: RenderSettings) -> list[str]:
+def _known(known: Details, settings: RenderSettings, *, activation: float) -> list[str]:
+    """Label, contexts and tokens of a feature; contexts of the sign that its activation has, if there are some."""
     lines = [row(cell(f"<I>{span(line)}</I>")) for line in wrapped(known.label, COLUMNS, lines=2)]
-    # Where a feature is active below zero alone, its contexts are those.
-    contexts = known.contexts or (known.negative.contexts if known.negative else ())
+    below = known.negative.contexts if known.negative else ()
+    contexts = (below or known.contexts) if activation < 0 else (known.contexts or below)
     sizes = [max(map(abs, context.activations), default=0.0) for context in contexts]
-    largest = (known.max if known.contexts else 0.0) or max(sizes, default=0.0)
+    largest = (known.max if contexts is known.contexts else 0.0) or max(sizes, default=0.0)
     lines += [_context(context, largest) for context in contexts[: settings.contexts]]
     lines += _logits("▲", known.promoted[: settings.logits])
     lines += _logits("▼", known.suppressed[: settings.logits])
