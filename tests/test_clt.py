@@ -39,8 +39,11 @@ def untrained(data: dict[HookPoint, Tensor], **changes) -> CoderOptimiser:
     return CoderOptimiser(new_trainable((*READS, *WRITES), first, made.config, about), made.optimiser_config)
 
 
-def plain(clt: TrainableClt, batch: dict[HookPoint, Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """The loss by dense products over the native parameters' own names, and what is missed at each layer, scaled."""
+def plain(
+    clt: TrainableClt, batch: dict[HookPoint, Tensor], *, thresholds: list[float] | None = None
+) -> tuple[Tensor, list[Tensor]]:
+    """The loss by dense products, and what is missed at each layer, scaled; codes are the K * batch largest of a layer,
+    or those above its threshold."""
     layers = list(clt.layers)
     loss, errors = torch.zeros((), dtype=torch.float64), []
     for number, write in enumerate(WRITES):
@@ -48,8 +51,8 @@ def plain(clt: TrainableClt, batch: dict[HookPoint, Tensor]) -> tuple[Tensor, li
         for below in range(number + 1):
             x = batch[READS[below]] * clt.scales[READS[below]]
             pre = x @ layers[below].W_enc + layers[below].b_enc
-            values, places = pre.topk(K, dim=1)
-            codes = torch.zeros_like(pre).scatter(1, places, values.relu())
+            least = pre.detach().flatten().sort().values[-K * len(pre)] if thresholds is None else thresholds[below]
+            codes = torch.where(pre >= least, pre, 0.0).relu()
             total = total + codes @ layers[below].W_dec[:, (number - below) * D_OUT : (number - below + 1) * D_OUT]
         y = batch[write] * clt.scales[write]
         variance = float((y - y.mean(0)).square().sum(1).mean())
@@ -76,7 +79,7 @@ def test_loss_and_gradients_are_those_of_plain_dense_autograd():
     assert [float(result.fvu) for result in results.values()] == pytest.approx(
         [float(error.square().sum(1).mean()) / variance for error, variance in zip(errors, clt.variances, strict=True)]
     )
-    assert list(results) == list(READS) and all(0 < float(result.l0) <= K for result in results.values())
+    assert list(results) == list(READS) and all(float(result.l0) == pytest.approx(K) for result in results.values())
 
 
 def test_dead_features_learn_what_is_missed_in_all_layers_that_they_write():
@@ -103,10 +106,17 @@ def test_finished_coders_together_give_what_was_learned_on_raw_activations():
     optimiser = untrained(data, n_steps=5)
     for index, batch in enumerate(MemoryBatches(data, 64, 5).from_step(0)):
         optimiser.step(batch, index=index)
-    clt, coders = optimiser.trainable, optimiser.finished()
+    clt = optimiser.trainable
+    for batch in MemoryBatches(data, 64, 2).from_step(0):
+        clt.calibrate(batch, n_tokens=128)
+    coders = optimiser.finished()
+    each = zip(coders.values(), WRITES, strict=True)
+    thresholds = [float(coder.threshold[0]) * clt.scales[write] for coder, write in each]
+    pre = data[READS[0]] * clt.scales[READS[0]] @ clt.layers[0].W_enc + clt.layers[0].b_enc
+    assert thresholds[0] > 0 and (pre > thresholds[0]).sum() / len(pre) == pytest.approx(K, abs=0.5)
     assert list(coders) == list(READS)
     assert [coder.writes for coder in coders.values()] == [WRITES, WRITES[1:], WRITES[2:]]
-    _, errors = plain(clt.double(), {hook: own.double() for hook, own in data.items()})
+    _, errors = plain(clt.double(), {hook: own.double() for hook, own in data.items()}, thresholds=thresholds)
     for write, error in zip(WRITES, errors, strict=True):
         missed = data[write].double() - summed(coders, data, write)
         assert torch.allclose(missed, error.detach() / clt.scales[write], atol=1e-4 * float(data[write].abs().max()))

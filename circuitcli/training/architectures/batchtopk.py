@@ -5,6 +5,7 @@ on average, and the SAE is kept as a JumpReLU one.
 """
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from circuitcli.saes.base import SparseCoder
@@ -16,14 +17,34 @@ from circuitcli.training.architectures.topk import TrainableTopK
 from circuitcli.training.architectures.trainable import Batch, BuildInputs
 
 
+class ThresholdMeter:
+    """Finds the threshold above which k pre-activations per token lie, from some tokens in several pieces."""
+
+    def __init__(self, k: int, *, n_tokens: int) -> None:
+        """n_tokens: of all pieces together, at most."""
+        self._k, self._n_tokens, self._n_seen = k, n_tokens, 0
+        # The largest pre-activations so far, as many as could be needed.
+        self._largest = torch.empty(0)
+
+    def update(self, pre: Float[Tensor, "token d_sae"]) -> None:
+        """Take in the pre-activations of some tokens."""
+        self._n_seen += len(pre)
+        largest = torch.cat([self._largest.to(pre.dtype), pre[pre > 0].cpu()])
+        # One more than may stay active: the threshold lies between that one and the last that does.
+        self._largest = largest.topk(min(self._k * self._n_tokens + 1, len(largest))).values
+
+    def threshold(self) -> float:
+        """For the tokens so far."""
+        n_active = self._k * self._n_seen
+        return float(self._largest[n_active - 1 : n_active + 1].mean()) if len(self._largest) > n_active else 0.0
+
+
 class TrainableBatchTopK(TrainableTopK):
     """Its codes are the k * batch largest pre-activations of the batch."""
 
     needs_calibration = True
     threshold: float | None = None
-    # The largest pre-activations of the batches that it was calibrated with, as many as could be needed.
-    _largest: Tensor | None = None
-    _n_seen = 0
+    _meter: ThresholdMeter | None = None
 
     def selection(self) -> Selection:
         """See `TrainableTopK`."""
@@ -31,18 +52,12 @@ class TrainableBatchTopK(TrainableTopK):
 
     @torch.no_grad()
     def calibrate(self, batch: Batch, *, n_tokens: int) -> None:
-        """Find the threshold above which k pre-activations per token lie."""
-        sae, k = self.sae, self.config.sae.k
+        """See `Trainable`: the threshold above which k pre-activations per token lie."""
+        sae = self.sae
+        self._meter = self._meter or ThresholdMeter(self.config.sae.k, n_tokens=n_tokens)
         for rows in self.scaled(batch[sae.hook], self.scale).split(sae.rows_at_once):
-            pre = sae.pre_activations(rows).flatten()
-            positive = pre[pre > 0].cpu()
-            largest = positive if self._largest is None else torch.cat([self._largest, positive])
-            # One more than may stay active: the threshold lies between that one and the last that does.
-            self._largest = largest.topk(min(k * n_tokens + 1, len(largest))).values
-        assert self._largest is not None
-        self._n_seen += len(batch[sae.hook])
-        n_kept = k * self._n_seen
-        self.threshold = float(self._largest[n_kept - 1 : n_kept + 1].mean()) if len(self._largest) > n_kept else 0.0
+            self._meter.update(sae.pre_activations(rows))
+        self.threshold = self._meter.threshold()
 
     def inference(self) -> SparseCoder:
         """See `TrainableCoder`. Needs `calibrate`."""

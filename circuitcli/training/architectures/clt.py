@@ -2,8 +2,15 @@
 above; all learn together (Ameisen et al. 2025, "Circuit Tracing").
 
 The loss is the sum over written layers of the share of variance that is missed by the sum of all that is written there.
-Each layer has exactly k active features per token. Its decoders lie side by side in one matrix, so that its codes are
-gathered once for all that they write, and AuxK lets a dead feature reconstruct what is missed in all these layers.
+Each layer has k active features per token on average, as in BatchTopK, and one threshold in the end. Its decoders lie
+side by side in one matrix, so that its codes are gathered once for all that they write, and AuxK lets a dead feature
+reconstruct what is missed in all these layers.
+
+Measured on `builtin:tiny` (4 layers, 200,000 tokens, 512 features a layer, k 16, one seed): explained variance on
+average over the layers, KL with all MLPs replaced, features that stay silent, and seconds of training beside other
+work. BatchTopK 0.758, 0.62, 0.2 %, 37; TopK 0.748, 0.63, 0.2 %, 30; JumpReLU with its penalty (L0 / k - 1)^2 in each
+layer 0.752, 0.58, 6 %, 111; with the penalty on the L0 of all layers together 0.742, 0.56, 12 %, 100, of which the
+first layer takes more than half. Thresholds, unlike a k, are what files of other tools can hold.
 """
 
 from collections.abc import Sequence
@@ -14,10 +21,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from circuitcli.hookpoints import HookPoint
-from circuitcli.saes.base import SaeConfig, SparseCoder
-from circuitcli.saes.fast.selection import TopK
+from circuitcli.saes.base import CODES_AT_ONCE, SaeConfig, SparseCoder
+from circuitcli.saes.fast.selection import BatchTopK
 from circuitcli.saes.fast.sparse import Codes, Encoder, decode, encode
-from circuitcli.saes.topk import TopKSae
+from circuitcli.saes.jumprelu import JumpReluSae
+from circuitcli.training.architectures.batchtopk import ThresholdMeter
 from circuitcli.training.architectures.descriptions import CrossLayer
 from circuitcli.training.architectures.trainable import (
     Batch,
@@ -65,8 +73,11 @@ class TrainableClt(Trainable):
     """All layers of a cross-layer transcoder, on activations scaled hook point by hook point to a mean squared norm of
     their width."""
 
+    needs_calibration = True
+
     def __init__(self, inputs: BuildInputs) -> None:
         super().__init__()
+        self._meters: list[ThresholdMeter] = []
         self.config = inputs.config
         widths = {hook: rows.shape[1] for hook, rows in inputs.first.items()}
         self.scales = {
@@ -105,10 +116,9 @@ class TrainableClt(Trainable):
         layers = self._layers
         x = [self._scaled(batch, layer.reads) for layer in layers]
         y = [self._scaled(batch, layer.writes[0]) for layer in layers]
+        selection = BatchTopK(self.config.sae.k, self.ranks if self.ranks.n > 1 else None)
         with torch.autocast(x[0].device.type, dtype=torch.bfloat16, enabled=self.config.autocast):
-            codes = [
-                encode(rows, layer.encoder, TopK(self.config.sae.k)) for rows, layer in zip(x, layers, strict=True)
-            ]
+            codes = [encode(rows, layer.encoder, selection) for rows, layer in zip(x, layers, strict=True)]
             sums = self._sums(codes)
         fvus = [
             missed_variance(rows, total, variance=variance)
@@ -167,11 +177,23 @@ class TrainableClt(Trainable):
             rows_made_unit(layer.W_dec)
 
     @torch.no_grad()
-    def finished(self) -> dict[HookPoint, SparseCoder]:
-        """See `Trainable`. Codes are in units of the first hook point that is written."""
-        return {layer.reads: self._finished(layer).cpu().eval().requires_grad_(False) for layer in self._layers}
+    def calibrate(self, batch: Batch, *, n_tokens: int) -> None:
+        """See `Trainable`: the threshold of each layer."""
+        if not self._meters:
+            self._meters = [ThresholdMeter(self.config.sae.k, n_tokens=n_tokens) for _ in self._layers]
+        for layer, meter in zip(self._layers, self._meters, strict=True):
+            for rows in self._scaled(batch, layer.reads).split(max(1, CODES_AT_ONCE // self.config.d_sae)):
+                meter.update(rows @ layer.W_enc + layer.b_enc)
 
-    def _finished(self, layer: CltLayer) -> SparseCoder:
+    @torch.no_grad()
+    def finished(self) -> dict[HookPoint, SparseCoder]:
+        """See `Trainable`. Codes are in units of the first hook point that is written. Needs `calibrate`."""
+        return {
+            layer.reads: self._finished(layer, meter.threshold()).cpu().eval().requires_grad_(False)
+            for layer, meter in zip(self._layers, self._meters, strict=True)
+        }
+
+    def _finished(self, layer: CltLayer, threshold: float) -> SparseCoder:
         read, first = self.scales[layer.reads], self.scales[layer.writes[0]]
         config = SaeConfig(
             layer.reads,
@@ -182,9 +204,10 @@ class TrainableClt(Trainable):
             d_out=layer.d_out,
             further=layer.writes[1:],
         )
-        coder = TopKSae(config, k=self.config.sae.k).to(layer.b_enc.device)
+        coder = JumpReluSae(config).to(layer.b_enc.device)
         coder.W_enc.copy_(layer.W_enc * (read / first))
         coder.b_enc.copy_(layer.b_enc / first)
+        coder.threshold.fill_(threshold / first)
         for hook, decoder in zip(layer.writes, layer.W_dec.split(layer.d_out, dim=1), strict=True):
             coder.decoder(hook).copy_(decoder * (first / self.scales[hook]))
         # Each hook point has one bias, which belongs to the coder that reads in its layer.
