@@ -433,6 +433,24 @@ def test_an_incomplete_clt_of_circuit_tracer_is_refused_by_name(
     assert caught.value.hint and str(tmp_path) in caught.value.message
 
 
+@pytest.mark.parametrize("kind", ["tracer", "tracer alone", "gemma", "sparsify"])
+def test_numbers_of_layers_that_no_model_has_are_refused(kind: str, tmp_path: Path):
+    """Of empty tensors a file may tell any size."""
+    path = tmp_path
+    if kind == "sparsify":
+        clt_training_files(tmp_path, n_targets=2**31 - 1)
+    elif kind == "gemma":
+        path = tmp_path / "params_layer_0.safetensors"
+        save_file({"w_dec": torch.zeros(0, 10**9, 0)}, path)
+    else:
+        tracer_files(tmp_path)
+        save_file({"W_dec_3": torch.zeros(0, 10**9, 0)}, tmp_path / "W_dec_3.safetensors")
+        path = tmp_path / "W_enc_3.safetensors" if "alone" in kind else tmp_path
+    with pytest.raises(InputError, match=r"no model has \d{9,} layers|has 4 layers, by others") as caught:
+        formats.find(path)
+    assert str(tmp_path) in caught.value.message and caught.value.hint
+
+
 def test_a_clt_of_gemma_scope_without_a_layer_is_refused(tmp_path: Path):
     directory = tmp_path / "gemma-scope-2-1b-it/clt/x"
     gemma_files(directory)

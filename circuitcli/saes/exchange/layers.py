@@ -10,9 +10,17 @@ from circuitcli.saes.exchange.place import Place
 
 logger = logging.getLogger(__name__)
 
+# More than any model has; files may tell any number.
+MOST_LAYERS = 4096
+
 
 def writes_from(target: HookPoint, n_layers: int) -> tuple[HookPoint, ...]:
-    """What a layer writes: its own hook point and the same of all layers after it."""
+    """What a layer writes: its own hook point and the same of all layers after it.
+
+    Raises InputError for more layers than any model has.
+    """
+    if n_layers > MOST_LAYERS:
+        raise InputError(f"no model has {n_layers} layers, as its files tell", hint="copy the SAE again")
     return tuple(HookPoint(layer, target.site) for layer in range(target.layer, n_layers))
 
 
@@ -23,6 +31,8 @@ def check_whole(directory: Path, counts: Mapping[int, int], *, hint: str) -> Non
     in a warning: what they write is part of the error.
     """
     n_layers, layers = max(counts.values()), sorted(counts)
+    if n_layers > MOST_LAYERS:
+        raise InputError(f"{directory}: no model has {n_layers} layers, as its files tell", hint=hint)
     for layer in layers:
         if counts[layer] != n_layers:
             raise InputError(
