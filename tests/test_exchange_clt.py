@@ -6,6 +6,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from circuitcli.cli.inspection_view import written as writes_text
 from circuitcli.errors import InputError
+from circuitcli.evaluation.fit import Sample
 from circuitcli.hookpoints import HookPoint
 from circuitcli.saes import files, stored
 from circuitcli.saes.base import SparseCoder
@@ -26,6 +28,7 @@ from circuitcli.saes.cutting import cut
 from circuitcli.saes.exchange import formats
 from circuitcli.saes.exchange.place import About, Place
 from circuitcli.saes.exchange.tensors import Foreign
+from circuitcli.stages import inspect_layers
 
 N_LAYERS, N_TOKENS, D_IN, D_SAE = 4, 11, 6, 17
 
@@ -529,6 +532,46 @@ def test_a_clt_is_inspected_without_its_weights(reader: Reader, tmp_path: Path):
     assert "writes" not in last and "adds to what other layers write" in last["notes"][0]
 
 
+def test_the_layers_of_a_clt_are_held_together_against_activations_that_are_named(tmp_path: Path):
+    tracer_files(tmp_path)
+    places = formats.find(tmp_path)
+    coders = [formats.read(place).sae for place in places]
+    rows = {coder.hook: random(40, D_IN, seed=coder.hook.layer) for coder in coders}
+    for layer in range(N_LAYERS):
+        written = [coder.decode(coder.encode(rows[coder.hook]), hook=mlp(layer)) for coder in coders[: layer + 1]]
+        rows[mlp(layer)] = torch.stack(written).sum(dim=0)
+    rows[mlp(2)] = rows[mlp(2)].flip(0)
+    wrong: list[list[str]] = []
+
+    def sample(hooks: Any, n_tokens: int, told: list[str]) -> Any:
+        wrong.append(told)
+        return "some text", Sample(rows, [40])
+
+    def held(*, is_chosen: bool = True) -> list[dict[str, Any]]:
+        bench: Any = SimpleNamespace(is_chosen=is_chosen, rows=sample, model=None)
+        made = inspect_layers.held_together(inspect_layers.outlines(places), bench)
+        return [record.model_dump() for record in made]
+
+    assert not any("activations" in record for record in held(is_chosen=False)) and not wrong
+    found = held()
+    assert [record["activations"]["explained_variance"] for record in found[:2]] == pytest.approx([1, 1], abs=1e-4)
+    assert [bool(record["problems"]) for record in found] == [False, False, True, False]
+    assert "the layers together explain -" in found[2]["problems"][0] and found[2]["problems"][0].endswith("mlp.2")
+    active = [float((coder.encode(rows[coder.hook]) != 0).double().sum(dim=1).mean()) for coder in coders]
+    assert [record["activations"]["l0"] for record in found] == pytest.approx(active)
+    rows[mlp(3)] = torch.zeros(40, D_IN + 1)
+    assert {record["problems"] for record in held()} == {("it is for width 6 at mlp.3, where the model has 7",)}
+
+
+def test_layers_that_are_very_large_are_not_loaded(reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(inspect_layers, "MOST_BYTES", 10)
+    tracer_files(tmp_path)
+    made = inspect_layers.outlines(formats.find(tmp_path))
+    bench: Any = SimpleNamespace(is_chosen=True)
+    assert all("not held against" in record.problems[0] for record in inspect_layers.held_together(made, bench))
+    assert not reader.read
+
+
 def test_the_layers_of_a_clt_are_shown_in_one_table(tmp_path: Path):
     from circuitcli.cli.inspection_view import _layers
 
@@ -537,7 +580,7 @@ def test_the_layers_of_a_clt_are_shown_in_one_table(tmp_path: Path):
     console = Console(file=io.StringIO(), width=110)
     console.print(_layers(records))
     shown = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "mlp_in.0  mlp.0 to mlp.3" in shown and "kB of weights, not read" in shown
+    assert "mlp_in.0  mlp.0 to mlp.3" in shown and "kB of weights; name one layer" in shown
     assert writes_text(["mlp.1", "mlp.3"]) == "mlp.1 mlp.3" and writes_text(["mlp.4", "mlp.5"]) == "mlp.4 mlp.5"
 
 

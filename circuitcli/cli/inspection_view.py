@@ -54,6 +54,8 @@ _FITS = {
     "cosine": "cosine",
     "relative_bias": "relative bias (1 is best)",
 }
+# Of layers of which one writes with others: what all explain, and how sparse each is.
+_OF_LAYERS = ("explained_variance", "l0")
 _RANGES = {"decoder_norm": "lengths of decoder rows", "encoder_norm": "of encoder columns", "threshold": "thresholds"}
 _WEIGHTS = {
     "encoder_decoder_cosine_mean": "encoder-decoder cosine, mean",
@@ -100,15 +102,23 @@ def _layers(found: Sequence[Mapping[str, Any]]) -> "RenderableType":
     table = Table(box=None, pad_edge=False, header_style="bold", title=f"cross-layer transcoder: {found[0]['format']}")
     for name in ("reads", "writes", "architecture"):
         table.add_column(name, overflow="fold")
-    for name in ("features", "width", "size"):
+    is_held = any(record.get("activations") for record in found)
+    for name in ("features", "width", "size", *(("explained", "active") if is_held else ())):
         table.add_column(name, justify="right")
     for record in found:
         texts = (record["hook"], written(record["writes"]), record["architecture"])
-        sizes = (_said(record["d_sae"]), _said(record["d_out"]), decimal(record["n_bytes"]))
+        sizes = [_said(record["d_sae"]), _said(record["d_out"]), decimal(record["n_bytes"])]
+        if is_held:
+            fits = record.get("activations") or {}
+            sizes += [_said(fits[name]) if fits.get(name) is not None else "" for name in _OF_LAYERS]
         table.add_row(*(Text(printable(text)) for text in (*texts, *sizes)))
     total = decimal(sum(record["n_bytes"] for record in found))
-    hint = f"{total} of weights, not read; name one layer to look at its weights: circuit inspect {found[0]['path']}"
-    return Group(table, Text(printable(hint)), Text(""))
+    hint = f"{total} of weights; name one layer to have its own looked at: circuit inspect {found[0]['path']}"
+    problems = dict.fromkeys(problem for record in found for problem in record["problems"])
+    lines = [Text(f"  - {printable(problem)}") for problem in problems]
+    if lines:
+        lines.insert(0, Text("what looks wrong", style="bold"))
+    return Group(table, *lines, Text(printable(hint)), Text(""))
 
 
 def written(names: Sequence[str]) -> str:

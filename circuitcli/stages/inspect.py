@@ -5,14 +5,15 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from circuitcli.errors import InputError, SettingsError
+from circuitcli.hookpoints import HookPoint
 from circuitcli.progress import track
 from circuitcli.records import ActivationsRecord, InspectionRecord, Record, ReleaseRecord
 from circuitcli.saes import catalogue
 from circuitcli.saes.exchange.hooks import same_model
 from circuitcli.saes.exchange.naming import named, texts_of
-from circuitcli.saes.exchange.outline import Outline, across_layers, outlined
 from circuitcli.saes.exchange.place import Place
 from circuitcli.stages.fitting import RECORDED, cached, elsewhere, number, other_bos
+from circuitcli.stages.inspect_layers import held_together, outlines
 from circuitcli.stages.measuring import finite
 from circuitcli.stages.request import Request
 from circuitcli.stages.saes import SaeSource, fold_gain, load_sae, sae_sources
@@ -48,58 +49,28 @@ def listing(text: str) -> list[Record]:
 
 def run(request: Request, *, is_chosen: bool) -> list[Record]:
     """One record for each SAE: those of ``sae_path``, else the run's own. Of cross-layer transcoders that are named,
-    with several layers, only what their files' headers tell: their weights may be very large.
+    with several layers, what their files' headers tell and, for a run or a model that ``is_chosen``, what all explain.
 
     Real activations come from the run's cache, else from the model on some text; unless run or model ``is_chosen`` by
     the user only for SAEs that say that they are of this model. Without them only the weights are looked at. Raises
     InputError for SAEs that cannot be read.
     """
     path = request.settings.sae_path
-    outlines: dict[Place, InspectionRecord] = {}
+    made: dict[Place, InspectionRecord] = {}
     if path is None:
         sources = list(sae_sources(request, stage=NAME).values())
     else:
         places = [place for text in texts_of(path) for place in named(text)]
-        outlines = _outlines(places)
-        left = [place for place in places if place not in outlines]
+        made = outlines(places)
+        left = [place for place in places if place not in made]
         sources = [SaeSource(place, place.digest, is_own=False) for place in left]
-    bench = _Bench(request, is_chosen)
+    bench = Bench(request, is_chosen)
     looked_at = track(sources, "inspect", unit="SAEs") if sources else ()
-    return [*outlines.values(), *(_inspected(source, bench) for source in looked_at)]
-
-
-def _outlines(places: Sequence[Place]) -> dict[Place, InspectionRecord]:
-    """What is told of the layers of cross-layer transcoders, several of which are named, without reading weights."""
-    made = {}
-    for place in across_layers(places) if len(places) > 1 else ():
-        outline = outlined(place)
-        if outline is not None:
-            made[place] = _outline_record(place, outline)
-    return made
-
-
-def _outline_record(place: Place, outline: Outline) -> InspectionRecord:
-    return InspectionRecord(
-        hook=str(place.hook),
-        target=str(place.writes[0]),
-        writes=[str(hook) for hook in place.writes],
-        architecture=outline.architecture,
-        **(outline.options or {}),
-        d_in=outline.d_in,
-        d_sae=outline.d_sae,
-        d_out=outline.d_out,
-        skip=outline.skip or None,
-        n_bytes=outline.n_bytes,
-        dtype=outline.dtype,
-        format=place.format,
-        path=str(place.path),
-        model=place.model,
-        problems=(),
-    )
+    return [*held_together(made, bench), *(_inspected(source, bench) for source in looked_at)]
 
 
 @dataclass
-class _Bench:
+class Bench:
     """Where real activations come from; the model is loaded when it is first needed."""
 
     request: Request
@@ -131,8 +102,11 @@ class _Bench:
         """
         from circuitcli.evaluation.fit import n_tokens
 
-        count = min(n_tokens(sae), self.request.settings.inspect.tokens)
-        ends = list(dict.fromkeys((sae.hook, sae.target)))
+        return self.rows(list(dict.fromkeys((sae.hook, sae.target))), n_tokens(sae), wrong)
+
+    def rows(self, ends: Sequence[HookPoint], n_tokens: int, wrong: list[str]) -> "tuple[str, Sample] | None":
+        """As `activations`, at these hook points, of so many tokens or fewer."""
+        count = min(n_tokens, self.request.settings.inspect.tokens)
         found = cached(self.request, ends, n_tokens=count)
         self.is_cached, self.bos = found is not None, None if found is None else found.bos
         if found is not None:
@@ -152,7 +126,7 @@ class _Bench:
         return f"{self.model.name} on {text}", rows
 
 
-def _inspected(source: SaeSource, bench: _Bench) -> InspectionRecord:
+def _inspected(source: SaeSource, bench: Bench) -> InspectionRecord:
     from circuitcli.evaluation.health import problems, weight_facts
 
     found = load_sae(source)
@@ -174,14 +148,14 @@ def _inspected(source: SaeSource, bench: _Bench) -> InspectionRecord:
     )
 
 
-def _of_model(about: "About", bench: _Bench) -> list[str]:
+def _of_model(about: "About", bench: Bench) -> list[str]:
     model = bench.request.settings.model.name
     if about.model is None or same_model(about.model, model) or not bench.is_chosen:
         return []
     return [f"it was trained on {about.model}, and is looked at with {model}"]
 
 
-def _fitted(found: "Foreign", bench: _Bench, wrong: list[str]) -> "tuple[str, Fit | None]":
+def _fitted(found: "Foreign", bench: Bench, wrong: list[str]) -> "tuple[str, Fit | None]":
     """How it fits real activations, if there are some of its width."""
     from circuitcli.evaluation.fit import fit
 
