@@ -366,7 +366,7 @@ def test_a_graph_of_several_prompts_has_the_means_of_their_graphs_whatever_the_b
         )
 
     alone = [everything(graph([prompt], 64)) for prompt in prompts]
-    for batch_size in (1, 2, 64):
+    for batch_size in (1, 64):
         together = graph(prompts, batch_size)
         found = everything(together)
         assert len(found) > 50

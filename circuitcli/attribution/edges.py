@@ -245,23 +245,32 @@ class _Targets:
 
     def values(self) -> Float[Tensor, " row"]:
         """One value for each row."""
-        return torch.stack([self._value(row, index) for row, index in enumerate(self.indices)])
+        device = self.where.device
+        features = [row for row, index in enumerate(self.indices) if index is not None]
+        errors = [row for row, index in enumerate(self.indices) if index is None]
+        parts = []
+        if features:
+            indices = torch.tensor([self.indices[row] or 0 for row in features], device=device)
+            parts.append(self._of_features(torch.tensor(features, device=device), indices))
+        if errors:
+            parts.append(self._of_errors(torch.tensor(errors, device=device)))
+        order = torch.tensor([*features, *errors], device=device).argsort()
+        return torch.cat(parts)[order]
 
-    def _value(self, row: int, index: int | None) -> Float[Tensor, ""]:
-        if index is None:
-            slope = self._gradient(self.coders.group_of_error(self.hook), self.hook)
-            terms = (slope[row] * self._error[row]).sum(dim=-1)
-        else:
-            read = self._read(self.hook)
-            slope = self._slope(row, index)
-            slope = slope if read.frame is None else slope * read.frame.scale[row, :, 0]
-            terms = slope * read.codes[row, :, index]
-        return (terms * self.where[row]).sum()
+    def _of_features(self, rows: Int[Tensor, " some"], indices: Int[Tensor, " some"]) -> Float[Tensor, " some"]:
+        read, coder = self._read(self.hook), self.coders[self.hook]
+        slopes = torch.stack(
+            [
+                torch.einsum("rpd,rd->rp", self._gradient(self.hook, place)[rows], coder.decoder(place)[indices])
+                for place in self._effects[self.hook].gradients
+            ]
+        ).sum(dim=0)
+        slopes = slopes if read.frame is None else slopes * read.frame.scale[rows, :, 0]
+        return (slopes * read.codes[rows, :, indices] * self.where[rows]).sum(dim=1)
 
-    def _slope(self, row: int, index: int) -> Float[Tensor, " position"]:
-        coder, places = self.coders[self.hook], self._effects[self.hook].gradients
-        parts = [self._gradient(self.hook, place)[row] @ coder.decoder(place)[index] for place in places]
-        return torch.stack(parts).sum(dim=0)
+    def _of_errors(self, rows: Int[Tensor, " some"]) -> Float[Tensor, " some"]:
+        slopes = self._gradient(self.coders.group_of_error(self.hook), self.hook)[rows]
+        return ((slopes * self._error[rows]).sum(dim=-1) * self.where[rows]).sum(dim=1)
 
     def _gradient(self, group: HookPoint, place: HookPoint) -> Float[Tensor, "row position d_out"]:
         """The metric's, by what is written at a place, as the effects of the group come from it."""

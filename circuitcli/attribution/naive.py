@@ -157,13 +157,13 @@ class _Part:
     def _rows(self, batch: int, sources: Sequence[Target]) -> list[tuple[int, int]]:
         """Text and number of each source that differs from its baseline there."""
         subject, _ = self.panel.subject(batch)
-        different = differing(self.panel, batch, self.hook) if self.hook in self.panel.coders else None
-        rows = []
-        for text in range(subject.n_texts):
-            for number, source in enumerate(sources):
-                if source.index is None or (different is not None and different[text, source.group, source.index]):
-                    rows.append((text, number))
-        return rows
+        live = torch.ones(subject.n_texts, len(sources), dtype=torch.bool, device=self.panel.adapter.device)
+        features = [number for number, source in enumerate(sources) if source.index is not None]
+        if features:
+            groups = [sources[number].group for number in features]
+            indices = [sources[number].index for number in features]
+            live[:, features] = differing(self.panel, batch, self.hook)[:, groups, indices]
+        return [(text, number) for text, number in live.nonzero().tolist()]
 
     def _rows_at_once(self, n_spliced: int) -> int:
         """Ablations in one pass, so that the codes that they are measured by stay under an eighth of a gigabyte."""

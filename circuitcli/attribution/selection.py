@@ -336,12 +336,7 @@ class _Search:
         """Edges into the targets that are live in each prompt of a batch, some rows at once."""
         subject, baseline = self.panel.subject(batch)
         masks = self.panel.masks(subject)
-        rows = [
-            (text, number)
-            for text in range(subject.n_texts)
-            for number, target in enumerate(targets)
-            if self._is_live(subject, masks, text, hook, target)
-        ]
+        rows = self._live(subject, masks, hook, targets).nonzero().tolist()
         effects = {group: self.effects(batch, group) for group in self.groups(hook)}
         size = self._rows_at_once(subject, hook, [masks[text, targets[number].group] for text, number in rows])
         for begin in range(0, len(rows), size):
@@ -362,12 +357,17 @@ class _Search:
         n_coded = 1 if needs_one_position(self.coders, hook, torch.stack(list(where))) else subject.n_spliced
         return max(1, min(self.settings.batch_size, CODES_AT_ONCE // (n_coded * d_codes)))
 
-    def _is_live(self, subject: Subject, masks: Tensor, text: int, hook: HookPoint, target: Target) -> bool:
-        """Whether a node can have incoming edges: the error, or a feature that is active in the clean run."""
-        where = masks[text, target.group]
-        if target.index is None:
-            return bool(where.any())
-        return bool(subject.codes[hook][text, :, target.index][where].any())
+    def _live(
+        self, subject: Subject, masks: Bool[Tensor, "text group spliced"], hook: HookPoint, targets: Sequence[Target]
+    ) -> Bool[Tensor, "text target"]:
+        """Which nodes can have incoming edges in each prompt: errors, and features that are active in the clean run."""
+        where = masks[:, [target.group for target in targets]]  # (text, target, spliced)
+        features = [number for number, target in enumerate(targets) if target.index is not None]
+        live = where.any(dim=2)
+        if features:
+            codes = subject.codes[hook][:, :, [targets[number].index for number in features]]
+            live[:, features] = ((codes != 0).transpose(1, 2) & where[:, features]).any(dim=2)
+        return live
 
     def _in_pieces(
         self, hook: HookPoint, rows: "_Rows", *, n_targets: int
