@@ -28,7 +28,7 @@ from circuitcli.saes.base import SaeConfig
 from circuitcli.saes.topk import TopKSae
 from circuitcli.settings.sources import load
 from circuitcli.stages import collect, graph_grad, graph_naive, validate
-from circuitcli.stages.behaviours import behaviour_of
+from circuitcli.stages.behaviours import own_examples
 from circuitcli.stages.request import Request
 
 HOOK = HookPoint(2, "resid")
@@ -186,7 +186,7 @@ def test_several_predictions_are_kept_and_told_and_are_prompts_like_others(ask, 
     rows = range(cache.n_tokens - cache.n_tokens // 10, cache.n_tokens)
     expected = best_predictions(cache, model, rows, 3)
     given = (request.settings, request.records, request.run.path, model)
-    examples = behaviour_of(*given)
+    examples = own_examples(*given)
     prompts = encode_all(examples, model.tokenizer, model.adapter, needs=Needs(foil=True), left_out=LeftOut())
     assert [prompt.target for prompt in prompts] == [each.target for each in expected]
     assert [prompt.ids for prompt in prompts] == [each.ids for each in expected]
@@ -195,26 +195,17 @@ def test_several_predictions_are_kept_and_told_and_are_prompts_like_others(ask, 
     assert f"{expected[0].gain:.2f} to {expected[2].gain:.2f} nats" in said
     assert all(repr(model.tokenizer.token_strings([each.target])[0]) in said for each in expected)
     monkeypatch.setattr(predictions, "best_predictions", lambda *given: pytest.fail("searched again"))
-    assert behaviour_of(*given) == examples
+    assert own_examples(*given) == examples
 
 
 def test_fewer_predictions_than_asked_for_are_told_with_the_first_three(ask, model, caplog):
     caplog.set_level(NOTE, logger="circuitcli")
     request = ask(graph__sequences=5000)
-    examples = behaviour_of(request.settings, request.records, request.run.path, model)
+    examples = own_examples(request.settings, request.records, request.run.path, model)
     assert 3 < len(examples) < 5000
     warning, said = [record.message for record in caplog.records]
     assert f"has {len(examples)} pieces to predict in, not 5000" in warning
     assert said.count(" after ") == 3 and said.endswith(f", and {len(examples) - 3} more")
-
-
-def test_prompts_that_are_asked_for_go_before_the_runs_own_text(ask, model, tmp_path):
-    path = tmp_path / "prompts"
-    path.write_text('{"prompt": "import", "target": " os"}\n')
-    for option in ({"graph__prompt": "import", "graph__target": " os"}, {"graph__prompts": str(path)}):
-        request = ask(**option)
-        found = behaviour_of(request.settings, request.records, request.run.path, model)
-        assert found == (Example("import", " os"),)
 
 
 def test_a_behaviour_is_a_text_or_several_or_a_file(model, tmp_path):

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from support_collect import BOS, EOS, hf_gpt2, hf_tokenizer, language_model, save_model, tokenizer
 
-from circuitcli.attribution.prompts import asked_counterfactual, asked_prompt, encode_prompt
+from circuitcli.attribution.asked import asked_counterfactual, asked_prompt
+from circuitcli.attribution.prompt_files import read_examples
+from circuitcli.attribution.prompts import encode_prompt
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.models.adapter import ModelAdapter
 from circuitcli.models.chat import Conversation
@@ -15,7 +17,6 @@ from circuitcli.models.loading import load_tokenizer
 from circuitcli.models.tokenizer import Tokenizer
 from circuitcli.settings.graph import GraphSettings
 from circuitcli.settings.model import ModelSettings
-from circuitcli.stages.prompts import read_prompts
 
 # Written in front as many templates do; the assistant's turn is begun if that is asked for.
 TEMPLATE = (
@@ -120,11 +121,11 @@ def test_prompts_of_a_file_are_texts_ids_or_messages(tmp_path, adapter):
     name = prompts_file(
         tmp_path, {"prompt": "one", "target": " a", "foil": "b"}, {"ids": [1, 2], "target": 7}, {"messages": TALK}
     )
-    plain, ids, talk = read_prompts(name)
+    plain, ids, talk = read_examples(name)
     assert (plain.written, plain.target, plain.foil) == ("one", " a", "b")
     assert (ids.written, ids.target, ids.prompt) == ((1, 2), 7, "1 2")
     assert talk.written == Conversation.read(TALK, place="") and talk.prompt == "3"
-    as_chats = [example.written for example in read_prompts(name, chat=True)]
+    as_chats = [example.written for example in read_examples(name, chat=True)]
     assert as_chats == [Conversation.of_user("one"), (1, 2), talk.written]
 
 
@@ -159,7 +160,7 @@ def test_prompts_of_a_file_are_texts_ids_or_messages(tmp_path, adapter):
 )
 def test_a_line_that_is_no_prompt_is_named(tmp_path, line):
     with pytest.raises(InputError, match=r"prompts\.jsonl line 2") as caught:
-        read_prompts(prompts_file(tmp_path, {"prompt": "good"}, line))
+        read_examples(prompts_file(tmp_path, {"prompt": "good"}, line))
     assert caught.value.hint
 
 

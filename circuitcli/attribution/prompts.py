@@ -4,8 +4,6 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from circuitcli.attribution.asked import asked_counterfactual as asked_counterfactual
-from circuitcli.attribution.asked import asked_prompt as asked_prompt
 from circuitcli.attribution.examples import BadPrompt, Example, LeftOut, Written, placed
 from circuitcli.attribution.spans import span_positions
 from circuitcli.errors import InputError

@@ -1,4 +1,4 @@
-"""What a command is about: the prompts that are asked for, or predictions of the run's own text, which are kept."""
+"""What a graph explains where no prompt is given: predictions of the run's own text, chosen once and kept there."""
 
 import json
 import logging
@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from circuitcli.attribution.asked import asked_examples
-from circuitcli.attribution.examples import Example, LeftOut
+from circuitcli.attribution.examples import Example
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.progress import note
 from circuitcli.reading import read_object
@@ -32,18 +31,6 @@ READ_TOKENS = 4096
 READ_TOKENS_EACH = 256
 # Predictions that are named to people, and how many tokens of their contexts.
 _SHOWN, _SHOWN_TOKENS = 3, 16
-
-
-def behaviour_of(
-    settings: Settings, records: Stream, run: Path, model: "LanguageModel", *, left_out: LeftOut | None = None
-) -> tuple[Example, ...]:
-    """The prompts to explain: that of the settings, those of their file, or predictions of the text of a run.
-
-    left_out: takes bad prompts of a file; without it the first is an error. Raises SettingsError and InputError as
-    `asked_examples` and `own_predictions` do.
-    """
-    asked = asked_examples(settings.graph, left_out=left_out)
-    return own_examples(settings, records, run, model) if asked is None else asked
 
 
 def own_examples(settings: Settings, records: Stream, run: Path, model: "LanguageModel") -> tuple[Example, ...]:
@@ -189,13 +176,4 @@ def of_prompts(settings: GraphSettings) -> str | None:
 
 def text_digests(request: Request) -> dict[str, str]:
     """What the choice depends on beside the model, by name."""
-    return _own_text(request).inputs
-
-
-def behaviour(request: Request, model: "LanguageModel") -> "Prediction":
-    """The best prediction of the run's own text."""
-    return own_predictions(_own_text(request), model)[0]
-
-
-def _own_text(request: Request) -> OwnText:
-    return OwnText.of(request.settings, request.records, request.run.path)
+    return OwnText.of(request.settings, request.records, request.run.path).inputs

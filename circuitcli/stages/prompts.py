@@ -1,9 +1,8 @@
-"""The prompts that a command is about: those of a graph, of a file, or the one in the settings."""
+"""The prompts of a graph: kept beside it in the run, or told by its head."""
 
 from pathlib import Path
 
-from circuitcli.attribution.asked import asked_example as asked_example
-from circuitcli.attribution.examples import Example, LeftOut, Written
+from circuitcli.attribution.examples import Example, Written
 from circuitcli.attribution.prompt_files import read_examples
 from circuitcli.errors import InputError
 from circuitcli.graphs import CircuitGraph
@@ -34,8 +33,3 @@ def _counterfactual(head: GraphRecord) -> Written | None:
     if head.chat and head.counterfactual is not None:
         return Conversation.of_user(head.counterfactual)
     return head.counterfactual
-
-
-def read_prompts(name: str, *, chat: bool = False, left_out: LeftOut | None = None) -> tuple[Example, ...]:
-    """The prompts of a file; with ``chat`` texts are what a user says. Raises InputError, naming the line."""
-    return read_examples(name, chat=chat, left_out=left_out)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from circuitcli import graphs
 from circuitcli.attribution.examples import LeftOut, as_line
+from circuitcli.attribution.prompt_files import read_examples
 from circuitcli.errors import InputError, SettingsError, ThresholdError
 from circuitcli.graphs import CircuitGraph
 from circuitcli.hookpoints import HookPoint, NodeId
@@ -17,7 +18,7 @@ from circuitcli.settings.settings import Settings
 from circuitcli.stages import pins
 from circuitcli.stages.inputs import chosen_graph
 from circuitcli.stages.ledger import Ledger
-from circuitcli.stages.prompts import graph_examples, read_prompts
+from circuitcli.stages.prompts import graph_examples
 from circuitcli.stages.report import write_report
 from circuitcli.stages.request import Request, resumable
 from circuitcli.stages.saes import SaeSource, sae_sources
@@ -76,7 +77,7 @@ def _plan(request: Request) -> Plan:
     chat = request.settings.graph.chat or bool(graph.head.chat)
     left_out = LeftOut(allowed=request.settings.graph.skip_bad)
     if settings.prompts:
-        examples = read_prompts(settings.prompts, chat=chat, left_out=left_out)
+        examples = read_examples(settings.prompts, chat=chat, left_out=left_out)
     else:
         examples = graph_examples(graph, request.run.path)
     aligned = settings.prompts is None
