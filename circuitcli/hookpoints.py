@@ -6,7 +6,7 @@ A hook point prints as ``resid.9``, a feature as ``resid.9/23433``, a node as ``
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.reading import whole_number
@@ -163,6 +163,14 @@ class NodeId:
             None if match["name"] == ERROR else int(match["name"]),
             position,
         )
+
+
+def without_numbers(nodes: Iterable[NodeId]) -> tuple[NodeId, ...]:
+    """The nodes on other prompts than their own: numbers of positions mean other words there, so a node counts at all
+    of them; names of spans stay."""
+    return tuple(
+        dict.fromkeys(replace(node, position=None) if isinstance(node.position, int) else node for node in nodes)
+    )
 
 
 def parse_slice(text: str, *, hint: str = "write a Python slice, for example 3:5 for layers 3 and 4") -> slice:

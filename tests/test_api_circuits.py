@@ -120,6 +120,17 @@ def test_pairs_of_a_file_are_a_behaviour_and_a_graph_of_them_is_tested_on_them(m
     assert scores["faithfulness"].n_prompts == 2
 
 
+def test_bad_prompts_of_a_file_are_left_out_if_asked_and_the_graph_tells_which_were_used(model, coders, pairs: Path):
+    mixed = pairs.with_name("mixed.jsonl")
+    mixed.write_text(f'{{"prompt": ""}}\n{pairs.read_text(encoding="utf-8")}', encoding="utf-8")
+    options = dict(metric="logit-diff", baseline="counterfactual", down=1, up=1, method="atp")
+    with pytest.raises(circuit.InputError, match="line 1"):
+        circuit.find_circuit(model, coders, mixed, **options)
+    graph = circuit.find_circuit(model, coders, mixed, skip_bad=True, **options)
+    assert graph.nodes == circuit.find_circuit(model, coders, pairs, **options).nodes
+    assert circuit.validate(model, coders, graph, **QUICK)["faithfulness"].n_prompts == 2
+
+
 def test_several_texts_are_explained_together_and_tested_elsewhere(model, coders):
     prompts = ["for i in range(", "import os\nimport", "def main(self"]
     graph = circuit.find_circuit(model, coders, prompts, baseline="zero", down=2, up=1, method="atp")

@@ -108,8 +108,8 @@ def find_circuit(
         search = NaiveSearch(panel, chosen, parse_pins(chosen.pin), seed)
         check_pins(search)
         facts |= {"method": "naive", "threshold": search.threshold, "to": chosen.to}
-        return naive_graph(search, _head(model, panel, behaviour, chosen, **facts), search.part)
-    head = _head(model, panel, behaviour, chosen, **facts, **gradient_facts(chosen))
+        return naive_graph(search, _head(model, panel, behaviour, chosen, left_out, **facts), search.part)
+    head = _head(model, panel, behaviour, chosen, left_out, **facts, **gradient_facts(chosen))
     return gradient_graph(panel, chosen, head)
 
 
@@ -150,6 +150,7 @@ def _head(
     panel: Panel,
     behaviour: Behaviour,
     settings: GraphSettings,
+    left_out: LeftOut,
     **facts: Any,
 ) -> GraphRecord:
     return heads.head_of(
@@ -160,17 +161,19 @@ def _head(
         dtype=str(model.adapter.dtype).removeprefix("torch."),
         digests=digests(panel.coders),
         baseline_tokens=settings.baseline_tokens,
-        **_of_prompts(behaviour, panel),
+        **_of_prompts(behaviour, panel, n_bad=left_out.n),
         **facts,
     )
 
 
-def _of_prompts(behaviour: Behaviour, panel: Panel) -> dict[str, Any]:
-    """What a head tells of the prompts, so that the graph can be tested on them."""
+def _of_prompts(behaviour: Behaviour, panel: Panel, *, n_bad: int) -> dict[str, Any]:
+    """What a head tells of the prompts, so that the graph can be tested on them; ``n_bad`` others were left out."""
     places = {prompt.place for prompt in panel.prompts}
     kept = [example for example in behaviour.examples if example.place in places]
     if panel.n_prompts > 1:
-        of_source = {"prompts": behaviour.source} if behaviour.source else {"examples": [*map(as_line, kept)]}
+        # Of a file that holds others too, those that were used.
+        is_file = bool(behaviour.source) and not n_bad and len(kept) == len(behaviour.examples)
+        of_source = {"prompts": behaviour.source} if is_file else {"examples": [*map(as_line, kept)]}
         return of_source | {"prompts_digest": digest_of(kept)}
     facts: dict[str, Any] = {}
     if isinstance(kept[0].counterfactual, str):

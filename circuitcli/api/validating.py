@@ -12,15 +12,13 @@ from circuitcli.api.behaviours import Prompts, as_behaviour
 from circuitcli.api.coders import SomeCoders, by_hook, digests, spliced
 from circuitcli.api.models import as_model
 from circuitcli.attribution.baselines import BaselineRule
-from circuitcli.attribution.behaviours import Behaviour
-from circuitcli.attribution.examples import Example, LeftOut, Written
+from circuitcli.attribution.behaviours import Behaviour, own_examples
+from circuitcli.attribution.examples import LeftOut, Written
 from circuitcli.attribution.panel import Panel
 from circuitcli.attribution.positions import LAST, Positions
-from circuitcli.attribution.prompt_files import example_of, read_examples
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.graphs import CircuitGraph, content_digest
-from circuitcli.hookpoints import OUTPUT, HookPoint, NodeId
-from circuitcli.models.chat import Conversation
+from circuitcli.hookpoints import OUTPUT, HookPoint, NodeId, without_numbers
 from circuitcli.models.loading import LanguageModel
 from circuitcli.records import GraphRecord, ScoreRecord
 from circuitcli.saes.coders import Coders
@@ -121,7 +119,7 @@ def validate(
     behaviour = tested.behaviour(prompts, metric=metric, baseline=baseline, left_out=left_out, **named)
     chosen = tested.coders(coders, model)
     is_own = prompts is None
-    nodes = tested.nodes if is_own or tested.head is None else _without_positions(tested.nodes)
+    nodes = tested.nodes if is_own or tested.head is None else without_numbers(tested.nodes)
     panel = _panel(model, chosen, behaviour, sizes, left_out, nodes)
     rows = {0: tested.head.baseline_ids} if is_own and tested.head is not None and tested.head.baseline_ids else {}
     rule = baseline_rule(
@@ -199,7 +197,8 @@ class _Tested:
             raise SettingsError(
                 f"{given[0]} is given, and a graph is tested on its own", hint="give other prompts too: prompts=..."
             )
-        return Behaviour(_own_examples(head), _metric(head), baseline or _baseline(head))
+        own = own_examples(head, folder=FilePath(), hint="give them: validate(model, coders, graph, prompts)")
+        return Behaviour(own, _metric(head), baseline or _baseline(head))
 
     def coders(self, coders: SomeCoders, model: LanguageModel) -> Coders:
         """The coders that the graph was made with. Raises InputError if one is missing or is another."""
@@ -222,33 +221,6 @@ def _metric(head: GraphRecord) -> Metric:
 
 def _baseline(head: GraphRecord) -> Baseline:
     return cast(Baseline, head.baseline)
-
-
-def _own_examples(head: GraphRecord) -> tuple[Example, ...]:
-    """The prompts of a graph. Raises InputError if its head does not tell all of several."""
-    if head.n_prompts == 1:
-        other: Written | None = head.counterfactual_ids or head.counterfactual
-        if head.chat and isinstance(other, str):
-            other = Conversation.of_user(other)
-        target = head.target if head.target_id is None else head.target_id
-        return (Example(head.prompt, target, head.foil, ids=head.ids or None, counterfactual=other),)
-    inside = getattr(head, "examples", None)
-    if inside is not None:
-        return tuple(example_of(line, f"prompt {number}") for number, line in enumerate(inside, 1))
-    if head.prompts is not None and FilePath(head.prompts).is_file():
-        found = read_examples(head.prompts, chat=bool(head.chat), left_out=LeftOut(allowed=True))
-        return found[: head.n_prompts]
-    raise InputError(
-        f"graph '{head.name}' is about {head.n_prompts} prompts, and their file is not there",
-        hint="give them: validate(model, coders, graph, prompts)",
-    )
-
-
-def _without_positions(nodes: Sequence[NodeId]) -> tuple[NodeId, ...]:
-    """On other prompts numbers of positions mean other words, so a node counts at all of them; names stay."""
-    return tuple(
-        dict.fromkeys(replace(node, position=None) if isinstance(node.position, int) else node for node in nodes)
-    )
 
 
 def _panel(

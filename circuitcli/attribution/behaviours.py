@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from circuitcli.attribution.examples import Example, LeftOut, Written, digest_of
-from circuitcli.attribution.prompt_files import read_examples
-from circuitcli.errors import SettingsError
+from circuitcli.attribution.prompt_files import example_of, read_examples
+from circuitcli.errors import InputError, SettingsError
+from circuitcli.models.chat import Conversation
+from circuitcli.records import GraphRecord
 from circuitcli.settings.graph import Baseline, Metric
 
 if TYPE_CHECKING:
@@ -96,3 +98,28 @@ def _examples(prompts: Prompts, left_out: LeftOut | None) -> Iterable[Example]:
         return read_examples(str(prompts), left_out=left_out)
     several = (prompts,) if isinstance(prompts, str | Example) else prompts
     return (Example(each) if isinstance(each, str) else each for each in several)
+
+
+def own_examples(head: GraphRecord, *, folder: Path, hint: str) -> tuple[Example, ...]:
+    """The prompts of a graph: those of its file, which is named from the folder, or those that its head holds; where it
+    names none the one of the head, token by token as the graph saw it. Raises InputError if the file is not there."""
+    if head.n_prompts == 1 and head.prompts is None:
+        target = head.target if head.target_id is None else head.target_id
+        return (Example(head.prompt, target, head.foil, ids=head.ids or None, counterfactual=_other(head)),)
+    inside = getattr(head, "examples", None)
+    if inside is not None:
+        return tuple(example_of(line, f"prompt {number}") for number, line in enumerate(inside, 1))
+    path = None if head.prompts is None else folder / head.prompts
+    if path is None or not path.is_file():
+        where = "its head names no file" if path is None else f"{path} is not there"
+        raise InputError(f"graph '{head.name}' is about {head.n_prompts} prompts, and {where}", hint=hint)
+    return read_examples(str(path))
+
+
+def _other(head: GraphRecord) -> Written | None:
+    """The counterfactual of a graph of one prompt."""
+    if head.counterfactual_ids is not None:
+        return head.counterfactual_ids
+    if head.chat and head.counterfactual is not None:
+        return Conversation.of_user(head.counterfactual)
+    return head.counterfactual

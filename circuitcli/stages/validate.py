@@ -1,8 +1,8 @@
 """The test of a circuit: faithfulness, completeness, minimality, its controls, and all its nodes ablated together."""
 
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from circuitcli import graphs
@@ -10,9 +10,8 @@ from circuitcli.attribution.examples import LeftOut, as_line
 from circuitcli.attribution.prompt_files import read_examples
 from circuitcli.errors import InputError, SettingsError, ThresholdError
 from circuitcli.graphs import CircuitGraph
-from circuitcli.hookpoints import HookPoint, NodeId
+from circuitcli.hookpoints import HookPoint, without_numbers
 from circuitcli.records import Record, ScoreRecord, Stream
-from circuitcli.schema import POLICIES
 from circuitcli.settings.graph import GraphSettings
 from circuitcli.settings.settings import Settings
 from circuitcli.stages import pins
@@ -25,8 +24,7 @@ from circuitcli.stages.saes import SaeSource, sae_sources
 from circuitcli.stages.trials import Bench, Plan
 
 if TYPE_CHECKING:
-    from circuitcli.validation.controls import Chance
-    from circuitcli.validation.scores import PanelCases, Runs, Score
+    from circuitcli.validation.trial import Measured
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +85,7 @@ def _plan(request: Request) -> Plan:
         request=request,
         name=graph.head.name,
         graph=graph.head.name,
-        nodes=nodes if aligned else _without_positions(nodes),
+        nodes=nodes if aligned else without_numbers(nodes),
         hooks=tuple(sorted(hooks)),
         sources=sources,
         examples=examples,
@@ -169,23 +167,22 @@ def _check_saes(graph: CircuitGraph, sources: dict[HookPoint, SaeSource]) -> Non
             )
 
 
-def _without_positions(nodes: Sequence[NodeId]) -> tuple[NodeId, ...]:
-    """On other prompts numbers of positions mean other words, so a node counts at all of them; names stay."""
-    return tuple(
-        dict.fromkeys(replace(node, position=None) if isinstance(node.position, int) else node for node in nodes)
-    )
-
-
 def _work(plan: Plan, resumes: bool) -> tuple[list[Record], dict[str, Any]]:
     from circuitcli.progress import track
     from circuitcli.validation.tally import Tally
+    from circuitcli.validation.trial import Trial
 
     bench = Bench.of(plan)
     cases = bench.cases()
     bench.warn_of_misfits(cases[0])
+    settings = plan.request.settings
     with Ledger(plan.partial, plan.fingerprint().digest, resumes=resumes) as ledger:
+        trial = Trial(cases, settings.validation, settings.seed, plan.metric.batch_size, ledger.take)
+        if not trial.has_range:
+            plan.partial.unlink(missing_ok=True)
         made = []
-        for score in _Trial(plan, cases, ledger).scores():
+        for measured in trial.measured():
+            score = _record(plan, measured, n_prompts=cases.panel.n_prompts)
             ledger.add(score)
             made.append(score)
     tally = Tally(plan.nodes, bench.later, bench.language_model.tokenizer, top=plan.request.settings.validation.top)
@@ -213,103 +210,15 @@ def _work(plan: Plan, resumes: bool) -> tuple[list[Record], dict[str, Any]]:
     return [*made, effect], {}
 
 
-@dataclass(frozen=True)
-class _Trial:
-    """The scores of a circuit, one after the other; what was run before is taken from the ledger."""
-
-    plan: Plan
-    cases: "PanelCases"
-    ledger: Ledger
-
-    @property
-    def batch_size(self) -> int:
-        """Rows in one forward pass."""
-        return self.plan.metric.batch_size
-
-    def scores(self) -> Iterator[ScoreRecord]:
-        """Under each error policy that leaves something to explain. Raises InputError if that is none."""
-        from circuitcli.validation import scores
-
-        settings = self.plan.request.settings.validation
-        policies = sorted(POLICIES, key=lambda policy: policy != settings.errors)
-        runs = {
-            policy: scores.measure(self.cases, policy=policy, batch_size=self.batch_size, keep=self.ledger.take)
-            for policy in policies
-        }
-        if not any(one.has_range for one in runs.values()):
-            self.plan.partial.unlink(missing_ok=True)
-            raise scores.nothing_to_explain(runs[settings.errors])
-        for policy, one in runs.items():
-            if not one.has_range:
-                logger.warning(
-                    "no scores with errors %s: the metric is then the same with and without all features", policy
-                )
-                continue
-            yield from self._ratios(policy, one)
-        if runs[settings.errors].has_range:
-            yield from self._beside(settings.errors, runs[settings.errors])
-
-    def _ratios(self, policy: str, runs: "Runs") -> Iterator[ScoreRecord]:
-        """Faithfulness and completeness."""
-        is_judged = policy == self.plan.request.settings.validation.errors
-        yield self._record(
-            "faithfulness",
-            self._ratio(runs.circuit, runs),
-            policy,
-            judged=is_judged,
-            metric_clean=float(runs.clean.mean()),
-            metric_circuit=float(runs.circuit.mean()),
-            metric_empty=float(runs.empty.mean()),
-        )
-        yield self._record("completeness", self._ratio(runs.complement, runs), policy)
-
-    def _ratio(self, part: Any, runs: "Runs") -> "Score":
-        from circuitcli.validation import scores
-
-        settings = self.plan.request.settings
-        return scores.ratio(part, runs, bootstrap=settings.validation.bootstrap, seed=settings.seed)
-
-    def _beside(self, policy: str, runs: "Runs") -> Iterator[ScoreRecord]:
-        """Of the judged policy: what the circuit is to be compared with, and what each of its nodes adds."""
-        from circuitcli.validation import controls, scores
-
-        settings = self.plan.request.settings.validation
-        options: dict[str, Any] = {"policy": policy, "batch_size": self.batch_size, "keep": self.ledger.take}
-        if settings.samples:
-            seed = self.plan.request.settings.seed
-            own = float(runs.faithfulness(runs.circuit))
-            for name, by_activity in (("faithfulness-random", False), ("faithfulness-random-active", True)):
-                chance = controls.random_faithfulness(
-                    self.cases, runs, samples=settings.samples, seed=seed, by_activity=by_activity, **options
-                )
-                yield self._chance(name, policy, chance, own)
-            there = controls.everything_there(self.cases, **options)
-            yield self._record(
-                "faithfulness-positions", self._ratio(there.metrics, runs), policy, n_nodes=there.n_nodes
-            )
-        if settings.minimality:
-            value, node = scores.minimality(self.cases, runs, **options)
-            yield self._record("minimality", scores.Score(value, None, None), policy, node=node)
-
-    def _chance(self, name: str, policy: str, chance: "Chance", faithfulness: float) -> ScoreRecord:
-        from circuitcli.validation.scores import Score
-
-        middle = Score(float(chance.values.mean()), chance.quantile(0.025), chance.quantile(0.975))
-        return self._record(
-            name,
-            middle,
-            policy,
-            median=chance.quantile(0.5),
-            samples=len(chance.values),
-            rank=chance.rank(faithfulness),
-            overlap=chance.overlap,
-            overlap_features=chance.overlap_features,
-            n_nodes=chance.n_nodes,
-            n_pool=chance.n_pool,
-        )
-
-    def _record(self, name: str, score: "Score", policy: str, **more: Any) -> ScoreRecord:
-        about = self.plan.about(n_prompts=self.cases.panel.n_prompts, **more)
-        return ScoreRecord(
-            name=name, value=score.value, low=score.low, high=score.high, errors=policy, unit="ratio", **about
-        )
+def _record(plan: Plan, measured: "Measured", *, n_prompts: int) -> ScoreRecord:
+    score = measured.score
+    about = plan.about(n_prompts=n_prompts, **measured.facts)
+    return ScoreRecord(
+        name=measured.name,
+        value=score.value,
+        low=score.low,
+        high=score.high,
+        errors=measured.policy,
+        unit="ratio",
+        **about,
+    )

@@ -48,10 +48,15 @@ class Trial:
             for policy in policies
         }
 
+    @property
+    def has_range(self) -> bool:
+        """Whether there is something to explain under any policy."""
+        return any(one.has_range for one in self.runs.values())
+
     def measured(self) -> Iterator[Measured]:
         """Under each policy that leaves something to explain. Raises InputError if that is none."""
         judged = self.settings.errors
-        if not any(one.has_range for one in self.runs.values()):
+        if not self.has_range:
             raise scores.nothing_to_explain(self.runs[judged])
         for policy, runs in self.runs.items():
             if not runs.has_range:
