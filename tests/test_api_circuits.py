@@ -131,6 +131,13 @@ def test_bad_prompts_of_a_file_are_left_out_if_asked_and_the_graph_tells_which_w
     assert circuit.validate(model, coders, graph, **QUICK)["faithfulness"].n_prompts == 2
 
 
+def test_named_spans_are_positions_of_a_graph_and_of_its_test(model, coders):
+    example = circuit.Example(PROMPT, spans=(("name", (25, 29)),))
+    graph = circuit.find_circuit(model, coders, example, positions="spans", baseline="zero", down=2, method="atp")
+    assert {node.place.position for node in graph.nodes if node.place} == {"name"}
+    assert circuit.validate(model, coders, graph, **QUICK)["faithfulness"].judged
+
+
 def test_several_texts_are_explained_together_and_tested_elsewhere(model, coders):
     prompts = ["for i in range(", "import os\nimport", "def main(self"]
     graph = circuit.find_circuit(model, coders, prompts, baseline="zero", down=2, up=1, method="atp")

@@ -15,7 +15,8 @@ from circuitcli.reading import as_path
 from circuitcli.settings.graph import Baseline, Metric
 
 # What functions that explain something take.
-Prompts = str | Path | Sequence[int] | Iterable["str | Sequence[int] | Example"] | Behaviour
+Prompt = str | Sequence[int] | Example | Conversation
+Prompts = Prompt | Path | Iterable[Prompt] | Behaviour
 _FILES = (".jsonl", ".json", ".csv", ".tsv")
 _HINT = "give a text, a list of texts, the Path of a file of prompts, or a Behaviour"
 

@@ -175,7 +175,9 @@ def _of_prompts(behaviour: Behaviour, panel: Panel, *, n_bad: int) -> dict[str, 
         is_file = bool(behaviour.source) and not n_bad and len(kept) == len(behaviour.examples)
         of_source = {"prompts": behaviour.source} if is_file else {"examples": [*map(as_line, kept)]}
         return of_source | {"prompts_digest": digest_of(kept)}
-    facts: dict[str, Any] = {}
+    # What a head has no other place for.
+    is_plain = not kept[0].spans and kept[0].messages is None
+    facts: dict[str, Any] = {} if is_plain else {"examples": [as_line(kept[0])]}
     if isinstance(kept[0].counterfactual, str):
         facts["counterfactual"] = kept[0].counterfactual
     elif isinstance(kept[0].counterfactual, Sequence):

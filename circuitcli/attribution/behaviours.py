@@ -103,12 +103,12 @@ def _examples(prompts: Prompts, left_out: LeftOut | None) -> Iterable[Example]:
 def own_examples(head: GraphRecord, *, folder: Path, hint: str) -> tuple[Example, ...]:
     """The prompts of a graph: those of its file, which is named from the folder, or those that its head holds; where it
     names none the one of the head, token by token as the graph saw it. Raises InputError if the file is not there."""
-    if head.n_prompts == 1 and head.prompts is None:
-        target = head.target if head.target_id is None else head.target_id
-        return (Example(head.prompt, target, head.foil, ids=head.ids or None, counterfactual=_other(head)),)
     inside = getattr(head, "examples", None)
     if inside is not None:
         return tuple(example_of(line, f"prompt {number}") for number, line in enumerate(inside, 1))
+    if head.n_prompts == 1 and head.prompts is None:
+        target = head.target if head.target_id is None else head.target_id
+        return (Example(head.prompt, target, head.foil, ids=head.ids or None, counterfactual=_other(head)),)
     path = None if head.prompts is None else folder / head.prompts
     if path is None or not path.is_file():
         where = "its head names no file" if path is None else f"{path} is not there"
