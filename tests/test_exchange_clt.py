@@ -19,13 +19,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from circuitcli.cli.inspection_view import written as writes_text
-from circuitcli.errors import InputError
+from circuitcli.errors import InputError, ToolError
 from circuitcli.evaluation.fit import Sample
 from circuitcli.hookpoints import HookPoint
 from circuitcli.saes import files, stored
 from circuitcli.saes.base import SparseCoder
 from circuitcli.saes.cutting import cut
 from circuitcli.saes.exchange import formats
+from circuitcli.saes.exchange.choosing import resolve
 from circuitcli.saes.exchange.place import About, Place
 from circuitcli.saes.exchange.tensors import Foreign
 from circuitcli.stages import inspect_layers
@@ -250,6 +251,30 @@ def test_a_clt_of_folders_without_one_in_the_middle_is_refused(kind: str, tmp_pa
 def test_a_clt_of_some_layers_has_no_gap(tmp_path: Path):
     written(random_clt(layers=(0, 2, 3)), "circuit", tmp_path)
     assert len(formats.find(tmp_path)) == 3
+
+
+@pytest.mark.parametrize("text", ["gemma-scope-2-1b-it/", "gemma_scope:hf://google/gemma-scope-2-1b-it/"])
+def test_of_a_clt_of_gemma_scope_the_layers_of_the_graph_are_fetched(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    root = tmp_path / "models--google--gemma-scope-2-1b-it"
+    commit, folder = "0123456789abcdef0123456789abcdef01234567", "clt/width_17_l0_big_affine"
+    gemma_files(root / "snapshots" / commit / folder)
+    (root / "refs").mkdir()
+    (root / "refs/main").write_text(commit)
+    # Layer 3 was never fetched.
+    (root / "snapshots" / commit / folder / "params_layer_3.safetensors").unlink()
+    found = resolve([text + folder], hooks=[HookPoint(layer, "mlp_in") for layer in (0, 2)])
+    assert list(map(str, found)) == ["mlp_in.0", "mlp_in.2"] and len(found[HookPoint(0, "mlp_in")].writes) == N_LAYERS
+    assert next(iter(found.values())).model == "google/gemma-3-1b-it"
+    with pytest.raises(InputError, match="without layer 3"):
+        resolve([text + folder])
+    with pytest.raises(ToolError, match="is not in the local cache"):
+        resolve([text + folder], hooks=[HookPoint(3, "mlp")])
 
 
 def random_clt(architecture: str = "jumprelu", *, layers: tuple[int, ...] = (0, 1, 2, 3)) -> list[SparseCoder]:

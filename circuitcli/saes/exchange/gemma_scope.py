@@ -6,6 +6,7 @@ on rows of the embedding matrix, which the model multiplies by the root of its w
 """
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,16 @@ def places(directory: Path, names: frozenset[str]) -> list[Place]:
     if any(map(clt.LAYER.fullmatch, names)):
         return _across_layers(directory, names)
     return []
+
+
+def files_of_layers(path: str, layers: Collection[int]) -> list[str]:
+    """Of the folder of a cross-layer transcoder in a repository the files of these layers; none for any other path.
+
+    Each can be fetched and read without the others.
+    """
+    parts = path.strip("/").split("/")
+    is_folder = "clt" in parts[:-1] and "." not in parts[-1]
+    return [f"{path.strip('/')}/params_layer_{layer}.safetensors" for layer in sorted(layers)] if is_folder else []
 
 
 def _across_layers(directory: Path, names: frozenset[str]) -> list[Place]:

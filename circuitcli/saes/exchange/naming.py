@@ -15,6 +15,7 @@ from circuitcli.hookpoints import HookPoint
 from circuitcli.reading import as_path
 from circuitcli.saes import catalogue
 from circuitcli.saes.catalogue import Entry, Release
+from circuitcli.saes.exchange import gemma_scope
 from circuitcli.saes.exchange.circuit_tracer import NAME as TRACER
 from circuitcli.saes.exchange.circuit_tracer_lists import listed
 from circuitcli.saes.exchange.formats import FORMATS, find
@@ -144,13 +145,16 @@ def _of_hub(format_: str, place: str, hooks: Collection[HookPoint]) -> list[Plac
         raise InputError(f"{HUB}{place} is not a path in a repository", hint=f"write {HUB}OWNER/REPOSITORY/PATH")
     repo = f"{owner}/{repository}"
     release, entry = Release(repo, repo, format_, Changes(), ()), Entry(path, path, Changes())
+    if layers := gemma_scope.files_of_layers(path, {hook.layer for hook in hooks}):
+        return [place for name in layers for place in _fetched(release, Entry(name, name, Changes()))]
     return _of_list(catalogue.fetch(release, entry), hooks, format_) or _fetched(release, entry)
 
 
 def _of_release(release: Release, wanted: str, hooks: Collection[HookPoint]) -> list[Place]:
     """The SAE of an id or a hook point; without one, those at ``hooks``, so that nothing is downloaded in vain."""
     if wanted:
-        return _fetched(release, release.entry(wanted))
+        named_layers = gemma_scope.files_of_layers(wanted, {hook.layer for hook in hooks})
+        return [place for name in named_layers or [wanted] for place in _fetched(release, release.entry(name))]
     chosen = release.at(hooks)
     if not chosen and len(known := release.by_hook()) == 1:
         chosen = list(known.values())
