@@ -11,12 +11,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitcli.evaluation.jackknife import standard_errors
-from circuitcli.evaluation.together import replaced_together, written_by
+from circuitcli.evaluation.together import replaced_by_crosscoder, replaced_together, written_by
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.adapter import ModelAdapter
 from circuitcli.models.partial import block_pass, first_block, rerun, started_at
 from circuitcli.models.taps import Callback
 from circuitcli.saes.base import SparseCoder
+from circuitcli.saes.crosscoder import Crosscoder
 from circuitcli.saes.splice import replaced
 
 MISSED_TARGET = -100
@@ -180,6 +181,20 @@ class SplicedLoss:
             {hook: constant(torch.zeros_like(means[hook])) for hook in written},
         ]
         n, clean, spliced, kl, mean, kl_mean, zero, kl_zero = self._sums(edits).unbind(dim=1)
+        return ModelLoss.of(torch.stack([n, clean, spliced, mean, zero, kl, kl_mean, kl_zero], dim=1))
+
+    @torch.no_grad()
+    def measure_crosscoder(
+        self, coder: Crosscoder, *, means: Mapping[HookPoint, Float[Tensor, " d_model"]]
+    ) -> ModelLoss:
+        """The losses with all hook points of a crosscoder replaced at once by what it makes of the untouched ones."""
+        hooks = coder.hook_points
+        edits = [
+            *replaced_by_crosscoder(coder, first=self._first),
+            {hook: constant(means[hook]) for hook in hooks},
+            {hook: constant(torch.zeros_like(means[hook])) for hook in hooks},
+        ]
+        n, clean, _, _, spliced, kl, mean, kl_mean, zero, kl_zero = self._sums(edits).unbind(dim=1)
         return ModelLoss.of(torch.stack([n, clean, spliced, mean, zero, kl, kl_mean, kl_zero], dim=1))
 
     def _sums(self, edits: Sequence[Mapping[HookPoint, Callback]]) -> Float[Tensor, "text sums"]:

@@ -12,6 +12,7 @@ from circuitcli.evaluation.quality import Reconstruction, ReconstructionMeter
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.taps import Callback
 from circuitcli.saes.base import SparseCoder
+from circuitcli.saes.crosscoder import Crosscoder
 
 Coders = Mapping[HookPoint, SparseCoder]
 
@@ -89,6 +90,44 @@ def reconstruction_together(
         {read: meter.result() for read, meter in meters.items()},
         {hook: of_written[hook].result().explained_variance for hook in sorted(of_written)},
     )
+
+
+@torch.no_grad()
+def reconstruction_of_crosscoder(
+    coder: Crosscoder, batches: Iterable[Mapping[HookPoint, Float[Tensor, "batch _"]]]
+) -> dict[HookPoint, Reconstruction]:
+    """Quality of a crosscoder at each of its hook points, over batches of raw activations at them."""
+    meters = {hook: ReconstructionMeter(coder.d_model, coder.d_sae) for hook in coder.hook_points}
+    for batch in batches:
+        codes = coder.encode(coder.joined(batch).to(coder.W_enc))
+        for hook, part in coder.parts(coder.decode(codes)).items():
+            meters[hook].update(batch[hook], part, codes)
+    return {hook: meter.result() for hook, meter in meters.items()}
+
+
+def replaced_by_crosscoder(
+    coder: Crosscoder, *, first: int
+) -> tuple[dict[HookPoint, Callback], dict[HookPoint, Callback]]:
+    """Taps for two runs of one batch: the first reads what the crosscoder reads, the second has what it makes of that.
+
+    In one run its codes are not known before the first of its hook points is written.
+    """
+    x: dict[HookPoint, Tensor] = {}
+
+    def take(hook: HookPoint) -> Callback:
+        return lambda activation: x.__setitem__(hook, activation[:, first:].to(coder.W_enc))
+
+    def put(hook: HookPoint) -> Callback:
+        def write(y: Tensor) -> Tensor:
+            texts = zip(*(x[one].split(1) for one in coder.hook_points), strict=True)
+            made = [coder.parts(coder.reconstruct(torch.cat(text, dim=-1)))[hook] for text in texts]
+            result = y.clone()
+            result[:, first:] = torch.cat(made).to(y)
+            return result
+
+        return write
+
+    return {hook: take(hook) for hook in coder.hook_points}, {hook: put(hook) for hook in coder.hook_points}
 
 
 def replaced_together(coders: Coders, *, first: int) -> dict[HookPoint, Callback]:

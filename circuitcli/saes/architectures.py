@@ -2,6 +2,7 @@
 
 from circuitcli.saes.abstopk import AbsTopKSae
 from circuitcli.saes.base import SparseCoder
+from circuitcli.saes.crosscoder import Crosscoder
 from circuitcli.saes.gated import GatedSae
 from circuitcli.saes.jumprelu import JumpReluSae
 from circuitcli.saes.matching_pursuit import MatchingPursuitSae
@@ -10,7 +11,15 @@ from circuitcli.saes.signed_topk import SignedTopKSae
 from circuitcli.saes.temporal import TemporalSae
 from circuitcli.saes.topk import TopKSae
 
-ARCHITECTURES: dict[str, type[SparseCoder]] = {
-    made.architecture: made
-    for made in (ReluSae, GatedSae, TopKSae, AbsTopKSae, SignedTopKSae, JumpReluSae, MatchingPursuitSae, TemporalSae)
-}
+_ALL = (
+    ReluSae,
+    GatedSae,
+    TopKSae,
+    AbsTopKSae,
+    SignedTopKSae,
+    JumpReluSae,
+    MatchingPursuitSae,
+    TemporalSae,
+    Crosscoder,
+)
+ARCHITECTURES: dict[str, type[SparseCoder]] = {made.architecture: made for made in _ALL}

@@ -26,6 +26,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "signed_topk": ("k",),
     "jumprelu": (),
     "matching_pursuit": ("max_iterations", "residual_threshold", "stop_on_duplicate_support"),
+    "crosscoder": ("hooks",),
     "temporal": ("k", "n_heads", "n_attention_layers", "bottleneck_factor"),
 }
 _AGAIN = "train or copy the SAE again"
@@ -61,6 +62,7 @@ class NativeConfig(BaseModel):
     before_gain: bool | None = None
 
     k: _Count | None = None
+    hooks: Annotated[list[_Hook], Field(min_length=2)] | None = None
     max_iterations: _Count | None = None
     residual_threshold: float = Field(0.01, ge=0, allow_inf_nan=False)
     stop_on_duplicate_support: bool = True

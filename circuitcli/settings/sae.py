@@ -16,6 +16,7 @@ Architecture = Literal[
     "transcoder",
     "skip-transcoder",
     "clt",
+    "crosscoder",
     "staircase",
     "staircase-detach",
     "jacobian",
@@ -29,11 +30,12 @@ class SaeSettings(Section):
     architecture: Architecture = "topk"
     """relu, gated, topk, batchtopk, matryoshka, jumprelu; transcoder and skip-transcoder predict mlp from mlp_in;
     clt (cross-layer transcoder) predicts mlp of all collected layers at once, each from mlp_in there and below;
+    crosscoder has one set of features for all layers of a site, and stands in no circuit;
     staircase and staircase-detach share features between the layers of a site; jacobian trains topk pairs at mlp_in and
     mlp whose features depend on each other sparsely, jacobian-block at resid_mid and resid."""
     k: int = Field(32, ge=1, le=2**20)
-    """Features active per token: on average (batchtopk, matryoshka, each layer of a clt), as the goal of the penalty
-    (jumprelu), or exactly (all others but relu and gated)."""
+    """Features active per token: on average (batchtopk, matryoshka, crosscoder, each layer of a clt), as the goal of
+    the penalty (jumprelu), or exactly (all others but relu and gated)."""
     expansion: float = Field(8.0, gt=0, le=4096)
     """Features per model dimension, where d_sae is not given."""
     d_sae: int | None = Field(None, ge=1, le=2**24)

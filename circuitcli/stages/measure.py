@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from circuitcli.hookpoints import HookPoint
     from circuitcli.models.loading import LanguageModel
     from circuitcli.saes.base import SparseCoder
+    from circuitcli.saes.crosscoder import Crosscoder
 
 _LOSS_BATCH = 8
 # Number types and devices change activations by a few per cent at most, of their norm.
@@ -104,6 +105,32 @@ class HeldOut:
             facts[read] |= {**loss, "standard_errors": errors}
         return facts
 
+    def facts_of_crosscoder(self, coder: "Crosscoder") -> dict[str, Any]:
+        """As `facts`; explained variance is the mean over its hook points, of which ``explained_variances`` has each.
+
+        The losses are those with all its hook points replaced at once.
+        """
+        from circuitcli.evaluation.geometry import geometry_facts
+        from circuitcli.evaluation.together import reconstruction_of_crosscoder
+
+        hooks = coder.hook_points
+        self._check_there(str(coder.hook), dict.fromkeys(hooks, coder.d_model))
+        n_rows = min(_EVAL_ROWS, coder.rows_at_once, -(-len(self.rows) // _EVAL_PARTS))
+        pieces = self.cache.pieces(self.rows.start, self.rows.stop, size=n_rows)
+        batches = ({hook: self.cache.finite_rows(hook, *piece) for hook in hooks} for piece in pieces)
+        quality = reconstruction_of_crosscoder(coder, batches)
+        # L0, densities and the like are the same at all of them; what is said of one reconstruction is said of none.
+        of_codes = {name: asdict(quality[hooks[0]])[name] for name in ("n_tokens", "l0", "l1", "silent", "density")}
+        explained = {str(hook): quality[hook].explained_variance for hook in hooks}
+        known = [value for value in explained.values() if value is not None]
+        facts = {"n_eval_tokens": of_codes.pop("n_tokens"), **of_codes, **geometry_facts(coder)}
+        facts |= {"explained_variance": sum(known) / len(known) if known else None, "explained_variances": explained}
+        if self.spliced_loss is None:
+            return facts
+        means = {hook: self.cache.mean(hook).float() for hook in hooks}
+        loss = self.spliced_loss.measure_crosscoder(coder, means=means)
+        return {**facts, **asdict(loss), "loss_ablation": "mean", "replaced": coder.hooks}
+
     def replacement(self, coders: "Mapping[HookPoint, SparseCoder]") -> dict[str, Any]:
         """The model's losses with all that the coders explain replaced at once, by name; empty without a model."""
         from circuitcli.evaluation.together import written_by
@@ -117,16 +144,20 @@ class HeldOut:
         return {**asdict(loss), "loss_ablation": "mean", "replaced": [str(hook) for hook in written]}
 
     def _check_collected(self, sae: "SparseCoder") -> None:
-        missing = [str(hook) for hook in dict.fromkeys((sae.hook, *sae.writes)) if hook not in self.cache.hooks]
+        self._check_there(str(sae.hook), {sae.hook: sae.d_in, **dict.fromkeys(sae.writes, sae.d_out)})
+
+    def _check_there(self, name: str, widths: "Mapping[HookPoint, int]") -> None:
+        """Raise InputError if activations that a coder of this name is for were not collected, or have other widths."""
+        missing = [str(hook) for hook in widths if hook not in self.cache.hooks]
         if missing:
             raise InputError(
-                f"the SAE at {sae.hook} is measured on cached activations of {' '.join(missing)}, which are not there",
+                f"the SAE at {name} is measured on cached activations of {' '.join(missing)}, which are not there",
                 hint="run `circuit collect` for these layers and sites",
             )
-        for hook, width in ((sae.hook, sae.d_in), *((hook, sae.d_out) for hook in sae.writes)):
+        for hook, width in widths.items():
             if (cached := self.cache.d_model(hook)) != width:
                 raise InputError(
-                    f"the SAE at {sae.hook} is for width {width}, the activations at {hook} have {cached}",
+                    f"the SAE at {name} is for width {width}, the activations at {hook} have {cached}",
                     hint="use SAEs that were trained on this model",
                 )
 

@@ -109,7 +109,12 @@ def measured_coders(
 def measured_together(
     held_out: HeldOut, coders: "Mapping[HookPoint, SparseCoder]"
 ) -> "Mapping[HookPoint, Mapping[str, Any]]":
-    """What is measured of all these coders at once, by what they read; nothing where each writes alone."""
+    """What is measured of all these coders at once, by what they read; nothing where each reads and writes alone."""
+    from circuitcli.saes.crosscoder import Crosscoder
+
+    crosscoders = {hook: coder for hook, coder in coders.items() if isinstance(coder, Crosscoder)}
+    if crosscoders:
+        return {hook: held_out.facts_of_crosscoder(one.to(held_out.device)) for hook, one in crosscoders.items()}
     if not any(len(coder.writes) > 1 for coder in coders.values()):
         return {}
     return held_out.facts_together({hook: coder.to(held_out.device) for hook, coder in coders.items()})
@@ -151,7 +156,7 @@ def measured_again(bench: Bench, mine: Iterable[Finished], trained: Sequence[Fin
         if before.variant not in together:
             # Coders of one variant are of one architecture: all of them write together, or each alone.
             peers = [one for one in trained if one.variant == before.variant]
-            is_set = any("further" in one.fields for one in peers)
+            is_set = any({"further", "hooks"} & one.fields.keys() for one in peers)
             coders = {peer.hook: peer for peer in (_loaded(bench, one) for one in peers)} if is_set else {}
             together[before.variant] = measured_together(held_out, coders)
         config = read_config(bench.request.run.path / before.path)

@@ -33,6 +33,7 @@ from circuitcli.training.architectures.trainable import (
     StepResult,
     Trainable,
     along_rows_removed,
+    count_silent_tokens,
     rows_made_unit,
 )
 from circuitcli.training.auxk import auxk
@@ -131,7 +132,7 @@ class TrainableClt(Trainable):
             if self.config.auxk_weight and len(dead := layer.dead(self.config.dead_tokens)):
                 losses["auxk"] = self.config.auxk_weight * self._auxk(layer, x[number], errors[number:], dead)
             active = layer_codes.active()
-            self._count_silent_tokens(layer, active, n_tokens=len(x[number]))
+            count_silent_tokens(layer.silent_tokens, active, n_tokens=len(x[number]), ranks=self.ranks)
             results[layer.reads] = StepResult(losses, fvu.detach(), torch.tensor(len(active) / len(x[number])))
         return results
 
@@ -153,13 +154,6 @@ class TrainableClt(Trainable):
 
     def _scaled(self, batch: Batch, hook: HookPoint) -> Float[Tensor, "batch d"]:
         return batch[hook].to(self._layers[0].b_enc) * self.scales[hook]
-
-    @torch.no_grad()
-    def _count_silent_tokens(self, layer: CltLayer, active: Int[Tensor, " entries"], *, n_tokens: int) -> None:
-        was_active = torch.zeros_like(layer.silent_tokens)
-        was_active[active] = 1
-        layer.silent_tokens += n_tokens * self.ranks.n
-        layer.silent_tokens[self.ranks.sum(was_active) > 0] = 0
 
     def dead_share(self, hook: HookPoint) -> float:
         """See `Trainable`."""

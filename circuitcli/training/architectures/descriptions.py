@@ -127,6 +127,18 @@ class CrossLayer(Layout):
         return tuple(CoderShape((hook,), writes[number:]) for number, hook in enumerate(reads))
 
 
+class SameSite(Layout):
+    """The collected layers of each site that has several, read and written by one coder."""
+
+    def groups(self, name: str, hooks: Sequence[HookPoint]) -> list[tuple[HookPoint, ...]]:
+        """See `Layout`."""
+        return [layers for layers in layers_of_sites(name, hooks) if len(layers) > 1]
+
+    def coders(self, group: tuple[HookPoint, ...]) -> tuple[CoderShape, ...]:
+        """See `Layout`."""
+        return (CoderShape(group, group),)
+
+
 def layers_of(hooks: Sequence[HookPoint]) -> list[int]:
     """The layers of some hook points, from below."""
     return sorted({hook.layer for hook in hooks})
@@ -183,6 +195,7 @@ DESCRIPTIONS: dict[str, Description] = {
     "transcoder": Description("topk", layout=Pairs(*_MLP)),
     "skip-transcoder": Description("topk", layout=Pairs(*_MLP), has_skip=True),
     "clt": Description("clt", layout=CrossLayer(), can_end_to_end=False),
+    "crosscoder": Description("crosscoder", layout=SameSite(), can_end_to_end=False),
     "staircase": Description("staircase", layout=Staircase(), can_end_to_end=False),
     "staircase-detach": Description("staircase", layout=Staircase(), can_end_to_end=False),
     "jacobian": Description("jacobian", _JACOBIAN, Ends(*_MLP), can_end_to_end=False, needs_mlp=True),

@@ -202,7 +202,7 @@ class TrainableCoder(Trainable):
             error, k = y - result.reconstruction.detach(), max(1, self.sae.d_out // 2)
             missed = auxk(x, error, self.encoder, self.sae.W_dec, dead, k=k, ranks=self.ranks)
             losses["auxk"] = self.config.auxk_weight * missed
-        self._count_silent_tokens(result.active, n_tokens=len(x))
+        count_silent_tokens(self.silent_tokens, result.active, n_tokens=len(x), ranks=self.ranks)
         l0 = torch.tensor(len(result.active) / len(x))
         return {self.sae.hook: StepResult(losses, fvu.detach(), l0, result.measures)}
 
@@ -223,14 +223,6 @@ class TrainableCoder(Trainable):
     def dead_share(self, hook: HookPoint) -> float:
         """See `Trainable`."""
         return int((self.silent_tokens >= self.config.dead_tokens).sum()) / len(self.silent_tokens)
-
-    @torch.no_grad()
-    def _count_silent_tokens(self, active: Int[Tensor, " entries"], *, n_tokens: int) -> None:
-        """Count the tokens since each feature was last active, over the batches of all processes."""
-        was_active = torch.zeros_like(self.silent_tokens)
-        was_active[active] = 1
-        self.silent_tokens += n_tokens * self.ranks.n
-        self.silent_tokens[self.ranks.sum(was_active) > 0] = 0
 
     @torch.no_grad()
     def project_gradients(self) -> None:
@@ -297,6 +289,20 @@ class TrainableCoders(Trainable):
     def dead_share(self, hook: HookPoint) -> float:
         """See `Trainable`."""
         return next(coder.dead_share(hook) for coder in self.coders if coder.sae.hook == hook)
+
+
+@torch.no_grad()
+def count_silent_tokens(
+    silent_tokens: Int[Tensor, " d_sae"], active: Int[Tensor, " entries"], *, n_tokens: int, ranks: Ranks
+) -> None:
+    """Count the tokens since each feature was last active, over the batches of all processes.
+
+    active: the features of a batch of so many tokens, some more than once.
+    """
+    was_active = torch.zeros_like(silent_tokens)
+    was_active[active] = 1
+    silent_tokens += n_tokens * ranks.n
+    silent_tokens[ranks.sum(was_active) > 0] = 0
 
 
 @torch.no_grad()
