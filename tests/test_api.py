@@ -2,6 +2,7 @@
 
 import ast
 import gc
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -266,8 +267,28 @@ def test_arguments_of_wrong_types_are_refused_with_a_hint(trained: Path, tmp_pat
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_a_typed_program_of_a_user_runs(trained: Path):
-    api_user.main(str(trained))
+def test_a_typed_program_of_a_user_runs(trained: Path, tmp_path: Path):
+    api_user.main(str(trained), tmp_path)
+
+
+def examples(name: str) -> list[ast.Call]:
+    """The calls of the API in the examples of a docstring: lines that are indented in it."""
+    lines = (inspect.getdoc(getattr(circuit, name)) or "").split("\n")
+    program = "\n".join(line[4:] for line in lines if line.startswith("    "))
+    return [node for node in ast.walk(ast.parse(program)) if isinstance(node, ast.Call) and of_api(node)]
+
+
+def of_api(call: ast.Call) -> bool:
+    return isinstance(call.func, ast.Attribute) and ast.unparse(call.func.value) == "circuit"
+
+
+@pytest.mark.parametrize("name", sorted(name for name in circuit.__all__ if inspect.isroutine(getattr(circuit, name))))
+def test_each_function_shows_examples_that_call_what_is_there(name: str):
+    calls = examples(name)
+    assert name in {call.func.attr for call in calls}
+    for call in calls:
+        named = {word.arg: None for word in call.keywords if word.arg is not None}
+        inspect.signature(getattr(circuit, call.func.attr)).bind(*call.args, **named)
 
 
 def test_pairs_learn_from_the_mlps_of_the_model(model):

@@ -1,6 +1,7 @@
 """Circuits from Python: the same as the commands find and measure, from texts, files and behaviours, without a run."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,12 @@ def in_a_project(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "runs" / "builtin-tiny").symlink_to(trained)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def test_the_python_of_the_readme_runs(in_a_project: Path, monkeypatch: pytest.MonkeyPatch):
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    for number, block in enumerate(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)):
+        exec(compile(block, f"README.md python {number}", "exec"), {})
 
 
 def test_the_example_runs_as_it_stands(in_a_project: Path):
