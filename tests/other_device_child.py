@@ -1,5 +1,5 @@
 """Training on a device that is not the CPU, beside the CPU. `test_other_device` runs this in a process of its own, with
-and without the kernels of a GPU (OTHER_DEVICE_KERNELS=1), because the back end stays for as long as the process."""
+and without the kernels of a GPU (OTHER_DEVICE_WAYS), because the back end stays for as long as the process."""
 
 import os
 
@@ -35,10 +35,12 @@ HOOKS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    if os.environ.get("OTHER_DEVICE_KERNELS") == "1":
+@pytest.fixture(autouse=True, params=os.environ.get("OTHER_DEVICE_WAYS", "of the device").split(","))
+def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "kernels":
         other_device.run_kernels(monkeypatch.setattr)
+    if request.param == "dense":
+        monkeypatch.delenv("TRITON_INTERPRET")
 
 
 def mlp(device: torch.device) -> Mlp:

@@ -48,7 +48,9 @@ def test_the_demo_runs_every_stage_in_one_run_and_ends_with_what_it_found(
         "the circuit keeps 75 % of the behaviour [70 %, 80 %]",
     ]
     ending = " ".join(said[said.index("html: circuit-demo/figures/circuit.html") :])
-    assert "error nodes, which stand for what an SAE misses" in ending and "the second share is left" in ending
+    assert (
+        "error nodes, which stand for what an SAE misses" in ending and "the second share is how much is left" in ending
+    )
     assert "Open circuit-demo/figures/circuit.html in a browser" in ending
     assert "circuit graph-grad --run circuit-demo --prompt" in said[-1]
     assert [record.kind for record in records.read(printed.out.split("\n"))] == ["score", "score", "figure", "figure"]

@@ -41,7 +41,7 @@ WITHOUT: dict[str, dict[tuple[int, ...], dict[str, str]]] = {
         (0,): {"attn": NO_ATTENTION, "attn_in": NO_ATTENTION},
         (2,): {"attn": "no attention", "attn_in": "no attention"},
         (0, 1, 3): {"mlp": "no MLP", "mlp_in": "no MLP"},
-        (0, 1, 2, 3): {"resid_mid": "no two parts"},
+        (0, 1, 2, 3): {"resid_mid": "not both found"},
     },
     # They multiply the stream itself.
     "doge": {(0, 1): {"attn": SUM, "mlp": SUM, "resid_mid": "changed by"}},
@@ -55,7 +55,7 @@ WITHOUT: dict[str, dict[tuple[int, ...], dict[str, str]]] = {
     "zamba": {
         (0, 2): {
             **{"attn": NO_ATTENTION, "attn_in": NO_ATTENTION},
-            **{"mlp": "no MLP", "mlp_in": "no MLP", "resid_mid": "no two parts"},
+            **{"mlp": "no MLP", "mlp_in": "no MLP", "resid_mid": "not both found"},
         },
         (1, 3): {"attn": SUM, "mlp": SUM, "attn_in": "no weight", "mlp_in": "also changes attn", "resid_mid": ""},
     },

@@ -61,14 +61,14 @@ class Layout:
     def lacks(self, site: str) -> str | None:
         """Why a block has no such hook point; None if it has."""
         if site in ("attn_in", "attn") and (self.attention is None or self.mixer is not None):
-            return f"it has {self.mixer} and no attention" if self.mixer else "its block has no known attention"
+            return f"it has {self.mixer} and no attention" if self.mixer else "no attention was found in its block"
         if site in ("mlp_in", "mlp") and self.feed_forward is None:
-            return "its block has no known MLP"
+            return "no MLP was found in its block"
         if site != "resid_mid":
             return None
         if self.is_parallel:
             return "attention and MLP read the same stream in this model's blocks"
-        return None if self.attention and self.feed_forward else "attention and MLP of its block are not both known"
+        return None if self.attention and self.feed_forward else "attention and MLP were not both found in its block"
 
 
 def text_config(model: PreTrainedModel) -> Any:
