@@ -249,7 +249,7 @@ def test_where_little_is_held_out_the_last_whole_block_is_taken(ask, cache):
 
 def test_what_a_graph_without_a_prompt_cannot_do_is_refused(ask):
     for option in ({"graph__target": " x"}, {"graph__chat": True}, {"graph__counterfactual": "x"}):
-        with pytest.raises(SettingsError, match="belongs to a prompt, and graph-grad has none") as caught:
+        with pytest.raises(SettingsError, match="needs a prompt, but graph-grad has none") as caught:
             graph_grad.run(ask(**option))
         assert "--prompt" in caught.value.hint
     whole = ask()

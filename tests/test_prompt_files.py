@@ -241,7 +241,7 @@ def test_the_first_bad_prompt_is_an_error_that_names_its_line(tmp_path, adapter,
 def test_ids_of_another_tokenizer_are_an_error_whatever_is_left_out(tmp_path, adapter, line):
     """Others of the same file may lie in the model's vocabulary and mean something else there."""
     name = file_of(tmp_path, FORMS["lines"]([GOOD, line]))
-    with pytest.raises(InputError, match=r"line 2: .* token id .*, and this model knows 0 to 259"):
+    with pytest.raises(InputError, match=r"line 2: .* token id .*, but this model has ids 0 to 259"):
         all_of(name, adapter, LeftOut(allowed=True))
 
 

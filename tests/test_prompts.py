@@ -64,7 +64,7 @@ def test_a_prompt_of_ids_is_shown_as_its_text(adapter):
 
 @pytest.mark.parametrize("ids", [(260,), (1, 2**31 - 1), (-1, 2)])
 def test_ids_that_the_model_lacks_are_named(adapter, ids):
-    with pytest.raises(InputError, match=r"the prompt has token id .*, and this model knows 0 to 259"):
+    with pytest.raises(InputError, match=r"the prompt has token id .*, but this model has ids 0 to 259"):
         encode_prompt(ids, tokenizer(), adapter)
 
 

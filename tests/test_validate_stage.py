@@ -134,7 +134,7 @@ def test_a_graph_is_tested_on_its_own_metric_and_on_other_prompts_on_the_one_ask
     graph(graph__metric="cross-entropy")
     for changes, message in (
         ({"graph__metric": "kl"}, "is about the metric cross-entropy, not kl"),
-        ({"graph__chat": True}, "is about a text as it stands, not about a chat"),
+        ({"graph__chat": True}, "is about a plain text, not a chat"),
         ({"graph__metric": "log-prob"}, "is about the metric cross-entropy, not log-prob"),
     ):
         with pytest.raises(SettingsError, match=message):
@@ -255,8 +255,8 @@ def test_the_effect_is_the_mean_over_all_prompts_with_its_standard_error(ask, gr
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"target_id": 10**9}, "is token id 1000000000, and this model knows 0 to"),
-        ({"saes": {}}, "its head names no SAE there"),
+        ({"target_id": 10**9}, "is token id 1000000000, but this model has ids 0 to"),
+        ({"saes": {}}, "but its head names no SAE there"),
         ({"ids": (1, 10**6)}, "has token id 1000000"),
         ({"ids": (0, 5)}, "there is no position . in the prompt"),
         ({"saes": {"resid.2": "sha256:other"}}, "has other weights"),
@@ -321,7 +321,7 @@ def test_a_report_of_pins_tells_what_changed_and_no_score_of_a_circuit(ask, feat
     for name in ("tokens", "features"):
         told = [(shift["name"], shift["clean"], shift["ablated"]) for shift in report["ablated_together"][name]]
         assert told == [(s.name, s.clean, s.ablated) for s in shifts if f"{s.of}s" == name] and told
-    with pytest.raises(SettingsError, match="no faithfulness that --at-least could judge"):
+    with pytest.raises(SettingsError, match="gives no faithfulness for --at-least to judge"):
         validate.run(ask(validate__pin="1:1", validate__at_least=0.5))
     assert verdict(made)[0].startswith("ablating them together")
 
@@ -369,7 +369,7 @@ def test_without_a_prompt_pins_are_ablated_in_whole_blocks_of_the_runs_text(ask,
     with pytest.raises(SettingsError, match="judged by cross-entropy, not by kl"):
         validate.run(ask(validate__pin="1:1", graph__metric="kl"))
     for option, value in {"target": " x", "foil": " y", "chat": True, "counterfactual": "z"}.items():
-        with pytest.raises(SettingsError, match=f"--{option} belongs to a prompt, and validate --pin has none"):
+        with pytest.raises(SettingsError, match=f"--{option} needs a prompt, but validate --pin has none"):
             validate.run(ask(validate__pin="1:1", **{f"graph__{option}": value}))
 
 

@@ -42,9 +42,9 @@ def as_behaviour(
     if metric is None:
         metric = "logit-diff" if foil is not None else "log-prob"
     if foil is not None and metric != "logit-diff":
-        raise SettingsError(f"the metric {metric} has no foil", hint="use metric='logit-diff', or leave foil= out")
+        raise SettingsError(f"the metric {metric} takes no foil", hint="use metric='logit-diff', or leave foil= out")
     if target is not None and metric in ("cross-entropy", "kl"):
-        raise SettingsError(f"the metric {metric} has no target", hint="use log-prob or logit-diff, or no target=")
+        raise SettingsError(f"the metric {metric} takes no target", hint="use log-prob or logit-diff, or no target=")
     return Behaviour.of(
         _given(prompts),
         target=target,

@@ -33,7 +33,7 @@ def _asked(settings: GraphSettings, name: str) -> Written | None:
         raise SettingsError(f"graph.{name} and graph.{name}_ids are both set", hint="leave one of them out")
     if ids is not None and settings.chat:
         raise SettingsError(
-            f"graph.chat writes a text, and graph.{name}_ids are token ids", hint="leave --chat out, or give a text"
+            f"graph.chat needs a text, but graph.{name}_ids are token ids", hint="leave out --chat, or give a text"
         )
     if ids is not None:
         return tuple(ids)
@@ -45,11 +45,11 @@ def check_prompts(settings: GraphSettings, path: str | None) -> None:
     given = [option for option, name in _OF_ONE if getattr(settings, name) is not None]
     if path is not None and given:
         raise SettingsError(
-            f"--prompts names a file, and {given[0]} is about one prompt",
+            f"--prompts names a file of prompts, but {given[0]} is about a single one",
             hint="leave one of them out; each prompt of a file has its own target, foil and counterfactual",
         )
     if path is None and settings.n_prompts is not None:
-        raise SettingsError("--n-prompts is about a file of prompts, and none is named", hint="add --prompts FILE")
+        raise SettingsError("--n-prompts needs a file of prompts, but no file is named", hint="add --prompts FILE")
 
 
 def asked_example(settings: GraphSettings) -> Example | None:

@@ -113,7 +113,9 @@ def drawn_rows(cache: ActivationCache, *, n_positions: int, seeds: Sequence[int]
     """
     count = sum(1 for _ in _fitting(cache, n_positions))
     if not count:
-        raise InputError(f"no cached block of text has the prompt's {n_positions} tokens", hint="use --baseline mean")
+        raise InputError(
+            f"no cached block of text is as long as the prompt ({n_positions} tokens)", hint="use --baseline mean"
+        )
     draws = [int(torch.randint(count, (1,), generator=torch.Generator().manual_seed(seed))) for seed in seeds]
     wanted, found = set(draws), {}
     for number, row in enumerate(islice(_fitting(cache, n_positions), max(draws) + 1)):
@@ -140,7 +142,9 @@ def resample(subject: Subject, rows: Sequence[Sequence[int]]) -> Baseline:
                 hint="make the graph again",
             )
         if not all(0 <= token < n_ids for token in ids):
-            raise InputError(f"the row of the resample baseline has token ids that are not in 0 to {n_ids - 1}")
+            raise InputError(
+                f"the row of the resample baseline has token ids beyond those of this model, 0 to {n_ids - 1}"
+            )
     return _of_run(subject, rows)
 
 

@@ -73,7 +73,8 @@ def attribution_patching(subject: Subject, baseline: Baseline) -> dict[HookPoint
     """Effects from one gradient of the metric at the clean run."""
     if subject.metric.is_flat_at_clean:
         raise SettingsError(
-            f"the metric {subject.metric.name} has no gradient at the clean run", hint="use --method ig with it"
+            f"the metric {subject.metric.name} has no gradient at the clean run",
+            hint="use --method ig with this metric",
         )
     seen: dict[HookPoint, Tensor] = {}
     written = subject.coders.written

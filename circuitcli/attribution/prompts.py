@@ -178,7 +178,7 @@ def _token(token: str | int | None, example: Example, tokenizer: Tokenizer, *, w
     if isinstance(token, int):
         if not 0 <= token < n_ids:
             raise BadPrompt(
-                f"the {what} is token id {token}, and this model knows 0 to {n_ids - 1}",
+                f"the {what} is token id {token}, but this model has ids 0 to {n_ids - 1}",
                 reason="a token id of another tokenizer",
                 hint="ids are those of one tokenizer; give tokens as text, or ids of this model's own",
                 is_of_all=True,
@@ -235,7 +235,7 @@ def _ids(written: Written, tokenizer: Tokenizer, *, n_ids: int, what: str) -> Se
     wrong = [number for number in written if not 0 <= number < n_ids]
     if wrong:
         raise BadPrompt(
-            f"the {what} has token id {wrong[0]}, and this model knows 0 to {n_ids - 1}",
+            f"the {what} has token id {wrong[0]}, but this model has ids 0 to {n_ids - 1}",
             reason="a token id of another tokenizer",
             hint="give ids of this model's own tokenizer",
             is_of_all=True,

@@ -160,7 +160,7 @@ def check_text(request: Request, *, stage: str) -> None:
     if not request.records.of(ActivationsRecord):
         raise SettingsError(f"{stage} has no prompt, and the run has no collected text to take one from", hint=hint)
     if (named := of_prompts(settings)) is not None:
-        raise SettingsError(f"{named} belongs to a prompt, and {stage} has none", hint=hint)
+        raise SettingsError(f"{named} needs a prompt, but {stage} has none", hint=hint)
 
 
 def of_prompts(settings: GraphSettings) -> str | None:

@@ -159,10 +159,10 @@ def check_settings(settings: GraphSettings) -> None:
     if metric == "logit-diff" and settings.foil is None and settings.prompts is None:
         raise SettingsError("the metric logit-diff needs a foil", hint="add --foil TOKEN")
     if settings.foil is not None and metric != "logit-diff":
-        raise SettingsError(f"the metric {metric} has no foil", hint="add --metric logit-diff, or leave --foil out")
+        raise SettingsError(f"the metric {metric} takes no foil", hint="add --metric logit-diff, or leave out --foil")
     if settings.target is not None and metric in ("cross-entropy", "kl"):
         raise SettingsError(
-            f"the metric {metric} has no target", hint="use --metric log-prob or logit-diff, or leave --target out"
+            f"the metric {metric} takes no target", hint="use --metric log-prob or logit-diff, or leave out --target"
         )
 
 

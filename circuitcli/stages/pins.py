@@ -41,7 +41,7 @@ def _plan(request: Request) -> Plan:
     settings = request.settings
     if settings.validation.at_least is not None:
         raise SettingsError(
-            "validate --pin ablates features and has no faithfulness that --at-least could judge",
+            "validate --pin ablates features, which gives no faithfulness for --at-least to judge",
             hint="leave one of them out",
         )
     pins, sources = pinned(request)
@@ -81,19 +81,20 @@ def _behaviour(request: Request, left_out: LeftOut) -> tuple[tuple[Example, ...]
     if asked is not None:
         return asked, settings.graph
     if (named := of_prompts(settings.graph) or ("--foil" if settings.graph.foil is not None else None)) is not None:
-        raise SettingsError(f"{named} belongs to a prompt, and validate --pin has none", hint="add --prompt TEXT")
+        raise SettingsError(f"{named} needs a prompt, but validate --pin has none", hint="add --prompt TEXT")
     chosen = settings.graph.metric if "metric" in settings.graph.model_fields_set else None
     if request.records.of(ActivationsRecord):
         if chosen not in ("cross-entropy", None):
             raise SettingsError(
                 f"on the run's own text pins are judged by cross-entropy, not by {chosen}",
-                hint="add --prompt TEXT, or leave --metric out",
+                hint="add --prompt TEXT, or leave out --metric",
             )
         return (), settings.graph.model_copy(update={"metric": "cross-entropy"})
     made = graphs.from_records(request.records)
     if not made:
         raise SettingsError(
-            "validate --pin has no prompt, and the run no text", hint="add --prompt TEXT, or run `circuit collect`"
+            "validate --pin has no prompt, and the run has no collected text",
+            hint="add --prompt TEXT, or run `circuit collect`",
         )
     head = made[-1].head
     plural = "s" if head.n_prompts > 1 else ""

@@ -69,7 +69,7 @@ def _plan(request: Request) -> Plan:
         raise InputError(f"graph '{graph.head.name}' has no node", hint="raise --down and --up of graph-grad")
     if lost := [node for node in nodes if node.hook not in (writes if node.is_error else hooks)]:
         raise InputError(
-            f"graph '{graph.head.name}' has {lost[0]}, and its head names no SAE there", hint="make the graph again"
+            f"graph '{graph.head.name}' has {lost[0]}, but its head names no SAE there", hint="make the graph again"
         )
     # A graph of a chat is tested on chats.
     chat = request.settings.graph.chat or bool(graph.head.chat)
@@ -129,7 +129,7 @@ def _check_behaviour(settings: GraphSettings, graph: CircuitGraph, *, has_prompt
     if not has_prompts and "metric" in settings.model_fields_set and settings.metric != graph.head.metric:
         raise SettingsError(
             f"graph '{graph.head.name}' is about the metric {graph.head.metric}, not {settings.metric}",
-            hint="leave it out, or make a graph of that metric",
+            hint="leave it out, or make a graph with that metric",
         )
     if graph.head.counterfactual is not None and settings.counterfactual not in (None, graph.head.counterfactual):
         raise SettingsError(
@@ -145,14 +145,14 @@ def _check_behaviour(settings: GraphSettings, graph: CircuitGraph, *, has_prompt
             )
     if settings.chat and not graph.head.chat and not has_prompts:
         raise SettingsError(
-            f"graph '{graph.head.name}' is about a text as it stands, not about a chat",
-            hint="leave --chat out, or test on other prompts with --prompts FILE",
+            f"graph '{graph.head.name}' is about a plain text, not a chat",
+            hint="leave out --chat, or test on other prompts with --prompts FILE",
         )
     ids, own = settings.prompt_ids, graph.head.ids or ()
     if ids is not None and ids not in (own, own[1:]):
         raise SettingsError(
             f"graph '{graph.head.name}' is about a prompt of other tokens than {' '.join(map(str, ids))}",
-            hint="leave --prompt-ids out, or test on other prompts with --prompts FILE",
+            hint="leave out --prompt-ids, or test on other prompts with --prompts FILE",
         )
 
 
