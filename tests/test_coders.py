@@ -23,7 +23,7 @@ from circuitcli.saes.splice import Edit, splice
 from circuitcli.schema import POLICIES
 from circuitcli.settings.graph import GraphSettings
 from circuitcli.validation.circuits import circuit_metric, kept_nodes
-from circuitcli.validation.scores import Case, measure
+from circuitcli.validation.scores import Case, measure, on_other_prompts
 
 # Parallel blocks have no middle of the stream.
 SEQUENTIAL = ("full",)
@@ -453,6 +453,19 @@ def test_a_circuit_of_any_mix_runs_with_its_own_nodes_and_all_else_at_baseline(m
     )
     fast = circuit_metric(subject, baseline, [kept_nodes(subject, nodes)], batch_size=4)[0]
     torch.testing.assert_close(fast, slow.metric(), rtol=0, atol=1e-9)
+
+
+def test_numbers_of_positions_stay_on_other_prompts_only_where_all_have_the_length_of_those_of_the_graph():
+    nodes = [
+        NodeId(HookPoint(0, "mlp"), 3, 2),
+        NodeId(HookPoint(0, "mlp"), 3, 3),
+        NodeId(HookPoint(1, "mlp"), 4, "verb"),
+    ]
+    short, long = (random_prompt(n, first=1) for n in (5, 6))
+    assert on_other_prompts(nodes, [short, short], n_positions=5) == tuple(nodes)
+    summed = (NodeId(HookPoint(0, "mlp"), 3), nodes[-1])
+    assert on_other_prompts(nodes, [short, long], n_positions=5) == summed
+    assert on_other_prompts(nodes, [short], n_positions=None) == summed, "a graph of one prompt"
 
 
 def test_a_hook_point_is_read_once_and_explained_once():

@@ -352,9 +352,9 @@ def test_a_file_and_what_only_one_prompt_has_do_not_go_together(tmp_path):
     single = GraphSettings(prompt="the cat", target=" a", foil=" b", counterfactual="the dog")
     assert asked_examples(single) == (READ["own"],)
     for option in ({"prompt": "a"}, {"prompt_ids": (1,)}, {"target": "a"}, {"foil": "a"}, {"counterfactual": "a"}):
-        with pytest.raises(SettingsError, match=r"--prompts names a file, and .* is about one prompt"):
+        with pytest.raises(SettingsError, match=r"--prompts names a file of prompts, but .* is about a single one"):
             asked_examples(GraphSettings(prompts=name, **option))
-    with pytest.raises(SettingsError, match="is about a file of prompts"):
+    with pytest.raises(SettingsError, match="needs a file of prompts"):
         asked_examples(GraphSettings(prompt="a", n_prompts=3))
 
 
@@ -363,5 +363,7 @@ def test_every_command_refuses_a_file_beside_one_prompt_before_a_run_is_sought(t
     monkeypatch.chdir(tmp_path)
     assert run([command, "--prompts", "pairs.jsonl", "--prompt", "The cat"]) == ExitStatus.USAGE
     error, hint = capsys.readouterr().err.splitlines()
-    assert error == "error: --prompts names a file, and --prompt is about one prompt" and hint.startswith("hint: ")
+    assert error == "error: --prompts names a file of prompts, but --prompt is about a single one" and hint.startswith(
+        "hint: "
+    )
     assert run([command, "--n-prompts", "7"]) == ExitStatus.USAGE

@@ -89,7 +89,7 @@ def test_what_the_settings_ask_for_is_a_text_a_chat_or_ids():
     assert asked_counterfactual(GraphSettings()) is None
     with pytest.raises(SettingsError, match=r"graph.prompt and graph.prompt_ids are both set"):
         asked_prompt(GraphSettings(prompt="a", prompt_ids=(1,)))
-    with pytest.raises(SettingsError, match=r"graph.chat writes a text, and graph.prompt_ids are token ids"):
+    with pytest.raises(SettingsError, match=r"graph.chat needs a text, but graph.prompt_ids are token ids"):
         asked_prompt(GraphSettings(prompt_ids=(1,), chat=True))
 
 

@@ -18,14 +18,14 @@ from circuitcli.attribution.panel import Panel
 from circuitcli.attribution.positions import LAST, Positions
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.graphs import CircuitGraph, content_digest
-from circuitcli.hookpoints import OUTPUT, HookPoint, NodeId, without_numbers
+from circuitcli.hookpoints import OUTPUT, HookPoint, NodeId
 from circuitcli.models.loading import LanguageModel
 from circuitcli.records import GraphRecord, ScoreRecord
 from circuitcli.saes.coders import Coders
 from circuitcli.saes.cutting import cut
 from circuitcli.settings.graph import Baseline, GraphSettings, Metric
 from circuitcli.settings.validation import ValidationSettings
-from circuitcli.validation.scores import PanelCases
+from circuitcli.validation.scores import PanelCases, on_other_prompts
 from circuitcli.validation.trial import Measured, Trial
 
 _SAME = "give the coders that the graph was made with, or make the graph again"
@@ -104,7 +104,8 @@ def validate(
         scores = circuit.validate(model, coders, ["resid.1/17", "mlp.2/error"], "for i in range(")
 
     graph: as `find_circuit` gives it, or names of nodes. prompts: what it is tested on, as for `find_circuit`; by
-    default its own. On other prompts a node counts at all positions. baseline: what nodes outside are set to; by
+    default its own. On other prompts a node counts at all positions, unless the graph is of several prompts and all are
+    equally long. baseline: what nodes outside are set to; by
     default as in the graph. errors: whether error terms are nodes like others, all kept, or all removed; scores are
     taken under each, and this one is judged and set beside ``samples`` random circuits of the same shape. bootstrap:
     resamples of the prompts for the interval. minimality: also measure the circuit without each of its nodes.
@@ -119,8 +120,11 @@ def validate(
     behaviour = tested.behaviour(prompts, metric=metric, baseline=baseline, left_out=left_out, **named)
     chosen = tested.coders(coders, model)
     is_own = prompts is None
-    nodes = tested.nodes if is_own or tested.head is None else without_numbers(tested.nodes)
-    panel = _panel(model, chosen, behaviour, sizes, left_out, nodes)
+    panel = _panel(model, chosen, behaviour, sizes, left_out, tested.nodes)
+    nodes = tested.nodes
+    if not is_own and tested.head is not None:
+        length = tested.head.n_positions if tested.head.n_prompts > 1 else None
+        nodes = on_other_prompts(nodes, panel.prompts, n_positions=length)
     rows = {0: tested.head.baseline_ids} if is_own and tested.head is not None and tested.head.baseline_ids else {}
     rule = baseline_rule(
         behaviour.baseline, chosen, model, cache=cache, n_tokens=tested.baseline_tokens, seed=seed, rows=rows

@@ -44,7 +44,8 @@ class Plan:
 
     ``graph`` is the name of the graph, None for pins. Without examples the run's own text is what is tested on. ``row``
     holds the token ids of the graph's own `resample` baseline. ``writes``: what the graph's coders write, None for all.
-    ``left_out`` takes what is wrong with single prompts.
+    ``left_out`` takes what is wrong with single prompts. ``n_positions``: how long the prompts are that the graph is a
+    mean over.
     """
 
     request: Request
@@ -59,6 +60,7 @@ class Plan:
     row: Sequence[int] | None = None
     graph_digest: str | None = None
     writes: frozenset[HookPoint] | None = None
+    n_positions: int | None = None
     left_out: LeftOut = field(default_factory=LeftOut)
 
     @property
@@ -150,7 +152,7 @@ class Bench:
         from circuitcli.attribution.panel import Panel
         from circuitcli.attribution.positions import LAST, Positions
         from circuitcli.attribution.prompts import Needs, encode_all
-        from circuitcli.validation.scores import PanelCases
+        from circuitcli.validation.scores import PanelCases, on_other_prompts
 
         plan, adapter = self.plan, self.language_model.adapter
         needs = Needs(
@@ -176,7 +178,9 @@ class Bench:
             batch_size=plan.metric.batch_size,
             token_names=self.language_model.tokenizer.token_strings,
         )
-        return PanelCases(panel, plan.nodes)
+        has_others = plan.request.settings.validation.prompts is not None
+        nodes = on_other_prompts(plan.nodes, prompts, n_positions=plan.n_positions) if has_others else plan.nodes
+        return PanelCases(panel, nodes)
 
     def warn_of_misfits(self, case: "Case") -> None:
         """Say of spliced SAEs of others that they do not fit."""

@@ -10,7 +10,7 @@ from circuitcli.attribution.examples import LeftOut, as_line
 from circuitcli.attribution.prompt_files import read_examples
 from circuitcli.errors import InputError, SettingsError, ThresholdError
 from circuitcli.graphs import CircuitGraph
-from circuitcli.hookpoints import HookPoint, without_numbers
+from circuitcli.hookpoints import HookPoint
 from circuitcli.records import Record, ScoreRecord, Stream
 from circuitcli.settings.graph import GraphSettings
 from circuitcli.settings.settings import Settings
@@ -24,6 +24,7 @@ from circuitcli.stages.saes import SaeSource, sae_sources
 from circuitcli.stages.trials import Bench, Plan
 
 if TYPE_CHECKING:
+    from circuitcli.validation.scores import PanelCases
     from circuitcli.validation.trial import Measured
 
 logger = logging.getLogger(__name__)
@@ -85,7 +86,8 @@ def _plan(request: Request) -> Plan:
         request=request,
         name=graph.head.name,
         graph=graph.head.name,
-        nodes=nodes if aligned else without_numbers(nodes),
+        nodes=nodes,
+        n_positions=graph.head.n_positions if graph.head.n_prompts > 1 else None,
         hooks=tuple(sorted(hooks)),
         sources=sources,
         examples=examples,
@@ -182,10 +184,10 @@ def _work(plan: Plan, resumes: bool) -> tuple[list[Record], dict[str, Any]]:
             plan.partial.unlink(missing_ok=True)
         made = []
         for measured in trial.measured():
-            score = _record(plan, measured, n_prompts=cases.panel.n_prompts)
+            score = _record(plan, measured, cases)
             ledger.add(score)
             made.append(score)
-    tally = Tally(plan.nodes, bench.later, bench.language_model.tokenizer, top=plan.request.settings.validation.top)
+    tally = Tally(cases.nodes, bench.later, bench.language_model.tokenizer, top=plan.request.settings.validation.top)
     for case in track(cases, "ablated together", total=len(cases), unit="batches"):
         tally.add(case, [prompt.text for prompt in case.subject.prompts])
     joint = tally.result()
@@ -195,6 +197,7 @@ def _work(plan: Plan, resumes: bool) -> tuple[list[Record], dict[str, Any]]:
         unit=cases[0].subject.metric.unit,
         **plan.about(
             n_prompts=cases.panel.n_prompts,
+            n_nodes=len(cases.nodes),
             standard_error=joint.standard_error,
             path=f"reports/{plan.name}.json",
             what="ablated together",
@@ -210,9 +213,9 @@ def _work(plan: Plan, resumes: bool) -> tuple[list[Record], dict[str, Any]]:
     return [*made, effect], {}
 
 
-def _record(plan: Plan, measured: "Measured", *, n_prompts: int) -> ScoreRecord:
+def _record(plan: Plan, measured: "Measured", cases: "PanelCases") -> ScoreRecord:
     score = measured.score
-    about = plan.about(n_prompts=n_prompts, **measured.facts)
+    about = plan.about(**{"n_prompts": cases.panel.n_prompts, "n_nodes": len(cases.nodes), **measured.facts})
     return ScoreRecord(
         name=measured.name,
         value=score.value,

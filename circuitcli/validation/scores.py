@@ -16,9 +16,10 @@ from torch import Tensor
 
 from circuitcli.attribution.baselines import Baseline
 from circuitcli.attribution.panel import Panel
+from circuitcli.attribution.prompts import Prompt
 from circuitcli.attribution.subject import Subject, check_finite
 from circuitcli.errors import InputError
-from circuitcli.hookpoints import NodeId
+from circuitcli.hookpoints import NodeId, without_numbers
 from circuitcli.progress import task
 from circuitcli.runs import digest
 from circuitcli.validation.circuits import Kept, circuit_metric, kept_nodes, rows_at_once
@@ -64,6 +65,17 @@ class PanelCases(Sequence[Case]):
         numbers = self.panel.batches[range(len(self))[index]]
         subject, baseline = self.panel.subject(range(len(self))[index])
         return Case(subject, baseline, self.nodes, _named(numbers))
+
+
+def on_other_prompts(
+    nodes: Sequence[NodeId], prompts: Sequence[Prompt], *, n_positions: int | None
+) -> tuple[NodeId, ...]:
+    """A circuit's nodes as they are tested on other prompts than those that it was found on: numbers of positions stay
+    where it was found on several prompts of this many tokens, and all of these are as long; else a node counts at all
+    positions. Names of spans stay."""
+    if n_positions is not None and all(len(prompt.ids) == n_positions for prompt in prompts):
+        return tuple(nodes)
+    return without_numbers(nodes)
 
 
 def _named(numbers: Sequence[int]) -> str:
