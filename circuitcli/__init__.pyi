@@ -1,6 +1,7 @@
 """What `import circuitcli` offers, for type checkers and editors; see __init__.py, which loads it when asked for."""
 
 from circuitcli.activations.cache import ActivationCache as ActivationCache
+from circuitcli.api.behaviours import find_behaviour as find_behaviour
 from circuitcli.api.circuits import find_circuit as find_circuit
 from circuitcli.api.coders import load_coders as load_coders
 from circuitcli.api.collecting import collect as collect

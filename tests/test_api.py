@@ -90,6 +90,22 @@ def test_codes_and_errors_of_a_text_add_up_to_the_models_activations(model, code
         assert not encoded.codes[hook][: encoded.first].any() and not encoded.errors[hook][: encoded.first].any()
 
 
+def test_a_crosscoder_encodes_several_hook_points_side_by_side(model, trained: Path):
+    cache = circuit.ActivationCache(trained / "activations", [HookPoint(1, "resid"), HookPoint(2, "resid")])
+    shape = dict(k=4, d_sae=40, batch_size=256, tokens=512, device="cpu")
+    (coder,) = circuit.train(cache, architecture="crosscoder", **shape).values()
+    encoded = circuit.encode(model, coder, TEXT)
+    with torch.no_grad():
+        seen = read(model.adapter, torch.tensor([encoded.ids]), None, cache.hooks)
+    joined = torch.cat([seen[hook][0, encoded.first :] for hook in cache.hooks], dim=-1)
+    codes = encoded.codes["resid.1"][encoded.first :]
+    assert torch.allclose(codes, coder.encode(joined), atol=1e-5)
+    errors = torch.cat([encoded.errors[hook][encoded.first :] for hook in cache.hooks], dim=-1)
+    assert torch.allclose(errors, joined - coder.reconstruct(joined), atol=1e-4)
+    with pytest.raises(circuit.InputError, match="crosscoder"):
+        circuit.find_circuit(model, coder, TEXT, baseline="zero")
+
+
 def test_token_ids_are_encoded_as_the_text_that_they_make(model, coders):
     text, ids = circuit.encode(model, coders, TEXT), model.tokenizer.encode(TEXT)
     assert torch.equal(circuit.encode(model, coders, ids).codes["mlp.2"], text.codes["mlp.2"])
@@ -244,19 +260,51 @@ calls = {
     "train(pair)": lambda: circuit.train(cache, architecture="transcoder", batch_size=256),
     "train(jacobian)": lambda: circuit.train(cache, architecture="jacobian-block", batch_size=256),
     "train(device)": lambda: circuit.train(cache, device="cuda:77", batch_size=256),
+    "find_circuit(7)": lambda: circuit.find_circuit(model, coders, 7),
+    "find_circuit([7.5])": lambda: circuit.find_circuit(model, coders, [7.5]),
+    "find_circuit(model)": lambda: circuit.find_circuit("builtin:tiny", coders, "a"),
+    "find_circuit(coders)": lambda: circuit.find_circuit(model, "runs/builtin-tiny", "a"),
+    "find_circuit(no coders)": lambda: circuit.find_circuit(model, [], "a"),
+    "find_circuit(metric)": lambda: circuit.find_circuit(model, coders, "a", metric="loss"),
+    "find_circuit(baseline)": lambda: circuit.find_circuit(model, coders, "a", baseline="median"),
+    "find_circuit(target)": lambda: circuit.find_circuit(model, coders, "a", target=2.5),
+    "find_circuit(method)": lambda: circuit.find_circuit(model, coders, "a", method="eap"),
+    "find_circuit(positions)": lambda: circuit.find_circuit(model, coders, "a", positions="first"),
+    "find_circuit(sites)": lambda: circuit.find_circuit(model, coders, "a", sites="heads"),
+    "find_circuit(cache)": lambda: circuit.find_circuit(model, coders, "a", cache="activations"),
+    "find_circuit(settings)": lambda: circuit.find_circuit(model, coders, "a", settings=3),
+    "find_behaviour(cache)": lambda: circuit.find_behaviour(model, "activations"),
+    "find_behaviour(n)": lambda: circuit.find_behaviour(model, cache, 0),
+    "validate(7)": lambda: circuit.validate(model, coders, 7),
+    "validate(text)": lambda: circuit.validate(model, coders, "resid.1/3"),
+    "validate([])": lambda: circuit.validate(model, coders, [], "a"),
+    "validate(nodes)": lambda: circuit.validate(model, coders, ["resid.1/3"]),
+    "validate(bad node)": lambda: circuit.validate(model, coders, ["resid.1"], "a"),
+    "validate(samples)": lambda: circuit.validate(model, coders, ["resid.1/3"], "a", samples=-1),
+    "validate(errors)": lambda: circuit.validate(model, coders, ["resid.1/3"], "a", errors="none"),
+    "run(ablate)": lambda: circuit.run(model, coders, "a", ablate=7),
+    "run(scale)": lambda: circuit.run(model, coders, "a", scale=["resid.1/3"]),
+    "run(scale text)": lambda: circuit.run(model, coders, "a", scale={"resid.1/3": "2"}),
+    "run(prompts)": lambda: circuit.run(model, coders, ["a", "b"]),
+    "describe(7)": lambda: circuit.describe(model, coders, 7, "a"),
+    "describe(text)": lambda: circuit.describe(model, coders, "resid.1/3", 7),
+    "describe(contexts)": lambda: circuit.describe(model, coders, "resid.1/3", "a", contexts=0),
+    "draw(7)": lambda: circuit.draw(7),
     "encode(7)": lambda: circuit.encode(model, coders, 7),
     "encode(coders=7)": lambda: circuit.encode(model, 7, "a"),
     "encode(coders=text)": lambda: circuit.encode(model, "runs/builtin-tiny", "a"),
     "encode(words)": lambda: circuit.encode(model, coders, ["a", "b"]),
     "encode(model=text)": lambda: circuit.encode("builtin:tiny", coders, "a"),
 }
+missed = []
 for name, call in calls.items():
     try:
         call()
     except circuit.CircuitError as error:
         assert error.message and error.hint, name
     else:
-        raise SystemExit(f"{name} raised nothing")
+        missed.append(name)
+assert not missed, missed
 """
 
 

@@ -203,3 +203,13 @@ def test_what_does_not_go_together_is_refused_with_a_hint(model, coders, argumen
     with pytest.raises(circuit.CircuitError) as raised:
         circuit.find_circuit(model, coders, **{"prompts": PROMPT} | arguments)
     assert said in f"{raised.value.message} {raised.value.hint}" and raised.value.hint
+
+
+def test_what_a_text_is_predicted_best_is_a_behaviour(model, coders, trained: Path):
+    cache = circuit.ActivationCache(trained / "activations", ())
+    behaviour = circuit.find_behaviour(model, cache, 2, tokens=700)
+    text = model.tokenizer.decode(cache.tokens(cache.n_tokens - 700, cache.n_tokens).token.tolist())
+    for example in behaviour.examples:
+        assert example.prompt in text
+    graph = circuit.find_circuit(model, coders, behaviour, baseline="zero", method="atp", down=1, up=1)
+    assert graph.head.n_prompts == 2 and len(graph) > 1

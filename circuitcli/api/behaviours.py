@@ -6,19 +6,46 @@ from dataclasses import replace
 from pathlib import Path as FilePath
 from typing import cast
 
-from circuitcli.api.arguments import Path, wrong_type
+from circuitcli.activations.cache import ActivationCache
+from circuitcli.api.arguments import Path, checked, wrong_type
+from circuitcli.api.models import as_model
 from circuitcli.attribution.behaviours import Behaviour
 from circuitcli.attribution.examples import Example, LeftOut, Written
-from circuitcli.errors import SettingsError
+from circuitcli.attribution.predictions import best_predictions
+from circuitcli.errors import InputError, SettingsError
 from circuitcli.models.chat import Conversation
+from circuitcli.models.loading import LanguageModel
 from circuitcli.reading import as_path
-from circuitcli.settings.graph import Baseline, Metric
+from circuitcli.settings.graph import Baseline, GraphSettings, Metric
 
 # What functions that explain something take.
 Prompt = str | Sequence[int] | Example | Conversation
 Prompts = Prompt | Path | Iterable[Prompt] | Behaviour
 _FILES = (".jsonl", ".json", ".csv", ".tsv")
 _HINT = "give a text, a list of texts, the Path of a file of prompts, or a Behaviour"
+
+
+def find_behaviour(
+    model: LanguageModel, cache: ActivationCache, n: int = 1, *, tokens: int = 4096, metric: Metric = "log-prob"
+) -> Behaviour:
+    """What the model predicts best of a text, beyond how frequent the token is: something to explain without a prompt.
+
+        behaviour = circuit.find_behaviour(model, cache, 5)
+        graph = circuit.find_circuit(model, coders, behaviour)
+
+    n: how many predictions; contexts are cut to 64 tokens, and no two overlap. tokens: how much of the cache's end is
+    read, whose tokens are counted before that. Raises InputError if there is no prediction in it.
+    """
+    if not isinstance(cache, ActivationCache):
+        raise wrong_type("cache", cache, "a cache of activations", hint="collect() gives one")
+    for name, number in (("n", n), ("tokens", tokens)):
+        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+            raise wrong_type(name, number, "a whole number above zero", hint=f"for example {name}=5")
+    rows = range(max(0, cache.n_tokens - tokens), cache.n_tokens)
+    found = best_predictions(cache, as_model(model), rows, n)
+    if not found:
+        raise InputError("these tokens have no two in a row", hint="read more of the cache: tokens=")
+    return Behaviour(tuple(one.example(model.tokenizer) for one in found), metric)
 
 
 def as_behaviour(
@@ -37,6 +64,10 @@ def as_behaviour(
 
     Raises InputError for a file without prompts, SettingsError for what is no prompt.
     """
+    checked(GraphSettings, metric=metric, baseline=baseline)
+    for name, token in (("target", target), ("foil", foil)):
+        if token is not None and (not isinstance(token, str | int) or isinstance(token, bool)):
+            raise wrong_type(name, token, "a token, as text or id", hint=f"for example {name}=' Paris'")
     if isinstance(prompts, Behaviour):
         return _changed(prompts, target, foil, counterfactual, metric, baseline)
     if metric is None:

@@ -12,6 +12,7 @@ from circuitcli.hookpoints import HookPoint, parse_layers
 from circuitcli.models.loading import LanguageModel
 from circuitcli.saes.base import SparseCoder
 from circuitcli.saes.coders import Coders
+from circuitcli.saes.crosscoder import Crosscoder
 from circuitcli.saes.cutting import cut
 from circuitcli.saes.exchange.choosing import resolve
 from circuitcli.saes.files import content_digest
@@ -78,9 +79,22 @@ def _sources(source: Source | Iterable[Source]) -> list[Source]:
 
 def check_fits(coder: SparseCoder, model: LanguageModel) -> None:
     """Raise InputError or SettingsError unless the model has what the coder reads and writes, in its width."""
-    for hook in dict.fromkeys((coder.hook, *coder.writes)):
+    for hook in read_by(coder):
         model.adapter.check(hook)
+    if isinstance(coder, Crosscoder):
+        if coder.d_model != model.adapter.d_model:
+            raise InputError(
+                f"the crosscoder of {' '.join(coder.hooks)} is for width {coder.d_model}, the model has "
+                f"{model.adapter.d_model}",
+                hint="use a crosscoder that was trained on this model",
+            )
+        return
     coder.check_width(model.adapter.d_model)
+
+
+def read_by(coder: SparseCoder) -> tuple[HookPoint, ...]:
+    """All hook points that a coder reads or writes."""
+    return coder.hook_points if isinstance(coder, Crosscoder) else tuple(dict.fromkeys((coder.hook, *coder.writes)))
 
 
 def by_hook(coders: SomeCoders) -> dict[HookPoint, SparseCoder]:

@@ -8,13 +8,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitcli.api.arguments import ByHook
-from circuitcli.api.coders import SomeCoders, by_hook, check_fits
+from circuitcli.api.coders import SomeCoders, by_hook, check_fits, read_by
 from circuitcli.api.models import as_model, as_prompt
 from circuitcli.attribution.prompts import encode_prompt
 from circuitcli.hookpoints import HookPoint, NodeId
 from circuitcli.models.loading import LanguageModel
 from circuitcli.models.taps import read
 from circuitcli.saes.base import SparseCoder
+from circuitcli.saes.crosscoder import Crosscoder
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,10 @@ def encode(model: LanguageModel, coders: SomeCoders, text: str | Sequence[int]) 
     prompt = encode_prompt(written, model.tokenizer, model.adapter)
     ids = torch.as_tensor(prompt.ids, device=model.adapter.device).reshape(1, -1)
     with torch.no_grad():
-        hooks = {hook for coder in found.values() for hook in (coder.hook, *coder.writes)}
+        hooks = {hook for coder in found.values() for hook in read_by(coder)}
         seen = read(model.adapter, ids, None, sorted(hooks))
         x = {hook: activation[:, prompt.first :] for hook, activation in seen.items()}
-        codes = {hook: coder.encode(_as(coder, x[hook])) for hook, coder in found.items()}
+        codes = {hook: coder.encode(_read(coder, x)) for hook, coder in found.items()}
         errors = _errors(found, x, codes)
     return Encoded(
         text=prompt.text,
@@ -95,6 +96,11 @@ def encode(model: LanguageModel, coders: SomeCoders, text: str | Sequence[int]) 
         codes=ByHook({hook: _behind(code, prompt.first) for hook, code in codes.items()}),
         errors=ByHook({hook: _behind(error, prompt.first) for hook, error in errors.items()}),
     )
+
+
+def _read(coder: SparseCoder, x: dict[HookPoint, Tensor]) -> Tensor:
+    """What a coder encodes: a crosscoder several hook points side by side."""
+    return _as(coder, coder.joined(x) if isinstance(coder, Crosscoder) else x[coder.hook])
 
 
 def _as(coder: SparseCoder, x: Tensor) -> Tensor:
@@ -107,7 +113,11 @@ def _errors(
     """What is written less what all coders that write there make of it, by codes and skips."""
     errors: dict[HookPoint, Tensor] = {}
     for hook, coder in coders.items():
-        reads = _as(coder, x[hook])
+        reads = _read(coder, x)
+        if isinstance(coder, Crosscoder):
+            decoded = coder.parts(coder.decode(codes[hook], coder.written_frame(reads)))
+            errors |= {place: _as(coder, x[place]) - part for place, part in decoded.items()}
+            continue
         for written in coder.writes:
             error = errors[written] if written in errors else _as(coder, x[written])
             error = error - coder.decode(codes[hook], coder.written_frame(reads), hook=written)
