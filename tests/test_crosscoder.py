@@ -18,7 +18,7 @@ from circuitcli.records import Stream
 from circuitcli.saes import files
 from circuitcli.saes.crosscoder import Crosscoder
 from circuitcli.settings.sources import load
-from circuitcli.stages import collect, evaluate, graph_grad, train
+from circuitcli.stages import collect, evaluate, graph_grad, inspect, train
 from circuitcli.training.architectures.registry import new_trainable
 from circuitcli.training.optimiser import CoderOptimiser
 from circuitcli.training.plan import coder_shapes, hook_groups
@@ -184,3 +184,16 @@ def test_circuits_refuse_it_with_one_sentence(trained: Path):
     with pytest.raises(InputError, match=r"the coder of resid\.1 resid\.2 is a crosscoder") as caught:
         graph_grad.run(request(trained, graph__prompt="def f(x):"))
     assert "sae.architecture=clt" in (caught.value.hint or "")
+
+
+def test_it_is_inspected_over_all_its_layers(trained: Path):
+    (record,) = inspect.run(request(trained, sae_path=str(trained / "saes/resid.1")), is_chosen=True)
+    told = record.model_dump()
+    assert (told["architecture"], told["hooks"]) == ("crosscoder", ["resid.1", "resid.2"])
+    coder = files.load(trained / "saes/resid.1")
+    assert isinstance(coder, Crosscoder)
+    n_tokens = told["activations"]["n_tokens"]
+    cache = ActivationCache(trained / "activations", coder.hook_points)
+    x = coder.joined({hook: cache.rows(hook, 0, n_tokens) for hook in coder.hook_points})
+    missed = (coder.reconstruct(x) - x).square().sum() / (x - x.mean(dim=0)).square().sum()
+    assert told["activations"]["explained_variance"] == pytest.approx(1 - float(missed), abs=1e-4)

@@ -151,7 +151,9 @@ def _rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     shown = {name: record[name] for name in _IS if record.get(name) is not None}
     if record.get("writes"):
         shown["target"] = written(record["writes"])
-    if shown.get("source_hook") == shown["hook"]:
+    if record.get("hooks"):
+        shown["hook"] = f"{written(record['hooks'])}, and writes them: a crosscoder"
+    if shown.get("source_hook") == record["hook"]:
         shown = {name: value for name, value in shown.items() if not name.startswith("source_")}
     rows += [(_IS[name], _said(value)) for name, value in shown.items()]
     rule = "subtracted before encoding" if record.get("subtract_decoder_bias") else "not subtracted before encoding"

@@ -101,8 +101,15 @@ class Bench:
         None if there are none; to ``wrong`` is added what the model lacks.
         """
         from circuitcli.evaluation.fit import n_tokens
+        from circuitcli.saes.crosscoder import Crosscoder
 
-        return self.rows(list(dict.fromkeys((sae.hook, sae.target))), n_tokens(sae), wrong)
+        if not isinstance(sae, Crosscoder):
+            return self.rows(list(dict.fromkeys((sae.hook, sae.target))), n_tokens(sae), wrong)
+        found = self.rows(sae.hook_points, n_tokens(sae), wrong)
+        if found is None:
+            return None
+        # All that it reads at once stands for its first hook point.
+        return found[0], found[1]._replace(rows={sae.hook: sae.joined(found[1].rows)})
 
     def rows(self, ends: Sequence[HookPoint], n_tokens: int, wrong: list[str]) -> "tuple[str, Sample] | None":
         """As `activations`, at these hook points, of so many tokens or fewer."""
