@@ -27,6 +27,7 @@ from circuitcli.saes.base import SparseCoder
 from circuitcli.saes.cutting import cut
 from circuitcli.saes.exchange import formats
 from circuitcli.saes.exchange.choosing import resolve
+from circuitcli.saes.exchange.outline import across_layers
 from circuitcli.saes.exchange.place import About, Place
 from circuitcli.saes.exchange.tensors import Foreign
 from circuitcli.stages import inspect_layers
@@ -586,6 +587,16 @@ def test_the_layers_of_a_clt_are_held_together_against_activations_that_are_name
     assert [record["activations"]["l0"] for record in found] == pytest.approx(active)
     rows[mlp(3)] = torch.zeros(40, D_IN + 1)
     assert {record["problems"] for record in held()} == {("it is for width 6 at mlp.3, where the model has 7",)}
+
+
+def test_variants_of_one_transcoder_are_no_layers_of_a_cross_layer_one(tmp_path: Path):
+    """As a sweep leaves them; nor are a transcoder and an SAE of what it writes."""
+    files.save(random_sae("relu", hook=mlp(3)), tmp_path / "mlp.3")
+    for folder in ("k=2", "k=4"):
+        files.save(random_clt("topk")[3], tmp_path / f"sweep/{folder}/mlp_in.3")
+    assert across_layers(formats.find(tmp_path)) == []
+    files.save(random_clt("topk")[2], tmp_path / "sweep/k=4/mlp_in.2")
+    assert len(across_layers(formats.find(tmp_path))) == 3
 
 
 def test_layers_that_are_very_large_are_not_loaded(reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,10 +1,10 @@
 """What the files of a coder tell of it without its weights being read: widths, architecture, size; needs no torch."""
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from circuitcli.hookpoints import HookPoint
 from circuitcli.saes.exchange.place import NATIVE, Place
 from circuitcli.saes.folder import OPTIONS, read_config
 from circuitcli.saes.stored import StoredTensors
@@ -34,10 +34,14 @@ def outlined(place: Place) -> Outline | None:
 
 
 def across_layers(places: Iterable[Place]) -> list[Place]:
-    """Those of which one writes several hook points, or another writes the same: layers of cross-layer transcoders."""
-    found = list(places)
-    times = Counter(hook for place in found for hook in place.writes if hook != place.hook)
-    return [place for place in found if place.further or any(times[hook] > 1 for hook in place.writes)]
+    """Those that write several hook points, or one that a coder of another layer writes too: layers of cross-layer
+    transcoders. Of one layer there may be several, as in a sweep."""
+    found = [place for place in places if place.target is not None]
+    reads: dict[HookPoint, set[HookPoint | None]] = {}
+    for place in found:
+        for hook in place.writes:
+            reads.setdefault(hook, set()).add(place.hook)
+    return [place for place in found if place.further or any(len(reads[hook]) > 1 for hook in place.writes)]
 
 
 def _native(place: Place) -> Outline:
