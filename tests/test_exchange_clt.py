@@ -215,9 +215,9 @@ def test_a_clt_of_clt_training_gives_the_same_here(tmp_path: Path):
 @pytest.mark.parametrize(
     ("config", "change", "message"),
     [
-        ({"coalesce_topk": "concat"}, {}, "with coalesce_topk concat, which"),
-        ({"normalize_io": True}, {}, "with normalize_io, which"),
-        ({"skip_connection": True}, {}, "with skip_connection, which"),
+        ({"coalesce_topk": "concat"}, {}, "has no W_dec b_dec; of"),
+        ({"normalize_io": True}, {}, "has no in_norm out_norm; of"),
+        ({"skip_connection": True}, {}, r"has no W_skips\.0 W_skips\.1"),
         ({"activation": "groupmax"}, {}, "with the activation groupmax, which"),
         ({"n_targets": "many"}, {}, "'n_targets' is 'many'"),
         ({"num_latents": 9}, {}, "encoder.weight has shape"),

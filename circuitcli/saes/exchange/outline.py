@@ -84,7 +84,8 @@ def _sparsify(place: Place) -> Outline | None:
     if "encoder.weight" not in stored.shapes:
         return None
     d_sae, d_in = stored.shapes["encoder.weight"]
-    return Outline("topk", d_in, d_sae, d_in, _size(place), _dtype(stored, "encoder.weight"))
+    skips = any(name.startswith("W_skip") for name in stored.shapes)
+    return Outline("topk", d_in, d_sae, d_in, _size(place), _dtype(stored, "encoder.weight"), skip=skips)
 
 
 _OF: dict[str, Callable[[Place], Outline | None]] = {

@@ -13,72 +13,64 @@ from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.saes.exchange import hooks
 from circuitcli.saes.exchange import sparsify_clt as clt
-from circuitcli.saes.exchange.fields import COUNT, FACT, FLAG, INDEX, TEXT, checked, field_of
-from circuitcli.saes.exchange.layers import writes_from
-from circuitcli.saes.exchange.place import ACROSS, About, Place, read_object
+from circuitcli.saes.exchange.fields import field_of
+from circuitcli.saes.exchange.place import About, Place
+from circuitcli.saes.exchange.sparsify_files import (
+    CONFIG,
+    RUN_CONFIG,
+    TRAINING,
+    WEIGHTS,
+    config_of,
+    read_by,
+    run_config_of,
+)
 
 if TYPE_CHECKING:
     from circuitcli.saes.base import SparseCoder
-    from circuitcli.saes.exchange.tensors import Foreign
+    from circuitcli.saes.exchange.tensors import Foreign, Tensors
 
 NAME = "sparsify"
-CONFIG, WEIGHTS, RUN_CONFIG = "cfg.json", "sae.safetensors", "config.json"
-_TRAINING = ("lr", "optimizer", "batch_size", "grad_acc_steps", "auxk_alpha", "loss_fn", "expansion_factor", "seed")
-_FIELDS = {
-    "d_in": COUNT,
-    "k": COUNT,
-    # Zero where the expansion factor says it.
-    "num_latents": INDEX,
-    "expansion_factor": INDEX,
-    "activation": TEXT,
-    "signed": FLAG,
-    "transcode": FLAG,
-    "skip_connection": FLAG,
-    **clt.FIELDS,
-}
-_RUN_FIELDS = {"model": TEXT, "dataset": TEXT, "ctx_len": COUNT, **dict.fromkeys(_TRAINING, FACT)}
 
 
 def places(directory: Path, names: frozenset[str]) -> list[Place]:
     """The SAE of a directory with these files; its own name tells the module."""
     if not {CONFIG, WEIGHTS} <= names:
         return []
-    config, run = _config(directory), _run_config(directory)
+    config, run = config_of(directory), run_config_of(directory)
     model = run.get("model")
     files = (directory / WEIGHTS, directory / CONFIG)
     transcodes = bool(config.get("transcode"))
     if not hooks.names_module(directory.name):
         # Copied into a folder of another name.
         return [Place(NAME, directory, files, None, None, model, transcodes=transcodes)]
-    hook = hooks.from_module(directory.name, model=model, takes_input=transcodes)
-    target = hooks.from_module(directory.name, model=model) if transcodes else None
-    n_targets = config.get("n_targets", 0)
-    further = writes_from(target, target.layer + n_targets)[1:] if target is not None and n_targets else ()
+    target = hooks.from_module(directory.name, model=model)
+    if not transcodes:
+        return [Place(NAME, directory, files, target, None, model)]
+    hook = read_by(directory, run)
+    others = clt.folders_of(directory, config, run)[1:] if clt.is_ours(config) else ()
+    further = tuple(hooks.from_module(other.name, model=model) for other in others)
     return [Place(NAME, directory, files, hook, target, model, further=further)]
 
 
-def _config(directory: Path) -> dict[str, Any]:
-    return checked(read_object(directory / CONFIG), _FIELDS, directory / CONFIG)
-
-
-def _run_config(directory: Path) -> dict[str, Any]:
-    """What the training was told, if it lies above."""
-    path = directory.parent / RUN_CONFIG
-    return checked(read_object(path), _RUN_FIELDS, path) if path.is_file() else {}
-
-
 def read(place: Place) -> "Foreign":
-    """The SAE or transcoder. Raises InputError for group-max, for a skip that transcodes nothing, and for bad files."""
+    """The SAE or transcoder. Raises InputError for group-max, for a skip that transcodes nothing, and for bad files.
+
+    Transcoders whose config tells a number of targets are those of clt-training, whose options are more.
+    """
     from circuitcli.saes.base import SaeConfig
     from circuitcli.saes.exchange.tensors import Foreign, Tensors, build
 
-    config, run = _config(place.path), _run_config(place.path)
-    if config.get("n_targets") and config.get("transcode"):
-        coder, dtype = clt.read(place, config)
-        return Foreign(coder, _about(place, run, dtype=dtype, transcodes=True).noting(ACROSS))
-    tensors = Tensors.safetensors(place.path / WEIGHTS)
+    config, run = config_of(place.path), run_config_of(place.path)
     transcodes, skips = bool(config.get("transcode")), bool(config.get("skip_connection"))
-    _refuse(place, config, transcodes=transcodes, skips=skips)
+    if transcodes and place.target is None:
+        raise InputError(
+            f"{place.path} holds a transcoder, but the name of its folder does not tell its module",
+            hint="say both ends behind an @, for example @mlp_in.5:mlp.5",
+        )
+    if clt.is_ours(config):
+        return clt.read(place, config, _about(place, run, dtype=None, transcodes=True))
+    tensors = Tensors.safetensors(place.path / WEIGHTS)
+    _refuse(place, config, tensors)
     W_dec = tensors.take("W_dec", "decoder.weight", shape=(None, None))
     d_sae, d_in = W_dec.shape
     wanted = config.get("num_latents") or d_in * config.get("expansion_factor", 0)
@@ -113,7 +105,7 @@ def read(place: Place) -> "Foreign":
     return Foreign(sae, _about(place, run, dtype=dtype, transcodes=transcodes))
 
 
-def _about(place: Place, run: Mapping[str, Any], *, dtype: str, transcodes: bool) -> About:
+def _about(place: Place, run: Mapping[str, Any], *, dtype: str | None, transcodes: bool) -> About:
     """What its folder's name and the training's config tell."""
     return About(
         model=run.get("model"),
@@ -122,19 +114,22 @@ def _about(place: Place, run: Mapping[str, Any], *, dtype: str, transcodes: bool
         context_length=run.get("ctx_len"),
         dtype=dtype,
         dataset=run.get("dataset"),
-        training={name: run[name] for name in _TRAINING if run.get(name) is not None},
+        training={name: run[name] for name in TRAINING if run.get(name) is not None},
     )
 
 
-def _refuse(place: Place, config: Mapping[str, Any], *, transcodes: bool, skips: bool) -> None:
+def _refuse(place: Place, config: Mapping[str, Any], tensors: "Tensors") -> None:
     if config.get("activation", "topk") != "topk":
         raise InputError(f"{place.path}: circuit has no '{config['activation']}' of sparsify", hint="it reads topk")
-    if skips and not transcodes:
+    if config.get("skip_connection") and not config.get("transcode"):
         raise InputError(f"{place.path}: an SAE with a skip connection that is not a transcoder is not known")
-    if transcodes and place.target is None:
+    changing = [name for name in ("normalize_io", "post_encoder_scale") if config.get(name)]
+    if "post_enc" in tensors and bool(tensors.take("post_enc", shape=(None,)).any()):
+        changing.append("post_enc")
+    if changing:
         raise InputError(
-            f"{place.path} holds a transcoder, but the name of its folder does not tell its module",
-            hint="say both ends behind an @, for example @mlp_in.5:mlp.5",
+            f"{place.path}: an SAE of clt-training with {' and '.join(changing)} is not known",
+            hint="its transcoders are read with normalize_io and post_encoder_scale",
         )
 
 
