@@ -119,7 +119,7 @@ def n_before(directory: Path, run: Mapping[str, Any]) -> int:
     listed = run.get("hookpoints", [])
     if directory.name in listed:
         before = [directory.parent / str(name) for name in listed[: listed.index(directory.name)]]
-        distances = range(len(before), 0, -1)
+        distances = list(range(len(before), 0, -1))
     else:
         layer = _layer_of(directory)
         before = [folder for number, folder in _siblings(directory) if number < layer]
@@ -130,12 +130,13 @@ def n_before(directory: Path, run: Mapping[str, Any]) -> int:
 
 def _siblings(directory: Path) -> list[tuple[int, Path]]:
     """Layers and folders of coders whose names differ from this one's by the layer alone, and itself."""
-    own = _LAYER.fullmatch(directory.name)
+    own = _parted(directory.name)
     made = []
     for path in directory.parent.iterdir():
         found = _LAYER.fullmatch(path.name)
-        same = own is not None and found is not None and found.group("before", "after") == own.group("before", "after")
-        if same and (path / CONFIG).is_file():
+        if found is None or found.group("before", "after") != own.group("before", "after"):
+            continue
+        if (path / CONFIG).is_file():
             made.append((int(found["layer"]), path))
     return made
 
