@@ -20,6 +20,10 @@ GOOD: dict[str, dict[str, object]] = {
     "sae": {**SAE, "hook": "mlp_in.1", "target": "mlp.1", "further": ["mlp.2"]},
     "sweep": {**SAE, "variant": "sae.k=8"},
     "evaluation": {**SAE, "report": "reports/evaluate.json", "n_eval_tokens": 9, "l0": 3.5},
+    "replacement": {
+        **{"hooks": ["mlp_in.1"], "replaced": ["mlp.1", "mlp.2"], "n_predictions": 9, "loss_recovered": 0.9},
+        **{"ce_clean": 2.0, "ce_spliced": 2.5, "ce_mean": 7.0, "ce_zero": 8.0, "kl_spliced": 0.4},
+    },
     "inspection": {**SAE, "format": "native", "problems": ["one"]},
     "release": {
         **{"name": "gpt2-small-res-jb", "id": "blocks.1", "hook": "resid.1", "format": "sae_lens"},

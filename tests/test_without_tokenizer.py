@@ -100,4 +100,4 @@ def test_with_a_tokenizer_the_same_run_explains_chats_and_tests_them_on_chats(fo
     for more in ([], ["--prompts", str(folder / "texts.jsonl"), "--force"]):
         assert circuit(["validate", "--graph", "chat", *quick, *more, *options]) == 0
     report = json.loads((run.path / "reports" / "chat.json").read_text())
-    assert [example["messages"] for example in report["prompts"]] == [[["user", "ho"]]]
+    assert [example["messages"] for example in report["prompts"]] == [[{"role": "user", "content": "ho"}]]
