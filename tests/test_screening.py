@@ -11,7 +11,7 @@ from circuitcli.saes.fast.screening import Screen, flat_places, not_below
 from circuitcli.saes.fast.selection import Above, BatchTopK, Crowded, TopK
 from circuitcli.saes.fast.sparse import Encoder, decode, dense_pre_activations, encode, pre_activations
 
-BATCH, D_IN, D_SAE, K = 24, 48, 400, 4
+BATCH, D_IN, D_SAE, K = 12, 48, 400, 4
 
 
 def problem(seed: int, *, like_rows: float = 0.0, bias: float = 0.1, spread: float = 1.0) -> tuple[Tensor, ...]:
@@ -38,7 +38,7 @@ def always(monkeypatch):
     st.sampled_from([0.0, 0.1, 30.0]),
     st.sampled_from([0.0, 4.0]),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_the_largest_are_those_of_the_full_search(seed: int, like_rows: float, bias: float, spread: float):
     rows, W_enc, b_enc = problem(seed, like_rows=like_rows, bias=bias, spread=spread)
     values, features = screened(rows, W_enc, b_enc)
@@ -205,7 +205,7 @@ def test_it_is_done_for_float32_alone_on_processors_that_gain_by_it(monkeypatch)
     st.sampled_from([1.0, 50.0]),
     st.sampled_from([1, 5, 1024]),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_the_largest_of_the_batch_are_those_of_the_full_search(
     seed: int, k: int, like_rows: float, crowd: float, piece_rows: int
 ):
@@ -231,7 +231,7 @@ def test_the_largest_of_the_batch_are_those_of_the_full_search(
     st.sampled_from([0.5, 2.0, 100.0]),
     st.sampled_from([1, 5, 1024]),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_those_above_floors_are_those_of_the_definition(seed: int, like_rows: float, height: float, piece_rows: int):
     rows, W_enc, b_enc = problem(seed, like_rows=like_rows, spread=0.3)
     floors = height * torch.rand(D_SAE, generator=torch.Generator().manual_seed(seed + 1))
