@@ -13,6 +13,8 @@ from contextlib import chdir, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
+import nursery
+
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 
@@ -58,17 +60,9 @@ def environment(**variables: str) -> dict[str, str]:
 
 
 def circuit(*words: str, cwd: Path, stdin: str | None = None, more: str = "", **variables: str) -> Outcome:
-    """Run one command; without ``stdin`` there is nothing to read."""
-    source = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
-    done = subprocess.run(
-        command_line(words, more),
-        cwd=cwd,
-        env=environment(**variables),
-        capture_output=True,
-        encoding="utf-8",
-        timeout=TIMEOUT_S,
-        **source,
-    )
+    """Run one command, with the libraries loaded; without ``stdin`` there is nothing to read."""
+    _, *program = command_line(words, more)
+    done = nursery.run(program, cwd=cwd, env=environment(**variables), input=stdin, timeout=TIMEOUT_S)
     return Outcome(done.returncode, done.stdout, done.stderr)
 
 
