@@ -18,7 +18,7 @@ from circuitcli.records import Stream
 from circuitcli.saes import files
 from circuitcli.saes.crosscoder import Crosscoder
 from circuitcli.settings.sources import load
-from circuitcli.stages import collect, evaluate, graph_grad, inspect, train
+from circuitcli.stages import collect, evaluate, graph_grad, inspect, interp, train
 from circuitcli.training.architectures.registry import new_trainable
 from circuitcli.training.optimiser import CoderOptimiser
 from circuitcli.training.plan import coder_shapes, hook_groups
@@ -178,6 +178,19 @@ def test_a_killed_training_goes_on_to_the_same_bits(trained: Path, tmp_path: Pat
         with pytest.raises(KeyboardInterrupt):
             train.run(asked(path, force=True))
     assert digests(train.run(asked(path))) == digests(train.run(asked(trained)))
+
+
+def test_its_features_are_described_with_where_they_are_at_home(trained: Path):
+    (record,) = interp.run(asked(trained, interp__contexts=1))
+    assert (record.hook, record.n_live + record.n_dead) == ("resid.1", 200) and record.n_live > 5
+    line = json.loads((trained / record.path).read_text().splitlines()[0])
+    coder = files.load(trained / "saes" / "resid.1")
+    index = int(line["id"].partition("/")[2])
+    assert list(line["decoder_norms"]) == ["resid.1", "resid.2"]
+    assert list(line["decoder_norms"].values()) == pytest.approx(coder.decoder_norms()[:, index].tolist(), rel=1e-3)
+    cache = ActivationCache(trained / "activations", list(coder.hook_points))
+    codes = coder.encode(coder.joined({hook: cache.rows(hook, 0, cache.n_tokens) for hook in coder.hook_points}))
+    assert line["density"] == pytest.approx(float((codes[:, index] > 0).float().mean()), rel=1e-3)
 
 
 def test_circuits_refuse_it_with_one_sentence(trained: Path):

@@ -94,7 +94,7 @@ def lines(
 ) -> Iterator[dict[str, Any]]:
     """`cards` as the plain values that a features file holds."""
     if isinstance(source, ActivationCache):
-        coder.check_width(source.d_model(coder.hook))
+        coder.check_reads({hook: source.d_model(hook) for hook in coder.reads})
         summary = scan.scan(
             source,
             coder,

@@ -141,8 +141,8 @@ def _last_edge(block: Int[Tensor, " row"]) -> int:
 def _coded(cache: ActivationCache, sae: SparseCoder, start: int, stop: int) -> CodedBlocks:
     """The text of the rows, with no code where a token has no row."""
     pieces = cache.pieces(start, stop, size=stop - start, by_text=sae.reads_context)
-    rows = (cache.rows(sae.hook, *piece).to(sae.W_enc.device, sae.W_enc.dtype) for piece in pieces)
-    codes = torch.cat([sae.encode(piece) for piece in rows])
+    rows = (sae.joined({hook: cache.rows(hook, *piece) for hook in sae.reads}) for piece in pieces)
+    codes = torch.cat([sae.encode(piece.to(sae.W_enc.device, sae.W_enc.dtype)) for piece in rows])
     text = cache.text(start, stop)
     tokens = text.tokens
     if not bool(text.has_row.all()):
@@ -159,7 +159,7 @@ def _coded_text(model: LanguageModel, sae: SparseCoder, ids: Sequence[int], numb
     whole = model.tokenizer.with_bos(ids)
     input_ids = torch.tensor([whole], device=model.adapter.device)
     first = len(whole) - len(ids)
-    x = read(model.adapter, input_ids, None, [sae.hook])[sae.hook][0, first:]
+    x = sae.joined(read(model.adapter, input_ids, None, sae.reads))[0, first:]
     codes = sae.encode(x.to(sae.W_enc.device, sae.W_enc.dtype))
     positions = torch.arange(first, len(whole))
     return CodedBlocks(

@@ -132,6 +132,15 @@ class SparseCoder(nn.Module, ABC):
         return self.config.hook
 
     @property
+    def reads(self) -> tuple[HookPoint, ...]:
+        """All hook points that it reads: one, but for a crosscoder."""
+        return (self.hook,)
+
+    def joined(self, x: Mapping[HookPoint, Float[Tensor, "*batch _"]]) -> Float[Tensor, "*batch d_in"]:
+        """What it encodes, of the activations at all that it reads."""
+        return x[self.hook]
+
+    @property
     def target(self) -> HookPoint:
         """What it reconstructs: what it reads, or a transcoder's output; of several the first."""
         return self.config.target or self.config.hook
@@ -285,6 +294,10 @@ class SparseCoder(nn.Module, ABC):
         """Change of an activation that it writes, the first unless given, when its codes change by ``difference``."""
         changed = difference @ self.decoder(self.target if hook is None else hook)
         return changed if frame is None else changed * frame.scale
+
+    def check_reads(self, widths: Mapping[HookPoint, int]) -> None:
+        """Raise InputError if what it reads has other widths than these."""
+        self.check_width(widths[self.hook])
 
     def check_width(self, d_model: int) -> None:
         """Raise InputError if the activations that it reads or writes have another width."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
-from circuitcli.saes.base import Coded, SaeConfig
+from circuitcli.saes.base import Coded, Frame, SaeConfig
 from circuitcli.saes.jumprelu import JumpReluSae
 
 
@@ -38,6 +38,16 @@ class Crosscoder(JumpReluSae):
             )
 
     @property
+    def reads(self) -> tuple[HookPoint, ...]:
+        """See `SparseCoder`."""
+        return self.hook_points
+
+    @property
+    def writes(self) -> tuple[HookPoint, ...]:
+        """See `SparseCoder`: all that it reads."""
+        return self.hook_points
+
+    @property
     def hook_points(self) -> tuple[HookPoint, ...]:
         """All that it reads and writes, from below."""
         return tuple(map(HookPoint.parse, self.hooks))
@@ -55,9 +65,25 @@ class Crosscoder(JumpReluSae):
         """What it decoded, hook point by hook point."""
         return dict(zip(self.hook_points, y.split(self.d_model, dim=-1), strict=True))
 
+    def decoder(self, hook: HookPoint) -> Float[Tensor, "d_sae d_model"]:
+        """See `SparseCoder`."""
+        return self.parts(self.W_dec)[hook]
+
+    def decoder_bias(self, hook: HookPoint) -> Float[Tensor, " d_model"]:
+        """See `SparseCoder`."""
+        return self.parts(self.b_dec)[hook]
+
+    def decode(
+        self, codes: Float[Tensor, "*batch d_sae"], frame: Frame | None = None, *, hook: HookPoint | None = None
+    ) -> Float[Tensor, "*batch _"]:
+        """See `SparseCoder`; unless a hook point is given, the reconstructions of all side by side."""
+        if hook is None:
+            return codes @ self.W_dec + self.b_dec
+        return codes @ self.decoder(hook) + self.decoder_bias(hook)
+
     def decoder_norms(self) -> Float[Tensor, "hooks d_sae"]:
         """How long each feature's decoder row is at each hook point: where the feature is at home."""
-        return torch.stack([rows.norm(dim=1) for rows in self.W_dec.split(self.d_model, dim=1)])
+        return torch.stack([self.decoder(hook).norm(dim=1) for hook in self.hook_points])
 
     def code(self, x: Float[Tensor, "*batch d_in"]) -> Coded:
         """Not to be had at one hook point. Raises InputError."""
@@ -66,6 +92,15 @@ class Crosscoder(JumpReluSae):
     def check_width(self, d_model: int) -> None:
         """Raise InputError: it fits no single hook point."""
         self._refuse()
+
+    def check_reads(self, widths: Mapping[HookPoint, int]) -> None:
+        """See `SparseCoder`."""
+        for hook in self.hook_points:
+            if widths[hook] != self.d_model:
+                raise InputError(
+                    f"the crosscoder is for width {self.d_model} at {hook}, the model has {widths[hook]}",
+                    hint="use coders that were trained on this model",
+                )
 
     def _refuse(self) -> NoReturn:
         raise InputError(

@@ -48,7 +48,7 @@ def warn_of_misfits(
 
     # What one of several that write a hook point misses, the others may explain.
     times = Counter(written for found in loaded.values() for written in found.sae.writes)
-    foreign = {hook: found for hook, found in loaded.items() if not sources[hook].is_own}
+    foreign = {hook: found for hook, found in loaded.items() if not sources[hook].is_own and found.sae.reads == (hook,)}
     alone = [
         hook
         for hook, found in foreign.items()

@@ -115,9 +115,12 @@ def _describe(
     """Write the files of these hook points into a folder. Returns how many features their SAEs have."""
     from circuitcli.models.loading import load_model
 
-    cache = open_cache(request, prints, purpose=NAME)
+    # Of coders that read one hook point what is missing is said before a model is loaded.
+    open_cache(request, prints, purpose=NAME)
     model = load_model(request.settings.model)
     loaded = load_saes(sources, prints, model=request.settings.model.name, adapter=model.adapter)
+    reads = sorted({hook for found in loaded.values() for hook in found.sae.reads})
+    cache = open_cache(request, reads, purpose=NAME)
     warn_of_misfits(request, sources, loaded, model)
     widths = {hook: loaded[hook].sae.d_sae for hook in prints}
     for hook, digest in prints.items():
