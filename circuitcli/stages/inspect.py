@@ -168,7 +168,7 @@ def _fitted(found: "Foreign", bench: Bench, wrong: list[str]) -> "tuple[str, Fit
 
     sae, about, _ = found
     # What one of several that write a hook point misses, the others may explain.
-    is_alone = not sae.config.further and not about.writes_with_others and len(sae.reads) == 1
+    is_alone = not sae.config.further and not about.writes_with_others
     activations = bench.activations(sae, wrong) if is_alone and bench.is_for(about) else None
     if activations is None:
         return "", None
