@@ -19,14 +19,16 @@ from circuitcli.errors import InputError, SettingsError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.loading import load_model
 from circuitcli.records import EvaluationRecord, SaeRecord, Stream
-from circuitcli.runs import Fingerprint, Run
+from circuitcli.runs import Run
 from circuitcli.saes import files
 from circuitcli.settings.sae import Architecture
 from circuitcli.settings.sources import load
-from circuitcli.stages import collect, estimates, evaluate, train, training, verify
+from circuitcli.stages import collect, estimates, evaluate, train, verify
 from circuitcli.stages.request import Request
 from circuitcli.training import plan as plan_module
 from circuitcli.training.architectures.descriptions import DESCRIPTIONS
+from circuitcli.training.checkpoint import Checkpoints
+from circuitcli.training.job import Job
 from circuitcli.training.plan import training_plan
 from circuitcli.training.readers import unread
 
@@ -260,13 +262,21 @@ def shares(path: Path, **changes) -> tuple[list[list[torch.Tensor]], int]:
     asked = request(path, **changes)
     cache = ActivationCache(path / "activations", [*map(HookPoint.parse, HOOKS)])
     made = training_plan(asked.settings, n_rows=cache.n_tokens)
-    one = training.Training(asked, "train", {"": asked.settings}, Path("saes"), Fingerprint({}, {}), 0, "")
-    pool = training._pool_tokens(one, cache)
+    job = Job(
+        settings=asked.settings,
+        variants={"": asked.settings},
+        cache=cache,
+        plan=made,
+        device=torch.device("cpu"),
+        checkpoints=Checkpoints(path, ""),
+        model=lambda: load_model(asked.settings.model),
+        logs=path,
+    )
     found = []
     for hooks in (cache.hooks, cache.hooks[1:]):
-        batches = training._batches(one, cache, made, hooks, pool=pool)
+        batches = job.batches(hooks)
         found.append([batch[cache.hooks[1]][:3] for batch in batches.from_step(0)])
-    return found, pool
+    return found, job.pool_tokens
 
 
 def test_the_order_of_rows_is_the_same_for_a_process_that_trains_some_of_the_saes(

@@ -18,10 +18,10 @@ from circuitcli.runs import Run
 from circuitcli.saes import files
 from circuitcli.saes.folder import is_recorded, read_config
 from circuitcli.settings.sources import load
-from circuitcli.stages import collect, evaluate, measuring, train, training
+from circuitcli.stages import collect, evaluate, measuring, train
 from circuitcli.stages.measure import HeldOut
 from circuitcli.stages.request import Request
-from circuitcli.training import memory
+from circuitcli.training import job, memory
 from circuitcli.training.optimiser import CoderOptimiser
 
 HOOKS = ("attn.1", "resid.1")
@@ -209,7 +209,7 @@ def test_a_width_that_fits_into_no_memory_leaves_all_as_it_was(
         train.run(request(path, force=not is_first, sae__d_sae=2**24))
     assert "sae.d_sae" in caught.value.hint and content(path) == before
     monkeypatch.undo()
-    monkeypatch.setattr(training, "new_optimisers", too_wide)
+    monkeypatch.setattr(job, "new_optimisers", too_wide)
     with pytest.raises((RuntimeError, MemoryError)) as unforeseen:
         train.run(request(path, force=not is_first, sae__k=5))
     failure = explain(unforeseen.value, "circuit train")

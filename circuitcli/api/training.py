@@ -5,20 +5,17 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path as FilePath
 from typing import Any
 
 import torch
 
 from circuitcli import runs
-from circuitcli.activations.batches import ShuffledBatches
 from circuitcli.activations.cache import ActivationCache
 from circuitcli.api.arguments import ByHook, Hook, Path, as_hooks, wrong_type
 from circuitcli.api.models import as_model
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.hookpoints import HookPoint
-from circuitcli.models.adapter import ModelAdapter
 from circuitcli.models.loading import LanguageModel, choose_device
 from circuitcli.reading import as_path
 from circuitcli.saes import files
@@ -28,12 +25,9 @@ from circuitcli.settings.sae import Architecture
 from circuitcli.settings.settings import Settings
 from circuitcli.settings.sources import changed, flatten
 from circuitcli.training.checkpoint import Checkpoints
-from circuitcli.training.log import METRICS, MetricsLog
-from circuitcli.training.mlps import mlps_between
+from circuitcli.training.job import Job
 from circuitcli.training.optimiser import CoderOptimiser
-from circuitcli.training.plan import END_TO_END, Plan, check_objective, pool_tokens, read_hooks, training_plan
-from circuitcli.training.trainer import Trainer
-from circuitcli.training.untrained import CALIBRATION_TOKENS, calibrate, new_optimisers
+from circuitcli.training.plan import Plan, check_objective, training_plan
 
 CHECKPOINT = "checkpoint"
 # What only commands have a use for: they have several processes, variants side by side, and folders for logs.
@@ -68,8 +62,8 @@ def train(
     architecture: topk, relu, gated, batchtopk, matryoshka, jumprelu, transcoder, ... k: features active per token, 32
     unless given. d_sae: number of features, else ``expansion`` (8) for each model dimension. tokens: how many to train
     on, by default one pass. settings: anything else by its dotted name, as `circuit train --set` takes it. model: that
-    of the activations, which architectures need that learn from its MLPs. path: a folder that keeps a native directory
-    for each coder, with metrics.jsonl; a call that was broken off goes on from its last checkpoint, and a finished one
+    of the activations, which is needed to learn end to end or from its MLPs. path: a folder that keeps a directory for
+    each coder, with metrics.jsonl; a call that was broken off goes on from its last checkpoint, and a finished one
     gives what is there.
 
     The last tenth of the cache, at most 16,384 tokens, is held out. The same seed gives the same coders on the same
@@ -93,7 +87,7 @@ def train(
     )
     part = cache if hooks is None else ActivationCache(cache.path, _there(cache, as_hooks(hooks)))
     with _folder(path) as folder:
-        job = _Job(part, chosen, training_plan(chosen, n_rows=part.n_tokens), choose_device(device), folder, model)
+        job = _Training(part, chosen, training_plan(chosen, n_rows=part.n_tokens), choose_device(device), folder, model)
         return job.finished(keeps=path is not None)
 
 
@@ -104,8 +98,6 @@ def _chosen(others: Mapping[str, object] | None, named: Mapping[str, object]) ->
     if useless := [name for name in values if name in _OF_COMMANDS]:
         raise SettingsError(f"{useless[0]} has no meaning here", hint="`circuit train` knows it")
     made = changed(Settings(), values, origin="train()")
-    if made.train.objective == END_TO_END:
-        raise SettingsError("end-to-end training reads the text of a run", hint="use `circuit train`")
     check_objective(made)
     return made
 
@@ -133,7 +125,7 @@ def _folder(path: Path | None) -> Iterator[FilePath]:
 
 
 @dataclass(frozen=True)
-class _Job:
+class _Training:
     """One training: what from, how, and where its state is."""
 
     cache: ActivationCache
@@ -185,64 +177,21 @@ class _Job:
         return ByHook({coder.hook: coder for coder in loaded})
 
     def _trained(self) -> list[CoderOptimiser]:
-        checkpoints = Checkpoints(self.folder / CHECKPOINT, self.fingerprint)
-        train = self.settings.train
-        optimisers = new_optimisers(
-            {"": self.settings},
-            self.cache,
-            self._batches(self.cache.hooks),
-            self.device,
-            resumes=checkpoints.step() > 0,
-            mlps=mlps_between(self._adapter, self.cache, [self.settings], self.device),
-        )
-        hooks = sorted({hook for one in optimisers for hook in one.trainable.hooks})
-        names = [one.name_of(hook) for one in optimisers for hook in one.trainable.sae_hooks]
-        Trainer(
-            optimisers,
-            self._batches(hooks),
-            batch_size=train.batch_size,
-            checkpoints=checkpoints,
-            checkpoint_steps=max(1, train.checkpoint_tokens // train.batch_size),
-            logs={name: MetricsLog(self.folder / name / METRICS) for name in names},
-            held_out=partial(self._held_out, hooks) if train.keep == "best" else None,
-            tf32=train.tf32,
-        ).run()
-        if train.keep == "best":
-            for optimiser in optimisers:
-                optimiser.restore_best()
-        if uncalibrated := [one for one in optimisers if one.trainable.needs_calibration]:
-            wanted = sorted({hook for one in uncalibrated for hook in one.trainable.hooks})
-            calibrate(uncalibrated, self._batches(wanted, most_tokens=CALIBRATION_TOKENS))
-        return optimisers
+        return Job(
+            settings=self.settings,
+            variants={"": self.settings},
+            cache=self.cache,
+            plan=self.plan,
+            device=self.device,
+            checkpoints=Checkpoints(self.folder / CHECKPOINT, self.fingerprint),
+            model=self._model,
+            logs=self.folder,
+        ).trained()
 
-    def _adapter(self) -> ModelAdapter:
+    def _model(self) -> LanguageModel:
         if self.model is None:
-            name = self.settings.sae.architecture
-            raise SettingsError(f"{name} learns from the model's MLPs", hint="give the model: train(..., model=model)")
-        return as_model(self.model).adapter
-
-    def _batches(self, hooks: Sequence[HookPoint], *, most_tokens: int | None = None) -> ShuffledBatches:
-        """The shuffled rows; most_tokens: fewer than are trained on, from a pool that holds no more."""
-        pool, n_tokens, settings = self._pool_tokens(), self.plan.tokens, self.settings
-        if most_tokens is not None:
-            n_tokens = min(n_tokens, max(most_tokens, settings.train.batch_size))
-            pool = min(pool, 2 * n_tokens)
-        return ShuffledBatches(
-            self.cache,
-            hooks=hooks,
-            batch_size=settings.train.batch_size,
-            n_tokens=n_tokens,
-            seed=settings.seed,
-            pool_tokens=pool,
-            stop_row=self.plan.stop_row,
-        )
-
-    def _pool_tokens(self) -> int:
-        hooks = read_hooks([self.settings.sae.architecture], self.cache.hooks)
-        row_bytes = sum(self.cache.d_model(hook) * self.cache.dtype(hook).itemsize for hook in hooks)
-        return pool_tokens(self.settings, row_bytes=row_bytes)
-
-    def _held_out(self, hooks: Sequence[HookPoint]) -> Iterator[dict[HookPoint, Any]]:
-        rows = self.plan.held_out_rows
-        for piece in self.cache.pieces(rows.start, rows.stop, size=self.plan.batch_size):
-            yield {hook: self.cache.finite_rows(hook, *piece) for hook in hooks}
+            raise SettingsError(
+                f"{self.settings.sae.architecture} or this objective learns from the model too",
+                hint="give the model of the activations: train(..., model=model)",
+            )
+        return as_model(self.model)

@@ -12,16 +12,13 @@ if TYPE_CHECKING:
 
     import torch
 
-    from circuitcli.activations.cache import ActivationCache, TokenBlock
+    from circuitcli.activations.cache import ActivationCache
     from circuitcli.evaluation.spliced import SplicedLoss
     from circuitcli.hookpoints import HookPoint
-    from circuitcli.models.loading import LanguageModel
     from circuitcli.saes.base import SparseCoder
     from circuitcli.saes.crosscoder import Crosscoder
 
 _LOSS_BATCH = 8
-# Number types and devices change activations by a few per cent at most, of their norm.
-LARGEST_MODEL_GAP = 0.1
 # Rows that are encoded at once; few rows are cut into parts enough for standard errors.
 _EVAL_ROWS, _EVAL_PARTS = 1024, 16
 
@@ -42,6 +39,7 @@ class HeldOut:
         rows: of the cache; the text of the first ``train.loss_tokens`` of them is put through the model, which is not
         loaded if there is none. Raises InputError if the model has changed.
         """
+        from circuitcli.activations.agreement import check_model
         from circuitcli.evaluation.spliced import SplicedLoss, Texts
         from circuitcli.models.loading import choose_device, load_model
 
@@ -160,25 +158,6 @@ class HeldOut:
                     f"the SAE at {name} is for width {width}, the activations at {hook} have {cached}",
                     hint="use SAEs that were trained on this model",
                 )
-
-
-def check_model(model: "LanguageModel", cache: "ActivationCache", block: "TokenBlock") -> None:
-    """Raise InputError if the model no longer gives the cached activations of a block."""
-    import torch
-
-    from circuitcli.models.taps import read
-
-    ids = torch.tensor([block.ids], device=model.adapter.device)
-    with torch.no_grad():
-        activations = read(model.adapter, ids, None, cache.hooks)
-    for hook, activation in activations.items():
-        rows = cache.rows(hook, block.start_row, block.stop_row)
-        gap = (activation[0, block.positions].float().cpu() - rows).norm()
-        if gap > LARGEST_MODEL_GAP * rows.norm():
-            raise InputError(
-                f"{model.name} gives other activations at {hook} than those that were collected from it",
-                hint="the model has changed since: run `circuit collect --force` and train again",
-            )
 
 
 def model_settings(request: Request) -> ModelSettings:

@@ -1,8 +1,8 @@
 """What `circuit train` does for one SAE at each hook point as for all variants of a sweep: train, measure, save."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,19 +17,13 @@ from circuitcli.settings.sources import flatten
 from circuitcli.stages.measure import model_settings
 from circuitcli.stages.measuring import Bench, measured_again, measured_coders
 from circuitcli.stages.request import Request, changing_nothing
-from circuitcli.stages.text_batches import then_texts
 from circuitcli.stages.unfinished import CHECKPOINT, Finished, Unfinished, remove_others
-from circuitcli.training.log import METRICS
-from circuitcli.training.mlps import mlps_between
-from circuitcli.training.plan import END_TO_END, Plan, pool_tokens, read_hooks, training_plan
-from circuitcli.training.untrained import CALIBRATION_TOKENS, calibrate, new_optimisers
+from circuitcli.training.plan import END_TO_END, Plan, training_plan
 
 if TYPE_CHECKING:
     import torch
 
-    from circuitcli.activations.batches import ShuffledBatches
     from circuitcli.activations.cache import ActivationCache
-    from circuitcli.training.architectures.trainable import Batch
     from circuitcli.training.checkpoint import Checkpoints
     from circuitcli.training.optimiser import CoderOptimiser
     from circuitcli.training.trackers.tracker import TrackedRun
@@ -203,95 +197,24 @@ def _trained(
     training: Training, cache: "ActivationCache", plan: Plan, checkpoints: "Checkpoints", device: "torch.device"
 ) -> "list[CoderOptimiser]":
     from circuitcli.models.loading import load_model
-    from circuitcli.training.log import MetricsLog
-    from circuitcli.training.ranks import ALONE, AllRanks
+    from circuitcli.training.job import Job
     from circuitcli.training.trackers.tracker import trackers
-    from circuitcli.training.trainer import Trainer
 
-    request, train = training.request, training.request.settings.train
-    shares_rows = processes.count() > 1 and train.parallel == "data"
-    ranks = AllRanks() if processes.count() > 1 else ALONE
-    resumes = checkpoints.step() > 0
-    pool = _pool_tokens(training, cache)
-    batches = _batches(training, cache, plan, cache.hooks, pool=pool)
-    share = (0, 1) if shares_rows else (ranks.rank, ranks.n)
-    mlps = mlps_between(lambda: load_model(model_settings(request)).adapter, cache, training.variants.values(), device)
-    optimisers = new_optimisers(training.variants, cache, batches, device, resumes=resumes, share=share, mlps=mlps)
-    for optimiser in optimisers:
-        optimiser.trainable.ranks = ranks if shares_rows else ALONE
-    hooks = sorted({hook for one in optimisers for hook in one.trainable.hooks})
-    batches = _batches(training, cache, plan, hooks, pool=pool)
-    names = [optimiser.name_of(hook) for optimiser in optimisers for hook in optimiser.trainable.sae_hooks]
-    if shares_rows and not processes.is_main():
-        names = []
-    tracked = train.log if processes.is_main() else ()
-    with trackers(tracked, _tracked(training, starts_over=not resumes)) as opened:
-        Trainer(
-            optimisers,
-            then_texts(request, cache, plan, batches) if train.objective == END_TO_END else batches,
-            batch_size=train.batch_size,
+    request, unfinished = training.request, training.unfinished
+    tracked = request.settings.train.log if processes.is_main() else ()
+    with trackers(tracked, _tracked(training, starts_over=not checkpoints.step())) as opened:
+        return Job(
+            settings=request.settings,
+            variants=training.variants,
+            cache=cache,
+            plan=plan,
+            device=device,
             checkpoints=checkpoints,
-            checkpoint_steps=max(1, train.checkpoint_tokens // train.batch_size),
-            logs={name: MetricsLog(training.unfinished.saes / name / METRICS) for name in names},
+            model=lambda: load_model(model_settings(request)),
+            logs=unfinished.saes,
             trackers=opened,
-            ranks=ranks,
-            shares_rows=shares_rows,
-            held_out=partial(_held_out, cache, plan, hooks) if train.keep == "best" else None,
-            tf32=train.tf32,
-        ).run()
-    for optimiser in optimisers if train.keep == "best" else ():
-        optimiser.restore_best()
-    del batches
-    known = training.unfinished.known
-    left = [one for one in optimisers if any(known(one.name_of(hook)) is None for hook in one.trainable.sae_hooks)]
-    if uncalibrated := [optimiser for optimiser in left if optimiser.trainable.needs_calibration]:
-        hooks = sorted({hook for one in uncalibrated for hook in one.trainable.hooks})
-        calibrate(uncalibrated, _batches(training, cache, plan, hooks, pool=pool, most_tokens=CALIBRATION_TOKENS))
-    return optimisers
-
-
-def _held_out(cache: "ActivationCache", plan: Plan, hooks: Sequence[HookPoint]) -> "Iterator[Batch]":
-    """All rows that training does not see, in order."""
-    rows = plan.held_out_rows
-    for piece in cache.pieces(rows.start, rows.stop, size=plan.batch_size):
-        yield {hook: cache.finite_rows(hook, *piece) for hook in hooks}
-
-
-def _pool_tokens(training: Training, cache: "ActivationCache") -> int:
-    """Rows that are shuffled together: for all hook points that are trained on, by whichever process, as the order of
-    all rows depends on it."""
-    architectures = {settings.sae.architecture for settings in training.variants.values()}
-    hooks = read_hooks(architectures, cache.hooks)
-    row_bytes = sum(cache.d_model(hook) * cache.dtype(hook).itemsize for hook in hooks)
-    return pool_tokens(training.request.settings, row_bytes=row_bytes)
-
-
-def _batches(
-    training: Training,
-    cache: "ActivationCache",
-    plan: Plan,
-    hooks: Sequence[HookPoint],
-    *,
-    pool: int,
-    most_tokens: int | None = None,
-) -> "ShuffledBatches":
-    """most_tokens: fewer than the run trains on, from a pool that holds no more."""
-    from circuitcli.activations.batches import ShuffledBatches
-
-    settings = training.request.settings
-    n_tokens = plan.tokens
-    if most_tokens is not None:
-        n_tokens = min(n_tokens, max(most_tokens, settings.train.batch_size))
-        pool = min(pool, 2 * n_tokens)
-    return ShuffledBatches(
-        cache,
-        hooks=hooks,
-        batch_size=settings.train.batch_size,
-        n_tokens=n_tokens,
-        seed=settings.seed,
-        pool_tokens=pool,
-        stop_row=plan.stop_row,
-    )
+            is_known=lambda name: unfinished.known(name) is not None,
+        ).trained()
 
 
 def _tracked(training: Training, *, starts_over: bool) -> "TrackedRun":
