@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+import circuitcli as circuit
 from circuitcli import graphs
 from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
@@ -137,3 +138,41 @@ def test_coders_that_no_graph_can_be_made_of_are_refused_by_their_paths(shape: t
     # What collides is left out by its site.
     asked = settings(f"{clt},{tmp_path}/mlp", graph__sites=["mlp_in"], graph__layers="1:2")
     assert graph_grad.run(Request(asked, Stream(), run))
+
+
+def test_coders_of_some_layers_are_loaded_from_python_and_make_a_circuit(
+    shape: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    _, d_model = shape
+    clt = tracer_clt(tmp_path / "clt", *shape)
+    files.save(coder("attn_in.1", d_model, target="attn.2"), tmp_path / "attn")
+    read: list[str] = []
+    real = stored.StoredTensors.read
+
+    def noted(self: stored.StoredTensors, name: str, *, column: int | None = None) -> Tensor:
+        read.append(name if column is None else f"{name}[:, {column}]")
+        return real(self, name, column=column)
+
+    monkeypatch.setattr(stored.StoredTensors, "read", noted)
+    coders = circuit.load_coders([clt, tmp_path / "attn"], layers=":2")
+    assert {str(hook): [str(place) for place in found.writes] for hook, found in coders.items()} == {
+        "mlp_in.0": ["mlp.0", "mlp.1"],
+        "mlp_in.1": ["mlp.1"],
+    }
+    assert {name for name in read if ":" in name} == {"W_dec_0[:, 0]", "W_dec_0[:, 1]", "W_dec_1[:, 0]"}
+    whole = circuit.load_coders([clt, tmp_path / "attn"])
+    again = circuit.load_coders([*whole.values()], layers=":2")
+    assert {hook: found.config for hook, found in again.items()} == {
+        hook: found.config for hook, found in coders.items()
+    }
+    model = circuit.load_model("builtin:tiny", device="cpu")
+    assert len(circuit.load_coders(clt, layers="-2:", model=model)) == 2
+    with pytest.raises(circuit.CircuitError, match="counted from the model's last one"):
+        circuit.load_coders(clt, layers="-2:")
+    # Of coders that lie in no file, cut by the circuit itself.
+    for found in whole.values():
+        found.digest = None
+    options: dict[str, Any] = {"method": "atp", "baseline": "zero", "down": 2, "up": 2}
+    graph = circuit.find_circuit(model, whole, PROMPT, layers=":2", **options)
+    assert set(graph.head.saes) == {"mlp_in.0", "mlp_in.1"}
+    assert circuit.validate(model, whole, graph)

@@ -28,20 +28,24 @@ def chosen(
     ``sites``. What it writes in other layers is cut off, so that its decoders are not read. Raises InputError if a hook
     point is explained twice.
     """
-    found = {}
-    for hook in sorted(places):
-        place = places[hook] if layers is None else _within(places[hook], layers)
-        if place is not None and (sites is None or {hook.site, place.writes[0].site} & {*sites}):
-            found[hook] = place
+    inside = places if layers is None else within(places, layers)
+    found = {
+        hook: inside[hook]
+        for hook in sorted(inside)
+        if sites is None or {hook.site, inside[hook].writes[0].site} & {*sites}
+    }
     check_explained_once(found)
     return found
 
 
-def _within(place: Place, layers: Collection[int]) -> Place | None:
-    """What a coder does within these layers; None if it reads in another, or writes in none."""
-    if place.hook is None or place.hook.layer not in layers:
-        return None
-    return place.cut([hook for hook in place.writes if hook.layer in layers])
+def within(places: Mapping[HookPoint, Place], layers: Collection[int]) -> dict[HookPoint, Place]:
+    """The coders that read and write in these layers, cut to what they write there."""
+    found = {}
+    for hook, whole in places.items():
+        place = whole.cut([written for written in whole.writes if written.layer in layers])
+        if place is not None and hook.layer in layers:
+            found[hook] = place
+    return found
 
 
 def check_explained_once(places: Mapping[HookPoint, Place]) -> None:
