@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from cli_support import here
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from circuitcli.errors import InputError
@@ -19,6 +18,9 @@ from circuitcli.saes import stored
 from circuitcli.saes.base import SparseCoder
 from circuitcli.saes.coders import Coders
 from circuitcli.saes.exchange import formats
+from circuitcli.saes.exchange import place as place_module
+from circuitcli.saes.exchange.outline import outlined
+from circuitcli.saes.exchange.place import Changes
 from circuitcli.saes.splice import Encoded, error_of
 
 N_LAYERS, N_TOKENS, D_IN, D_SAE, K, CROSS = 5, 7, 4, 11, 3, 3
@@ -240,6 +242,30 @@ def test_decoders_of_layers_outside_a_graph_are_never_read(
     assert torch.equal(coder.skip_weight(mlp(2)), whole.skip_weight(mlp(2)))
 
 
+@pytest.mark.parametrize(("kind", "depends"), [("untied", False), ("norms", True), ("smollm", True)])
+def test_the_digest_of_a_layer_is_of_all_files_that_decide_what_it_writes(
+    kind: str, depends: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    saved(tmp_path, **KINDS[kind])
+    digests = [place.digest for place in formats.find(tmp_path)]
+    # Outlines tell the layer's own file, and that it skips.
+    for place in formats.find(tmp_path):
+        outline = outlined(place)
+        assert outline is not None and outline.skip == bool(KINDS[kind].get("skip_connection"))
+        assert outline.n_bytes == (place.path / "sae.safetensors").stat().st_size
+    path = tmp_path / "layers.3.mlp/sae.safetensors"
+    save_file({name: tensor + 1 for name, tensor in load_file(path).items()}, path)
+    changed = [place.digest != digest for place, digest in zip(formats.find(tmp_path), digests, strict=True)]
+    assert changed == [False, depends, depends, True, False]
+    # Large files are read once, however many layers depend on them.
+    read: list[Path] = []
+    monkeypatch.setattr(place_module, "_LARGE", 0)
+    monkeypatch.setattr(place_module, "file_digest", lambda path: read.append(path) or "sha256:")
+    for place in formats.find(tmp_path):
+        assert place.digest
+    assert len(read) == len({*read}) == 2 * N_LAYERS
+
+
 @pytest.mark.parametrize(
     ("options", "change", "message"),
     [
@@ -325,8 +351,11 @@ def test_fewer_hook_points_than_targets_and_folders_of_other_names_are_refused(t
     with pytest.raises(InputError, match=r"'n_targets' is 3, but the hookpoints of the training above it have 2 from"):
         formats.find(tmp_path)
     (tmp_path / "layers.1.mlp").rename(tmp_path / "first")
-    outcome = here("inspect", f"{tmp_path}/first@mlp_in.1:mlp.1", cwd=tmp_path)
-    assert outcome.status == 3 and "the name of its folder does not tell which" in outcome.stderr
+    place = formats.find(tmp_path / "first")[0].changed(Changes(hook=HookPoint(1, "mlp_in"), target=mlp(1)))
+    with pytest.raises(InputError, match="the name of its folder does not tell which"):
+        formats.read(place)
+    with pytest.raises(InputError, match="does not tell its module"):
+        formats.read(formats.find(tmp_path / "first")[0])
 
 
 @pytest.mark.parametrize("change", [{"normalize_io": True}, {"post_encoder_scale": True}, "post_enc"])

@@ -85,7 +85,9 @@ def _sparsify(place: Place) -> Outline | None:
         return None
     d_sae, d_in = stored.shapes["encoder.weight"]
     skips = any(name.startswith("W_skip") for name in stored.shapes)
-    return Outline("topk", d_in, d_sae, d_in, _size(place), _dtype(stored, "encoder.weight"), skip=skips)
+    # Others are those of layers that it writes, and their own.
+    n_bytes = stored.path.stat().st_size
+    return Outline("topk", d_in, d_sae, d_in, n_bytes, _dtype(stored, "encoder.weight"), skip=skips)
 
 
 _OF: dict[str, Callable[[Place], Outline | None]] = {

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,8 @@ _AGAIN, _CLT = "copy the SAE again", "clt"
 ACROSS = "a layer of a cross-layer transcoder: what it writes adds to what other layers write"
 # Of the hub's cache: the folder of all contents; small files are called by another, shorter digest there.
 _BLOBS, _SHA256 = "blobs", re.compile("[0-9a-f]{64}")
+# Of a file of so many bytes the digest is kept while size and time stay: a clock ticks while such a file is written.
+_LARGE = 2**24
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,15 @@ def _content_digest(path: Path) -> str:
     content = path.resolve()
     if content != path and content.parent.name == _BLOBS and _SHA256.fullmatch(content.name):
         return f"sha256:{content.name}"
+    found = content.stat()
+    if found.st_size < _LARGE:
+        return file_digest(path)
+    return _large_digest(content, (found.st_ino, found.st_size, found.st_mtime_ns))
+
+
+@lru_cache(maxsize=4096)
+def _large_digest(path: Path, _stamp: tuple[int, ...]) -> str:
+    """Of a file as it is now: layers whose decoders lie in each other's files have it in common."""
     return file_digest(path)
 
 

@@ -38,7 +38,7 @@ def places(directory: Path, names: frozenset[str]) -> list[Place]:
         return []
     config, run = config_of(directory), run_config_of(directory)
     model = run.get("model")
-    files = (directory / WEIGHTS, directory / CONFIG)
+    files: tuple[Path, ...] = (directory / WEIGHTS, directory / CONFIG)
     transcodes = bool(config.get("transcode"))
     if not hooks.names_module(directory.name):
         # Copied into a folder of another name.
@@ -48,6 +48,8 @@ def places(directory: Path, names: frozenset[str]) -> list[Place]:
         return [Place(NAME, directory, files, target, None, model)]
     hook = read_by(directory, run)
     others = clt.folders_of(directory, config, run)[1:] if clt.is_ours(config) else ()
+    if clt.needs_targets(config):
+        files += tuple(path for other in others for path in (other / WEIGHTS, other / CONFIG) if path.is_file())
     further = tuple(hooks.from_module(other.name, model=model) for other in others)
     return [Place(NAME, directory, files, hook, target, model, further=further)]
 

@@ -53,7 +53,7 @@ def folders_of(directory: Path, config: Mapping[str, Any], run: Mapping[str, Any
     Where a target's folder holds what is needed to write it, those after the last that is there are left out.
     """
     found = written_folders(directory, config["n_targets"], run) if config["n_targets"] else (directory,)
-    return there(found) if len(found) > 1 and _needs_target(config) else found
+    return there(found) if len(found) > 1 and needs_targets(config) else found
 
 
 def read(place: Place, config: Mapping[str, Any], about: About) -> "Foreign":
@@ -126,7 +126,8 @@ def _times(tensor: "Tensor", factor: "float | Tensor") -> "Tensor":
     return tensor if isinstance(factor, float) and factor == 1 else tensor.mul_(factor)
 
 
-def _needs_target(config: Mapping[str, Any]) -> bool:
+def needs_targets(config: Mapping[str, Any]) -> bool:
+    """Whether what a layer writes depends on the folders of the layers that it writes."""
     return any((config.get("coalesce_topk") == "concat", config.get("normalize_io"), config.get("divide_cross_layer")))
 
 
@@ -161,7 +162,7 @@ class _Layer:
 
     def target(self, number: int) -> "_Layer":
         """The layer that is written, where it says something of that; else this one itself."""
-        if number == 0 or not _needs_target(self.config):
+        if number == 0 or not needs_targets(self.config):
             return self
         path = written_folders(self.path, self.n_targets, run_config_of(self.path))[number]
         if not (path / CONFIG).is_file():
