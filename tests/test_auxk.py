@@ -2,16 +2,20 @@
 
 import subprocess
 import sys
+import weakref
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from circuitcli.saes.fast.sparse import Encoder
 from circuitcli.training import auxk as module
-from circuitcli.training.auxk import auxk
+from circuitcli.training.auxk import auxk, most_bytes
 
 BATCH, D_IN, D_OUT, D_SAE = 11, 7, 6, 29
 
@@ -116,7 +120,7 @@ GROWTH = """
 import torch
 from circuitcli.allocator import keep_freed_memory
 from circuitcli.saes.fast.sparse import Encoder
-from circuitcli.training.auxk import auxk
+from circuitcli.training.auxk import auxk, most_bytes
 from circuitcli.training.memory import peak_process_bytes
 
 keep_freed_memory()
@@ -144,3 +148,43 @@ def test_memory_does_not_grow_with_the_batch_times_the_dead_features():
         growth, one_matrix = map(int, line.split())
         assert growth < one_matrix / 2
     assert len(made.stdout.splitlines()) == 2
+
+
+class Held(TorchDispatchMode):
+    """Counts the bytes of tensors that are made and held at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        given = {one.untyped_storage()._cdata for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)}
+        for memory in (one.untyped_storage() for one in tree_leaves(result) if isinstance(one, Tensor)):
+            if memory._cdata not in given | self._known:
+                self._known.add(memory._cdata)
+                self.now += memory.nbytes()
+                self.most = max(self.most, self.now)
+                weakref.finalize(memory, self._freed, memory._cdata, memory.nbytes())
+        return result
+
+    def _freed(self, memory: int, n_bytes: int) -> None:
+        self._known.discard(memory)
+        self.now -= n_bytes
+
+
+# By products of all dead features where they are few beside k, else by sums.
+@pytest.mark.parametrize(
+    ("d_sae", "d", "batch"), [(4096, 64, 2048), (4096, 64, 256), (512, 256, 512), (2048, 128, 8192)]
+)
+def test_what_it_holds_is_at_most_what_is_told_and_not_much_less(d_sae: int, d: int, batch: int):
+    parts = [torch.randn(d_sae, d).T, torch.zeros(d_sae), torch.randn(d_sae, d), torch.zeros(d)]
+    for part in parts:
+        part.requires_grad_().grad = torch.zeros_like(part)
+    W_enc, b_enc, W_dec, b_dec = parts
+    x, error, k = torch.randn(batch, d), torch.randn(batch, d), d // 2
+    with Held() as held:
+        auxk(x, error, Encoder(W_enc, b_enc, b_dec), W_dec, torch.arange(d_sae), k=k).backward()
+    told = most_bytes(d_sae=d_sae, d_in=d, d_out=d, batch=batch, k=k)
+    assert held.most <= told < 2.5 * held.most

@@ -27,6 +27,7 @@ from circuitcli.stages import collect, estimates, evaluate, train, verify
 from circuitcli.stages.request import Request
 from circuitcli.training import plan as plan_module
 from circuitcli.training.architectures.descriptions import DESCRIPTIONS
+from circuitcli.training.auxk import most_bytes
 from circuitcli.training.checkpoint import Checkpoints
 from circuitcli.training.job import Job
 from circuitcli.training.plan import training_plan
@@ -235,8 +236,8 @@ def test_plan_tells_tokens_and_bytes_without_files(run_path: Path):
 def test_plan_names_what_is_trained_on_and_what_dead_features_may_add(run_path: Path):
     facts = dict(train.plan(request(run_path, sae__d_sae=1000)))
     d_model = load_model(request(run_path).settings.model).adapter.d_model
-    # Encoder and decoder of one SAE: rows of dead features, their gradients, and these among those of all features.
-    assert facts["dead features"] == f"up to {estimates.size(3 * 4 * 2 * 1000 * d_model)} more memory, if many"
+    one = most_bytes(d_sae=1000, d_in=d_model, d_out=d_model, batch=128, k=d_model // 2)
+    assert facts["dead features"] == f"up to {estimates.size(one)} more memory, if many"
     assert "dead features" not in dict(train.plan(request(run_path, train__auxk_weight=0.0)))
 
 

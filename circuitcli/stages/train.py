@@ -131,21 +131,44 @@ def _features(costs: "list[_Cost]") -> str:
 
 @dataclass(frozen=True)
 class _Cost:
-    """What the coders of a group of hook points take: their widths, and numbers in weights."""
+    """What the coders of a group of hook points take: their widths, and how much each reads and writes."""
 
     settings: Settings
     d_saes: tuple[int, ...]
-    parameters: int
+    d_reads: tuple[int, ...]
+    d_writes: tuple[int, ...]
 
     @classmethod
     def of(cls, settings: Settings, group: tuple[HookPoint, ...], d_models: Mapping[HookPoint, int]) -> "_Cost":
         """d_models: widths of the activations at the group's hook points."""
         shapes = coder_shapes(settings.sae.architecture, group)
-        one, parameters = width(settings, d_in=d_models[group[0]]), 0
-        for shape in shapes:
-            d_read, d_written = (sum(d_models[hook] for hook in hooks) for hooks in (shape.reads, shape.writes))
-            parameters += (d_read + d_written) * one * shape.width
-        return cls(settings, tuple(one * shape.width for shape in shapes), parameters)
+        one = width(settings, d_in=d_models[group[0]])
+        return cls(
+            settings,
+            tuple(one * shape.width for shape in shapes),
+            tuple(sum(d_models[hook] for hook in shape.reads) for shape in shapes),
+            tuple(sum(d_models[hook] for hook in shape.writes) for shape in shapes),
+        )
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in all encoders and decoders."""
+        return sum(d_sae * (d_in + d_out) for d_sae, d_in, d_out in self._sizes)
+
+    @property
+    def revival_bytes(self) -> int:
+        """What AuxK adds at most, where all features are dead."""
+        from circuitcli.training.auxk import most_bytes
+
+        batch = self.settings.train.batch_size
+        return sum(
+            most_bytes(d_sae=d_sae, d_in=d_in, d_out=d_out, batch=batch, k=d_out // 2)
+            for d_sae, d_in, d_out in self._sizes
+        )
+
+    @property
+    def _sizes(self) -> list[tuple[int, int, int]]:
+        return list(zip(self.d_saes, self.d_reads, self.d_writes, strict=True))
 
     @property
     def is_dense(self) -> bool:
@@ -201,11 +224,11 @@ def _memory(
 
 
 def _revival(costs: list[_Cost]) -> list[tuple[str, str]]:
-    """What AuxK adds where nearly all features are dead: their weights once more, and two kinds of gradients."""
+    """What AuxK adds where nearly all features are dead."""
     learning = [cost for cost in costs if cost.settings.train.auxk_weight]
     if not learning:
         return []
-    return [("dead features", f"up to {size(3 * 4 * max(cost.parameters for cost in learning))} more memory, if many")]
+    return [("dead features", f"up to {size(max(cost.revival_bytes for cost in learning))} more memory, if many")]
 
 
 def _read(request: Request, activations: list[ActivationsRecord]) -> list[ActivationsRecord]:

@@ -50,6 +50,15 @@ def auxk(
     return missed / spread if spread > 0 else missed * 0.0
 
 
+def most_bytes(*, d_sae: int, d_in: int, d_out: int, batch: int, k: int) -> int:
+    """What `auxk` and its gradients hold at most, in float32, where all features are dead."""
+    # Rows of the dead features, their gradients, and these among those of all features.
+    weights = 3 * (d_in + d_out) * d_sae
+    # Pre-activations of a piece of the batch; of each token codes, where they are, their gradients, and what is missed.
+    rows = min(batch * d_sae, _AT_ONCE) + batch * (2 * d_out + 6 * k)
+    return 4 * (weights + rows)
+
+
 class _Missed(torch.autograd.Function):
     """(rows, bias, decoder) -> the squared length of ``codes @ decoder - error``, and its gradients at once.
 
