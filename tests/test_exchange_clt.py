@@ -25,7 +25,7 @@ from circuitcli.hookpoints import HookPoint
 from circuitcli.saes import files, stored
 from circuitcli.saes.base import SparseCoder
 from circuitcli.saes.cutting import cut
-from circuitcli.saes.exchange import formats
+from circuitcli.saes.exchange import folding, formats
 from circuitcli.saes.exchange.choosing import resolve
 from circuitcli.saes.exchange.outline import across_layers
 from circuitcli.saes.exchange.place import About, Place
@@ -648,3 +648,39 @@ def test_what_is_wrong_with_named_coders_is_one_error_and_one_hint(tmp_path: Pat
         assert (outcome.status, len(outcome.errors)) == (status, 2), (words, outcome.stderr)
         told, hint = outcome.errors
         assert told.startswith("error:") and error in told and hint.startswith("hint:")
+
+
+def outputs_of(coder: SparseCoder, x: Tensor) -> list[Tensor]:
+    codes = coder.encode(x)
+    skips = [coder.skip(x, hook) for hook in coder.writes]
+    return [
+        coder.decode(codes, hook=hook) + (0 if skip is None else skip)
+        for hook, skip in zip(coder.writes, skips, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("shares_zeros", [True, False])
+def test_conventions_are_folded_into_all_that_a_coder_writes(shares_zeros: bool, tmp_path: Path):
+    coder = random_sae(
+        "relu",
+        hook=HookPoint(0, "mlp_in"),
+        **{"target": mlp(0), "further": (mlp(1), mlp(3)), "d_out": D_IN, "skip": True, "subtract_decoder_bias": False},
+    ).double()
+    if shares_zeros:
+        # As layers of Gemma Scope 2 come.
+        coder.W_skip_1.data = torch.zeros((), dtype=torch.float64).expand(D_IN, D_IN)
+    files.save(coder, tmp_path)
+    x, gain, bias = X[0], random(D_IN, seed=3).double().abs() + 0.5, random(D_IN, seed=4).double()
+    expected = outputs_of(coder, x)
+    folded = files.load(tmp_path).double()
+    if shares_zeros:
+        folded.W_skip_1 = coder.W_skip_1
+    folding.fold_affine_input(folded, gain, bias)
+    assert len(expected) == 3
+    for made, wanted in zip(outputs_of(folded, x * gain + bias), expected, strict=True):
+        torch.testing.assert_close(made, wanted, rtol=1e-5, atol=1e-5)
+    plain = cut(random_clt("relu")[0].double(), [mlp(0), mlp(2)])
+    expected = outputs_of(plain, x)
+    folding.scale_input(plain, 0.25, output=4.0)
+    for made, wanted in zip(outputs_of(plain, x * 4.0), expected, strict=True):
+        torch.testing.assert_close(made * 4.0, wanted, rtol=1e-10, atol=1e-10)
