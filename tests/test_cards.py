@@ -16,6 +16,7 @@ from circuitcli.models.loading import LanguageModel
 from circuitcli.models.taps import read, tapped
 from circuitcli.saes.abstopk import AbsTopKSae
 from circuitcli.saes.base import SaeConfig, SparseCoder
+from circuitcli.saes.crosscoder import Crosscoder
 from circuitcli.saes.jumprelu import JumpReluSae
 from circuitcli.saes.signed_topk import SignedTopKSae
 from circuitcli.saes.topk import TopKSae
@@ -46,12 +47,25 @@ def model() -> LanguageModel:
     return language_model()
 
 
+def crosscoder() -> Crosscoder:
+    """A crosscoder of two layers of the residual stream; feature 3 is never active."""
+    config = SaeConfig(HookPoint(0, "resid"), 2 * D_MODEL, D_SAE, subtract_decoder_bias=False)
+    coder, generator = Crosscoder(config, hooks=["resid.0", "resid.2"]), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in coder.named_parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * (name != "threshold"))
+        coder.b_enc.sub_(6.0)[3] = -1e6
+    return coder.eval().requires_grad_(False)
+
+
 def codes_of(coder: SparseCoder) -> list[tuple[list[int], Tensor]]:
     """Tokens and codes of each text, run alone."""
     found = []
     for text in TEXTS:
         ids = model().tokenizer.with_bos(model().tokenizer.encode(text))
-        x = read(model().adapter, torch.tensor([ids]), None, [coder.hook])[coder.hook][0]
+        hooks = coder.hook_points if isinstance(coder, Crosscoder) else [coder.hook]
+        seen = read(model().adapter, torch.tensor([ids]), None, hooks)
+        x = torch.cat([seen[hook][0] for hook in hooks], dim=1)
         found.append((ids[1:], coder.encode(x)[1:]))
     return found
 
@@ -113,6 +127,24 @@ def test_cards_tell_where_and_how_strongly_every_feature_is_active_with_either_s
         if one.negative is not None:
             check_side(one.negative, found, index, sign=-1)
             assert one.negative.label in one.label
+
+
+def test_a_crosscoder_is_described_by_all_that_it_reads_and_promotes_by_the_last_stream_that_it_writes():
+    coder = crosscoder()
+    found, every = codes_of(coder), torch.cat([codes for _, codes in codes_of(coder)])
+    made = list(cards(coder, TEXTS, model=model(), n_contexts=N_CONTEXTS, window=WINDOW, n_logits=3))
+    assert [one.id for one in made] == [f"resid.0/{index}" for index in every.any(dim=0).nonzero()[:, 0].tolist()]
+    assert 0 < len(made) < D_SAE
+    for one in made:
+        index = int(one.id.rpartition("/")[2])
+        check_side(one, found, index, sign=1)
+        first, last = coder.W_dec[index].split(D_MODEL)
+        assert one.decoder_norms == {
+            "resid.0": pytest.approx(float(first.norm()), rel=1e-3),
+            "resid.2": pytest.approx(float(last.norm()), rel=1e-3),
+        }
+        effect = model().adapter.logit_effect(last[None])[0, : model().tokenizer.vocab_size]
+        assert [value for _, value in one.promoted] == pytest.approx(effect.topk(3).values.tolist(), rel=1e-3)
 
 
 @pytest.mark.parametrize("name", ["sae of both signs", "layer of a cross-layer transcoder"])

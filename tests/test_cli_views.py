@@ -175,8 +175,11 @@ def test_tables_show_each_kind_and_the_nodes_with_the_largest_effects():
 
 def test_coders_that_write_elsewhere_are_shown_with_where():
     made = [sae("mlp_in.1", target="mlp.1", further=("mlp.2",)), sae("mlp_in.2", target="mlp.2"), sae("resid.2")]
+    made.append(sae("resid.0", hooks=("resid.0", "resid.3")))
     (table,) = summaries.tables(made, Path())
-    assert [row[0] for row in table.rows] == ["mlp_in.1 → mlp.1 mlp.2", "mlp_in.2 → mlp.2", "resid.2"]
+    assert [row[0] for row in table.rows] == [
+        *("mlp_in.1 → mlp.1 mlp.2", "mlp_in.2 → mlp.2", "resid.2", "resid.0 resid.3")
+    ]
 
 
 def features_file(run: Path, hook: str, n: int, **changes: object) -> FeaturesRecord:

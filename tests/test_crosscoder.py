@@ -111,7 +111,7 @@ def asked(path: Path, **changes):
 
 def test_it_is_kept_measured_and_evaluated(trained: Path):
     (record,) = train.run(asked(trained))
-    assert (record.hook, record.hooks, record.architecture) == ("resid.1", ["resid.1", "resid.2"], "crosscoder")
+    assert (record.hook, record.hooks, record.architecture) == ("resid.1", ("resid.1", "resid.2"), "crosscoder")
     coder = files.load(trained / record.path)
     assert isinstance(coder, Crosscoder) and (coder.d_in, coder.d_model, coder.d_sae) == (256, 128, 200)
     config = files.read_config(trained / record.path)

@@ -24,6 +24,7 @@ from circuitcli.runs import Run
 from circuitcli.saes import files
 from circuitcli.saes.abstopk import AbsTopKSae
 from circuitcli.saes.base import SaeConfig, SparseCoder
+from circuitcli.saes.crosscoder import Crosscoder
 from circuitcli.saes.topk import TopKSae
 from circuitcli.settings.settings import Settings
 from circuitcli.stages import collect, interp
@@ -130,6 +131,26 @@ def test_layers_of_cross_layer_transcoders_and_codes_below_zero_are_described_as
         replace(request_, records=request_.records + saved), [lines(request_, HOOKS[0])[0]["id"]]
     )
     assert shown == lines(request_, HOOKS[0])[0]
+
+
+def test_crosscoders_are_described_from_all_that_they_read_which_must_be_collected(request_: Request) -> None:
+    names = [str(hook) for hook in HOOKS]
+    coder = Crosscoder(SaeConfig(HOOKS[0], 48, D_SAE), hooks=names).requires_grad_(False)
+    record = save_coder(request_.run.path, coder, seed=3).model_copy(update={"hooks": tuple(names), "d_in": 48})
+    others = [one for one in request_.records if not isinstance(one, SaeRecord)]
+    asked = replace(request_, records=Stream([*others, record]))
+    made = interp.run(asked)
+    assert [one.hook for one in made] == [names[0]] and made[0].n_live > 0
+    cache, model = ActivationCache(request_.run.path / "activations", HOOKS), load_model(request_.settings.model)
+    kept = [checked(line, place="") for line in lines(request_, HOOKS[0])]
+    assert kept == [one.model_copy(update={"sae": record.digest}) for one in cards(coder, cache, model=model)]
+    assert {*kept[0].decoder_norms} == {*names}
+    other = [one.model_copy(update={"digest": "sha256:x"}) if one.hook == names[1] else one for one in others[-2:]]
+    with pytest.raises(InputError, match=f"activations at {names[1]}"):
+        interp.run(replace(request_, records=Stream([*others[:-2], *other, record])))
+    alone = [one for one in others if getattr(one, "hook", "") != names[1]]
+    with pytest.raises(InputError, match="interp read SAEs at"):
+        interp.run(replace(request_, records=Stream([*alone, record])))
 
 
 def test_only_the_tokens_asked_for_count(request_: Request) -> None:

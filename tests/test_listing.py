@@ -102,6 +102,17 @@ def test_people_see_names_settings_and_scores(run: Run, monkeypatch: pytest.Monk
     assert "resid.1" in printed.out and "gpt2" in printed.out and f"circuit inspect {run.path}" in printed.err
 
 
+def test_what_coders_write_and_how_many_prompts_a_graph_explains_is_listed() -> None:
+    many = head("many").model_copy(update={"n_prompts": 24, "prompts": "pairs.jsonl", "target": None})
+    layer = SaeRecord(
+        **{"hook": "mlp_in.1", "target": "mlp.1", "further": ("mlp.2",), "architecture": "topk", "d_in": 3, "d_sae": 9},
+        **{"path": "saes/mlp_in.1", "digest": "sha256:0"},
+    )
+    graph, coder = listing_view.table([many, layer]).rows
+    assert graph[2].endswith("of their targets after 24 prompts of pairs.jsonl, the first: Th…")
+    assert coder[1] == "mlp_in.1 → mlp.1 mlp.2"
+
+
 def test_the_command_prints_records_and_needs_no_torch(run: Run, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     assert command(["inspect", "--run", str(run.path)]) == 0

@@ -53,7 +53,7 @@ def _(record: TrainedRecord) -> Iterator[Row]:
     measures = [f"{value:.3f} {words}" for value, words in shares if value is not None]
     measures += [] if record.l0 is None else [f"L0 {record.l0:.3g}"]
     measures += [] if record.dead is None else [f"{record.dead:.0%} dead"]
-    yield record.kind.replace("sae", "SAE"), f"{record.hook} {variant}".strip(), made, ", ".join(measures)
+    yield record.kind.replace("sae", "SAE"), f"{record.places} {variant}".strip(), made, ", ".join(measures)
     yield from (("", "", "", f"! {problem}") for problem in record.problems or ())
 
 
@@ -71,9 +71,12 @@ def _(record: FeaturesRecord) -> Iterator[Row]:
 @_rows.register
 def _(record: GraphRecord) -> Iterator[Row]:
     extra = record.model_extra or {}
-    prompt = record.prompt if len(record.prompt) <= _LONGEST_PROMPT else f"{record.prompt[:_LONGEST_PROMPT]}…"
+    told = record.explained
+    told = told if len(told) <= _LONGEST_PROMPT else f"{told[:_LONGEST_PROMPT]}…"
+    target = repr(record.target) if record.target is not None else record.explained_target
+    after = repr(told) if record.n_prompts == 1 else told
     size = f"{extra.get('n_nodes', '?')} nodes, {extra.get('n_edges', '?')} edges"
-    yield "graph", record.name, f"{record.method}, {record.metric} of {record.target!r} after {prompt!r}", size
+    yield "graph", record.name, f"{record.method}, {record.metric} of {target} after {after}", size
 
 
 @_rows.register

@@ -20,7 +20,6 @@ from circuitcli.records import (
     ScoreRecord,
     ShiftRecord,
     SweepRecord,
-    TrainedRecord,
 )
 
 NEXT = {
@@ -66,7 +65,7 @@ def _saes(made: Sequence[Record]) -> Rows:
     found = [record for record in made if isinstance(record, SaeRecord)]
     rows = [
         (
-            _read_and_written(record),
+            record.places,
             record.architecture,
             f"{record.d_sae:,}",
             _number(record.l0),
@@ -77,19 +76,10 @@ def _saes(made: Sequence[Record]) -> Rows:
     return Rows(("hook point", "SAE", "features", "active per token", "variance explained"), rows)
 
 
-def _read_and_written(record: TrainedRecord) -> str:
-    """Where a coder reads, and where it writes if that is elsewhere."""
-    written = [record.target or record.hook, *(record.further or ())]
-    return record.hook if written == [record.hook] else f"{record.hook} → {' '.join(written)}"
-
-
 def _sweep(made: Sequence[Record]) -> Rows:
     found = [record for record in made if isinstance(record, SweepRecord)]
     scores = ("l0", "explained_variance", "loss_recovered", "dead")
-    rows = [
-        (record.variant, _read_and_written(record), *(_number(getattr(record, name)) for name in scores))
-        for record in found
-    ]
+    rows = [(record.variant, record.places, *(_number(getattr(record, name)) for name in scores)) for record in found]
     return Rows(("variant", "hook point", "active per token", "variance explained", "loss recovered", "dead"), rows)
 
 
@@ -159,21 +149,13 @@ def _graphs(made: Sequence[Record]) -> Rows:
     rows = [
         (
             record.name,
-            f"{record.metric} of {record.target or ('the output' if record.n_prompts == 1 else 'their targets')}",
+            f"{record.metric} of {record.explained_target}",
             _number(record.metric_clean),
-            _explained(record),
+            record.explained,
         )
         for record in found
     ]
     return Rows(("graph", "metric", "clean", "prompt"), rows)
-
-
-def _explained(record: GraphRecord) -> str:
-    """The prompt; of several how many, of which file, and the first."""
-    if record.n_prompts == 1:
-        return record.prompt
-    where = "" if record.prompts is None else f" of {record.prompts}"
-    return f"{record.n_prompts:,} prompts{where}, the first: {record.prompt}"
 
 
 def _scores(made: Sequence[Record]) -> Rows:

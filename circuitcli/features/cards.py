@@ -61,8 +61,8 @@ def cards(
 ) -> Iterator[Details]:
     """A card for each of these features, or for each that is active at all, by index.
 
-    coder: any that reads one hook point and writes one or more; on the model's device. source: cached activations of
-    what the coder reads, or texts, which the model then runs. n_tokens: how much of it to look at, by default all.
+    coder: any, crosscoders too, whose features are named by the first hook point; on the model's device. source: cached
+    activations of what it reads, or texts, which the model then runs. n_tokens: how much to look at, by default all.
     Contexts are the n_contexts best blocks of text, with ``window`` tokens on either side of the strongest; promoted
     and suppressed are n_logits tokens each. Raises InputError if the coder has no such feature or there is no text.
     """

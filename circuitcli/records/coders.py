@@ -5,11 +5,15 @@ from circuitcli.schema import AnyPath, Count, FeatureName, HookName, HookNames, 
 
 
 class TrainedRecord(Record):
-    """What is told of any sparse coder of a run; ``target`` and ``further`` are what it writes if not what it reads."""
+    """What is told of any sparse coder of a run.
+
+    ``target`` and ``further`` are what it writes, if not what it reads; ``hooks`` all that a crosscoder does both with.
+    """
 
     hook: HookName
     target: HookName | None = None
     further: HookNames | None = None
+    hooks: HookNames | None = None
     architecture: Word
     d_in: Count
     d_sae: Count
@@ -20,6 +24,14 @@ class TrainedRecord(Record):
     loss_recovered: Number | None = None
     dead: Number | None = None
     problems: Texts | None = None
+
+    @property
+    def places(self) -> str:
+        """Where it reads, and where it writes if that is elsewhere: ``mlp_in.1 → mlp.1 mlp.2``."""
+        if self.hooks:
+            return " ".join(self.hooks)
+        written = (self.target or self.hook, *(self.further or ()))
+        return self.hook if written == (self.hook,) else f"{self.hook} → {' '.join(written)}"
 
 
 class SaeRecord(TrainedRecord):

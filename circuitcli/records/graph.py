@@ -84,6 +84,19 @@ class GraphRecord(Record):
         """Names of the hook points that the coder writes that reads this one: of an SAE the same."""
         return (self.writes or {}).get(hook, (hook,))
 
+    @property
+    def explained(self) -> str:
+        """The prompt; of several how many, of which file, and the first."""
+        if self.n_prompts == 1:
+            return self.prompt
+        where = "" if self.prompts is None else f" of {self.prompts}"
+        return f"{self.n_prompts:,} prompts{where}, the first: {self.prompt}"
+
+    @property
+    def explained_target(self) -> str:
+        """The target in words; of several prompts each may have its own."""
+        return self.target or ("the output" if self.n_prompts == 1 else "their targets")
+
     def tokens_at(self, position: int | str | None) -> tuple[str, ...]:
         """What stands at a position: its token, or of several prompts some alternatives; nothing for a named span."""
         columns = self.columns if self.columns is not None else tuple((token,) for token in self.tokens)
