@@ -4,6 +4,7 @@ import os
 import signal
 from pathlib import Path
 
+import nursery
 import pytest
 import torch
 from support import FAMILIES, adapter_of
@@ -33,6 +34,12 @@ LONGEST = (
     "test_staircase",
     "test_loading",
 )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Begin one nursery for all processes of pytest, if there are several."""
+    if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
+        os.environ[nursery.SHARED] = nursery.begin()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

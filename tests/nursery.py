@@ -80,23 +80,33 @@ class Process:
                 os.kill(self.pid, signal.SIGKILL)
 
 
-_server: tuple[subprocess.Popen, str] | None = None
+# Tells the processes of pytest where the nursery of the one that started them is.
+SHARED = "TESTS_NURSERY"
+_address: str | None = None
 
 
 def address() -> str:
-    """Where the nursery of this process answers; it is started when it is first needed."""
-    global _server
-    if _server is None:
-        folder = tempfile.mkdtemp(prefix="nursery-")
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        path = f"{folder}/socket"
-        command = [sys.executable, str(Path(__file__)), path, str(os.getpid())]
-        _server = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=_environment()), path
-        atexit.register(_server[0].kill)
+    """Where the nursery answers: that of the process of pytest that started this one, else one of its own."""
+    global _address
+    if _address is None:
+        path = os.environ.get(SHARED) or begin()
+        deadline = time.monotonic() + 300
         while not Path(path).exists():
-            assert _server[0].poll() is None, "the nursery did not start"
+            assert Path(path).parent.exists() and time.monotonic() < deadline, "the nursery did not start"
             time.sleep(0.02)
-    return _server[1]
+        _address = path
+    return _address
+
+
+def begin() -> str:
+    """Start a nursery that ends with this process; returns at once where it will answer."""
+    folder = tempfile.mkdtemp(prefix="nursery-")
+    path = f"{folder}/socket"
+    command = [sys.executable, str(Path(__file__)), path, str(os.getpid())]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=_environment())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    atexit.register(process.kill)
+    return path
 
 
 def _environment() -> dict[str, str]:
@@ -200,7 +210,12 @@ def differs(env: Mapping[str, str]) -> bool:
 
 
 def _serve(path: str, parent: int) -> None:
-    _load()
+    try:
+        _load()
+    except BaseException:
+        # Tells those who wait that there is nothing to wait for.
+        shutil.rmtree(Path(path).parent)
+        raise
     listener = socket.socket(socket.AF_UNIX)
     # The socket is there as soon as it takes requests.
     listener.bind(f"{path}.new")
