@@ -107,7 +107,7 @@ def test_nothing_trained_and_other_suffixes_are_errors_with_hints(tmp_path: Path
     with pytest.raises(InputError, match="holds no training") as caught:
         stage.run(request(tmp_path), stdout=io.StringIO())
     assert "circuit train" in caught.value.hint
-    with pytest.raises(SettingsError, match=r"curves as 'c\.html'") as refused:
+    with pytest.raises(SettingsError, match=r"a plot as 'c\.html'") as refused:
         stage.run(request(tmp_path, "c.html"), stdout=io.StringIO())
     assert ".svg .png .pdf" in refused.value.hint
 

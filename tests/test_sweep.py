@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 from test_train_stage import collected, request  # noqa: F401
 
+from circuitcli.cli.app import run
 from circuitcli.errors import SettingsError
 from circuitcli.records import FigureRecord, SweepRecord
 from circuitcli.render.pareto import pareto
+from circuitcli.runs import Run
 from circuitcli.saes import files
 from circuitcli.settings.settings import Settings
 from circuitcli.settings.train import TrainSettings
@@ -44,6 +46,16 @@ def test_a_sweep_gives_a_record_for_each_variant_and_hook_point_and_a_plot(swept
     drawing = (swept / made[-1].path).read_text()
     assert "explained variance" in drawing and "resid.1" in drawing
     assert not (swept / "saes" / "sweep" / "checkpoint").exists()
+
+
+def test_a_sweep_is_drawn_again_in_other_forms(swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(["render", "--sweep", "--run", str(swept), "-o", "s.pdf", "-o", "s.svg"]) == 0
+    assert Path("s.pdf").read_bytes().startswith(b"%PDF")
+    assert "explained variance" in Path("s.svg").read_text() and ">resid.1<" in Path("s.svg").read_text()
+    Run(tmp_path / "other").update_manifest(model="builtin:tiny")
+    assert run(["render", "--sweep", "--run", "other"]) == 3
+    assert run(["render", "--sweep", "--run", str(swept), "-o", "s.dot"]) == 2
 
 
 def test_a_variant_is_what_training_it_alone_gives_and_the_run_keeps_its_saes(swept: Path, tmp_path: Path):

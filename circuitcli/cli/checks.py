@@ -53,7 +53,7 @@ def _validate(call: "Call") -> None:
 
 def _render(call: "Call") -> None:
     outputs = call.loaded.settings.render.output
-    if call.extras["curves"]:
+    if call.extras["curves"] or call.extras["sweep"]:
         from circuitcli.stages.curves import checked_curves
 
         checked_curves(outputs)

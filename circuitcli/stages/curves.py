@@ -1,18 +1,22 @@
-"""``circuit render --curves``: how the run's autoencoders learned. Needs no torch and no model."""
+"""``circuit render --curves`` and ``--sweep``: how the run's autoencoders learned, and how variants of them compare.
+
+Needs no torch and no model.
+"""
 
 from collections.abc import Iterable
 from pathlib import Path
 
 from circuitcli.errors import InputError, SettingsError
-from circuitcli.records import FigureRecord, Record
+from circuitcli.records import FigureRecord, Record, SweepRecord
 from circuitcli.render.curves import find_curves, plot
-from circuitcli.render.plots import SUFFIXES, svg, write_plot
+from circuitcli.render.pareto import pareto
+from circuitcli.render.plots import SUFFIXES, Plot, svg, write_plot
 from circuitcli.render.write import STDOUT, Writer
 from circuitcli.stages.render import recorded
 from circuitcli.stages.request import Request
 
 SAES = "saes"
-DEFAULT = Path("figures", "curves.svg")
+FIGURES = "figures"
 
 
 def run(request: Request, *, stdout: Writer) -> list[Record]:
@@ -21,17 +25,36 @@ def run(request: Request, *, stdout: Writer) -> list[Record]:
     Files go where the settings say, by default to RUN/figures/curves.svg; ``-`` is SVG on stdout. Raises InputError if
     nothing was trained, SettingsError for a file that is no .svg, .png or .pdf.
     """
-    outputs = checked_curves(request.settings.render.output) or [str(request.run.path / DEFAULT)]
+    outputs = checked_curves(request.settings.render.output)
     curves = find_curves(request.run.path / SAES)
     if not curves:
         raise InputError(f"{request.run.path} holds no training", hint="run `circuit train` before it")
     drawing = plot(curves, title=f"Training in {request.run.path.name}")
-    for name in outputs:
+    return _write(drawing, request, outputs, default="curves.svg", stdout=stdout)
+
+
+def run_sweep(request: Request, *, stdout: Writer) -> list[Record]:
+    """Draw how the variants of a sweep compare, as `run` draws curves; by default to RUN/figures/sweep.svg.
+
+    Raises InputError if there are no records of a sweep.
+    """
+    outputs = checked_curves(request.settings.render.output)
+    trained = request.records.of(SweepRecord)
+    if not trained:
+        hint = "run `circuit train --sweep NAME=VALUE,VALUE` before it"
+        raise InputError(f"{request.run.path} holds no sweep", hint=hint)
+    drawing = pareto(trained, title=f"Sweep in {request.run.path.name}")
+    return _write(drawing, request, outputs, default="sweep.svg", stdout=stdout)
+
+
+def _write(drawing: Plot, request: Request, outputs: list[str], *, default: str, stdout: Writer) -> list[Record]:
+    names = outputs or [str(request.run.path / FIGURES / default)]
+    for name in names:
         if name == STDOUT:
             stdout.write(svg(drawing))
         else:
             write_plot(drawing, Path(name), dpi=request.settings.render.dpi)
-    return [FigureRecord(path=recorded(Path(name), request.run.path)) for name in outputs if name != STDOUT]
+    return [FigureRecord(path=recorded(Path(name), request.run.path)) for name in names if name != STDOUT]
 
 
 def checked_curves(outputs: Iterable[str]) -> list[str]:
@@ -40,5 +63,5 @@ def checked_curves(outputs: Iterable[str]) -> list[str]:
     for name in names:
         if name != STDOUT and Path(name).suffix.lower() not in SUFFIXES:
             endings = " ".join(SUFFIXES)
-            raise SettingsError(f"cannot draw curves as '{name}'", hint=f"files end in {endings}; - is SVG on stdout")
+            raise SettingsError(f"cannot draw a plot as '{name}'", hint=f"files end in {endings}; - is SVG on stdout")
     return names

@@ -11,7 +11,11 @@ FLAGS = (
     Flag("render.max_edges", "--max-edges"),
     *RUN,
 )
-EXTRAS = (FILE, switch("curves", "--curves", help="Draw how the SAEs learned instead of a circuit, as .svg .png .pdf."))
+EXTRAS = (
+    FILE,
+    switch("curves", "--curves", help="Draw how the SAEs learned instead of a circuit, as .svg .png .pdf."),
+    switch("sweep", "--sweep", help="Draw how the variants of `train --sweep` compare instead, as .svg .png .pdf."),
+)
 
 
 def render(call: Call) -> None:
@@ -25,11 +29,13 @@ def render(call: Call) -> None:
     circuit render --curves -o curves.svg
     """
     job = call.open(needs_run=False)
-    if call.extras["curves"]:
-        from circuitcli.stages import curves as stage
+    if call.extras["sweep"]:
+        from circuitcli.stages.curves import run_sweep as run
+    elif call.extras["curves"]:
+        from circuitcli.stages.curves import run
     else:
-        from circuitcli.stages import render as stage  # type: ignore[no-redef]
+        from circuitcli.stages.render import run
 
-    emitted = stage.run(job.request, stdout=sys.stdout)
+    emitted = run(job.request, stdout=sys.stdout)
     if "-" not in job.request.settings.render.output:
         job.emit(emitted)
