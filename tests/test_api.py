@@ -339,6 +339,18 @@ def test_each_function_shows_examples_that_call_what_is_there(name: str):
         inspect.signature(getattr(circuit, call.func.attr)).bind(*call.args, **named)
 
 
+def test_end_to_end_training_reads_the_text_by_the_model(model, tmp_path: Path):
+    cache = circuit.collect(model, hooks="resid.2", tokens=600, dtype="float32", block_length=32)
+    shape = dict(k=4, d_sae=40, batch_size=128, settings={"train.objective": "end-to-end", "train.local_share": 0.5})
+    with pytest.raises(circuit.SettingsError) as raised:
+        circuit.train(cache, **shape)
+    assert "model=" in raised.value.hint
+    (coder,) = circuit.train(cache, **shape, model=model, path=tmp_path / "made").values()
+    (local,) = circuit.train(cache, **(shape | {"settings": {}})).values()
+    lines = (tmp_path / "made" / "resid.2" / "metrics.jsonl").read_text(encoding="utf-8")
+    assert "kl" in lines and not torch.equal(coder.W_dec, local.W_dec)
+
+
 def test_pairs_learn_from_the_mlps_of_the_model(model):
     cache = circuit.collect(model, layers=1, sites="mlp_in,mlp", tokens=600, dtype="float32")
     shape = dict(architecture="jacobian", k=4, d_sae=40, batch_size=256)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -178,6 +179,16 @@ def test_coders_in_memory_and_those_of_some_layers_make_circuits(model, coders, 
         circuit.validate(model, made, graph, cache=cache, **QUICK)
     some = circuit.find_circuit(model, coders, PROMPT, layers=2, sites="mlp", baseline="zero", down=2, method="atp")
     assert [*some.head.saes] == ["mlp.2"]
+
+
+def test_without_a_cache_means_are_those_of_the_models_usual_text(model, coders, trained: Path, tmp_path: Path):
+    shutil.copytree(trained / "saes" / "resid.2", tmp_path / "mine" / "resid.2")
+    alone = circuit.load_coders(tmp_path / "mine")
+    options = dict(down=2, up=1, method="atp", settings={"baseline_tokens": 300})
+    found = circuit.find_circuit(model, alone, PROMPT, **options)
+    cache = circuit.collect(model, hooks="resid.2", tokens=300)
+    assert found.head.baseline == "mean" and found.head.saes == {"resid.2": coders["resid.2"].digest}
+    assert found.nodes == circuit.find_circuit(model, alone, PROMPT, cache=cache, **options).nodes
 
 
 @pytest.mark.parametrize(
