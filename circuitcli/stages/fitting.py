@@ -75,6 +75,12 @@ def warn_of_misfits(
             logger.warning("the SAE at %s %s%s", hook, made.sentence(), told)
 
 
+def _writes_alone(found: "Foreign", loaded: "Mapping[HookPoint, Foreign]") -> bool:
+    """Whether what it misses is missed: of several that write a hook point, the others may explain it."""
+    times = Counter(written for one in loaded.values() for written in one.sae.writes)
+    return not found.about.writes_with_others and len(found.sae.writes) == times[found.sae.target] == 1
+
+
 def _warn_of_sums(
     request: Request, loaded: "Mapping[HookPoint, Foreign]", clean: "BlockPass | None", *, first: int
 ) -> None:

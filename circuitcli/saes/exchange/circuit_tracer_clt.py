@@ -110,17 +110,20 @@ def read(place: Place, config: Mapping[str, Any]) -> "Foreign":
         d_out=len(parameters["b_dec"]),
         further=place.further,
     )
-    about = About(
+    sae = build("jumprelu" if has_thresholds else "relu", sae_config, parameters, path=tensors.path)
+    return Foreign(sae, _about(place, config, dtype=tensors.dtype_of(f"W_enc_{layer}")))
+
+
+def _about(place: Place, config: Mapping[str, Any], *, dtype: str) -> About:
+    return About(
         model=place.model,
         hook=config.get("feature_input_hook"),
         target=config.get("feature_output_hook"),
-        dtype=tensors.dtype_of(f"W_enc_{layer}"),
+        dtype=dtype,
         before_gain=str(config.get("feature_input_hook")).endswith("hook_normalized"),
         notes=(ACROSS,),
         training={name: config[name] for name in ("scan",) if config.get(name) is not None},
     )
-    sae = build("jumprelu" if has_thresholds else "relu", sae_config, parameters, path=tensors.path)
-    return Foreign(sae, about)
 
 
 def _decoders(place: Place, layer: int, bias: "Tensor", d_sae: int) -> "dict[str, Tensor]":
