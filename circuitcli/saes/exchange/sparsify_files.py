@@ -153,5 +153,5 @@ def _renamed(name: str, layer: int) -> str:
 def _parted(name: str) -> re.Match[str]:
     found = _LAYER.fullmatch(name)
     if found is None:
-        raise InputError(f"'{name}' is no module of a layer, and a cross-layer transcoder has one", hint=_AGAIN)
+        raise InputError(f"'{name}' is not a module of a layer, and a cross-layer transcoder has one", hint=_AGAIN)
     return found
