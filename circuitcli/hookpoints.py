@@ -219,14 +219,14 @@ def parse_pins(texts: Iterable[str]) -> dict[HookPoint, tuple[int, ...]]:
     """
     pins: dict[HookPoint, list[int]] = {}
     for text in texts:
-        place, colon, indices = text.strip().partition(":")
+        name, colon, indices = text.strip().partition(":")
         numbers = [number for part in indices.split(",") if (number := whole_number(part.strip())) is not None]
         if not colon or len(numbers) < len(indices.split(",")):
             raise SettingsError(
                 f"'{text}' is not a pin",
                 hint="write LAYER:FEATURE,FEATURE or SITE.LAYER:FEATURE, for example 6:8339,14104",
             )
-        layer = whole_number(place)
-        hook = HookPoint.parse(place) if layer is None else HookPoint(layer, "resid")
+        layer = whole_number(name)
+        hook = HookPoint.parse(name) if layer is None else HookPoint(layer, "resid")
         pins.setdefault(hook, []).extend(numbers)
     return {hook: tuple(dict.fromkeys(pins[hook])) for hook in sorted(pins)}

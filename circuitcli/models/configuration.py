@@ -9,7 +9,7 @@ from circuitcli.errors import InputError
 MOST_LAYERS, MOST_EXPERTS = 1000, 4096
 
 
-def read_configuration(place: str, options: Mapping[str, Any]) -> Any:
+def read_configuration(source: str, options: Mapping[str, Any]) -> Any:
     """The PretrainedConfig at a place, as ``from_pretrained`` understands it.
 
     Raises InputError for one that asks for a model that cannot be, so that it is not tried.
@@ -18,8 +18,8 @@ def read_configuration(place: str, options: Mapping[str, Any]) -> Any:
 
     # Some classes of configurations list a kind for each layer when they are made. Reading a .gguf twice takes seconds.
     if "gguf_file" not in options:
-        _check_numbers(PreTrainedConfig.get_config_dict(place, **options)[0])
-    config = AutoConfig.from_pretrained(place, **options)
+        _check_numbers(PreTrainedConfig.get_config_dict(source, **options)[0])
+    config = AutoConfig.from_pretrained(source, **options)
     _check_numbers(config.to_dict())
     _check_layers(config)
     return config

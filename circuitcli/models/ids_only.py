@@ -97,7 +97,7 @@ class IdsOnly(Tokenizer):
         raise InputError(f"{self._model} has no tokenizer, and {reason}", hint=HINT)
 
 
-def has_tokenizer(place: str, options: Mapping[str, Any]) -> bool:
+def has_tokenizer(source: str, options: Mapping[str, Any]) -> bool:
     """Whether a directory or a hub model has files of a tokenizer; of one that is out of reach nobody knows, so yes.
 
     Without them transformers would give a tokenizer that knows no word.
@@ -108,7 +108,7 @@ def has_tokenizer(place: str, options: Mapping[str, Any]) -> bool:
 
     revision = options.get("revision")
     return any(
-        cached_file(place, name, revision=revision, _raise_exceptions_for_missing_entries=False) for name in _FILES
+        cached_file(source, name, revision=revision, _raise_exceptions_for_missing_entries=False) for name in _FILES
     )
 
 

@@ -45,7 +45,7 @@ class LanguageModel:
 class _Source:
     """What transformers' ``from_pretrained`` is given."""
 
-    place: str
+    location: str
     options: dict[str, Any]
     is_hub: bool
 
@@ -59,8 +59,8 @@ def load_model(settings: ModelSettings) -> LanguageModel:
     options = source.options | _numbers(settings)
     device = None if is_spread(settings) else choose_device(settings.device)
     with _quiet(), _explained(settings, source), placement(settings) as placing:
-        config = read_configuration(source.place, source.options)
-        model = auto_class(config).from_pretrained(source.place, config=config, **options, **placing)
+        config = read_configuration(source.location, source.options)
+        model = auto_class(config).from_pretrained(source.location, config=config, **options, **placing)
     if device is not None:
         model = model.to(device)
     placed(model, placing)
@@ -80,7 +80,7 @@ def load_outline(settings: ModelSettings) -> ModelAdapter:
     """The model's structure without its weights, on the meta device, for estimates. Raises as `load_model` does."""
     source = _source(settings)
     with _quiet(), _explained(settings, source):
-        config = read_configuration(source.place, source.options)
+        config = read_configuration(source.location, source.options)
         with torch.device("meta"):
             model = auto_class(config).from_config(
                 config, trust_remote_code=settings.trust_remote_code, **_numbers(settings)
@@ -101,9 +101,9 @@ def load_tokenizer(settings: ModelSettings) -> Tokenizer:
 
     source = _source(settings)
     with _quiet(), _explained(settings, source):
-        if has_tokenizer(source.place, source.options):
-            return Tokenizer(AutoTokenizer.from_pretrained(source.place, **source.options), bos=settings.bos)
-        config = AutoConfig.from_pretrained(source.place, **source.options)
+        if has_tokenizer(source.location, source.options):
+            return Tokenizer(AutoTokenizer.from_pretrained(source.location, **source.options), bos=settings.bos)
+        config = AutoConfig.from_pretrained(source.location, **source.options)
         return IdsOnly(config, model=settings.name, bos=settings.bos)
 
 

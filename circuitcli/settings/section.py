@@ -84,12 +84,12 @@ def _expanded(text: str) -> str:
 def reachable(text: str) -> str:
     """The text, which may name a file. Raises SettingsError if it is one in the home folder of nobody."""
     # sae_lens:~/saes names a home folder too.
-    for place in _places(text):
-        as_path(place, error=SettingsError)
+    for path in _paths(text):
+        as_path(path, error=SettingsError)
     return text
 
 
-def _places(text: str) -> Iterable[str]:
+def _paths(text: str) -> Iterable[str]:
     return (text, text.partition(":")[2])
 
 

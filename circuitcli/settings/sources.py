@@ -185,10 +185,10 @@ def _validated(values: Mapping[str, Any], origins: Mapping[str, str]) -> Setting
 
 def _refusal(error: ValidationError, values: Mapping[str, Any], origins: Mapping[str, str]) -> SettingsError:
     first = error.errors()[0]
-    place = [str(part) for part in first["loc"]]
+    path = [str(part) for part in first["loc"]]
     name = next(
-        (".".join(place[:n]) for n in range(len(place), 0, -1) if ".".join(place[:n]) in values),
-        ".".join(place),
+        (".".join(path[:n]) for n in range(len(path), 0, -1) if ".".join(path[:n]) in values),
+        ".".join(path),
     )
     origin = origins.get(name, "settings")
     said = first["msg"].removeprefix("Value error, ")

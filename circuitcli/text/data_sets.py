@@ -81,8 +81,8 @@ def load_library(purpose: str) -> Any:
 
 def _rows(library: Any, wanted: DataSet, start: int) -> Any:
     if wanted.folder is None or not is_saved(wanted.folder):
-        place = str(wanted.folder or wanted.name)
-        return library.load_dataset(place, wanted.config, split=wanted.split, streaming=True).skip(start)
+        location = str(wanted.folder or wanted.name)
+        return library.load_dataset(location, wanted.config, split=wanted.split, streaming=True).skip(start)
     saved = library.load_from_disk(str(wanted.folder))
     if isinstance(saved, dict):
         if wanted.split not in saved:
@@ -94,9 +94,9 @@ def _rows(library: Any, wanted: DataSet, start: int) -> Any:
 
 def files_of(folder: Path) -> Iterator[Path]:
     """All files of a data set's folder in a fixed order, without hidden ones and what `datasets` keeps for itself."""
-    for place, folders, files in os.walk(folder):
+    for directory, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(place) / name for name in sorted(files) if not name.startswith((".", "cache-")))
+        yield from (Path(directory) / name for name in sorted(files) if not name.startswith((".", "cache-")))
 
 
 def states(folder: Path, files: Iterable[Path]) -> Iterator[str]:
