@@ -27,11 +27,12 @@ from circuitcli.settings.sources import changed, flatten
 from circuitcli.training.checkpoint import Checkpoints
 from circuitcli.training.job import Job
 from circuitcli.training.optimiser import CoderOptimiser
-from circuitcli.training.plan import Plan, check_objective, training_plan
+from circuitcli.training.plan import END_TO_END, Plan, check_objective, training_plan
 
 CHECKPOINT = "checkpoint"
 # What only commands have a use for: they have several processes, variants side by side, and folders for logs.
 _OF_COMMANDS = ("train.sweep", "train.parallel", "train.log", "train.loss_tokens")
+_END_TO_END = "end-to-end training learns from what the model predicts"
 # What changes no number, or no more than another device does.
 _NO_MATTER = ("train.checkpoint_tokens", "train.tf32")
 
@@ -190,8 +191,7 @@ class _Training:
 
     def _model(self) -> LanguageModel:
         if self.model is None:
-            raise SettingsError(
-                f"{self.settings.sae.architecture} or this objective learns from the model too",
-                hint="give the model of the activations: train(..., model=model)",
-            )
+            is_local = self.settings.train.objective != END_TO_END
+            what = f"{self.settings.sae.architecture} learns from the model's MLPs" if is_local else _END_TO_END
+            raise SettingsError(what, hint="give the model of the activations: train(..., model=model)")
         return as_model(self.model)
