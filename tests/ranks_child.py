@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import torch
-from training_fakes import MemoryBatches, optimiser, planted, recipe
+from training_fakes import MemoryBatches, Recipe, moments, optimiser, planted, recipe
 
 from circuitcli import group, processes
 from circuitcli.hookpoints import HookPoint
+from circuitcli.training.architectures.registry import new_trainable
 from circuitcli.training.checkpoint import Checkpoints
 from circuitcli.training.log import MetricsLog
 from circuitcli.training.optimiser import CoderOptimiser
@@ -14,6 +15,8 @@ from circuitcli.training.ranks import ALONE, AllRanks
 from circuitcli.training.trainer import Trainer
 
 HOOKS = (HookPoint(0, "attn"), HookPoint(1, "resid"))
+# Of coders that write together.
+JOINT = tuple(HookPoint(layer, site) for site in ("mlp_in", "mlp") for layer in (0, 1))
 
 
 N_STEPS = 20
@@ -22,12 +25,16 @@ N_STEPS = 20
 def make(directory: Path, architecture: str, mode: str) -> Trainer:
     """The trainer of this process; mode: data or hooks."""
 
-    rows = {hook: planted(2_000, seed=seed)[0] for seed, hook in enumerate(HOOKS)}
+    is_joint = architecture == "clt"
+    hooks = JOINT if is_joint else HOOKS
+    # What is written can be told from what is read.
+    rows = {hook: planted(2_000, seed=seed % 2)[0] for seed, hook in enumerate(hooks)}
     several = processes.count() > 1
     ranks = AllRanks() if several else ALONE
     optimisers: list[CoderOptimiser] = []
-    for hook, own in rows.items():
-        made = optimiser(hook, own, recipe(N_STEPS, architecture=architecture, k=3, dead_tokens=300))
+    # With 3 codes a token two pre-activations lie so near to each other that rounding chooses between them.
+    told = recipe(N_STEPS, architecture=architecture, k=4 if is_joint else 3, dead_tokens=300)
+    for made in [jointly(rows, told)] if is_joint else [optimiser(hook, own, told) for hook, own in rows.items()]:
         if several and mode == "data":
             made.trainable.ranks = ranks
         optimisers.append(made)
@@ -45,8 +52,15 @@ def make(directory: Path, architecture: str, mode: str) -> Trainer:
         logs={place: MetricsLog(directory / place / "metrics.jsonl") for place in places},
         ranks=ranks,
         shares_rows=several and mode == "data",
-        held_out=lambda: [{hook: planted(200, seed=50)[0] for hook in HOOKS}],
+        held_out=lambda: [{hook: planted(200, seed=50)[0] for hook in hooks}],
     )
+
+
+def jointly(rows: dict[HookPoint, torch.Tensor], told: Recipe) -> CoderOptimiser:
+    """One optimiser of coders at all these hook points."""
+    first = {hook: own[:256] for hook, own in rows.items()}
+    trainable = new_trainable(tuple(rows), first, told.config, {hook: moments(own) for hook, own in rows.items()})
+    return CoderOptimiser(trainable, told.optimiser_config)
 
 
 def run(directory: str, architecture: str, mode: str) -> None:

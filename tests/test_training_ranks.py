@@ -6,11 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from process_support import side_by_side
-from ranks_child import HOOKS, make
+from ranks_child import make
 from safetensors.torch import load_file
-
-FILES = [f"{hook}.safetensors" for hook in HOOKS]
-
 
 PROGRAM = "import sys, ranks_child; ranks_child.run(*sys.argv[1:])"
 
@@ -23,18 +20,18 @@ def run_two(directory: Path, architecture: str, mode: str) -> None:
 
 def states(directory: Path) -> list[dict[str, torch.Tensor]]:
     (last,) = (directory / "checkpoint").iterdir()
-    return [load_file(last / name) for name in FILES]
+    return [load_file(path) for path in sorted(last.glob("*.safetensors"))]
 
 
 def lines(directory: Path) -> list[dict[str, float]]:
-    texts = [(directory / str(hook) / "metrics.jsonl").read_text() for hook in HOOKS]
+    texts = [path.read_text() for path in sorted(directory.glob("*/metrics.jsonl"))]
     found = [json.loads(line) for text in texts for line in text.splitlines()]
     return [
         {name: value for name, value in line.items() if name not in ("tokens_per_s", "memory_mib")} for line in found
     ]
 
 
-@pytest.mark.parametrize("architecture", ["topk", "batchtopk", "jumprelu", "gated"])
+@pytest.mark.parametrize("architecture", ["topk", "batchtopk", "jumprelu", "gated", "clt"])
 def test_sharing_the_rows_of_batches_gives_the_sae_of_one_process(architecture: str, tmp_path: Path):
     make(tmp_path / "one", architecture, "data").run()
     run_two(tmp_path / "two", architecture, "data")
