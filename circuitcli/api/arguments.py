@@ -48,7 +48,7 @@ def _short(value: object) -> str:
 
 def wrong_type(name: str, value: object, wanted: str, *, hint: str = "") -> SettingsError:
     """The error for an argument of a wrong type."""
-    return SettingsError(f"{name} is {_short(value)}, and {wanted} is needed", hint=hint)
+    return SettingsError(f"{name} is {_short(value)}, but {wanted} is needed", hint=hint)
 
 
 def as_hook(hook: Hook, *, name: str = "hook") -> HookPoint:

@@ -97,7 +97,7 @@ def _chosen(others: Mapping[str, object] | None, named: Mapping[str, object]) ->
         raise wrong_type("settings", others, "a mapping", hint="for example settings={'train.keep': 'best'}")
     values = {name: value for name, value in named.items() if value is not None} | dict(others or {})
     if useless := [name for name in values if name in _OF_COMMANDS]:
-        raise SettingsError(f"{useless[0]} has no meaning here", hint="`circuit train` knows it")
+        raise SettingsError(f"{useless[0]} does not apply here", hint="`circuit train` takes it")
     made = changed(Settings(), values, origin="train()")
     check_objective(made)
     return made
