@@ -9,7 +9,7 @@ from circuitcli.activations.background import ahead
 from circuitcli.activations.collection import Collected, completed, done_rows
 from circuitcli.activations.plans import Collection, StoredShard, plans
 from circuitcli.activations.sae_lens import CachedSource
-from circuitcli.activations.storage.shard_files import ShardFiles
+from circuitcli.activations.shard_files import ShardFiles
 
 
 def adopt(source: CachedSource, collection: Collection) -> Collected:

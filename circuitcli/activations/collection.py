@@ -16,8 +16,8 @@ from circuitcli.activations.cache import ActivationCache
 from circuitcli.activations.lanes import blocks_at_once, lanes, n_lanes
 from circuitcli.activations.passes import passes
 from circuitcli.activations.plans import BlocksFrom, Collection, StoredShard, complete, plans, survey
+from circuitcli.activations.shard_files import ShardFiles
 from circuitcli.activations.storage.disk import DiskQueue, n_buffers
-from circuitcli.activations.storage.shard_files import ShardFiles
 from circuitcli.activations.storage.token_shards import tokens_path
 from circuitcli.activations.storage.writing import remove_partials
 from circuitcli.hookpoints import HookPoint

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from circuitcli.activations.lanes import Scratch
 from circuitcli.activations.plans import Collection, PlannedBatch
+from circuitcli.activations.shard_files import ShardFiles
 from circuitcli.activations.storage.disk import ALIGNMENT, DiskQueue
-from circuitcli.activations.storage.shard_files import ShardFiles
 from circuitcli.activations.storage.shards import DTYPES
 from circuitcli.activations.storage.stored_rows import CACHED_NUMBERS, RowSums, StoredRows
 from circuitcli.hookpoints import HookPoint
