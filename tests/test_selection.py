@@ -229,7 +229,7 @@ def test_taken_in_small_pieces_graphs_are_the_same(monkeypatch, positions, norma
 
     monkeypatch.setattr(contributions, "AT_ONCE", 9 * subject.n_spliced)
     monkeypatch.setattr(contributions.Contributions, "_of", seen)
-    for module in ("selection", "naive"):
+    for module in ("mean_edges", "naive"):
         monkeypatch.setattr(f"circuitcli.attribution.{module}.CODES_AT_ONCE", D_SAE)
     pieces = grad_graph(subject, baseline, positions=positions)
     assert max(values.numel() for values in largest) <= 9 * subject.n_spliced

@@ -1,12 +1,20 @@
-"""Means over prompts, with standard errors and the share of prompts in which a value is not zero."""
+"""Means over prompts, with standard errors and the share of prompts in which a value is not zero.
 
+Values of all nodes of a hook point come in pieces, so that no coder is too wide: those of one pass are never in memory
+at once. Of several passes all sums are.
+"""
+
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuitcli.attribution.panel import wide
+from circuitcli.attribution.contributions import Contributions
+from circuitcli.attribution.edges import Target
+from circuitcli.attribution.panel import Panel, wide
+from circuitcli.hookpoints import HookPoint
 
 
 @dataclass(frozen=True)
@@ -59,3 +67,98 @@ class Tally:
         mean = self.mean(n_prompts)
         variance = (self.square / n_prompts - mean.square()).clamp_min(0) * n_prompts / max(1, n_prompts - 1)
         return torch.stack([(variance / n_prompts).sqrt(), self.active.to(mean) / n_prompts])
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some features of a hook point from ``start`` on, or its error (None)."""
+
+    hook: HookPoint
+    start: int | None
+    width: int
+
+    def target(self, flat: int) -> Target:
+        """The node at an index of the piece's values, flattened from (group, width)."""
+        group, column = divmod(flat, self.width)
+        return Target(None if self.start is None else self.start + column, group)
+
+
+@dataclass(frozen=True)
+class Means:
+    """Means over prompts of a piece's values for each target; spread as of `Tally`, None for one prompt."""
+
+    piece: Piece
+    values: Float[Tensor, "target group width"]
+    spread: Float[Tensor, "2 target group width"] | None
+
+    @classmethod
+    def of(cls, piece: Piece, tally: Tally, *, n_prompts: int) -> "Means":
+        """Those of a tally."""
+        return cls(piece, tally.mean(n_prompts), tally.spread(n_prompts) if n_prompts > 1 else None)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Contributions in rows, each of a prompt and for a target, with the positions of each group."""
+
+    hook: HookPoint
+    parts: Contributions
+    masks: Bool[Tensor, "row group spliced"]
+    targets: Int[Tensor, " row"]
+
+    def grouped(self, panel: Panel) -> Iterator[tuple[slice, Float[Tensor, "row group width"]]]:
+        """Some features after the other, added up over the positions of each group."""
+        return ((features, panel.positions.summed(values, self.masks)) for features, values in self.parts.pieces())
+
+    def means(self, panel: Panel, *, n_targets: int) -> Iterator[Means]:
+        """Means over the prompts of these rows alone, some features after the other."""
+        for features, values in self.grouped(panel):
+            width = features.stop - features.start
+            tally = Tally(n_targets, panel.positions.n_groups, width, values.device)
+            tally.add(slice(None), values, self.targets)
+            yield Means.of(Piece(self.hook, features.start, width), tally, n_prompts=panel.n_prompts)
+
+
+@dataclass(frozen=True)
+class ErrorRows:
+    """What the error of a written hook point contributes, in rows as `Rows`, added up over the positions of each
+    group."""
+
+    hook: HookPoint
+    values: Float[Tensor, "row group 1"]
+    targets: Int[Tensor, " row"]
+
+    def means(self, panel: Panel, *, n_targets: int) -> Iterator[Means]:
+        """Means over the prompts of these rows alone."""
+        tally = Tally(n_targets, panel.positions.n_groups, 1, self.values.device)
+        tally.add(slice(0, 1), self.values, self.targets)
+        yield Means.of(Piece(self.hook, None, 1), tally, n_prompts=panel.n_prompts)
+
+
+class Sums:
+    """Sums over the prompts of several passes, of all nodes of each hook point for each target."""
+
+    def __init__(self, panel: Panel, n_targets: int) -> None:
+        self._panel, self._n_targets = panel, n_targets
+        self._tallies: dict[tuple[HookPoint, bool], Tally] = {}
+
+    def add(self, rows: Rows | ErrorRows) -> None:
+        """Add what features or an error contribute."""
+        if isinstance(rows, ErrorRows):
+            self._tally(rows.hook, 1, rows.values.device, is_error=True).add(slice(0, 1), rows.values, rows.targets)
+            return
+        tally = self._tally(rows.hook, rows.parts.coder.d_sae, rows.masks.device, is_error=False)
+        for features, values in rows.grouped(self._panel):
+            tally.add(features, values, rows.targets)
+
+    def _tally(self, hook: HookPoint, n_nodes: int, device: torch.device, *, is_error: bool) -> Tally:
+        key = (hook, is_error)
+        if key not in self._tallies:
+            self._tallies[key] = Tally(self._n_targets, self._panel.positions.n_groups, n_nodes, device)
+        return self._tallies[key]
+
+    def means(self) -> Iterator[Means]:
+        """The means of each hook point."""
+        for (hook, is_error), tally in self._tallies.items():
+            piece = Piece(hook, None if is_error else 0, tally.total.shape[-1])
+            yield Means.of(piece, tally, n_prompts=self._panel.n_prompts)

@@ -16,7 +16,7 @@ from circuitcli.attribution.panel import Panel, wide
 from circuitcli.attribution.subject import check_finite
 from circuitcli.errors import InputError
 from circuitcli.graphs import CircuitGraph, Edge, Node, sorted_graph
-from circuitcli.hookpoints import OUTPUT, HookPoint, NodeId
+from circuitcli.hookpoints import OUTPUT, HookPoint
 from circuitcli.progress import task
 from circuitcli.records import GraphRecord
 from circuitcli.saes.base import CODES_AT_ONCE
@@ -226,7 +226,7 @@ class _Part:
         return nodes
 
     def _name(self, hook: HookPoint, target: Target) -> str:
-        return str(NodeId(hook, target.index, self.panel.positions.names[target.group]))
+        return self.panel.node_id(hook, target.index, target.group)
 
 
 def _edge(source: str, target: str, weight: Average, unit: str) -> Edge:

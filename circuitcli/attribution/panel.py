@@ -14,7 +14,7 @@ from circuitcli.attribution.baselines import Baseline
 from circuitcli.attribution.positions import Positions
 from circuitcli.attribution.prompts import Prompt
 from circuitcli.attribution.subject import Subject, TokenNames
-from circuitcli.hookpoints import HookPoint
+from circuitcli.hookpoints import HookPoint, NodeId
 from circuitcli.models.adapter import ModelAdapter
 from circuitcli.saes.coders import Coders
 
@@ -106,6 +106,15 @@ class Panel:
         """The hook points that name nodes, in model order."""
         return self.coders.hooks
 
+    @property
+    def numbers(self) -> range:
+        """The numbers of the batches."""
+        return range(len(self.batches))
+
+    def node_id(self, hook: HookPoint, index: int | None, group: int) -> str:
+        """The name of a node at a group of positions."""
+        return str(NodeId(hook, index, self.positions.names[group]))
+
     def subject(self, batch: int) -> tuple[Subject, Baseline]:
         """A batch, run cleanly, with its baseline."""
 
@@ -121,7 +130,7 @@ class Panel:
 
     def subjects(self) -> Iterator[tuple[Subject, Baseline]]:
         """Each batch in turn."""
-        return (self.subject(batch) for batch in range(len(self.batches)))
+        return (self.subject(batch) for batch in self.numbers)
 
     def masks(self, subject: Subject) -> Bool[Tensor, "text group spliced"]:
         """Which positions of each prompt a node stands for."""
