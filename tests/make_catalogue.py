@@ -20,8 +20,7 @@ from typing import Any
 import yaml
 
 from circuitcli.errors import InputError
-from circuitcli.saes import catalogue
-from circuitcli.saes.exchange import hooks
+from circuitcli.saes.exchange import catalogue, hooks
 from circuitcli.saes.exchange.place import Changes
 
 # A model's name at the hub; all others are the same in TransformerLens's words.

@@ -18,8 +18,7 @@ from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.records import ActivationsRecord, Stream
 from circuitcli.runs import Run, file_digest
-from circuitcli.saes import catalogue
-from circuitcli.saes.exchange import formats
+from circuitcli.saes.exchange import catalogue, formats
 from circuitcli.saes.exchange.naming import named
 from circuitcli.saes.exchange.place import Changes
 from circuitcli.settings.settings import Settings

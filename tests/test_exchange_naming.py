@@ -13,8 +13,8 @@ from support import FAMILIES, adapter_of, random_ids
 from circuitcli.errors import InputError, ToolError
 from circuitcli.hookpoints import SITES, HookPoint
 from circuitcli.models.taps import tapped
-from circuitcli.saes import catalogue
-from circuitcli.saes.exchange import folding, formats, hooks
+from circuitcli.saes import folding
+from circuitcli.saes.exchange import catalogue, formats, hooks
 from circuitcli.saes.exchange.naming import by_hook, named
 
 MODEL_NAMES = {"gemma2": "google/gemma-2-2b", "gemma3": "google/gemma-3-1b-pt", "gemma": "google/gemma-2b"}

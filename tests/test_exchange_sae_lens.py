@@ -26,7 +26,8 @@ from safetensors.torch import load_file, save_file
 
 from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
-from circuitcli.saes.exchange import folding, formats
+from circuitcli.saes import folding
+from circuitcli.saes.exchange import formats
 
 sae_lens = pytest.importorskip("sae_lens")
 from sae_lens import SAE  # noqa: E402

@@ -15,7 +15,7 @@ from cli_support import here
 from circuitcli.errors import CircuitError, InputError, ToolError
 from circuitcli.models.hub import refusal
 from circuitcli.models.loading import load_model, load_tokenizer
-from circuitcli.saes import catalogue
+from circuitcli.saes.exchange import catalogue
 from circuitcli.settings.model import ModelSettings
 from circuitcli.text.data_sets import DataSet, row_documents
 

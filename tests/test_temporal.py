@@ -27,10 +27,10 @@ from circuitcli.features import scan as scanning
 from circuitcli.hookpoints import HookPoint
 from circuitcli.records import NodeRecord, Stream
 from circuitcli.runs import Run
-from circuitcli.saes import catalogue, files
+from circuitcli.saes import files
 from circuitcli.saes.base import SaeConfig
 from circuitcli.saes.coders import Coders
-from circuitcli.saes.exchange import formats, temporal
+from circuitcli.saes.exchange import catalogue, formats, temporal
 from circuitcli.saes.temporal import TemporalSae
 from circuitcli.stages import evaluate, graph_grad, graph_naive, inspect, interp, validate
 from circuitcli.stages.measure import HeldOut

@@ -29,7 +29,7 @@ def cut(coder: SparseCoder, hooks: Container[HookPoint]) -> SparseCoder:
     if kept == whole:
         return coder
     if whole.subtract_decoder_bias and kept.target != whole.target:
-        from circuitcli.saes.exchange.folding import with_decoder_bias_rule
+        from circuitcli.saes.folding import with_decoder_bias_rule
 
         # The bias that is subtracted goes with what it is the bias of.
         return cut(with_decoder_bias_rule(coder, subtracts=False), hooks)

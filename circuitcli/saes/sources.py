@@ -131,7 +131,7 @@ def fold_gain(sae: "SparseCoder", adapter: "ModelAdapter | None") -> None:
 
     Raises InputError if that cannot be folded into the weights.
     """
-    from circuitcli.saes.exchange import folding
+    from circuitcli.saes import folding
 
     if adapter is None:
         raise InputError(

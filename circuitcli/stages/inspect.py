@@ -1,26 +1,25 @@
 """``circuit inspect``: what an SAE is and expects, how healthy it is, and how it fits real activations."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from circuitcli.errors import InputError, SettingsError
-from circuitcli.hookpoints import HookPoint
+from circuitcli.errors import InputError
 from circuitcli.progress import track
-from circuitcli.records import ActivationsRecord, InspectionRecord, Record, ReleaseRecord
-from circuitcli.saes import catalogue
+from circuitcli.records import InspectionRecord, Record, ReleaseRecord
+from circuitcli.saes.exchange import catalogue
 from circuitcli.saes.exchange.hooks import same_model
 from circuitcli.saes.exchange.naming import named, texts_of
 from circuitcli.saes.exchange.place import Place
-from circuitcli.stages.fitting import RECORDED, cached, elsewhere, number, other_bos
+from circuitcli.stages.fitting import RECORDED, elsewhere, number, other_bos
+from circuitcli.stages.inspect_bench import Bench
 from circuitcli.stages.inspect_layers import held_together, outlines
 from circuitcli.stages.measuring import finite
 from circuitcli.stages.request import Request
 from circuitcli.stages.saes import SaeSource, fold_gain, load_sae, sae_sources
 
 if TYPE_CHECKING:
-    from circuitcli.evaluation.fit import Fit, Sample
-    from circuitcli.models.loading import LanguageModel
+    from circuitcli.evaluation.fit import Fit
     from circuitcli.saes.base import SparseCoder
     from circuitcli.saes.exchange.place import About
     from circuitcli.saes.exchange.tensors import Foreign
@@ -67,70 +66,6 @@ def run(request: Request, *, is_chosen: bool) -> list[Record]:
     bench = Bench(request, is_chosen)
     looked_at = track(sources, "inspect", unit="SAEs") if sources else ()
     return [*held_together(made, bench), *(_inspected(source, bench) for source in looked_at)]
-
-
-@dataclass
-class Bench:
-    """Where real activations come from; the model is loaded when it is first needed."""
-
-    request: Request
-    is_chosen: bool
-    loaded: "list[LanguageModel]" = field(default_factory=list)
-    # Of the activations that were last read.
-    bos: bool | None = None
-    is_cached: bool = False
-
-    @property
-    def model(self) -> "LanguageModel":
-        if not self.loaded:
-            from circuitcli.models.loading import load_model
-
-            self.loaded.append(load_model(self.request.settings.model))
-        return self.loaded[0]
-
-    def is_for(self, about: "About") -> bool:
-        """Whether an SAE is to be held against this model."""
-        if self.is_chosen:
-            return True
-        has_cache = bool(self.request.records.of(ActivationsRecord))
-        return has_cache and about.model is not None and same_model(about.model, self.request.settings.model.name)
-
-    def activations(self, sae: "SparseCoder", wrong: list[str]) -> "tuple[str, Sample] | None":
-        """Where they are from, and those at the SAE's hook points and, of the same tokens, at others.
-
-        None if there are none; to ``wrong`` is added what the model lacks.
-        """
-        from circuitcli.evaluation.fit import n_tokens
-        from circuitcli.saes.crosscoder import Crosscoder
-
-        if not isinstance(sae, Crosscoder):
-            return self.rows(list(dict.fromkeys((sae.hook, sae.target))), n_tokens(sae), wrong)
-        found = self.rows(sae.hook_points, n_tokens(sae), wrong)
-        if found is None:
-            return None
-        # All that it reads at once stands for its first hook point.
-        return found[0], found[1]._replace(rows={sae.hook: sae.joined(found[1].rows)})
-
-    def rows(self, ends: Sequence[HookPoint], n_tokens: int, wrong: list[str]) -> "tuple[str, Sample] | None":
-        """As `activations`, at these hook points, of so many tokens or fewer."""
-        count = min(n_tokens, self.request.settings.inspect.tokens)
-        found = cached(self.request, ends, n_tokens=count)
-        self.is_cached, self.bos = found is not None, None if found is None else found.bos
-        if found is not None:
-            return f"the cache of {self.request.run.path}", found
-        if not self.is_chosen:
-            return None
-        try:
-            for hook in ends:
-                self.model.adapter.check(hook)
-        except SettingsError as error:
-            wrong.append(f"the model is not its own: {error.message}")
-            return None
-        from circuitcli.stages.live import read_rows
-
-        text, rows = read_rows(self.request, self.model, ends, n_tokens=count)
-        self.bos = self.model.tokenizer.bos_id is not None
-        return f"{self.model.name} on {text}", rows
 
 
 def _inspected(source: SaeSource, bench: Bench) -> InspectionRecord:

@@ -14,7 +14,7 @@ from circuitcli.stages.saes import SaeSource, fold_gain, load_sae
 if TYPE_CHECKING:
     from circuitcli.evaluation.quality import Reconstruction
     from circuitcli.saes.exchange.tensors import Foreign
-    from circuitcli.stages.inspect import Bench
+    from circuitcli.stages.inspect_bench import Bench
 
 # Layers that are larger together are not loaded to be held against activations.
 MOST_BYTES = 2**34

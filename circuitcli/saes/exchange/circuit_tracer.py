@@ -163,7 +163,7 @@ def write(items: "Sequence[Foreign]", directory: Path) -> list[Path]:
 
     Raises InputError for what circuit-tracer does not load.
     """
-    from circuitcli.saes.exchange import folding
+    from circuitcli.saes import folding
     from circuitcli.saes.tensor_files import save_tensors
 
     if any(item.sae.config.further for item in items):

@@ -142,7 +142,7 @@ def _decoders(place: Place, layer: int, bias: "Tensor", d_sae: int) -> "dict[str
 
 def write(items: "Sequence[Foreign]", directory: Path) -> list[Path]:
     """Write the layers of a cross-layer transcoder. Raises InputError for what circuit-tracer does not load."""
-    from circuitcli.saes.exchange import folding
+    from circuitcli.saes import folding
     from circuitcli.saes.tensor_files import save_tensors
 
     _check_writable([item.sae for item in items])

@@ -239,7 +239,7 @@ _READERS = {
 
 def _unit_norm(sae: "SparseCoder") -> list[str]:
     """Do what the library does whenever it loads this class: decoder rows of length 1, codes multiplied."""
-    from circuitcli.saes.exchange import folding
+    from circuitcli.saes import folding
 
     norms = sae.W_dec.norm(dim=1)
     if bool(((norms - 1).abs() < 1e-5).all()):
@@ -295,7 +295,7 @@ def _written(sae: "SparseCoder") -> "tuple[str, dict[str, Any]]":
     """The class and its state dict."""
     import torch
 
-    from circuitcli.saes.exchange import folding
+    from circuitcli.saes import folding
 
     if sae.is_transcoder or sae.config.normalisation != "none" or sae.architecture not in _WRITTEN:
         kind = "transcoder" if sae.is_transcoder else f"{sae.architecture} with {sae.config.normalisation} input"

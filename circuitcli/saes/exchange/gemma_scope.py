@@ -223,7 +223,7 @@ def _built(place: Place, tensors: "Tensors") -> "SparseCoder":
 
 def _unscaled(sae: "SparseCoder") -> tuple[str, ...]:
     """Let an SAE of embedding rows read what the model makes of them."""
-    from circuitcli.saes.exchange import folding
+    from circuitcli.saes import folding
 
     folding.scale_input(sae, sae.d_in**-0.5)
     return ("trained on rows of the embedding; the model multiplies them by the root of the width, which is folded in",)

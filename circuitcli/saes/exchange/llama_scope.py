@@ -79,8 +79,8 @@ def _model(directory: Path) -> str | None:
 
 def read(place: Place) -> "Foreign":
     """The SAE or transcoder, for raw activations. Raises InputError for what is not known, and for bad files."""
+    from circuitcli.saes import folding
     from circuitcli.saes.base import SaeConfig
-    from circuitcli.saes.exchange import folding
     from circuitcli.saes.exchange.tensors import Foreign, Tensors, build
 
     weights, path = place.files

@@ -13,9 +13,8 @@ from pathlib import Path
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.reading import as_path
-from circuitcli.saes import catalogue
-from circuitcli.saes.catalogue import Entry, Release
-from circuitcli.saes.exchange import gemma_scope
+from circuitcli.saes.exchange import catalogue, gemma_scope
+from circuitcli.saes.exchange.catalogue import Entry, Release
 from circuitcli.saes.exchange.circuit_tracer import NAME as TRACER
 from circuitcli.saes.exchange.circuit_tracer_lists import listed
 from circuitcli.saes.exchange.formats import FORMATS, find

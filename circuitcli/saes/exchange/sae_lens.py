@@ -206,7 +206,7 @@ def _threshold(tensors: "Tensors", W_dec: "Tensor", said: Mapping[str, Any]) -> 
 
 def _fold(sae: "SparseCoder", place: Place, config: Mapping[str, Any]) -> list[str]:
     """Fold decoder norms and what was done to the inputs into the weights; what to tell of it."""
-    from circuitcli.saes.exchange import folding
+    from circuitcli.saes import folding
 
     notes = [temporal.NOTE] if config["architecture"] == _TEMPORAL else []
     rescales = bool(config.get("rescale_acts_by_decoder_norm"))
@@ -237,7 +237,7 @@ def _factor(path: Path) -> float | None:
 
 
 def _unwhiten(sae: "SparseCoder", path: Path) -> None:
-    from circuitcli.saes.exchange import folding
+    from circuitcli.saes import folding
     from circuitcli.saes.exchange.tensors import Tensors
 
     kept, d_in = Tensors.safetensors(path), sae.d_in

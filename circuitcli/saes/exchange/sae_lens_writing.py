@@ -46,7 +46,7 @@ def write(items: "Sequence[Foreign]", directory: Path) -> list[Path]:
 
     Raises InputError for an SAE that SAELens has no architecture for.
     """
-    from circuitcli.saes.exchange import folding
+    from circuitcli.saes import folding
     from circuitcli.saes.tensor_files import save_tensors
 
     made = []

@@ -137,7 +137,7 @@ def _refuse(place: Place, config: Mapping[str, Any], tensors: "Tensors") -> None
 
 def write(items: "Sequence[Foreign]", directory: Path) -> list[Path]:
     """Write each SAE into a folder with its module's path in the base model. Raises InputError for all but TopK."""
-    from circuitcli.saes.exchange import folding
+    from circuitcli.saes import folding
     from circuitcli.saes.tensor_files import save_tensors
 
     made = []

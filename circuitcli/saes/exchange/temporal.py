@@ -56,8 +56,8 @@ def places(directory: Path, names: frozenset[str]) -> list[Place]:
 
 def read(place: Place) -> "Foreign":
     """The SAE, for raw activations. Raises InputError for bad files."""
+    from circuitcli.saes import folding
     from circuitcli.saes.base import SaeConfig
-    from circuitcli.saes.exchange import folding
     from circuitcli.saes.exchange.tensors import Foreign, Tensors, build
 
     path = place.path / CONFIG
