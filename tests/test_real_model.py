@@ -24,6 +24,7 @@ from circuitcli.validation.circuits import circuit_metric, kept_nodes
 
 MODEL = os.environ.get("CIRCUIT_TEST_MODEL")
 PROMPT, TARGET = "The capital of France is", " Paris"
+PAIRS = Path(__file__).parents[2] / "shared" / "data" / "subject-verb"
 N_TOKENS, D_SAE, K = 2048, 768, 16
 HOOKS = ["resid.14", "mlp.15", "resid.15"]
 BEHAVIOUR = ["--prompt", PROMPT, "--target", TARGET]
@@ -173,6 +174,24 @@ def test_with_every_feature_and_error_kept_the_model_is_itself(pipeline: Pipelin
     clean = float(subject.metric_clean)
     assert clean == pytest.approx(pipeline.head["metric_clean"], abs=1e-4)
     assert float((full - empty) / (clean - empty)) == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.skipif(not PAIRS.is_dir(), reason="the subject-verb pairs are not beside the checkout")
+def test_agreement_is_explained_over_pairs_and_tested_on_others(pipeline: Pipeline) -> None:
+    pairs = ["--metric", "logit-diff", "--baseline", "counterfactual", "--skip-bad"]
+    train, test = (["--prompts", str(PAIRS / f"nounpp_{part}.json"), "--n-prompts", "4"] for part in ("train", "test"))
+    sizes = ["--down", "3", "--up", "2", "--method", "atp", "--name", "agreement"]
+    made = circuit(pipeline.folder, "graph-grad", *train, *pairs, *sizes)
+    head = [record for record in made if record["kind"] == "graph"][-1]
+    nodes = made[made.index(head) :]
+    effects = [record for record in nodes if record["kind"] == "node" and record["id"] != "output"]
+    assert head["n_prompts"] == 4 and head["metric"] == "logit-diff" and len(effects) > 4
+    assert all(record["standard_error"] >= 0 for record in effects)
+    few = ["--set", "validate.samples=2", "--set", "validate.minimality=false"]
+    scores = circuit(pipeline.folder, "validate", "--graph", "agreement", *test, "--skip-bad", *few)
+    told = [score for score in scores if score["kind"] == "score" and score["graph"] == "agreement"]
+    assert {"faithfulness", "completeness", "effect"} <= {score["name"] for score in told}
+    assert all(math.isfinite(score["value"]) and score["n_prompts"] == 4 for score in told)
 
 
 def test_the_same_commands_again_answer_at_once(pipeline: Pipeline) -> None:

@@ -28,6 +28,12 @@ class Baseline:
     codes: Mapping[HookPoint, Float[Tensor, "text position d_sae"]]
     errors: Mapping[HookPoint, Float[Tensor, "text position d_out"]]
 
+    @property
+    def n_bytes(self) -> int:
+        """Size of its tensors."""
+        parts = (self.codes, self.errors)
+        return sum(value.numel() * value.element_size() for part in parts for value in part.values())
+
 
 def zero(coders: Coders) -> Baseline:
     """No feature and no error."""

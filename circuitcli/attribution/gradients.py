@@ -48,11 +48,6 @@ class Effects:
         """Effects of all features at once; of wide coders they are better taken in pieces."""
         return self.parts.dense()
 
-    @property
-    def n_bytes(self) -> int:
-        """Size of the gradients."""
-        return sum(value.numel() * value.element_size() for value in self.gradients.values())
-
 
 def node_effects(
     subject: Subject, baseline: Baseline, *, method: str, steps: int, batch_size: int

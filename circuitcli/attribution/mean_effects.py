@@ -9,7 +9,13 @@ from torch import Tensor
 
 from circuitcli.attribution.averages import Average, ErrorRows, Means, Rows, Sums, average
 from circuitcli.attribution.edges import Target, sources_of, to_output
-from circuitcli.attribution.gradients import Effects, attribution_patching, integrated_gradients
+from circuitcli.attribution.gradients import (
+    Effects,
+    Gradients,
+    attribution_patching,
+    effects_of,
+    integrated_gradients,
+)
 from circuitcli.attribution.panel import Panel, wide
 from circuitcli.attribution.subject import check_finite
 from circuitcli.hookpoints import HookPoint
@@ -29,6 +35,23 @@ class Total:
     gap: float | None
 
 
+@dataclass(frozen=True)
+class _Gradients:
+    """What is kept of a group's effects: not the codes, which are their prompts'."""
+
+    gradients: Gradients
+    gap: Float[Tensor, " text"] | None
+
+    @classmethod
+    def of(cls, effects: Effects) -> "_Gradients":
+        return cls(effects.gradients, effects.gap)
+
+
+def _size(kept: _Gradients | None) -> int:
+    values = () if kept is None else kept.gradients.values()
+    return sum(value.numel() * value.element_size() for value in values)
+
+
 class PanelEffects:
     """Effects of each group on the prompts of each batch, taken when they are needed and kept as long as there is
     room."""
@@ -41,18 +64,21 @@ class PanelEffects:
         """Of one group on the prompts of a batch."""
         subject, baseline = self.panel.subject(batch)
         chosen = self.settings
+
+        def integrated() -> _Gradients:
+            steps, size = chosen.ig_steps, chosen.batch_size
+            return _Gradients.of(integrated_gradients(subject, group, baseline, steps=steps, batch_size=size))
+
+        def patching() -> dict[HookPoint, _Gradients]:
+            return {hook: _Gradients.of(one) for hook, one in attribution_patching(subject, baseline).items()}
+
         if chosen.method == "atp":
-            every = self.panel.kept.take(
-                ("effects", batch),
-                lambda: attribution_patching(subject, baseline),
-                lambda made: sum(one.n_bytes for one in made.values()),
-            )
-            return every[group]
-        return self.panel.kept.take(
-            ("effects", batch, group),
-            lambda: integrated_gradients(subject, group, baseline, steps=chosen.ig_steps, batch_size=chosen.batch_size),
-            lambda made: made.n_bytes,
-        )
+            kept = self.panel.kept.take(("effects", batch), patching, lambda made: sum(map(_size, made.values())))[
+                group
+            ]
+        else:
+            kept = self.panel.kept.take(("effects", batch, group), integrated, _size)
+        return effects_of(subject, group, baseline, kept.gradients, kept.gap)
 
     def to_output(self, batch: int, group: HookPoint) -> Effects | None:
         """The group's effects along the direct path to the output; None if it has none."""
@@ -61,13 +87,15 @@ class PanelEffects:
         subject, baseline = self.panel.subject(batch)
         chosen = self.settings
 
-        def make() -> Effects | None:
+        def make() -> _Gradients | None:
             own = {group: self.of(batch, group)}
-            return to_output(
+            made = to_output(
                 subject, own, baseline, method=chosen.method, steps=chosen.ig_steps, batch_size=chosen.batch_size
             ).get(group)
+            return None if made is None else _Gradients.of(made)
 
-        return self.panel.kept.take(("output", batch, group), make, lambda made: 0 if made is None else made.n_bytes)
+        kept = self.panel.kept.take(("output", batch, group), make, _size)
+        return None if kept is None else effects_of(subject, group, baseline, kept.gradients, kept.gap)
 
     def reaches_output(self, group: HookPoint) -> bool:
         """Whether a direct path leads from the group to the output in some prompt."""

@@ -126,7 +126,7 @@ class Panel:
             )
             return subject, self.baseline_of(subject, numbers)
 
-        return self.kept.take(("subject", batch), make, lambda made: made[0].n_bytes)
+        return self.kept.take(("subject", batch), make, lambda made: made[0].n_bytes + made[1].n_bytes)
 
     def subjects(self) -> Iterator[tuple[Subject, Baseline]]:
         """Each batch in turn."""
