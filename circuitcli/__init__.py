@@ -40,6 +40,7 @@ _PLACES = {
     "describe": "circuitcli.api.describing",
     "draw": "circuitcli.api.drawing",
     "encode": "circuitcli.api.encoding",
+    "evaluate": "circuitcli.api.evaluating",
     "find_behaviour": "circuitcli.api.behaviours",
     "find_circuit": "circuitcli.api.circuits",
     "load_coders": "circuitcli.api.coders",

@@ -11,6 +11,7 @@ from circuitcli.api.drawing import Picture as Picture
 from circuitcli.api.drawing import draw as draw
 from circuitcli.api.encoding import Encoded as Encoded
 from circuitcli.api.encoding import encode as encode
+from circuitcli.api.evaluating import evaluate as evaluate
 from circuitcli.api.models import load_model as load_model
 from circuitcli.api.running import Run as Run
 from circuitcli.api.running import run as run

@@ -3,6 +3,7 @@
 import ast
 import gc
 import inspect
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -290,6 +291,9 @@ calls = {
     "describe(text)": lambda: circuit.describe(model, coders, "resid.1/3", 7),
     "describe(contexts)": lambda: circuit.describe(model, coders, "resid.1/3", "a", contexts=0),
     "draw(7)": lambda: circuit.draw(7),
+    "evaluate(cache)": lambda: circuit.evaluate(model, coders, "activations"),
+    "evaluate(tokens)": lambda: circuit.evaluate(model, coders, cache, tokens=0),
+    "evaluate(missing)": lambda: circuit.evaluate(model, coders, cache),
     "encode(7)": lambda: circuit.encode(model, coders, 7),
     "encode(coders=7)": lambda: circuit.encode(model, 7, "a"),
     "encode(coders=text)": lambda: circuit.encode(model, "runs/builtin-tiny", "a"),
@@ -337,6 +341,17 @@ def test_each_function_shows_examples_that_call_what_is_there(name: str):
     for call in calls:
         named = {word.arg: None for word in call.keywords if word.arg is not None}
         inspect.signature(getattr(circuit, call.func.attr)).bind(*call.args, **named)
+
+
+def test_coders_are_measured_as_by_the_command_that_trained_them(model, coders, trained: Path):
+    cache = circuit.ActivationCache(trained / "activations", [*coders])
+    # What training held out: a tenth of the cache, where that is less than was asked for.
+    quality = circuit.evaluate(model, coders, cache, tokens=int(cache.n_tokens * 0.1))
+    for hook in coders:
+        kept = json.loads((trained / "saes" / str(hook) / "config.json").read_text(encoding="utf-8"))
+        measured = {name: value for name, value in quality[hook].items() if isinstance(value, float)}
+        assert {"explained_variance", "l0", "kl"} <= set(measured)
+        assert measured == pytest.approx({name: kept[name] for name in measured}, rel=1e-5)
 
 
 def test_end_to_end_training_reads_the_text_by_the_model(model, tmp_path: Path):

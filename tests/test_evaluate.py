@@ -13,6 +13,7 @@ from test_train_stage import OPTIONS
 from circuitcli.activations.cache import ActivationCache
 from circuitcli.cli import app, summaries
 from circuitcli.errors import InputError
+from circuitcli.evaluation.held_out import HeldOut
 from circuitcli.hookpoints import HookPoint
 from circuitcli.records import ActivationsRecord, EvaluationRecord, SaeRecord, Stream
 from circuitcli.runs import Run
@@ -21,7 +22,6 @@ from circuitcli.saes.base import SaeConfig
 from circuitcli.saes.relu import ReluSae
 from circuitcli.settings.sources import load
 from circuitcli.stages import collect, evaluate, train
-from circuitcli.stages.measure import HeldOut
 from circuitcli.stages.request import Request
 from circuitcli.training.log import read_metrics
 

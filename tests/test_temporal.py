@@ -21,6 +21,7 @@ from circuitcli.activations.cache import ActivationCache
 from circuitcli.attribution import baselines
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.evaluation.fit import fit
+from circuitcli.evaluation.held_out import HeldOut
 from circuitcli.evaluation.quality import reconstruction
 from circuitcli.evaluation.spliced import SplicedLoss, Texts
 from circuitcli.features import scan as scanning
@@ -33,7 +34,6 @@ from circuitcli.saes.coders import Coders
 from circuitcli.saes.exchange import catalogue, formats, temporal
 from circuitcli.saes.temporal import TemporalSae
 from circuitcli.stages import evaluate, graph_grad, graph_naive, inspect, interp, validate
-from circuitcli.stages.measure import HeldOut
 from circuitcli.stages.request import Request
 
 HOOK = HookPoint(2, "resid")

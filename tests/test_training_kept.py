@@ -12,6 +12,7 @@ from disk_kills import Killed, broken_at
 
 from circuitcli.cli.failures import explain
 from circuitcli.errors import CircuitError, InputError, ToolError
+from circuitcli.evaluation.held_out import HeldOut
 from circuitcli.records import SaeRecord, Stream
 from circuitcli.render.curves import find_curves
 from circuitcli.runs import Run
@@ -19,7 +20,6 @@ from circuitcli.saes import files
 from circuitcli.saes.folder import is_recorded, read_config
 from circuitcli.settings.sources import load
 from circuitcli.stages import collect, evaluate, measuring, train
-from circuitcli.stages.measure import HeldOut
 from circuitcli.stages.request import Request
 from circuitcli.training import job, memory
 from circuitcli.training.optimiser import CoderOptimiser

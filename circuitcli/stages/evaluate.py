@@ -14,13 +14,14 @@ from pydantic import ValidationError
 
 from circuitcli import __version__, group, processes, progress
 from circuitcli.errors import InputError
+from circuitcli.evaluation.held_out import HeldOut
 from circuitcli.hookpoints import HookPoint
 from circuitcli.manifest import NEXT
 from circuitcli.reading import read_object
 from circuitcli.records import ActivationsRecord, EvaluationRecord, Record
 from circuitcli.runs import atomic
+from circuitcli.stages import measure
 from circuitcli.stages.inputs import activation_digests, activation_records, open_cache
-from circuitcli.stages.measure import HeldOut
 from circuitcli.stages.measuring import finite, measured_together
 from circuitcli.stages.replacement import replacement_record
 from circuitcli.stages.request import Request, fingerprint, resumable
@@ -109,7 +110,7 @@ def _work(
     transcoders = [hook for hook, source in sources.items() if source.place.writes not in ((), (hook,))]
     group.barrier()
     collected = [HookPoint.parse(record.hook) for record in request.records.of(ActivationsRecord)]
-    held_out = cache(lambda: HeldOut.of(request, open_cache(request, collected, purpose=NAME), rows))
+    held_out = cache(lambda: measure.held_out(request, open_cache(request, collected, purpose=NAME), rows))
     for hooks in progress.track(missing[processes.rank() :: processes.count()], "measure", unit="SAEs"):
         group.check()
         for hook, facts in _measured(request, held_out(), {hook: sources[hook] for hook in hooks}).items():

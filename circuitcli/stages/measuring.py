@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from circuitcli import progress
 from circuitcli.errors import InputError
+from circuitcli.evaluation.held_out import HeldOut
 from circuitcli.hookpoints import HookPoint
 from circuitcli.records import TrainedRecord
 from circuitcli.saes.folder import is_recorded, read_config
-from circuitcli.stages.measure import HeldOut
+from circuitcli.stages.measure import held_out
 from circuitcli.stages.request import Request
 from circuitcli.stages.unfinished import Finished, Unfinished
 from circuitcli.training.plan import Plan, training_plan
@@ -48,7 +49,7 @@ class Bench:
 
     def held_out(self) -> HeldOut:
         """The rows, and the model, which this loads."""
-        return HeldOut.of(self.request, self.cache, self.plan.held_out_rows)
+        return held_out(self.request, self.cache, self.plan.held_out_rows)
 
     def saved(
         self,

@@ -7,7 +7,7 @@ from circuitcli import processes
 from circuitcli.hookpoints import HookPoint
 from circuitcli.records import ReplacementRecord
 from circuitcli.saes.folder import read_config
-from circuitcli.stages.measure import HeldOut
+from circuitcli.stages.measure import held_out
 from circuitcli.stages.measuring import finite
 from circuitcli.training.plan import training_plan
 
@@ -61,7 +61,7 @@ def _measured(training: "Training", coders: "Sequence[Finished]") -> dict[str, A
     hooks = sorted({hook for coder in loaded for hook in (coder.hook, *coder.writes)})
     cache = open_cache(request, hooks, purpose="train")
     rows = training_plan(request.settings, n_rows=cache.n_tokens).held_out_rows
-    held_out = HeldOut.of(request, cache, rows)
-    by_hook: dict[HookPoint, Any] = {coder.hook: coder.to(held_out.device) for coder in loaded}
-    facts: dict[str, Any] = finite(held_out.replacement(by_hook))
+    measure = held_out(request, cache, rows)
+    by_hook: dict[HookPoint, Any] = {coder.hook: coder.to(measure.device) for coder in loaded}
+    facts: dict[str, Any] = finite(measure.replacement(by_hook))
     return facts
