@@ -18,7 +18,7 @@ def evaluate(
     """How much of the activations coders explain, and what the model loses if they stand in their place, by hook point.
 
         quality = circuit.evaluate(model, coders, cache)
-        quality["resid.1"]["explained_variance"], quality["resid.1"]["l0"], quality["resid.1"]["kl"]
+        quality["resid.1"]["explained_variance"], quality["resid.1"]["l0"], quality["resid.1"]["kl_spliced"]
 
     Measured on the last ``tokens`` of the cache, which `train` holds out first, and on the text of the first
     ``loss_tokens`` of these: explained variance, L0, densities, geometry, cross-entropy and KL divergence in nats with
