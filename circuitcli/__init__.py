@@ -4,7 +4,14 @@
 
     model = circuit.load_model("builtin:tiny")
     coders = circuit.load_coders("runs/builtin-tiny")
-    encoded = circuit.encode(model, coders, "for i in range(")
+    graph = circuit.find_circuit(model, coders, "for i in range(", down=5, up=3)
+    scores = circuit.validate(model, coders, graph)
+
+load_model, load_coders         a model, and sparse coders of its activations: a run's, or anybody's
+collect, train, evaluate        activations of a text, coders that learn from them, and how good these are
+encode, describe, run           a text in features, what a feature means, the model without some or with more of them
+find_behaviour, find_circuit    something to explain, and the features and errors behind it
+validate, draw                  how far a circuit can be believed, and its picture
 
 What a name stands for is loaded when it is first asked for: PyTorch and transformers take seconds. Plain texts, tensors
 and paths go in, frozen values come out; nothing is written unless a path is given. What can be mended is raised as a

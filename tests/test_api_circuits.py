@@ -15,7 +15,6 @@ from test_graph_stages import trained as trained
 import circuitcli as circuit
 from circuitcli.records import ScoreRecord, Stream
 from circuitcli.stages import graph_grad, graph_naive, validate
-from circuitcli.stages.request import Request
 
 SMALL = dict(down=3, up=2, steps=3, settings={"baseline_tokens": 512})
 QUICK = dict(samples=3, bootstrap=0)
@@ -73,12 +72,11 @@ def same_graph(found: circuit.CircuitGraph, made: circuit.CircuitGraph) -> None:
     assert told == {name: value for name, value in made.head if value is not None and name not in ("name", "path")}
 
 
-def test_a_gradient_graph_and_its_scores_are_those_of_the_commands(model, coders, ask, run):
-    made = graph_grad.run(ask())
+def test_a_gradient_graph_and_its_scores_are_those_of_the_commands(model, coders, ask, tmp_path: Path):
     found = circuit.find_circuit(model, coders, PROMPT, **SMALL)
-    same_graph(found, graph_of(made))
-    request = ask()
-    of_command = validate.run(Request(request.settings, Stream([*run.stream(), *made]), run))
+    same_graph(found, graph_of(graph_grad.run(ask())))
+    found.save(tmp_path / "found.jsonl")
+    of_command = validate.run(ask(validate__graph=str(tmp_path / "found.jsonl")))
     scores = circuit.validate(model, coders, found, **QUICK)
     expected = [one for one in Stream(of_command).of(ScoreRecord) if one.name != "effect"]
     assert [one.model_dump(exclude={"graph", "graph_digest"}) for one in scores] == [
@@ -108,7 +106,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_pairs_of_a_file_are_a_behaviour_and_a_graph_of_them_is_tested_on_them(model, coders, pairs: Path, tmp_path):
+def test_pairs_of_a_file_are_a_behaviour_and_a_graph_of_them_is_tested_on_them(model, coders, pairs, ask, tmp_path):
     options = dict(down=3, up=2, method="atp")
     by_file = circuit.find_circuit(model, coders, pairs, metric="logit-diff", baseline="counterfactual", **options)
     behaviour = circuit.Behaviour.of(pairs, metric="logit-diff", baseline="counterfactual")
@@ -126,6 +124,9 @@ def test_pairs_of_a_file_are_a_behaviour_and_a_graph_of_them_is_tested_on_them(m
     # Their positions do not count on prompts that are given.
     assert again["faithfulness"].metric_clean == scores["faithfulness"].metric_clean
     assert scores["faithfulness"].n_prompts == 2
+    of_command = validate.run(ask(validate__graph=str(tmp_path / "graph.jsonl"), graph__prompt=None))
+    judged = next(one for one in Stream(of_command).of(ScoreRecord) if one.judged)
+    assert judged.value == scores.faithfulness
 
 
 def test_bad_prompts_of_a_file_are_left_out_if_asked_and_the_graph_tells_which_were_used(model, coders, pairs: Path):
