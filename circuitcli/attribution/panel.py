@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -158,4 +159,14 @@ def _batches(prompts: Sequence[Prompt], *, d_codes: int, batch_size: int) -> Ite
 
 def wide(values: Tensor) -> Tensor:
     """In float64, where the device has it, so that sums over many prompts lose nothing."""
-    return values if values.device.type == "mps" else values.to(torch.float64)
+    return values.to(torch.float64) if _has_float64(values.device.type) else values
+
+
+@cache
+def _has_float64(device: str) -> bool:
+    """Apple's GPUs have none."""
+    try:
+        torch.zeros(1, device=device).to(torch.float64)
+    except (TypeError, RuntimeError):
+        return False
+    return True
