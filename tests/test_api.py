@@ -73,6 +73,8 @@ def test_coders_of_a_run_of_one_folder_and_of_a_list_are_the_same(trained: Path,
     assert [*map(str, coders)] == ["mlp.1", "resid.1", "mlp.2", "resid.2"] == [*map(str, listed)]
     for hook, coder in coders.items():
         assert torch.equal(coder.W_enc, listed[hook].W_enc) and coder.hook == hook
+    assert "mlp.1" in coders and HookPoint(1, "mlp") in coders
+    assert not any(other in coders for other in ("mlp.3", "mlp", "", None, 7))
     one = circuit.load_coders(trained, hooks="resid.2")
     assert [*one] == [HookPoint(2, "resid")] and torch.equal(one["resid.2"].W_dec, coders["resid.2"].W_dec)
 

@@ -1,5 +1,7 @@
 """Running models with features changed: against hooks by hand, and circuits that keep everything else."""
 
+import copy
+
 import pytest
 import torch
 from support import random_sae
@@ -9,6 +11,7 @@ from test_cards import coder_of
 import circuitcli as circuit
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.taps import tapped
+from circuitcli.saes.files import content_digest
 from circuitcli.saes.topk import TopKSae
 
 TEXT = "a plain text"
@@ -113,3 +116,13 @@ def test_nodes_that_are_none_are_refused_with_a_hint(model, coders, changes: dic
     with pytest.raises(circuit.CircuitError) as raised:
         circuit.run(model, coders, TEXT, **changes)
     assert said in raised.value.message and raised.value.hint
+
+
+def test_what_tells_coders_apart_is_what_they_hold_not_the_type_in_which_they_lie(coders):
+    sae = coders[0]
+    before = content_digest(sae)
+    assert content_digest(copy.deepcopy(sae).double()) == before
+    other = copy.deepcopy(sae)
+    with torch.no_grad():
+        other.b_dec[3] += 1e-3
+    assert content_digest(other) != before

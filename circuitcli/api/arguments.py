@@ -84,6 +84,12 @@ class ByHook(Mapping[HookPoint, T]):
             raise UnknownHookError(f"there is nothing at {found}", hint=f"there is {' '.join(map(str, self._values))}")
         return self._values[found]
 
+    def __contains__(self, hook: object) -> bool:
+        try:
+            return isinstance(hook, Hook) and as_hook(hook) in self._values
+        except SettingsError:
+            return False
+
     def __iter__(self) -> Iterator[HookPoint]:
         return iter(self._values)
 

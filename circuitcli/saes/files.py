@@ -46,8 +46,8 @@ def content_digest(coder: SparseCoder) -> str:
 
 
 def _sha256(tensor: torch.Tensor) -> str:
-    # As bytes: NumPy does not know all number types.
-    return hashlib.sha256(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
+    # In the type of files, whatever model the coder was put beside.
+    return hashlib.sha256(tensor.detach().cpu().float().contiguous().numpy().tobytes()).hexdigest()
 
 
 def load(directory: Path, writes: Container[HookPoint] | None = None) -> SparseCoder:
