@@ -39,7 +39,7 @@ class SaeSettings(Section):
     expansion: float = Field(8.0, gt=0, le=4096)
     """Features per model dimension, where d_sae is not given."""
     d_sae: int | None = Field(None, ge=1, le=2**24)
-    """Number of features; of a staircase, those that each of its layers adds to the ones before."""
+    """Number of features: of a clt in each layer, of a staircase those that each layer adds to the ones before."""
     l1_weight: float | None = Field(None, ge=0, le=1e6)
     """Weight of the sparsity penalty of relu and gated, for inputs whose mean squared norm is their width; by default 5
     in models that are 4,096 wide or wider, and less by the root of the width in others."""
