@@ -177,7 +177,7 @@ def test_activations_of_unknown_origin_are_not_touched_without_force(tmp_path, m
     collect.run(stage_request(tmp_path / "run", model, text))
     (tmp_path / "run" / "run.json").unlink()
     before = stored_bytes(tmp_path / "run" / "activations")
-    with pytest.raises(InputError, match="manifest does not know"):
+    with pytest.raises(InputError, match="manifest does not mention"):
         collect.run(stage_request(tmp_path / "run", model, text))
     assert stored_bytes(tmp_path / "run" / "activations") == before
 
