@@ -253,7 +253,7 @@ def test_the_runs_own_saes_are_held_against_its_cache(ask, run_path: Path):
 
 
 def test_an_sae_at_another_hook_point_is_told_where_it_fits(ask, run_path: Path, tmp_path: Path):
-    rows = inspect.cached(ask(), [HookPoint(1, "mlp"), HOOK], n_tokens=100).rows[HookPoint(1, "mlp")]
+    rows = fitting.cached(ask(), [HookPoint(1, "mlp"), HOOK], n_tokens=100).rows[HookPoint(1, "mlp")]
     direction = torch.linalg.svd(rows - rows.mean(dim=0)).Vh[:3].T
     sae = ARCHITECTURES["relu"](SaeConfig(HOOK, 24, 6))
     with torch.no_grad():
