@@ -18,8 +18,10 @@ from circuitcli.attribution.selection import Circuit, find_circuit
 from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint, NodeId
 from circuitcli.models.taps import tapped
+from circuitcli.saes.base import SaeConfig
 from circuitcli.saes.coders import Coders
 from circuitcli.saes.splice import Edit, splice
+from circuitcli.saes.topk import TopKSae
 from circuitcli.schema import POLICIES
 from circuitcli.settings.graph import GraphSettings
 from circuitcli.validation.circuits import circuit_metric, kept_nodes
@@ -475,6 +477,10 @@ def test_a_hook_point_is_read_once_and_explained_once():
     autoencoder = random_sae(HookPoint(1, "mlp"))
     with pytest.raises(InputError, match=r"mlp\.1 is explained twice: by the autoencoder at mlp\.1 and by the tran"):
         Coders.of([one, autoencoder])
+    reads_and_writes = SaeConfig(HookPoint(0, "mlp"), 4, 8, target=HookPoint(0, "mlp"), further=(HookPoint(1, "mlp"),))
+    with pytest.raises(InputError, match="writes what it reads, and more"):
+        Coders.of([TopKSae(reads_and_writes, k=2)])
+    assert not TopKSae(replace(reads_and_writes, further=()), k=2).is_transcoder
     assert Coders.of([two, one]).written == tuple(HookPoint(layer, "mlp") for layer in range(3))
 
 

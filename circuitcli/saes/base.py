@@ -153,7 +153,7 @@ class SparseCoder(nn.Module, ABC):
     @property
     def is_transcoder(self) -> bool:
         """Whether it predicts another hook point than it reads."""
-        return self.config.target is not None
+        return self.config.writes != (self.config.hook,)
 
     @property
     def d_in(self) -> int:

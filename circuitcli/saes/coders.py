@@ -84,6 +84,8 @@ def _check_written(hook: HookPoint, writers: tuple[SparseCoder, ...]) -> None:
             hint="choose the autoencoder or the transcoders, with --sites or --sae",
         )
     for coder in writers:
+        if coder.is_transcoder and hook == coder.hook:
+            raise InputError(f"{_named(coder)} writes what it reads, and more: it is neither an autoencoder nor one")
         if hook < coder.hook:
             raise InputError(f"{_named(coder)} writes {hook}, which comes before what it reads")
 
