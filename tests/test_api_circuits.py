@@ -13,6 +13,7 @@ from test_graph_stages import run as run
 from test_graph_stages import trained as trained
 
 import circuitcli as circuit
+from circuitcli.errors import InputError
 from circuitcli.records import ScoreRecord, Stream
 from circuitcli.stages import graph_grad, graph_naive, validate
 
@@ -129,6 +130,40 @@ def test_pairs_of_a_file_are_a_behaviour_and_a_graph_of_them_is_tested_on_them(m
     assert judged.value == scores.faithfulness
 
 
+def test_what_is_given_beside_a_file_and_what_it_held_are_kept_with_the_graph(model, coders, tmp_path):
+    file = tmp_path / "some.jsonl"
+    file.write_text('{"prompt": "for i in range("}\n{"prompt": "for k in range("}\n', encoding="utf-8")
+    graph = circuit.find_circuit(model, coders, file, target="1", baseline="zero", down=2, up=1, method="atp")
+    file.unlink()
+    graph.save(tmp_path / "graph.jsonl")
+    tested = circuit.validate(model, coders, circuit.CircuitGraph.load(tmp_path / "graph.jsonl"), **QUICK)
+    assert tested["faithfulness"].metric_clean == pytest.approx(graph.head.metric_clean, abs=1e-5)
+
+
+def test_a_graph_of_many_prompts_that_a_command_made_is_tested_from_python(
+    model, coders, pairs: Path, ask, run, tmp_path, monkeypatch
+):
+    asked = dict(graph__metric="logit-diff", graph__baseline="counterfactual", graph__down=2, graph__up=1)
+    made = graph_of(graph_grad.run(ask(graph__prompt=None, graph__prompts=str(pairs), **asked)))
+    monkeypatch.chdir(tmp_path)
+    graph = circuit.CircuitGraph.load(run.path / made.head.path)
+    graph.save("elsewhere.jsonl")
+    for one in (graph, circuit.CircuitGraph.load("elsewhere.jsonl")):
+        tested = circuit.validate(model, coders, one, **QUICK)
+        assert tested["faithfulness"].metric_clean == pytest.approx(made.head.metric_clean, abs=1e-5)
+
+
+@pytest.mark.parametrize("wrong", [dict(prompts=""), dict(prompts=PROMPT, target="two tokens here")], ids=str)
+def test_no_prompt_is_to_be_left_out_where_there_is_one(model, coders, wrong):
+    with pytest.raises(InputError) as caught:
+        circuit.find_circuit(model, coders, baseline="zero", **wrong)
+    assert "skip" not in caught.value.hint
+    both = {**wrong, "prompts": [PROMPT + "0", wrong["prompts"]]}
+    with pytest.raises(InputError, match=r"^prompt \d: ") as caught:
+        circuit.find_circuit(model, coders, baseline="zero", **both)
+    assert caught.value.hint.endswith("; skip_bad=True leaves such prompts out")
+
+
 def test_bad_prompts_of_a_file_are_left_out_if_asked_and_the_graph_tells_which_were_used(model, coders, pairs: Path):
     mixed = pairs.with_name("mixed.jsonl")
     mixed.write_text(f'{{"prompt": ""}}\n{pairs.read_text(encoding="utf-8")}', encoding="utf-8")
@@ -206,6 +241,9 @@ def test_without_a_cache_means_are_those_of_the_models_usual_text(model, coders,
         (dict(baseline="counterfactual"), "counterfactual"),
         (dict(counterfactual="one"), "tokens"),
         (dict(down=0), "down=0"),
+        (dict(down=3, method="naive"), "down is of ig"),
+        (dict(steps=3, method="naive"), "steps is of ig"),
+        (dict(steps=0), "steps=0: "),
         (dict(settings={"thinn": 1}), "thinn"),
         (dict(method="atp", metric="kl"), "method ig"),
         (dict(target="0", metric="kl"), "target"),

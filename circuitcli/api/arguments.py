@@ -17,8 +17,10 @@ Path = str | os.PathLike[str]
 Hook = HookPoint | str
 
 
-def checked(kind: type[S], **values: Any) -> S:
+def checked(kind: type[S], *, called: Mapping[str, str] | None = None, **values: Any) -> S:
     """A section of the settings with these values; None stands for the default.
+
+    called: what those arguments are called that are not called as their settings.
 
     Raises SettingsError, naming the argument and saying what it is for, for a value that does not fit.
     """
@@ -31,7 +33,8 @@ def checked(kind: type[S], **values: Any) -> S:
         field = kind.model_fields.get(name)
         said = first["msg"].removeprefix("Value error, ")
         hint = " ".join((field.description or "").split()) if field is not None else ""
-        raise SettingsError(f"{name}={_short(given.get(name))}: {said[:1].lower() + said[1:]}", hint=hint) from None
+        shown = (called or {}).get(name, name)
+        raise SettingsError(f"{shown}={_short(given.get(name))}: {said[:1].lower() + said[1:]}", hint=hint) from None
 
 
 def _plain(value: Any) -> Any:

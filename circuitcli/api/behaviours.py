@@ -22,6 +22,7 @@ from circuitcli.settings.graph import Baseline, GraphSettings, Metric
 Prompt = str | Sequence[int] | Example | Conversation
 Prompts = Prompt | Path | Iterable[Prompt] | Behaviour
 _FILES = (".jsonl", ".json", ".csv", ".tsv")
+SKIP_BAD = "skip_bad=True leaves such prompts out"
 _HINT = "give a text, a list of texts, the Path of a file of prompts, or a Behaviour"
 
 

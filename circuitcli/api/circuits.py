@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 from circuitcli.activations.cache import ActivationCache
 from circuitcli.api.arguments import checked, wrong_type
 from circuitcli.api.baselines import baseline_rule
-from circuitcli.api.behaviours import Prompts, as_behaviour
+from circuitcli.api.behaviours import SKIP_BAD, Prompts, as_behaviour
 from circuitcli.api.coders import SomeCoders, digests, spliced
 from circuitcli.api.models import as_model
 from circuitcli.attribution import heads
@@ -26,6 +26,9 @@ from circuitcli.settings.graph import Baseline, GraphSettings, Metric
 Method = Literal["ig", "atp", "naive"]
 # Settings of graphs that are no arguments.
 _FREE = ("baseline_tokens", "batch_size", "threshold_exp", "thin", "pin", "to")
+_OF_GRADIENTS = ("ig_steps", "down", "up")
+# Arguments that are called otherwise than the settings that they are.
+_CALLED = {"ig_steps": "steps"}
 
 
 def find_circuit(
@@ -89,7 +92,7 @@ def find_circuit(
         n_prompts=n_prompts,
         skip_bad=skip_bad,
     )
-    left_out = LeftOut(allowed=skip_bad)
+    left_out = LeftOut(allowed=skip_bad, hint=SKIP_BAD)
     behaviour = as_behaviour(
         prompts,
         target=target,
@@ -121,8 +124,11 @@ def _settings(others: Mapping[str, object] | None, method: Method, **named: Any)
         raise wrong_type("method", method, "a method", hint="methods are ig, atp and naive")
     if unknown := [name for name in others or {} if name not in _FREE]:
         raise SettingsError(f"unknown setting: {unknown[0]}", hint=f"there are {' '.join(_FREE)}; see the arguments")
+    if method == "naive" and (given := [name for name in _OF_GRADIENTS if named[name] is not None]):
+        name = _CALLED.get(given[0], given[0])
+        raise SettingsError(f"{name} is of ig and atp, not of naive", hint=f"leave out {name}=")
     of_method = {} if method == "naive" else {"method": method}
-    return checked(GraphSettings, **{**dict(others or {}), **named, **of_method})
+    return checked(GraphSettings, called=_CALLED, **{**dict(others or {}), **named, **of_method})
 
 
 def _panel(
@@ -173,8 +179,9 @@ def _of_prompts(behaviour: Behaviour, panel: Panel, *, n_bad: int) -> dict[str, 
     if panel.n_prompts > 1:
         # Of a file that holds others too, those that were used.
         is_file = bool(behaviour.source) and not n_bad and len(kept) == len(behaviour.examples)
-        of_source = {"prompts": behaviour.source} if is_file else {"examples": [*map(as_line, kept)]}
-        return of_source | {"prompts_digest": digest_of(kept)}
+        # Written down in full: a file may change or go, and holds no targets that were given beside it.
+        of_source = {"prompts": behaviour.source} if is_file else {}
+        return {**of_source, "examples": [*map(as_line, kept)], "prompts_digest": digest_of(kept)}
     # What a head has no other place for.
     is_plain = not kept[0].spans and kept[0].messages is None
     facts: dict[str, Any] = {} if is_plain else {"examples": [as_line(kept[0])]}

@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 from circuitcli.activations.cache import ActivationCache
 from circuitcli.api.arguments import checked, wrong_type
 from circuitcli.api.baselines import baseline_rule
-from circuitcli.api.behaviours import Prompts, as_behaviour
+from circuitcli.api.behaviours import SKIP_BAD, Prompts, as_behaviour
 from circuitcli.api.coders import SomeCoders, by_hook, digests, spliced
 from circuitcli.api.models import as_model
 from circuitcli.attribution.baselines import BaselineRule
@@ -115,7 +115,7 @@ def validate(
     settings = checked(ValidationSettings, errors=errors, samples=samples, bootstrap=bootstrap, minimality=minimality)
     sizes = checked(GraphSettings, n_prompts=n_prompts, skip_bad=skip_bad, batch_size=batch_size)
     tested = _Tested.of(graph)
-    model, left_out = as_model(model), LeftOut(allowed=skip_bad)
+    model, left_out = as_model(model), LeftOut(allowed=skip_bad, hint=SKIP_BAD)
     named: dict[str, Any] = {"target": target, "foil": foil, "counterfactual": counterfactual}
     behaviour = tested.behaviour(prompts, metric=metric, baseline=baseline, left_out=left_out, **named)
     chosen = tested.coders(coders, model)

@@ -113,10 +113,13 @@ def placed(place: str, reason: str) -> Iterator[None]:
 
 
 class LeftOut:
-    """What becomes of bad prompts: the first one is raised, or, if ``allowed``, all are counted by reason."""
+    """What becomes of bad prompts: the first one is raised, or, if ``allowed``, all are counted by reason.
 
-    def __init__(self, *, allowed: bool = False) -> None:
-        self.allowed = allowed
+    hint: how to leave them out, for who did not ask for it.
+    """
+
+    def __init__(self, *, allowed: bool = False, hint: str = SKIP_HINT) -> None:
+        self.allowed, self.hint = allowed, hint
         self.reasons: Counter[str] = Counter()
         self.first: CircuitError | None = None
 
@@ -126,9 +129,10 @@ class LeftOut:
         return self.reasons.total()
 
     @contextmanager
-    def each(self, reason: str = "") -> Iterator[None]:
+    def each(self, reason: str = "", *, is_only: bool = False) -> Iterator[None]:
         """Around what is done with one prompt. ``reason`` is that of errors that do not tell their own.
 
+        is_only: there is no other, so leaving it out would leave nothing, and is not proposed.
         Raises the prompt's error unless such prompts are left out.
         """
         try:
@@ -137,7 +141,7 @@ class LeftOut:
             if isinstance(error, BadPrompt) and error.is_of_all:
                 raise
             if not self.allowed:
-                error.hint = "; ".join(filter(None, (error.hint, SKIP_HINT)))
+                error.hint = "; ".join(filter(None, (error.hint, "" if is_only else self.hint)))
                 raise
             self.first = self.first or error
             self.reasons[error.reason if isinstance(error, BadPrompt) else reason] += 1

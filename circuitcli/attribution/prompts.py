@@ -78,7 +78,8 @@ def encode_all(
     for example in examples:
         if len(prompts) == most:
             break
-        with left_out.each():
+        # A prompt that was not read from among others has no place.
+        with left_out.each(is_only=not example.place):
             prompts.append(encode_example(example, tokenizer, adapter, needs=needs))
     left_out.check(len(prompts), source="the file of prompts")
     if needs.spans:
@@ -169,7 +170,7 @@ def _check_needs(prompt: Prompt, needs: Needs) -> None:
         )
     if needs.spans and not prompt.spans:
         raise BadPrompt(
-            "it has no spans", reason="no spans", hint='add "spans": {"verb": [12, 17]}, or --positions sum'
+            "the prompt has no spans", reason="no spans", hint='add "spans": {"verb": [12, 17]}, or --positions sum'
         )
 
 

@@ -1,11 +1,14 @@
 """Graphs in files of records."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from circuitcli import records
 from circuitcli.errors import InputError, first_line
 from circuitcli.graphs.conversion import from_records, to_records
 from circuitcli.graphs.graph import CircuitGraph
+from circuitcli.reading import json_lines
+from circuitcli.records import GraphRecord
 
 HINT = "name a file of records, such as RUN/graphs/circuit.jsonl"
 
@@ -32,4 +35,16 @@ def load(path: Path, *, name: str | None = None) -> CircuitGraph:
     if not chosen:
         there = " ".join(dict.fromkeys(graph.head.name for graph in found))
         raise InputError(f"{path} holds no graph named '{name}'", hint=f"it holds {there}")
-    return chosen[-1]
+    return replace(chosen[-1], head=_with_prompts(chosen[-1].head, path))
+
+
+def _with_prompts(head: GraphRecord, path: Path) -> GraphRecord:
+    """The head with the prompts that its run keeps for it: it can then be tested, and saved, anywhere."""
+    # Heads in a run name their own file, and that of their prompts, from the run.
+    if head.path is None or head.prompts is None or getattr(head, "examples", None) is not None:
+        return head
+    kept = path.parent.parent / head.prompts
+    if not kept.is_file():
+        return head
+    lines = json_lines(kept, hint="make the graph again")
+    return head.model_copy(update={"examples": [content for _, content in lines]})
