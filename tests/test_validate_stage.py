@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import circuitcli as circuit
 from circuitcli import graphs, records
 from circuitcli.activations.cache import ActivationCache
 from circuitcli.cli.verdict import verdict
@@ -128,6 +129,22 @@ def test_a_resample_graph_is_tested_with_the_row_that_its_head_tells(ask, graph,
     old = Request(ask(seed=0).settings, untold, run)
     drawn = scored(validate.run(old))["faithfulness", "nodes"].metric_empty
     assert drawn != pytest.approx(head.metric_baseline, abs=1e-3) and "another one is drawn" in caplog.text
+
+
+def test_a_resample_graph_of_many_prompts_is_tested_with_the_rows_that_its_seed_draws(
+    ask, graph, collected: Path, tmp_path, run, caplog
+):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "import os"}\n{"prompt": "return x"}\n{"prompt": "for i in range("}\n')
+    head = graph(graph__baseline="resample", graph__prompt=None, graph__prompts=str(file), seed=3)
+    found = [scored(validate.run(ask(seed=0)))["faithfulness", "nodes"].metric_empty]
+    model, coders = circuit.load_model("builtin:tiny", device="cpu"), circuit.load_coders(collected / "saes")
+    made = circuit.CircuitGraph.load(run.path / head.path)
+    cache = circuit.ActivationCache(run.path / "activations", ())
+    tested = circuit.validate(model, coders, made, cache=cache, samples=0, minimality=False, seed=0)
+    for value in (*found, tested["faithfulness"].metric_empty):
+        assert value == pytest.approx(head.metric_baseline, abs=1e-5)
+    assert "another one is drawn" not in caplog.text
 
 
 def test_a_graph_is_tested_on_its_own_metric_and_on_other_prompts_on_the_one_asked_for(ask, graph, tmp_path):

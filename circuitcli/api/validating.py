@@ -125,9 +125,9 @@ def validate(
     if not is_own and tested.head is not None:
         length = tested.head.n_positions if tested.head.n_prompts > 1 else None
         nodes = on_other_prompts(nodes, panel.prompts, n_positions=length)
-    rows = {0: tested.head.baseline_ids} if is_own and tested.head is not None and tested.head.baseline_ids else {}
+    rows, drawn_with = tested.rows_drawn(seed) if is_own else ({}, seed)
     rule = baseline_rule(
-        behaviour.baseline, chosen, model, cache=cache, n_tokens=tested.baseline_tokens, seed=seed, rows=rows
+        behaviour.baseline, chosen, model, cache=cache, n_tokens=tested.baseline_tokens, seed=drawn_with, rows=rows
     )
     cases = PanelCases(replace(panel, baseline_of=rule), nodes)
     measured = Trial(cases, settings, seed, sizes.batch_size).measured()
@@ -176,6 +176,13 @@ class _Tested:
         """Cached tokens over which a mean baseline is taken."""
         told = None if self.head is None else self.head.baseline_tokens
         return told or GraphSettings().baseline_tokens
+
+    def rows_drawn(self, seed: int) -> tuple[dict[int, tuple[int, ...]], int]:
+        """The rows of text that the graph's `resample` baseline comes from, and the seed of those not written down."""
+        if self.head is None or self.head.baseline_ids is None:
+            told = None if self.head is None or self.head.baseline != "resample" else self.head.seed
+            return {}, seed if told is None else told
+        return {0: self.head.baseline_ids}, seed
 
     def behaviour(
         self,

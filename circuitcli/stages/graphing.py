@@ -252,8 +252,11 @@ def baseline_rule(
     settings: GraphSettings,
     *,
     rows: Mapping[int, Sequence[int]] | None = None,
+    seed: int | None = None,
 ) -> "BaselineRule":
     """The rule of a kind of baseline; ``rows`` holds token ids that `resample` goes to, by the number of the prompt.
+
+    seed: that of the rows drawn, by default that of the settings.
 
     Raises InputError if it needs a cache that is not there.
     """
@@ -268,7 +271,7 @@ def baseline_rule(
         coders,
         cache,
         n_tokens=settings.baseline_tokens,
-        seed=request.settings.seed,
+        seed=request.settings.seed if seed is None else seed,
         rows=rows or {},
     )
 

@@ -43,9 +43,9 @@ class Plan:
     """What is tested: the nodes, the hook points that are spliced, the prompts and the metric.
 
     ``graph`` is the name of the graph, None for pins. Without examples the run's own text is what is tested on. ``row``
-    holds the token ids of the graph's own `resample` baseline. ``writes``: what the graph's coders write, None for all.
-    ``left_out`` takes what is wrong with single prompts. ``n_positions``: how long the prompts are that the graph is a
-    mean over.
+    holds the token ids of the graph's own `resample` baseline, ``drawn_with`` the seed of those of many prompts.
+    ``writes``: what the graph's coders write, None for all. ``left_out`` takes what is wrong with single prompts.
+    ``n_positions``: how long the prompts are that the graph is a mean over.
     """
 
     request: Request
@@ -58,6 +58,7 @@ class Plan:
     metric: GraphSettings
     baseline: str
     row: Sequence[int] | None = None
+    drawn_with: int | None = None
     graph_digest: str | None = None
     writes: frozenset[HookPoint] | None = None
     n_positions: int | None = None
@@ -97,7 +98,8 @@ class Plan:
         inputs["prompts"] = digest_of(self.examples)
         metric = self.metric
         facts = [metric.metric, metric.n_prompts, metric.skip_bad, metric.baseline_tokens, self.baseline]
-        inputs["metric"] = digest([*facts, None if self.row is None else list(self.row)])
+        drawn = [] if self.drawn_with is None else [self.drawn_with]
+        inputs["metric"] = digest([*facts, None if self.row is None else list(self.row), *drawn])
         if self.baseline in ("mean", "resample") or not self.examples:
             inputs |= activation_digests(self.request)
         unread = _OF_PINS if self.graph is not None else _OF_GRAPHS
@@ -145,7 +147,7 @@ class Bench:
         """How the baseline is taken."""
         plan = self.plan
         rows = {} if plan.row is None else {0: plan.row}
-        return baseline_rule(plan.request, plan.baseline, self.coders, plan.metric, rows=rows)
+        return baseline_rule(plan.request, plan.baseline, self.coders, plan.metric, rows=rows, seed=plan.drawn_with)
 
     def cases(self) -> "PanelCases":
         """The prompts, in batches that run when they are needed. Raises InputError for prompts that cannot be used."""

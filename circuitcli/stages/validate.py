@@ -82,6 +82,8 @@ def _plan(request: Request) -> Plan:
     aligned = settings.prompts is None
     _check_behaviour(request.settings.graph, graph, has_prompts=not aligned)
     baseline = settings.baseline or graph.head.baseline
+    # Rows of text that are the graph's own; with others the numbers would be others.
+    is_redrawn = aligned and baseline == graph.head.baseline == "resample"
     return Plan(
         request=request,
         name=graph.head.name,
@@ -93,7 +95,8 @@ def _plan(request: Request) -> Plan:
         examples=examples,
         metric=_graph_metric(request.settings.graph, graph),
         baseline=baseline,
-        row=_drawn_row(graph) if aligned and baseline == "resample" else None,
+        row=_drawn_row(graph) if is_redrawn else None,
+        drawn_with=graph.head.seed if is_redrawn and graph.head.n_prompts > 1 else None,
         graph_digest=graphs.content_digest(graph),
         writes=writes,
         left_out=left_out,
@@ -111,10 +114,9 @@ def _graph_metric(settings: GraphSettings, graph: CircuitGraph) -> GraphSettings
 
 
 def _drawn_row(graph: CircuitGraph) -> tuple[int, ...] | None:
-    """The row of text that the graph's own baseline comes from; with another one numbers would be others."""
-    if graph.head.baseline != "resample":
-        return None
-    if graph.head.baseline_ids is None:
+    """The row of text that the baseline of a graph of one prompt comes from; those of many are drawn by its seed."""
+    is_told = graph.head.n_prompts > 1 and graph.head.seed is not None
+    if graph.head.baseline_ids is None and not is_told:
         logger.warning(
             "graph '%s' does not tell which text its resample baseline was drawn from: another one is drawn, and "
             "scores are not about the baseline that the graph was made with",
