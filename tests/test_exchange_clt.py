@@ -22,10 +22,10 @@ from circuitcli.cli.inspection_view import written as writes_text
 from circuitcli.errors import InputError, ToolError
 from circuitcli.evaluation.fit import Sample
 from circuitcli.hookpoints import HookPoint
-from circuitcli.saes import files, stored
+from circuitcli.saes import files, folding, stored
 from circuitcli.saes.base import SparseCoder
 from circuitcli.saes.cutting import cut
-from circuitcli.saes.exchange import folding, formats
+from circuitcli.saes.exchange import formats
 from circuitcli.saes.exchange.choosing import resolve
 from circuitcli.saes.exchange.outline import across_layers
 from circuitcli.saes.exchange.place import About, Place

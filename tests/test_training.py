@@ -13,9 +13,11 @@ from circuitcli.hookpoints import HookPoint
 from circuitcli.settings.sae import SaeSettings
 from circuitcli.settings.settings import Settings
 from circuitcli.settings.train import TrainSettings
+from circuitcli.training.architectures.trainable import count_silent_tokens
 from circuitcli.training.initial import geometric_median, input_scale
 from circuitcli.training.loss import missed_variance
 from circuitcli.training.plan import pool_tokens, training_plan, width
+from circuitcli.training.ranks import ALONE
 from circuitcli.training.schedule import LearningRateSchedule, default_rate
 from circuitcli.training.trainer import total
 
@@ -149,8 +151,8 @@ def test_default_rate_falls_with_the_width_and_the_length_of_the_run():
 
 def test_silence_counts_tokens_since_a_feature_was_active():
     trainable = optimiser(HOOK, torch.randn(300, D_IN), recipe(3, d_sae=5, k=2, dead_tokens=4)).trainable
-    trainable._count_silent_tokens(torch.tensor([0, 0, 2]), n_tokens=2)
-    trainable._count_silent_tokens(torch.tensor([0, 0]), n_tokens=2)
+    for active in ([0, 0, 2], [0, 0]):
+        count_silent_tokens(trainable.silent_tokens, torch.tensor(active), n_tokens=2, ranks=ALONE)
     assert trainable.silent_tokens.tolist() == [0, 4, 2, 4, 4]
     assert trainable.dead().tolist() == [1, 3, 4] and trainable.dead_share(HOOK) == pytest.approx(0.6)
 
