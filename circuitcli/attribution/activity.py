@@ -30,9 +30,9 @@ def activity(panel: Panel, hook: HookPoint, targets: Sequence[Target]) -> list[A
         return found
     chosen = [targets[number] for number in features]
     values = torch.cat([_strongest(panel, batch, hook, chosen) for batch in range(len(panel.batches))])
-    means, shares = values.mean(dim=0).tolist(), (values != 0).float().mean(dim=0).tolist()
-    for number, mean, share in zip(features, means, shares, strict=True):
-        found[number] = Activity(mean, share if panel.n_prompts > 1 else None)
+    means, counts = values.mean(dim=0).tolist(), (values != 0).sum(dim=0).tolist()
+    for number, mean, count in zip(features, means, counts, strict=True):
+        found[number] = Activity(mean, count / panel.n_prompts if panel.n_prompts > 1 else None)
     return found
 
 

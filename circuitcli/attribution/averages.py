@@ -33,7 +33,7 @@ def average(values: Float[Tensor, " prompt"]) -> Average:
     if count == 1:
         return Average(float(values[0]))
     spread = float(values.std() / count**0.5)
-    return Average(float(values.mean()), spread, float((values != 0).float().mean()))
+    return Average(float(values.mean()), spread, int((values != 0).sum()) / count)
 
 
 class Tally:
