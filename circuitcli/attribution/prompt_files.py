@@ -34,6 +34,7 @@ KNOWN = (
 # Ten thousand prompts have less than a tenth of it.
 FILE_BYTES = 64 * 2**20
 _LARGEST_ID = 2**31 - 1
+_LONGEST_FIELD = 131_072
 _LAST_NUMBER = re.compile("[0-9]+$")
 # Names of fields that are shown of a line or a table that is of no known kind, and characters of each.
 _SHOWN_FIELDS, _SHOWN_CHARACTERS = 12, 40
@@ -86,12 +87,16 @@ def _of_array(text: str, path: Path, bad: LeftOut) -> Iterator[Example]:
 
 def _of_table(text: str, path: Path, bad: LeftOut) -> Iterator[Example]:
     first = text.lstrip("\r\n").partition("\n")[0]
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if "\t" in first and "," not in first else ",")
+    delimiter = "\t" if "\t" in first and "," not in first else ","
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     header: list[str] = []
     line = 1
     try:
         for row in rows:
             place, line = f"{path} line {line}", rows.line_num + 1
+            # The reader's own limit is the whole process's, and reading other tables raises it.
+            if any(len(cell) > _LONGEST_FIELD for cell in row):
+                raise csv.Error(f"a field has more than {_LONGEST_FIELD:,} characters")
             if not header:
                 header = _header(row, path)
             elif row:
