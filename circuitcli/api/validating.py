@@ -1,6 +1,6 @@
 """Putting a circuit to the test."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 from typing import Any, Literal, cast
@@ -15,7 +15,7 @@ from circuitcli.attribution.baselines import BaselineRule
 from circuitcli.attribution.behaviours import Behaviour, own_examples
 from circuitcli.attribution.examples import LeftOut, Written
 from circuitcli.attribution.panel import Panel
-from circuitcli.attribution.positions import LAST, Positions
+from circuitcli.attribution.positions import Positions
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.graphs import CircuitGraph, content_digest
 from circuitcli.hookpoints import OUTPUT, HookPoint, NodeId
@@ -25,8 +25,8 @@ from circuitcli.saes.coders import Coders
 from circuitcli.saes.cutting import cut
 from circuitcli.settings.graph import Baseline, GraphSettings, Metric
 from circuitcli.settings.validation import ValidationSettings
-from circuitcli.validation.scores import PanelCases, on_other_prompts
-from circuitcli.validation.trial import Measured, Trial
+from circuitcli.validation.scores import PanelCases, at_spans, on_other_prompts
+from circuitcli.validation.trial import Trial
 
 _SAME = "give the coders that the graph was made with, or make the graph again"
 
@@ -138,7 +138,7 @@ def validate(
         "n_nodes": len(nodes),
         "n_prompts": panel.n_prompts,
     }
-    return Scores(tuple(_record(one, about) for one in measured), errors)
+    return Scores(tuple(one.record(about) for one in measured), errors)
 
 
 @dataclass(frozen=True)
@@ -245,11 +245,10 @@ def _panel(
     left_out: LeftOut,
     nodes: Sequence[NodeId],
 ) -> Panel:
-    has_spans = any(isinstance(node.position, str) and node.position != LAST for node in nodes)
     prompts = behaviour.encoded(
         model.tokenizer,
         model.adapter,
-        positions="spans" if has_spans else None,
+        positions="spans" if at_spans(nodes) else None,
         most=sizes.n_prompts,
         left_out=left_out,
     )
@@ -261,19 +260,6 @@ def _panel(
         positions=Positions.of("sum", prompts),
         baseline_of=BaselineRule("zero", coders),
         batch_size=sizes.batch_size,
-    )
-
-
-def _record(measured: Measured, about: Mapping[str, Any]) -> ScoreRecord:
-    score = measured.score
-    return ScoreRecord(
-        name=measured.name,
-        value=score.value,
-        low=score.low,
-        high=score.high,
-        errors=measured.policy,
-        unit="ratio",
-        **{**about, **measured.facts},
     )
 
 

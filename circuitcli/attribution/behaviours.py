@@ -85,11 +85,7 @@ class Behaviour:
         """
         from circuitcli.attribution.prompts import Needs, encode_all
 
-        needs = Needs(
-            foil=self.metric == "logit-diff",
-            counterfactual=self.baseline == "counterfactual",
-            spans=positions == "spans",
-        )
+        needs = Needs.of(metric=self.metric, baseline=self.baseline, spans=positions == "spans")
         return encode_all(self.examples, tokenizer, adapter, needs=needs, left_out=left_out or LeftOut(), most=most)
 
 

@@ -60,6 +60,11 @@ class Needs:
     counterfactual: bool = False
     spans: bool = False
 
+    @classmethod
+    def of(cls, *, metric: str, baseline: str, spans: bool) -> "Needs":
+        """What a metric and a baseline ask for, and whether nodes stand at named spans."""
+        return cls(foil=metric == "logit-diff", counterfactual=baseline == "counterfactual", spans=spans)
+
 
 def encode_all(
     examples: Sequence[Example],

@@ -228,11 +228,7 @@ def encoded_prompts(task: Task, language_model: "LanguageModel") -> "tuple[tuple
 
     settings, request = task.settings, task.request
     examples = task.asked or own_examples(request.settings, request.records, request.run.path, language_model)
-    needs = Needs(
-        foil=settings.metric == "logit-diff",
-        counterfactual=task.baseline == "counterfactual",
-        spans=settings.positions == "spans",
-    )
+    needs = Needs.of(metric=settings.metric, baseline=task.baseline, spans=settings.positions == "spans")
     prompts = encode_all(
         examples,
         language_model.tokenizer,

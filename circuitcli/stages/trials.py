@@ -152,16 +152,12 @@ class Bench:
     def cases(self) -> "PanelCases":
         """The prompts, in batches that run when they are needed. Raises InputError for prompts that cannot be used."""
         from circuitcli.attribution.panel import Panel
-        from circuitcli.attribution.positions import LAST, Positions
+        from circuitcli.attribution.positions import Positions
         from circuitcli.attribution.prompts import Needs, encode_all
-        from circuitcli.validation.scores import PanelCases, on_other_prompts
+        from circuitcli.validation.scores import PanelCases, at_spans, on_other_prompts
 
         plan, adapter = self.plan, self.language_model.adapter
-        needs = Needs(
-            foil=plan.metric.metric == "logit-diff",
-            counterfactual=plan.baseline == "counterfactual",
-            spans=any(isinstance(node.position, str) and node.position != LAST for node in plan.nodes),
-        )
+        needs = Needs.of(metric=plan.metric.metric, baseline=plan.baseline, spans=at_spans(plan.nodes))
         prompts = encode_all(
             plan.examples,
             self.language_model.tokenizer,

@@ -24,8 +24,7 @@ from circuitcli.stages.saes import SaeSource, sae_sources
 from circuitcli.stages.trials import Bench, Plan
 
 if TYPE_CHECKING:
-    from circuitcli.validation.scores import PanelCases
-    from circuitcli.validation.trial import Measured
+    pass
 
 logger = logging.getLogger(__name__)
 
@@ -184,9 +183,10 @@ def _work(plan: Plan, resumes: bool) -> tuple[list[Record], dict[str, Any]]:
         trial = Trial(cases, settings.validation, settings.seed, plan.metric.batch_size, ledger.take)
         if not trial.has_range:
             plan.partial.unlink(missing_ok=True)
+        about = plan.about(n_prompts=cases.panel.n_prompts, n_nodes=len(cases.nodes))
         made = []
         for measured in trial.measured():
-            score = _record(plan, measured, cases)
+            score = measured.record(about)
             ledger.add(score)
             made.append(score)
     tally = Tally(cases.nodes, bench.later, bench.language_model.tokenizer, top=plan.request.settings.validation.top)
@@ -213,17 +213,3 @@ def _work(plan: Plan, resumes: bool) -> tuple[list[Record], dict[str, Any]]:
     )
     plan.partial.unlink(missing_ok=True)
     return [*made, effect], {}
-
-
-def _record(plan: Plan, measured: "Measured", cases: "PanelCases") -> ScoreRecord:
-    score = measured.score
-    about = plan.about(**{"n_prompts": cases.panel.n_prompts, "n_nodes": len(cases.nodes), **measured.facts})
-    return ScoreRecord(
-        name=measured.name,
-        value=score.value,
-        low=score.low,
-        high=score.high,
-        errors=measured.policy,
-        unit="ratio",
-        **about,
-    )

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from circuitcli.attribution.baselines import Baseline
 from circuitcli.attribution.panel import Panel
+from circuitcli.attribution.positions import LAST
 from circuitcli.attribution.prompts import Prompt
 from circuitcli.attribution.subject import Subject, check_finite
 from circuitcli.errors import InputError
@@ -65,6 +66,11 @@ class PanelCases(Sequence[Case]):
         numbers = self.panel.batches[range(len(self))[index]]
         subject, baseline = self.panel.subject(range(len(self))[index])
         return Case(subject, baseline, self.nodes, _named(numbers))
+
+
+def at_spans(nodes: Iterable[NodeId]) -> bool:
+    """Whether some node stands at a named span, which prompts must then have."""
+    return any(isinstance(node.position, str) and node.position != LAST for node in nodes)
 
 
 def on_other_prompts(

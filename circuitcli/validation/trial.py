@@ -10,6 +10,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitcli.records import ScoreRecord
 from circuitcli.schema import POLICIES
 from circuitcli.settings.validation import ValidationSettings
 from circuitcli.validation import controls, scores
@@ -27,6 +28,19 @@ class Measured:
     policy: str
     score: Score
     facts: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+    def record(self, about: Mapping[str, Any]) -> ScoreRecord:
+        """The score as a record; what is to be told of it counts before what all scores say."""
+        score = self.score
+        return ScoreRecord(
+            name=self.name,
+            value=score.value,
+            low=score.low,
+            high=score.high,
+            errors=self.policy,
+            unit="ratio",
+            **{**about, **self.facts},
+        )
 
 
 @dataclass(frozen=True)
