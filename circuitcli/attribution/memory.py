@@ -1,0 +1,128 @@
+"""How many copies of a prompt run at once: one budget for all passes, and what happens where it was too large.
+
+What a row takes is estimated from the prompt's length, the model's widths, the blocks that are still to run (all of
+which a backward pass keeps), the logits that the metric reads, and codes that the caller keeps for each row.
+"""
+
+import gc
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+import torch
+
+from circuitcli.attribution.subject import Subject
+from circuitcli.errors import is_out_of_memory
+from circuitcli.models.adapter import ModelAdapter
+
+R = TypeVar("R")
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+# What the rows of one pass may take on a processor, beside the model, its coders and what is kept of the clean run.
+BUDGET_BYTES = 2**31
+# Of a GPU's whole memory, so that the size of batches, and with it rounding, depends on the device alone.
+_SHARE_OF_GPU = 4
+# Numbers that a block makes for each position: as wide as the stream, and as wide as inside the MLP.
+_STREAMS, _INNER = 10, 3
+# How often logits are there at once in a forward pass: themselves and their logarithms of shares; a backward pass adds
+# the gradients of both.
+_LOGITS, _LOGITS_BACKWARD = 2, 4
+
+
+class _Halvings:
+    """How often batches of this process did not fit and were halved: later ones begin there."""
+
+    count = 0
+
+
+def rows_at_once(
+    subject: Subject, start: int, *, backward: bool, at_most: int, codes: int = 0, stop: int | None = None
+) -> int:
+    """How many rows a pass from block ``start`` on takes; one at least.
+
+    stop: the block that it ends before, without logits; by default it goes to the metric. codes: numbers, in the
+    coders' type, that are kept or made for each row, all at once.
+    """
+    fitting = budget_of(subject.adapter) // bytes_of_row(subject, start, backward=backward, codes=codes, stop=stop)
+    return max(1, min(at_most, fitting) >> _Halvings.count)
+
+
+def budget_of(adapter: ModelAdapter) -> int:
+    """Bytes that the rows of one pass may take on the model's device."""
+    if adapter.device.type != "cuda":
+        return BUDGET_BYTES
+    return max(BUDGET_BYTES, torch.cuda.get_device_properties(adapter.device).total_memory // _SHARE_OF_GPU)
+
+
+def bytes_of_row(subject: Subject, start: int, *, backward: bool, codes: int = 0, stop: int | None = None) -> int:
+    """What one row of such a pass takes, roughly."""
+    adapter = subject.adapter
+    n_positions, size = subject.clean.input_ids.shape[1], adapter.dtype.itemsize
+    n_blocks = max(1, (adapter.n_layers if stop is None else stop) - max(0, start)) if backward else 1
+    numbers = n_positions * _STREAMS * adapter.d_model + n_blocks * _of_block(adapter, n_positions)
+    coder_size = next(iter(subject.coders.values())).W_enc.element_size()
+    return numbers * size + codes * coder_size + (0 if stop is not None else _of_logits(subject, backward=backward))
+
+
+def _of_block(adapter: ModelAdapter, n_positions: int) -> int:
+    """Numbers that a block makes of one row."""
+    config, d_model = adapter.text_config, adapter.d_model
+    inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * d_model
+    inner = max(inner) if isinstance(inner, list | tuple) else inner
+    numbers = n_positions * (_STREAMS * d_model + _INNER * inner)
+    if getattr(config, "_attn_implementation", "eager") != "eager":
+        return numbers
+    # Scores and patterns of each head as whole matrices.
+    return numbers + 2 * int(getattr(config, "num_attention_heads", 1)) * n_positions**2
+
+
+def _of_logits(subject: Subject, *, backward: bool) -> int:
+    """Bytes of the logits that the metric reads and of what is made of them, in float32 at least."""
+    n_positions = subject.clean.input_ids.shape[1]
+    n_read = len(range(*subject.metric.positions.indices(n_positions)))
+    size = max(4, subject.adapter.dtype.itemsize) * (_LOGITS_BACKWARD if backward else _LOGITS)
+    return n_read * subject.adapter.n_token_ids * (size + (2 if subject.adapter.dtype.itemsize < 4 else 0))
+
+
+def in_batches(rows: Sequence[T], run: Callable[[Sequence[T]], R], *, size: int) -> Iterator[R]:
+    """What ``run`` makes of ``size`` rows after the other; what does not fit the memory is halved, and so is all that
+    comes later.
+
+    Raises what the run raised if one row does not fit.
+    """
+    begin = 0
+    while begin < len(rows):
+        made = _unless_too_large(run, rows[begin : begin + size])
+        if made is None:
+            size = halved(min(size, len(rows) - begin))
+            continue
+        begin += size
+        yield made[0]
+
+
+def _unless_too_large(run: Callable[[Sequence[T]], R], rows: Sequence[T]) -> tuple[R] | None:
+    """What a run makes of some rows; None if it did not fit the memory and there are fewer to try."""
+    try:
+        return (run(rows),)
+    except Exception as error:
+        if len(rows) == 1 or not is_out_of_memory(error):
+            raise
+    return None
+
+
+def halved(size: int) -> int:
+    """Half as many rows, once the memory that so many took is free again; all later batches have half as many too."""
+    _Halvings.count += 1
+    # What the failed run held went with its traceback.
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    logger.warning(
+        "out of memory with %d rows in one pass: going on with %d (--set graph.batch_size=%d begins there)",
+        size,
+        size // 2,
+        size // 2,
+    )
+    return size // 2
