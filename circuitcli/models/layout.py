@@ -1,6 +1,6 @@
 """Where the parts of a decoder-only language model are, as names of modules."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -27,6 +27,30 @@ class MlpLayout:
     norm: str | None = None
 
 
+@dataclass(frozen=True)
+class AttentionLayout:
+    """Where the parts of attention are, as module paths from a block.
+
+    Queries, keys and values come from a projection each, or all from one module (``fused``), which arranges them by
+    part (all queries, all keys, all values) or, where it is ``by_head``, head by head. ``query_norm`` and ``key_norm``
+    are applied to each head. ``soft_cap`` names the attribute with the limit that scores come near to.
+    """
+
+    output: str
+    query: str | None = None
+    key: str | None = None
+    value: str | None = None
+    fused: str | None = None
+    by_head: bool = False
+    query_norm: str | None = None
+    key_norm: str | None = None
+    soft_cap: str | None = None
+
+
+SEPARATE_ATTENTION = AttentionLayout(
+    "self_attn.o_proj", query="self_attn.q_proj", key="self_attn.k_proj", value="self_attn.v_proj"
+)
+NORMED_ATTENTION = replace(SEPARATE_ATTENTION, query_norm="self_attn.q_norm", key_norm="self_attn.k_norm")
 GATED_MLP = MlpLayout("mlp.up_proj", "mlp.down_proj", "mlp.act_fn", gate="mlp.gate_proj")
 
 
@@ -37,8 +61,8 @@ class Layout:
     attention and feed_forward name what reads attn_in and mlp_in, attn_norm and mlp_norm the norms whose output that is
     (None where the stream is read as it is), attn_out and mlp_out the modules whose output, times attn_scale and
     mlp_scale, is added to the residual stream (in Gemma 2: the post-norms). norm_offset is what norms add to their
-    weight before multiplying (1 in Gemma, else 0). mlp is None where the parts of the MLP are not known. mixer says
-    what the block has in place of attention, such as mamba.
+    weight before multiplying (1 in Gemma, else 0). heads and mlp are None where the parts of attention and MLP are not
+    known. mixer says what the block has in place of attention, such as mamba.
     """
 
     family: str
@@ -57,6 +81,7 @@ class Layout:
     norm_offset: float = 0.0
     mlp: MlpLayout | None = None
     mixer: str | None = None
+    heads: AttentionLayout | None = None
 
     def lacks(self, site: str) -> str | None:
         """Why a block has no such hook point; None if it has."""

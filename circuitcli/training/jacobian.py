@@ -16,7 +16,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from circuitcli.models.mlp import Mlp, Norm, Normed
+from circuitcli.models.mlp import Mlp
+from circuitcli.models.projections import Norm, Normed
 
 # Tokens whose Jacobians are in memory at once.
 PIECE_TOKENS = 256

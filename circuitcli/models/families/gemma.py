@@ -4,10 +4,18 @@ from dataclasses import replace
 
 from transformers import PreTrainedModel
 
-from circuitcli.models.layout import GATED_MLP, Layout, decoder_path, text_config
+from circuitcli.models.layout import (
+    GATED_MLP,
+    NORMED_ATTENTION,
+    SEPARATE_ATTENTION,
+    Layout,
+    decoder_path,
+    text_config,
+)
 
 FIRST = frozenset({"gemma"})
 LATER = frozenset({"gemma2", "gemma3_text"})
+CAPPED_ATTENTION = replace(SEPARATE_ATTENTION, soft_cap="attn_logit_softcapping")
 
 
 def layout(model: PreTrainedModel) -> Layout | None:
@@ -28,6 +36,7 @@ def layout(model: PreTrainedModel) -> Layout | None:
         feed_forward="mlp",
         norm_offset=1.0,
         mlp=GATED_MLP,
+        heads=SEPARATE_ATTENTION,
     )
     if kind in FIRST:
         return first
@@ -37,4 +46,5 @@ def layout(model: PreTrainedModel) -> Layout | None:
         mlp_norm="pre_feedforward_layernorm",
         mlp_out="post_feedforward_layernorm",
         mlp=replace(GATED_MLP, norm="post_feedforward_layernorm"),
+        heads=CAPPED_ATTENTION if kind == "gemma2" else NORMED_ATTENTION,
     )

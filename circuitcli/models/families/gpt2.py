@@ -2,7 +2,7 @@
 
 from transformers import PreTrainedModel
 
-from circuitcli.models.layout import Layout, MlpLayout, decoder_path, text_config
+from circuitcli.models.layout import AttentionLayout, Layout, MlpLayout, decoder_path, text_config
 
 
 def layout(model: PreTrainedModel) -> Layout | None:
@@ -22,4 +22,5 @@ def layout(model: PreTrainedModel) -> Layout | None:
         attention="attn",
         feed_forward="mlp",
         mlp=MlpLayout("mlp.c_fc", "mlp.c_proj", "mlp.act"),
+        heads=AttentionLayout("attn.c_proj", fused="attn.c_attn"),
     )

@@ -2,7 +2,7 @@
 
 from transformers import PreTrainedModel
 
-from circuitcli.models.layout import Layout, MlpLayout, decoder_path, text_config
+from circuitcli.models.layout import AttentionLayout, Layout, MlpLayout, decoder_path, text_config
 
 
 def layout(model: PreTrainedModel) -> Layout | None:
@@ -22,5 +22,6 @@ def layout(model: PreTrainedModel) -> Layout | None:
         attention="attention",
         feed_forward="mlp",
         mlp=MlpLayout("mlp.dense_h_to_4h", "mlp.dense_4h_to_h", "mlp.act"),
+        heads=AttentionLayout("attention.dense", fused="attention.query_key_value", by_head=True),
         is_parallel=bool(text_config(model).use_parallel_residual),
     )

@@ -2,7 +2,7 @@
 
 from transformers import PreTrainedModel
 
-from circuitcli.models.layout import GATED_MLP, Layout, decoder_path, text_config
+from circuitcli.models.layout import GATED_MLP, NORMED_ATTENTION, SEPARATE_ATTENTION, Layout, decoder_path, text_config
 
 MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 
@@ -24,4 +24,5 @@ def layout(model: PreTrainedModel) -> Layout | None:
         attention="self_attn",
         feed_forward="mlp",
         mlp=GATED_MLP,
+        heads=NORMED_ATTENTION if kind == "qwen3" else SEPARATE_ATTENTION,
     )
