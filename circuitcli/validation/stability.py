@@ -43,9 +43,7 @@ class Found:
     def read(cls, content: Mapping[str, Any]) -> "Found":
         """What `content` gave. Raises KeyError, TypeError or ValueError for what it did not give."""
         nodes = {str(name): float(effect) for name, effect in content["nodes"].items()}
-        return cls(
-            nodes, {(str(source), str(target)): float(weight) for source, target, weight in content["edges"]}
-        )
+        return cls(nodes, {(str(source), str(target)): float(weight) for source, target, weight in content["edges"]})
 
     def renamed(self, names: Mapping[str, str]) -> "Found":
         """With other names of nodes, where there are."""
