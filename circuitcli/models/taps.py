@@ -1,4 +1,7 @@
-"""The only place that registers hooks: reading and replacing activations at hook points while a model runs."""
+"""The only place that registers hooks: reading and replacing activations at hook points while a model runs.
+
+It is also the only one that has a module run in another way than its own (`around`).
+"""
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -216,6 +219,23 @@ def _show(under_way: threading.local, hook: HookPoint, activation: Tensor) -> No
 
 def _stop(module: nn.Module, args: Any, output: Any) -> None:
     raise _Stop
+
+
+@contextmanager
+def around(module: nn.Module, call: Callable[..., Any]) -> Iterator[None]:
+    """While this is open, the module gives what ``call(forward, *args, **kwargs)`` gives, with its own ``forward``.
+
+    Hooks at the module, whenever they are registered, run outside of that: taps see what it takes and gives.
+    """
+    own = module.__dict__.get("forward")
+    module.__dict__["forward"] = partial(call, module.forward)
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.__dict__["forward"]
+        else:
+            module.__dict__["forward"] = own
 
 
 def leaf(activation: Tensor) -> Tensor:

@@ -1,0 +1,33 @@
+"""Backward rules: other derivatives of a model, whose forward pass gives the same numbers to the last bit."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+
+from torch import nn
+
+from circuitcli.models.adapter import ModelAdapter
+from circuitcli.models.rules import frozen, gim, relp
+from circuitcli.models.rules.calls import Around
+from circuitcli.models.taps import around
+
+RULES: Mapping[str, Callable[[ModelAdapter], Iterator[tuple[nn.Module, Around]]]] = {
+    "frozen": frozen.parts,
+    "relp": relp.parts,
+    "gim": gim.parts,
+}
+# Methods that take the model's own derivative.
+OWN = frozenset({"ig", "atp", "exact"})
+
+
+@contextmanager
+def applied(adapter: ModelAdapter, name: str) -> Iterator[None]:
+    """While this is open, the model's derivatives are those of a rule, and its numbers its own.
+
+    name: relp, gim or frozen; with ig, atp and exact nothing changes. Taps see the tensors with the rule's gradients.
+    Raises InputError, now or when the model runs, if it has a part for which the rule is not known.
+    """
+    parts = () if name in OWN else RULES[name](adapter)
+    with ExitStack() as stack:
+        for module, call in list(parts):
+            stack.enter_context(around(module, call))
+        yield

@@ -1,0 +1,20 @@
+"""RelP (Jafari et al. 2025, arXiv:2508.21258): layer-wise relevance propagation as a gradient.
+
+Attention patterns and the denominators of norms are constants, activation functions the constant factor ``f(x) / x``,
+and of a gated product each factor gets half of its gradient.
+"""
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from circuitcli.models.adapter import ModelAdapter
+from circuitcli.models.rules import frozen
+from circuitcli.models.rules.activations import linear_activations
+from circuitcli.models.rules.calls import Around
+
+
+def parts(adapter: ModelAdapter) -> Iterator[tuple[nn.Module, Around]]:
+    """The modules whose derivative the rule changes, and how they are run for that."""
+    yield from frozen.parts(adapter)
+    yield from linear_activations(adapter)

@@ -1,0 +1,79 @@
+"""Backward rules: the model's numbers stay its own to the last bit, and derivatives are those of a slow definition."""
+
+import pytest
+import torch
+from support import FAMILIES, adapter_of, random_ids
+
+from circuitcli.hookpoints import HookPoint
+from circuitcli.models.adapter import ModelAdapter
+from circuitcli.models.rules import RULES, applied
+from circuitcli.models.taps import leaf, tapped
+
+# Gemma 2 caps its scores, which torch's own attention cannot.
+EAGER_ONLY = {"gemma2"}
+WAYS = [(family, way) for family in FAMILIES for way in ("sdpa", "eager") if (family, way) != ("gemma2", "sdpa")]
+
+
+def adapter(family: str, attention: str = "sdpa", dtype: torch.dtype = torch.float64) -> ModelAdapter:
+    """A random model whose attention is computed in a certain way."""
+    made = adapter_of(family, dtype=dtype)
+    made.model.set_attn_implementation("eager" if family in EAGER_ONLY else attention)
+    return made
+
+
+def logits_from(model: ModelAdapter, ids: torch.Tensor, mask: torch.Tensor | None = None):
+    """Logits, and the input of the first block that they can be derived by."""
+    seen = []
+    with tapped(model, {HookPoint(0, "resid_pre"): lambda x: seen.append(leaf(x)) or seen[-1]}):
+        return model.logits(ids, mask), seen[0]
+
+
+@pytest.mark.parametrize(("family", "attention"), WAYS)
+def test_rules_change_no_bit_of_the_logits(family, attention):
+    ids = random_ids(9).repeat(2, 1)
+    mask = torch.ones_like(ids)
+    mask[1, 6:] = 0
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        model = adapter(family, attention, dtype)
+        plain = logits_from(model, ids, mask)[0].detach()
+        for rule in RULES:
+            with applied(model, rule):
+                ruled, entering = logits_from(model, ids, mask)
+            assert torch.equal(ruled, plain) and torch.equal(ruled.signbit(), plain.signbit()), (rule, dtype)
+            (gradient,) = torch.autograd.grad(ruled[:, 5].float().square().sum(), entering)
+            assert gradient.isfinite().all() and gradient.any(), (rule, dtype)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_both_ways_to_compute_attention_have_the_same_ruled_derivative(family):
+    ids = random_ids(9)
+    gradients = {}
+    for attention in ("sdpa", "eager"):
+        model = adapter(family, attention)
+        for rule in RULES:
+            with applied(model, rule):
+                logits, entering = logits_from(model, ids)
+            gradients[rule, attention] = torch.autograd.grad(logits[0, -1, 3], entering)[0]
+    for rule in RULES:
+        assert torch.allclose(gradients[rule, "sdpa"], gradients[rule, "eager"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_rule_leaves_nothing_behind(rule):
+    model = adapter("llama")
+    before = {name: dict(module.__dict__) for name, module in model.model.named_modules()}
+    with pytest.raises(RuntimeError), applied(model, rule):
+        logits_from(model, random_ids())
+        raise RuntimeError
+    with pytest.raises(IndexError), applied(model, rule):
+        # Fails inside the model: such a token is unknown.
+        model.logits(torch.tensor([[10_000]]))
+    assert {name: dict(module.__dict__) for name, module in model.model.named_modules()} == before
+    assert torch.overrides._len_torch_function_stack() == 0
+
+
+def test_methods_without_a_rule_leave_the_model_alone():
+    model = adapter("gpt2")
+    for method in ("ig", "atp", "exact"):
+        with applied(model, method):
+            assert not any("forward" in module.__dict__ for module in model.model.modules())
