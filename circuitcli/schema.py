@@ -19,6 +19,8 @@ POSITIONS = ("all", "last", "sum", "spans")
 UNITS = ("nats", "logits", "activation", "pre-activation", "ratio", "probability")
 # What happens to error terms while a circuit is tested: they are nodes like others, all kept, or all removed.
 POLICIES = ("nodes", "kept", "removed")
+# What a test of a circuit comes to, the least first.
+LEVELS = ("refuted", "proposed", "supported", "validated")
 
 # More than any model, prompt or graph has; what is longer is no record but an attack on memory.
 LONGEST_TEXT, LONGEST_WORD, LONGEST_LIST, LONGEST_TABLE = 2**20, 4096, 2**20, 2**16
@@ -159,3 +161,4 @@ BaselineName = Annotated[Word, one_of(get_args(Baseline))]
 PositionsName = Annotated[Word, one_of(POSITIONS)]
 UnitName = Annotated[Word, one_of(UNITS)]
 PolicyName = Annotated[Word, one_of(POLICIES)]
+LevelName = Annotated[Word, one_of(LEVELS)]

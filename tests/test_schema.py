@@ -46,6 +46,7 @@ GOOD: dict[str, dict[str, object]] = {
     "edge": {**{"source": "resid.1/error", "target": "output", "weight": 0.1, "unit": "nats"}, **MANY},
     "score": {"name": "faithfulness", "value": 0.5, "graph": "circuit", "errors": "nodes"},
     "shift": {"of": "token", "name": " a", "clean": 0.5, "ablated": 0.1, "unit": "probability", "graph": "pins"},
+    "verdict": {"verdict": "supported", "why": ["keeps 80 %"], "graph": "circuit", "errors": "nodes"},
     "figure": {"path": "../circuit.svg"},
     "report": {"path": "reports/circuit.json"},
     "stage": {"name": "graph:circuit", "state": "finished", "command": "circuit graph-grad", "seconds": 2.5},

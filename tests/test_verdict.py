@@ -1,9 +1,12 @@
 """Scores in words: directions, shares below none and above all, and circuits that do not beat their controls."""
 
+from dataclasses import replace
+
 import pytest
 
 from circuitcli.cli.verdict import share, verdict
 from circuitcli.records import ScoreRecord
+from circuitcli.validation.verdict import CONTROLS, Bounds, Facts, facts_of, judge
 
 
 def scores(value=0.47, left=0.45, rank=1, samples=100, **changes):
@@ -81,3 +84,95 @@ def test_shares_are_whole_per_cents():
     assert [share(value) for value in (0.474, -0.231, 1.0, -0.001, 0.004, 2.5)] == [
         *("47 %", "-23 %", "100 %", "0 %", "0 %", "250 %")
     ]
+
+
+STRONG = Facts(
+    faithfulness=Bounds(0.95, 0.9, 1.02),
+    completeness=Bounds(0.1, 0.05, 0.15),
+    edges=Bounds(0.8, 0.7, 0.9),
+    n_prompts=40,
+    is_held_out=True,
+    controls=dict.fromkeys(CONTROLS, True),
+    others={"errors kept": 0.9},
+    stability={"stability-bootstrap": 0.85},
+    has_rival=False,
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "level", "why"),
+    [
+        ({}, "validated", "beats 5 controls on other prompts"),
+        ({"is_held_out": False}, "supported", "the prompts that it was found on"),
+        ({"faithfulness": Bounds(0.9, 0.79, 1.0)}, "supported", "keeps 79 % to 100 %"),
+        ({"faithfulness": Bounds(1.1, 0.9, 1.3)}, "supported", "keeps 90 % to 130 %"),
+        ({"completeness": Bounds(0.15, 0.1, 0.3)}, "supported", "left without it is up to 30 %"),
+        ({"completeness": None}, "supported", "left without it was not measured"),
+        ({"edges": Bounds(0.6, 0.3, 0.8)}, "supported", "its edges may keep 30 % alone"),
+        ({"edges": None}, "supported", "its edges were not tested"),
+        ({"others": {"errors kept": 0.4}}, "supported", "keeps 40 % with errors kept"),
+        (
+            {"controls": dict.fromkeys(CONTROLS, True) | {"faithfulness-neurons": False}},
+            "supported",
+            "no better than as many neurons",
+        ),
+        ({"controls": {"faithfulness-random": True}}, "supported", "not compared with the circuit of another"),
+        ({"stability": {"stability-halves": 0.7}}, "supported", "70 % of its nodes are found again on halves"),
+        ({"stability": {}}, "supported", "found again was not measured"),
+        ({"has_rival": True}, "supported", "a rival without its strongest nodes is as good"),
+        ({"has_rival": None}, "supported", "was not looked for"),
+        ({"n_prompts": 1}, "proposed", "one prompt"),
+        ({"controls": {}}, "proposed", "no random circuit"),
+        ({"controls": {"faithfulness-random": None}}, "proposed", "no random circuit"),
+        ({"faithfulness": Bounds(0.7, 0.4, 0.9)}, "proposed", "no more than 40 %"),
+        ({"completeness": Bounds(1.1, 1.0, 1.2)}, "proposed", "more is left without it"),
+        ({"faithfulness": Bounds(0.1, -0.1, 0.19)}, "refuted", "less than a fifth"),
+        *(
+            ({"controls": {name: False}}, "refuted", "no better than")
+            for name in CONTROLS
+            if name != "faithfulness-neurons"
+        ),
+    ],
+)
+def test_each_rule_of_the_verdict_holds_a_circuit_at_its_level(changes, level, why):
+    found = judge(replace(STRONG, **changes))
+    assert found.level == level and any(why in reason for reason in found.why), found
+
+
+def test_the_verdict_is_taken_from_the_records_of_the_judged_policy_and_ablation_alone():
+    made = scores(rank=1)
+    other = made[1].model_copy(update={"ablation": "mean", "value": 0.3, "judged": None})
+    facts = facts_of([*made, other])
+    assert facts.faithfulness == Bounds(0.47, 0.37, 0.57) and facts.completeness == Bounds(0.45, 0.45, 0.45)
+    assert facts.controls == {"faithfulness-random": True} and facts.n_prompts == 3 and not facts.is_held_out
+    assert facts.others == {"errors kept": 0.99, "errors nodes, mean ablation": 0.3}
+    assert facts_of(made[:1]) is None
+
+
+@pytest.mark.parametrize(
+    ("difference", "low", "beaten"), [(0.2, 0.1, True), (0.2, -0.1, False), (0.2, None, True), (-0.1, None, False)]
+)
+def test_one_other_circuit_is_beaten_only_if_the_circuit_is_surely_better(difference, low, beaten):
+    high = None if low is None else 0.5
+    neurons = ScoreRecord(
+        name="faithfulness-neurons",
+        value=0.27,
+        errors="nodes",
+        graph="circuit",
+        n_nodes=7,
+        **{"difference": difference, "difference_low": low, "difference_high": high},
+    )
+    said = verdict([*scores(), neurons])
+    assert facts_of([*scores(), neurons]).controls["faithfulness-neurons"] is beaten
+    assert said[0].startswith("no better than a control: as many neurons (27 %)") is not beaten
+    assert any(
+        line.startswith(f"it {'beats' if beaten else 'does NOT beat'} as many neurons (7 nodes)") for line in said
+    )
+
+
+def test_the_first_line_names_a_control_that_is_not_beaten_and_the_last_is_the_verdict():
+    made = scores(rank=40)
+    record = judge(facts_of(made)).record({"graph": "circuit"})
+    said = verdict([*made, record])
+    assert said[0] == "no better than a control: circuits of its shape drawn from all nodes (7 %)"
+    assert said[-1] == "verdict: refuted: no better than circuits of its shape drawn from all nodes"

@@ -2,27 +2,28 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from circuitcli.records import Record, ScoreRecord
+from circuitcli.records import Record, ScoreRecord, VerdictRecord
+from circuitcli.validation.verdict import CONTROLS, is_beaten, judged_score, share, unbeaten
+from circuitcli.validation.verdict import beside as scores_beside
 
-# A circuit beats chance if at most this share of random circuits is as good.
-CHANCE = 0.025
-# How the random circuits of a control were drawn, which have as many nodes at each hook point and position.
-_CONTROLS = {
-    "faithfulness-random": "drawn from all nodes",
-    "faithfulness-random-active": "drawn from active features for active ones",
-}
 # What a share of the behaviour has to be, to be told as none or all of it.
 _NEAR = 0.005
 
 
 def verdict(records: Iterable[Record]) -> list[str]:
-    """Sentences about the scores of the last test; none if faithfulness was not measured."""
-    scores = [record for record in records if isinstance(record, ScoreRecord)]
-    judged = next((score for score in reversed(scores) if score.name == "faithfulness" and score.judged), None)
+    """Sentences about the scores of the last test; none if faithfulness was not measured.
+
+    The first says so if the circuit is no better than a control; the last is the verdict.
+    """
+    made = list(records)
+    judged = judged_score(made)
     if judged is None:
-        return list(_of_pins(scores))
-    beside = {score.name: score for score in scores if score.errors == judged.errors and score.graph == judged.graph}
-    return [_kept(judged, beside), *_remarks(judged, beside), *_controls(judged, beside)]
+        return list(_of_pins([record for record in made if isinstance(record, ScoreRecord)]))
+    found = scores_beside(made, judged)
+    first = [f"no better than a control: {'; '.join(names)}"] if (names := unbeaten(found)) else []
+    verdicts = [record for record in made if isinstance(record, VerdictRecord)]
+    last = [f"verdict: {verdicts[-1].verdict}: {'; '.join(verdicts[-1].why)}"] if verdicts else []
+    return [*first, _kept(judged, found), *_remarks(judged, found), *_controls(judged, found), *last]
 
 
 def _of_pins(scores: Sequence[ScoreRecord]) -> Iterator[str]:
@@ -74,9 +75,13 @@ def _remarks(judged: ScoreRecord, beside: dict[str, ScoreRecord]) -> Iterator[st
 
 
 def _controls(judged: ScoreRecord, beside: dict[str, ScoreRecord]) -> Iterator[str]:
-    for name, drawn in _CONTROLS.items():
-        if (chance := beside.get(name)) is not None and chance.rank is not None and chance.samples:
-            yield _rank(chance, drawn)
+    for name, control in CONTROLS.items():
+        if (score := beside.get(name)) is None:
+            continue
+        if score.rank is not None and score.samples:
+            yield _rank(score, control)
+        elif score.difference is not None:
+            yield _difference(score, control)
     there = beside.get("faithfulness-positions")
     if there is not None and there.value < 1 - _NEAR:
         yield (
@@ -88,22 +93,32 @@ def _controls(judged: ScoreRecord, beside: dict[str, ScoreRecord]) -> Iterator[s
 def _rank(chance: ScoreRecord, drawn: str) -> str:
     """Whether the circuit beats a control. A circuit that does not is said not to."""
     rank, samples = chance.rank or 1, chance.samples or 1
-    if chance.overlap == 1:
-        return f"no control: all circuits of its shape {drawn} have the same nodes"
-    beats = "beats" if rank - 1 <= CHANCE * samples else "does NOT beat"
+    if is_beaten(chance) is None:
+        return f"no control: all {drawn} have the same nodes"
     shared = "" if chance.overlap is None else f" (they have {share(chance.overlap)} of its nodes)"
     return (
-        f"it {beats} circuits of its shape {drawn}, which keep {share(chance.value)}{_interval(chance)}: "
+        f"it {_beats(chance)} {drawn}, which keep {share(chance.value)}{_interval(chance)}: "
         f"it is number {rank} of {samples + 1}{shared}"
     )
+
+
+def _difference(score: ScoreRecord, control: str) -> str:
+    """The same of one other circuit."""
+    bounds = ""
+    if score.difference_low is not None and score.difference_high is not None:
+        bounds = f" [{share(score.difference_low)}, {share(score.difference_high)}]"
+    nodes = "" if score.n_nodes is None else f" ({score.n_nodes:,} nodes)"
+    return (
+        f"it {_beats(score)} {control}{nodes}, at {share(score.value)}{_interval(score)}: "
+        f"it keeps {share(score.difference or 0.0)} more{bounds}"
+    )
+
+
+def _beats(score: ScoreRecord) -> str:
+    return "beats" if is_beaten(score) else "does NOT beat"
 
 
 def _interval(score: ScoreRecord) -> str:
     if score.low is None or score.high is None:
         return ""
     return f" [{share(score.low)}, {share(score.high)}]"
-
-
-def share(value: float) -> str:
-    """A share of the behaviour in per cent."""
-    return f"{100 * value:.0f} %".replace("-0 %", "0 %") if abs(value) < _NEAR else f"{100 * value:.0f} %"

@@ -20,7 +20,7 @@ from circuitcli.records.coders import (
 from circuitcli.records.graph import EdgeRecord, GraphRecord, NodeRecord
 from circuitcli.records.lines import KINDS, json_text, parse_line, read, read_file, to_line, write
 from circuitcli.records.run import ActivationsRecord, FigureRecord, ReportRecord, RunRecord, StageRecord
-from circuitcli.records.scores import ScoreRecord, ShiftRecord
+from circuitcli.records.scores import ScoreRecord, ShiftRecord, VerdictRecord
 from circuitcli.records.stream import Stream
 
 __all__ = [
@@ -48,6 +48,7 @@ __all__ = [
     "SweepRecord",
     "TrainedRecord",
     "UnknownRecord",
+    "VerdictRecord",
     "json_text",
     "parse_line",
     "read",

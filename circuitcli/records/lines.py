@@ -24,7 +24,7 @@ from circuitcli.records.coders import (
 )
 from circuitcli.records.graph import EdgeRecord, GraphRecord, NodeRecord
 from circuitcli.records.run import ActivationsRecord, FigureRecord, ReportRecord, RunRecord, StageRecord
-from circuitcli.records.scores import ScoreRecord, ShiftRecord
+from circuitcli.records.scores import ScoreRecord, ShiftRecord, VerdictRecord
 from circuitcli.records.stream import Stream
 
 KINDS: dict[str, type[Record]] = {
@@ -44,6 +44,7 @@ KINDS: dict[str, type[Record]] = {
     "edge": EdgeRecord,
     "score": ScoreRecord,
     "shift": ShiftRecord,
+    "verdict": VerdictRecord,
     "figure": FigureRecord,
     "report": ReportRecord,
     "stage": StageRecord,

@@ -1,11 +1,28 @@
 """Records of what was measured of a circuit, or of a model without some features."""
 
 from circuitcli.records.base import Record
-from circuitcli.schema import BaselineName, Count, Flag, Name, NodeName, Number, PolicyName, Text, UnitName, Word
+from circuitcli.schema import (
+    BaselineName,
+    Count,
+    Flag,
+    LevelName,
+    Name,
+    NodeName,
+    Number,
+    PolicyName,
+    Text,
+    Texts,
+    UnitName,
+    Word,
+)
 
 
 class ScoreRecord(Record):
-    """A measured property of a circuit; ``low`` and ``high`` bound it where several prompts were run."""
+    """A measured property of a circuit; ``low`` and ``high`` bound it where several prompts were run.
+
+    ``difference`` is by how much the circuit is better than a control, prompt by prompt; ``held_out`` tells whether it
+    was tested on other prompts than it was found on.
+    """
 
     kind: str = "score"
     name: Word
@@ -31,6 +48,23 @@ class ScoreRecord(Record):
     rank: Count | None = None
     overlap: Number | None = None
     node: NodeName | None = None
+    n_edges: Count | None = None
+    difference: Number | None = None
+    difference_low: Number | None = None
+    difference_high: Number | None = None
+    held_out: Flag | None = None
+
+
+class VerdictRecord(Record):
+    """What a test of a circuit comes to: refuted, proposed, supported or validated, and why."""
+
+    kind: str = "verdict"
+    verdict: LevelName
+    why: Texts
+    graph: Name | None = None
+    graph_digest: Word | None = None
+    ablation: BaselineName | None = None
+    errors: PolicyName | None = None
 
 
 class ShiftRecord(Record):

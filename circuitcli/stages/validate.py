@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from circuitcli import graphs
 from circuitcli.attribution.examples import LeftOut, as_line
@@ -22,9 +22,6 @@ from circuitcli.stages.report import write_report
 from circuitcli.stages.request import Request, resumable
 from circuitcli.stages.saes import SaeSource, sae_sources
 from circuitcli.stages.trials import Bench, Plan
-
-if TYPE_CHECKING:
-    pass
 
 logger = logging.getLogger(__name__)
 
@@ -174,6 +171,7 @@ def _work(plan: Plan, resumes: bool) -> tuple[list[Record], dict[str, Any]]:
     from circuitcli.progress import track
     from circuitcli.validation.tally import Tally
     from circuitcli.validation.trial import Trial
+    from circuitcli.validation.verdict import facts_of, judge
 
     bench = Bench.of(plan)
     cases = bench.cases()
@@ -183,8 +181,12 @@ def _work(plan: Plan, resumes: bool) -> tuple[list[Record], dict[str, Any]]:
         trial = Trial(cases, settings.validation, settings.seed, plan.metric.batch_size, ledger.take)
         if not trial.has_range:
             plan.partial.unlink(missing_ok=True)
-        about = plan.about(n_prompts=cases.panel.n_prompts, n_nodes=len(cases.nodes))
-        made = []
+        about = plan.about(
+            n_prompts=cases.panel.n_prompts,
+            n_nodes=len(cases.nodes),
+            held_out=settings.validation.prompts is not None or None,
+        )
+        made: list[Record] = []
         for measured in trial.measured():
             score = measured.record(about)
             ledger.add(score)
@@ -205,11 +207,14 @@ def _work(plan: Plan, resumes: bool) -> tuple[list[Record], dict[str, Any]]:
             what="ablated together",
         ),
     )
+    facts = facts_of(made)
+    verdicts = [] if facts is None else [judge(facts).record({**about, "errors": settings.validation.errors})]
     write_report(
         plan,
+        **{verdict.kind: verdict.model_dump(exclude_none=True) for verdict in verdicts},
         prompts=[{"prompt": example.prompt, **as_line(example)} for example in plan.examples],
         scores=[score.model_dump(exclude_none=True) for score in (*made, effect)],
         ablated_together=asdict(joint),
     )
     plan.partial.unlink(missing_ok=True)
-    return [*made, effect], {}
+    return [*made, effect, *verdicts], {}
