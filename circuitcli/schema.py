@@ -14,7 +14,7 @@ from circuitcli.errors import SettingsError
 from circuitcli.hookpoints import OUTPUT, HookPoint, NodeId, Position, is_span_name
 from circuitcli.settings.graph import Baseline, Metric
 
-METHODS = ("naive", "grad-ig", "grad-atp")
+METHODS = ("naive", "grad-ig", "grad-atp", "grad-relp", "grad-gim")
 POSITIONS = ("all", "last", "sum", "spans")
 UNITS = ("nats", "logits", "activation", "pre-activation", "ratio", "probability")
 # What happens to error terms while a circuit is tested: they are nodes like others, all kept, or all removed.

@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from subjects import random_baseline, random_subject
 from support import FAMILIES, adapter_of, random_ids
 
+from circuitcli.attribution.edges import to_output
+from circuitcli.attribution.gradients import node_effects
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.adapter import ModelAdapter
 from circuitcli.models.rules import RULES, applied
@@ -77,3 +80,43 @@ def test_methods_without_a_rule_leave_the_model_alone():
     for method in ("ig", "atp", "exact"):
         with applied(model, method):
             assert not any("forward" in module.__dict__ for module in model.model.modules())
+
+
+@pytest.mark.parametrize("rule", ["relp", "gim"])
+def test_effects_by_a_rule_are_the_ruled_gradients_times_what_is_taken_away(rule):
+    subject = random_subject("llama", layers=(0, 2))
+    baseline = random_baseline(subject)
+    effects = node_effects(subject, baseline, method=rule, steps=1, batch_size=4)
+    seen = {}
+
+    def opened(hook):
+        return lambda x: seen.setdefault(hook, x.view_as(x) if x.requires_grad else leaf(x))
+
+    taps = {hook: opened(hook) for hook in subject.coders}
+    with applied(subject.adapter, rule), tapped(subject.adapter, taps):
+        value = subject.metric.value(subject.adapter.logits(subject.clean.input_ids)[:, -1:])
+    for hook, gradient in zip(seen, torch.autograd.grad(value.sum(), list(seen.values())), strict=True):
+        coder = subject.coders[hook]
+        expected = (gradient @ coder.W_dec.T) * (subject.codes[hook] - baseline.codes[hook])
+        assert torch.allclose(effects[hook].features, expected, rtol=1e-6, atol=1e-9)
+        expected = (gradient * (subject.errors[hook] - baseline.errors[hook])).sum(dim=-1)
+        assert torch.allclose(effects[hook].errors[hook], expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("rule", ["relp", "gim"])
+def test_edges_to_the_output_go_by_the_rule(rule):
+    # Last of all writers, resid.2 has no path but the direct one; that of mlp.2 is direct where resid.2 is not spliced.
+    subject = random_subject("llama", sites=("attn", "mlp"))
+    baseline = random_baseline(subject)
+    effects = node_effects(subject, baseline, method=rule, steps=1, batch_size=4)
+    edges = to_output(subject, effects, baseline, method=rule, steps=1, batch_size=4)
+    own = to_output(subject, effects, baseline, method="atp", steps=1, batch_size=4)
+    last, before = subject.coders.hooks[-1], subject.coders.hooks[0]
+    assert torch.allclose(edges[last].features, effects[last].features)
+    # The stream alone leads from the first attention on: only the final norm is passed, which is held.
+    with applied(subject.adapter, rule):
+        residual = subject.clean.final_residual.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(subject.metric.value(subject.adapter.head(residual)[:, -1:]).sum(), residual)
+    expected = (gradient @ subject.coders[before].W_dec.T) * (subject.codes[before] - baseline.codes[before])
+    assert torch.allclose(edges[before].features, expected, rtol=1e-6, atol=1e-9)
+    assert not torch.allclose(own[before].features, expected, rtol=1e-2)

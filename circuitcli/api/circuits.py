@@ -23,7 +23,7 @@ from circuitcli.models.loading import LanguageModel
 from circuitcli.records import GraphRecord
 from circuitcli.settings.graph import Baseline, GraphSettings, Metric
 
-Method = Literal["ig", "atp", "naive"]
+Method = Literal["ig", "atp", "relp", "gim", "naive"]
 # Settings of graphs that are no arguments.
 _FREE = ("baseline_tokens", "batch_size", "threshold_exp", "thin", "pin", "to")
 _OF_GRADIENTS = ("ig_steps", "down", "up")
@@ -64,9 +64,10 @@ def find_circuit(
         graph.save("graph.jsonl"); nodes, edges = graph.to_pandas(); graph       # draws itself in a notebook
 
     The prompts are *run* through the model and *coded* by the coders; every node's *effect* on the metric is taken by
-    integrated gradients (``ig``) or attribution patching (``atp``); the ``down`` strongest of each sign and hook point
-    are *selected*; the ``up`` strongest *edges* into each are followed upwards; nodes with a path to the output are
-    *assemble*d to a graph (Marks et al. 2024, arXiv:2403.19647). ``naive`` ablates one node at a time instead.
+    integrated gradients (``ig``), attribution patching (``atp``) or one gradient by a rule (``relp``, ``gim``); the
+    ``down`` strongest of each sign and hook point are *selected*; the ``up`` strongest *edges* into each are followed
+    upwards; nodes with a path to the output are *assemble*d to a graph (Marks et al. 2024, arXiv:2403.19647). ``naive``
+    ablates one node at a time instead.
 
     prompts: a text, token ids, a list of these, the Path of a file (JSON lines, feature-circuits' pairs, CSV of EAP-IG
     and MIB), or a `Behaviour`. Effects and edges of several are means, with standard errors. target: the token whose
@@ -121,12 +122,12 @@ def _settings(others: Mapping[str, object] | None, method: Method, **named: Any)
     if others is not None and not isinstance(others, Mapping):
         raise wrong_type("settings", others, "a mapping", hint="for example settings={'baseline_tokens': 4096}")
     if method not in get_args(Method):
-        raise wrong_type("method", method, "a method", hint="methods are ig, atp and naive")
+        raise wrong_type("method", method, "a method", hint="methods are ig, atp, relp, gim and naive")
     if unknown := [name for name in others or {} if name not in _FREE]:
         raise SettingsError(f"unknown setting: {unknown[0]}", hint=f"there are {' '.join(_FREE)}; see the arguments")
     if method == "naive" and (given := [name for name in _OF_GRADIENTS if named[name] is not None]):
         name = _CALLED.get(given[0], given[0])
-        raise SettingsError(f"{name} is of ig and atp, not of naive", hint=f"leave out {name}=")
+        raise SettingsError(f"{name} is of ig, atp, relp and gim, not of naive", hint=f"leave out {name}=")
     of_method = {} if method == "naive" else {"method": method}
     return checked(GraphSettings, called=_CALLED, **{**dict(others or {}), **named, **of_method})
 

@@ -22,10 +22,12 @@ from circuitcli.attribution.gradients import Effects, Gradients, GroupPath, effe
 from circuitcli.attribution.subject import Subject
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.partial import first_block
+from circuitcli.models.rules import applied
 from circuitcli.models.taps import Callback, leaf
 from circuitcli.saes.base import SparseCoder
 from circuitcli.saes.coders import Coders
 from circuitcli.saes.splice import Encoded, error_of, shifted
+from circuitcli.settings.graph import OF_ONE_GRADIENT
 
 # Everything that comes later in the model goes through these.
 FULL_STREAM = frozenset({"embed", "resid_pre", "resid_mid", "resid"})
@@ -323,9 +325,9 @@ def to_output(
             edges[hook] = effects[hook]
         elif places:
             path = GroupPath.of(subject, hook, baseline)
-            average = path.mean_gradients(
-                steps=steps, batch_size=batch_size, at_clean=method == "atp", gradients=partial(_held_gradients, path)
-            )
+            held, at_clean = partial(_held_gradients, path), method in OF_ONE_GRADIENT
+            with applied(subject.adapter, method):
+                average = path.mean_gradients(steps=steps, batch_size=batch_size, at_clean=at_clean, gradients=held)
             reached = {place: average[place] for place in places if place in average and bool(average[place].any())}
             if reached:
                 edges[hook] = effects_of(subject, hook, baseline, reached, None)

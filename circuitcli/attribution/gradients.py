@@ -22,8 +22,10 @@ from circuitcli.attribution.subject import Subject
 from circuitcli.errors import SettingsError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.partial import first_block
+from circuitcli.models.rules import applied
 from circuitcli.models.taps import Callback, leaf
 from circuitcli.saes.splice import shifted
+from circuitcli.settings.graph import OF_ONE_GRADIENT
 
 Gradients = Mapping[HookPoint, Float[Tensor, "text position d_out"]]
 # Of rows at shares of a path, each a copy of a text.
@@ -52,20 +54,20 @@ class Effects:
 def node_effects(
     subject: Subject, baseline: Baseline, *, method: str, steps: int, batch_size: int
 ) -> dict[HookPoint, Effects]:
-    """Effects of every group, by what its coder reads. method: ``atp`` or ``ig``.
+    """Effects of every group, by what its coder reads. method: ``atp``, ``relp``, ``gim`` or ``ig``.
 
     Raises SettingsError for attribution patching of a metric whose gradient is zero at the clean run.
     """
-    if method == "atp":
-        return attribution_patching(subject, baseline)
+    if method in OF_ONE_GRADIENT:
+        return attribution_patching(subject, baseline, rule=method)
     return {
         hook: integrated_gradients(subject, hook, baseline, steps=steps, batch_size=batch_size)
         for hook in subject.coders
     }
 
 
-def attribution_patching(subject: Subject, baseline: Baseline) -> dict[HookPoint, Effects]:
-    """Effects from one gradient of the metric at the clean run."""
+def attribution_patching(subject: Subject, baseline: Baseline, *, rule: str = "atp") -> dict[HookPoint, Effects]:
+    """Effects from one gradient of the metric at the clean run: the model's own (``atp``) or that of a rule."""
     if subject.metric.is_flat_at_clean:
         raise SettingsError(
             f"the metric {subject.metric.name} has no gradient at the clean run",
@@ -73,7 +75,7 @@ def attribution_patching(subject: Subject, baseline: Baseline) -> dict[HookPoint
         )
     seen: dict[HookPoint, Tensor] = {}
     written = subject.coders.written
-    with torch.enable_grad():
+    with torch.enable_grad(), applied(subject.adapter, rule):
         value = subject.metric_of({hook: _opened(seen, hook) for hook in written}).sum()
         gradients = torch.autograd.grad(value, [seen[hook] for hook in written])
     spliced = {hook: _spliced(subject, hook, gradient) for hook, gradient in zip(written, gradients, strict=True)}

@@ -19,7 +19,7 @@ from circuitcli.attribution.gradients import (
 from circuitcli.attribution.panel import Panel, wide
 from circuitcli.attribution.subject import check_finite
 from circuitcli.hookpoints import HookPoint
-from circuitcli.settings.graph import GraphSettings
+from circuitcli.settings.graph import OF_ONE_GRADIENT, GraphSettings
 
 # Effects of a group on the prompts of a batch; None where it has none.
 EffectsOf = Callable[[int, HookPoint], Effects | None]
@@ -70,9 +70,10 @@ class PanelEffects:
             return _Gradients.of(integrated_gradients(subject, group, baseline, steps=steps, batch_size=size))
 
         def patching() -> dict[HookPoint, _Gradients]:
-            return {hook: _Gradients.of(one) for hook, one in attribution_patching(subject, baseline).items()}
+            effects = attribution_patching(subject, baseline, rule=chosen.method)
+            return {hook: _Gradients.of(one) for hook, one in effects.items()}
 
-        if chosen.method == "atp":
+        if chosen.method in OF_ONE_GRADIENT:
             kept = self.panel.kept.take(("effects", batch), patching, lambda made: sum(map(_size, made.values())))[
                 group
             ]

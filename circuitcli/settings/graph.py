@@ -7,6 +7,8 @@ from pydantic import Field
 from circuitcli.settings.section import FilePath, Ids, Layers, Pins, Section, Sites
 
 Metric = Literal["log-prob", "logit-diff", "cross-entropy", "kl"]
+# Methods that take one gradient at the clean run, not several on a path.
+OF_ONE_GRADIENT = frozenset({"atp", "relp", "gim"})
 Baseline = Literal["zero", "mean", "resample", "counterfactual"]
 
 
@@ -54,8 +56,11 @@ class GraphSettings(Section):
     """The other prompt, with as many tokens, for the counterfactual baseline."""
     counterfactual_ids: Ids | None = None
     """The other prompt as token ids instead of a text."""
-    method: Literal["ig", "atp"] = "ig"
-    """Integrated gradients, or attribution patching (one gradient at the clean run)."""
+    method: Literal["ig", "atp", "relp", "gim"] = "ig"
+    """Integrated gradients; or one gradient at the clean run, which does not see that something is saturated: the
+    model's own (atp: attribution patching), or that of a rule (relp: attention patterns and norms held, activation
+    functions as factors; gim: norms held, softmax at temperature 2). No method sees what silent backups would do, nor
+    does ablating one node; none is the effect of a node."""
     ig_steps: int = Field(10, ge=1, le=10_000)
     """Points on the path of integrated gradients (midpoint rule)."""
     down: int = Field(10, ge=1, le=100_000)

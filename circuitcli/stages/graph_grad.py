@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 from circuitcli.records import Record
+from circuitcli.settings.graph import OF_ONE_GRADIENT
 from circuitcli.stages.graphing import Task, finish, head_of, prepare, task_of
 from circuitcli.stages.request import Request, resumable
 
@@ -19,8 +20,9 @@ def run(request: Request) -> list[Record]:
     Raises SettingsError without a prompt, InputError without SAEs or for a graph of that name with other settings.
     """
     settings = request.settings.graph
-    if settings.method == "atp" and settings.ig_steps != type(settings)().ig_steps:
-        logger.warning("attribution patching takes one step, so --steps changes nothing; --method ig takes several")
+    if settings.method in OF_ONE_GRADIENT and settings.ig_steps != type(settings)().ig_steps:
+        name = "attribution patching" if settings.method == "atp" else f"--method {settings.method}"
+        logger.warning("%s takes one step, so --steps changes nothing; --method ig takes several", name)
     task = task_of(request, "graph-grad", name="circuit", positions="all", baseline="mean", foreign=_NAIVE)
     return resumable(request, task.entry, task.fingerprint(), lambda resumes: _work(task), keeps=True)
 

@@ -13,7 +13,7 @@ from circuitcli.errors import InputError
 from circuitcli.graphs import CircuitGraph
 from circuitcli.hookpoints import NodeId
 from circuitcli.records import GraphRecord
-from circuitcli.settings.graph import GraphSettings
+from circuitcli.settings.graph import OF_ONE_GRADIENT, GraphSettings
 from circuitcli.validation.stability import Found
 
 _METHOD = "grad-"
@@ -38,7 +38,7 @@ def settings_of(head: GraphRecord, settings: GraphSettings) -> GraphSettings:
         if name not in _NOT_HOW and (value := getattr(head, name, None)) is not None
     }
     told["method"] = head.method.removeprefix(_METHOD)
-    if head.steps is not None and told["method"] != "atp":
+    if head.steps is not None and told["method"] not in OF_ONE_GRADIENT:
         told["ig_steps"] = head.steps
     return settings.model_copy(update=told)
 
