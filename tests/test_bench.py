@@ -9,8 +9,10 @@ from circuitcli.activations.storage.shards import RowsShard
 from circuitcli.activations.storage.stored_rows import StoredRows
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.loading import load_model
+from circuitcli.settings.graph import GraphSettings
 from circuitcli.settings.model import ModelSettings
-from tests.bench import bench_collect, bench_writer
+from tests.bench import bench_collect, bench_graphs, bench_writer
+from tests.bench.random_graphs import TINY, Setting
 
 
 def test_collecting_is_measured_beside_the_bare_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -34,3 +36,13 @@ def test_every_way_of_writing_writes_the_rows(name: str, tmp_path: Path, monkeyp
         back = torch.empty_like(rows.values)
         RowsShard.open(files[-1]).read_into(back, bench_writer.BATCH)
         assert torch.equal(back, rows.values)
+
+
+@pytest.mark.parametrize("part", bench_graphs.PARTS)
+def test_graphs_are_measured_beside_the_plain_way_and_have_its_numbers(part: str):
+    settings = GraphSettings(baseline="zero", down=3, up=2)
+    rows = bench_graphs.measured(part, Setting(TINY), settings, rounds=1, n_ablations=5)
+    assert min(row.seconds for row in rows) > 0
+    compared = rows[1].compared
+    assert compared is not None and compared.n > 5 and compared.difference < 1e-5
+    assert bench_graphs.table(part, rows).count("\n") == len(rows) + 1
