@@ -1,7 +1,8 @@
 """Names of places in the network: hook points, features, nodes; slices of layers and pins.
 
 A hook point prints as ``resid.9``, a feature as ``resid.9/23433``, a node as ``resid.9/23433@4`` (at a position),
-``resid.9/23433@verb`` (at a named span of positions), ``resid.9/error@4`` (what the SAE misses there) or ``output``.
+``resid.9/23433@verb`` (at a named span of positions), ``resid.9/error@4`` (what the SAE misses there), ``embed/token@4`` (what the embedding of
+a token writes), ``logit/464`` (an output token) or ``output``.
 """
 
 import re
@@ -14,8 +15,8 @@ from circuitcli.reading import whole_number
 # In the order in which a block computes them.
 SITES = ("embed", "resid_pre", "attn_in", "attn", "resid_mid", "mlp_in", "mlp", "resid")
 
-ERROR = "error"
-OUTPUT = "output"
+ERROR, TOKEN = "error", "token"
+OUTPUT, LOGIT = "output", "logit/"
 # Of numbers a position has at most 18 digits.
 _PAST_NUMBERS = 10**18
 
@@ -81,7 +82,8 @@ _NUMBER = "[0-9]{1,18}"
 # Names of spans begin with a letter, so that none is a number.
 _SPAN = re.compile("[A-Za-z][A-Za-z0-9_-]{0,63}")
 _NODE = re.compile(
-    rf"(?P<hook>[a-z_]+(?:\.{_NUMBER})?)/(?P<name>{_NUMBER}|error)(?:@(?P<position>{_NUMBER}|{_SPAN.pattern}))?"
+    rf"(?P<hook>[a-z_]+(?:\.{_NUMBER})?)/(?P<name>{_NUMBER}|{ERROR}|{TOKEN})"
+    rf"(?:@(?P<position>{_NUMBER}|{_SPAN.pattern}))?"
 )
 _SLICE_PART = re.compile(rf"\s*(?P<number>[+-]?{_NUMBER})?\s*")
 
@@ -103,9 +105,20 @@ def position_order(position: Position, span_names: Sequence[str] = ()) -> tuple[
     return -1 if position is None else position, ""
 
 
+def logit_name(token: int) -> str:
+    """The name of an output token: ``logit/464``."""
+    return f"{LOGIT}{token}"
+
+
+def logit_token(name: str) -> int | None:
+    """The output token that a text names; None if it names none."""
+    return whole_number(name.removeprefix(LOGIT)) if name.startswith(LOGIT) else None
+
+
 @dataclass(frozen=True)
 class NodeId:
-    """A feature (``index`` set) or an SAE error term (``index`` None), at a position or over all of them.
+    """A feature (``index`` set) or an SAE error term (``index`` None), at a position or over all of them; or what the
+    embedding of the token at a position writes, where no SAE explains that.
 
     A position is a number, or the name of a span of positions that several prompts have in common.
     """
@@ -113,16 +126,17 @@ class NodeId:
     hook: HookPoint
     index: int | None
     position: Position = None
+    is_token: bool = False
 
     @property
     def is_error(self) -> bool:
         """Whether this is what the SAE misses rather than a feature."""
-        return self.index is None
+        return self.index is None and not self.is_token
 
     @property
     def feature(self) -> str:
-        """The id without its position: ``resid.9/23433`` or ``resid.9/error``."""
-        return f"{self.hook}/{ERROR if self.index is None else self.index}"
+        """The id without its position: ``resid.9/23433``, ``resid.9/error`` or ``embed/token``."""
+        return f"{self.hook}/{(TOKEN if self.is_token else ERROR) if self.index is None else self.index}"
 
     def __str__(self) -> str:
         return self.feature if self.position is None else f"{self.feature}@{self.position}"
@@ -156,13 +170,11 @@ class NodeId:
                 f"'{text}' is not a feature",
                 hint="write HOOK/INDEX, for example resid.9/23433 or resid.9/23433@4",
             )
-        written = match["position"]
+        written, name, hook = match["position"], match["name"], HookPoint.parse(match["hook"])
         position = written if written is None or is_span_name(written) else int(written)
-        return cls(
-            HookPoint.parse(match["hook"]),
-            None if match["name"] == ERROR else int(match["name"]),
-            position,
-        )
+        if name == TOKEN and hook.site != "embed":
+            raise SettingsError(f"'{text}' is not a feature", hint="tokens are at the embedding: embed/token@4")
+        return cls(hook, None if name in (ERROR, TOKEN) else int(name), position, is_token=name == TOKEN)
 
 
 def without_numbers(nodes: Iterable[NodeId]) -> tuple[NodeId, ...]:

@@ -11,10 +11,10 @@ from typing import Annotated, Any, TypeVar, get_args
 from pydantic import AfterValidator, Field
 
 from circuitcli.errors import SettingsError
-from circuitcli.hookpoints import OUTPUT, HookPoint, NodeId, Position, is_span_name
+from circuitcli.hookpoints import OUTPUT, HookPoint, NodeId, Position, is_span_name, logit_name, logit_token
 from circuitcli.settings.graph import Baseline, Metric
 
-METHODS = ("naive", "grad-ig", "grad-atp", "grad-relp", "grad-gim")
+METHODS = ("naive", "grad-ig", "grad-atp", "grad-relp", "grad-gim", "frozen")
 POSITIONS = ("all", "last", "sum", "spans")
 UNITS = ("nats", "logits", "activation", "pre-activation", "ratio", "probability")
 # What happens to error terms while a circuit is tested: they are nodes like others, all kept, or all removed.
@@ -75,7 +75,14 @@ def _hook(text: str) -> str:
 
 
 def _node(text: str) -> str:
-    return text if text == OUTPUT else _feature_or_error(text)
+    if text == OUTPUT:
+        return text
+    token = logit_token(text)
+    if token is None:
+        return _feature_or_error(text)
+    if logit_name(token) != text:
+        raise ValueError(f"{text[:60]!r} should be written {logit_name(token)!r}")
+    return text
 
 
 def _feature_or_error(text: str) -> str:
@@ -154,6 +161,7 @@ HooksByHook = Annotated[dict[HookName, Annotated[HookNames, Field(min_length=1)]
 NumbersByHook = Annotated[
     dict[HookName, Annotated[dict[Word, Number | None], Field(max_length=100)]], Field(max_length=LONGEST_TABLE)
 ]
+NumbersByName = Annotated[dict[Word, Number | None], Field(max_length=100)]
 
 MethodName = Annotated[Word, one_of(METHODS)]
 MetricName = Annotated[Word, one_of(get_args(Metric))]

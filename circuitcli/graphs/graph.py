@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from circuitcli import display
-from circuitcli.hookpoints import OUTPUT, NodeId
+from circuitcli.hookpoints import OUTPUT, NodeId, logit_token
 from circuitcli.records import GraphRecord
 
 if TYPE_CHECKING:
@@ -19,7 +19,8 @@ class Node:
     """A node; ``effect`` is what it contributes to the metric, in the metric's unit; positive supports the metric.
 
     Of several prompts activation and effect are means, ``standard_error`` is that of the effect, and ``active`` the
-    share of the prompts in which the node is not zero.
+    share of the prompts in which the node is not zero. Of a frozen graph ``influence`` is how much a node matters to
+    the logits by way of all paths; ``probability`` and ``token`` are those of a logit.
     """
 
     id: str
@@ -28,15 +29,23 @@ class Node:
     unit: str | None = None
     standard_error: float | None = None
     active: float | None = None
+    influence: float | None = None
+    probability: float | None = None
+    token: str | None = None
 
     @property
     def is_output(self) -> bool:
-        """Whether this is the metric itself."""
-        return self.id == OUTPUT
+        """Whether this is the metric itself, or an output token."""
+        return self.id == OUTPUT or self.token_id is not None
+
+    @property
+    def token_id(self) -> int | None:
+        """The output token that this is; None for other nodes."""
+        return logit_token(self.id)
 
     @property
     def place(self) -> NodeId | None:
-        """The parsed id; None for the output."""
+        """The parsed id; None for the output and for output tokens."""
         return None if self.is_output else NodeId.parse(self.id)
 
 

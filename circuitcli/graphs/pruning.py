@@ -27,7 +27,8 @@ def connected_to_output(graph: CircuitGraph) -> CircuitGraph:
     sources: dict[str, list[str]] = {}
     for edge in graph.edges:
         sources.setdefault(edge.target, []).append(edge.source)
-    reached, frontier = {OUTPUT}, [OUTPUT]
+    frontier = [OUTPUT, *(node.id for node in graph.nodes if node.token_id is not None)]
+    reached = set(frontier)
     while frontier:
         new = [source for source in sources.get(frontier.pop(), ()) if source not in reached]
         reached.update(new)

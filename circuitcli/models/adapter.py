@@ -151,9 +151,15 @@ class ModelAdapter:
 
     def head(self, residual: Float[Tensor, "batch position d_model"]) -> Float[Tensor, "batch position vocab"]:
         """Logits from the output of the last block."""
-        logits = self.unembedding(self.final_norm(residual)).to(self.device)
-        if self.findings.logit_scale != 1.0:
-            logits = logits * self.findings.logit_scale
+        return self.capped(self.unembedded(self.final_norm(residual)))
+
+    def unembedded(self, normed: Float[Tensor, "batch position d_model"]) -> Float[Tensor, "batch position vocab"]:
+        """Logits from the output of the final norm, before a soft cap."""
+        logits = self.unembedding(normed).to(self.device)
+        return logits if self.findings.logit_scale == 1.0 else logits * self.findings.logit_scale
+
+    def capped(self, logits: Float[Tensor, "batch position vocab"]) -> Float[Tensor, "batch position vocab"]:
+        """Logits with the soft cap, in models that have one."""
         caps = (getattr(self.text_config, name, None) for name in _SOFT_CAPS)
         cap = next((cap for cap in caps if cap), None)
         return torch.tanh(logits / cap) * cap if cap else logits

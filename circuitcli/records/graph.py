@@ -19,6 +19,7 @@ from circuitcli.schema import (
     NodeName,
     Number,
     NumbersByHook,
+    NumbersByName,
     PathInRun,
     PositionsName,
     Share,
@@ -35,7 +36,9 @@ class GraphRecord(Record):
 
     Of several prompts, ``prompts`` names their file, ``columns`` holds alternative tokens for each position, and
     ``span_names`` the names that stand for positions, in the order of the text. ``saes`` gives the digest of the coder
-    that reads each hook point, and ``writes`` what a coder writes, where that is not what it reads.
+    that reads each hook point, and ``writes`` what a coder writes, where that is not what it reads. Of a frozen graph:
+    how many features are active, into how many edges were taken, what pruning kept, the scores of circuit-tracer
+    before pruning, and what intervening on edges has shown.
     """
 
     kind: str = "graph"
@@ -79,6 +82,14 @@ class GraphRecord(Record):
     threshold: Number | None = None
     to: Word | None = None
     share_kept: Number | None = None
+    n_active: Count | None = None
+    n_expanded: Count | None = None
+    node_threshold: Share | None = None
+    edge_threshold: Share | None = None
+    replacement: Number | None = None
+    completeness: Number | None = None
+    completeness_of_inputs: Number | None = None
+    checks: NumbersByName | None = None
 
     def written(self, hook: str) -> tuple[str, ...]:
         """Names of the hook points that the coder writes that reads this one: of an SAE the same."""
@@ -113,6 +124,9 @@ class NodeRecord(Record):
     unit: UnitName | None = None
     standard_error: Number | None = None
     active: Share | None = None
+    influence: Number | None = None
+    probability: Share | None = None
+    token: Text | None = None
 
 
 class EdgeRecord(Record):

@@ -79,3 +79,15 @@ class GraphSettings(Section):
     """Graph file to add to; model, SAEs and layers, prompt, metric, method, baseline and positions must agree."""
     batch_size: int = Field(64, ge=1, le=2**20)
     """Rows in one forward pass; changes speed and memory only."""
+    frozen: bool = False
+    """Attribution graph of one prompt, as circuit-tracer makes it: direct effects with attention patterns and norm
+    denominators held constant, MLPs replaced by transcoders or held constant; logits are nodes."""
+    node_threshold: float = Field(0.8, gt=0, le=1)
+    """Frozen graph: keep the nodes that have this share of the influence on the logits."""
+    edge_threshold: float = Field(0.98, gt=0, le=1)
+    """Frozen graph: keep the edges that have this share of the influence between the nodes kept."""
+    max_nodes: int = Field(7500, ge=1, le=2**24)
+    """Frozen graph: edges are taken into so many active features, the most influential ones."""
+    check_edges: int = Field(0, ge=0, le=2**20)
+    """Frozen graph: draw so many of its edges and intervene on their sources, in the frozen model and in the model as it
+    is."""

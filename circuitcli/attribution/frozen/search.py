@@ -1,0 +1,141 @@
+"""Finding the frozen graph of a prompt: all edges into active features, or into those that matter most, then pruning.
+
+Where more features are active than edges are wanted into, those are taken in turn that have the most influence on the
+logits by what is known so far, a few batches at a time, as circuit-tracer does; the others are left out in the end.
+"""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from circuitcli.attribution.frozen.linear import FrozenModel
+from circuitcli.attribution.frozen.nodes import Nodes, check_frozen, explained_logits
+from circuitcli.attribution.frozen.rows import Chunk, EdgeRows, assembled, batches, effects
+from circuitcli.attribution.subject import Subject
+from circuitcli.graphs import CircuitGraph, Edge, Node, sorted_graph
+from circuitcli.graphs.influence import FEATURE, LOGIT, Pruned, Rows, Scores, influence, prune, scores
+from circuitcli.progress import Advance, task
+from circuitcli.records import GraphRecord
+from circuitcli.settings.graph import GraphSettings
+
+# Batches after which influence is taken anew.
+UPDATE = 4
+
+
+@dataclass
+class FrozenSearch:
+    """The search on one prompt. logits: tokens that are explained, by default the likeliest ones."""
+
+    subject: Subject
+    settings: GraphSettings
+    logits: tuple[int, ...] = ()
+    chunks: list[Chunk] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        """Raises InputError for coders without pre-activations."""
+        check_frozen(self.subject)
+
+    @cached_property
+    def model(self) -> FrozenModel:
+        """The frozen model."""
+        return FrozenModel(self.subject)
+
+    @cached_property
+    def nodes(self) -> Nodes:
+        """All that may become a node."""
+        return Nodes.of(self.model, explained_logits(self.subject, self.logits))
+
+    @cached_property
+    def edges(self) -> EdgeRows:
+        """Where edges come from."""
+        return EdgeRows(self.model, self.nodes)
+
+    @property
+    def n_expanded(self) -> int:
+        """Into how many features edges are taken."""
+        return min(self.nodes.n_features, self.settings.max_nodes)
+
+    @cached_property
+    def rows(self) -> Rows:
+        """All edges, or those between the features that were chosen."""
+        self.chunks = [self.edges.into_logits()]
+        with task("edges of features", total=self.n_expanded, unit="features") as advance:
+            if self.n_expanded == self.nodes.n_features:
+                self._expand(np.arange(self.nodes.n_features), advance)
+                return assembled(self.nodes, self.chunks)
+            expanded = self._most_influential(advance)
+        rows = assembled(self.nodes, self.chunks)
+        return rows.kept((expanded | (rows.kinds != FEATURE))[rows.sources])
+
+    def _most_influential(self, advance: Advance) -> NDArray[np.bool_]:
+        expanded = np.zeros(self.nodes.n, dtype=bool)
+        while (left := self.n_expanded - int(expanded.sum())) > 0:
+            found = influence(assembled(self.nodes, self.chunks))[: self.nodes.n_features]
+            found[expanded[: self.nodes.n_features]] = -1.0
+            chosen = np.argsort(-found, kind="stable")[: min(left, UPDATE * self.settings.batch_size)]
+            expanded[chosen] = True
+            self._expand(np.sort(chosen), advance)
+        return expanded
+
+    def _expand(self, numbers: NDArray[np.int64], advance: Advance) -> None:
+        """Take the edges into features of these numbers."""
+        for active in self.nodes.active:
+            here = numbers[(numbers >= active.start) & (numbers < active.start + len(active))] - active.start
+            for some in batches(here, size=self.settings.batch_size):
+                self.chunks.append(self.edges.into_features(active, some))
+                advance(len(some))
+
+    @cached_property
+    def pruned(self) -> Pruned:
+        """What is kept."""
+        thresholds = self.settings.node_threshold, self.settings.edge_threshold
+        return prune(self.rows, node_threshold=thresholds[0], edge_threshold=thresholds[1])
+
+    @cached_property
+    def scores(self) -> Scores:
+        """How much of the whole graph features explain."""
+        return scores(self.rows)
+
+    @cached_property
+    def effects(self) -> Tensor:
+        """What each source contributes to the metric."""
+        return effects(self.edges)
+
+    def facts(self) -> dict[str, Any]:
+        """What the head tells of the whole graph."""
+        found = self.scores
+        return {
+            "n_active": self.nodes.n_features,
+            "n_expanded": self.n_expanded,
+            "node_threshold": self.settings.node_threshold,
+            "edge_threshold": self.settings.edge_threshold,
+            "replacement": found.replacement,
+            "completeness": found.completeness,
+            "completeness_of_inputs": found.completeness_of_inputs,
+        }
+
+    def graph(self, head: GraphRecord, tokens: dict[int, str]) -> CircuitGraph:
+        """The graph of what is kept. tokens: the text of each logit's."""
+        nodes, pruned = self.nodes, self.pruned
+        kept = np.nonzero(pruned.nodes)[0].tolist()
+        names = {number: nodes.name(number) for number in kept}
+        made = tuple(self._node(number, names[number], tokens) for number in kept)
+        targets = pruned.rows.edge_targets.tolist()
+        triples = zip(pruned.rows.sources.tolist(), targets, pruned.rows.values.tolist(), strict=True)
+        edges = tuple(
+            Edge(names[source], names[target], weight, "logits" if target >= nodes.n_sources else "pre-activation")
+            for source, target, weight in triples
+        )
+        return sorted_graph(CircuitGraph(head, made, edges))
+
+    def _node(self, number: int, name: str, tokens: dict[int, str]) -> Node:
+        nodes, found = self.nodes, float(self.pruned.influence[number])
+        if nodes.kinds[number] == LOGIT:
+            token = nodes.logits[number - nodes.n_sources]
+            return Node(name, probability=float(nodes.weights[number]), token=tokens.get(token))
+        effect, unit = float(self.effects[number]), self.subject.metric.unit
+        return Node(name, nodes.activation(number), effect, unit, influence=found)
