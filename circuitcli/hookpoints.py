@@ -1,8 +1,8 @@
 """Names of places in the network: hook points, features, nodes; slices of layers and pins.
 
 A hook point prints as ``resid.9``, a feature as ``resid.9/23433``, a node as ``resid.9/23433@4`` (at a position),
-``resid.9/23433@verb`` (at a named span of positions), ``resid.9/error@4`` (what the SAE misses there), ``embed/token@4`` (what the embedding of
-a token writes), ``logit/464`` (an output token) or ``output``.
+``resid.9/23433@verb`` (at a named span of positions), ``resid.9/error@4`` (what the SAE misses there),
+``embed/token@4`` (what the embedding of a token writes), ``logit/464`` (an output token) or ``output``.
 """
 
 import re

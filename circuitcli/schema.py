@@ -162,6 +162,7 @@ NumbersByHook = Annotated[
     dict[HookName, Annotated[dict[Word, Number | None], Field(max_length=100)]], Field(max_length=LONGEST_TABLE)
 ]
 NumbersByName = Annotated[dict[Word, Number | None], Field(max_length=100)]
+TextsByNode = Annotated[dict[NodeName, Text], Field(max_length=LONGEST_TABLE)]
 
 MethodName = Annotated[Word, one_of(METHODS)]
 MetricName = Annotated[Word, one_of(get_args(Metric))]

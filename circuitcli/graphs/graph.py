@@ -20,7 +20,7 @@ class Node:
 
     Of several prompts activation and effect are means, ``standard_error`` is that of the effect, and ``active`` the
     share of the prompts in which the node is not zero. Of a frozen graph ``influence`` is how much a node matters to
-    the logits by way of all paths; ``probability`` and ``token`` are those of a logit.
+    the logits by way of all paths, and ``probability`` that of a logit's token.
     """
 
     id: str
@@ -31,7 +31,6 @@ class Node:
     active: float | None = None
     influence: float | None = None
     probability: float | None = None
-    token: str | None = None
 
     @property
     def is_output(self) -> bool:

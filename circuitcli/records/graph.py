@@ -26,6 +26,7 @@ from circuitcli.schema import (
     SpanNames,
     Text,
     Texts,
+    TextsByNode,
     UnitName,
     Word,
 )
@@ -38,7 +39,7 @@ class GraphRecord(Record):
     ``span_names`` the names that stand for positions, in the order of the text. ``saes`` gives the digest of the coder
     that reads each hook point, and ``writes`` what a coder writes, where that is not what it reads. Of a frozen graph:
     how many features are active, into how many edges were taken, what pruning kept, the scores of circuit-tracer
-    before pruning, and what intervening on edges has shown.
+    before pruning, what intervening on edges has shown, and the tokens of the logits.
     """
 
     kind: str = "graph"
@@ -90,6 +91,7 @@ class GraphRecord(Record):
     completeness: Number | None = None
     completeness_of_inputs: Number | None = None
     checks: NumbersByName | None = None
+    logits: TextsByNode | None = None
 
     def written(self, hook: str) -> tuple[str, ...]:
         """Names of the hook points that the coder writes that reads this one: of an SAE the same."""
@@ -107,6 +109,10 @@ class GraphRecord(Record):
     def explained_target(self) -> str:
         """The target in words; of several prompts each may have its own."""
         return self.target or ("the output" if self.n_prompts == 1 else "their targets")
+
+    def token_of(self, logit: str) -> str | None:
+        """The token of an output logit, by the name of its node."""
+        return (self.logits or {}).get(logit)
 
     def tokens_at(self, position: int | str | None) -> tuple[str, ...]:
         """What stands at a position: its token, or of several prompts some alternatives; nothing for a named span."""
@@ -126,7 +132,6 @@ class NodeRecord(Record):
     active: Share | None = None
     influence: Number | None = None
     probability: Share | None = None
-    token: Text | None = None
 
 
 class EdgeRecord(Record):

@@ -89,5 +89,5 @@ class GraphSettings(Section):
     max_nodes: int = Field(7500, ge=1, le=2**24)
     """Frozen graph: edges are taken into so many active features, the most influential ones."""
     check_edges: int = Field(0, ge=0, le=2**20)
-    """Frozen graph: draw so many of its edges and intervene on their sources, in the frozen model and in the model as it
-    is."""
+    """Frozen graph: draw so many of its edges and intervene on their sources, in the frozen model and in the unchanged
+    one."""

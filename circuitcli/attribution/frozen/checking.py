@@ -1,8 +1,8 @@
 """How far the edges of a frozen graph can be believed: interventions on their sources, drawn at random.
 
-In the frozen model the source of an edge is doubled and the target read: it has changed by the weight, but for rounding.
-In the model as it is the source is doubled, and set to zero, and all else follows: how edges rank what then happens to
-their targets says how much of that the frozen model sees.
+In the frozen model the source of an edge is doubled and the target read: it has changed by the weight, but for
+rounding. In the model as it is the source is doubled, and set to zero, and all else follows: how edges rank what then
+happens to their targets says how much of that the frozen model sees.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from circuitcli.attribution.frozen.linear import EMBED, Seen, divisor, reading
-from circuitcli.attribution.frozen.nodes import Active, Nodes
+from circuitcli.attribution.frozen.nodes import Active
 from circuitcli.attribution.frozen.rows import EdgeRows, batches
 from circuitcli.graphs.influence import Rows
 from circuitcli.hookpoints import HookPoint
@@ -133,7 +133,7 @@ class _Bench:
         if active is None:
             return self._logit_change(seen.normed[0][row, -1], clean.normed[0][0, -1], number)
         one, coder = number - active.start, self.subject.coders[active.hook]
-        position, before = int(active.positions[one]), clean.reads[active.hook][0]
+        position, before = int(active.positions[one]), clean.reads[active.hook][0].detach()
         change = seen.reads[active.hook][row, position] - before[position]
         divided = divisor(coder, before)
         change = change if divided is None else change / divided[position]

@@ -1,9 +1,8 @@
 """The frozen model of one prompt: an affine map from what features, errors and tokens write to what is read.
 
-Constant are attention patterns, the denominators of norms, what coders take off for normalisation, errors, and MLPs
-that no coder writes, so that what reads an MLP's output and nothing else has no incoming edges. Every spliced hook point
-goes on with its clean activation plus what is added to it plus what live skips carry there: features do not follow
-what they read.
+Constant are attention patterns, the denominators of norms, what coders take off for normalisation, errors, and what
+MLPs give, so that what reads an MLP's output has no incoming edges. Every spliced hook point goes on with its clean
+activation plus what is added to it plus what live skips carry there: features do not follow what they read.
 """
 
 from collections.abc import Mapping

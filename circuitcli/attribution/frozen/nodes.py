@@ -148,14 +148,16 @@ class Nodes:
 
 
 def explained_logits(subject: Subject, tokens: tuple[int, ...] = ()) -> dict[int, float]:
-    """Tokens that are explained, with their probabilities, the likeliest first: those named, by default the fewest that
-    have 0.95 of the probability together, at most 10."""
+    """Tokens that are explained, with their probabilities: those named, by default `likeliest`."""
     probabilities = subject.clean_logits(slice(-1, None))[0, -1].double().softmax(dim=-1)
-    if tokens:
-        return {token: float(probabilities[token]) for token in tokens}
+    return {token: float(probabilities[token]) for token in tokens} or likeliest(probabilities)
+
+
+def likeliest(probabilities: Float[Tensor, " vocab"]) -> dict[int, float]:
+    """The fewest tokens that have 0.95 of the probability together, at most 10, the likeliest first."""
     values, indices = probabilities.topk(min(MOST_LOGITS, len(probabilities)))
     count = int((values.cumsum(dim=0) < PROBABILITY).sum()) + 1
-    return dict(zip(indices[:count].tolist(), values[:count].tolist(), strict=True))
+    return dict(zip(indices[:count].tolist(), values[:count].tolist(), strict=False))
 
 
 def check_frozen(subject: Subject) -> None:

@@ -159,9 +159,7 @@ class EdgeRows:
             last = normed[:, -1:].clone().requires_grad_()
             logits = self.model.subject.adapter.unembedded(last)[0, 0]
             logits = logits - logits.mean()
-            rows = [
-                torch.autograd.grad(logits[token], last, retain_graph=True)[0][0, 0] for token in self.nodes.logits
-            ]
+            rows = [torch.autograd.grad(logits[token], last, retain_graph=True)[0][0, 0] for token in self.nodes.logits]
         directions = normed.new_zeros(len(rows), *normed.shape)
         directions[:, 0, -1] = torch.stack(rows)
         return directions

@@ -118,12 +118,12 @@ class FrozenSearch:
             "completeness_of_inputs": found.completeness_of_inputs,
         }
 
-    def graph(self, head: GraphRecord, tokens: dict[int, str]) -> CircuitGraph:
-        """The graph of what is kept. tokens: the text of each logit's."""
+    def graph(self, head: GraphRecord) -> CircuitGraph:
+        """The graph of what is kept."""
         nodes, pruned = self.nodes, self.pruned
         kept = np.nonzero(pruned.nodes)[0].tolist()
         names = {number: nodes.name(number) for number in kept}
-        made = tuple(self._node(number, names[number], tokens) for number in kept)
+        made = tuple(self._node(number, names[number]) for number in kept)
         targets = pruned.rows.edge_targets.tolist()
         triples = zip(pruned.rows.sources.tolist(), targets, pruned.rows.values.tolist(), strict=True)
         edges = tuple(
@@ -132,10 +132,9 @@ class FrozenSearch:
         )
         return sorted_graph(CircuitGraph(head, made, edges))
 
-    def _node(self, number: int, name: str, tokens: dict[int, str]) -> Node:
+    def _node(self, number: int, name: str) -> Node:
         nodes, found = self.nodes, float(self.pruned.influence[number])
         if nodes.kinds[number] == LOGIT:
-            token = nodes.logits[number - nodes.n_sources]
-            return Node(name, probability=float(nodes.weights[number]), token=tokens.get(token))
+            return Node(name, probability=float(nodes.weights[number]))
         effect, unit = float(self.effects[number]), self.subject.metric.unit
         return Node(name, nodes.activation(number), effect, unit, influence=found)
