@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitcli.activations.cache import ActivationCache
+from circuitcli.attribution.memory import in_batches, rows_at_once
 from circuitcli.attribution.subject import Subject, code_run
 from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
@@ -17,6 +18,7 @@ from circuitcli.models.partial import block_pass
 from circuitcli.progress import task
 from circuitcli.saes.base import SparseCoder
 from circuitcli.saes.coders import Coders
+from circuitcli.saes.splice import Edit, splice
 
 ROWS = 2048
 
@@ -33,6 +35,28 @@ class Baseline:
         """Size of its tensors."""
         parts = (self.codes, self.errors)
         return sum(value.numel() * value.element_size() for part in parts for value in part.values())
+
+
+def metric_at(subject: Subject, baseline: Baseline) -> Float[Tensor, " text"]:
+    """The metric of each prompt with every node and error at its baseline."""
+    d_codes = sum(coder.d_sae for coder in subject.coders.values())
+    codes = 3 * subject.n_spliced * d_codes
+    size = rows_at_once(subject, 0, backward=False, codes=codes, at_most=subject.n_texts)
+
+    def run(texts: Sequence[int]) -> Tensor:
+        rows = torch.tensor(texts, device=subject.adapter.device)
+
+        def moved(absent: Tensor, values: Tensor) -> Tensor:
+            return (absent if len(absent) == 1 else absent[rows]) - values
+
+        edit = Edit(
+            lambda hook, codes: moved(baseline.codes[hook], codes),
+            lambda hook, error: moved(baseline.errors[hook], error),
+        )
+        return subject.metric_of(splice(subject.coders, edit, first=subject.first), texts=rows)
+
+    with torch.no_grad():
+        return torch.cat(list(in_batches(range(subject.n_texts), run, size=size)))
 
 
 def zero(coders: Coders) -> Baseline:

@@ -7,17 +7,22 @@ coders. The effect of an error is ``dm/dx . (e - e0)``.
 Integrated gradients average these over a path on which one group of nodes moves from the baseline to the clean run
 while all else runs free (midpoint rule). A group is a coder's codes at all hook points that it writes, and the errors
 of those that it is the last coder to write. Where an error is not in the group only what the coder adds is moved.
+
+The effects of a group ought to add up to what the metric loses with the whole group at baseline; what is missing is its
+gap. Steps are added until it is small: three times as many have all points of before among theirs.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitcli.attribution.baselines import Baseline
+from circuitcli.attribution.baselines import Baseline, metric_at
 from circuitcli.attribution.contributions import Contributions
+from circuitcli.attribution.memory import in_batches, rows_at_once
 from circuitcli.attribution.subject import Subject
 from circuitcli.errors import SettingsError
 from circuitcli.hookpoints import HookPoint
@@ -31,19 +36,25 @@ Gradients = Mapping[HookPoint, Float[Tensor, "text position d_out"]]
 # Of rows at shares of a path, each a copy of a text.
 PathGradients = Callable[[Tensor, Tensor], Mapping[HookPoint, Tensor]]
 
+# Where steps are not fixed: how many are taken first, and three times as many again and again up to the last, until the
+# effects of a group miss no more than this share of the behaviour.
+FIRST_STEPS, MOST_STEPS, TOLERANCE = 5, 405, 0.05
+
 
 @dataclass(frozen=True)
 class Effects:
     """Effects of a group's nodes on the metric of each text: of features along the gradients, and of errors.
 
     gradients: by written hook point. gap: for each text what the effects of all nodes of the group miss of ``m(clean) -
-    m(group at baseline)``; None for attribution patching, which makes no such promise.
+    m(group at baseline)``; None where that was not measured. steps: of the path that the gradients are averages over,
+    in the text that took most.
     """
 
     parts: Contributions
     gradients: Gradients
     errors: Mapping[HookPoint, Float[Tensor, "text position"]]
     gap: Float[Tensor, " text"] | None
+    steps: int = 1
 
     @property
     def features(self) -> Float[Tensor, "text position d_sae"]:
@@ -52,9 +63,10 @@ class Effects:
 
 
 def node_effects(
-    subject: Subject, baseline: Baseline, *, method: str, steps: int, batch_size: int
+    subject: Subject, baseline: Baseline, *, method: str, steps: int | None, batch_size: int
 ) -> dict[HookPoint, Effects]:
-    """Effects of every group, by what its coder reads. method: ``atp``, ``relp``, ``gim`` or ``ig``.
+    """Effects of every group, by what its coder reads. method: ``atp``, ``relp``, ``gim`` or ``ig``, in so many steps
+    or as many as each group needs.
 
     Raises SettingsError for attribution patching of a metric whose gradient is zero at the clean run.
     """
@@ -73,13 +85,23 @@ def attribution_patching(subject: Subject, baseline: Baseline, *, rule: str = "a
             f"the metric {subject.metric.name} has no gradient at the clean run",
             hint="use --method ig with this metric",
         )
+    size = rows_at_once(subject, 0, backward=True, at_most=subject.n_texts)
+    parts = list(in_batches(range(subject.n_texts), partial(_clean_gradients, subject, rule), size=size))
+    gradients = {hook: torch.cat([part[hook] for part in parts]) for hook in subject.coders.written}
+    return {hook: effects_of(subject, hook, baseline, gradients, None) for hook in subject.coders}
+
+
+def _clean_gradients(
+    subject: Subject, rule: str, texts: Sequence[int]
+) -> dict[HookPoint, Float[Tensor, "row spliced d_out"]]:
+    """Gradient of the metric of some texts by each written activation."""
     seen: dict[HookPoint, Tensor] = {}
     written = subject.coders.written
     with torch.enable_grad(), applied(subject.adapter, rule):
-        value = subject.metric_of({hook: _opened(seen, hook) for hook in written}).sum()
+        callbacks = {hook: _opened(seen, hook) for hook in written}
+        value = subject.metric_of(callbacks, texts=torch.tensor(texts, device=subject.adapter.device)).sum()
         gradients = torch.autograd.grad(value, [seen[hook] for hook in written])
-    spliced = {hook: _spliced(subject, hook, gradient) for hook, gradient in zip(written, gradients, strict=True)}
-    return {hook: effects_of(subject, hook, baseline, spliced, None) for hook in subject.coders}
+    return {hook: _spliced(subject, hook, gradient) for hook, gradient in zip(written, gradients, strict=True)}
 
 
 def _opened(seen: dict[HookPoint, Tensor], hook: HookPoint) -> Callback:
@@ -98,7 +120,13 @@ def _spliced(subject: Subject, hook: HookPoint, gradient: Tensor) -> Float[Tenso
 
 
 def effects_of(
-    subject: Subject, hook: HookPoint, baseline: Baseline, gradients: Gradients, gap: Tensor | None
+    subject: Subject,
+    hook: HookPoint,
+    baseline: Baseline,
+    gradients: Gradients,
+    gap: Tensor | None,
+    *,
+    steps: int = 1,
 ) -> Effects:
     """Effects of the group of the coder that reads a hook point, for gradients by what it writes."""
     own = {place: gradients[place] for place in subject.coders[hook].writes if place in gradients}
@@ -107,7 +135,7 @@ def effects_of(
         for place in subject.coders.errors_of(hook)
         if place in own
     }
-    return Effects(Contributions.of(subject, hook, baseline, own), own, errors, gap)
+    return Effects(Contributions.of(subject, hook, baseline, own), own, errors, gap, steps)
 
 
 @dataclass(frozen=True)
@@ -179,15 +207,64 @@ class GroupPath:
 
         gradients: those of runs at shares of the path; `gradients` unless given.
         """
-        n_texts, like = self.subject.n_texts, next(iter(self.steps.values()))
-        shares = like.new_zeros(1) if at_clean else (torch.arange(steps).to(like) + 0.5) / steps
-        totals: dict[HookPoint, Tensor] = {}
-        for chunk in shares.split(max(1, batch_size // n_texts)):
-            texts = self.subject.copies(len(chunk))
-            for place, gradient in (gradients or self.gradients)(chunk.repeat(n_texts), texts).items():
-                part = gradient.unflatten(0, (n_texts, -1)).sum(dim=1)
-                totals[place] = totals[place] + part if place in totals else part
+        shares = [0.0] if at_clean else midpoints(steps)
+        texts = range(self.subject.n_texts)
+        totals = self.summed(texts, shares, batch_size=batch_size, gradients=gradients)
         return {place: total / len(shares) for place, total in totals.items()}
+
+    def summed(
+        self,
+        texts: Sequence[int],
+        shares: Sequence[float],
+        *,
+        batch_size: int,
+        gradients: PathGradients | None = None,
+    ) -> dict[HookPoint, Float[Tensor, "some spliced d_out"]]:
+        """For each of some texts its gradients at all of these shares of the path, added up."""
+        like = next(iter(self.steps.values()))
+        size = rows_at_once(self.subject, self.start, backward=True, at_most=max(batch_size, 1))
+        totals: dict[HookPoint, Tensor] = {}
+
+        def run(rows: Sequence[tuple[int, float]]) -> tuple[Tensor, Mapping[HookPoint, Tensor]]:
+            numbers = torch.tensor([number for number, _ in rows], device=like.device)
+            of_rows = torch.tensor(texts, device=like.device)[numbers]
+            at = torch.tensor([share for _, share in rows], device=like.device, dtype=like.dtype)
+            return numbers, (gradients or self.gradients)(at, of_rows)
+
+        rows = [(number, share) for number in range(len(texts)) for share in shares]
+        for numbers, found in in_batches(rows, run, size=size):
+            for place, gradient in found.items():
+                total = totals.setdefault(place, gradient.new_zeros(len(texts), *gradient.shape[1:]))
+                total.index_add_(0, numbers, gradient)
+        return totals
+
+    def total(self, gradients: Mapping[HookPoint, Float[Tensor, "text spliced d_out"]]) -> Float[Tensor, " text"]:
+        """What the effects of all nodes of the group add up to for mean gradients."""
+        products = [(gradient * self.steps[place]).sum(dim=(1, 2)) for place, gradient in gradients.items()]
+        return torch.stack(products).sum(dim=0)
+
+    def change(self) -> Float[Tensor, " text"]:
+        """``m(clean) - m(group at baseline)``, which the effects of the group ought to add up to."""
+        subject, like = self.subject, next(iter(self.steps.values()))
+        size = rows_at_once(subject, self.start, backward=False, at_most=subject.n_texts)
+
+        def run(texts: Sequence[int]) -> Tensor:
+            rows = torch.tensor(texts, device=like.device)
+            ends, _ = self.taps(like.new_ones(len(rows)), rows)
+            return subject.metric_of(ends, texts=rows, start=self.start)
+
+        with torch.no_grad():
+            return subject.metric_clean - torch.cat(list(in_batches(range(subject.n_texts), run, size=size)))
+
+
+def midpoints(steps: int) -> list[float]:
+    """The middles of so many equal parts of a path."""
+    return [(number + 0.5) / steps for number in range(steps)]
+
+
+def between(steps: int) -> list[float]:
+    """The middles that a third of each part adds: those of three times as many parts, without those known before."""
+    return [share for number, share in enumerate(midpoints(3 * steps)) if number % 3 != 1]
 
 
 def _placed(value: Tensor) -> Callback:
@@ -199,15 +276,50 @@ def _added(change: Tensor, first: int) -> Callback:
 
 
 def integrated_gradients(
-    subject: Subject, hook: HookPoint, baseline: Baseline, *, steps: int, batch_size: int
+    subject: Subject,
+    hook: HookPoint,
+    baseline: Baseline,
+    *,
+    steps: int | None,
+    batch_size: int,
+    tolerance: float | None = None,
 ) -> Effects:
-    """Effects along the path of the group of the coder that reads a hook point."""
+    """Effects along the path of the group of the coder that reads a hook point.
+
+    steps: points on the path; None for as many in each text as bring its gap below the tolerance, at most `MOST_STEPS`.
+    tolerance: in the metric's unit; unless given 5 % of what the mean metric loses with all nodes at baseline.
+    """
     path = GroupPath.of(subject, hook, baseline)
-    effects = effects_of(subject, hook, baseline, path.mean_gradients(steps=steps, batch_size=batch_size), None)
-    with torch.no_grad():
-        ends, _ = path.taps(torch.ones(subject.n_texts).to(subject.errors[subject.coders[hook].writes[0]]), None)
-        reached = subject.metric_clean - subject.metric_of(ends, start=path.start)
-    total = sum((value.sum(dim=-1) for value in effects.errors.values()), torch.zeros_like(reached))
-    for _, values in effects.parts.pieces():
-        total = total + values.sum(dim=(1, 2))
-    return Effects(effects.parts, effects.gradients, effects.errors, total - reached)
+    if steps is None and tolerance is None:
+        tolerance = tolerated(subject, float((subject.metric_clean - metric_at(subject, baseline)).mean()))
+    wanted, texts = path.change(), range(subject.n_texts)
+    taken = FIRST_STEPS if steps is None else steps
+    totals = path.summed(texts, midpoints(taken), batch_size=batch_size)
+    counts = torch.full_like(wanted, taken)
+    while True:
+        mean = {place: total / counts[:, None, None].to(total) for place, total in totals.items()}
+        gap = path.total(mean).to(wanted) - wanted
+        if steps is not None or tolerance is None or 3 * taken > MOST_STEPS:
+            break
+        # A gap that is no number stays one.
+        unsure = (gap.abs() > tolerance).nonzero()[:, 0]
+        if not len(unsure):
+            break
+        for place, more in path.summed(unsure.tolist(), between(taken), batch_size=batch_size).items():
+            totals[place][unsure] += more
+        taken *= 3
+        counts[unsure] = taken
+    return effects_of(subject, hook, baseline, mean, gap, steps=int(counts.max()))
+
+
+def tolerated(subject: Subject, behaviour: float) -> float:
+    """How large a gap may be: a share of the behaviour ``m(clean) - m(0)``, but more than rounding makes."""
+    rounding = torch.finfo(subject.adapter.dtype).eps * (1 + float(subject.metric_clean.abs().mean()))
+    return max(TOLERANCE * abs(behaviour), 4 * rounding)
+
+
+def missed(subject: Subject, hook: HookPoint, effects: Effects, baseline: Baseline) -> Float[Tensor, " text"]:
+    """For each text what the effects of a group miss of ``m(clean) - m(group at baseline)``: its gap."""
+    path = GroupPath.of(subject, hook, baseline)
+    wanted = path.change()
+    return path.total(effects.gradients).to(wanted) - wanted

@@ -4,30 +4,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-
 from circuitcli.attribution.panel import Panel
 from circuitcli.attribution.subject import check_finite
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.loading import LanguageModel
 from circuitcli.records import GraphRecord
-from circuitcli.saes.splice import Edit, splice
 
 # Alternatives that are named for a position at which prompts have several tokens.
 _ALTERNATIVES = 3
-
-
-def empty_metric(panel: Panel) -> list[float]:
-    """The metric of each prompt with every node and error at baseline, batch by batch."""
-    values: list[float] = []
-    for subject, baseline in panel.subjects():
-        edit = Edit(
-            lambda hook, codes, absent=baseline: absent.codes[hook] - codes,  # type: ignore[misc]
-            lambda hook, error, absent=baseline: absent.errors[hook] - error,  # type: ignore[misc]
-        )
-        with torch.no_grad():
-            values += subject.metric_of(splice(subject.coders, edit, first=subject.first)).tolist()
-    return values
 
 
 def head_of(
@@ -46,7 +30,7 @@ def head_of(
 
     digests: of the coders by what they read. facts: whatever else the head is to tell.
     """
-    clean, empty = panel.metric_clean(), empty_metric(panel)
+    clean, empty = panel.metric_clean(), panel.metric_empty()
     what = "this prompt" if panel.n_prompts == 1 else "these prompts"
     check_finite(clean, f"the metric of {what}")
     check_finite(empty, "the metric with every node at its baseline")

@@ -15,6 +15,8 @@ from circuitcli.attribution.gradients import (
     attribution_patching,
     effects_of,
     integrated_gradients,
+    missed,
+    tolerated,
 )
 from circuitcli.attribution.panel import Panel, wide
 from circuitcli.attribution.subject import check_finite
@@ -27,12 +29,14 @@ EffectsOf = Callable[[int, HookPoint], Effects | None]
 
 @dataclass(frozen=True)
 class Total:
-    """What the nodes of a hook point add up to, the mean over prompts, and what integration missed; None for what is
-    not there."""
+    """What the nodes of a hook point add up to, the mean over prompts; what the effects of the group that its features
+    are in miss of the change of the metric, and in how many steps at most they were taken. None for what is not there.
+    """
 
     features: float | None
     errors: float | None
     gap: float | None
+    steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -41,10 +45,11 @@ class _Gradients:
 
     gradients: Gradients
     gap: Float[Tensor, " text"] | None
+    steps: int
 
     @classmethod
-    def of(cls, effects: Effects) -> "_Gradients":
-        return cls(effects.gradients, effects.gap)
+    def of(cls, effects: Effects, gap: Float[Tensor, " text"] | None = None) -> "_Gradients":
+        return cls(effects.gradients, effects.gap if gap is None else gap, effects.steps)
 
 
 def _size(kept: _Gradients | None) -> int:
@@ -67,11 +72,14 @@ class PanelEffects:
 
         def integrated() -> _Gradients:
             steps, size = chosen.ig_steps, chosen.batch_size
-            return _Gradients.of(integrated_gradients(subject, group, baseline, steps=steps, batch_size=size))
+            tolerance = None if steps is not None else tolerated(subject, self.panel.behaviour)
+            return _Gradients.of(
+                integrated_gradients(subject, group, baseline, steps=steps, batch_size=size, tolerance=tolerance)
+            )
 
         def patching() -> dict[HookPoint, _Gradients]:
-            effects = attribution_patching(subject, baseline, rule=chosen.method)
-            return {hook: _Gradients.of(one) for hook, one in effects.items()}
+            found = attribution_patching(subject, baseline, rule=chosen.method)
+            return {hook: _Gradients.of(one, missed(subject, hook, one, baseline)) for hook, one in found.items()}
 
         if chosen.method in OF_ONE_GRADIENT:
             kept = self.panel.kept.take(("effects", batch), patching, lambda made: sum(map(_size, made.values())))[
@@ -79,7 +87,7 @@ class PanelEffects:
             ]
         else:
             kept = self.panel.kept.take(("effects", batch, group), integrated, _size)
-        return effects_of(subject, group, baseline, kept.gradients, kept.gap)
+        return effects_of(subject, group, baseline, kept.gradients, kept.gap, steps=kept.steps)
 
     def to_output(self, batch: int, group: HookPoint) -> Effects | None:
         """The group's effects along the direct path to the output; None if it has none."""
@@ -90,13 +98,15 @@ class PanelEffects:
 
         def make() -> _Gradients | None:
             own = {group: self.of(batch, group)}
-            made = to_output(
-                subject, own, baseline, method=chosen.method, steps=chosen.ig_steps, batch_size=chosen.batch_size
-            ).get(group)
+            # Along the direct path as many steps as the effects took.
+            steps, size = own[group].steps, chosen.batch_size
+            made = to_output(subject, own, baseline, method=chosen.method, steps=steps, batch_size=size).get(group)
             return None if made is None else _Gradients.of(made)
 
         kept = self.panel.kept.take(("output", batch, group), make, _size)
-        return None if kept is None else effects_of(subject, group, baseline, kept.gradients, kept.gap)
+        return (
+            None if kept is None else effects_of(subject, group, baseline, kept.gradients, kept.gap, steps=kept.steps)
+        )
 
     def reaches_output(self, group: HookPoint) -> bool:
         """Whether a direct path leads from the group to the output in some prompt."""
@@ -113,11 +123,13 @@ class PanelEffects:
         features: list[float] = []
         errors: list[float] = []
         gaps: list[float] = []
+        steps: list[int] = []
         for batch in self.panel.numbers:
             if hook in self.coders:
                 effects = self.of(batch, hook)
                 features.append(effects.parts.total())
                 gaps += [] if effects.gap is None else effects.gap.tolist()
+                steps.append(effects.steps)
             if self.coders.writers(hook):
                 effects = self.of(batch, self.coders.group_of_error(hook))
                 errors.append(float(effects.errors[hook].sum()))
@@ -127,6 +139,7 @@ class PanelEffects:
             features=sum(features) / n if features else None,
             errors=sum(errors) / n if errors else None,
             gap=sum(gaps) / n if gaps else None,
+            steps=max(steps, default=None),
         )
 
     def of_features(self, hook: HookPoint) -> Iterator[Means]:

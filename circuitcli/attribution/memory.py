@@ -7,13 +7,15 @@ which a backward pass keeps), the logits that the metric reads, and codes that t
 import gc
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 
-from circuitcli.attribution.subject import Subject
+from circuitcli.attribution.metrics import Metric
 from circuitcli.errors import is_out_of_memory
 from circuitcli.models.adapter import ModelAdapter
+from circuitcli.models.partial import BlockPass
+from circuitcli.saes.coders import Coders
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -31,6 +33,27 @@ _STREAMS, _INNER = 10, 3
 _LOGITS, _LOGITS_BACKWARD = 2, 4
 
 
+@runtime_checkable
+class Measured(Protocol):
+    """What runs: a subject, as far as its memory depends on it."""
+
+    @property
+    def adapter(self) -> ModelAdapter:
+        """The model."""
+
+    @property
+    def coders(self) -> Coders:
+        """Its coders."""
+
+    @property
+    def clean(self) -> BlockPass:
+        """The prompts, run cleanly."""
+
+    @property
+    def metric(self) -> Metric:
+        """What is measured."""
+
+
 class _Halvings:
     """How often batches of this process did not fit and were halved: later ones begin there."""
 
@@ -38,7 +61,7 @@ class _Halvings:
 
 
 def rows_at_once(
-    subject: Subject, start: int, *, backward: bool, at_most: int, codes: int = 0, stop: int | None = None
+    subject: Measured, start: int, *, backward: bool, at_most: int, codes: int = 0, stop: int | None = None
 ) -> int:
     """How many rows a pass from block ``start`` on takes; one at least.
 
@@ -56,7 +79,7 @@ def budget_of(adapter: ModelAdapter) -> int:
     return max(BUDGET_BYTES, torch.cuda.get_device_properties(adapter.device).total_memory // _SHARE_OF_GPU)
 
 
-def bytes_of_row(subject: Subject, start: int, *, backward: bool, codes: int = 0, stop: int | None = None) -> int:
+def bytes_of_row(subject: Measured, start: int, *, backward: bool, codes: int = 0, stop: int | None = None) -> int:
     """What one row of such a pass takes, roughly."""
     adapter = subject.adapter
     n_positions, size = subject.clean.input_ids.shape[1], adapter.dtype.itemsize
@@ -78,7 +101,7 @@ def _of_block(adapter: ModelAdapter, n_positions: int) -> int:
     return numbers + 2 * int(getattr(config, "num_attention_heads", 1)) * n_positions**2
 
 
-def _of_logits(subject: Subject, *, backward: bool) -> int:
+def _of_logits(subject: Measured, *, backward: bool) -> int:
     """Bytes of the logits that the metric reads and of what is made of them, in float32 at least."""
     n_positions = subject.clean.input_ids.shape[1]
     n_read = len(range(*subject.metric.positions.indices(n_positions)))

@@ -7,11 +7,11 @@ from functools import cache
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitcli.attribution import subject as subjects
-from circuitcli.attribution.baselines import Baseline
+from circuitcli.attribution.baselines import Baseline, metric_at
 from circuitcli.attribution.positions import Positions
 from circuitcli.attribution.prompts import Prompt
 from circuitcli.attribution.subject import Subject, TokenNames
@@ -139,9 +139,25 @@ class Panel:
 
     def metric_clean(self) -> list[float]:
         """The metric of the unchanged model for each prompt, in their order."""
+        return self._of_prompts(lambda batch: self.subject(batch)[0].metric_clean)
+
+    def metric_empty(self) -> list[float]:
+        """The metric with every node and error at its baseline for each prompt, in their order."""
+        return self._of_prompts(
+            lambda batch: self.kept.take(("empty", batch), lambda: metric_at(*self.subject(batch)), lambda _: 0)
+        )
+
+    @property
+    def behaviour(self) -> float:
+        """What there is to explain, a mean over prompts: ``m(clean) - m(0)``."""
+        differences = [clean - empty for clean, empty in zip(self.metric_clean(), self.metric_empty(), strict=True)]
+        return sum(differences) / self.n_prompts
+
+    def _of_prompts(self, of_batch: Callable[[int], Float[Tensor, " text"]]) -> list[float]:
+        """Numbers of the prompts of each batch, in the order of the prompts."""
         values = [0.0] * self.n_prompts
-        for batch, (subject, _) in enumerate(self.subjects()):
-            for number, value in zip(self.batches[batch], subject.metric_clean.tolist(), strict=True):
+        for batch in self.numbers:
+            for number, value in zip(self.batches[batch], of_batch(batch).tolist(), strict=True):
                 values[number] = value
         return values
 

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitcli.attribution import metrics
+from circuitcli.attribution.memory import in_batches, rows_at_once
 from circuitcli.attribution.metrics import Metric
 from circuitcli.attribution.prompts import Prompt
 from circuitcli.errors import InputError, SettingsError
@@ -73,8 +74,15 @@ class Subject:
     @cached_property
     def metric_clean(self) -> Float[Tensor, " text"]:
         """The metric of the unchanged model."""
+        residual = self.clean.final_residual[:, self.metric.positions]
+
+        def run(texts: Sequence[int]) -> Tensor:
+            rows = torch.tensor(texts, device=self.adapter.device)
+            return self.metric.value(self.adapter.head(residual[rows]), rows)
+
+        size = rows_at_once(self, self.adapter.n_layers, backward=False, at_most=self.n_texts)
         with torch.no_grad():
-            return self.metric.value(self.adapter.head(self.clean.final_residual[:, self.metric.positions]))
+            return torch.cat(list(in_batches(range(self.n_texts), run, size=size)))
 
     def clean_logits(self, positions: slice = slice(None)) -> Float[Tensor, "text position vocab"]:
         """Logits of the unchanged model at some positions."""

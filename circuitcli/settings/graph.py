@@ -61,8 +61,9 @@ class GraphSettings(Section):
     model's own (atp: attribution patching), or that of a rule (relp: attention patterns and norms held, activation
     functions as factors; gim: norms held, softmax at temperature 2). No method sees what silent backups would do, nor
     does ablating one node; none is the effect of a node."""
-    ig_steps: int = Field(10, ge=1, le=10_000)
-    """Points on the path of integrated gradients (midpoint rule)."""
+    ig_steps: int | None = Field(None, ge=1, le=10_000)
+    """Points on the path of integrated gradients (midpoint rule); by default, for each group of nodes, as many of 5,
+    15, 45, 135, 405 as it takes until its effects miss less than 5 % of what the metric loses with all nodes away."""
     down: int = Field(10, ge=1, le=100_000)
     """Nodes of each sign kept at a hook point."""
     up: int = Field(5, ge=1, le=100_000)
