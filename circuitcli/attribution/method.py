@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from circuitcli.attribution.baselines import BaselineRule
+from circuitcli.attribution.gaps import sums_of, warn_of_gaps
 from circuitcli.attribution.naive import NaivePart, NaiveSearch
 from circuitcli.attribution.panel import Panel
 from circuitcli.attribution.positions import Positions, chosen_kind
@@ -60,7 +61,8 @@ def gradient_facts(settings: GraphSettings) -> dict[str, Any]:
 def gradient_graph(panel: Panel, settings: GraphSettings, head: GraphRecord) -> CircuitGraph:
     """The gradient graph of a panel. Logs a warning, with the cause, if it has no node."""
     circuit = find_circuit(panel, settings)
-    graph = circuit.graph(head.model_copy(update={"effects": _sums(circuit)}))
+    graph = circuit.graph(head.model_copy(update={"effects": sums_of(circuit.totals)}))
+    warn_of_gaps(graph.head)
     if len(graph.nodes) <= 1:
         _warn_of_emptiness(head, _why_empty(panel, circuit))
     return graph
@@ -82,19 +84,6 @@ def check_pins(search: NaiveSearch) -> None:
     """Raise InputError for a pin that is not there, before the first ablation."""
     for hook in search.pins:
         search.sources(hook)
-
-
-def _sums(circuit: Circuit) -> dict[str, dict[str, float | None]]:
-    """For each hook point what features and errors add up to, and what integration missed; in the metric's unit."""
-    sums = {}
-    for hook, total in circuit.totals.items():
-        told = {"features": total.features, "errors": total.errors}
-        # The gap is that of a group, which is named by what its coder reads.
-        sums[str(hook)] = {
-            **{name: value for name, value in told.items() if value is not None},
-            **({"gap": total.gap} if total.features is not None else {}),
-        }
-    return sums
 
 
 def _warn_of_emptiness(head: GraphRecord, why: str) -> None:

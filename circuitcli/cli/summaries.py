@@ -51,7 +51,7 @@ def sentence(command: str, made: Sequence[Record], run: str, seconds: float) -> 
 
 def tables(made: Sequence[Record], run: Path) -> list[Rows]:
     """A short table for each kind of record that people read; figures with paths that can be opened."""
-    found = (*(table(made) for table in _TABLES), examples(made, run), _graphs(made), _nodes(made, run))
+    found = (*(table(made) for table in _TABLES), examples(made, run), _graphs(made), _effects(made), _nodes(made, run))
     return [rows for rows in (*found, _scores(made), _shifts(made), _figures(made, run)) if rows.rows]
 
 
@@ -156,6 +156,34 @@ def _graphs(made: Sequence[Record]) -> Rows:
         for record in found
     ]
     return Rows(("graph", "metric", "clean", "prompt"), rows)
+
+
+def _effects(made: Sequence[Record]) -> Rows:
+    """What effects add up to at the hook points where they miss most of the change that they ought to add up to."""
+    found = [
+        (abs(sums["gap"] or 0.0), hook, sums, record)
+        for record in made
+        if isinstance(record, GraphRecord)
+        for hook, sums in (record.effects or {}).items()
+        if sums.get("gap") is not None
+    ]
+    found.sort(key=lambda one: -one[0])
+    rows = [
+        (
+            hook,
+            *(_number(sums.get(name)) for name in ("features", "errors", "gap")),
+            _of_behaviour(gap, record),
+            _number(sums.get("steps")),
+        )
+        for gap, hook, sums, record in found[:SHOWN]
+    ]
+    title = _first(len(rows), len(found), "hook points by what effects miss of the change when all nodes are away")
+    return Rows(("hook point", "features", "errors", "gap", "of the behaviour", "steps"), rows, title)
+
+
+def _of_behaviour(gap: float, record: GraphRecord) -> str:
+    behaviour = abs(record.metric_clean - record.metric_baseline)
+    return f"{100 * gap / behaviour:.1f} %" if behaviour else ""
 
 
 def _scores(made: Sequence[Record]) -> Rows:
