@@ -242,3 +242,34 @@ def parse_pins(texts: Iterable[str]) -> dict[HookPoint, tuple[int, ...]]:
         hook = HookPoint.parse(name) if layer is None else HookPoint(layer, "resid")
         pins.setdefault(hook, []).extend(numbers)
     return {hook: tuple(dict.fromkeys(pins[hook])) for hook in sorted(pins)}
+
+
+@dataclass(frozen=True, order=True)
+class AttentionScore:
+    """How much a head at one position looks at another one; prints as ``5.3:12,4``: layer, head, query, key."""
+
+    layer: int
+    head: int
+    query: int
+    key: int
+
+    def __str__(self) -> str:
+        return f"{self.layer}.{self.head}:{self.query},{self.key}"
+
+    @classmethod
+    def parse(cls, text: str) -> "AttentionScore":
+        """The score that prints as ``text``. Raises SettingsError if there is none, or if the key comes later."""
+        head, _, positions = text.strip().partition(":")
+        numbers = [whole_number(part.strip()) for part in (*head.split("."), *positions.split(","))]
+        known = [number for number in numbers if number is not None]
+        if len(known) < len(numbers) or len(numbers) != 4 or head.count(".") != 1:
+            raise SettingsError(
+                f"'{text}' is not an attention score", hint="write LAYER.HEAD:QUERY,KEY, for example 5.3:12,4"
+            )
+        found = cls(*known)
+        if found.key > found.query:
+            raise SettingsError(
+                f"'{text}': position {found.query} cannot look at position {found.key}, which comes later",
+                hint="write LAYER.HEAD:QUERY,KEY, with the key at the query or before it",
+            )
+        return found

@@ -15,11 +15,12 @@ from circuitcli import graphs, records
 from circuitcli.activations.cache import ActivationCache
 from circuitcli.attribution import subject as subjects
 from circuitcli.attribution.prompts import encode_prompt
+from circuitcli.cli.summaries import tables
 from circuitcli.errors import InputError, SettingsError, ThresholdError
 from circuitcli.hookpoints import OUTPUT, HookPoint, NodeId
 from circuitcli.models.loading import load_model
 from circuitcli.progress import NOTE
-from circuitcli.records import EdgeRecord, GraphRecord, NodeRecord, ScoreRecord, Stream
+from circuitcli.records import EdgeRecord, GraphRecord, NodeRecord, PairRecord, ScoreRecord, Stream
 from circuitcli.runs import Run
 from circuitcli.saes import files
 from circuitcli.saes.base import SaeConfig
@@ -570,3 +571,23 @@ def test_saes_of_another_model_are_said_aloud(ask, run, caplog):
     config.write_text(config.read_text(encoding="utf-8").replace("builtin:tiny", "gpt2"), encoding="utf-8")
     graph_grad.run(ask())
     assert "the SAE at resid.2 was trained on gpt2, not on builtin:tiny" in caplog.text
+
+
+def test_split_attention_scores_follow_the_graph_and_are_in_its_file_and_tables(ask, run):
+    made = graph_grad.run(ask(graph__qk=("2.1:6,3",), graph__pairs=4))
+    at = next(index for index, record in enumerate(made) if record.kind == "attention")
+    assert {record.kind for record in made[at + 1 :]} == {"pair"} and made[at].graph == "circuit"
+    assert records.read_file(run.path / "graphs" / "circuit.jsonl").of(PairRecord) == made[at + 1 :]
+    both = [pair for pair in made[at + 1 :] if pair.query and pair.key]
+    assert len(both) == 4
+    assert sum(pair.weight for pair in both) + made[at].rest == pytest.approx(made[at].score, abs=1e-5)
+    pairs, queries, keys = tables(made, run.path)[-3:]
+    assert "head 2.1 at 6 " in pairs.title and len(pairs.rows) == 5 and len(queries.rows) == len(keys.rows) == 4
+    assert sum(float(row[0]) for row in pairs.rows) == pytest.approx(made[at].score, rel=1e-2)
+    assert graphs.CircuitGraph.load(run.path / "graphs" / "circuit.jsonl").head.name == "circuit"
+
+
+def test_a_score_that_is_not_there_is_refused_and_changes_nothing(ask, run):
+    with pytest.raises(SettingsError, match="no position 60"):
+        graph_grad.run(ask(graph__qk=("2.1:60,3",)))
+    assert not (run.path / "graphs").exists()

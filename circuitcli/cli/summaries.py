@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from circuitcli.cli.attention_view import score_tables
 from circuitcli.cli.console import Rows
 from circuitcli.cli.labels import SHOWN, described, examples, labels
 from circuitcli.records import (
@@ -52,7 +53,8 @@ def sentence(command: str, made: Sequence[Record], run: str, seconds: float) -> 
 def tables(made: Sequence[Record], run: Path) -> list[Rows]:
     """A short table for each kind of record that people read; figures with paths that can be opened."""
     found = (*(table(made) for table in _TABLES), examples(made, run), _graphs(made), _effects(made), _nodes(made, run))
-    return [rows for rows in (*found, _scores(made), _shifts(made), _figures(made, run)) if rows.rows]
+    others = (_scores(made), _shifts(made), *score_tables(made, run), _figures(made, run))
+    return [rows for rows in (*found, *others) if rows.rows]
 
 
 def _activations(made: Sequence[Record]) -> Rows:

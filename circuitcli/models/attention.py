@@ -31,6 +31,10 @@ class Rotation:
     cos: Float[Tensor, "position turned"]
     sin: Float[Tensor, "position turned"]
 
+    def at(self, position: int) -> "Rotation":
+        """That of one position."""
+        return Rotation(self.cos[position : position + 1], self.sin[position : position + 1])
+
     def __call__(self, x: Float[Tensor, "*batch position width"]) -> Float[Tensor, "*batch position width"]:
         """The numbers of heads, turned."""
         n_turned = self.cos.shape[-1]
@@ -61,6 +65,17 @@ class Side:
     def __call__(self, x: Float[Tensor, "row position d_model"]) -> Float[Tensor, "row head position width"]:
         """Queries or keys."""
         return self.finished(self.projected(x))
+
+    def linear(self, x: Float[Tensor, " d_model"], *, head: int, position: int) -> Projection:
+        """What one head makes of this activation, as a linear map of it: the norm's denominator is constant."""
+        rows = slice(head * self.width, (head + 1) * self.width)
+        columns = torch.cat((self.projection.weight[rows], self.projection.bias[rows, None]), dim=1)  # (width, +1)
+        turned = columns.T[:, None]  # (+1, position, width), with one position
+        if self.norm is not None:
+            projected = self.projection.weight[rows] @ x + self.projection.bias[rows]
+            turned = turned * self.norm.gain * self.norm.normed(projected).scale
+        turned = (turned if self.rotation is None else self.rotation.at(position)(turned))[:, 0]
+        return Projection(turned[:-1].T, turned[-1])
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from circuitcli.records.coders import (
     SweepRecord,
     TrainedRecord,
 )
-from circuitcli.records.graph import EdgeRecord, GraphRecord, NodeRecord
+from circuitcli.records.graph import AttentionRecord, EdgeRecord, GraphRecord, NodeRecord, PairRecord
 from circuitcli.records.lines import KINDS, json_text, parse_line, read, read_file, to_line, write
 from circuitcli.records.run import ActivationsRecord, FigureRecord, ReportRecord, RunRecord, StageRecord
 from circuitcli.records.scores import ScoreRecord, ShiftRecord, VerdictRecord
@@ -26,6 +26,7 @@ from circuitcli.records.stream import Stream
 __all__ = [
     "KINDS",
     "ActivationsRecord",
+    "AttentionRecord",
     "EdgeRecord",
     "EvaluationRecord",
     "ExportRecord",
@@ -35,6 +36,7 @@ __all__ = [
     "GraphRecord",
     "InspectionRecord",
     "NodeRecord",
+    "PairRecord",
     "Record",
     "ReleaseRecord",
     "ReplacementRecord",

@@ -144,3 +144,32 @@ class EdgeRecord(Record):
     unit: UnitName
     standard_error: Number | None = None
     active: Share | None = None
+
+
+class AttentionRecord(Record):
+    """An attention score that was split into pairs, of which the strongest follow; ``rest`` is the sum of the others.
+
+    ``head`` is 5.3 for head 3 of block 5, ``pattern`` the share of the query's attention that the key gets.
+    """
+
+    kind: str = "attention"
+    id: Word
+    graph: Name | None = None
+    head: Word
+    query: Count
+    key: Count
+    score: Number
+    pattern: Share
+    n_pairs: Count
+    rest: Number
+
+
+class PairRecord(Record):
+    """What a source of the query and a source of the key bring to an attention score together; without one of them,
+    with all of that side."""
+
+    kind: str = "pair"
+    attention: Word
+    query: Word | None = None
+    key: Word | None = None
+    weight: Number

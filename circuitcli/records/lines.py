@@ -22,7 +22,7 @@ from circuitcli.records.coders import (
     SaeRecord,
     SweepRecord,
 )
-from circuitcli.records.graph import EdgeRecord, GraphRecord, NodeRecord
+from circuitcli.records.graph import AttentionRecord, EdgeRecord, GraphRecord, NodeRecord, PairRecord
 from circuitcli.records.run import ActivationsRecord, FigureRecord, ReportRecord, RunRecord, StageRecord
 from circuitcli.records.scores import ScoreRecord, ShiftRecord, VerdictRecord
 from circuitcli.records.stream import Stream
@@ -42,6 +42,8 @@ KINDS: dict[str, type[Record]] = {
     "graph": GraphRecord,
     "node": NodeRecord,
     "edge": EdgeRecord,
+    "attention": AttentionRecord,
+    "pair": PairRecord,
     "score": ScoreRecord,
     "shift": ShiftRecord,
     "verdict": VerdictRecord,

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from circuitcli.settings.section import FilePath, Ids, Layers, Pins, Section, Sites
+from circuitcli.settings.section import FilePath, Ids, Layers, Pins, Scores, Section, Sites
 
 Metric = Literal["log-prob", "logit-diff", "cross-entropy", "kl"]
 # Methods that take one gradient at the clean run, not several on a path.
@@ -92,3 +92,8 @@ class GraphSettings(Section):
     check_edges: int = Field(0, ge=0, le=2**20)
     """Frozen graph: draw so many of its edges and intervene on their sources, in the frozen model and in the unchanged
     one."""
+    qk: Scores = ()
+    """Split attention scores into pairs of what the query and the key are made of, LAYER.HEAD:QUERY,KEY, for example
+    5.3:12,4: how much head 3 of block 5 at position 12 looks at position 4."""
+    pairs: int = Field(20, ge=1, le=100_000)
+    """How many of the strongest pairs of a split attention score are kept; the rest is summed up."""

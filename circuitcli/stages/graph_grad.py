@@ -28,8 +28,10 @@ def run(request: Request) -> list[Record]:
 
 
 def _work(task: Task) -> tuple[list[Record], dict[str, Any]]:
+    from circuitcli.attribution.attention.records import score_records
     from circuitcli.attribution.method import gradient_facts, gradient_graph
 
-    prepared = prepare(task)
-    head = head_of(task, prepared, **gradient_facts(task.settings))
-    return finish(task, gradient_graph(prepared.panel, task.settings, head), prepared)
+    settings, prepared = task.settings, prepare(task)
+    scores = score_records(prepared.panel, settings.qk, count=settings.pairs, graph=task.name)
+    head = head_of(task, prepared, **gradient_facts(settings))
+    return finish(task, gradient_graph(prepared.panel, settings, head), prepared, more=scores)

@@ -317,11 +317,16 @@ def prompts_path(task: Task) -> Path:
     return task.path.with_suffix(".prompts.jsonl")
 
 
-def finish(task: Task, graph: CircuitGraph, prepared: Prepared) -> tuple[list[Record], dict[str, Any]]:
-    """Extend another graph if asked to, write the graph's file and its prompts, and give the stage's records."""
+def finish(
+    task: Task, graph: CircuitGraph, prepared: Prepared, *, more: Sequence[Record] = ()
+) -> tuple[list[Record], dict[str, Any]]:
+    """Extend another graph if asked to, write the graph's file and its prompts, and give the stage's records.
+
+    more: records that follow those of the graph.
+    """
     if task.settings.extend is not None:
         graph = graphs.merged(read_graphs(Path(task.settings.extend))[-1], graph)
-    made = graphs.to_records(graph)
+    made = [*graphs.to_records(graph), *more]
     if task.keeps_prompts:
         with atomic(prompts_path(task)) as stream:
             for example in prepared.kept:
