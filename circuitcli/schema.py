@@ -14,7 +14,9 @@ from circuitcli.errors import SettingsError
 from circuitcli.hookpoints import OUTPUT, HookPoint, NodeId, Position, is_span_name, logit_name, logit_token
 from circuitcli.settings.graph import Baseline, Metric
 
-METHODS = ("naive", "grad-ig", "grad-atp", "grad-relp", "grad-gim", "frozen")
+# How a graph's numbers were found: of those from gradients some have exact effects of the strongest nodes.
+_OF_GRADIENTS = ("grad-ig", "grad-atp", "grad-relp", "grad-gim")
+METHODS = ("naive", *_OF_GRADIENTS, *(f"{name}-refined" for name in _OF_GRADIENTS), "grad-exact", "frozen")
 POSITIONS = ("all", "last", "sum", "spans")
 UNITS = ("nats", "logits", "activation", "pre-activation", "ratio", "probability")
 # What happens to error terms while a circuit is tested: they are nodes like others, all kept, or all removed.

@@ -23,10 +23,10 @@ from circuitcli.models.loading import LanguageModel
 from circuitcli.records import GraphRecord
 from circuitcli.settings.graph import Baseline, GraphSettings, Metric
 
-Method = Literal["ig", "atp", "relp", "gim", "naive"]
+Method = Literal["ig", "atp", "relp", "gim", "exact", "naive"]
 # Settings of graphs that are no arguments.
 _FREE = ("baseline_tokens", "batch_size", "threshold_exp", "thin", "pin", "to")
-_OF_GRADIENTS = ("ig_steps", "down", "up")
+_OF_GRADIENTS = ("ig_steps", "refine", "down", "up")
 # Arguments that are called otherwise than the settings that they are.
 _CALLED = {"ig_steps": "steps"}
 
@@ -47,6 +47,7 @@ def find_circuit(
     sites: str | Sequence[str] | None = None,
     method: Method = "ig",
     steps: int | None = None,
+    refine: int | None = None,
     down: int | None = None,
     up: int | None = None,
     n_prompts: int | None = None,
@@ -64,7 +65,8 @@ def find_circuit(
         graph.save("graph.jsonl"); nodes, edges = graph.to_pandas(); graph       # draws itself in a notebook
 
     The prompts are *run* through the model and *coded* by the coders; every node's *effect* on the metric is taken by
-    integrated gradients (``ig``), attribution patching (``atp``) or one gradient by a rule (``relp``, ``gim``); the
+    integrated gradients (``ig``), attribution patching (``atp``), one gradient by a rule (``relp``, ``gim``) or by
+    ablating each node (``exact``), with ``refine`` so many of the strongest of each hook point ablated in any case; the
     ``down`` strongest of each sign and hook point are *selected*; the ``up`` strongest *edges* into each are followed
     upwards; nodes with a path to the output are *assemble*d to a graph (Marks et al. 2024, arXiv:2403.19647). ``naive``
     ablates one node at a time instead.
@@ -90,6 +92,7 @@ def find_circuit(
         down=down,
         up=up,
         ig_steps=steps,
+        refine=refine,
         n_prompts=n_prompts,
         skip_bad=skip_bad,
     )
@@ -122,12 +125,12 @@ def _settings(others: Mapping[str, object] | None, method: Method, **named: Any)
     if others is not None and not isinstance(others, Mapping):
         raise wrong_type("settings", others, "a mapping", hint="for example settings={'baseline_tokens': 4096}")
     if method not in get_args(Method):
-        raise wrong_type("method", method, "a method", hint="methods are ig, atp, relp, gim and naive")
+        raise wrong_type("method", method, "a method", hint="methods are ig, atp, relp, gim, exact and naive")
     if unknown := [name for name in others or {} if name not in _FREE]:
         raise SettingsError(f"unknown setting: {unknown[0]}", hint=f"there are {' '.join(_FREE)}; see the arguments")
     if method == "naive" and (given := [name for name in _OF_GRADIENTS if named[name] is not None]):
         name = _CALLED.get(given[0], given[0])
-        raise SettingsError(f"{name} is of ig, atp, relp and gim, not of naive", hint=f"leave out {name}=")
+        raise SettingsError(f"{name} is of ig, atp, relp, gim and exact, not of naive", hint=f"leave out {name}=")
     of_method = {} if method == "naive" else {"method": method}
     return checked(GraphSettings, called=_CALLED, **{**dict(others or {}), **named, **of_method})
 

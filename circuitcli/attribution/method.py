@@ -21,7 +21,7 @@ from circuitcli.hookpoints import HookPoint
 from circuitcli.models.loading import LanguageModel
 from circuitcli.records import GraphRecord
 from circuitcli.saes.coders import Coders
-from circuitcli.settings.graph import GraphSettings
+from circuitcli.settings.graph import OF_ONE_GRADIENT, GraphSettings
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +54,14 @@ def panel_of(
 
 def gradient_facts(settings: GraphSettings) -> dict[str, Any]:
     """What the head of a gradient graph tells of how it is found."""
-    steps = settings.ig_steps if settings.method == "ig" else 1
-    return {"method": f"grad-{settings.method}", "steps": steps, "down": settings.down, "up": settings.up}
+    is_refined = settings.refine > 0 and settings.method != "exact"
+    return {
+        "method": f"grad-{settings.method}" + ("-refined" if is_refined else ""),
+        "refined": settings.refine if is_refined else None,
+        "steps": 1 if settings.method in OF_ONE_GRADIENT else settings.ig_steps,
+        "down": settings.down,
+        "up": settings.up,
+    }
 
 
 def gradient_graph(panel: Panel, settings: GraphSettings, head: GraphRecord) -> CircuitGraph:

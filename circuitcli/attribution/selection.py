@@ -16,6 +16,7 @@ from torch import Tensor
 from circuitcli.attribution.activity import activity
 from circuitcli.attribution.averages import Average, Piece
 from circuitcli.attribution.edges import Target
+from circuitcli.attribution.exact import effects_of_panel
 from circuitcli.attribution.mean_edges import PanelEdges
 from circuitcli.attribution.mean_effects import PanelEffects, Total
 from circuitcli.attribution.panel import Panel
@@ -48,7 +49,7 @@ def find_circuit(panel: Panel, settings: GraphSettings) -> Circuit:
     Raises SettingsError for attribution patching of a metric that is flat at the clean run, InputError for effects that
     are not finite.
     """
-    effects = PanelEffects(panel, settings)
+    effects = effects_of_panel(panel, settings)
     edges = PanelEdges(effects)
     kept = _Kept()
     with task("effects and edges", total=len(panel.hooks), unit="hook points") as advance:

@@ -30,6 +30,7 @@ _MEANING = (
     "ids",
     "method",
     "steps",
+    "refined",
     "metric",
     "unit",
     "target",

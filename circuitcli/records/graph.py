@@ -77,6 +77,7 @@ class GraphRecord(Record):
     writes: HooksByHook | None = None
     path: PathInRun | None = None
     steps: Count | None = None
+    refined: Count | None = None
     down: Count | None = None
     up: Count | None = None
     effects: NumbersByHook | None = None

@@ -56,14 +56,18 @@ class GraphSettings(Section):
     """The other prompt, with as many tokens, for the counterfactual baseline."""
     counterfactual_ids: Ids | None = None
     """The other prompt as token ids instead of a text."""
-    method: Literal["ig", "atp", "relp", "gim"] = "ig"
+    method: Literal["ig", "atp", "relp", "gim", "exact"] = "ig"
     """Integrated gradients; or one gradient at the clean run, which does not see that something is saturated: the
     model's own (atp: attribution patching), or that of a rule (relp: attention patterns and norms held, activation
-    functions as factors; gim: norms held, softmax at temperature 2). No method sees what silent backups would do, nor
-    does ablating one node; none is the effect of a node."""
+    functions as factors; gim: norms held, softmax at temperature 2); or exact, ablating each node by itself (edges then
+    come from integrated gradients), which does not see that two nodes can each do the work alone, nor what silent
+    backups would do. None is the effect of a node."""
     ig_steps: int | None = Field(None, ge=1, le=10_000)
     """Points on the path of integrated gradients (midpoint rule); by default, for each group of nodes, as many of 5,
     15, 45, 135, 405 as it takes until its effects miss less than 5 % of what the metric loses with all nodes away."""
+    refine: int = Field(0, ge=0, le=100_000)
+    """Ablate so many of the strongest nodes of each hook point too, before nodes are selected, and put these exact
+    effects in the place of the method's."""
     down: int = Field(10, ge=1, le=100_000)
     """Nodes of each sign kept at a hook point."""
     up: int = Field(5, ge=1, le=100_000)

@@ -23,6 +23,8 @@ def run(request: Request) -> list[Record]:
     if settings.method in OF_ONE_GRADIENT and settings.ig_steps != type(settings)().ig_steps:
         name = "attribution patching" if settings.method == "atp" else f"--method {settings.method}"
         logger.warning("%s takes one step, so --steps changes nothing; --method ig takes several", name)
+    if settings.method == "exact" and settings.refine:
+        logger.warning("--method exact ablates every node already, so --refine changes nothing")
     task = task_of(request, "graph-grad", name="circuit", positions="all", baseline="mean", foreign=_NAIVE)
     return resumable(request, task.entry, task.fingerprint(), lambda resumes: _work(task), keeps=True)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from circuitcli.attribution.naive import NaivePart, NaiveSearch
 
 # Settings that only the gradient graph reads.
-_GRADIENT = ("method", "ig_steps", "down", "up", "qk", "pairs")
+_GRADIENT = ("method", "ig_steps", "refine", "down", "up", "qk", "pairs")
 
 
 def run(request: Request) -> list[Record]:

@@ -9,6 +9,7 @@ FLAGS = (
     Flag("graph.up", "--up"),
     Flag("graph.method", "--method"),
     Flag("graph.ig_steps", "--steps"),
+    Flag("graph.refine", "--refine"),
     Flag("graph.qk", "--qk", metavar="LAYER.HEAD:QUERY,KEY", repeats=True),
     *SAE,
     *MODEL_OF_RUN,

@@ -1,0 +1,238 @@
+"""Node effects: exact ones, steps of integration as they are needed, and what gaps tell."""
+
+import pytest
+import torch
+from planted.all import planted_circuit
+from subjects import mixed_subject, panel_of, random_baseline, random_subject
+from test_attribution import HEAD, exact_effect
+from test_coders import PlainRun
+
+from circuitcli.attribution import baselines, gradients
+from circuitcli.attribution.exact import ExactEffects, RefinedEffects, effects_of_panel
+from circuitcli.attribution.gaps import warn_of_gaps
+from circuitcli.attribution.gradients import (
+    FIRST_STEPS,
+    GroupPath,
+    attribution_patching,
+    integrated_gradients,
+    missed,
+    node_effects,
+    tolerated,
+)
+from circuitcli.attribution.mean_effects import PanelEffects
+from circuitcli.attribution.method import gradient_facts
+from circuitcli.attribution.selection import find_circuit
+from circuitcli.records import GraphRecord
+from circuitcli.settings.graph import GraphSettings
+from circuitcli.validation.circuits import circuit_metric, kept_nodes
+
+SATURATED = ("saturated-steep", "saturated-blind")
+
+
+def faithfulness(planted, kind: str, settings: GraphSettings) -> float:
+    """Of the circuit that settings find."""
+    panel = planted.panel(kind)
+    circuit = find_circuit(panel, settings)
+    nodes = [node.place for node in circuit.nodes if node.place is not None]
+    kept = [kept_nodes(planted.subject, some) for some in (nodes, ())]
+    with_circuit, empty = circuit_metric(planted.subject, planted.baseline(kind), kept, batch_size=8)[:, 0].tolist()
+    return (with_circuit - empty) / (float(planted.subject.metric_clean) - empty)
+
+
+@pytest.mark.parametrize("name", SATURATED)
+def test_steps_as_they_are_needed_find_saturated_units_which_ten_steps_miss(name):
+    planted = planted_circuit(name)
+    settings = GraphSettings(down=3, up=3)
+    assert faithfulness(planted, "zero", settings) == pytest.approx(1.0, abs=0.01)
+    ten = PanelEffects(planted.panel("zero"), settings.model_copy(update={"ig_steps": 10}))
+    adaptive = PanelEffects(planted.panel("zero"), settings)
+    behaviour = abs(adaptive.panel.behaviour)
+    worst = {effects: max(abs(effects.total(hook).gap) for hook in planted.coders) for effects in (ten, adaptive)}
+    assert worst[ten] > 0.5 * behaviour and worst[adaptive] <= 0.05 * behaviour
+    taken = {adaptive.total(hook).steps for hook in planted.coders}
+    assert min(taken) == FIRST_STEPS and max(taken) > 10
+
+
+def test_more_steps_use_all_points_of_before(monkeypatch):
+    subject, seen = mixed_subject("gpt2", "clt-skip", n_texts=2), []
+    baseline, hook = random_baseline(subject), next(iter(subject.coders))
+    whole = GroupPath.gradients
+
+    def counted(path, shares, texts):
+        seen.extend(zip(texts.tolist(), shares.tolist(), strict=True))
+        return whole(path, shares, texts)
+
+    monkeypatch.setattr(GroupPath, "gradients", counted)
+    monkeypatch.setattr(gradients, "MOST_STEPS", 45)
+    found = integrated_gradients(subject, hook, baseline, steps=None, batch_size=7, tolerance=1e-12)
+    assert found.steps == 45 and len(seen) == len(set(seen)) == 2 * 45
+    fixed = integrated_gradients(subject, hook, baseline, steps=45, batch_size=64)
+    for place, mean in fixed.gradients.items():
+        torch.testing.assert_close(found.gradients[place], mean, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(found.gap, fixed.gap, rtol=1e-9, atol=1e-12)
+
+
+def test_each_text_takes_steps_until_its_own_gap_is_small():
+    subject = mixed_subject("gpt2", "full", n_texts=3)
+    baseline = random_baseline(subject)
+    behaviour = float((subject.metric_clean - baselines.metric_at(subject, baseline)).mean())
+    tolerance = tolerated(subject, behaviour)
+    assert tolerance == pytest.approx(0.05 * abs(behaviour))
+    for hook, found in node_effects(subject, baseline, method="ig", steps=None, batch_size=16).items():
+        assert bool((found.gap.abs() <= tolerance).all()) or found.steps == gradients.MOST_STEPS
+        one = integrated_gradients(subject, hook, baseline, steps=FIRST_STEPS, batch_size=16)
+        is_done = one.gap.abs() <= tolerance
+        for place, mean in one.gradients.items():
+            torch.testing.assert_close(found.gradients[place][is_done], mean[is_done], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("mix", ["clt-resid", "full"])
+def test_the_gap_of_attribution_patching_is_what_its_effects_miss_of_ablating_the_group(mix):
+    subject = mixed_subject("neox-parallel", mix) if mix != "full" else mixed_subject("gpt2", mix)
+    baseline = random_baseline(subject)
+    for hook, effects in attribution_patching(subject, baseline).items():
+        total = float(effects.features.sum()) + sum(float(values.sum()) for values in effects.errors.values())
+        whole = integrated_gradients(subject, hook, baseline, steps=3, batch_size=8)
+        change = float(whole.features.sum() + sum(values.sum() for values in whole.errors.values()) - whole.gap)
+        assert float(missed(subject, hook, effects, baseline)) == pytest.approx(total - change, abs=1e-9)
+        assert abs(total - change) > 1e-6
+
+
+@pytest.mark.parametrize("positions", ["all", "sum", "last"])
+def test_exact_effects_are_those_of_one_separate_ablated_pass_each(positions):
+    subject = random_subject("gpt2", sites=("mlp", "resid"), layers=(0, 1), n=4, normalisation="layer-norm")
+    baseline = random_baseline(subject)
+    panel = panel_of(subject, baseline, positions=positions)
+    effects = ExactEffects(panel, GraphSettings(method="exact", batch_size=7))
+    for hook in subject.coders:
+        table = effects.table(hook)
+        assert len(table.targets) > 20
+        for column in range(0, len(table.targets), 9 if positions == "all" else 5):
+            target = table.targets[column]
+            position = None if positions == "sum" else 3 if positions == "last" else target.group
+            assert float(table.values[0, column]) == pytest.approx(
+                exact_effect(subject, hook, position, target.index, baseline), rel=1e-8, abs=1e-10
+            )
+
+
+def test_exact_effects_of_several_prompts_are_means_with_standard_errors():
+    subject = mixed_subject("gpt2", "clt-resid", n_texts=3)
+    baseline = baselines.zero(subject.coders)
+    effects = ExactEffects(panel_of(subject, baseline, positions="sum"), GraphSettings(method="exact", batch_size=5))
+    for hook in subject.coders.hooks:
+        targets = [*effects.table(hook).targets[::9], *effects.table(hook).targets[-1:]]
+        for target, found in zip(targets, effects.averages(hook, targets), strict=True):
+            changes = without(subject, hook, target.index)
+            assert found.value == pytest.approx(float(changes.mean()), abs=1e-9)
+            assert found.standard_error == pytest.approx(float(changes.std() / 3**0.5), abs=1e-9)
+        for means in (*(effects.of_features(hook) if hook in subject.coders else ()),):
+            assert float(means.values.sum()) == pytest.approx(effects.total(hook).features)
+            one = next(target for target in targets if target.index is not None)
+            exact = effects.averages(hook, [one])[0]
+            told = (means.values[0, 0, one.index], means.spread[0, 0, 0, one.index], means.spread[1, 0, 0, one.index])
+            assert [float(value) for value in told] == pytest.approx([exact.value, exact.standard_error, exact.active])
+
+
+def without(subject, hook, index):
+    """What the metric of each prompt loses with a node at zero at all positions, by one pass of the slow definition."""
+
+    def cut(place, values):
+        changed = values.clone()
+        if place == hook:
+            changed[..., slice(None) if index is None else index] = 0.0
+        return changed
+
+    run = PlainRun(subject, errors=cut) if index is None else PlainRun(subject, codes=cut)
+    return subject.metric_clean - run.metric()
+
+
+def test_refining_puts_exact_effects_in_the_place_of_the_strongest_of_each_hook_point_alone():
+    subject = mixed_subject("gpt2", "full", n_texts=2)
+    panel = panel_of(subject, random_baseline(subject), positions="sum")
+    base = GraphSettings(method="atp", batch_size=16)
+    plain, exact = PanelEffects(panel, base), ExactEffects(panel, base)
+    refined = RefinedEffects(panel, base.model_copy(update={"refine": 4}))
+    for hook in panel.hooks:
+        targets = list(exact.table(hook).targets)
+        by_plain = dict(zip(targets, plain.averages(hook, targets), strict=True))
+        strongest = sorted(targets, key=lambda target: -abs(by_plain[target].value))[:4]
+        assert set(refined.table(hook).targets) == set(strongest)
+        found = dict(zip(targets, refined.averages(hook, targets), strict=True))
+        by_ablation = dict(zip(targets, exact.averages(hook, targets), strict=True))
+        for target in targets:
+            expected = (by_ablation if target in strongest else by_plain)[target]
+            assert found[target].value == pytest.approx(expected.value, abs=1e-12)
+            assert found[target].standard_error == pytest.approx(expected.standard_error, abs=1e-12)
+        pieces = [*(refined.of_features(hook) if hook in panel.coders else ())]
+        pieces += [*(refined.of_error(hook) if panel.coders.writers(hook) else ())]
+        listed = {
+            means.piece.target(flat): value
+            for means in pieces
+            for flat, value in enumerate(means.values.flatten().tolist())
+        }
+        for target in targets:
+            assert listed[target] == pytest.approx(found[target].value, abs=1e-12)
+
+
+def test_settings_choose_how_effects_are_taken():
+    subject = random_subject(layers=(2,), sites=("resid",))
+    panel = panel_of(subject, random_baseline(subject))
+    kinds = {
+        PanelEffects: GraphSettings(),
+        RefinedEffects: GraphSettings(refine=3),
+        ExactEffects: GraphSettings(method="exact", refine=3),
+    }
+    assert all(type(effects_of_panel(panel, settings)) is kind for kind, settings in kinds.items())
+
+
+def test_a_circuit_of_exact_effects_selects_by_them_and_has_edges_of_integrated_gradients():
+    planted = planted_circuit("saturated-steep")
+    settings = GraphSettings(method="exact", down=3, up=3)
+    assert faithfulness(planted, "zero", settings) == pytest.approx(1.0, abs=0.01)
+    panel = planted.panel("zero")
+    exact = find_circuit(panel, settings)
+    effects = ExactEffects(panel, settings)
+    for node in exact.nodes:
+        if node.place is not None:
+            target = next(t for t in effects.table(node.place.hook).targets if _named(panel, node, t))
+            assert node.effect == effects.averages(node.place.hook, [target])[0].value
+    integrated = {(edge.source, edge.target): edge.weight for edge in find_circuit(panel, GraphSettings()).edges}
+    shared = [edge for edge in exact.edges if (edge.source, edge.target) in integrated]
+    assert len(shared) > 3
+    for edge in shared:
+        assert edge.weight == pytest.approx(integrated[edge.source, edge.target], abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("method", "refine", "told"),
+    [
+        ("ig", 0, ("grad-ig", None, None)),
+        ("relp", 5, ("grad-relp-refined", 5, 1)),
+        ("exact", 5, ("grad-exact", None, None)),
+    ],
+)
+def test_the_head_says_how_effects_were_found(method, refine, told):
+    facts = gradient_facts(GraphSettings(method=method, refine=refine))
+    head = GraphRecord.model_validate({**HEAD.model_dump(), **facts})
+    assert (head.method, head.refined, head.steps) == told
+
+
+def gaps_told(caplog, method: str, gap: float, *, clean: float = 2.0) -> str:
+    caplog.clear()
+    sums = {"resid.1": {"gap": gap, "steps": 405}, "mlp.0": {"gap": 0.01, "steps": 5}, "attn.0": {"errors": 1.0}}
+    warn_of_gaps(HEAD.model_copy(update={"method": method, "metric_clean": clean, "effects": sums}))
+    return caplog.text
+
+
+def test_a_gap_is_warned_of_only_where_it_is_much_of_the_behaviour_and_with_what_it_means(caplog):
+    assert gaps_told(caplog, "grad-ig", 0.09) == ""
+    of_ig = gaps_told(caplog, "grad-ig", -0.3)
+    assert "resid.1 add up to 0.3 nats less" in of_ig and "15 % of the behaviour, after 405 steps" in of_ig
+    assert "saturates" not in of_ig and "--steps" in of_ig
+    of_one = gaps_told(caplog, "grad-atp-refined", 3.0)
+    assert "3 nats more" in of_one and "150 %" in of_one and "saturates" in of_one and "--method ig" in of_one
+    assert "nothing to explain" in gaps_told(caplog, "grad-ig", 0.0, clean=1e-9)
+
+
+def _named(panel, node, target):
+    return panel.node_id(node.place.hook, target.index, target.group) == node.id
