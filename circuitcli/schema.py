@@ -140,6 +140,7 @@ Flag = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, Field(max_length=LONGEST_TEXT)]
 Word = Annotated[str, Field(max_length=LONGEST_WORD)]
 Texts = Annotated[tuple[Text, ...], Field(max_length=LONGEST_LIST)]
+Numbers = Annotated[tuple[Number, ...], Field(max_length=LONGEST_LIST)]
 Counts = Annotated[tuple[Count, ...], Field(max_length=LONGEST_LIST)]
 # For each position a few tokens that prompts have there.
 Alternatives = Annotated[

@@ -69,14 +69,16 @@ def without_nodes(panel: Panel, nodes: Iterable[NodeId]) -> Panel:
 
 def _holding(subject: Subject, baseline: Baseline, nodes: Iterable[NodeId]) -> Baseline:
     """The baseline with the clean values of some nodes."""
-    codes, errors = dict(baseline.codes), dict(baseline.errors)
+    codes, errors = (
+        {hook: value.expand(subject.n_texts, subject.n_spliced, -1) for hook, value in part.items()}
+        for part in (baseline.codes, baseline.errors)
+    )
     for node in nodes:
         part, own = (errors, subject.errors) if node.is_error else (codes, subject.codes)
         if node.hook not in part:
             continue
         rows = where(subject.prompts, node.position, part[node.hook].device)
-        absent, value = torch.broadcast_tensors(part[node.hook], own[node.hook])
-        absent = absent.clone()
+        absent, value = part[node.hook].clone(), own[node.hook]
         if node.index is None:
             absent[rows] = value[rows]
         else:

@@ -24,7 +24,7 @@ from circuitcli.records.coders import (
 )
 from circuitcli.records.graph import AttentionRecord, EdgeRecord, GraphRecord, NodeRecord, PairRecord
 from circuitcli.records.run import ActivationsRecord, FigureRecord, ReportRecord, RunRecord, StageRecord
-from circuitcli.records.scores import ScoreRecord, ShiftRecord, VerdictRecord
+from circuitcli.records.scores import ScoreRecord, ShiftRecord, StabilityRecord, VerdictRecord
 from circuitcli.records.stream import Stream
 
 KINDS: dict[str, type[Record]] = {
@@ -47,6 +47,7 @@ KINDS: dict[str, type[Record]] = {
     "score": ScoreRecord,
     "shift": ShiftRecord,
     "verdict": VerdictRecord,
+    "stability": StabilityRecord,
     "figure": FigureRecord,
     "report": ReportRecord,
     "stage": StageRecord,

@@ -9,6 +9,7 @@ from circuitcli.schema import (
     Name,
     NodeName,
     Number,
+    Numbers,
     PolicyName,
     Text,
     Texts,
@@ -48,6 +49,7 @@ class ScoreRecord(Record):
     rank: Count | None = None
     overlap: Number | None = None
     node: NodeName | None = None
+    excluded: Count | None = None
     n_edges: Count | None = None
     difference: Number | None = None
     difference_low: Number | None = None
@@ -77,3 +79,31 @@ class ShiftRecord(Record):
     ablated: Number
     unit: UnitName
     graph: Name | None = None
+
+
+class StabilityRecord(Record):
+    """How much circuits have in common that were found in the same way from something else.
+
+    of: ``bootstrap`` samples of the prompts (all pairs), ``halves`` of them, the coders of another ``seed``, or the
+    ``graph`` itself found again on all its prompts. what: nodes or edges. value: the mean Jaccard index of the pairs,
+    of which ``values`` are all; low, median and high: quantiles. rank: the mean rank correlation of effects or weights
+    over all that either has. bar: the value that is proposed as the least. matched, cosine: of another seed's coders
+    the share of the circuit's features that are matched, and their mean cosine.
+    """
+
+    kind: str = "stability"
+    of: Word
+    what: Word
+    value: Number
+    low: Number
+    median: Number
+    high: Number
+    rank: Number | None = None
+    values: Numbers
+    bar: Number
+    graph: Name
+    graph_digest: Word | None = None
+    n_prompts: Count | None = None
+    coders: Word | None = None
+    matched: Number | None = None
+    cosine: Number | None = None

@@ -105,4 +105,5 @@ Pins = Annotated[Texts, AfterValidator(_pins)]
 Scores = Annotated[Texts, AfterValidator(_scores)]
 # A file or folder, or FORMAT:PATH, or a name of another kind.
 FilePath = Annotated[str, AfterValidator(reachable)]
+FilePaths = Annotated[tuple[FilePath, ...], BeforeValidator(_lines)]
 FolderPath = Annotated[str, AfterValidator(_expanded)]

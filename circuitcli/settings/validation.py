@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from circuitcli.settings.graph import Baseline
-from circuitcli.settings.section import FilePath, Pins, Section
+from circuitcli.settings.section import FilePath, FilePaths, Pins, Section
 
 
 class ValidationSettings(Section):
@@ -37,3 +37,13 @@ class ValidationSettings(Section):
     """Tokens and features listed with the largest changes."""
     minimality: bool = True
     """Also measure the circuit without each of its nodes."""
+    stability: int = Field(0, ge=0, le=10_000)
+    """Find the circuit again on so many bootstrap samples of its prompts, and on half as many pairs of halves, and tell
+    how much they have in common. Node effects are taken once and edges for each, so this takes about one and a half
+    times so many times as long as the graph's edges; 0 for none."""
+    rival: int | None = Field(None, ge=0, le=100_000)
+    """With --stability: search for another circuit without so many of the strongest nodes, and tell whether it is as
+    good; by default a quarter of them, 0 for no search."""
+    sae_seeds: FilePaths = ()
+    """SAEs of other seeds, each as --sae takes them: the circuit is found again through these, and their features are
+    matched with its own by the cosine of their decoders; may be repeated."""

@@ -2,6 +2,7 @@
 
     {"fingerprint": "sha256:..."}
     {"step": "nodes errors, prompt 0", "values": [-3.1, -0.4, -2.2]}
+    {"step": "sample 3", "kept": {"nodes": {"resid.1/17@4": 0.3}, "edges": []}}
     {"kind": "score", "name": "faithfulness", ...}
 
 Steps are taken from it when the same command goes on; scores are there to be looked at meanwhile.
@@ -12,7 +13,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from circuitcli import records
 from circuitcli.errors import CircuitError, InputError
@@ -20,13 +21,15 @@ from circuitcli.reading import parse_object
 from circuitcli.records import Record
 from circuitcli.runs import atomic, write_error
 
+T = TypeVar("T")
+
 
 class Ledger:
     """The file of one piece of work, while it is open; what an earlier, killed run of the same work left is kept."""
 
     def __init__(self, path: Path, fingerprint: str, *, resumes: bool) -> None:
         self.path, self.fingerprint = path, fingerprint
-        self._kept = _steps(path, fingerprint) if resumes else {}
+        self._kept: dict[str, Any] = _steps(path, fingerprint) if resumes else {}
         self._stream: IO[str] | None = None
 
     def __enter__(self) -> "Ledger":
@@ -49,10 +52,18 @@ class Ledger:
 
     def take(self, step: str, make: Callable[[], list[float]]) -> list[float]:
         """The numbers of a step: those that are kept, or those that are made now, and kept from now on."""
+        return self._take(step, make)
+
+    def keep(self, step: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """`take` of an object of JSON in place of numbers."""
+        return self._take(step, make)
+
+    def _take(self, step: str, make: Callable[[], T]) -> T:
         if step not in self._kept:
             self._kept[step] = make()
             self._append(_line(step, self._kept[step]))
-        return self._kept[step]
+        found: T = self._kept[step]
+        return found
 
     def add(self, record: Record) -> None:
         """Keep a record that was made, for whoever looks."""
@@ -68,17 +79,17 @@ class Ledger:
             raise write_error(self.path, error) from None
 
 
-def _line(step: str, values: list[float]) -> str:
-    return json.dumps({"step": step, "values": values}) + "\n"
+def _line(step: str, values: Any) -> str:
+    return json.dumps({"step": step, "kept" if isinstance(values, dict) else "values": values}) + "\n"
 
 
-def _steps(path: Path, fingerprint: str) -> dict[str, list[float]]:
+def _steps(path: Path, fingerprint: str) -> dict[str, Any]:
     """The steps in a file of this fingerprint, up to the first line that is not whole."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError:
         return {}
-    found: dict[str, list[float]] = {}
+    found: dict[str, Any] = {}
     for number, line in enumerate(lines):
         try:
             content = parse_object(line, name=path.name, finite=False)
@@ -86,7 +97,9 @@ def _steps(path: Path, fingerprint: str) -> dict[str, list[float]]:
             break
         if number == 0 and content.get("fingerprint") != fingerprint:
             break
-        if "step" in content:
+        if "step" in content and isinstance(content.get("kept"), dict):
+            found[str(content["step"])] = content["kept"]
+        elif "step" in content:
             found[str(content["step"])] = _values(content.get("values"))
     return found
 

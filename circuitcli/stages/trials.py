@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 _NO_MATTER = (
     *PLACEMENT,
     *("validate.at_least", "validate.graph", "validate.prompts", "validate.pin", "validate.name"),
+    *("validate.stability", "validate.rival", "validate.sae_seeds"),
 )
 _OF_GRAPHS = ("validate.errors", "validate.samples", "validate.bootstrap", "validate.minimality")
 _OF_PINS = ("validate.sequences",)

@@ -14,7 +14,7 @@ from circuitcli.hookpoints import HookPoint
 from circuitcli.records import Record, ScoreRecord, Stream
 from circuitcli.settings.graph import GraphSettings
 from circuitcli.settings.settings import Settings
-from circuitcli.stages import pins
+from circuitcli.stages import pins, stability
 from circuitcli.stages.inputs import chosen_graph
 from circuitcli.stages.ledger import Ledger
 from circuitcli.stages.prompts import graph_examples
@@ -35,9 +35,12 @@ def run(request: Request) -> list[Record]:
     if request.settings.validation.pin:
         return pins.run(request)
     plan = _plan(request).named()
-    return resumable(
+    # What it cannot be asked for is told before anything is run.
+    further = stability.planned(request, plan)
+    made = resumable(
         request, plan.entry, plan.fingerprint(), lambda resumes: _work(plan, resumes), partial=plan.partial, keeps=True
     )
+    return made if further is None else [*made, *stability.run(further)]
 
 
 def check(made: Sequence[Record], settings: Settings) -> None:
