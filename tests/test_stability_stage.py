@@ -9,8 +9,9 @@ import torch
 from test_validate_stage import HOOKS, _one_model, ask, collected, graph, run, scored  # noqa: F401
 
 from circuitcli import graphs
+from circuitcli.cli.verdict import verdict
 from circuitcli.errors import InputError, SettingsError
-from circuitcli.records import ScoreRecord, StabilityRecord, Stream
+from circuitcli.records import ScoreRecord, StabilityRecord, Stream, VerdictRecord
 from circuitcli.saes import files
 from circuitcli.saes.topk import TopKSae
 from circuitcli.stages import validate
@@ -58,6 +59,15 @@ def test_a_graph_is_found_again_on_samples_and_halves_and_a_kill_loses_no_search
     pairs = told["bootstrap", "nodes"]
     assert len(pairs.values) == 3 and pairs.value == pytest.approx(sum(pairs.values) / 3) and pairs.bar == 0.8
     assert 0 <= pairs.low <= pairs.median <= pairs.high <= 1 and pairs.n_prompts == 4
+    scores = scored(made)
+    assert scores["stability-bootstrap", "nodes"].value == pairs.value
+    assert scores["stability-halves", "nodes"].value == told["halves", "nodes"].value
+    verdicts = made.of(VerdictRecord)
+    assert len(verdicts) == 1 and made.records[-1] == verdicts[0], "there is one verdict, about all of it"
+    said = "\n".join(verdict(made))
+    assert (
+        "found again on bootstrap samples of the prompts, two searches share" in said and "another circuit of" in said
+    )
     report = json.loads((run.path / "reports" / "circuit-stability.json").read_text())
     assert {"again", "sample 0", "half 0 a"} <= {*report["circuits"]}
     assert not [*(run.path / "reports").glob("*partial*")]
@@ -76,7 +86,7 @@ def test_a_rival_has_none_of_the_strongest_nodes_and_is_tested_as_a_circuit_of_i
     assert nodes and not {node.id for node in gone} & {*nodes}
     assert rival.excluded == 2 and rival.n_nodes == len(nodes) and rival.n_prompts == 4
     faithful = scored(made)["faithfulness", "nodes"].value
-    assert rival.difference == pytest.approx(rival.value - faithful, abs=1e-6)
+    assert rival.difference == pytest.approx(faithful - rival.value, abs=1e-6)
     assert rival.difference_low <= rival.difference <= rival.difference_high
 
 

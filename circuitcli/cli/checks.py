@@ -46,9 +46,11 @@ def _graph(call: "Call") -> None:
 
 def _validate(call: "Call") -> None:
     from circuitcli.attribution.asked import check_prompts
+    from circuitcli.stages.modes import check_modes
 
     settings = call.loaded.settings
     check_prompts(settings.graph, settings.validation.prompts or settings.graph.prompts)
+    check_modes(settings.validation)
 
 
 def _render(call: "Call") -> None:

@@ -20,6 +20,7 @@ from circuitcli.records import (
     SaeRecord,
     ScoreRecord,
     ShiftRecord,
+    StabilityRecord,
     SweepRecord,
 )
 
@@ -194,6 +195,23 @@ def _scores(made: Sequence[Record]) -> Rows:
     return Rows(("score", "value", "interval", "errors"), rows)
 
 
+def _stability(made: Sequence[Record]) -> Rows:
+    found = [record for record in made if isinstance(record, StabilityRecord)]
+    rows = [
+        (
+            " ".join(filter(None, (record.of, record.coders))),
+            record.what,
+            _number(record.value),
+            f"{record.low:.4g} to {record.high:.4g}" if len(record.values) > 1 else "",
+            _number(record.rank),
+            f"{len(record.values):,}",
+        )
+        for record in found
+    ]
+    title = "circuits found again: what two have in common (Jaccard), and how their ranks go together (Spearman)"
+    return Rows(("found again by", "of", "in common", "95 % of pairs", "ranks", "pairs"), rows, title)
+
+
 def _shifts(made: Sequence[Record]) -> Rows:
     found = [record for record in made if isinstance(record, ShiftRecord)]
     rows = [(record.of, record.name, _number(record.clean), _number(record.ablated), record.unit) for record in found]
@@ -213,6 +231,7 @@ _TABLES: tuple[Callable[[Sequence[Record]], Rows], ...] = (
     _replacements,
     _exports,
     described,
+    _stability,
 )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from circuitcli.cli.stability import told_stability
 from circuitcli.records import Record, ScoreRecord, VerdictRecord
 from circuitcli.validation.verdict import CONTROLS, is_beaten, judged_score, share, unbeaten
 from circuitcli.validation.verdict import beside as scores_beside
@@ -23,7 +24,14 @@ def verdict(records: Iterable[Record]) -> list[str]:
     first = [f"no better than a control: {'; '.join(names)}"] if (names := unbeaten(found)) else []
     verdicts = [record for record in made if isinstance(record, VerdictRecord)]
     last = [f"verdict: {verdicts[-1].verdict}: {'; '.join(verdicts[-1].why)}"] if verdicts else []
-    return [*first, _kept(judged, found), *_remarks(judged, found), *_controls(judged, found), *last]
+    return [
+        *first,
+        _kept(judged, found),
+        *_remarks(judged, found),
+        *_controls(judged, found),
+        *told_stability(made),
+        *last,
+    ]
 
 
 def _of_pins(scores: Sequence[ScoreRecord]) -> Iterator[str]:

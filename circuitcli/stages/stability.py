@@ -8,22 +8,24 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from circuitcli.attribution.examples import LeftOut
-from circuitcli.errors import InputError, SettingsError
+from circuitcli.errors import InputError
 from circuitcli.graphs import CircuitGraph, content_digest, to_records
 from circuitcli.hookpoints import HookPoint, NodeId
 from circuitcli.progress import task
-from circuitcli.records import Record, ScoreRecord, StabilityRecord, to_line
+from circuitcli.records import Record, ScoreRecord, StabilityRecord, VerdictRecord, to_line
 from circuitcli.runs import Fingerprint, digest
 from circuitcli.settings.model import PLACEMENT
-from circuitcli.settings.validation import ValidationSettings
 from circuitcli.stages.inputs import chosen_graph
 from circuitcli.stages.ledger import Ledger
+from circuitcli.stages.modes import check_modes
 from circuitcli.stages.naming import REPORT, chosen_name
 from circuitcli.stages.report import write_report
 from circuitcli.stages.request import Request, fingerprint, resumable
-from circuitcli.stages.saes import SaeSource, sae_sources
+from circuitcli.stages.saes import SaeSource
+from circuitcli.stages.seeds import matched_names, seed_sources, through
 from circuitcli.stages.trials import Bench, Plan
 from circuitcli.validation.stability import BAR, Agreement, Found, Stability, agreement, among, drawn, halves, strongest
+from circuitcli.validation.verdict import facts_of, judge
 
 if TYPE_CHECKING:
     from circuitcli.validation.refinding import Refinder
@@ -37,12 +39,6 @@ _RIVAL_SHARE = 0.25
 Seeds = Mapping[str, Mapping[HookPoint, SaeSource]]
 
 
-def check(settings: ValidationSettings) -> None:
-    """Raise SettingsError for a rival circuit without a test of stability."""
-    if settings.rival is not None and not settings.stability:
-        raise SettingsError("--rival is a part of --stability, which is not asked for", hint="add --stability 20")
-
-
 def planned(request: Request, plan: Plan) -> "Wanted | None":
     """The test of the plan's graph that the settings ask for; None if they ask for none.
 
@@ -50,19 +46,20 @@ def planned(request: Request, plan: Plan) -> "Wanted | None":
     at a hook point of the graph.
     """
     settings = request.settings.validation
-    check(settings)
+    check_modes(settings)
     if not settings.stability and not settings.sae_seeds:
         return None
     return Wanted.of(request, chosen_graph(request, settings.graph, stage="validate"), plan)
 
 
-def run(wanted: "Wanted") -> list[Record]:
-    """How stable a graph is, measured now or before; a killed test goes on.
+def run(wanted: "Wanted", scored: Sequence[Record]) -> list[Record]:
+    """The records of a graph's test with those of how stable it is, measured now or before; a killed test goes on.
 
-    Raises InputError for coders of other seeds that do not read and write what the graph's do.
+    The verdict is about both. Raises InputError for coders of other seeds that do not read and write what the graph's
+    do.
     """
     plan = wanted.plan
-    return resumable(
+    made = resumable(
         plan.request,
         plan.entry,
         wanted.fingerprint,
@@ -70,6 +67,10 @@ def run(wanted: "Wanted") -> list[Record]:
         partial=plan.partial,
         keeps=True,
     )
+    whole = [record for record in (*scored, *made) if not isinstance(record, VerdictRecord)]
+    facts = facts_of(whole)
+    about = {**wanted.about(), "ablation": plan.baseline, "errors": plan.request.settings.validation.errors}
+    return [*whole, *([] if facts is None else [judge(facts).record(about)])]
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class Wanted:
                 f"graph '{graph.head.name}' is about one prompt, which has no samples to find it again on",
                 hint="make one of several, with `circuit graph-grad --prompts FILE`, or leave out --stability",
             )
-        made = cls(graph, plan, {path: _seed_sources(request, path, graph) for path in settings.sae_seeds})
+        made = cls(graph, plan, {path: seed_sources(request, path, graph.head) for path in settings.sae_seeds})
         name = chosen_name(
             request.run,
             REPORT,
@@ -119,19 +120,6 @@ class Wanted:
         return {"graph": self.graph.head.name, "graph_digest": content_digest(self.graph), **more}
 
 
-def _seed_sources(request: Request, path: str, graph: CircuitGraph) -> dict[HookPoint, SaeSource]:
-    """The coders of another seed at the graph's hook points. Raises InputError where there is none."""
-    hooks = [HookPoint.parse(name) for name in graph.head.saes]
-    asked = replace(request, settings=request.settings.model_copy(update={"sae_path": path}))
-    found = sae_sources(asked, stage="validate", layers={hook.layer for hook in hooks})
-    if missing := [str(hook) for hook in hooks if hook not in found]:
-        raise InputError(
-            f"{path} has no SAE at {' '.join(missing)}, where graph '{graph.head.name}' has one",
-            hint=f"it has some at {' '.join(map(str, found))}; train them at the same hook points",
-        )
-    return {hook: found[hook] for hook in hooks}
-
-
 def _work(wanted: Wanted, resumes: bool) -> tuple[list[Record], dict[str, Any]]:
     from circuitcli.validation.refinding import Refinder
 
@@ -147,7 +135,8 @@ def _work(wanted: Wanted, resumes: bool) -> tuple[list[Record], dict[str, Any]]:
             found += _over_prompts(search, refinder.n_prompts, settings.validation.stability, settings.seed)
         made: list[Record] = [record for one in found for record in _records(one, wanted, n_prompts=refinder.n_prompts)]
         made += _over_seeds(wanted, bench, cases, search, again)
-        made += _rival(wanted, cases, search, ledger, again)
+        made += _scores(made, wanted)
+        made += _rival(wanted, cases, search, ledger)
         for record in made:
             ledger.add(record)
     write_report(
@@ -223,63 +212,42 @@ def _records(found: Stability, wanted: Wanted, **about: Any) -> Iterator[Stabili
             )
 
 
+def _scores(made: Sequence[Record], wanted: Wanted) -> list[ScoreRecord]:
+    """What the verdict is about: how far the nodes are found again on samples and halves, and by the worst seed."""
+    nodes = [record for record in made if isinstance(record, StabilityRecord) and record.what == "nodes"]
+    found = []
+    for of, name in (("bootstrap", "bootstrap"), ("halves", "halves"), ("seed", "seeds")):
+        if there := [record for record in nodes if record.of == of]:
+            least = min(there, key=lambda record: record.value)
+            score = ScoreRecord(
+                name=f"stability-{name}",
+                value=least.value,
+                low=least.low,
+                high=least.high,
+                errors=wanted.plan.request.settings.validation.errors,
+                unit="ratio",
+                ablation=wanted.plan.baseline,
+                n_prompts=least.n_prompts,
+                samples=len(least.values),
+                **wanted.about(),
+            )
+            found.append(score)
+    return found
+
+
 def _over_seeds(wanted: Wanted, bench: Bench, cases: "PanelCases", search: _Search, again: Found) -> list[Record]:
     """The circuit through the coders of each other seed, its features matched with those of the graph."""
     made: list[Record] = []
     for path, sources in wanted.seeds.items():
-        other, refinder = _through(wanted, bench, cases, sources)
+        other, refinder = through(wanted.plan, wanted.graph.head, bench, cases, sources=sources)
         found = search(f"seed {path}", None, refinder)
-        names, facts = _matched(bench, other, found)
+        names, facts = matched_names(bench, other, found)
         one = Stability("seed", (agreement(again, found.renamed(names)),))
         made += _records(one, wanted, n_prompts=refinder.n_prompts, coders=path, **facts)
     return made
 
 
-def _through(
-    wanted: Wanted, bench: Bench, cases: "PanelCases", sources: Mapping[HookPoint, SaeSource]
-) -> "tuple[Bench, Refinder]":
-    """The bench with the coders of another seed, and how the circuit is found through them."""
-    from circuitcli.attribution.subject import fitted
-    from circuitcli.saes.coders import Coders
-    from circuitcli.stages.saes import load_saes
-    from circuitcli.validation.refinding import Refinder
-
-    plan, adapter = wanted.plan, bench.language_model.adapter
-    model = plan.request.settings.model.name
-    loaded = load_saes(sources, sources, model=model, adapter=adapter, writes=plan.writes)
-    coders = Coders.of(fitted(one.sae, adapter) for one in loaded.values())
-    for hook, coder in coders.items():
-        if coder.writes != bench.coders[hook].writes:
-            raise InputError(
-                f"the coder at {hook} in {sources[hook].place.path} writes {' '.join(map(str, coder.writes))}, that of "
-                f"the graph {' '.join(map(str, bench.coders[hook].writes))}",
-                hint="--sae-seeds takes coders that were trained alike, with another --seed",
-            )
-    other = Bench(replace(plan, row=None), bench.language_model, loaded, coders, {})
-    panel = replace(cases.panel, coders=coders, baseline_of=other.rule)
-    return other, Refinder.of(panel, wanted.graph.head, plan.request.settings.graph)
-
-
-def _matched(bench: Bench, other: Bench, found: Found) -> tuple[dict[str, str], dict[str, Any]]:
-    """Names in the graph's own coders of nodes of the other's, and how well they are matched. What is not matched gets
-    a name that no node of the graph has."""
-    from circuitcli.features.matching import matched
-
-    nodes = [NodeId.parse(name) for name in found.nodes]
-    features = {hook: {n.index for n in nodes if n.hook == hook and n.index is not None} for hook in other.coders}
-    maps = {hook: matched(bench.coders[hook], other.coders[hook], wanted) for hook, wanted in features.items()}
-    names = {}
-    for node in nodes:
-        if node.index is not None:
-            own = maps[node.hook].get(node.index)
-            names[str(node)] = f"unmatched {node}" if own is None else str(replace(node, index=own[0]))
-    cosines = [cosine for one in maps.values() for _, cosine in one.values()]
-    total = sum(map(len, features.values()))
-    facts = {"matched": len(cosines) / total if total else None}
-    return names, facts | {"cosine": sum(cosines) / len(cosines) if cosines else None}
-
-
-def _rival(wanted: Wanted, cases: "PanelCases", search: _Search, ledger: Ledger, again: Found) -> list[Record]:
+def _rival(wanted: Wanted, cases: "PanelCases", search: _Search, ledger: Ledger) -> list[Record]:
     """A circuit without the strongest nodes, tested as the graph's own is. None where nothing is left out."""
     settings = wanted.plan.request.settings
     asked = settings.validation.rival
@@ -315,7 +283,7 @@ def _rival_record(
     other = PanelCases(cases.panel, tuple(map(NodeId.parse, rival.nodes)))
     own, others = measured(cases, "the circuit"), measured(other, "the rival")
     score = scores.ratio(others.circuit, others, **draws)
-    apart = difference(others.circuit, own.circuit, own, **draws)
+    apart = difference(own.circuit, others.circuit, own, **draws)
     return ScoreRecord(
         name="faithfulness-rival",
         value=score.value,

@@ -40,7 +40,7 @@ def run(request: Request) -> list[Record]:
     made = resumable(
         request, plan.entry, plan.fingerprint(), lambda resumes: _work(plan, resumes), partial=plan.partial, keeps=True
     )
-    return made if further is None else [*made, *stability.run(further)]
+    return made if further is None else stability.run(further, made)
 
 
 def check(made: Sequence[Record], settings: Settings) -> None:

@@ -1,0 +1,21 @@
+"""What `circuit validate` can be asked for, of which each excludes the others."""
+
+from circuitcli.errors import SettingsError
+from circuitcli.settings.validation import ValidationSettings
+
+# The option of each, and the setting that asks for it; what they take further goes with the test of a graph only.
+_MODES = {"--pin": "pin"}
+_FURTHER = {"--stability": "stability", "--sae-seeds": "sae_seeds"}
+
+
+def check_modes(settings: ValidationSettings) -> None:
+    """Raise SettingsError for options of which one makes no sense with, or without, another."""
+    asked = [option for option, name in _MODES.items() if getattr(settings, name)]
+    further = [option for option, name in _FURTHER.items() if getattr(settings, name)]
+    if len(asked) > 1 or (asked and further):
+        one, other = (*asked, *further)[:2]
+        raise SettingsError(
+            f"{one} and {other} ask for two different tests", hint="leave one of them out, and run it by itself"
+        )
+    if settings.rival is not None and not settings.stability:
+        raise SettingsError("--rival is a part of --stability, which is not asked for", hint="add --stability 20")
