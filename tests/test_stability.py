@@ -12,10 +12,12 @@ from circuitcli.attribution.baselines import Baseline, BaselineRule
 from circuitcli.attribution.panel import Panel
 from circuitcli.attribution.positions import Positions
 from circuitcli.attribution.selection import find_circuit
+from circuitcli.errors import InputError
 from circuitcli.features.matching import matched
 from circuitcli.hookpoints import HookPoint, NodeId
 from circuitcli.records import GraphRecord
 from circuitcli.saes.coders import Coders
+from circuitcli.schema import METHODS
 from circuitcli.settings.graph import GraphSettings
 from circuitcli.validation import stability
 from circuitcli.validation.refinding import Refinder
@@ -70,11 +72,8 @@ def test_a_circuit_on_a_sample_is_that_of_a_panel_of_just_these_prompts(kind, me
     refinder = Refinder.of(
         panel_of(prompts, kind="sum"), head(positions=kind, method=f"grad-{method}"), GraphSettings()
     )
-    assert (refinder.settings.down, refinder.settings.ig_steps, refinder.settings.method) == (
-        4,
-        3 if method == "ig" else 10,
-        method,
-    )
+    told = (refinder.settings.down, refinder.settings.ig_steps, refinder.settings.method)
+    assert told == (4, 3 if method == "ig" else None, method)
     plain = panel_of([prompts[number] for number in numbers], kind=kind)
     slow = Found.of(find_circuit(plain, refinder.settings).graph(head()))
     refinder.on()
@@ -179,3 +178,11 @@ def test_features_of_another_seed_are_matched_by_their_directions_one_to_one():
     }
     assert all(cosine == pytest.approx(1.0, abs=1e-5) for _, cosine in found.values())
     assert matched(coder, other, []) == {} and list(matched(coder, other, [3])) == [3]
+
+
+@pytest.mark.parametrize("method", ["naive", "frozen"])
+def test_graphs_of_other_methods_are_not_found_again(method):
+    with pytest.raises(InputError, match=rf"another method \({method}\)"):
+        stability.check_gradient(head(method=method))
+    for other in set(METHODS) - {"naive", "frozen"}:
+        stability.check_gradient(head(method=other))

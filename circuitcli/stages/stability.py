@@ -24,7 +24,18 @@ from circuitcli.stages.request import Request, fingerprint, resumable
 from circuitcli.stages.saes import SaeSource
 from circuitcli.stages.seeds import matched_names, seed_sources, through
 from circuitcli.stages.trials import Bench, Plan
-from circuitcli.validation.stability import BAR, Agreement, Found, Stability, agreement, among, drawn, halves, strongest
+from circuitcli.validation.stability import (
+    BAR,
+    Agreement,
+    Found,
+    Stability,
+    agreement,
+    among,
+    check_gradient,
+    drawn,
+    halves,
+    strongest,
+)
 from circuitcli.validation.verdict import facts_of, judge
 
 if TYPE_CHECKING:
@@ -85,11 +96,7 @@ class Wanted:
     def of(cls, request: Request, graph: CircuitGraph, plan: Plan) -> "Wanted":
         """Raises InputError as `planned` does."""
         settings = request.settings.validation
-        if not graph.head.method.startswith("grad-"):
-            raise InputError(
-                f"graph '{graph.head.name}' is one of single ablations ({graph.head.method}), which is not found again",
-                hint="make one with `circuit graph-grad`, or leave out --stability and --sae-seeds",
-            )
+        check_gradient(graph.head)
         if settings.stability and len(plan.examples) < 2:
             raise InputError(
                 f"graph '{graph.head.name}' is about one prompt, which has no samples to find it again on",

@@ -9,25 +9,14 @@ from circuitcli.attribution.panel import Panel
 from circuitcli.attribution.positions import Positions
 from circuitcli.attribution.resampled import one_by_one, resampled, without_nodes
 from circuitcli.attribution.selection import find_circuit
-from circuitcli.errors import InputError
 from circuitcli.graphs import CircuitGraph
 from circuitcli.hookpoints import NodeId
 from circuitcli.records import GraphRecord
 from circuitcli.settings.graph import OF_ONE_GRADIENT, GraphSettings
-from circuitcli.validation.stability import Found
+from circuitcli.validation.stability import METHOD_PREFIX, Found, check_gradient
 
-_METHOD = "grad-"
 # What a head tells that settings of a search are called too, but that says what is explained, not how.
 _NOT_HOW = frozenset({"prompt", "prompts", "n_prompts", "target", "foil", "chat", "name", "counterfactual", "to"})
-
-
-def check_gradient(head: GraphRecord) -> None:
-    """Raise InputError unless the graph was found from gradients, which is what is done again."""
-    if not head.method.startswith(_METHOD):
-        raise InputError(
-            f"graph '{head.name}' is one of single ablations ({head.method}), which is not found again",
-            hint="make one with `circuit graph-grad`, or leave out --stability",
-        )
 
 
 def settings_of(head: GraphRecord, settings: GraphSettings) -> GraphSettings:
@@ -37,7 +26,7 @@ def settings_of(head: GraphRecord, settings: GraphSettings) -> GraphSettings:
         for name in GraphSettings.model_fields
         if name not in _NOT_HOW and (value := getattr(head, name, None)) is not None
     }
-    told["method"] = head.method.removeprefix(_METHOD)
+    told["method"] = head.method.removeprefix(METHOD_PREFIX)
     if head.steps is not None and told["method"] not in OF_ONE_GRADIENT:
         told["ig_steps"] = head.steps
     return settings.model_copy(update=told)

@@ -13,11 +13,24 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from itertools import combinations
 from statistics import fmean, quantiles
-from typing import Any
+from typing import Any, get_args
 
+from circuitcli.errors import InputError
 from circuitcli.graphs import CircuitGraph
+from circuitcli.records import GraphRecord
+from circuitcli.settings.graph import GraphSettings
 
 BAR = 0.8
+METHOD_PREFIX = "grad-"
+
+
+def check_gradient(head: GraphRecord) -> None:
+    """Raise InputError unless the graph was found by a search from gradients, which is what is done again."""
+    if head.method.removeprefix(METHOD_PREFIX) not in get_args(GraphSettings.model_fields["method"].annotation):
+        raise InputError(
+            f"graph '{head.name}' was made by another method ({head.method}) than those that can be repeated",
+            hint="make one with `circuit graph-grad`, or leave out --stability and --sae-seeds",
+        )
 
 
 @dataclass(frozen=True)
