@@ -47,6 +47,10 @@ GOOD: dict[str, dict[str, object]] = {
     "score": {"name": "faithfulness", "value": 0.5, "graph": "circuit", "errors": "nodes"},
     "shift": {"of": "token", "name": " a", "clean": 0.5, "ablated": 0.1, "unit": "probability", "graph": "pins"},
     "verdict": {"verdict": "supported", "why": ["keeps 80 %"], "graph": "circuit", "errors": "nodes"},
+    "stability": {
+        **{"of": "bootstrap", "what": "nodes", "value": 0.6, "low": 0.4, "median": 0.6, "high": 0.9, "rank": -0.5},
+        **{"values": [0.4, 0.6, 1], "bar": 0.8, "graph": "circuit", "n_prompts": 8, "coders": "other/saes"},
+    },
     "figure": {"path": "../circuit.svg"},
     "report": {"path": "reports/circuit.json"},
     "stage": {"name": "graph:circuit", "state": "finished", "command": "circuit graph-grad", "seconds": 2.5},
