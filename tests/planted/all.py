@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from functools import cache
 
-from . import boolean, cancelling, copying, gated, greater_than, induction, saturated, self_repair, two_hop
+from . import boolean, cancelling, copying, gated, greater_than, induction, saturated, self_repair, shortcut, two_hop
 from .planted import Planted
 
 BUILDERS: Mapping[str, Callable[[], Planted]] = {
@@ -18,6 +18,8 @@ BUILDERS: Mapping[str, Callable[[], Planted]] = {
     "saturated-blind": saturated.build_blind,
     "gated": gated.build,
     "greater-than": greater_than.build,
+    "clt": shortcut.build_honest,
+    "clt-shortcut": shortcut.build_short,
 }
 
 

@@ -4,7 +4,7 @@ An edge is there if moving its source alone, along the direct path, moves its ta
 run at the baseline, with all else held as it is there. A node is there if a path of such edges leads to the output.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,7 @@ from circuitcli.models.taps import tapped
 from .planted import Planted
 
 # Of a target's own difference between the two runs; what norms carry is a thousand times less.
-SHARE = 0.2
+SHARE = 0.05
 
 
 @dataclass(frozen=True)
@@ -30,36 +30,37 @@ class Source:
 
 
 class Held:
-    """A run in which every spliced hook point goes on with what it has at one end, plus what one source adds there."""
+    """Runs in which every spliced hook point goes on with what it has at one end, plus what a source adds there."""
 
     def __init__(self, planted: Planted, codes: Mapping[HookPoint, Tensor], errors: Mapping[HookPoint, Tensor]) -> None:
-        self.planted, self.arrived = planted, {}
-        coders, self.first = planted.coders, planted.prompt.first
+        self.planted, self.coders, self.first = planted, planted.coders, planted.prompt.first
         self.going_on = {
-            place: errors[place] + sum(coder.decode(codes[coder.hook], hook=place) for coder in coders.writers(place))
-            for place in coders.written
+            place: errors[place]
+            + sum(coder.decode(codes[coder.hook], hook=place) for coder in planted.coders.writers(place))
+            for place in planted.coders.written
         }
 
-    def run(self, move: Mapping[HookPoint, Tensor]) -> tuple[dict[HookPoint, Tensor], float]:
-        """Codes of what arrives at each coder, and the metric."""
+    def run(self, moves: Mapping[HookPoint, Tensor], *, rows: int) -> tuple[dict[HookPoint, Tensor], Tensor]:
+        """Codes of what arrives at each coder, and the metric, of rows with their own moves."""
         subject, seen = self.planted.subject, {}
 
         def tap(hook: HookPoint):
             def callback(x: Tensor) -> Tensor:
-                coder, new = self.planted.coders.get(hook), x.clone()
+                coder, new = self.coders.get(hook), x.clone()
                 if coder is not None and not coder.is_transcoder:
                     seen[hook] = coder.encode(x[:, self.first :])
                 if hook in self.going_on:
-                    new[:, self.first :] = self.going_on[hook] + move.get(hook, 0.0)
+                    new[:, self.first :] = self.going_on[hook] + moves[hook]
                 if coder is not None and coder.is_transcoder:
                     seen[hook] = coder.encode(new[:, self.first :])
                 return new
 
             return callback
 
-        with torch.no_grad(), tapped(subject.adapter, {hook: tap(hook) for hook in self.planted.coders.hooks}):
-            logits = subject.adapter.logits(subject.clean.input_ids)
-        return seen, float(subject.metric.value(logits[:, -1:]))
+        ids = subject.clean.input_ids.expand(rows, -1)
+        with torch.no_grad(), tapped(subject.adapter, {hook: tap(hook) for hook in self.coders.hooks}):
+            logits = subject.adapter.logits(ids)
+        return seen, subject.metric.value(logits[:, -1:])
 
 
 def live(planted: Planted, baseline: Baseline, *, least: float = 1e-3) -> list[Source]:
@@ -73,38 +74,45 @@ def live(planted: Planted, baseline: Baseline, *, least: float = 1e-3) -> list[S
 
 def direct_edges(planted: Planted, baseline: Baseline) -> set[tuple[str, str]]:
     """All pairs of live nodes, and of live nodes and the output, between which there is an edge."""
-    codes, errors, coders = planted.subject.codes, planted.subject.errors, planted.coders
+    codes, errors = planted.subject.codes, planted.subject.errors
     absent = {hook: value.expand_as(codes[hook]) for hook, value in baseline.codes.items()}
-    ends = (
-        (1.0, Held(planted, codes, errors)),
-        (
-            -1.0,
-            Held(planted, absent, {place: value.expand_as(errors[place]) for place, value in baseline.errors.items()}),
-        ),
-    )
+    missing = {place: value.expand_as(errors[place]) for place, value in baseline.errors.items()}
+    differences = {hook: absent[hook] - codes[hook] for hook in codes}
     sources = live(planted, baseline)
-    rests = [held.run({}) for _, held in ends]
-    reached = rests[0][1] - rests[1][1]
-    found = set()
-    for source in sources:
-        for (sign, held), (rest, metric) in zip(ends, rests, strict=True):
-            difference = (absent[source.hook] - codes[source.hook])[0, source.position, source.index] * sign
-            move = {}
-            for place in coders[source.hook].writes:
-                move[place] = torch.zeros_like(errors[place])
-                move[place][0, source.position] = difference * coders[source.hook].decoder(place)[source.index]
-            seen, moved = held.run(move)
-            for target in sources:
-                own = abs(float((codes[target.hook] - absent[target.hook])[0, target.position, target.index]))
-                here = (0, target.position, target.index)
-                if (
-                    target.hook > source.hook
-                    and abs(float(seen[target.hook][here] - rest[target.hook][here])) > SHARE * own
-                ):
+    reached, found = behaviour(planted, absent, missing), set()
+    for sign, held in ((1.0, Held(planted, codes, errors)), (-1.0, Held(planted, absent, missing))):
+        # The last row is moved by nothing.
+        seen, metric = held.run(_moves(planted, sources, differences, sign), rows=len(sources) + 1)
+        for row, source in enumerate(sources):
+            for target in (one for one in sources if one.hook > source.hook):
+                place = (target.position, target.index)
+                moves = float((seen[target.hook][row] - seen[target.hook][-1])[place])
+                if abs(moves) > SHARE * abs(float(differences[target.hook][0][place])):
                     found.add((named(planted, source), named(planted, target)))
-            if abs(moved - metric) > SHARE * abs(reached):
+            if abs(float(metric[row] - metric[-1])) > SHARE * reached:
                 found.add((named(planted, source), OUTPUT))
     return found
+
+
+def behaviour(planted: Planted, codes: Mapping[HookPoint, Tensor], errors: Mapping[HookPoint, Tensor]) -> float:
+    """How far the metric is from that of the run at the baseline."""
+    nothing = dict.fromkeys(planted.coders.written, torch.zeros(()))
+    _, metric = Held(planted, codes, errors).run(nothing, rows=1)
+    return abs(float(planted.subject.metric_clean - metric))
+
+
+def _moves(
+    planted: Planted, sources: Sequence[Source], differences: Mapping[HookPoint, Tensor], sign: float
+) -> dict[HookPoint, Tensor]:
+    """What each source adds where it writes, a row each and one more."""
+    shape = (len(sources) + 1, planted.prompt.n_spliced, planted.adapter.d_model)
+    moves = {place: torch.zeros(shape, dtype=torch.float64) for place in planted.coders.written}
+    for row, source in enumerate(sources):
+        amount = sign * differences[source.hook][0, source.position, source.index]
+        coder = planted.coders[source.hook]
+        for place in coder.writes:
+            moves[place][row, source.position] = amount * coder.decoder(place)[source.index]
+    return moves
 
 
 def named(planted: Planted, source: Source) -> str:

@@ -1,0 +1,173 @@
+"""How well a method finds a planted circuit: do true nodes and edges rank above all others, and is the graph made of
+them."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from circuitcli.attribution.edges import Target, ends_of, sources_of
+from circuitcli.attribution.mean_edges import PanelEdges
+from circuitcli.attribution.mean_effects import PanelEffects
+from circuitcli.attribution.panel import Panel
+from circuitcli.attribution.selection import find_circuit
+from circuitcli.hookpoints import OUTPUT, HookPoint, NodeId
+from circuitcli.settings.graph import GraphSettings
+from circuitcli.validation.circuits import circuit_metric, kept_nodes
+
+from .planted import Pair, Planted
+
+# Below this share of the behaviour an effect or an edge is what norms carry.
+NOISE = 1e-3
+
+
+def auroc(scores: Mapping, true: Iterable) -> float:
+    """The chance that one that is true scores above one that is not; ties count half. What has no score has 0."""
+    real = sorted(abs(scores.get(one, 0.0)) for one in true)
+    wanted = set(true)
+    others = torch.tensor(sorted(abs(value) for one, value in scores.items() if one not in wanted), dtype=torch.float64)
+    if not real or not len(others):
+        return float("nan")
+    points = torch.tensor(real, dtype=torch.float64)
+    below = torch.searchsorted(others, points)
+    beside = torch.searchsorted(others, points, right=True) - below
+    return float((below + beside / 2).mean() / len(others))
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Effects of all nodes, and weights of all edges that there can be between them."""
+
+    nodes: Mapping[str, float]
+    edges: Mapping[Pair, float]
+
+
+def scored(panel: Panel, settings: GraphSettings) -> Scored:
+    """What a method says of everything, before anything is chosen."""
+    effects = PanelEffects(panel, settings)
+    edges = PanelEdges(effects)
+    places = {hook: _targets(panel, hook) for hook in panel.hooks}
+    nodes: dict[str, float] = {}
+    weights: dict[Pair, float] = {}
+    for hook, targets in places.items():
+        if not targets:
+            continue
+        names = [panel.node_id(hook, target.index, target.group) for target in targets]
+        nodes |= {name: found.value for name, found in zip(names, effects.averages(hook, targets), strict=True)}
+        to_output = effects.averages_to_output(hook, targets)
+        if set(sources_of(panel.coders, None)) & set(_written(panel, hook)):
+            weights |= {(name, OUTPUT): found.value for name, found in zip(names, to_output, strict=True)}
+        weights |= _into(edges, hook, targets, places)
+    return Scored(nodes, weights)
+
+
+def _written(panel: Panel, hook: HookPoint) -> tuple[HookPoint, ...]:
+    return panel.coders[hook].writes if hook in panel.coders else (hook,)
+
+
+def _targets(panel: Panel, hook: HookPoint) -> list[Target]:
+    """Nodes that differ from their baseline, by however little."""
+    subject, baseline = panel.subject(0)
+    found = []
+    if hook in panel.coders:
+        differs = (subject.codes[hook] != baseline.codes[hook])[0].nonzero().tolist()
+        found += [Target(index, position) for position, index in differs]
+    if panel.coders.writers(hook):
+        found += [Target(None, position) for position in range(subject.n_spliced)]
+    return found
+
+
+def _into(
+    edges: PanelEdges, hook: HookPoint, targets: list[Target], places: Mapping[HookPoint, list[Target]]
+) -> dict[Pair, float]:
+    """Edges into targets from all that can have one, zero where the method has none."""
+    panel, weights = edges.panel, {}
+    for is_error in (False, True):
+        some = [target for target in targets if (target.index is None) == is_error]
+        near = set(sources_of(panel.coders, ends_of(panel.coders, hook, is_error=is_error))) if some else set()
+        for source, nodes in places.items():
+            if source < hook and near & set(_written(panel, source)):
+                weights |= {
+                    (
+                        panel.node_id(source, node.index, node.group),
+                        panel.node_id(hook, target.index, target.group),
+                    ): 0.0
+                    for target in some
+                    for node in nodes
+                    if node.group == target.group or (node.group < target.group and _moves(panel, hook))
+                }
+        for means in edges.into(hook, some) if some else ():
+            for row, target in enumerate(some):
+                for flat in means.values[row].flatten().nonzero().flatten().tolist():
+                    node = means.piece.target(flat)
+                    source = panel.node_id(means.piece.hook, node.index, node.group)
+                    pair = (source, panel.node_id(hook, target.index, target.group))
+                    if pair in weights:
+                        weights[pair] = float(means.values[row].flatten()[flat])
+    return weights
+
+
+def _moves(panel: Panel, hook: HookPoint) -> bool:
+    """Whether something can come from an earlier position: where no attention is spliced, anything can."""
+    return hook.site == "attn" or not any(place.site == "attn" for place in panel.coders.written)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """AUROC of nodes and of edges; of the graph that is found how many of its nodes and edges there are and how many
+    are noise, which of the true ones it lacks, and how faithful it is; how many true ones the method says to be noise;
+    and the largest gap of the effects, as a share of the behaviour."""
+
+    node_auroc: float
+    edge_auroc: float
+    n_nodes: int
+    n_edges: int
+    noise_nodes: int
+    noise_edges: int
+    lost_nodes: tuple[str, ...]
+    lost_edges: tuple[Pair, ...]
+    faint_nodes: int
+    faint_edges: int
+    faithfulness: float
+    gap: float
+
+
+def judged(planted: Planted, kind: str, settings: GraphSettings) -> Judged:
+    """How well a method with these settings finds a planted circuit."""
+    panel, truth = planted.panel(kind), planted.truth[kind]
+    found, circuit = scored(panel, settings), find_circuit(panel, settings)
+    nodes = [node for node in circuit.nodes if node.id != OUTPUT]
+    ids, pairs = {node.id for node in nodes}, {(edge.source, edge.target) for edge in circuit.edges}
+    reached = behaviour(planted, kind)
+    gaps = [total.gap for total in circuit.totals.values() if total.gap is not None]
+    wanted = truth.nodes | truth.unseen
+    return Judged(
+        node_auroc=auroc(found.nodes, wanted),
+        edge_auroc=auroc(found.edges, truth.edges),
+        n_nodes=len(nodes),
+        n_edges=len(pairs),
+        noise_nodes=sum(abs(node.effect or 0.0) < NOISE * reached for node in nodes),
+        noise_edges=sum(abs(edge.weight) < NOISE * reached for edge in circuit.edges),
+        lost_nodes=tuple(sorted(wanted - ids)),
+        lost_edges=tuple(sorted(truth.edges - pairs)),
+        faint_nodes=sum(abs(found.nodes.get(one, 0.0)) < NOISE * reached for one in wanted),
+        faint_edges=sum(abs(found.edges.get(one, 0.0)) < NOISE * reached for one in truth.edges),
+        faithfulness=faithfulness(planted, kind, ids),
+        gap=max((abs(gap) for gap in gaps), default=0.0) / reached,
+    )
+
+
+def behaviour(planted: Planted, kind: str) -> float:
+    """How far the metric is from what it is without any node."""
+    return abs(float(planted.subject.metric_clean) - _with_only(planted, kind, ()))
+
+
+def faithfulness(planted: Planted, kind: str, ids: Iterable[str]) -> float:
+    """Of a circuit of these nodes."""
+    empty = _with_only(planted, kind, ())
+    return (_with_only(planted, kind, ids) - empty) / (float(planted.subject.metric_clean) - empty)
+
+
+def _with_only(planted: Planted, kind: str, ids: Iterable[str]) -> float:
+    kept = kept_nodes(planted.subject, [NodeId.parse(one) for one in ids])
+    return float(circuit_metric(planted.subject, planted.baseline(kind), [kept], batch_size=1))
