@@ -19,6 +19,8 @@ from .planted import Pair, Planted
 
 # Below this share of the behaviour an effect or an edge is what norms carry.
 NOISE = 1e-3
+# What differs by less is a rounding error.
+FELT = 1e-9
 
 
 def auroc(scores: Mapping, true: Iterable) -> float:
@@ -34,43 +36,43 @@ def auroc(scores: Mapping, true: Iterable) -> float:
     return float((below + beside / 2).mean() / len(others))
 
 
-@dataclass(frozen=True)
-class Scored:
-    """Effects of all nodes, and weights of all edges that there can be between them."""
+def node_scores(panel: Panel, settings: GraphSettings) -> dict[str, float]:
+    """Effects that a method gives to all nodes, before any is chosen."""
+    effects, scores = PanelEffects(panel, settings), {}
+    for hook in panel.hooks:
+        targets = _targets(panel, hook)
+        names = [panel.node_id(hook, target.index, target.group) for target in targets]
+        found = effects.averages(hook, targets) if targets else []
+        scores |= {name: one.value for name, one in zip(names, found, strict=True)}
+    return scores
 
-    nodes: Mapping[str, float]
-    edges: Mapping[Pair, float]
 
-
-def scored(panel: Panel, settings: GraphSettings) -> Scored:
-    """What a method says of everything, before anything is chosen."""
-    effects = PanelEffects(panel, settings)
-    edges = PanelEdges(effects)
-    places = {hook: _targets(panel, hook) for hook in panel.hooks}
-    nodes: dict[str, float] = {}
-    weights: dict[Pair, float] = {}
+def edge_scores(panel: Panel, settings: GraphSettings) -> dict[Pair, float]:
+    """Weights that a method gives to all edges that there can be, zero where it has none."""
+    edges = PanelEdges(PanelEffects(panel, settings))
+    places = {hook: _targets(panel, hook, least=FELT) for hook in panel.hooks}
+    scores: dict[Pair, float] = {}
     for hook, targets in places.items():
         if not targets:
             continue
-        names = [panel.node_id(hook, target.index, target.group) for target in targets]
-        nodes |= {name: found.value for name, found in zip(names, effects.averages(hook, targets), strict=True)}
-        to_output = effects.averages_to_output(hook, targets)
         if set(sources_of(panel.coders, None)) & set(_written(panel, hook)):
-            weights |= {(name, OUTPUT): found.value for name, found in zip(names, to_output, strict=True)}
-        weights |= _into(edges, hook, targets, places)
-    return Scored(nodes, weights)
+            found = edges.effects.averages_to_output(hook, targets)
+            names = [panel.node_id(hook, target.index, target.group) for target in targets]
+            scores |= {(name, OUTPUT): one.value for name, one in zip(names, found, strict=True)}
+        scores |= _into(edges, hook, targets, places)
+    return scores
 
 
 def _written(panel: Panel, hook: HookPoint) -> tuple[HookPoint, ...]:
     return panel.coders[hook].writes if hook in panel.coders else (hook,)
 
 
-def _targets(panel: Panel, hook: HookPoint) -> list[Target]:
-    """Nodes that differ from their baseline, by however little."""
+def _targets(panel: Panel, hook: HookPoint, *, least: float = 0.0) -> list[Target]:
+    """Nodes that differ from their baseline by more than this."""
     subject, baseline = panel.subject(0)
     found = []
     if hook in panel.coders:
-        differs = (subject.codes[hook] != baseline.codes[hook])[0].nonzero().tolist()
+        differs = ((subject.codes[hook] - baseline.codes[hook])[0].abs() > least).nonzero().tolist()
         found += [Target(index, position) for position, index in differs]
     if panel.coders.writers(hook):
         found += [Target(None, position) for position in range(subject.n_spliced)]
@@ -135,23 +137,24 @@ class Judged:
 def judged(planted: Planted, kind: str, settings: GraphSettings) -> Judged:
     """How well a method with these settings finds a planted circuit."""
     panel, truth = planted.panel(kind), planted.truth[kind]
-    found, circuit = scored(panel, settings), find_circuit(panel, settings)
+    of_nodes, of_edges = node_scores(panel, settings), edge_scores(panel, settings)
+    circuit = find_circuit(panel, settings)
     nodes = [node for node in circuit.nodes if node.id != OUTPUT]
     ids, pairs = {node.id for node in nodes}, {(edge.source, edge.target) for edge in circuit.edges}
     reached = behaviour(planted, kind)
     gaps = [total.gap for total in circuit.totals.values() if total.gap is not None]
     wanted = truth.nodes | truth.unseen
     return Judged(
-        node_auroc=auroc(found.nodes, wanted),
-        edge_auroc=auroc(found.edges, truth.edges),
+        node_auroc=auroc(of_nodes, wanted),
+        edge_auroc=auroc(of_edges, truth.edges),
         n_nodes=len(nodes),
         n_edges=len(pairs),
         noise_nodes=sum(abs(node.effect or 0.0) < NOISE * reached for node in nodes),
         noise_edges=sum(abs(edge.weight) < NOISE * reached for edge in circuit.edges),
         lost_nodes=tuple(sorted(wanted - ids)),
         lost_edges=tuple(sorted(truth.edges - pairs)),
-        faint_nodes=sum(abs(found.nodes.get(one, 0.0)) < NOISE * reached for one in wanted),
-        faint_edges=sum(abs(found.edges.get(one, 0.0)) < NOISE * reached for one in truth.edges),
+        faint_nodes=sum(abs(of_nodes.get(one, 0.0)) < NOISE * reached for one in wanted),
+        faint_edges=sum(abs(of_edges.get(one, 0.0)) < NOISE * reached for one in truth.edges),
         faithfulness=faithfulness(planted, kind, ids),
         gap=max((abs(gap) for gap in gaps), default=0.0) / reached,
     )
