@@ -3,11 +3,15 @@
 import pytest
 import torch
 from subjects import random_baseline, random_subject
-from support import FAMILIES, adapter_of, random_ids
+from support import FAMILIES, VOCAB, adapter_of, random_ids
+from tangents import Pair, Tangents
+from zoo import zoo_model
 
 from circuitcli.attribution.edges import to_output
 from circuitcli.attribution.gradients import node_effects
+from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
+from circuitcli.models import checking
 from circuitcli.models.adapter import ModelAdapter
 from circuitcli.models.rules import RULES, applied
 from circuitcli.models.taps import leaf, tapped
@@ -47,6 +51,22 @@ def test_rules_change_no_bit_of_the_logits(family, attention):
             assert gradient.isfinite().all() and gradient.any(), (rule, dtype)
 
 
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "generic"])
+def test_derivatives_are_those_of_a_decoder_that_carries_changes_by_the_rule(family):
+    model, ids = adapter(family, "eager"), random_ids(9)
+    _, entering = logits_from(model, ids)
+    change = torch.randn(entering.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    weights = torch.randn(1, 9, VOCAB, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    for rule in RULES:
+        expected = Tangents(model, rule).logits(ids, Pair(entering.detach(), change))
+        with applied(model, rule):
+            logits, entering = logits_from(model, ids)
+        assert torch.allclose(logits, expected.value, rtol=1e-5, atol=1e-5), rule
+        (gradient,) = torch.autograd.grad((logits * weights).sum(), entering)
+        found, wanted = (gradient * change).sum(), (expected.change * weights).sum()
+        assert float(found) == pytest.approx(float(wanted), rel=1e-4), rule
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_both_ways_to_compute_attention_have_the_same_ruled_derivative(family):
     ids = random_ids(9)
@@ -59,6 +79,68 @@ def test_both_ways_to_compute_attention_have_the_same_ruled_derivative(family):
             gradients[rule, attention] = torch.autograd.grad(logits[0, -1, 3], entering)[0]
     for rule in RULES:
         assert torch.allclose(gradients[rule, "sdpa"], gradients[rule, "eager"], rtol=1e-5, atol=1e-6)
+
+
+# Layouts in which parts are named, joined, shared or ordered otherwise.
+LAYOUTS = ["gpt_neo", "gptj", "openai-gpt", "opt", "bloom", "mpt", "falcon-40b", "phi3", "stablelm-parallel", "olmo2"]
+LAYOUTS += ["cohere2", "granite", "diffllama", "apertus"]
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_shares_of_the_input_by_relp_add_up_to_the_logits_in_other_layouts(name):
+    # Without biases, for RelP has made the model linear. A norm, pattern, activation or gate that it missed is seen.
+    model = zoo_model(name)
+    with torch.no_grad():
+        for called, parameter in model.named_parameters():
+            parameter.mul_(0.0 if called.endswith("bias") else 1.0)
+    unbiased = checking.adapter_of(model)
+    with applied(unbiased, "relp"):
+        logits, entering = logits_from(unbiased, random_ids(9))
+    (gradient,) = torch.autograd.grad((logits * logits.detach()).sum(), entering)
+    assert (gradient * entering).sum().item() == pytest.approx(logits.square().sum().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "rules", "said"),
+    [
+        ("jamba", ("frozen", "relp", "gim"), "block 0 .* JambaMambaMixer 'mamba'"),
+        ("minimax", ("frozen", "relp", "gim"), "'model.layers.0.self_attn' .MiniMaxLightningAttention."),
+        ("gpt_oss", ("relp",), "the MLP of block 0 .GptOssDecoderLayer. has no activation function"),
+    ],
+)
+def test_a_part_without_a_known_rule_is_refused_by_name(name, rules, said):
+    model = checking.adapter_of(zoo_model(name))
+    for rule in rules:
+        with pytest.raises(InputError, match=said) as refused, applied(model, rule):
+            model.logits(random_ids())
+        assert "--method ig" in refused.value.hint
+        assert torch.overrides._len_torch_function_stack() == 0
+
+
+class StandardNorm(torch.nn.Module):
+    """A norm that is none: it has no denominator."""
+
+    def forward(self, x):
+        return 2 * x
+
+
+def test_a_norm_without_a_denominator_is_refused_by_name():
+    model = adapter("llama")
+    model.blocks[1].input_layernorm = StandardNorm()
+    for rule in RULES:
+        with pytest.raises(InputError, match=r"'model.layers.1.input_layernorm' \(Stand"), applied(model, rule):
+            model.logits(random_ids())
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_many_derivatives_at_once_are_those_of_one_after_the_other(attention):
+    for rule in RULES:
+        with applied(model := adapter("qwen3", attention), rule):
+            logits, entering = logits_from(model, random_ids(5))
+        rows = torch.eye(VOCAB, dtype=logits.dtype)[:4, None]  # (row, text, vocab)
+        (several,) = torch.autograd.grad(logits[:, -1], entering, rows, is_grads_batched=True, retain_graph=True)
+        single = [torch.autograd.grad(logits[:, -1], entering, row, retain_graph=True)[0] for row in rows]
+        assert torch.allclose(several, torch.stack(single), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("rule", RULES)

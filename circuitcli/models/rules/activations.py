@@ -19,15 +19,16 @@ _NEAR = 1e-4
 
 
 def linear_activations(adapter: ModelAdapter) -> Iterator[tuple[nn.Module, Around]]:
-    """Every block, and the activation functions of its MLP, and how they are run."""
+    """Every block with an MLP, and the activation functions there, and how they are run."""
+    gates, found = _Gates(), []
     for layer, layout in enumerate(adapter.layouts):
-        if layout.feed_forward is None:
-            continue
-        block = adapter.blocks[layer]
-        gates = _Gates()
-        yield block, gates.around_block(f"block {layer} ({type(block).__name__})")
-        for module in _activations(adapter, layer):
-            yield module, gates.around_activation
+        if layout.feed_forward is not None:
+            block = adapter.blocks[layer]
+            yield block, gates.around_block(f"block {layer} ({type(block).__name__})")
+            found += _activations(adapter, layer)
+    # Some models have one activation function for all blocks.
+    for module in dict.fromkeys(found):
+        yield module, gates.around_activation
 
 
 def _activations(adapter: ModelAdapter, layer: int) -> list[nn.Module]:
@@ -45,24 +46,22 @@ def _is_activation(module: nn.Module) -> bool:
 
 
 class _Gates:
-    """What the activation functions of a block gave, while it runs."""
+    """Follows what activation functions give in the block that runs, to where it is multiplied."""
 
     def __init__(self) -> None:
         self._running: list[Following] = []
-        self._n_activations = 0
 
     def around_block(self, name: str) -> Around:
-        """How the block runs: products of what its activation functions give get half of their gradient."""
+        """How a block runs: products of what its activation functions give get half of their gradient."""
 
         def call(forward: Any, *args: Any, **kwargs: Any) -> Any:
-            self._n_activations = 0
             with Following(MULTIPLICATIONS, PROJECTIONS) as following:
                 self._running.append(following)
                 try:
                     result = forward(*args, **kwargs)
                 finally:
                     self._running.pop()
-            if self._n_activations == 0:
+            if following.n_followed == 0:
                 raise InputError(
                     f"the MLP of {name} has no activation function that is understood",
                     hint="use --method ig, which needs no rule for it",
@@ -74,7 +73,6 @@ class _Gates:
     def around_activation(self, forward: Any, x: Tensor) -> Tensor:
         """How an activation function runs: f(x) = x * (f(x) / x), with the second factor constant."""
         result = linear(forward, x) if x.requires_grad and torch.is_grad_enabled() else forward(x)
-        self._n_activations += 1
         for following in self._running[-1:]:
             following.follow(result)
         return result

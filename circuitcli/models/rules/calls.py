@@ -45,11 +45,12 @@ class Following(Watching):
         self.factor = factor
         self._products, self._ends = frozenset(products), frozenset(ends)
         self._followed: list[Tensor] = []
-        self.n_products = 0
+        self.n_followed = self.n_products = 0
 
     def follow(self, x: Tensor) -> None:
         """Follow a tensor in place of those before."""
         self._followed = [x]
+        self.n_followed += 1
 
     def replaced(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What a function gives, with its part of the gradient if it multiplies what is followed."""
