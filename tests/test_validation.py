@@ -118,8 +118,9 @@ def test_minimality_is_the_least_change_when_one_node_is_left_out():
         / abs(clean - empty)
         for node in nodes
     }
-    value, node = minimality([case], runs, policy="nodes", batch_size=4)
-    assert value == pytest.approx(min(changes.values()), abs=1e-8) and changes[node] == pytest.approx(value, abs=1e-8)
+    least, node = minimality([case], runs, policy="nodes", batch_size=4)
+    value = least.value
+    assert least.low is None and value == pytest.approx(min(changes.values()), abs=1e-8) and changes[node] == pytest.approx(value, abs=1e-8)
 
 
 def test_the_ratio_is_of_means_over_prompts_with_an_interval_around_it():

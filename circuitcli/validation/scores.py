@@ -138,6 +138,40 @@ def measure(cases: Sequence[Case], *, policy: str, batch_size: int, keep: Keeper
     return Runs(clean, empty, circuit, complement)
 
 
+class Resamples:
+    """Bootstrap samples of the prompts, the same for all that is compared, so that what it has in common cancels."""
+
+    def __init__(self, n_prompts: int, *, bootstrap: int, seed: int) -> None:
+        self.n_prompts, self.bootstrap = n_prompts, bootstrap if n_prompts > 1 else 0
+        draws = torch.randint(
+            n_prompts, (self.bootstrap, n_prompts), generator=torch.Generator().manual_seed(seed)
+        )
+        ones = torch.full(draws.shape, 1 / n_prompts, dtype=torch.float64)
+        # How much each prompt counts in each sample.
+        self._weights = torch.zeros(draws.shape, dtype=torch.float64).scatter_add_(1, draws, ones)
+
+    def faithfulness(
+        self, metrics: Float[Tensor, "*circuit prompt"], runs: Runs
+    ) -> Float[Tensor, "*circuit sample"] | None:
+        """Of circuits with these metrics of each prompt, on each sample; None where that has no bounds.
+
+        Prompts of opposite sign can leave a sample nothing to explain; an interval over what is left would be too
+        narrow.
+        """
+        spans = self._weights @ (runs.clean - runs.empty)
+        if not self.bootstrap or bool((spans.abs() < LEAST_RANGE).any()):
+            return None
+        return (metrics - runs.empty) @ self._weights.T / spans
+
+    @staticmethod
+    def score(value: float, samples: Float[Tensor, " sample"] | None) -> Score:
+        """A value with the interval that 95 % of the samples are in."""
+        if samples is None:
+            return Score(value, None, None)
+        low, high = samples.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+        return Score(value, low, high)
+
+
 def ratio(part: Float[Tensor, " prompt"], runs: Runs, *, bootstrap: int, seed: int) -> Score:
     """``(mean part - mean empty) / (mean clean - mean empty)``, with its bootstrap interval over prompts.
 
@@ -145,18 +179,8 @@ def ratio(part: Float[Tensor, " prompt"], runs: Runs, *, bootstrap: int, seed: i
     """
     if not runs.has_range:
         raise nothing_to_explain(runs)
-    value = float(runs.faithfulness(part))
-    count = len(part)
-    if count < 2 or bootstrap == 0:
-        return Score(value, None, None)
-    draws = torch.randint(count, (bootstrap, count), generator=torch.Generator().manual_seed(seed))
-    spans = (runs.clean - runs.empty)[draws].mean(dim=1)
-    # Prompts of opposite sign can leave a draw nothing to explain; an interval over what is left would be too narrow.
-    if bool((spans.abs() < LEAST_RANGE).any()):
-        return Score(value, None, None)
-    ratios = (part - runs.empty)[draws].mean(dim=1) / spans
-    low, high = ratios.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return Score(value, low, high)
+    resamples = Resamples(len(part), bootstrap=bootstrap, seed=seed)
+    return resamples.score(float(runs.faithfulness(part)), resamples.faithfulness(part, runs))
 
 
 def nothing_to_explain(runs: Runs) -> InputError:
@@ -168,18 +192,37 @@ def nothing_to_explain(runs: Runs) -> InputError:
 
 
 def minimality(
-    cases: Sequence[Case], runs: Runs, *, policy: str, batch_size: int, keep: Keeper = anew
-) -> tuple[float, str]:
+    cases: Sequence[Case],
+    runs: Runs,
+    *,
+    policy: str,
+    batch_size: int,
+    keep: Keeper = anew,
+    bootstrap: int = 0,
+    seed: int = 0,
+) -> tuple[Score, str]:
     """The least ``|F(C) - F(C without v)|`` over the circuit's nodes v, and that node. Needs at least one node.
 
-    Where errors are all kept or all removed, an error node is none that could be left out.
+    The interval is that of this node's change; where its sign is open it begins at 0. Where errors are all kept or all
+    removed, an error node is none that could be left out.
     """
     nodes = counted(cases[0].nodes, policy)
     circuits = [tuple(other for other in cases[0].nodes if other != node) for node in nodes]
     without = metrics_of(cases, circuits, policy=policy, batch_size=batch_size, keep=keep, name="circuit less a node")
     changes = (runs.faithfulness(runs.circuit) - runs.faithfulness(without)).abs()
     least = int(changes.argmin())
-    return float(changes[least]), str(nodes[least])
+    resamples = Resamples(len(runs.clean), bootstrap=bootstrap, seed=seed)
+    both = resamples.faithfulness(torch.stack([runs.circuit, without[least]]), runs)
+    change = resamples.score(float(changes[least]), None if both is None else both[0] - both[1])
+    return Score(change.value, *_of_size(change)), str(nodes[least])
+
+
+def _of_size(change: Score) -> tuple[float | None, float | None]:
+    """Bounds of a change's size, for those of the change."""
+    if change.low is None or change.high is None:
+        return None, None
+    sizes = sorted((abs(change.low), abs(change.high)))
+    return (0.0 if change.low <= 0 <= change.high else sizes[0]), sizes[1]
 
 
 def metrics_of(
