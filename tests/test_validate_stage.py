@@ -402,3 +402,22 @@ def test_a_layer_without_a_site_is_its_only_hook_point_with_an_sae(ask, run, tmp
     assert Stream(made).of(ScoreRecord)[0].value != 0
     with pytest.raises(InputError, match=r"no SAE at pinned hook point resid\.1"):
         validate.run(ask(sae_path=str(tmp_path / "one"), validate__pin="1:3"))
+
+
+def test_each_ablation_and_policy_has_its_scores(ask, graph, run):
+    head = graph(graph__up=3)
+    made = validate.run(ask(validate__ablations="zero,resample,mean", validate__name="several"))
+    found = {(score.name, score.errors, score.ablation): score for score in Stream(made).of(ScoreRecord)}
+    for ablation in ("mean", "zero", "resample"):
+        for policy in ("nodes", "kept", "removed"):
+            names = ("faithfulness", "completeness", "minimality", "faithfulness-edges")
+            one, _, _, edges = (found[name, policy, ablation] for name in names)
+            own = found["faithfulness", "nodes", "mean"]
+            assert bool(one.judged) is (one is own) and one.metric_clean == own.metric_clean
+            assert edges.n_edges == len(graphs.edges_between(graphs.from_records(run.stream())[-1])) > 3
+    assert found["faithfulness", "nodes", "mean"].metric_empty == pytest.approx(head.metric_baseline, abs=1e-5)
+    zero = scored(validate.run(ask(validate__baseline="zero", validate__name="zero")))
+    for name in ("faithfulness", "minimality", "faithfulness-edges"):
+        assert found[name, "nodes", "zero"].value == pytest.approx(zero[name, "nodes"].value, abs=1e-5)
+    report = json.loads((run.path / "reports" / "several.json").read_text(encoding="utf-8"))
+    assert next(iter(report)) == "verdict" and report["verdict"]["why"] == list(made[-1].why)

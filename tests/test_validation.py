@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from subjects import random_baseline, random_subject
+from subjects import panel_of, random_baseline, random_subject
 from support import D_MODEL, D_SAE, random_sae
 
 from circuitcli.attribution import baselines
@@ -17,11 +17,13 @@ from circuitcli.models.tokenizer import Tokenizer
 from circuitcli.saes.base import SaeConfig
 from circuitcli.saes.topk import TopKSae
 from circuitcli.schema import POLICIES
+from circuitcli.settings.validation import ValidationSettings
 from circuitcli.validation import scores
 from circuitcli.validation import tally as tally_module
 from circuitcli.validation.circuits import circuit_metric, kept_nodes
-from circuitcli.validation.scores import Case, measure, minimality, ratio
+from circuitcli.validation.scores import Case, PanelCases, measure, minimality, ratio
 from circuitcli.validation.tally import Shift, Tally
+from circuitcli.validation.trial import Trial, scored
 
 
 def live_nodes(subject, hook):
@@ -120,7 +122,11 @@ def test_minimality_is_the_least_change_when_one_node_is_left_out():
     }
     least, node = minimality([case], runs, policy="nodes", batch_size=4)
     value = least.value
-    assert least.low is None and value == pytest.approx(min(changes.values()), abs=1e-8) and changes[node] == pytest.approx(value, abs=1e-8)
+    assert (
+        least.low is None
+        and value == pytest.approx(min(changes.values()), abs=1e-8)
+        and changes[node] == pytest.approx(value, abs=1e-8)
+    )
 
 
 def test_the_ratio_is_of_means_over_prompts_with_an_interval_around_it():
@@ -143,6 +149,40 @@ def test_a_metric_that_nothing_changes_is_refused():
     runs = measure([Case(subject, same, ())], policy="nodes", batch_size=4)
     with pytest.raises(InputError, match="same with and without"):
         ratio(runs.circuit, runs, bootstrap=0, seed=0)
+
+
+def test_an_ablation_that_leaves_nothing_to_explain_is_left_out_with_a_word_unless_all_do(caplog):
+    subject = random_subject("gpt2", layers=(1,), n=4)
+    nodes = everything(subject)[::2]
+    settings = ValidationSettings(samples=0, minimality=False)
+
+    def trial(baseline, **options):
+        return Trial(PanelCases(panel_of(subject, baseline), nodes), settings, 0, 8, **options)
+
+    nothing, zero = Baseline(subject.codes, subject.errors), baselines.zero(subject.coders)
+    found = list(scored({"mean": trial(nothing), "zero": trial(zero, is_main=False)}))
+    assert {ablation for ablation, _ in found} == {"zero"} and not any(one.facts.get("judged") for _, one in found)
+    assert "no scores with mean ablation" in caplog.text and "nothing is judged" in caplog.text
+    with pytest.raises(InputError, match="same with and without"):
+        list(scored({"mean": trial(nothing)}))
+
+
+def test_minimality_has_the_bounds_of_its_nodes_change_on_samples_of_the_prompts():
+    subjects = [random_subject("gpt2", layers=(2,), n=n) for n in (4, 5, 6, 7)]
+    nodes = everything(subjects[0])[::7]
+    cases = [Case(subject, baselines.zero(subject.coders), nodes) for subject in subjects]
+    runs = measure(cases, policy="nodes", batch_size=16)
+    least, node = minimality(cases, runs, policy="nodes", batch_size=16, bootstrap=300, seed=3)
+    rest = tuple(other for other in nodes if str(other) != node)
+    without = measure([replace(case, nodes=rest) for case in cases], policy="nodes", batch_size=16).circuit
+    draws = torch.randint(4, (300, 4), generator=torch.Generator().manual_seed(3))
+    changes = torch.stack(
+        [(runs.circuit - without)[draw].mean() / (runs.clean - runs.empty)[draw].mean() for draw in draws]
+    )
+    low, high = changes.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    sizes = sorted([abs(low), abs(high)])
+    assert (least.low, least.high) == pytest.approx((0.0 if low <= 0 <= high else sizes[0], sizes[1]))
+    assert least.low <= least.value <= least.high
 
 
 class Letters(Tokenizer):

@@ -17,7 +17,7 @@ from circuitcli.attribution.examples import LeftOut, Written
 from circuitcli.attribution.panel import Panel
 from circuitcli.attribution.positions import Positions
 from circuitcli.errors import InputError, SettingsError
-from circuitcli.graphs import CircuitGraph, content_digest
+from circuitcli.graphs import CircuitGraph, ablated_nodes, content_digest, edges_between
 from circuitcli.hookpoints import OUTPUT, HookPoint, NodeId
 from circuitcli.models.loading import LanguageModel
 from circuitcli.records import GraphRecord, ScoreRecord
@@ -25,7 +25,8 @@ from circuitcli.saes.coders import Coders
 from circuitcli.saes.cutting import cut
 from circuitcli.settings.graph import Baseline, GraphSettings, Metric
 from circuitcli.settings.validation import ValidationSettings
-from circuitcli.validation.scores import PanelCases, at_spans, on_other_prompts
+from circuitcli.validation.edges import Edge
+from circuitcli.validation.scores import PanelCases, at_spans, edges_on_other_prompts, on_other_prompts
 from circuitcli.validation.trial import Trial
 
 _SAME = "give the coders that the graph was made with, or make the graph again"
@@ -91,6 +92,7 @@ def validate(
     samples: int = 100,
     bootstrap: int = 1000,
     minimality: bool = True,
+    edges: bool = True,
     n_prompts: int | None = None,
     skip_bad: bool = False,
     seed: int = 0,
@@ -109,10 +111,18 @@ def validate(
     default as in the graph. errors: whether error terms are nodes like others, all kept, or all removed; scores are
     taken under each, and this one is judged and set beside ``samples`` random circuits of the same shape. bootstrap:
     resamples of the prompts for the interval. minimality: also measure the circuit without each of its nodes.
+    edges: also measure what its edges keep alone.
 
     Raises InputError for coders that are not the graph's, and where taking all nodes away changes nothing.
     """
-    settings = checked(ValidationSettings, errors=errors, samples=samples, bootstrap=bootstrap, minimality=minimality)
+    options: dict[str, Any] = {
+        "errors": errors,
+        "samples": samples,
+        "bootstrap": bootstrap,
+        "minimality": minimality,
+        "edges": edges,
+    }
+    settings = checked(ValidationSettings, **options)
     sizes = checked(GraphSettings, n_prompts=n_prompts, skip_bad=skip_bad, batch_size=batch_size)
     tested = _Tested.of(graph)
     model, left_out = as_model(model), LeftOut(allowed=skip_bad, hint=SKIP_BAD)
@@ -121,16 +131,17 @@ def validate(
     chosen = tested.coders(coders, model)
     is_own = prompts is None
     panel = _panel(model, chosen, behaviour, sizes, left_out, tested.nodes)
-    nodes = tested.nodes
+    nodes, between = tested.nodes, tested.edges
     if not is_own and tested.head is not None:
         length = tested.head.n_positions if tested.head.n_prompts > 1 else None
         nodes = on_other_prompts(nodes, panel.prompts, n_positions=length)
+        between = edges_on_other_prompts(between or (), panel.prompts, n_positions=length)
     rows, drawn_with = tested.rows_drawn(seed) if is_own else ({}, seed)
     rule = baseline_rule(
         behaviour.baseline, chosen, model, cache=cache, n_tokens=tested.baseline_tokens, seed=drawn_with, rows=rows
     )
     cases = PanelCases(replace(panel, baseline_of=rule), nodes)
-    measured = Trial(cases, settings, seed, sizes.batch_size).measured()
+    measured = Trial(cases, settings, seed, sizes.batch_size, edges=between).measured()
     about = {
         "graph": tested.name,
         "graph_digest": tested.digest,
@@ -148,13 +159,13 @@ class _Tested:
     nodes: tuple[NodeId, ...]
     head: GraphRecord | None
     digest: str | None = None
+    edges: tuple[Edge, ...] | None = None
 
     @classmethod
     def of(cls, graph: object) -> "_Tested":
         """Raises SettingsError for what is no graph, InputError for one without nodes."""
         if isinstance(graph, CircuitGraph):
-            nodes = tuple(node.place for node in graph.nodes if node.place is not None)
-            made = cls(nodes, graph.head, content_digest(graph))
+            made = cls(ablated_nodes(graph), graph.head, content_digest(graph), edges_between(graph))
         elif isinstance(graph, Iterable) and not isinstance(graph, str):
             names = [name for name in graph if name != OUTPUT]
             if not all(isinstance(name, str) for name in names):

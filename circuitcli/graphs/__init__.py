@@ -6,7 +6,7 @@ The graph lies this low because attribution makes it, validation reads it and re
 """
 
 from circuitcli.graphs.conversion import from_records, to_records
-from circuitcli.graphs.graph import CircuitGraph, Edge, Node
+from circuitcli.graphs.graph import CircuitGraph, Edge, Node, ablated_nodes, edges_between
 from circuitcli.graphs.joining import check_joinable, content_digest, merged
 from circuitcli.graphs.pruning import connected_to_output, restricted, sorted_graph
 
@@ -14,9 +14,11 @@ __all__ = [
     "CircuitGraph",
     "Edge",
     "Node",
+    "ablated_nodes",
     "check_joinable",
     "connected_to_output",
     "content_digest",
+    "edges_between",
     "from_records",
     "merged",
     "restricted",

@@ -129,3 +129,17 @@ class CircuitGraph:
 
     def _repr_html_(self) -> str | None:
         return display.drawn(self, "html")
+
+
+def edges_between(graph: CircuitGraph) -> tuple[tuple[NodeId, NodeId | None], ...]:
+    """The edges of a graph from features and errors to later ones, or (None) to what it explains, the strongest first.
+    Edges out of anything else, as token embeddings, are no part of what is ablated."""
+    places = {node.id: node.place for node in graph.nodes}
+    ordered = sorted(graph.edges, key=lambda edge: -abs(edge.weight))
+    found = ((places.get(edge.source), places.get(edge.target)) for edge in ordered)
+    return tuple(dict.fromkeys((u, d) for u, d in found if u is not None and not u.is_token))
+
+
+def ablated_nodes(graph: CircuitGraph) -> tuple[NodeId, ...]:
+    """The features and errors of a graph: what a test of it keeps or ablates."""
+    return tuple(place for node in graph.nodes if (place := node.place) is not None and not place.is_token)

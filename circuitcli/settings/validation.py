@@ -1,11 +1,14 @@
 """How a circuit is put to the test."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from circuitcli.settings.graph import Baseline
-from circuitcli.settings.section import FilePath, FilePaths, Pins, Section
+from circuitcli.settings.section import FilePath, FilePaths, Pins, Section, Split
+
+# "zero,mean" from a flag.
+Baselines = Annotated[tuple[Baseline, ...], Split]
 
 
 class ValidationSettings(Section):
@@ -47,3 +50,8 @@ class ValidationSettings(Section):
     sae_seeds: FilePaths = ()
     """SAEs of other seeds, each as --sae takes them: the circuit is found again through these, and their features are
     matched with its own by the cosine of their decoders; may be repeated."""
+    edges: bool = True
+    """Also measure what the circuit's edges keep alone: each node then has an input of its own, in which only its own
+    edges are not ablated. One pass for each hook point, with a row for each node."""
+    ablations: Baselines = ()
+    """Score the circuit under these baselines too, for example zero,mean,resample; what --baseline names is judged."""

@@ -1,7 +1,7 @@
 """What tests of graphs and of pins share: what is tested on what, loading it, and the SAEs that are only looked at."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,10 +22,12 @@ from circuitcli.stages.saes import SaeSource, load_saes
 
 if TYPE_CHECKING:
     from circuitcli.attribution.baselines import BaselineRule
+    from circuitcli.attribution.prompts import Prompt
     from circuitcli.models.loading import LanguageModel
     from circuitcli.saes.base import SparseCoder
     from circuitcli.saes.coders import Coders
     from circuitcli.saes.exchange.tensors import Foreign
+    from circuitcli.validation.edges import Edge
     from circuitcli.validation.scores import Case, PanelCases
 
 logger = logging.getLogger(__name__)
@@ -35,7 +37,10 @@ _NO_MATTER = (
     *("validate.at_least", "validate.graph", "validate.prompts", "validate.pin", "validate.name"),
     *("validate.stability", "validate.rival", "validate.sae_seeds"),
 )
-_OF_GRAPHS = ("validate.errors", "validate.samples", "validate.bootstrap", "validate.minimality")
+_OF_GRAPHS = (
+    *("validate.errors", "validate.samples", "validate.bootstrap", "validate.minimality"),
+    *("validate.edges", "validate.ablations"),
+)
 _OF_PINS = ("validate.sequences",)
 
 
@@ -46,7 +51,7 @@ class Plan:
     ``graph`` is the name of the graph, None for pins. Without examples the run's own text is what is tested on. ``row``
     holds the token ids of the graph's own `resample` baseline, ``drawn_with`` the seed of those of many prompts.
     ``writes``: what the graph's coders write, None for all. ``left_out`` takes what is wrong with single prompts.
-    ``n_positions``: how long the prompts are that the graph is a mean over.
+    ``n_positions``: how long the prompts are that the graph is a mean over. ``edges``: the graph's.
     """
 
     request: Request
@@ -63,7 +68,14 @@ class Plan:
     graph_digest: str | None = None
     writes: frozenset[HookPoint] | None = None
     n_positions: int | None = None
+    edges: tuple["Edge", ...] = ()
     left_out: LeftOut = field(default_factory=LeftOut)
+
+    @property
+    def ablations(self) -> tuple[str, ...]:
+        """Further baselines than the judged one."""
+        asked = self.request.settings.validation.ablations
+        return tuple(dict.fromkeys(name for name in asked if name != self.baseline))
 
     @property
     def entry(self) -> str:
@@ -96,12 +108,13 @@ class Plan:
         """Over the settings that the stage reads, the nodes, the SAEs, the prompts and the cache if it is needed."""
         inputs = {f"SAE at {hook}": self.sources[hook].digest for hook in self.hooks}
         inputs["nodes"] = digest([str(node) for node in self.nodes])
+        inputs["edges"] = digest([f"{source} {target}" for source, target in self.edges])
         inputs["prompts"] = digest_of(self.examples)
         metric = self.metric
         facts = [metric.metric, metric.n_prompts, metric.skip_bad, metric.baseline_tokens, self.baseline]
         drawn = [] if self.drawn_with is None else [self.drawn_with]
         inputs["metric"] = digest([*facts, None if self.row is None else list(self.row), *drawn])
-        if self.baseline in ("mean", "resample") or not self.examples:
+        if {"mean", "resample"} & {self.baseline, *self.ablations} or not self.examples:
             inputs |= activation_digests(self.request)
         unread = _OF_PINS if self.graph is not None else _OF_GRAPHS
         return fingerprint(
@@ -145,41 +158,76 @@ class Bench:
 
     @cached_property
     def rule(self) -> "BaselineRule":
-        """How the baseline is taken."""
+        """How the judged baseline is taken."""
         plan = self.plan
         rows = {} if plan.row is None else {0: plan.row}
         return baseline_rule(plan.request, plan.baseline, self.coders, plan.metric, rows=rows, seed=plan.drawn_with)
+
+    @cached_property
+    def prompts(self) -> "tuple[Prompt, ...]":
+        """What is tested on. Raises InputError for prompts that cannot be used."""
+        from circuitcli.attribution.prompts import Needs, encode_all
+        from circuitcli.validation.scores import at_spans
+
+        plan = self.plan
+        baseline = "counterfactual" if "counterfactual" in plan.ablations else plan.baseline
+        needs = Needs.of(metric=plan.metric.metric, baseline=baseline, spans=at_spans(plan.nodes))
+        return encode_all(
+            plan.examples,
+            self.language_model.tokenizer,
+            self.language_model.adapter,
+            needs=needs,
+            left_out=plan.left_out,
+            most=plan.metric.n_prompts,
+        )
 
     def cases(self) -> "PanelCases":
         """The prompts, in batches that run when they are needed. Raises InputError for prompts that cannot be used."""
         from circuitcli.attribution.panel import Panel
         from circuitcli.attribution.positions import Positions
-        from circuitcli.attribution.prompts import Needs, encode_all
-        from circuitcli.validation.scores import PanelCases, at_spans, on_other_prompts
+        from circuitcli.validation.scores import PanelCases
 
-        plan, adapter = self.plan, self.language_model.adapter
-        needs = Needs.of(metric=plan.metric.metric, baseline=plan.baseline, spans=at_spans(plan.nodes))
-        prompts = encode_all(
-            plan.examples,
-            self.language_model.tokenizer,
-            adapter,
-            needs=needs,
-            left_out=plan.left_out,
-            most=plan.metric.n_prompts,
-        )
+        plan = self.plan
         panel = Panel.of(
-            adapter,
+            self.language_model.adapter,
             self.coders,
-            prompts,
+            self.prompts,
             metric=plan.metric.metric,
-            positions=Positions.of("sum", prompts),
+            positions=Positions.of("sum", self.prompts),
             baseline_of=self.rule,
             batch_size=plan.metric.batch_size,
             token_names=self.language_model.tokenizer.token_strings,
         )
-        has_others = plan.request.settings.validation.prompts is not None
-        nodes = on_other_prompts(plan.nodes, prompts, n_positions=plan.n_positions) if has_others else plan.nodes
-        return PanelCases(panel, nodes)
+        return PanelCases(panel, self.named(plan.nodes))
+
+    def named(self, nodes: "Sequence[NodeId]") -> "tuple[NodeId, ...]":
+        """A graph's nodes as they are called in these prompts; see `on_other_prompts`."""
+        from circuitcli.validation.scores import on_other_prompts
+
+        has_others = self.plan.request.settings.validation.prompts is not None
+        return on_other_prompts(nodes, self.prompts, n_positions=self.plan.n_positions) if has_others else tuple(nodes)
+
+    @cached_property
+    def edges(self) -> "tuple[Edge, ...]":
+        """The graph's edges likewise."""
+        from circuitcli.validation.scores import edges_on_other_prompts
+
+        plan = self.plan
+        if plan.request.settings.validation.prompts is None:
+            return plan.edges
+        return edges_on_other_prompts(plan.edges, self.prompts, n_positions=plan.n_positions)
+
+    def under(self, ablations: Iterable[str], cases: "PanelCases") -> "dict[str, PanelCases]":
+        """The same cases under other baselines, by name."""
+        from circuitcli.attribution.panel import KEPT_BYTES, Kept
+        from circuitcli.validation.scores import PanelCases
+
+        plan, found = self.plan, {}
+        for name in ablations:
+            rule = baseline_rule(plan.request, name, self.coders, plan.metric, rows={})
+            panel = replace(cases.panel, baseline_of=rule, kept=Kept(KEPT_BYTES // 4))
+            found[name] = PanelCases(panel, cases.nodes)
+        return found
 
     def warn_of_misfits(self, case: "Case") -> None:
         """Say of spliced SAEs of others that they do not fit."""

@@ -2,14 +2,14 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
 
 from circuitcli import graphs
 from circuitcli.attribution.examples import LeftOut, as_line
 from circuitcli.attribution.prompt_files import read_examples
 from circuitcli.errors import InputError, SettingsError, ThresholdError
-from circuitcli.graphs import CircuitGraph
+from circuitcli.graphs import CircuitGraph, ablated_nodes, edges_between
 from circuitcli.hookpoints import HookPoint
 from circuitcli.records import Record, ScoreRecord, Stream
 from circuitcli.settings.graph import GraphSettings
@@ -22,6 +22,10 @@ from circuitcli.stages.report import write_report
 from circuitcli.stages.request import Request, resumable
 from circuitcli.stages.saes import SaeSource, sae_sources
 from circuitcli.stages.trials import Bench, Plan
+
+if TYPE_CHECKING:
+    from circuitcli.validation.scores import PanelCases
+    from circuitcli.validation.trial import Trial
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +68,7 @@ def _plan(request: Request) -> Plan:
     hooks = tuple(HookPoint.parse(name) for name in graph.head.saes)
     writes = frozenset(HookPoint.parse(name) for hook in graph.head.saes for name in graph.head.written(hook))
     _check_saes(graph, sources)
-    nodes = tuple(node.place for node in graph.nodes if node.place is not None)
+    nodes = ablated_nodes(graph)
     if not nodes:
         raise InputError(f"graph '{graph.head.name}' has no node", hint="raise --down and --up of graph-grad")
     if lost := [node for node in nodes if node.hook not in (writes if node.is_error else hooks)]:
@@ -97,6 +101,7 @@ def _plan(request: Request) -> Plan:
         row=_drawn_row(graph) if is_redrawn else None,
         drawn_with=graph.head.seed if is_redrawn and graph.head.n_prompts > 1 else None,
         graph_digest=graphs.content_digest(graph),
+        edges=edges_between(graph),
         writes=writes,
         left_out=left_out,
     )
@@ -170,10 +175,26 @@ def _check_saes(graph: CircuitGraph, sources: dict[HookPoint, SaeSource]) -> Non
             )
 
 
+def _trials(bench: Bench, cases: "PanelCases", ledger: Ledger) -> "dict[str, Trial]":
+    """The test under each ablation, the judged one first."""
+    from circuitcli.validation.scores import steps_named
+    from circuitcli.validation.trial import Trial
+
+    plan, settings = bench.plan, bench.plan.request.settings
+    trial = Trial(
+        cases, settings.validation, settings.seed, plan.metric.batch_size, keep=ledger.take, edges=bench.edges
+    )
+    others = {
+        name: replace(trial, cases=those, keep=steps_named(f"{name} ablation", ledger.take), is_main=False)
+        for name, those in bench.under(plan.ablations, cases).items()
+    }
+    return {plan.baseline: trial, **others}
+
+
 def _work(plan: Plan, resumes: bool) -> tuple[list[Record], dict[str, Any]]:
     from circuitcli.progress import track
     from circuitcli.validation.tally import Tally
-    from circuitcli.validation.trial import Trial
+    from circuitcli.validation.trial import scored
     from circuitcli.validation.verdict import facts_of, judge
 
     bench = Bench.of(plan)
@@ -181,8 +202,8 @@ def _work(plan: Plan, resumes: bool) -> tuple[list[Record], dict[str, Any]]:
     bench.warn_of_misfits(cases[0])
     settings = plan.request.settings
     with Ledger(plan.partial, plan.fingerprint().digest, resumes=resumes) as ledger:
-        trial = Trial(cases, settings.validation, settings.seed, plan.metric.batch_size, ledger.take)
-        if not trial.has_range:
+        trials = _trials(bench, cases, ledger)
+        if not any(trial.has_range for trial in trials.values()):
             plan.partial.unlink(missing_ok=True)
         about = plan.about(
             n_prompts=cases.panel.n_prompts,
@@ -190,8 +211,8 @@ def _work(plan: Plan, resumes: bool) -> tuple[list[Record], dict[str, Any]]:
             held_out=settings.validation.prompts is not None or None,
         )
         made: list[Record] = []
-        for measured in trial.measured():
-            score = measured.record(about)
+        for ablation, measured in scored(trials):
+            score = measured.record({**about, "ablation": ablation})
             ledger.add(score)
             made.append(score)
     tally = Tally(cases.nodes, bench.later, bench.language_model.tokenizer, top=plan.request.settings.validation.top)

@@ -38,10 +38,12 @@ class Locus:
 class Chance:
     """Faithfulness of random circuits beside that of the circuit, and how much of the circuit they had.
 
-    overlap: mean share of the circuit's nodes that a draw has too. n_pool: nodes from which was drawn.
+    metrics: of each draw on each prompt. overlap: mean share of the circuit's nodes that a draw has too. n_pool: nodes
+    from which was drawn.
     """
 
     values: Float[Tensor, " sample"]
+    metrics: Float[Tensor, "sample prompt"]
     overlap: float
     overlap_features: float | None
     n_nodes: int
@@ -80,6 +82,7 @@ def random_faithfulness(
     own, features = set(circuit), {node for node in circuit if not node.is_error}
     return Chance(
         values=runs.faithfulness(metrics),
+        metrics=metrics,
         overlap=_overlap(draws, own),
         overlap_features=_overlap(draws, features) if features else None,
         n_nodes=len(own),

@@ -22,7 +22,6 @@ from torch import Tensor
 from circuitcli.attribution.baselines import Baseline
 from circuitcli.attribution.positions import where
 from circuitcli.attribution.subject import Subject
-from circuitcli.graphs import CircuitGraph
 from circuitcli.hookpoints import HookPoint, NodeId, Position
 from circuitcli.models.taps import Callback
 from circuitcli.saes.coders import Coders
@@ -34,13 +33,6 @@ Edge = tuple[NodeId, NodeId | None]
 # Kept sources of a target, by their numbers among the nodes.
 Sources = frozenset[int]
 Turn = tuple[tuple[int, int], bool]
-
-
-def edges_of(graph: CircuitGraph) -> tuple[Edge, ...]:
-    """The edges of a graph between its nodes and to what it explains; others are no part of the model's inside."""
-    places = {node.id: node.place for node in graph.nodes}
-    found = ((places.get(edge.source), places.get(edge.target)) for edge in graph.edges)
-    return tuple(dict.fromkeys((source, target) for source, target in found if source is not None))
 
 
 def every_edge(coders: Coders, nodes: Iterable[NodeId]) -> list[Edge]:

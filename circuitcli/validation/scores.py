@@ -24,6 +24,7 @@ from circuitcli.hookpoints import NodeId, without_numbers
 from circuitcli.progress import task
 from circuitcli.runs import digest
 from circuitcli.validation.circuits import Kept, circuit_metric, kept_nodes, rows_at_once
+from circuitcli.validation.edges import Edge, edge_metric
 
 LEAST_RANGE = 1e-6
 
@@ -34,6 +35,11 @@ Keeper = Callable[[str, Callable[[], list[float]]], list[float]]
 def anew(step: str, make: Callable[[], list[float]]) -> list[float]:
     """The keeper that keeps nothing."""
     return make()
+
+
+def steps_named(name: str, keep: Keeper) -> Keeper:
+    """The keeper that keeps steps of one kind apart from others' of the same name."""
+    return lambda step, make: keep(f"{name}: {step}", make)
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,17 @@ def on_other_prompts(
     if n_positions is not None and all(len(prompt.ids) == n_positions for prompt in prompts):
         return tuple(nodes)
     return without_numbers(nodes)
+
+
+def edges_on_other_prompts(
+    edges: Iterable[Edge], prompts: Sequence[Prompt], *, n_positions: int | None
+) -> tuple[Edge, ...]:
+    """A circuit's edges likewise."""
+
+    def named(node: NodeId) -> NodeId:
+        return on_other_prompts([node], prompts, n_positions=n_positions)[0]
+
+    return tuple(dict.fromkeys((named(u), None if d is None else named(d)) for u, d in edges))
 
 
 def _named(numbers: Sequence[int]) -> str:
@@ -143,9 +160,7 @@ class Resamples:
 
     def __init__(self, n_prompts: int, *, bootstrap: int, seed: int) -> None:
         self.n_prompts, self.bootstrap = n_prompts, bootstrap if n_prompts > 1 else 0
-        draws = torch.randint(
-            n_prompts, (self.bootstrap, n_prompts), generator=torch.Generator().manual_seed(seed)
-        )
+        draws = torch.randint(n_prompts, (self.bootstrap, n_prompts), generator=torch.Generator().manual_seed(seed))
         ones = torch.full(draws.shape, 1 / n_prompts, dtype=torch.float64)
         # How much each prompt counts in each sample.
         self._weights = torch.zeros(draws.shape, dtype=torch.float64).scatter_add_(1, draws, ones)
@@ -249,6 +264,25 @@ def metrics_of(
     return torch.cat(columns, dim=1)
 
 
+def edge_metrics(
+    cases: Sequence[Case], edges: Sequence[Edge], *, policy: str, batch_size: int, keep: Keeper = anew
+) -> Float[Tensor, " prompt"]:
+    """The metric of each prompt with these edges alone between the circuit's nodes. Raises as `kept_metric` does."""
+    columns = []
+    with task("edges alone", total=len(cases), unit="batches") as advance:
+        for case in cases:
+            step = f"edges alone, {policy} errors, {case.name}"
+
+            def made(case: Case = case, step: str = step) -> list[float]:
+                subject, baseline = case.subject, case.baseline
+                metrics = edge_metric(subject, baseline, case.nodes, edges, policy=policy, batch_size=batch_size)
+                return _finite(metrics, step)
+
+            columns.append(torch.tensor(keep(step, made), dtype=torch.float64))
+            advance()
+    return torch.cat(columns)
+
+
 def _batches(count: int, size: int) -> Iterator[tuple[int, int]]:
     return ((begin, min(begin + size, count)) for begin in range(0, count, size))
 
@@ -263,11 +297,15 @@ def kept_metric(
 
     def made() -> list[float]:
         metrics = circuit_metric(case.subject, case.baseline, circuits, batch_size=batch_size)
-        values: list[float] = metrics.cpu().double().flatten().tolist()
-        check_finite(values, f"the metric with {step}")
-        return values
+        return _finite(metrics, step)
 
     return torch.tensor(keep(step, made), dtype=torch.float64).unflatten(0, (-1, case.subject.n_texts))
+
+
+def _finite(metrics: Tensor, step: str) -> list[float]:
+    values: list[float] = metrics.cpu().double().flatten().tolist()
+    check_finite(values, f"the metric with {step}")
+    return values
 
 
 def counted(nodes: Sequence[NodeId], policy: str) -> list[NodeId]:

@@ -1,7 +1,7 @@
-"""The whole test of a circuit: under each error policy, and beside what it is to be compared with."""
+"""The whole test of a circuit: under each ablation and error policy, and beside what it is to be compared with."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
@@ -15,7 +15,8 @@ from circuitcli.schema import POLICIES
 from circuitcli.settings.validation import ValidationSettings
 from circuitcli.validation import controls, scores
 from circuitcli.validation.controls import Chance
-from circuitcli.validation.scores import Keeper, PanelCases, Runs, Score, anew
+from circuitcli.validation.edges import Edge
+from circuitcli.validation.scores import Keeper, PanelCases, Resamples, Runs, Score, anew
 
 logger = logging.getLogger(__name__)
 
@@ -45,13 +46,19 @@ class Measured:
 
 @dataclass(frozen=True)
 class Trial:
-    """The scores of a circuit, one after the other; what ``keep`` knows from before is not run again."""
+    """The scores of a circuit, one after the other; what ``keep`` knows from before is not run again.
+
+    edges: of the circuit, None where only nodes are known. is_main: whether this ablation is the one that is judged and
+    set beside controls.
+    """
 
     cases: PanelCases
     settings: ValidationSettings
     seed: int
     batch_size: int
     keep: Keeper = anew
+    edges: Sequence[Edge] | None = None
+    is_main: bool = True
 
     @cached_property
     def runs(self) -> Mapping[str, Runs]:
@@ -61,6 +68,12 @@ class Trial:
             policy: scores.measure(self.cases, policy=policy, batch_size=self.batch_size, keep=self.keep)
             for policy in policies
         }
+
+    @cached_property
+    def resamples(self) -> Resamples:
+        """The samples of the prompts that all intervals are taken over."""
+        n_prompts = len(next(iter(self.runs.values())).clean)
+        return Resamples(n_prompts, bootstrap=self.settings.bootstrap, seed=self.seed)
 
     @property
     def has_range(self) -> bool:
@@ -72,20 +85,28 @@ class Trial:
         judged = self.settings.errors
         if not self.has_range:
             raise scores.nothing_to_explain(self.runs[judged])
-        for policy, runs in self.runs.items():
-            if not runs.has_range:
-                logger.warning(
-                    "no scores with errors %s: the metric is then the same with and without all features", policy
-                )
-                continue
+        usable = {policy: runs for policy, runs in self.runs.items() if runs.has_range}
+        for policy in self.runs.keys() - usable.keys():
+            logger.warning(
+                "no scores with errors %s: the metric is then the same with and without all features", policy
+            )
+        for policy, runs in usable.items():
             yield from self._ratios(policy, runs)
-        if self.runs[judged].has_range:
-            yield from self._beside(judged, self.runs[judged])
+        for policy, runs in usable.items():
+            yield from self._edges(policy, runs)
+        if self.is_main and judged in usable:
+            yield from self._beside(judged, usable[judged])
+        if self.settings.minimality:
+            for policy, runs in usable.items():
+                yield self._minimality(policy, runs)
+
+    def _options(self, policy: str) -> dict[str, Any]:
+        return {"policy": policy, "batch_size": self.batch_size, "keep": self.keep}
 
     def _ratios(self, policy: str, runs: Runs) -> Iterator[Measured]:
         """Faithfulness and completeness."""
         facts = {
-            "judged": policy == self.settings.errors,
+            "judged": self.is_main and policy == self.settings.errors,
             "metric_clean": float(runs.clean.mean()),
             "metric_circuit": float(runs.circuit.mean()),
             "metric_empty": float(runs.empty.mean()),
@@ -94,39 +115,73 @@ class Trial:
         yield Measured("completeness", policy, self._ratio(runs.complement, runs))
 
     def _ratio(self, part: Float[Tensor, " prompt"], runs: Runs) -> Score:
-        return scores.ratio(part, runs, bootstrap=self.settings.bootstrap, seed=self.seed)
+        samples = self.resamples.faithfulness(part, runs)
+        return self.resamples.score(float(runs.faithfulness(part)), samples)
+
+    def _edges(self, policy: str, runs: Runs) -> Iterator[Measured]:
+        """Faithfulness of the circuit's edges alone."""
+        if self.edges is None or not self.settings.edges:
+            return
+        metrics = scores.edge_metrics(self.cases, self.edges, **self._options(policy))
+        yield Measured("faithfulness-edges", policy, self._ratio(metrics, runs), {"n_edges": len(self.edges)})
+
+    def _minimality(self, policy: str, runs: Runs) -> Measured:
+        options = self._options(policy) | {"bootstrap": self.settings.bootstrap, "seed": self.seed}
+        score, node = scores.minimality(self.cases, runs, **options)
+        return Measured("minimality", policy, score, {"node": node})
 
     def _beside(self, policy: str, runs: Runs) -> Iterator[Measured]:
-        """What the circuit is to be compared with, and what each of its nodes adds."""
-        options: dict[str, Any] = {"policy": policy, "batch_size": self.batch_size, "keep": self.keep}
-        if self.settings.samples:
-            own = float(runs.faithfulness(runs.circuit))
-            for name, by_activity in (("faithfulness-random", False), ("faithfulness-random-active", True)):
-                chance = controls.random_faithfulness(
-                    self.cases,
-                    runs,
-                    samples=self.settings.samples,
-                    seed=self.seed,
-                    by_activity=by_activity,
-                    **options,
-                )
-                yield Measured(name, policy, *_chance(chance, own))
-            there = controls.everything_there(self.cases, **options)
-            score = self._ratio(there.metrics, runs)
-            yield Measured("faithfulness-positions", policy, score, {"n_nodes": there.n_nodes})
-        if self.settings.minimality:
-            value, node = scores.minimality(self.cases, runs, **options)
-            yield Measured("minimality", policy, Score(value, None, None), {"node": node})
+        """What the circuit is to be compared with."""
+        if not self.settings.samples:
+            return
+        for name, by_activity in (("faithfulness-random", False), ("faithfulness-random-active", True)):
+            chance = controls.random_faithfulness(
+                self.cases,
+                runs,
+                samples=self.settings.samples,
+                seed=self.seed,
+                by_activity=by_activity,
+                **self._options(policy),
+            )
+            yield self._chance(name, policy, chance)
+        there = controls.everything_there(self.cases, **self._options(policy))
+        yield Measured("faithfulness-positions", policy, self._ratio(there.metrics, runs), {"n_nodes": there.n_nodes})
+
+    def _chance(self, name: str, policy: str, chance: Chance) -> Measured:
+        """Random circuits: their mean and quantiles, and by how much the circuit is better than their mean."""
+        runs = self.runs[policy]
+        middle = Score(float(chance.values.mean()), chance.quantile(0.025), chance.quantile(0.975))
+        facts = {
+            "median": chance.quantile(0.5),
+            "samples": len(chance.values),
+            "rank": chance.rank(float(runs.faithfulness(runs.circuit))),
+            "overlap": chance.overlap,
+            "overlap_features": chance.overlap_features,
+            "n_nodes": chance.n_nodes,
+            "n_pool": chance.n_pool,
+            **self._better(runs, chance.metrics.mean(dim=0), runs),
+        }
+        return Measured(name, policy, middle, facts)
+
+    def _better(self, runs: Runs, other: Float[Tensor, " prompt"], other_runs: Runs) -> dict[str, float | None]:
+        """By how much the circuit keeps more than another, each of its own range, on the same samples of prompts."""
+        value = float(runs.faithfulness(runs.circuit) - other_runs.faithfulness(other))
+        own, theirs = self.resamples.faithfulness(runs.circuit, runs), self.resamples.faithfulness(other, other_runs)
+        score = self.resamples.score(value, None if own is None or theirs is None else own - theirs)
+        return {"difference": score.value, "difference_low": score.low, "difference_high": score.high}
 
 
-def _chance(chance: Chance, faithfulness: float) -> tuple[Score, dict[str, Any]]:
-    middle = Score(float(chance.values.mean()), chance.quantile(0.025), chance.quantile(0.975))
-    return middle, {
-        "median": chance.quantile(0.5),
-        "samples": len(chance.values),
-        "rank": chance.rank(faithfulness),
-        "overlap": chance.overlap,
-        "overlap_features": chance.overlap_features,
-        "n_nodes": chance.n_nodes,
-        "n_pool": chance.n_pool,
-    }
+def scored(trials: Mapping[str, Trial]) -> Iterator[tuple[str, Measured]]:
+    """The scores under each ablation, by its name, the judged one first.
+
+    One that leaves nothing to explain is left out. Raises InputError if all do.
+    """
+    first = next(iter(trials.values()))
+    for ablation, trial in trials.items():
+        if trial.has_range or not any(one.has_range for one in trials.values()):
+            yield from ((ablation, one) for one in trial.measured())
+        else:
+            logger.warning(
+                "no scores with %s ablation: the metric is then the same with and without all nodes%s",
+                *(ablation, ", so that nothing is judged" if trial is first else ""),
+            )

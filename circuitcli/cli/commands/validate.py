@@ -12,6 +12,7 @@ FLAGS = (
     Flag("validate.sequences", "--sequences"),
     Flag("validate.at_least", "--at-least"),
     Flag("validate.baseline", "--baseline"),
+    Flag("validate.ablations", "--ablations", metavar="NAMES"),
     Flag("validate.errors", "--errors"),
     Flag("validate.name", "--name"),
     Flag("validate.stability", "--stability"),
