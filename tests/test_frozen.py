@@ -261,10 +261,10 @@ def test_effects_are_edges_into_the_metric_and_those_by_way_of_features_that_fol
     np.testing.assert_allclose(search.effects.numpy(), effect, atol=10 * tolerance(family) * np.abs(effect).max())
 
 
-def test_the_features_taken_first_are_those_with_the_most_influence_by_what_is_known():
+def test_the_features_taken_first_are_those_with_the_most_influence_by_what_is_known(monkeypatch):
+    monkeypatch.setattr("circuitcli.attribution.frozen.search.UPDATE", 8)
     subject = mixed_subject("gpt2", "clt-resid")
-    whole = searched(subject, batch_size=2)
-    some = searched(subject, batch_size=2, max_nodes=25)
+    whole, some = searched(subject), searched(subject, batch_size=3, max_nodes=25)
     matrix, nodes = dense(whole), whole.nodes
     known = matrix * (nodes.kinds == LOGIT)[:, None]
     expanded = []

@@ -4,14 +4,15 @@ import logging
 from typing import Any
 
 from circuitcli.records import Record
-from circuitcli.settings.graph import OF_ONE_GRADIENT
+from circuitcli.settings.graph import OF_FROZEN, OF_ONE_GRADIENT
+from circuitcli.stages import graph_frozen
 from circuitcli.stages.graphing import Task, finish, head_of, prepare, task_of
 from circuitcli.stages.request import Request, resumable
 
 logger = logging.getLogger(__name__)
 
-# Settings that only the naive graph reads.
-_NAIVE = ("threshold_exp", "thin", "pin", "to")
+# Settings that only naive and frozen graphs read.
+_FOREIGN = ("threshold_exp", "thin", "pin", "to", *OF_FROZEN)
 
 
 def run(request: Request) -> list[Record]:
@@ -20,12 +21,15 @@ def run(request: Request) -> list[Record]:
     Raises SettingsError without a prompt, InputError without SAEs or for a graph of that name with other settings.
     """
     settings = request.settings.graph
+    if settings.frozen:
+        return graph_frozen.run(request)
+    graph_frozen.check_unused(settings)
     if settings.method in OF_ONE_GRADIENT and settings.ig_steps != type(settings)().ig_steps:
         name = "attribution patching" if settings.method == "atp" else f"--method {settings.method}"
         logger.warning("%s takes one step, so --steps changes nothing; --method ig takes several", name)
     if settings.method == "exact" and settings.refine:
         logger.warning("--method exact ablates every node already, so --refine changes nothing")
-    task = task_of(request, "graph-grad", name="circuit", positions="all", baseline="mean", foreign=_NAIVE)
+    task = task_of(request, "graph-grad", name="circuit", positions="all", baseline="mean", foreign=_FOREIGN)
     return resumable(request, task.entry, task.fingerprint(), lambda resumes: _work(task), keeps=True)
 
 

@@ -10,6 +10,7 @@ from circuitcli.graphs import Edge, Node
 from circuitcli.hookpoints import HookPoint, parse_pins
 from circuitcli.records import Record
 from circuitcli.runs import atomic
+from circuitcli.settings.graph import OF_FROZEN
 from circuitcli.stages.graphing import Task, finish, head_of, prepare, task_of
 from circuitcli.stages.request import Request, resumable
 from circuitcli.stages.saes import hook_of_pin
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from circuitcli.attribution.naive import NaivePart, NaiveSearch
 
 # Settings that only the gradient graph reads.
-_GRADIENT = ("method", "ig_steps", "refine", "down", "up", "qk", "pairs")
+_GRADIENT = ("method", "ig_steps", "refine", "down", "up", "qk", "pairs", *OF_FROZEN)
 
 
 def run(request: Request) -> list[Record]:

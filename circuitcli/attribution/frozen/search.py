@@ -22,8 +22,8 @@ from circuitcli.progress import Advance, task
 from circuitcli.records import GraphRecord
 from circuitcli.settings.graph import GraphSettings
 
-# Batches after which influence is taken anew.
-UPDATE = 4
+# Features after which influence is taken anew; whatever the batch size, so that graphs do not depend on that.
+UPDATE = 256
 
 
 @dataclass
@@ -76,7 +76,7 @@ class FrozenSearch:
         while (left := self.n_expanded - int(expanded.sum())) > 0:
             found = influence(assembled(self.nodes, self.chunks))[: self.nodes.n_features]
             found[expanded[: self.nodes.n_features]] = -1.0
-            chosen = np.argsort(-found, kind="stable")[: min(left, UPDATE * self.settings.batch_size)]
+            chosen = np.argsort(-found, kind="stable")[: min(left, UPDATE)]
             expanded[chosen] = True
             self._expand(np.sort(chosen), advance)
         return expanded

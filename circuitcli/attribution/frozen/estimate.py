@@ -1,0 +1,162 @@
+"""What a frozen graph will take: edges are counted, time is measured on a few passes, memory follows from both."""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from circuitcli.attribution.frozen.nodes import Active, Nodes
+from circuitcli.attribution.frozen.search import UPDATE, FrozenSearch
+from circuitcli.errors import InputError
+from circuitcli.graphs.influence import Rows, influence
+
+# Of an edge: a source and a value, kept once by batch and once more where rows are put together; then what pruning
+# makes of them.
+EDGE_BYTES = 60
+# Seconds for each edge of putting rows together, influence, pruning and scores, measured at the time on a sample.
+_SAMPLE_EDGES = 2**20
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Time in seconds and memory in bytes; the memory is all that the process will hold."""
+
+    n_features: int
+    n_expanded: int
+    n_edges: int
+    seconds: float
+    n_bytes: int
+    available_bytes: int
+
+    def lines(self) -> list[tuple[str, str]]:
+        """The numbers in words."""
+        fits = self.n_bytes <= self.available_bytes
+        return [
+            ("active features", f"{self.n_features:,}"),
+            ("expanded", f"{self.n_expanded:,}"),
+            ("edges before pruning", f"about {self.n_edges:,}"),
+            ("time", f"about {_duration(self.seconds)}"),
+            ("memory", f"about {self.n_bytes / 1e9:.3g} GB of {self.available_bytes / 1e9:.3g} GB"),
+            *([] if fits else [("does not fit", "lower --max-nodes, or use fewer --layers or a shorter prompt")]),
+        ]
+
+
+def estimated(search: FrozenSearch) -> Estimate:
+    """What the search of a graph will take, by measuring a pass at a few depths."""
+    n_edges = expected_edges(search)
+    nodes, batch = search.nodes, search.settings.batch_size
+    seconds = _seconds_of_batches(search)
+    share = search.n_expanded / max(nodes.n_features, 1)
+    counts = [np.ceil(len(active) * share / batch) for active in nodes.active]
+    passes = float(sum(count * one for count, one in zip(counts, seconds, strict=True)))
+    updates = 0 if share == 1 else search.n_expanded / UPDATE
+    # Influence of what is known so far, of half of the edges on average.
+    after = _seconds_per_edge(search) * n_edges
+    total = passes + after * _PRUNING + updates / 2 * after
+    return Estimate(nodes.n_features, search.n_expanded, n_edges, total, needed_bytes(n_edges), available_bytes())
+
+
+# What pruning takes, in passes of influence over all edges.
+_PRUNING = 12
+
+
+def expected_edges(search: FrozenSearch) -> int:
+    """How many edges there will be, if attention is not zero between any two positions."""
+    counts = possible_edges(search.nodes)
+    features = counts[: search.nodes.n_features]
+    share = search.n_expanded / max(search.nodes.n_features, 1)
+    return int(features.sum() * share + counts[search.nodes.n_features :].sum())
+
+
+def possible_edges(nodes: Nodes) -> NDArray[np.int64]:
+    """For each feature, then each logit, how many nodes come before it in the model and not after it in the text."""
+    positions = np.concatenate(
+        [
+            *(active.positions.cpu().numpy() for active in nodes.active),
+            np.tile(np.arange(nodes.n_positions), len(nodes.errors) + nodes.has_tokens),
+        ]
+    )
+    orders = nodes.orders[: nodes.n_sources]
+    table = np.zeros((int(nodes.orders.max()) + 2, nodes.n_positions + 1), dtype=np.int64)
+    np.add.at(table, (orders + 1, positions + 1), 1)
+    table = table.cumsum(axis=0).cumsum(axis=1)
+    n = nodes.n_features
+    logits = np.full(len(nodes.logits), table[-1, -1])
+    return np.concatenate([table[orders[:n], positions[:n] + 1], logits])
+
+
+def needed_bytes(n_edges: int) -> int:
+    """All that the process will hold."""
+    return held_bytes() + n_edges * EDGE_BYTES
+
+
+def check_fits(search: FrozenSearch) -> None:
+    """Raise InputError, saying what would make it fit, for a graph that needs more memory than there is."""
+    n_edges = expected_edges(search)
+    needed, there = needed_bytes(n_edges), available_bytes()
+    if needed <= there:
+        return
+    room = max(there - held_bytes(), 0) // EDGE_BYTES
+    most = int(search.n_expanded * room / n_edges)
+    fewer = f"--max-nodes {most}, " if most >= 1 else ""
+    raise InputError(
+        f"the frozen graph has {search.n_expanded:,} features with about {n_edges:,} edges, which need "
+        f"{needed / 1e9:.3g} GB; {there / 1e9:.3g} GB are there",
+        hint=f"{fewer}fewer --layers or a shorter prompt would fit",
+    )
+
+
+def _seconds_of_batches(search: FrozenSearch) -> list[float]:
+    """Of one batch into features of each coder: measured at the first, middle and last, and between them in line."""
+    places = [number for number, active in enumerate(search.nodes.active) if len(active)]
+    if not places:
+        return [0.0] * len(search.nodes.active)
+    some = sorted({places[0], places[len(places) // 2], places[-1]})
+    _measured(search, search.nodes.active[some[0]])
+    measured = [_measured(search, search.nodes.active[number]) for number in some]
+    return list(np.interp(range(len(search.nodes.active)), some, measured))
+
+
+def _measured(search: FrozenSearch, active: Active) -> float:
+    begin = time.perf_counter()
+    chosen = np.arange(min(len(active), search.settings.batch_size))
+    search.edges.into_features(active, chosen)
+    return (time.perf_counter() - begin) * search.settings.batch_size / len(chosen)
+
+
+def _seconds_per_edge(search: FrozenSearch) -> float:
+    """Of one pass of influence."""
+    nodes = search.nodes
+    n_rows, width = 64, _SAMPLE_EDGES // 64
+    rng = np.random.default_rng(0)
+    rows = Rows(
+        nodes.kinds,
+        nodes.orders,
+        nodes.weights,
+        targets=np.full(n_rows, nodes.n - 1),
+        starts=np.arange(n_rows + 1) * width,
+        sources=rng.integers(0, nodes.n_sources, size=n_rows * width).astype(np.int32),
+        values=rng.normal(size=n_rows * width).astype(np.float32),
+    )
+    begin = time.perf_counter()
+    influence(rows)
+    return (time.perf_counter() - begin) / rows.n_edges
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
+
+
+def held_bytes() -> int:
+    """What the process holds now."""
+    return _status("VmRSS:")
+
+
+def available_bytes() -> int:
+    """What the process may hold in all: what it has and what is free."""
+    raise NotImplementedError
+
+
+def _status(name: str) -> int:
+    raise NotImplementedError

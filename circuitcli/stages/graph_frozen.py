@@ -1,0 +1,115 @@
+"""The attribution graph of a prompt: direct effects in the frozen model, pruned by influence."""
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from circuitcli.errors import InputError, SettingsError
+from circuitcli.records import Record, ScoreRecord
+from circuitcli.runs import atomic
+from circuitcli.settings.graph import OF_FROZEN, READ_BY_FROZEN, GraphSettings
+from circuitcli.stages.graphing import Prepared, Task, finish, head_of, prepare, task_of
+from circuitcli.stages.request import Request, resumable
+
+if TYPE_CHECKING:
+    from circuitcli.attribution.frozen.checking import EdgeChecks
+    from circuitcli.attribution.frozen.search import FrozenSearch
+
+# Of the settings that a frozen graph does not read, those whose name is another on the command line.
+_FLAGS = {"ig_steps": "steps"}
+# What each number of the checks of edges is called where people read it.
+_CHECKS = {
+    "relative_error": "edges: relative error",
+    "rank_correlation_doubled": "edges: rank correlation, doubled",
+    "rank_correlation_zeroed": "edges: rank correlation, zeroed",
+    "sign_agreement_doubled": "edges: sign agreement, doubled",
+}
+
+
+def run(request: Request) -> list[Record]:
+    """Head, nodes and edges of the graph, and the checks of its edges, found now or before.
+
+    Raises SettingsError for settings that it does not read, InputError for several prompts or for what does not fit
+    into memory.
+    """
+    task = _task(request)
+    return resumable(request, task.entry, task.fingerprint(), lambda resumes: _work(task), keeps=True)
+
+
+def plan(request: Request) -> list[tuple[str, str]]:
+    """What the graph will take, by measuring a few passes: features, edges, time and memory, in text for people."""
+    from circuitcli.attribution.frozen.estimate import estimated
+
+    task = _task(request)
+    return estimated(_search(task, prepare(task))).lines()
+
+
+def check_unused(settings: GraphSettings) -> None:
+    """Raise SettingsError for a setting that only frozen graphs read."""
+    given = [name for name in OF_FROZEN if name in settings.model_fields_set and name != "frozen"]
+    if given:
+        raise SettingsError(f"{_flag(given[0])} is of frozen graphs", hint="add --frozen, or leave it out")
+
+
+def _flag(name: str) -> str:
+    return f"--{_FLAGS.get(name, name).replace('_', '-')}"
+
+
+def _task(request: Request) -> Task:
+    settings = request.settings.graph
+    allowed = {"baseline": "zero", "positions": "all"}
+    for name in sorted(settings.model_fields_set - set(READ_BY_FROZEN)):
+        if name not in allowed or getattr(settings, name) != allowed[name]:
+            only = f"; it is {allowed[name]}" if name in allowed else ""
+            raise SettingsError(f"a frozen graph reads no {_flag(name)}{only}", hint=f"leave out {_flag(name)}")
+    if settings.metric == "kl":
+        raise SettingsError(
+            "the metric kl has no gradient at the clean run, so that no node of a frozen graph has an effect",
+            hint="use --metric log-prob or logit-diff",
+        )
+    if settings.sequences > 1:
+        raise SettingsError(f"a frozen graph is of one prompt, not of {settings.sequences}", hint="leave --sequences out")
+    foreign = [name for name in type(settings).model_fields if name not in READ_BY_FROZEN]
+    return task_of(request, "graph-grad", name="circuit", positions="all", baseline="zero", foreign=foreign)
+
+
+def _search(task: Task, prepared: Prepared) -> "FrozenSearch":
+    from circuitcli.attribution.frozen.search import FrozenSearch
+
+    if prepared.panel.n_prompts != 1:
+        raise InputError(
+            f"a frozen graph is of one prompt, and the file has {prepared.panel.n_prompts}",
+            hint="--n-prompts 1 takes the first; or name one with --prompt",
+        )
+    subject, _ = prepared.panel.subject(0)
+    return FrozenSearch.of(subject, task.settings)
+
+
+def _work(task: Task) -> tuple[list[Record], dict[str, Any]]:
+    from circuitcli.attribution.frozen.estimate import check_fits
+
+    prepared = prepare(task)
+    search = _search(task, prepared)
+    check_fits(search)
+    tokens = prepared.language_model.tokenizer.token_strings(list(search.nodes.logits))
+    checks = search.checks(task.request.settings.seed)
+    head = head_of(task, prepared, **search.facts(tokens, checks))
+    made, facts = finish(task, search.graph(head), prepared)
+    return [*made, *_scores(task, checks)], facts
+
+
+def _scores(task: Task, checks: "EdgeChecks | None") -> list[Record]:
+    """What intervening on edges has shown, with a report of each edge."""
+    if checks is None:
+        return []
+    path = task.request.run.path / "reports" / f"{task.name}.edges.json"
+    with atomic(path) as stream:
+        edges = [{**asdict(check), "relative_error": check.relative_error} for check in checks.checks]
+        json.dump({"graph": task.name, **checks.facts(), "checks": edges}, stream, indent=1)
+        stream.write("\n")
+    found = checks.facts()
+    return [
+        ScoreRecord(name=title, value=value, unit="ratio", graph=task.name, samples=len(checks.checks))
+        for name, title in _CHECKS.items()
+        if (value := found[name]) is not None
+    ]
