@@ -1,5 +1,6 @@
 """The graph and validation stages on the built-in model, over a small run that all tests of this file share."""
 
+import io
 import json
 import re
 import shutil
@@ -14,6 +15,7 @@ import torch
 from circuitcli import graphs, records
 from circuitcli.activations.cache import ActivationCache
 from circuitcli.attribution import subject as subjects
+from circuitcli.attribution.frozen.estimate import held_bytes
 from circuitcli.attribution.prompts import encode_prompt
 from circuitcli.cli.summaries import tables
 from circuitcli.errors import InputError, SettingsError, ThresholdError
@@ -28,7 +30,7 @@ from circuitcli.saes.coders import Coders
 from circuitcli.saes.relu import ReluSae
 from circuitcli.settings.settings import Settings
 from circuitcli.settings.sources import load
-from circuitcli.stages import collect, export, graph_grad, graph_naive, train, validate
+from circuitcli.stages import collect, export, graph_frozen, graph_grad, graph_naive, render, train, validate
 from circuitcli.stages.graphing import baseline_rule
 from circuitcli.stages.inputs import read_graphs
 from circuitcli.stages.render import scores_of
@@ -591,3 +593,108 @@ def test_a_score_that_is_not_there_is_refused_and_changes_nothing(ask, run):
     with pytest.raises(SettingsError, match="no position 60"):
         graph_grad.run(ask(graph__qk=("2.1:60,3",)))
     assert not (run.path / "graphs").exists()
+
+
+FROZEN = {name: value for name, value in SMALL.items() if name not in ("graph.ig_steps", "graph.down", "graph.up")}
+FROZEN = {name: value for name, value in FROZEN.items() if name != "graph.baseline_tokens"}
+
+
+@pytest.fixture
+def ask_frozen(run: Run) -> Callable[..., Request]:
+    """Settings of frozen graphs alone: others are refused."""
+
+    def request(force: bool = False, **changes) -> Request:
+        named = {name.replace("__", "."): value for name, value in changes.items()}
+        chosen = FROZEN | {"graph.frozen": True, "graph.batch_size": 32} | named
+        return Request(load(chosen, environment={}, directory=Path("/nonexistent")).settings, run.stream(), run, force)
+
+    return request
+
+
+def test_a_frozen_graph_has_its_scores_and_checks_its_nodes_and_its_place_in_the_run(ask_frozen, run, tmp_path):
+    made = graph_grad.run(ask_frozen(graph__check_edges=30))
+    graph, scores = graph_of(made), Stream(made).of(ScoreRecord)
+    head = graph.head
+    assert head.method == "frozen" and head.n_active == head.n_expanded and not head.effects
+    assert 0 < head.replacement < 1 and 0 < head.completeness_of_inputs < head.completeness < 1
+    names = ("feature", "error", "token", "logit")
+    kinds = {kind: [node for node in graph.nodes if node.kind == kind] for kind in names}
+    assert all(kinds.values()) and OUTPUT not in graph.by_id
+    assert {node.id for node in kinds["logit"]} == set(head.logits)
+    assert sum(node.probability for node in kinds["logit"]) <= 1
+    assert [head.tokens[node.place.position] for node in kinds["token"]] == list(head.tokens[1:])
+    assert all(node.influence > 0 and node.unit == "nats" for node in kinds["feature"])
+    assert {edge.unit for edge in graph.edges} == {"pre-activation", "logits"}
+    found = {score.name: score.value for score in scores}
+    assert found["edges: relative error"] == head.checks["relative_error"] < 1e-3
+    told = json.loads((run.path / "reports" / "circuit.edges.json").read_text())
+    assert len(told["checks"]) == 30 and told["checks"][0]["source"] in graph.by_id
+    again = graph_grad.run(ask_frozen(graph__check_edges=30))
+    assert [records.to_line(one) for one in again] == [records.to_line(one) for one in made]
+    measured = Stream(validate.run(ask_frozen(validate__samples=2))).of(ScoreRecord)
+    assert {"faithfulness", "completeness"} <= {score.name for score in measured}
+    output = tmp_path / "graph.html"
+    assert render.run(Request(settings(render__output=str(output)), run.stream(), run), stdout=io.StringIO())
+    assert "token embedding" in output.read_text(encoding="utf-8")
+
+
+def test_a_frozen_graph_of_a_named_target_and_foil_has_these_logits(ask_frozen):
+    head = graph_of(graph_grad.run(ask_frozen(graph__target="ma", graph__name="one"))).head
+    assert list(head.logits.values()) == ["ma"]
+    changes = {"graph__target": "ma", "graph__foil": "sa", "graph__metric": "logit-diff"}
+    head = graph_of(graph_grad.run(ask_frozen(graph__name="two", **changes))).head
+    assert list(head.logits.values()) == ["ma", "sa"] and head.unit == "logits"
+
+
+def test_fewer_features_than_are_active_are_expanded_where_that_is_asked_for(ask_frozen):
+    graph = graph_of(graph_grad.run(ask_frozen(graph__max_nodes=40)))
+    assert graph.head.n_expanded == 40 < graph.head.n_active
+    assert sum(node.kind == "feature" for node in graph.nodes) <= 40
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"graph__method": "atp"}, "reads no --method"),
+        ({"graph__down": 3}, "reads no --down"),
+        ({"graph__ig_steps": 4}, "reads no --steps"),
+        ({"graph__baseline": "mean"}, "reads no --baseline; it is zero"),
+        ({"graph__positions": "sum"}, "reads no --positions; it is all"),
+        ({"graph__counterfactual": "x"}, "reads no --counterfactual"),
+        ({"graph__metric": "kl"}, "no gradient at the clean run"),
+        ({"graph__sequences": 3, "graph__prompt": None}, "of one prompt, not of 3"),
+    ],
+)
+def test_what_a_frozen_graph_does_not_read_is_refused(ask_frozen, changes, why):
+    with pytest.raises(SettingsError, match=why) as caught:
+        graph_grad.run(ask_frozen(**changes))
+    assert caught.value.hint
+
+
+def test_settings_of_frozen_graphs_are_refused_without_frozen(ask):
+    with pytest.raises(SettingsError, match="--max-nodes is of frozen graphs"):
+        graph_grad.run(ask(graph__max_nodes=5))
+
+
+def test_a_frozen_graph_of_several_prompts_is_refused(ask_frozen, tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "x = "}\n{"prompt": "y = "}\n')
+    with pytest.raises(InputError, match="the file has 2"):
+        graph_grad.run(ask_frozen(graph__prompt=None, graph__prompts=str(path)))
+    made = graph_of(graph_grad.run(ask_frozen(graph__prompt=None, graph__prompts=str(path), graph__n_prompts=1)))
+    assert made.head.method == "frozen"
+
+
+def test_an_estimate_counts_edges_exactly_and_makes_no_graph(ask_frozen, run):
+    told = dict(graph_frozen.plan(ask_frozen()))
+    assert not (run.path / "graphs" / "circuit.jsonl").exists()
+    head = graph_of(graph_grad.run(ask_frozen(graph__node_threshold=1, graph__edge_threshold=1))).head
+    assert int(told["active features"].replace(",", "")) == head.n_active
+    assert told["time"].endswith((" s", " min")) and "GB" in told["memory"]
+
+
+def test_a_frozen_graph_that_does_not_fit_says_what_would(ask_frozen, monkeypatch):
+    monkeypatch.setattr("circuitcli.attribution.frozen.estimate.available_bytes", lambda: held_bytes() + 200_000)
+    with pytest.raises(InputError, match="features with about") as caught:
+        graph_grad.run(ask_frozen())
+    assert re.search(r"--max-nodes \d+, fewer --layers or a shorter prompt", caught.value.hint)

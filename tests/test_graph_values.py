@@ -98,7 +98,7 @@ def test_columns_have_the_same_types_whatever_a_graph_lacks(some: CircuitGraph):
     types = {name: str(kind) for name, kind in nodes.dtypes.items()}
     assert types.pop("position") == ("string" if some is MANY else "Int64")
     numbers = {name for name, kind in types.items() if kind == "float64"}
-    assert numbers == {"activation", "effect", "standard_error", "active"}
+    assert numbers == {"activation", "effect", "standard_error", "active", "influence", "probability"}
     assert (types["layer"], types["feature"], types["is_error"]) == ("Int64", "Int64", "boolean")
     assert all(kind in ("string", "float64") for kind in map(str, edges.dtypes))
 

@@ -9,6 +9,7 @@ from circuitcli.cli.console import Rows
 from circuitcli.cli.labels import SHOWN, described, examples, labels
 from circuitcli.records import (
     ActivationsRecord,
+    EdgeRecord,
     EvaluationRecord,
     ExportRecord,
     FeaturesRecord,
@@ -53,7 +54,14 @@ def sentence(command: str, made: Sequence[Record], run: str, seconds: float) -> 
 
 def tables(made: Sequence[Record], run: Path) -> list[Rows]:
     """A short table for each kind of record that people read; figures with paths that can be opened."""
-    found = (*(table(made) for table in _TABLES), examples(made, run), _graphs(made), _effects(made), _nodes(made, run))
+    found = (
+        *(table(made) for table in _TABLES),
+        examples(made, run),
+        _graphs(made),
+        _frozen(made),
+        _effects(made),
+        _nodes(made, run),
+    )
     others = (_scores(made), _shifts(made), *score_tables(made, run), _figures(made, run))
     return [rows for rows in (*found, *others) if rows.rows]
 
@@ -187,6 +195,22 @@ def _effects(made: Sequence[Record]) -> Rows:
 def _of_behaviour(gap: float, record: GraphRecord) -> str:
     behaviour = abs(record.metric_clean - record.metric_baseline)
     return f"{100 * gap / behaviour:.1f} %" if behaviour else ""
+
+
+def _frozen(made: Sequence[Record]) -> Rows:
+    """Of attribution graphs how much of them there is, and how much of the logits features explain."""
+    found = [record for record in made if isinstance(record, GraphRecord) and record.n_active is not None]
+    rows = [
+        (
+            f"{record.n_expanded or 0:,} of {record.n_active or 0:,}",
+            f"{sum(isinstance(one, NodeRecord) for one in made):,}",
+            f"{sum(isinstance(one, EdgeRecord) for one in made):,}",
+            *(_number(getattr(record, name)) for name in ("replacement", "completeness", "completeness_of_inputs")),
+        )
+        for record in found
+    ]
+    columns = ("active features", "nodes kept", "edges kept", "replacement", "completeness", "of nodes with inputs")
+    return Rows(columns, rows, "before pruning: shares of influence that come from tokens, and that are no errors")
 
 
 def _scores(made: Sequence[Record]) -> Rows:

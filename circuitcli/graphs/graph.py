@@ -43,6 +43,14 @@ class Node:
         return logit_token(self.id)
 
     @property
+    def kind(self) -> str:
+        """What it is: ``feature``, ``error``, ``token``, ``logit`` or ``output``."""
+        place = self.place
+        if place is None:
+            return "output" if self.token_id is None else "logit"
+        return "error" if place.is_error else "token" if place.is_token else "feature"
+
+    @property
     def place(self) -> NodeId | None:
         """The parsed id; None for the output and for output tokens."""
         return None if self.is_output else NodeId.parse(self.id)
@@ -109,9 +117,10 @@ class CircuitGraph:
         """Nodes and edges as tables, one row each, in the order of the graph.
 
         Nodes have ``id kind hook layer site feature is_error position token activation effect standard_error active
-        unit``, edges ``source target weight standard_error active unit``. What is not known is missing: a feature's
-        number of an error term, a position where nodes are summed over positions. Where several prompts have other
-        tokens at a position, ``token`` has some, with " | " between them. Raises ToolError without pandas.
+        unit influence probability``, edges ``source target weight standard_error active unit``. What is not known is
+        missing: a feature's number of an error term, a position where nodes are summed over positions. Where several
+        prompts have other tokens at a position, ``token`` has some, with " | " between them. Raises ToolError without
+        pandas.
         """
         from circuitcli.graphs.tables import to_pandas
 

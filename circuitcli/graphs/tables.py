@@ -27,6 +27,8 @@ NODES = {
     "standard_error": "float64",
     "active": "float64",
     "unit": "string",
+    "influence": "float64",
+    "probability": "float64",
 }
 EDGES = {
     "source": "string",
@@ -63,19 +65,21 @@ def node_facts(node: Node, graph: CircuitGraph) -> dict[str, Any]:
     position = None if place is None else place.position
     return {
         "id": node.id,
-        "kind": "output" if place is None else "error" if place.is_error else "feature",
+        "kind": node.kind,
         "hook": None if place is None else str(place.hook),
         "layer": None if place is None or place.hook.site == "embed" else place.hook.layer,
         "site": None if place is None else place.hook.site,
         "feature": None if place is None else place.index,
         "is_error": place is not None and place.is_error,
         "position": position,
-        "token": " | ".join(graph.head.tokens_at(position)) or None,
+        "token": graph.head.token_of(node.id) or " | ".join(graph.head.tokens_at(position)) or None,
         "activation": node.activation,
         "effect": node.effect,
         "standard_error": node.standard_error,
         "active": node.active,
         "unit": node.unit,
+        "influence": node.influence,
+        "probability": node.probability,
     }
 
 

@@ -17,10 +17,10 @@ TOKEN_COLUMNS = 16
 def box(node: Node, drawing: Drawing, settings: RenderSettings) -> str:
     """The label of a feature's, an error term's or the output's box."""
     place = node.place
-    if place is None:
-        return f"<{_output(drawing.graph.head)}>"
     title, numbers = _title(node, drawing), _numbers(node)
-    if place.is_error:
+    if place is None:
+        return f"<{_output(drawing.graph.head) if node.token_id is None else _logit(title, numbers)}>"
+    if place.is_error or place.is_token:
         return f"<{table(row(cell(span(title, size=9))), *_rows(numbers))}>"
     head = row(cell(span(place.feature, bold=True) + span(title.removeprefix(place.feature), colour=GREY)))
     known = drawing.known(node)
@@ -34,6 +34,10 @@ def summary(node: Node, drawing: Drawing) -> str:
     known = drawing.known(node)
     if known is not None and known.label:
         parts.append(visible(known.label))
+    if node.probability is not None:
+        parts.append(f"probability {number(node.probability)}")
+    if node.influence is not None:
+        parts.append(f"influence {number(node.influence)}")
     if node.activation is not None:
         parts.append(f"activation {number(node.activation)}")
     if node.effect is not None:
@@ -59,6 +63,8 @@ def _rows(content: str) -> list[str]:
 
 def _numbers(node: Node) -> str:
     parts = []
+    if node.probability is not None:
+        parts.append(span(f"probability {number(node.probability)}", size=9))
     if node.effect is not None:
         told = measured(node.effect, node.unit, standard_error=node.standard_error)
         parts.append(span("effect ", size=9) + span(told, colour=sign_colour(node.effect), size=9))
@@ -119,6 +125,10 @@ def _logits(sign: str, pairs: tuple[tuple[str, float], ...]) -> list[str]:
             break
         cells.append(cell(span(shown, size=9), bgcolor=colour) + cell(span(signed(value), size=7, colour=GREY)))
     return [row(cell(table(row(*cells))))]
+
+
+def _logit(title: str, numbers: str) -> str:
+    return table(row(cell(span("output ", bold=True) + span(title))), *_rows(numbers))
 
 
 def _output(head: GraphRecord) -> str:

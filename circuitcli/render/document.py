@@ -2,8 +2,9 @@
 
     {"format": 1, "version": "0.1.0",
      "graph":    the head: name, method, metric, prompt, tokens, metric_clean, metric_baseline, unit, saes, ...
-     "nodes":    [{"id", "kind": "feature" | "error" | "output", "hook", "feature", "position", "token",
-                   "activation", "effect", "standard_error", "active", "unit", "drawn", "details": null or
+     "nodes":    [{"id", "kind": "feature" | "error" | "token" | "logit" | "output", "hook", "feature", "position",
+                   "token", "activation", "effect", "standard_error", "active", "unit", "influence", "probability",
+                   "drawn", "details": null or
                    {"label", "density", "n_active", "max", "mean", "quantiles", "contexts", "promoted", "suppressed",
                     "negative", "decoder_norms"}}]
      "edges":    [{"source", "target", "weight", "standard_error", "active", "unit", "strength", "opacity", "width",
@@ -55,7 +56,7 @@ def _node(node: Node, drawing: Drawing) -> dict[str, Any]:
     known = drawing.known(node)
     return {
         "id": node.id,
-        "kind": "output" if place is None else "error" if place.is_error else "feature",
+        "kind": node.kind,
         "hook": None if place is None else str(place.hook),
         "feature": None if place is None else place.feature,
         "position": None if place is None else place.position,
@@ -65,6 +66,8 @@ def _node(node: Node, drawing: Drawing) -> dict[str, Any]:
         "standard_error": node.standard_error,
         "active": node.active,
         "unit": node.unit,
+        "influence": node.influence,
+        "probability": node.probability,
         "details": None if known is None else known.model_dump(mode="json", exclude={"id", "sae"}),
     }
 

@@ -119,6 +119,8 @@ def _add_box(line: Digraph, node: Node, drawing: Drawing, settings: RenderSettin
         look = {"fillcolor": "#eef7ee", "color": "#2c7a2c", "penwidth": "2"}
     elif node.place.is_error:
         look["style"] = "dotted,filled"
+    elif node.place.is_token:
+        look["fillcolor"] = "#f1f1f1"
     line.node(node.id, label=box(node, drawing, settings), tooltip=_plain(summary(node, drawing)), **look)
 
 

@@ -53,7 +53,10 @@ class Drawing:
         return self.scale(edge).strength(edge.weight)
 
     def token(self, node: Node) -> str | None:
-        """The token at the node's position, or some of several with " | " between; None for nodes without one."""
+        """The token at the node's position, or some of several with " | " between; a logit's own; None for nodes
+        without one."""
+        if node.token_id is not None:
+            return self.graph.head.token_of(node.id)
         position = None if node.place is None else node.place.position
         return " | ".join(self.graph.head.tokens_at(position)) or None
 

@@ -38,7 +38,21 @@ def facts(head: GraphRecord) -> list[str]:
         f"{measured_metric(head)}: {clean} clean, {baseline} with everything at baseline",
         *([over_prompts(head)] if head.n_prompts > 1 else []),
         f"model {head.model}, method {head.method}, baseline {head.baseline}, positions {head.positions}, {head.dtype}",
+        *([explained(head)] if head.n_active is not None else []),
     ]
+
+
+def explained(head: GraphRecord) -> str:
+    """How much of a frozen graph features explain, before pruning, and what pruning kept, in plain text."""
+    told = {
+        "replacement": head.replacement,
+        "completeness": head.completeness,
+        "of nodes with inputs": head.completeness_of_inputs,
+    }
+    shares = ", ".join(f"{name} {number(value)}" for name, value in told.items() if value is not None)
+    of_active = f"{head.n_expanded or 0:,} of {head.n_active or 0:,} active features"
+    kept = " and ".join(percent(share or 0) for share in (head.node_threshold, head.edge_threshold))
+    return f"{shares} ({of_active}, before pruning); kept {kept} of the influence of nodes and of edges"
 
 
 def measured_metric(head: GraphRecord) -> str:

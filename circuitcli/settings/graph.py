@@ -14,7 +14,7 @@ Baseline = Literal["zero", "mean", "resample", "counterfactual"]
 # Settings that only frozen graphs read, and those of a behaviour that they read too.
 OF_FROZEN = ("frozen", "node_threshold", "edge_threshold", "max_nodes", "check_edges")
 _OF_BEHAVIOURS = ("prompt", "prompt_ids", "prompts", "n_prompts", "skip_bad", "sequences", "chat", "target", "foil")
-READ_BY_FROZEN = (*OF_FROZEN, *_OF_BEHAVIOURS, "metric", "layers", "sites", "name", "batch_size")
+READ_BY_FROZEN = (*OF_FROZEN, *_OF_BEHAVIOURS, "metric", "layers", "sites", "name", "batch_size", "qk", "pairs")
 
 
 class GraphSettings(Section):

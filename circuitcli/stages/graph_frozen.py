@@ -68,7 +68,9 @@ def _task(request: Request) -> Task:
             hint="use --metric log-prob or logit-diff",
         )
     if settings.sequences > 1:
-        raise SettingsError(f"a frozen graph is of one prompt, not of {settings.sequences}", hint="leave --sequences out")
+        raise SettingsError(
+            f"a frozen graph is of one prompt, not of {settings.sequences}", hint="leave --sequences out"
+        )
     foreign = [name for name in type(settings).model_fields if name not in READ_BY_FROZEN]
     return task_of(request, "graph-grad", name="circuit", positions="all", baseline="zero", foreign=foreign)
 
@@ -86,6 +88,7 @@ def _search(task: Task, prepared: Prepared) -> "FrozenSearch":
 
 
 def _work(task: Task) -> tuple[list[Record], dict[str, Any]]:
+    from circuitcli.attribution.attention.records import score_records
     from circuitcli.attribution.frozen.estimate import check_fits
 
     prepared = prepare(task)
@@ -94,8 +97,8 @@ def _work(task: Task) -> tuple[list[Record], dict[str, Any]]:
     tokens = prepared.language_model.tokenizer.token_strings(list(search.nodes.logits))
     checks = search.checks(task.request.settings.seed)
     head = head_of(task, prepared, **search.facts(tokens, checks))
-    made, facts = finish(task, search.graph(head), prepared)
-    return [*made, *_scores(task, checks)], facts
+    more = score_records(prepared.panel, task.settings.qk, count=task.settings.pairs, graph=task.name)
+    return finish(task, search.graph(head), prepared, more=[*_scores(task, checks), *more])
 
 
 def _scores(task: Task, checks: "EdgeChecks | None") -> list[Record]:

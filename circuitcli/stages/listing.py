@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from circuitcli.hookpoints import NodeId
+from circuitcli.hookpoints import LOGIT, OUTPUT, NodeId
 from circuitcli.manifest import NEXT
 from circuitcli.records import (
     FeatureRecord,
@@ -61,7 +61,7 @@ def _graphs(stream: Stream) -> list[Record]:
         if isinstance(record, GraphRecord):
             found.append((record, Counter()))
         elif found and record.kind in ("node", "edge"):
-            is_output = isinstance(record, NodeRecord) and record.id == "output"
+            is_output = isinstance(record, NodeRecord) and (record.id == OUTPUT or record.id.startswith(LOGIT))
             found[-1][1][record.kind] += not is_output
     counted = [(head.model_dump(exclude_none=True), counts) for head, counts in found]
     made = {head["name"]: {**head, "n_nodes": counts["node"], "n_edges": counts["edge"]} for head, counts in counted}

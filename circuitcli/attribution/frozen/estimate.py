@@ -1,7 +1,11 @@
 """What a frozen graph will take: edges are counted, time is measured on a few passes, memory follows from both."""
 
+import os
+import resource
+import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +18,12 @@ from circuitcli.graphs.influence import Rows, influence
 # Of an edge: a source and a value, kept once by batch and once more where rows are put together; then what pruning
 # makes of them.
 EDGE_BYTES = 60
-# Seconds for each edge of putting rows together, influence, pruning and scores, measured at the time on a sample.
+# Of which the time of influence is measured, and what pruning and scores take of it, over all edges.
 _SAMPLE_EDGES = 2**20
+_PRUNING = 12
+_STATUS, _MEMORY = Path("/proc/self/status"), Path("/proc/meminfo")
+# Of containers; "max" where there is none.
+_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 @dataclass(frozen=True)
@@ -55,10 +63,6 @@ def estimated(search: FrozenSearch) -> Estimate:
     after = _seconds_per_edge(search) * n_edges
     total = passes + after * _PRUNING + updates / 2 * after
     return Estimate(nodes.n_features, search.n_expanded, n_edges, total, needed_bytes(n_edges), available_bytes())
-
-
-# What pruning takes, in passes of influence over all edges.
-_PRUNING = 12
 
 
 def expected_edges(search: FrozenSearch) -> int:
@@ -150,13 +154,21 @@ def _duration(seconds: float) -> str:
 
 def held_bytes() -> int:
     """What the process holds now."""
-    return _status("VmRSS:")
+    if _STATUS.exists():
+        return _kilobytes(_STATUS, "VmRSS:")
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def available_bytes() -> int:
     """What the process may hold in all: what it has and what is free."""
-    raise NotImplementedError
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    free = _kilobytes(_MEMORY, "MemAvailable:") + held_bytes() if _MEMORY.exists() else physical
+    try:
+        return min(free, int(_LIMIT.read_text()))
+    except (OSError, ValueError):
+        return free
 
 
-def _status(name: str) -> int:
-    raise NotImplementedError
+def _kilobytes(path: Path, name: str) -> int:
+    return 1024 * next(int(line.split()[1]) for line in path.read_text().splitlines() if line.startswith(name))

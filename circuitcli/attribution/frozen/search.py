@@ -4,6 +4,7 @@ Where more features are active than edges are wanted into, those are taken in tu
 logits by what is known so far, a few batches at a time, as circuit-tracer does; the others are left out in the end.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -12,12 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from circuitcli.attribution.frozen.checking import EdgeChecks, check_edges
 from circuitcli.attribution.frozen.linear import FrozenModel
 from circuitcli.attribution.frozen.nodes import Nodes, check_frozen, explained_logits
 from circuitcli.attribution.frozen.rows import Chunk, EdgeRows, assembled, batches, effects
 from circuitcli.attribution.subject import Subject
 from circuitcli.graphs import CircuitGraph, Edge, Node, sorted_graph
 from circuitcli.graphs.influence import FEATURE, LOGIT, Pruned, Rows, Scores, influence, prune, scores
+from circuitcli.hookpoints import logit_name
 from circuitcli.progress import Advance, task
 from circuitcli.records import GraphRecord
 from circuitcli.settings.graph import GraphSettings
@@ -38,6 +41,15 @@ class FrozenSearch:
     def __post_init__(self) -> None:
         """Raises InputError for coders without pre-activations."""
         check_frozen(self.subject)
+
+    @classmethod
+    def of(cls, subject: Subject, settings: GraphSettings) -> "FrozenSearch":
+        """The search on a subject of one prompt: a target that the prompt names is the logit, with the foil that it is
+        compared with."""
+        prompt, metric = subject.prompts[0], subject.metric.name
+        foils = (prompt.foil,) if metric == "logit-diff" and prompt.foil is not None else ()
+        named = foils or prompt.target is not None
+        return cls(subject, settings, (*subject.targets[:1], *foils) if named else ())
 
     @cached_property
     def model(self) -> FrozenModel:
@@ -105,10 +117,20 @@ class FrozenSearch:
         """What each source contributes to the metric."""
         return effects(self.edges)
 
-    def facts(self) -> dict[str, Any]:
-        """What the head tells of the whole graph."""
+    def checks(self, seed: int) -> EdgeChecks | None:
+        """What intervening on some of the edges that are kept shows, if that is asked for."""
+        rows, n = self.pruned.rows, self.settings.check_edges
+        if n == 0 or rows.n_edges == 0:
+            return None
+        return check_edges(self.edges, rows, n, seed=seed, batch_size=self.settings.batch_size)
+
+    def facts(self, tokens: Sequence[str], checks: EdgeChecks | None) -> dict[str, Any]:
+        """What the head tells of the whole graph. tokens: the logits'."""
         found = self.scores
         return {
+            "method": "frozen",
+            "logits": dict(zip(map(logit_name, self.nodes.logits), tokens, strict=True)),
+            "checks": None if checks is None else checks.facts(),
             "n_active": self.nodes.n_features,
             "n_expanded": self.n_expanded,
             "node_threshold": self.settings.node_threshold,

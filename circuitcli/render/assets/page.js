@@ -100,6 +100,8 @@ const describe = (edge) => `${visible(edge.source)} → ${visible(edge.target)} 
 
 function caption(node) {
   if (node.kind === "output") return [visible(metric), false];
+  if (node.kind === "logit") return [`output "${visible(node.token || "")}"`, false];
+  if (node.kind === "token") return ["token embedding", true];
   if (node.kind === "error") return ["unexplained part", true];
   const details = node.details;
   if (details && details.label) return [details.label, false];
@@ -109,6 +111,7 @@ function caption(node) {
 function figures(node) {
   if (node.kind === "output") return [[`clean ${number(circuit.graph.metric_clean)}, baseline ${number(circuit.graph.metric_baseline)} ${circuit.graph.unit}`, ""]];
   const parts = [];
+  if (known(node.probability)) parts.push([`probability ${number(node.probability)}`, ""]);
   if (known(node.effect)) parts.push([measured(node.effect, node.standard_error, known(node.standard_error) ? "" : node.unit), sign(node.effect)]);
   if (known(node.active)) parts.push([`  in ${Math.round(100 * node.active)} %`, ""]);
   else if (known(node.activation)) parts.push([(parts.length ? "  activation " : "activation ") + number(node.activation), ""]);
@@ -118,7 +121,7 @@ function figures(node) {
 const kindOf = new Map(layout.rows.map((row) => [row.hook, row.kind]));
 function drawNode(node) {
   const [x, y] = corner(node.id), [label, guess] = caption(node);
-  const at = node.kind === "output" ? "" : known(node.position) ? "@" + node.position + (known(node.token) ? ` "${node.token}"` : "") : "";
+  const at = node.kind === "output" || node.kind === "logit" ? "" : known(node.position) ? "@" + node.position + (known(node.token) ? ` "${node.token}"` : "") : "";
   const id = node.feature || node.id;
   const group = svg("g", { class: "node " + node.kind, transform: `translate(${x} ${y})`, tabindex: 0, role: "button", "aria-label": node.id + " " + visible(label) },
     svg("rect", { class: "card", width: cardWidth, height: cardHeight, fill: node.hook ? kinds[kindOf.get(node.hook)][0] : null }),
@@ -269,7 +272,9 @@ function nodePanel(node) {
     html("div", { style: "float:right" }, close),
     html("h2", {}, node.id),
     details && details.label ? html("div", {}, visible(details.label)) : null,
-    rows([["token", known(node.token) ? `"${visible(node.token)}" at position ${node.position}` : null],
+    rows([["token", known(node.token) ? `"${visible(node.token)}"` + (known(node.position) ? ` at position ${node.position}` : "") : null],
+      ["probability", known(node.probability) ? number(node.probability) : null],
+      ["influence on the logits", known(node.influence) ? number(node.influence) : null],
       ["span", typeof node.position === "string" ? node.position : null],
       ["effect", known(node.effect) ? html("span", { class: sign(node.effect) }, measured(node.effect, node.standard_error, node.unit)) : null],
       ["active", known(node.active) ? `in ${percent(node.active)} of the prompts` : null],
@@ -304,6 +309,9 @@ function overview() {
     html("h2", {}, visible(graph.name)),
     rows([["metric", visible(metric)], ["clean", signed(graph.metric_clean, graph.unit)], ["baseline", `${signed(graph.metric_baseline, graph.unit)} (${graph.baseline})`],
       ["prompts", graph.n_prompts > 1 ? `${graph.n_prompts.toLocaleString("en")}${graph.prompts ? " of " + visible(graph.prompts) : ""}; numbers are means ± standard error, and the share of prompts in which they are not zero` : null],
+      ["replacement", known(graph.replacement) ? number(graph.replacement) : null],
+      ["completeness", known(graph.completeness) ? `${number(graph.completeness)}, of nodes with inputs ${number(graph.completeness_of_inputs)}` : null],
+      ["active", known(graph.n_active) ? `${graph.n_active.toLocaleString("en")} features, ${graph.n_expanded.toLocaleString("en")} expanded` : null],
       ["model", graph.model], ["method", graph.method], ["positions", graph.positions], ["numbers", graph.dtype], ["size", `${circuit.nodes.length} nodes, ${circuit.edges.length} edges`]]),
     ...scoreTable(), ...strongestNodes(),
     html("p", { class: "grey" }, "Point at a box or an edge for its numbers; click a box for all that is known about it. Keys: / find, + and - zoom, 0 fit, arrows move, Tab and Enter choose, Escape back."),
