@@ -371,7 +371,7 @@ def test_naive_effects_equal_one_separate_forward_pass_each(family, batch_size, 
             expected = exact_effect(subject, hook, position, index, baseline)
             assert float(effects[row]) == pytest.approx(expected, abs=tolerance)
             for other in measured:
-                codes = torch.cat([batch.codes[other] for batch in batches])[row]
+                codes = subject.coders[other].encode(torch.cat([batch.read[other] for batch in batches]))[row]
                 separate = codes_of_separate_pass(subject, hook, index, position, baseline, other)
                 torch.testing.assert_close(codes, separate, rtol=0, atol=tolerance)
 

@@ -5,11 +5,12 @@ at all hook points that its coder writes. Ablations run in batches, from the cac
 first of them, and equal one separate forward pass each.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitcli.attribution.activity import differing
@@ -27,10 +28,14 @@ from circuitcli.saes.splice import shifted
 
 @dataclass(frozen=True)
 class Ablated:
-    """What a batch of ablations did: effect on the metric, and codes at each measured hook point."""
+    """What a batch of ablations did: effect on the metric, and what the coder of each measured hook point reads.
+
+    first: of each row the first spliced position at which anything is moved; in front of it nothing changes anywhere.
+    """
 
     effect: Float[Tensor, " row"]
-    codes: Mapping[HookPoint, Float[Tensor, "row position d_sae"]]
+    read: Mapping[HookPoint, Float[Tensor, "row spliced d_in"]]
+    first: Int[Tensor, " row"]
 
 
 def live_sources(panel: Panel, hook: HookPoint) -> list[Target]:
@@ -38,8 +43,8 @@ def live_sources(panel: Panel, hook: HookPoint) -> list[Target]:
     at each group of positions."""
     sources: list[Target] = []
     if hook in panel.coders:
-        parts = [differing(panel, batch, hook).any(dim=0) for batch in range(len(panel.batches))]
-        different = torch.stack(parts).any(dim=0)  # (group, d_sae)
+        parts = (differing(panel, batch, hook).any(dim=0) for batch in panel.numbers)
+        different = reduce(torch.logical_or, parts)  # (group, d_sae)
         sources += [Target(index, group) for group, index in different.nonzero().tolist()]
     if panel.coders.writers(hook):
         sources += [Target(None, group) for group in range(panel.positions.n_groups)]
@@ -89,9 +94,9 @@ def ablate(
     start = min(first_block(place) for place in moves)
     with torch.no_grad():
         metric = subject.metric_of(callbacks, texts=texts, start=start)
-        codes = {other: _codes(subject, other, seen[other]) for other in measured}
+    read = {other: x[:, subject.first :] for other, x in seen.items()}
     clean = subject.metric_clean
-    return Ablated((clean if len(clean) == 1 else clean[texts]) - metric, codes)
+    return Ablated((clean if len(clean) == 1 else clean[texts]) - metric, read, _first_moved(moves.values()))
 
 
 def _tap(
@@ -113,9 +118,10 @@ def _tap(
     return callback
 
 
-def _codes(subject: Subject, hook: HookPoint, x: Tensor) -> Float[Tensor, "row position d_sae"]:
-    coder = subject.coders[hook]
-    return coder.encode(x[:, subject.first :].to(coder.W_enc))
+def _first_moved(moves: Iterable[Float[Tensor, "row spliced d_out"]]) -> Int[Tensor, " row"]:
+    """The first position of each row that is moved somewhere; one behind the last where none is."""
+    moved = reduce(torch.logical_or, ((move != 0).any(dim=-1) for move in moves))
+    return torch.where(moved.any(dim=1), moved.to(torch.uint8).argmax(dim=1), moved.shape[1])
 
 
 def ablation_moves(

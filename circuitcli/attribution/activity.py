@@ -38,14 +38,23 @@ def activity(panel: Panel, hook: HookPoint, targets: Sequence[Target]) -> list[A
 
 def _strongest(panel: Panel, batch: int, hook: HookPoint, features: Sequence[Target]) -> Float[Tensor, "text feature"]:
     subject, _ = panel.subject(batch)
-    masks = panel.masks(subject)[:, [target.group for target in features]]  # (text, feature, spliced)
-    codes = subject.codes[hook][:, :, [target.index for target in features]]  # (text, spliced, feature)
-    return wide(strongest((codes * masks.transpose(1, 2)).transpose(0, 1)))
+    groups, indices = [target.group for target in features], [target.index for target in features]
+    codes = subject.codes[hook]
+    if panel.positions.kind == "all":
+        return wide(codes[:, groups, indices])
+    if panel.positions.kind == "last":
+        return wide(codes[:, -1, indices])
+    masks = panel.masks(subject)[:, groups]  # (text, feature, spliced)
+    return wide(strongest((codes[:, :, indices] * masks.transpose(1, 2)).transpose(0, 1)))
 
 
 def differing(panel: Panel, batch: int, hook: HookPoint) -> Bool[Tensor, "text group d_sae"]:
     """Which features differ from their baseline somewhere in a group of positions, in each prompt of a batch."""
     subject, baseline = panel.subject(batch)
     different = subject.codes[hook] != baseline.codes[hook]  # (text, spliced, d_sae)
+    if panel.positions.kind == "all":
+        return different
+    if panel.positions.kind == "last":
+        return different[:, -1:]
     masks = panel.masks(subject)
     return torch.stack([(different & masks[:, group, :, None]).any(dim=1) for group in range(masks.shape[1])], dim=1)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -10,16 +11,18 @@ from torch import Tensor
 
 from circuitcli.attribution.ablation import ablate, live_sources, pinned_sources
 from circuitcli.attribution.activity import activity, differing
-from circuitcli.attribution.averages import Average, Tally, average
+from circuitcli.attribution.averages import Average, average
+from circuitcli.attribution.changes import Board, Comparison, OnePrompt, SeveralPrompts
 from circuitcli.attribution.edges import Target
+from circuitcli.attribution.memory import budget_of, in_batches, rows_at_once
 from circuitcli.attribution.panel import Panel, wide
-from circuitcli.attribution.subject import check_finite
+from circuitcli.attribution.subject import Subject, check_finite
 from circuitcli.errors import InputError
 from circuitcli.graphs import CircuitGraph, Edge, Node, sorted_graph
 from circuitcli.hookpoints import OUTPUT, HookPoint
+from circuitcli.models.partial import first_block
 from circuitcli.progress import task
 from circuitcli.records import GraphRecord
-from circuitcli.saes.base import CODES_AT_ONCE
 from circuitcli.settings.graph import GraphSettings
 
 ACTIVATION = "activation"
@@ -88,12 +91,12 @@ class NaiveSearch:
         return part.finished()
 
     def _sources_at_once(self, measured: Sequence[HookPoint]) -> int:
-        """Sources whose edges are added up at once, so that these sums stay under half a gigabyte."""
-        widest = max((self.panel.coders[hook].d_sae for hook in measured), default=1)
+        """Of one prompt as many as are in one pass; of several as many as there is room for sums of all their edges."""
         if self.panel.n_prompts == 1:
-            return max(1, min(self.settings.batch_size, CODES_AT_ONCE // (self.panel.prompts[0].n_spliced * widest)))
-        n_sums = self.panel.positions.n_groups * sum(self.panel.coders[hook].d_sae for hook in measured)
-        return max(1, min(self.settings.batch_size, CODES_AT_ONCE // max(1, n_sums)))
+            return self.settings.batch_size
+        n_places = self.panel.positions.n_groups * sum(self.panel.coders[hook].d_sae for hook in measured)
+        room = budget_of(self.panel.adapter) // (SeveralPrompts.PLACE_BYTES * max(1, n_places))
+        return max(1, min(self.settings.batch_size, room))
 
     def graph(self, head: GraphRecord, parts: Sequence[NaivePart]) -> CircuitGraph:
         """All parts in one graph, without the nodes that no edge touches."""
@@ -118,41 +121,57 @@ class _Part:
         self.effects: dict[Target, Average] = {}
         self.edges: list[tuple[Target, HookPoint, Target, Average]] = []
         self.kept_total = self.dropped_total = 0.0
+        self._board = Board(self.panel.adapter.device)
 
     def add(self, sources: Sequence[Target]) -> None:
         """Ablate each of some nodes in every prompt in which it differs from its baseline."""
         panel = self.panel
-        device = panel.adapter.device
-        effects = wide(torch.zeros(panel.n_prompts, len(sources), device=device))
-        tallies = {
-            other: Tally(len(sources), panel.positions.n_groups, panel.coders[other].d_sae, device)
-            for other in self.measured
-        }
-        for batch, numbers in enumerate(panel.batches):
-            subject, baseline = panel.subject(batch)
-            masks = panel.masks(subject)
-            rows = self._rows(batch, sources)
-            size = self._rows_at_once(subject.n_spliced)
-            for begin in range(0, len(rows), size):
-                some = rows[begin : begin + size]
-                ablated = ablate(
-                    subject,
-                    self.hook,
-                    [(text, sources[number]) for text, number in some],
-                    baseline,
-                    measured=self.measured,
-                    masks=masks,
-                )
-                check_finite(ablated.effect.tolist(), f"the metric without a node of {self.hook}")
-                texts = torch.tensor([text for text, _ in some], device=device)
-                of_source = torch.tensor([number for _, number in some], device=device)
-                of_prompt = torch.tensor(numbers, device=device)[texts]
-                effects[of_prompt, of_source] = ablated.effect.to(effects)
-                for other, codes in ablated.codes.items():
-                    weights = subject.codes[other][texts] - codes
-                    summed = panel.positions.summed(weights, masks[texts])
-                    tallies[other].add(slice(None), summed, of_source, least=self.threshold)
-        self._take(sources, effects, tallies)
+        effects = wide(torch.zeros(panel.n_prompts, len(sources), device=panel.adapter.device))
+        weights = {other: self._weights(other, len(sources)) for other in self.measured}
+        for batch in panel.numbers:
+            subject, _ = panel.subject(batch)
+            rows, run = self._rows(batch, sources), partial(self._add_rows, batch, sources, effects, weights)
+            for _ in in_batches(rows, run, size=self._rows_at_once(subject)):
+                pass
+        self._take(sources, effects, weights)
+
+    def _weights(self, other: HookPoint, n_sources: int) -> OnePrompt | SeveralPrompts:
+        panel = self.panel
+        if panel.n_prompts == 1:
+            return OnePrompt(self.threshold)
+        shape = n_sources, panel.positions.n_groups, panel.coders[other].d_sae
+        return SeveralPrompts(shape, n_prompts=panel.n_prompts, threshold=self.threshold, device=panel.adapter.device)
+
+    def _add_rows(
+        self,
+        batch: int,
+        sources: Sequence[Target],
+        effects: Float[Tensor, "prompt source"],
+        weights: Mapping[HookPoint, OnePrompt | SeveralPrompts],
+        rows: Sequence[tuple[int, int]],
+    ) -> None:
+        """Ablate sources in one pass; rows: text and number of the source of each."""
+        subject, baseline = self.panel.subject(batch)
+        masks = self.panel.masks(subject)
+        ablated = ablate(
+            subject,
+            self.hook,
+            [(text, sources[number]) for text, number in rows],
+            baseline,
+            measured=self.measured,
+            masks=masks,
+        )
+        check_finite(ablated.effect.tolist(), f"the metric without a node of {self.hook}")
+        texts, numbers = torch.tensor(rows, device=masks.device).unbind(dim=1)
+        changes = [
+            Comparison(self.panel, batch, other, self._board, masks).changes(x, texts, ablated.first)
+            for other, x in ablated.read.items()
+        ]
+        # Nothing is taken in before all of it is there: a pass that does not fit the memory runs again.
+        of_prompt = torch.tensor(self.panel.batches[batch], device=masks.device)[texts]
+        effects[of_prompt, numbers] = ablated.effect.to(effects)
+        for other, found in zip(ablated.read, changes, strict=True):
+            weights[other].add(found, numbers)
 
     def _rows(self, batch: int, sources: Sequence[Target]) -> list[tuple[int, int]]:
         """Text and number of each source that differs from its baseline there."""
@@ -165,29 +184,40 @@ class _Part:
             live[:, features] = differing(self.panel, batch, self.hook)[:, groups, indices]
         return [(text, number) for text, number in live.nonzero().tolist()]
 
-    def _rows_at_once(self, n_spliced: int) -> int:
-        """Ablations in one pass, so that the codes that they are measured by stay under an eighth of a gigabyte."""
-        widest = max((self.panel.coders[hook].d_sae for hook in self.measured), default=1)
-        return max(1, min(self.settings.batch_size, CODES_AT_ONCE // (n_spliced * widest)))
+    def _rows_at_once(self, subject: Subject) -> int:
+        """Ablations in one pass."""
+        coders, positions = self.panel.coders, self.panel.positions
+        widest = max((coders[hook].d_sae for hook in self.measured), default=0)
+        read = sum(coders[hook].d_in for hook in self.measured) * subject.n_spliced
+        place = self.panel.coders[self.hook].writes if self.hook in coders else (self.hook,)
+        return rows_at_once(
+            subject,
+            min(first_block(hook) for hook in place),
+            backward=False,
+            at_most=self.settings.batch_size,
+            # Sums and marks of a board take three numbers a place.
+            codes=3 * positions.n_groups * widest + read,
+        )
 
     def _take(
-        self, sources: Sequence[Target], effects: Float[Tensor, "prompt source"], tallies: Mapping[HookPoint, Tally]
+        self,
+        sources: Sequence[Target],
+        effects: Float[Tensor, "prompt source"],
+        weights: Mapping[HookPoint, OnePrompt | SeveralPrompts],
     ) -> None:
         """Keep effects, and the edges above the threshold."""
         for source, values in zip(sources, effects.unbind(dim=1), strict=True):
             self.effects[source] = average(values)
-        n = self.panel.n_prompts
-        for other, tally in tallies.items():
-            weights = tally.mean(n)
-            strong = weights.abs() > self.threshold
-            self.kept_total += float(weights[strong].abs().sum())
-            self.dropped_total += float(weights[~strong].abs().sum())
+        for other, made in weights.items():
+            found = made.weights()
+            self.kept_total += found.kept
+            self.dropped_total += found.dropped
             check_finite((self.kept_total, self.dropped_total), f"what {self.hook} changes at {other}")
-            spreads = tally.spread(n) if n > 1 else None
-            for row, group, index in strong.nonzero().tolist():
-                more = () if spreads is None else spreads[:, row, group, index].tolist()
-                weight = Average(float(weights[row, group, index]), *more)
-                self.edges.append((sources[row], other, Target(index, group), weight))
+            spreads = [()] * len(found.values) if found.spread is None else found.spread.tolist()
+            for (number, group, index), value, more in zip(
+                found.ends.tolist(), found.values.tolist(), spreads, strict=True
+            ):
+                self.edges.append((sources[number], other, Target(index, group), Average(value, *more)))
 
     def finished(self) -> NaivePart:
         """Nodes and edges by name."""

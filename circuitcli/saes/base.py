@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
+from circuitcli.saes.fast.selection import Chosen
 
 Normalisation = Literal["none", "centre", "layer-norm", "rms-norm"]
 EPSILON = 1e-5
@@ -94,6 +95,12 @@ def strongest(codes: Float[Tensor, "position ..."]) -> Float[Tensor, "..."]:
     """Each feature's activation where it is furthest from zero: its largest, where codes are not negative."""
     place = codes.abs().argmax(dim=0, keepdim=True)
     return codes.gather(0, place)[0]
+
+
+def nonzero(codes: Float[Tensor, "row d_sae"], *, first: int = 0) -> Chosen:
+    """The codes that are not zero, row after row; rows count from ``first`` on."""
+    rows, features = codes.nonzero(as_tuple=True)
+    return Chosen(codes[rows, features], features, rows + first)
 
 
 class SparseCoder(nn.Module, ABC):
@@ -250,6 +257,15 @@ class SparseCoder(nn.Module, ABC):
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """Codes of activations."""
         return self.sparsify(self.pre_activations(x))
+
+    def active(self, x: Float[Tensor, "row d_in"]) -> Chosen:
+        """The codes of activations that are not zero, row after row: `encode` without keeping all codes.
+
+        Rows of a coder that reads context are those of one text.
+        """
+        pieces = [x] if self.reads_context else x.split(self.rows_at_once)
+        parts = [nonzero(self.encode(piece), first=number * self.rows_at_once) for number, piece in enumerate(pieces)]
+        return Chosen(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
     def decode(
         self, codes: Float[Tensor, "*batch d_sae"], frame: Frame | None = None, *, hook: HookPoint | None = None

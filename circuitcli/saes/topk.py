@@ -6,6 +6,7 @@ from torch import Tensor
 
 from circuitcli.errors import SettingsError
 from circuitcli.saes.base import SaeConfig, SparseCoder
+from circuitcli.saes.fast.selection import Chosen, TopK
 
 
 class TopKSae(SparseCoder):
@@ -26,6 +27,12 @@ class TopKSae(SparseCoder):
     def sparsify(self, pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
         """Codes from pre-activations."""
         return largest(pre, self.k)
+
+    def active(self, x: Float[Tensor, "row d_in"]) -> Chosen:
+        """See `SparseCoder`; found by the fastest way that the processor has."""
+        found = TopK(self.k).choose(self.centred(x), self.W_enc, self.b_enc)
+        kept = (found.values <= 0).logical_not_()
+        return Chosen(*(column[kept] for column in found))
 
 
 def largest(pre: Float[Tensor, "*batch d_sae"], k: int) -> Float[Tensor, "*batch d_sae"]:
