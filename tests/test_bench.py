@@ -40,8 +40,8 @@ def test_every_way_of_writing_writes_the_rows(name: str, tmp_path: Path, monkeyp
 
 @pytest.mark.parametrize("part", bench_graphs.PARTS)
 def test_graphs_are_measured_beside_the_plain_way_and_have_its_numbers(part: str):
-    settings = GraphSettings(baseline="zero", down=3, up=2)
-    rows = bench_graphs.measured(part, Setting(TINY), settings, rounds=1, n_ablations=5)
+    settings = GraphSettings(baseline="zero", ig_steps=5, down=3, up=2)
+    rows = bench_graphs.measured(part, Setting(TINY), settings, watch=bench_graphs.Watch(), n_ablations=5)
     assert min(row.seconds for row in rows) > 0
     compared = rows[1].compared
     assert compared is not None and compared.n > 5 and compared.difference < 1e-5

@@ -1,10 +1,11 @@
 """Single ablations: what they change is found without making all codes, and is what the dense definition says."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
-from subjects import random_baseline, random_prompt, subject_with
+from subjects import random_baseline, subject_with
 from support import D_MODEL, D_SAE, adapter_of, random_sae
 
 from circuitcli.attribution.edges import Target
@@ -32,8 +33,8 @@ def random_coder(make, *, dtype=torch.float64, d_sae=D_SAE):
 
 @pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "crosscoder"])
 def test_active_codes_of_every_architecture_are_those_of_its_matrix(name):
-    make = ARCHITECTURES[name]
-    options = {"k": 5} if "k" in make.option_names else {"n_heads": 2, "bottleneck_factor": 5} if name == "temporal" else {}
+    make, known = ARCHITECTURES[name], {"k": 5, "n_heads": 2, "bottleneck_factor": 5}
+    options = {option: value for option, value in known.items() if option in make.option_names}
     coder = random_coder(lambda config: make(config, **options))
     x = torch.randn(9, D_MODEL, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     found, expected = coder.active(x), nonzero(coder.encode(x))
@@ -92,29 +93,33 @@ def expected_weights(panel, source, target):
             changed[:, subject.first :] += move
             return changed
 
-        with torch.no_grad(), tapped(
-            subject.adapter, {source.hook: moved, target.hook: lambda x, seen=seen: seen.update(x=x)}
+        with (
+            torch.no_grad(),
+            tapped(subject.adapter, {source.hook: moved, target.hook: lambda x, seen=seen: seen.update(x=x)}),
         ):
             subject.adapter.logits(subject.clean.input_ids[text : text + 1])
-            difference = subject.codes[target.hook][text] - subject.coders[target.hook].encode(seen["x"][:, subject.first :])[0]
+        codes = subject.coders[target.hook].encode(seen["x"][:, subject.first :])[0]
         group = panel.positions.names.index(target.position)
-        total += float(difference[masks[text, group], target.index].sum())
+        total += float((subject.codes[target.hook][text] - codes)[masks[text, group], target.index].sum())
     return total / subject.n_texts
 
 
-KINDS = ["none", "context", "jumprelu", "abstopk"]
+def coder_of(kind, hook):
+    if kind in ("none", "context"):
+        return random_sae(hook, normalisation=kind)
+    make = JumpReluSae if kind == "jumprelu" else partial(ARCHITECTURES["abstopk"], k=5)
+    return random_coder(lambda config: make(replace(config, hook=hook, normalisation="none")))
 
 
-@pytest.mark.parametrize(("positions", "kind"), [*(("spans", kind) for kind in KINDS), ("all", "context"), ("last", "none")])
+CASES = [("spans", "none"), ("spans", "context"), ("spans", "jumprelu"), ("sum", "abstopk"), ("last", "none")]
+
+
+@pytest.mark.parametrize(("positions", "kind"), CASES)
 @pytest.mark.parametrize("n_texts", [1, 2])
 def test_naive_edges_are_those_of_a_whole_pass_and_dense_codes(positions, kind, n_texts):
     """Spans may share a position; coders may read context, have negative codes, or many active ones."""
     hooks = [HookPoint(0, "resid"), HookPoint(1, "resid")]
-    if kind in ("jumprelu", "abstopk"):
-        make = JumpReluSae if kind == "jumprelu" else lambda config: ARCHITECTURES["abstopk"](config, k=5)
-        saes = {hook: random_coder(lambda config, hook=hook: make(replace(config, hook=hook, normalisation="none"))) for hook in hooks}
-    else:
-        saes = {hook: random_sae(hook, normalisation=kind) for hook in hooks}
+    saes = {hook: coder_of(kind, hook) for hook in hooks}
     subject = subject_with(adapter_of("gpt2"), saes, n=5, first=1, n_texts=n_texts)
     spans = (("noun", (1, 2)), ("late", (2, 4)))
     prompts = tuple(replace(prompt, spans=spans) for prompt in subject.prompts)

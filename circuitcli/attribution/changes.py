@@ -127,7 +127,7 @@ class Comparison:
     def _groups(
         self, texts: Tensor, rows: Tensor, positions: Tensor, tokens: Tensor
     ) -> Iterator[tuple[Tensor, slice | Tensor]]:
-        """For entries at these tokens the group that each counts for, and which entries do; spans may share a position."""
+        """For entries at these tokens the group that each counts for, and which do; spans may share a position."""
         kind = self.panel.positions.kind
         if kind in ("sum", "last"):
             yield torch.zeros_like(tokens), slice(None)

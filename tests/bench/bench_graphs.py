@@ -1,6 +1,6 @@
 """Graphs beside the plain way to make them, and what no way can avoid: node effects, edges, single ablations.
 
-    python -m tests.bench.bench_graphs [effects edges naive] [--tokens 64] [--d-sae 24576] [--layers 12] [--rounds 1]
+    python -m tests.bench.bench_graphs [effects edges naive] [--tokens 64] [--d-sae 24576] [--n-layers 12] [--rounds 1]
 
 A random GPT-2-small with TopK autoencoders at attn, mlp and resid of its last four blocks; zero baseline, nodes at all
 positions (of single ablations: summed over them), ten of each sign at a hook point and five edges of each sign into a
@@ -17,6 +17,7 @@ import argparse
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -34,6 +35,7 @@ from circuitcli.models.taps import keep
 from circuitcli.settings.graph import GraphSettings
 from tests.bench.random_graphs import Node, Plain, Setting, Sizes, is_direct
 
+R = TypeVar("R")
 PARTS = ("effects", "edges", "naive")
 # The change of an activation by each ablated feature of a hook point: (position, d_model).
 Moves = Mapping[HookPoint, Mapping[int, Tensor]]
@@ -67,14 +69,22 @@ class Row:
     compared: Compared | None = None
 
 
-def timed(run: Callable[[], object], *, rounds: int) -> float:
-    """Seconds of the best round."""
-    best = float("inf")
-    for _ in range(rounds):
-        start = time.perf_counter()
-        run()
-        best = min(best, time.perf_counter() - start)
-    return best
+@dataclass(frozen=True)
+class Watch:
+    """Takes the best of some rounds; by the processor's time where the machine has other work to do."""
+
+    rounds: int = 1
+    read: Callable[[], float] = time.perf_counter
+
+    def once(self, run: Callable[[], R]) -> tuple[float, R]:
+        """Seconds that something takes, and what it makes."""
+        start = self.read()
+        made = run()
+        return self.read() - start, made
+
+    def best(self, run: Callable[[], object]) -> float:
+        """Seconds of the best round."""
+        return min(self.once(run)[0] for _ in range(self.rounds))
 
 
 def all_effects(panel: Panel, settings: GraphSettings) -> PanelEffects:
@@ -105,22 +115,20 @@ def bare_effects(subject: Subject, settings: GraphSettings) -> None:
             subject.metric_of({hook: lambda _, x=x: x})
 
 
-def effects_part(setting: Setting, settings: GraphSettings, *, rounds: int) -> list[Row]:
+def effects_part(setting: Setting, settings: GraphSettings, *, watch: Watch) -> list[Row]:
     """Node effects."""
     panel = warmed(setting, settings)
     subject, _ = panel.subject(0)
     plain, hooks = Plain(subject), list(setting.coders)
-    ours = timed(lambda: all_effects(warmed(setting, settings), settings), rounds=rounds)
-    warm = timed(lambda: warmed(setting, settings), rounds=rounds)
-    start = time.perf_counter()
-    expected = [plain.effects(hook, steps=settings.ig_steps) for hook in hooks]
-    whole = time.perf_counter() - start
+    ours = watch.best(lambda: all_effects(warmed(setting, settings), settings))
+    warm = watch.best(lambda: warmed(setting, settings))
+    whole, expected = watch.once(lambda: [plain.effects(hook, steps=settings.ig_steps) for hook in hooks])
     effects = PanelEffects(panel, settings)
     found = [effects.of(0, hook).features[0] for hook in hooks]
     return [
         Row(f"plain: {len(hooks) * settings.ig_steps} whole passes", whole),
         Row("node effects", ours - warm, Compared.of(torch.stack(found), torch.stack(expected))),
-        Row("floor: the partial passes alone", timed(lambda: bare_effects(subject, settings), rounds=rounds)),
+        Row("floor: the partial passes alone", watch.best(lambda: bare_effects(subject, settings))),
     ]
 
 
@@ -177,25 +185,23 @@ def bare_edges(subject: Subject, targets: Mapping[HookPoint, list[Node]]) -> Non
             torch.autograd.grad(seen[end], list(leaves.values()), rows, is_grads_batched=True)
 
 
-def edges_part(setting: Setting, settings: GraphSettings, *, rounds: int) -> list[Row]:
+def edges_part(setting: Setting, settings: GraphSettings, *, watch: Watch) -> list[Row]:
     """Edges into the nodes of a circuit."""
     panel = warmed(setting, settings)
     subject, _ = panel.subject(0)
     effects = all_effects(panel, settings)
-    ours = timed(lambda: find_circuit(panel, settings), rounds=rounds)
+    ours = watch.best(lambda: find_circuit(panel, settings))
     circuit = find_circuit(panel, settings)
     targets = nodes_of(circuit)
     slopes = {hook: effects.of(0, hook).gradients[hook] for hook in targets}
     plain = Plain(subject)
     found = {(edge.source, edge.target): edge.weight for edge in circuit.edges if edge.target != OUTPUT}
-    start = time.perf_counter()
-    expected = plain_edges(plain, targets, slopes, found, up=settings.up)
-    took = time.perf_counter() - start
+    took, expected = watch.once(lambda: plain_edges(plain, targets, slopes, found, up=settings.up))
     n_nodes = sum(map(len, targets.values()))
     return [
         Row(f"plain: a pass for each pair, a product for each of {n_nodes} nodes and pair", took),
         Row("edges and selection", ours, Compared.edges(found, expected)),
-        Row("floor: one batched product a hook point", timed(lambda: bare_edges(subject, targets), rounds=rounds)),
+        Row("floor: one batched product a hook point", watch.best(lambda: bare_edges(subject, targets))),
     ]
 
 
@@ -263,20 +269,18 @@ def whole_ablations(search: NaiveSearch, moves: Moves) -> dict[tuple[str, str], 
     return edges
 
 
-def naive_part(setting: Setting, settings: GraphSettings, *, rounds: int, n: int) -> list[Row]:
+def naive_part(setting: Setting, settings: GraphSettings, *, watch: Watch, n: int) -> list[Row]:
     """Single ablations."""
     panel, ablations = warmed(setting, settings, positions="sum"), Ablations(setting, settings, n)
     pins = ablations.pins(panel)
     search, moves = NaiveSearch(panel, settings, pins, 0), ablations.moves(panel, pins)
-    start = time.perf_counter()
-    expected = whole_ablations(search, moves)
-    whole = time.perf_counter() - start
-    ours = timed(lambda: ablations.ours(panel, pins), rounds=rounds)
+    whole, expected = watch.once(lambda: whole_ablations(search, moves))
+    ours = watch.best(lambda: ablations.ours(panel, pins))
     edges = [edge for part in ablations.ours(panel, pins) for edge in part.edges if edge.target != OUTPUT]
     found = {(edge.source, edge.target): edge.weight for edge in edges}
     rows, n_all = min(settings.batch_size, 16), sum(map(len, moves.values()))
-    passes = timed(lambda: bare_ablations(search, moves, rows=rows, encodes=False), rounds=rounds)
-    floor = timed(lambda: bare_ablations(search, moves, rows=rows, encodes=True), rounds=rounds)
+    passes = watch.best(lambda: bare_ablations(search, moves, rows=rows, encodes=False))
+    floor = watch.best(lambda: bare_ablations(search, moves, rows=rows, encodes=True))
     return [
         Row(f"plain: one whole pass for each of {n_all} ablations", whole),
         Row("naive", ours, Compared.edges(found, expected)),
@@ -285,13 +289,13 @@ def naive_part(setting: Setting, settings: GraphSettings, *, rounds: int, n: int
     ]
 
 
-def measured(part: str, setting: Setting, settings: GraphSettings, *, rounds: int, n_ablations: int) -> list[Row]:
+def measured(part: str, setting: Setting, settings: GraphSettings, *, watch: Watch, n_ablations: int) -> list[Row]:
     """The plain way, this package's, the floor, and what else there is."""
     if part == "effects":
-        return effects_part(setting, settings, rounds=rounds)
+        return effects_part(setting, settings, watch=watch)
     if part == "edges":
-        return edges_part(setting, settings, rounds=rounds)
-    return naive_part(setting, settings, rounds=rounds, n=n_ablations)
+        return edges_part(setting, settings, watch=watch)
+    return naive_part(setting, settings, watch=watch, n=n_ablations)
 
 
 def table(title: str, rows: Sequence[Row]) -> str:
@@ -316,10 +320,12 @@ def parser() -> argparse.ArgumentParser:
         if field.type is int:
             made.add_argument(f"--{field.name.replace('_', '-')}", type=int, default=field.default)
     made.add_argument("--method", choices=["ig", "atp"], default="ig")
+    made.add_argument("--steps", type=int, default=10)
     made.add_argument("--down", type=int, default=10)
     made.add_argument("--up", type=int, default=5)
     made.add_argument("--ablations", type=int, default=16)
     made.add_argument("--rounds", type=int, default=1)
+    made.add_argument("--busy", action="store_true", help="measure the processor's time: others use it too")
     made.add_argument("--threads", type=int, default=torch.get_num_threads())
     return made
 
@@ -330,11 +336,14 @@ def main(words: Sequence[str] | None = None) -> None:
     options = parser().parse_args(words)
     torch.set_num_threads(options.threads)
     sizes = Sizes(**{name: value for name, value in vars(options).items() if name in Sizes.__dataclass_fields__})
-    settings = GraphSettings(method=options.method, baseline="zero", down=options.down, up=options.up)
+    settings = GraphSettings(
+        method=options.method, ig_steps=options.steps, baseline="zero", down=options.down, up=options.up
+    )
     setting = Setting(sizes)
+    watch = Watch(options.rounds, time.process_time if options.busy else time.perf_counter)
     print(f"{sizes}, {torch.get_num_threads()} threads")
     for part in options.parts or PARTS:
-        rows = measured(part, setting, settings, rounds=options.rounds, n_ablations=options.ablations)
+        rows = measured(part, setting, settings, watch=watch, n_ablations=options.ablations)
         print(f"\n{table(part, rows)}", flush=True)
 
 
