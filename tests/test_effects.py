@@ -3,11 +3,12 @@
 import pytest
 import torch
 from planted.all import planted_circuit
-from subjects import mixed_subject, panel_of, random_baseline, random_subject
+from subjects import mixed_subject, panel_of, random_baseline, random_prompt, random_subject
 from test_attribution import HEAD, exact_effect
 from test_coders import PlainRun
 
 from circuitcli.attribution import baselines, gradients
+from circuitcli.attribution.baselines import BaselineRule
 from circuitcli.attribution.exact import ExactEffects, RefinedEffects, effects_of_panel
 from circuitcli.attribution.gaps import warn_of_gaps
 from circuitcli.attribution.gradients import (
@@ -21,7 +22,10 @@ from circuitcli.attribution.gradients import (
 )
 from circuitcli.attribution.mean_effects import PanelEffects
 from circuitcli.attribution.method import gradient_facts
+from circuitcli.attribution.panel import Panel
+from circuitcli.attribution.positions import Positions
 from circuitcli.attribution.selection import find_circuit
+from circuitcli.errors import InputError, SettingsError
 from circuitcli.records import GraphRecord
 from circuitcli.settings.graph import GraphSettings
 from circuitcli.validation.circuits import circuit_metric, kept_nodes
@@ -232,6 +236,38 @@ def test_a_gap_is_warned_of_only_where_it_is_much_of_the_behaviour_and_with_what
     of_one = gaps_told(caplog, "grad-atp-refined", 3.0)
     assert "3 nats more" in of_one and "150 %" in of_one and "saturates" in of_one and "--method ig" in of_one
     assert "nothing to explain" in gaps_told(caplog, "grad-ig", 0.0, clean=1e-9)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_means_by_position_are_those_of_all_prompts_however_they_are_batched(batch_size):
+    subject = mixed_subject("gpt2", "clt-skip", n_texts=5)
+    made = Panel.of(
+        subject.adapter,
+        subject.coders,
+        subject.prompts,
+        metric="log-prob",
+        positions=Positions.of("all", subject.prompts),
+        baseline_of=BaselineRule("mean-position", subject.coders),
+        batch_size=batch_size,
+    )
+    absent = [baseline for _, baseline in made.subjects()]
+    assert len(absent) == (5 if batch_size == 1 else 2)
+    for baseline in absent:
+        for part, own in ((baseline.codes, subject.codes), (baseline.errors, subject.errors)):
+            for hook, values in own.items():
+                torch.testing.assert_close(part[hook], values.mean(dim=0, keepdim=True))
+
+
+def test_means_by_position_need_several_prompts_of_one_length():
+    rule = BaselineRule("mean-position", mixed_subject("gpt2", "gaps").coders)
+    with pytest.raises(SettingsError, match="4 to 6 tokens, so their positions do not correspond"):
+        rule.over([random_prompt(4), random_prompt(6)])
+    with pytest.raises(SettingsError, match="the mean over one prompt is the prompt itself"):
+        rule.over([random_prompt(4)])
+    bound = rule.over([random_prompt(6), random_prompt(6, seed=2)])
+    assert bound.over([random_prompt(4), random_prompt(5)]) is bound
+    with pytest.raises(InputError, match="over prompts of 6 tokens, this one has 5"):
+        bound(mixed_subject("gpt2", "gaps", n=5, first=0), (0,))
 
 
 def _named(panel, node, target):

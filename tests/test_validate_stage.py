@@ -15,7 +15,7 @@ from circuitcli.cli.verdict import verdict
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.hookpoints import HookPoint, NodeId
 from circuitcli.models import loading
-from circuitcli.models.taps import tapped
+from circuitcli.models.taps import keep, tapped
 from circuitcli.records import GraphRecord, ScoreRecord, ShiftRecord, Stream
 from circuitcli.runs import Run
 from circuitcli.saes import files
@@ -145,6 +145,52 @@ def test_a_resample_graph_of_many_prompts_is_tested_with_the_rows_that_its_seed_
     for value in (*found, tested["faithfulness"].metric_empty):
         assert value == pytest.approx(head.metric_baseline, abs=1e-5)
     assert "another one is drawn" not in caplog.text
+
+
+def test_means_by_position_are_those_of_the_graphs_own_prompts_whatever_it_is_tested_on(
+    ask, graph, collected: Path, tmp_path, run
+):
+    own, other = tmp_path / "own.jsonl", tmp_path / "other.jsonl"
+    own.write_text("".join(f'{{"ids": [{a}, 12, 13, {b}]}}\n' for a, b in OWN))
+    other.write_text('{"ids": [30, 31, 32, 33]}\n')
+    head = graph(graph__baseline="mean-position", graph__prompt=None, graph__prompts=str(own))
+    model, coders = circuit.load_model("builtin:tiny", device="cpu"), circuit.load_coders(collected / "saes")
+    made = circuit.CircuitGraph.load(run.path / head.path)
+    on_own = scored(validate.run(ask()))["faithfulness", "nodes"].metric_empty
+    python = circuit.validate(model, coders, made, samples=0, minimality=False)["faithfulness"].metric_empty
+    assert on_own == pytest.approx(head.metric_baseline, abs=1e-5) == python
+    on_other = scored(validate.run(ask(validate__prompts=str(other), validate__name="other")))
+    python = circuit.validate(model, coders, made, other, samples=0, minimality=False)["faithfulness"].metric_empty
+    expected = absent_metric(circuit.load_coders(collected / "saes"), model)
+    assert on_other["faithfulness", "nodes"].metric_empty == pytest.approx(expected, abs=1e-5)
+    assert python == pytest.approx(expected, abs=1e-5)
+
+
+OWN = ((10, 14), (11, 15), (16, 17))
+
+
+def absent_metric(coders, model) -> float:
+    """Log-probability of the other prompt's likeliest token with codes and errors at the means of the own prompts."""
+    with torch.no_grad():
+        bos = model.tokenizer.with_bos([])
+        ids = torch.tensor([[*bos, 30, 31, 32, 33]])
+        target = int(model.adapter.logits(ids)[0, -1].argmax())
+        means: dict = {}
+        for a, b in OWN:
+            seen: dict = {}
+            with tapped(model.adapter, {hook: keep(seen, hook) for hook in coders}):
+                model.adapter.logits(torch.tensor([[*bos, a, 12, 13, b]]))
+            for hook, x in seen.items():
+                means[hook] = means.get(hook, 0) + x / len(OWN)
+
+        def put(x, hook):
+            value = x.clone()
+            value[:, len(bos) :] = means[hook][:, len(bos) :]
+            return value
+
+        # Code and error at their means are the activation at its mean.
+        with tapped(model.adapter, {hook: (lambda x, hook=hook: put(x, hook)) for hook in coders}):
+            return float(model.adapter.logits(ids)[0, -1].log_softmax(-1)[target])
 
 
 def test_a_graph_is_tested_on_its_own_metric_and_on_other_prompts_on_the_one_asked_for(ask, graph, tmp_path):

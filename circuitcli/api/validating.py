@@ -140,7 +140,11 @@ def validate(
     rule = baseline_rule(
         behaviour.baseline, chosen, model, cache=cache, n_tokens=tested.baseline_tokens, seed=drawn_with, rows=rows
     )
-    cases = PanelCases(replace(panel, baseline_of=rule), nodes)
+    if not is_own and tested.head is not None and behaviour.baseline == "mean-position":
+        # Means by position are those of the prompts that the graph was found with.
+        own = tested.behaviour(None, metric=metric, baseline=baseline, left_out=left_out, **named)
+        rule = rule.over(_panel(model, chosen, own, sizes, left_out, tested.nodes).prompts)
+    cases = PanelCases(replace(panel, baseline_of=rule.over(panel.prompts)), nodes)
     measured = Trial(cases, settings, seed, sizes.batch_size, edges=between).measured()
     about = {
         "graph": tested.name,

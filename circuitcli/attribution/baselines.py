@@ -1,7 +1,7 @@
 """What a node is set to when it is taken away: ``f0`` for each coder and ``e0`` for each written hook point."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 
@@ -11,11 +11,12 @@ from torch import Tensor
 
 from circuitcli.activations.cache import ActivationCache
 from circuitcli.attribution.memory import in_batches, rows_at_once
+from circuitcli.attribution.prompts import Prompt
 from circuitcli.attribution.subject import Subject, code_run
-from circuitcli.errors import InputError
+from circuitcli.errors import InputError, SettingsError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.partial import block_pass
-from circuitcli.progress import task
+from circuitcli.progress import task, track
 from circuitcli.saes.base import SparseCoder
 from circuitcli.saes.coders import Coders
 from circuitcli.saes.splice import Edit, splice
@@ -136,6 +137,46 @@ def counterfactual(subject: Subject) -> Baseline:
     return _of_run(subject, [prompt.counterfactual for prompt in subject.prompts if prompt.counterfactual is not None])
 
 
+def by_position(subject: Subject, prompts: Sequence[Prompt]) -> Baseline:
+    """Mean code and mean error at each position over prompts, which are as long as those of the subject.
+
+    Raises InputError if they are not.
+    """
+    own, other = len(subject.prompts[0].ids), len(prompts[0].ids)
+    if (own, subject.first) != (other, prompts[0].first):
+        raise InputError(
+            f"the means by position are over prompts of {other} tokens, this one has {own}",
+            hint="use --baseline mean, or prompts of one length",
+        )
+    d_codes = subject.n_spliced * sum(coder.d_sae for coder in subject.coders.values())
+    size = rows_at_once(subject, 0, backward=False, codes=d_codes, at_most=len(prompts))
+    total: Baseline | None = None
+    runs = in_batches(prompts, lambda some: _summed(_of_run(subject, [prompt.ids for prompt in some])), size=size)
+    for part in track(runs, "means by position", unit="batches"):
+        total = part if total is None else _added(total, part)
+    assert total is not None
+    n = len(prompts)
+    return Baseline(
+        {hook: value / n for hook, value in total.codes.items()},
+        {hook: value / n for hook, value in total.errors.items()},
+    )
+
+
+def _summed(run: Baseline) -> Baseline:
+    """All rows added up to one."""
+    return Baseline(
+        {hook: value.sum(dim=0, keepdim=True) for hook, value in run.codes.items()},
+        {hook: value.sum(dim=0, keepdim=True) for hook, value in run.errors.items()},
+    )
+
+
+def _added(one: Baseline, other: Baseline) -> Baseline:
+    return Baseline(
+        {hook: value + other.codes[hook] for hook, value in one.codes.items()},
+        {hook: value + other.errors[hook] for hook, value in one.errors.items()},
+    )
+
+
 def drawn_rows(cache: ActivationCache, *, n_positions: int, seeds: Sequence[int]) -> list[list[int]]:
     """Token ids of pieces of the cached text with so many positions, BOS included, one drawn with each seed.
 
@@ -187,8 +228,10 @@ def _of_run(subject: Subject, rows: Sequence[Sequence[int]]) -> Baseline:
 
 @dataclass(frozen=True)
 class BaselineRule:
-    """How the baseline of each batch of prompts is taken: `zero`, `mean`, `resample` or `counterfactual`.
+    """How the baseline of each batch of prompts is taken: `zero`, `mean`, `mean-position`, `resample` or
+    `counterfactual`.
 
+    prompts: over which `mean-position` takes means, see `over`.
     cache: of the hook points that coders read and write for `mean`, of any for `resample`. rows: token ids that
     `resample` goes to by the number of the prompt, drawn from the cache with seed plus number unless given.
     """
@@ -199,6 +242,28 @@ class BaselineRule:
     n_tokens: int = 16_384
     seed: int = 0
     rows: Mapping[int, Sequence[int]] = field(default_factory=dict)
+    prompts: tuple[Prompt, ...] = ()
+    _kept: dict[str, Baseline] = field(default_factory=dict, compare=False, repr=False)
+
+    def over(self, prompts: Sequence[Prompt]) -> "BaselineRule":
+        """This rule for a behaviour of these prompts, unless it was made for others before.
+
+        Raises SettingsError for means by position of prompts whose positions do not correspond, or of one prompt.
+        """
+        if self.kind != "mean-position" or self.prompts:
+            return self
+        lengths = sorted({len(prompt.ids) for prompt in prompts})
+        if len({(len(prompt.ids), prompt.first) for prompt in prompts}) > 1:
+            raise SettingsError(
+                f"the prompts have {lengths[0]} to {lengths[-1]} tokens, so their positions do not correspond",
+                hint="use --baseline mean, whose means are over cached text",
+            )
+        if len(prompts) < 2:
+            raise SettingsError(
+                "the mean over one prompt is the prompt itself, so nothing would be taken away",
+                hint="use --baseline mean, or several prompts of one length with --prompts FILE",
+            )
+        return replace(self, prompts=tuple(prompts), _kept={})
 
     def __call__(self, subject: Subject, numbers: Sequence[int]) -> Baseline:
         """The baseline of prompts with these numbers. Raises InputError if it needs a cache or other prompts."""
@@ -206,6 +271,10 @@ class BaselineRule:
             return counterfactual(subject)
         if self.kind == "resample":
             return resample(subject, self.drawn(subject, numbers))
+        if self.kind == "mean-position":
+            if self.kind not in self._kept:
+                self._kept[self.kind] = by_position(subject, self.prompts or subject.prompts)
+            return self._kept[self.kind]
         return self._of_all
 
     def drawn(self, subject: Subject, numbers: Sequence[int]) -> list[Sequence[int]]:

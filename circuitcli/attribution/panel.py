@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitcli.attribution import subject as subjects
-from circuitcli.attribution.baselines import Baseline, metric_at
+from circuitcli.attribution.baselines import Baseline, BaselineRule, metric_at
 from circuitcli.attribution.positions import Positions
 from circuitcli.attribution.prompts import Prompt
 from circuitcli.attribution.subject import Subject, TokenNames
@@ -78,7 +78,12 @@ class Panel:
         batch_size: int,
         token_names: TokenNames | None = None,
     ) -> "Panel":
-        """The panel of these prompts, at most ``batch_size`` of them at once; ``token_names`` is for messages."""
+        """The panel of these prompts, at most ``batch_size`` of them at once; ``token_names`` is for messages.
+
+        Raises SettingsError for a rule of the baseline that these prompts do not go with.
+        """
+        if isinstance(baseline_of, BaselineRule):
+            baseline_of = baseline_of.over(prompts)
         batches = tuple(_batches(prompts, d_codes=sum(coder.d_sae for coder in coders.values()), batch_size=batch_size))
         return cls(adapter, coders, tuple(prompts), metric, positions, baseline_of, batches, token_names)
 

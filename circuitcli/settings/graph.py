@@ -9,7 +9,7 @@ from circuitcli.settings.section import FilePath, Ids, Layers, Pins, Scores, Sec
 Metric = Literal["log-prob", "logit-diff", "cross-entropy", "kl"]
 # Methods that take one gradient at the clean run, not several on a path.
 OF_ONE_GRADIENT = frozenset({"atp", "relp", "gim"})
-Baseline = Literal["zero", "mean", "resample", "counterfactual"]
+Baseline = Literal["zero", "mean", "mean-position", "resample", "counterfactual"]
 
 # Settings that only frozen graphs read, and those of a behaviour that they read too.
 OF_FROZEN = ("frozen", "node_threshold", "edge_threshold", "max_nodes", "check_edges")
@@ -54,7 +54,9 @@ class GraphSettings(Section):
     """Nodes at each position, at the last one only, summed over positions, or for each named span of the prompts; by
     default all (graph-grad) or sum (graph-naive); of several prompts all if they are equally long, else sum."""
     baseline: Baseline | None = None
-    """What a feature is set to when it is taken away; by default mean (graph-grad) or zero (graph-naive)."""
+    """What a feature is set to when it is taken away: zero, its mean over cached text (mean) or, where all prompts have
+    one length, over the prompts at each position (mean-position), or its value in another text (resample: drawn;
+    counterfactual: the prompt's own); by default mean (graph-grad) or zero (graph-naive)."""
     baseline_tokens: int = Field(16_384, ge=1, le=2**40)
     """Cached tokens over which the mean baseline is taken."""
     counterfactual: str | None = None

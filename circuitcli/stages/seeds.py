@@ -50,7 +50,7 @@ def through(
                 hint="--sae-seeds takes coders that were trained alike, with another --seed",
             )
     other = Bench(replace(plan, row=None), bench.language_model, loaded, coders, {})
-    panel = replace(cases.panel, coders=coders, baseline_of=other.rule)
+    panel = replace(cases.panel, coders=coders, baseline_of=other.rule.over(cases.panel.prompts))
     return other, Refinder.of(panel, head, plan.request.settings.graph)
 
 

@@ -51,6 +51,7 @@ class Plan:
     ``graph`` is the name of the graph, None for pins. Without examples the run's own text is what is tested on. ``row``
     holds the token ids of the graph's own `resample` baseline, ``drawn_with`` the seed of those of many prompts.
     ``writes``: what the graph's coders write, None for all. ``left_out`` takes what is wrong with single prompts.
+    ``found_with``: the graph's own prompts, where others are tested and the baseline depends on its own.
     ``n_positions``: how long the prompts are that the graph is a mean over. ``edges``: the graph's.
     """
 
@@ -70,6 +71,7 @@ class Plan:
     n_positions: int | None = None
     edges: tuple["Edge", ...] = ()
     left_out: LeftOut = field(default_factory=LeftOut)
+    found_with: tuple[Example, ...] = ()
 
     @property
     def ablations(self) -> tuple[str, ...]:
@@ -161,22 +163,26 @@ class Bench:
         """How the judged baseline is taken."""
         plan = self.plan
         rows = {} if plan.row is None else {0: plan.row}
-        return baseline_rule(plan.request, plan.baseline, self.coders, plan.metric, rows=rows, seed=plan.drawn_with)
+        rule = baseline_rule(plan.request, plan.baseline, self.coders, plan.metric, rows=rows, seed=plan.drawn_with)
+        return rule.over(self._encoded(plan.found_with)) if plan.found_with else rule
 
     @cached_property
     def prompts(self) -> "tuple[Prompt, ...]":
         """What is tested on. Raises InputError for prompts that cannot be used."""
+        return self._encoded(self.plan.examples)
+
+    def _encoded(self, examples: Sequence[Example]) -> "tuple[Prompt, ...]":
+        """Examples in tokens. Raises InputError for those that cannot be used."""
         from circuitcli.attribution.prompts import Needs, encode_all
         from circuitcli.validation.scores import at_spans
 
         plan = self.plan
         baseline = "counterfactual" if "counterfactual" in plan.ablations else plan.baseline
-        needs = Needs.of(metric=plan.metric.metric, baseline=baseline, spans=at_spans(plan.nodes))
         return encode_all(
-            plan.examples,
+            examples,
             self.language_model.tokenizer,
             self.language_model.adapter,
-            needs=needs,
+            needs=Needs.of(metric=plan.metric.metric, baseline=baseline, spans=at_spans(plan.nodes)),
             left_out=plan.left_out,
             most=plan.metric.n_prompts,
         )
@@ -225,7 +231,7 @@ class Bench:
         plan, found = self.plan, {}
         for name in ablations:
             rule = baseline_rule(plan.request, name, self.coders, plan.metric, rows={})
-            panel = replace(cases.panel, baseline_of=rule, kept=Kept(KEPT_BYTES // 4))
+            panel = replace(cases.panel, baseline_of=rule.over(cases.panel.prompts), kept=Kept(KEPT_BYTES // 4))
             found[name] = PanelCases(panel, cases.nodes)
         return found
 

@@ -104,6 +104,8 @@ def _plan(request: Request) -> Plan:
         edges=edges_between(graph),
         writes=writes,
         left_out=left_out,
+        # Means by position are those of the prompts that the graph was found with.
+        found_with=() if aligned or baseline != "mean-position" else graph_examples(graph, request.run.path),
     )
 
 
