@@ -159,6 +159,8 @@ FeatureName = Annotated[Word, AfterValidator(_feature_or_error)]
 # Whatever JSON holds, by name; what it is about says which types.
 Table = Annotated[dict[Word, Any], Field(max_length=LONGEST_TABLE)]
 DigestsByHook = Annotated[dict[HookName, Word], Field(max_length=LONGEST_TABLE)]
+# Parts of an edge by head: 5.3 or 5.3/qk, and what no head of these carries.
+NumbersByHead = Annotated[dict[Word, Number], Field(max_length=LONGEST_TABLE)]
 # Names of hook points written, by the hook point read.
 HooksByHook = Annotated[dict[HookName, Annotated[HookNames, Field(min_length=1)]], Field(max_length=LONGEST_TABLE)]
 NumbersByHook = Annotated[

@@ -1,6 +1,8 @@
 """The slow way to an effect in the frozen model: forward runs in which patterns and denominators are played back."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch.nn import functional as F
@@ -11,6 +13,8 @@ from circuitcli.hookpoints import HookPoint
 from circuitcli.models.taps import Callback
 
 EMBED = HookPoint(0, "embed")
+# Stands for the output of the final norm.
+NORMED = HookPoint(999, "resid")
 _PLAYED = {F.softmax, torch.softmax, torch.Tensor.softmax, torch.rsqrt, torch.Tensor.rsqrt}
 
 
@@ -52,20 +56,53 @@ class FrozenOracle:
     Every spliced hook point goes on with its clean activation, what is moved there, and what skips carry.
     """
 
-    def __init__(self, subject: Subject, *, cuts: Callable[[HookPoint], bool] = lambda hook: False) -> None:
-        """cuts: of which hook points what arrives in the clean run goes on."""
-        self.subject, self.cuts = subject, cuts
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
         self.clean: dict[HookPoint, torch.Tensor] = {}
-        with torch.no_grad(), (playback := Playback()):
+        self._mixed: dict[int, torch.Tensor] = {}
+        with torch.no_grad(), (playback := Playback()), self._heads(lambda layer: None):
             self.clean = self._run({}, 1)
         self._playback = playback
 
-    def moved(self, moves: Mapping[HookPoint, torch.Tensor]) -> dict[HookPoint, torch.Tensor]:
-        """How everything that is read or arrives changes when this is added to what is written, row by row."""
+    def moved(
+        self,
+        moves: Mapping[HookPoint, torch.Tensor],
+        opens: Callable[[int], Container[int] | None] = lambda layer: None,
+    ) -> dict[HookPoint, torch.Tensor]:
+        """How everything that is read or arrives changes when this is added to what is written, row by row.
+
+        opens: of each block the heads that do not give what they give in the clean run; None for all.
+        """
         rows = len(next(iter(moves.values())))
-        with torch.no_grad(), self._playback.again():
+        with torch.no_grad(), self._playback.again(), self._heads(opens):
             seen = self._run(moves, rows)
         return {hook: value - self.clean[hook] for hook, value in seen.items()}
+
+    @contextmanager
+    def _heads(self, opens: Callable[[int], Container[int] | None]) -> Iterator[None]:
+        adapter = self.subject.adapter
+        n_heads = adapter.text_config.num_attention_heads
+
+        def held(module, args, layer):
+            clean, chosen = self._mixed.setdefault(layer, args[0].clone()), opens(layer)
+            if chosen is None:
+                return args
+            is_open = torch.tensor([head in chosen for head in range(n_heads)])
+            return (
+                torch.where(
+                    is_open[:, None], args[0].unflatten(-1, (n_heads, -1)), clean.unflatten(-1, (n_heads, -1))
+                ).flatten(-2),
+            )
+
+        handles = []
+        for layer, layout in enumerate(adapter.layouts):
+            module = adapter.blocks[layer].get_submodule(layout.heads.output)
+            handles.append(module.register_forward_pre_hook(partial(held, layer=layer)))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def _run(self, moves, rows) -> dict[HookPoint, torch.Tensor]:
         subject, seen = self.subject, {}
@@ -75,7 +112,7 @@ class FrozenOracle:
         }
         taps = {hook: self._tap(hook, moves, seen) for hook in hooks}
         texts = torch.zeros(rows, dtype=torch.int64)
-        seen[HookPoint(999, "resid")] = subject.run(taps, texts=texts, start=-1)
+        seen[NORMED] = subject.adapter.final_norm(subject.run(taps, texts=texts, start=-1))
         return seen
 
     def _tap(self, hook, moves, seen) -> Callback:
@@ -83,7 +120,7 @@ class FrozenOracle:
 
         def callback(x):
             is_written = hook == EMBED or bool(coders.writers(hook))
-            if is_written or hook.site == "mlp" or self.cuts(hook):
+            if is_written or hook.site == "mlp":
                 going_on = self.clean.get(hook, x).expand_as(x).clone()
             else:
                 going_on = x.clone()

@@ -60,7 +60,9 @@ class Node:
 class Edge:
     """What ``source`` contributes to ``target``, in ``unit``; of several prompts the mean, with its standard error.
 
-    ``active`` is the share of the prompts in which the weight is not zero.
+    ``active`` is the share of the prompts in which the weight is not zero. ``heads`` are its parts by the head that
+    first reads the source, ``5.3`` for head 3 of block 5 (``5.3/qk`` for where that looks), ``stream`` for what passes
+    no head, ``others`` for weaker heads; they sum to the weight.
     """
 
     source: str
@@ -69,6 +71,7 @@ class Edge:
     unit: str
     standard_error: float | None = None
     active: float | None = None
+    heads: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True)

@@ -80,13 +80,15 @@ class Side:
 
 @dataclass(frozen=True)
 class Attention:
-    """The attention of one block on texts of one length. before: the norm whose output it reads, if there is one."""
+    """The attention of one block on texts of one length. before: the norm whose output it reads, if there is one;
+    after: that of what it adds."""
 
     query: Side
     key: Side
     value: Projection
     output: Projection
     before: Norm | None
+    after: Norm | None
     scale: float
     soft_cap: float | None
     window: int | None
@@ -158,10 +160,11 @@ def attention_of(
     Raises InputError if the model's heads are not known.
     """
     check_heads(adapter)
-    layout, block = adapter.layouts[layer].heads, adapter.blocks[layer]
+    places, block = adapter.layouts[layer], adapter.blocks[layer]
+    layout = places.heads
     assert layout is not None
     module: Any = adapter.module(layer, "attention")
-    reader = WeightReader(device, dtype, adapter.layouts[layer].norm_offset)
+    reader = WeightReader(device, dtype, places.norm_offset)
     n_heads = int(adapter.text_config.num_attention_heads)
     query, key, value = _projections(reader, block, layout, n_heads=n_heads)
     output = reader.projection(block.get_submodule(layout.output))
@@ -172,13 +175,16 @@ def attention_of(
         normed = None if norm is None else reader.norm(block.get_submodule(norm), width)
         return Side(projection, normed, rotation, width)
 
-    before = None if adapter.layouts[layer].attn_norm is None else adapter.module(layer, "attn_norm")
+    def norm(name: str, *, there: bool) -> Norm | None:
+        return reader.norm(adapter.module(layer, name), adapter.d_model) if there else None
+
     return Attention(
         query=side(query, layout.query_norm),
         key=side(key, layout.key_norm),
         value=value,
         output=output,
-        before=None if before is None else reader.norm(before, adapter.d_model),
+        before=norm("attn_norm", there=places.attn_norm is not None),
+        after=norm("attn_out", there=places.attn_out != places.attention),
         scale=float(module.scaling),
         soft_cap=None if layout.soft_cap is None else getattr(module, layout.soft_cap),
         window=getattr(module, "sliding_window", getattr(adapter.text_config, "sliding_window", None)),

@@ -18,6 +18,7 @@ from circuitcli.schema import (
     Name,
     NodeName,
     Number,
+    NumbersByHead,
     NumbersByHook,
     NumbersByName,
     PathInRun,
@@ -136,7 +137,7 @@ class NodeRecord(Record):
 
 
 class EdgeRecord(Record):
-    """What the source contributes to the target."""
+    """What the source contributes to the target; ``heads`` are its parts by the head that first reads the source."""
 
     kind: str = "edge"
     source: NodeName
@@ -145,6 +146,7 @@ class EdgeRecord(Record):
     unit: UnitName
     standard_error: Number | None = None
     active: Share | None = None
+    heads: NumbersByHead | None = None
 
 
 class AttentionRecord(Record):

@@ -22,6 +22,8 @@ from circuitcli.settings.render import RenderSettings
 
 FONT = "Helvetica,Arial,sans-serif"
 LABELLED_EDGES = 24
+# Heads that a tooltip tells of an edge.
+TOLD_HEADS = 4
 BACKSLASH = "\N{REVERSE SOLIDUS OPERATOR}"
 ASPECT = 1.5
 # Rough size of a box with contexts, and of the room that edges take around it, in points.
@@ -141,7 +143,14 @@ def edge_summary(edge: Edge) -> str:
     """The edge in one line of plain text, for tooltips."""
     told = measured(edge.weight, edge.unit, standard_error=edge.standard_error)
     active = "" if edge.active is None else f", {share_of_prompts(edge.active)}"
-    return f"{edge.source} → {edge.target}: {told}{active}"
+    return f"{edge.source} → {edge.target}: {told}{active}{_of_heads(edge)}"
+
+
+def _of_heads(edge: Edge) -> str:
+    """The parts of an edge, the strongest first."""
+    parts = sorted((edge.heads or {}).items(), key=lambda part: -abs(part[1]))
+    told = ", ".join(f"{name} {signed(value)}" for name, value in parts[:TOLD_HEADS])
+    return f"; by head: {told}" if told else ""
 
 
 def _plain(text: str) -> str:

@@ -5,17 +5,16 @@ what live skips carry there; in the frozen model attention patterns, the denomin
 coder writes are constants too.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitcli.attribution.subject import Subject
 from circuitcli.hookpoints import HookPoint
-from circuitcli.models.partial import first_block
 from circuitcli.models.rules import applied
 from circuitcli.models.taps import Callback, leaf
 from circuitcli.saes.base import SparseCoder
@@ -24,17 +23,28 @@ from circuitcli.saes.splice import shifted
 EMBED = HookPoint(0, "embed")
 
 
+@dataclass(frozen=True)
+class Backward:
+    """How derivatives are taken: by a rule of the model's backward pass, in which patterns and denominators of norms
+    may be constant (``is_frozen``), and with constant MLPs where no coder writes them (``holds_mlps``)."""
+
+    rule: str
+    is_frozen: bool = False
+    holds_mlps: bool = False
+
+
+FROZEN = Backward("frozen", is_frozen=True, holds_mlps=True)
+
+
 @dataclass
 class DirectPass:
     """What one run of copies of texts left, as tensors that derivatives can be taken through.
 
-    leaves: by what is written, spliced hook points and, where nothing shields it, the embedding. reads: what coders and
+    leaves: by what is written, spliced hook points and the embedding. reads: what coders and
     attention read, after what is written there. arriving: what attention adds, before it is replaced where coders write
     it, and what autoencoders read.
     """
 
-    texts: Int[Tensor, " row"]
-    is_frozen: bool
     leaves: dict[HookPoint, Tensor] = field(default_factory=dict)
     reads: dict[HookPoint, Tensor] = field(default_factory=dict)
     arriving: dict[HookPoint, Tensor] = field(default_factory=dict)
@@ -46,57 +56,61 @@ def direct_pass(
     subject: Subject,
     texts: Int[Tensor, " row"],
     *,
-    is_frozen: bool,
-    start: int,
-    stop: int | None = None,
+    backward: Backward = FROZEN,
     cuts_attention: bool = False,
-    opens_embedding: bool = False,
+    values: Mapping[HookPoint, Float[Tensor, "text position d_model"]] | None = None,
 ) -> Iterator[DirectPass]:
-    """Run copies of texts through blocks ``start`` to ``stop``; derivatives are taken while this is open.
+    """Run copies of texts from the embedding on; what runs while this is open has the same derivatives.
 
-    cuts_attention: what attention adds is constant, so that only paths along the stream are left. opens_embedding: the
-    embedding is a leaf too.
+    cuts_attention: what attention adds is constant, so that only paths along the stream are left. values: what spliced
+    hook points go on with in place of their clean activations.
     """
-    made = DirectPass(texts, is_frozen)
-    with torch.enable_grad(), applied(subject.adapter, "frozen" if is_frozen else "atp"):
-        taps = _Taps(subject, made, cuts_attention=cuts_attention, opens_embedding=opens_embedding)
-        made.residual = subject.run(taps.of_run(start, stop), texts=texts, start=start, stop=stop)
+    made = DirectPass()
+    with torch.enable_grad(), applied(subject.adapter, backward.rule):
+        taps = _Taps(subject, texts, made, backward, cuts_attention=cuts_attention, values=values or {})
+        made.residual = subject.run(taps.of_run(), texts=texts, start=-1)
         yield made
 
 
 class _Taps:
     """The taps of one run."""
 
-    def __init__(self, subject: Subject, made: DirectPass, *, cuts_attention: bool, opens_embedding: bool) -> None:
-        self.made, self.subject, self.coders = made, subject, subject.coders
-        self.cuts_attention, self.opens_embedding = cuts_attention, opens_embedding
+    def __init__(
+        self,
+        subject: Subject,
+        texts: Int[Tensor, " row"],
+        made: DirectPass,
+        backward: Backward,
+        *,
+        cuts_attention: bool,
+        values: Mapping[HookPoint, Tensor],
+    ) -> None:
+        self.subject, self.coders, self.texts, self.made = subject, subject.coders, texts, made
+        self._values = {**subject.clean.activations, **values}
+        self._constant = {"mlp"} if backward.holds_mlps else set()
+        self._constant |= {"attn"} if cuts_attention else set()
 
-    def of_run(self, start: int, stop: int | None) -> dict[HookPoint, Callback]:
-        """Those of a run through some blocks."""
+    def of_run(self) -> dict[HookPoint, Callback]:
+        """Those of a run from the embedding on."""
         adapter = self.subject.adapter
-        end = adapter.n_layers if stop is None else stop
-        sites = ("attn_in", "attn", *(("mlp",) if self.made.is_frozen else ()))
-        blocks = (HookPoint(layer, site) for layer in range(max(start, 0), end) for site in sites)
-        hooks = {hook for hook in blocks if adapter.offers(hook)}
-        hooks |= {hook for hook in self.coders.hooks if first_block(hook) >= start and hook.layer < end}
-        hooks |= {EMBED} if self.opens_embedding else set()
+        sites = {"attn_in", "attn", *self._constant}
+        blocks = (HookPoint(layer, site) for layer in range(adapter.n_layers) for site in sites)
+        hooks = {EMBED, *self.coders.hooks, *(hook for hook in blocks if adapter.offers(hook))}
         return {hook: self._tap(hook) for hook in sorted(hooks)}
 
     def _tap(self, hook: HookPoint) -> Callback:
-        is_written = bool(self.coders.writers(hook)) or (hook == EMBED and self.opens_embedding)
+        is_written = hook == EMBED or bool(self.coders.writers(hook))
 
         def callback(x: Tensor) -> Tensor | None:
             self.made.arriving[hook] = x
-            is_constant = (hook.site == "mlp" and self.made.is_frozen) or (hook.site == "attn" and self.cuts_attention)
-            going_on = self._held(hook, x) if is_written else x.detach() if is_constant else x
+            going_on = self._held(hook, x) if is_written else x.detach() if hook.site in self._constant else x
             self.made.reads[hook] = going_on
             return None if going_on is x else going_on
 
         return callback
 
     def _held(self, hook: HookPoint, x: Tensor) -> Tensor:
-        clean = self.subject.clean.activations
-        value = clean[hook][self.made.texts] if hook in clean else x
+        value = self._values[hook][self.texts] if hook in self._values else x
         self.made.leaves[hook] = held = leaf(value)
         for coder in self.coders.writers(hook):
             change = self._carried_change(coder, hook)
@@ -109,5 +123,5 @@ class _Taps:
         if not coder.config.skip or read is None or not read.requires_grad:
             return None
         first = self.subject.first
-        clean = self.subject.activation(coder.hook)[self.made.texts]
+        clean = self.subject.activation(coder.hook)[self.texts]
         return coder.skip((read.to(clean) - clean)[:, first:], hook)

@@ -94,7 +94,7 @@ def split_score(subject: Subject, asked: AttentionScore) -> ScoreSplit:
     """A score of the clean run of one prompt, split. Raises SettingsError or InputError for one that is not there."""
     check_asked(subject, asked)
     hook = HookPoint(asked.layer, "attn_in")
-    with direct_pass(subject, subject.copies(1), is_frozen=True, start=-1, opens_embedding=True) as run:
+    with direct_pass(subject, subject.copies(1)) as run:
         read = run.reads[hook]
         x = read.detach().to(_number_type(read))
         keywords = subject.clean.arguments[asked.layer][1]

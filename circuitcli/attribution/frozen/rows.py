@@ -17,6 +17,7 @@ from torch import Tensor
 
 from circuitcli.attribution.frozen.linear import FrozenModel, divisor, reading
 from circuitcli.attribution.frozen.nodes import Active, Nodes
+from circuitcli.attribution.subject import Subject
 from circuitcli.graphs.influence import Rows
 from circuitcli.hookpoints import HookPoint
 from circuitcli.saes.base import SparseCoder
@@ -154,15 +155,7 @@ class EdgeRows:
     def logit_directions(self) -> Float[Tensor, "logit 1 position d_model"]:
         """The derivative of each logit above the mean of the vocabulary, without a soft cap, by the final norm's
         output."""
-        normed = self.model.seen.normed[0].detach()
-        with torch.enable_grad():
-            last = normed[:, -1:].clone().requires_grad_()
-            logits = self.model.subject.adapter.unembedded(last)[0, 0]
-            logits = logits - logits.mean()
-            rows = [torch.autograd.grad(logits[token], last, retain_graph=True)[0][0, 0] for token in self.nodes.logits]
-        directions = normed.new_zeros(len(rows), *normed.shape)
-        directions[:, 0, -1] = torch.stack(rows)
-        return directions
+        return logit_directions(self.model.subject, self.model.seen.normed[0].detach(), self.nodes.logits)
 
     def metric_direction(self) -> Float[Tensor, "1 1 position d_model"]:
         """The derivative of the metric by the final norm's output."""
@@ -172,6 +165,21 @@ class EdgeRows:
             logits = subject.adapter.capped(subject.adapter.unembedded(normed[:, subject.metric.positions]))
             value = subject.metric.value(logits).sum()
             return torch.autograd.grad(value, normed)[0][None]
+
+
+def logit_directions(
+    subject: Subject, normed: Float[Tensor, "1 position d_model"], tokens: Sequence[int]
+) -> Float[Tensor, "logit 1 position d_model"]:
+    """The derivative of the logits of tokens above the mean of the vocabulary, without a soft cap, by the final norm's
+    output."""
+    with torch.enable_grad():
+        last = normed[:, -1:].clone().requires_grad_()
+        logits = subject.adapter.unembedded(last)[0, 0]
+        logits = logits - logits.mean()
+        rows = [torch.autograd.grad(logits[token], last, retain_graph=True)[0][0, 0] for token in tokens]
+    directions = normed.new_zeros(len(rows), *normed.shape)
+    directions[:, 0, -1] = torch.stack(rows)
+    return directions
 
 
 def effects(rows: EdgeRows) -> Float[Tensor, " source"]:

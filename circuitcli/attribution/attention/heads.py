@@ -1,0 +1,269 @@
+"""Edges split by the head that first reads the source.
+
+A path from a source to a target goes along the stream until a head reads from it, moves that to other positions, and
+then on to the target in any way, also through later attention. Each path thus belongs to one head, the first that it
+passes, or, if it passes none, to the stream: together these parts are the edge. Where patterns follow the text (graphs
+that are not frozen) a head has two parts: by what it moves, and by where it looks.
+
+One backward pass from a batch of targets gives their derivatives by what attention adds in each block, all later paths
+included. What a source writes is carried forward along the stream alone, position by position, to what attention reads
+in each block: as the derivative of a derivative, for a batch of sources at once. Both meet in the weights of the heads.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuitcli.attribution.attention.jacobian import HeadJacobian, Reading
+from circuitcli.attribution.attention.passes import FROZEN, Backward, DirectPass, direct_pass
+from circuitcli.attribution.subject import Subject
+from circuitcli.graphs import Edge
+from circuitcli.hookpoints import HookPoint
+from circuitcli.models.attention import attention_of, check_heads
+
+# What a source writes, by hook point: (spliced, d_out).
+Write = Mapping[HookPoint, Float[Tensor, "spliced d_out"]]
+# How parts are named: 5.3 for what head 3 of block 5 moves, 5.3/qk for where it looks, and what is not of one head.
+LOOKS, OTHERS, STREAM = "/qk", "others", "stream"
+MOST_HEADS = 10
+# Numbers of edges, heads and their width that are in memory at once.
+_AT_ONCE = 2**23
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Of each edge what each head brings: by what it moves, and by where it looks (0 where patterns are constant).
+
+    layers: the blocks that the middle axis stands for.
+    """
+
+    layers: tuple[int, ...]
+    moved: Float[Tensor, "edge layer head"]
+    looked: Float[Tensor, "edge layer head"]
+
+    def told(self, edges: Sequence[Edge], *, count: int = MOST_HEADS) -> list[Edge]:
+        """The edges with their ``count`` strongest parts by head, and what other heads and the stream carry."""
+        both = torch.stack((self.moved, self.looked), dim=1).flatten(1).double()  # (edge, all)
+        places = both.abs().topk(min(count, both.shape[1]), dim=1).indices
+        values = both.gather(1, places).tolist()
+        # What is left of numbers of this type where nothing is left.
+        least = (1e3 * torch.finfo(self.moved.dtype).eps * both.abs().sum(dim=1)).tolist()
+        made = []
+        for row, (edge, whole) in enumerate(zip(edges, both.sum(dim=1).tolist(), strict=True)):
+            named = zip(map(self._name, places[row].tolist()), values[row], strict=True)
+            heads = {name: value for name, value in named if value}
+            rest = {OTHERS: whole - sum(heads.values()), STREAM: edge.weight - whole}
+            heads |= {name: value for name, value in rest.items() if abs(value) > least[row]}
+            made.append(replace(edge, heads=heads))
+        return made
+
+    def _name(self, place: int) -> str:
+        n_heads = self.moved.shape[2]
+        looks, place = divmod(place, len(self.layers) * n_heads)
+        layer, head = divmod(place, n_heads)
+        return f"{self.layers[layer]}.{head}{LOOKS if looks else ''}"
+
+
+@dataclass(frozen=True)
+class _Carried:
+    """What sources bring to what attention reads: an entry for each source and position where it writes.
+
+    readings: by block, what heads then read.
+    """
+
+    source: Int[Tensor, " entry"]
+    position: Int[Tensor, " entry"]
+    readings: Mapping[int, Reading]
+
+
+class HeadSplit:
+    """Splits edges on one prompt of a subject."""
+
+    def __init__(
+        self,
+        subject: Subject,
+        *,
+        text: int = 0,
+        backward: Backward = FROZEN,
+        values: Mapping[HookPoint, Float[Tensor, "text position d_model"]] | None = None,
+    ) -> None:
+        """values: as in `direct_pass`. Raises InputError if the heads of the model are not known."""
+        check_heads(subject.adapter)
+        self.subject, self.backward, self._values = subject, backward, values
+        self.texts = torch.tensor([text], device=subject.adapter.device)
+        with direct_pass(subject, self.texts, backward=backward, values=values) as run:
+            assert run.residual is not None
+            self.run, self.normed = run, subject.adapter.final_norm(run.residual)
+        every = range(subject.adapter.n_layers)
+        self.layers = tuple(layer for layer in every if self.run.arriving[HookPoint(layer, "attn")].requires_grad)
+
+    def towards(
+        self, outputs: Sequence[Tensor], seeds: Sequence[Tensor]
+    ) -> dict[int, Float[Tensor, "target position d_model"]]:
+        """Derivatives of targets, each the sum of outputs of the run times its seeds, by what attention adds in each
+        block; all paths behind it included."""
+        places = [self.run.arriving[HookPoint(layer, "attn")] for layer in self.layers]
+        found = torch.autograd.grad(outputs, places, seeds, retain_graph=True, allow_unused=True, is_grads_batched=True)
+        return {
+            layer: gradient[:, 0].to(self._like)
+            for layer, gradient in zip(self.layers, found, strict=True)
+            if gradient is not None
+        }
+
+    def parts(
+        self,
+        edges: Int[Tensor, "edge 2"],
+        writes: Callable[[int], Write],
+        towards: Iterator[tuple[Int[Tensor, " target"], Mapping[int, Tensor]]],
+        *,
+        batch_size: int,
+    ) -> Parts:
+        """Parts of edges, each from a source to a target by their numbers.
+
+        writes: of a source. towards: some targets after the other, with their derivatives by what attention adds.
+        """
+        carried = self._carried(edges[:, 0].unique(), writes, batch_size=batch_size)
+        n_heads = max((jacobian.attention.n_heads for jacobian in self._jacobians.values()), default=1)
+        found = [self._like.new_zeros(len(edges), len(self.layers), n_heads) for _ in range(2)]
+        for targets, gradients in towards:
+            into = torch.isin(edges[:, 1], targets).nonzero()[:, 0]
+            rows = torch.searchsorted(targets, edges[into, 1].contiguous())
+            for number, layer in enumerate(self.layers):
+                if layer in gradients:
+                    pulled = self._jacobians[layer].pulled(gradients[layer])
+                    for made, part in zip(found, _met(edges[into, 0], rows, pulled, carried, layer), strict=True):
+                        made[into, number] += part
+        return Parts(self.layers, *found)
+
+    @property
+    def _like(self) -> Tensor:
+        return next(iter(self.subject.coders.values())).W_enc
+
+    @cached_property
+    def _jacobians(self) -> dict[int, HeadJacobian]:
+        made = {}
+        for layer in self.layers:
+            x = self.run.reads[HookPoint(layer, "attn_in")].detach().to(self._like)
+            keywords = self.subject.clean.arguments[layer][1]
+            attention = attention_of(self.subject.adapter, layer, keywords, device=x.device, dtype=x.dtype)
+            made[layer] = HeadJacobian(attention, x, self.backward.is_frozen)
+        return made
+
+    @cached_property
+    def _stream(self) -> "_Stream":
+        with direct_pass(
+            self.subject, self.texts, backward=self.backward, cuts_attention=True, values=self._values
+        ) as run:
+            return _Stream(run, self.layers)
+
+    def _carried(self, sources: Int[Tensor, " source"], writes: Callable[[int], Write], *, batch_size: int) -> _Carried:
+        """What some sources bring to what attention reads in every block."""
+        entries: list[tuple[Tensor, Tensor]] = []
+        readings: dict[int, list[Reading]] = {layer: [] for layer in self.layers}
+        for some in sources.split(batch_size):
+            moves = _stacked([writes(source) for source in some.tolist()])
+            there = torch.stack([move.ne(0).any(dim=-1) for move in moves.values()]).any(dim=0)
+            rows, positions = there.nonzero(as_tuple=True)
+            positions = positions + self.subject.first
+            entries.append((some[rows], positions))
+            tangents = self._stream.carried(moves, first=self.subject.first)
+            for layer, jacobian in self._jacobians.items():
+                tangent = tangents.get(layer)
+                at = (
+                    jacobian.x.new_zeros(len(rows), jacobian.x.shape[-1])
+                    if tangent is None
+                    else tangent[rows, positions]
+                )
+                readings[layer].append(jacobian.pushed(at.to(jacobian.x), positions))
+        return _Carried(
+            torch.cat([source for source, _ in entries]),
+            torch.cat([position for _, position in entries]),
+            {layer: _joined(parts) for layer, parts in readings.items()},
+        )
+
+
+class _Stream:
+    """The run in which what attention adds is constant, to carry changes forward through."""
+
+    def __init__(self, run: DirectPass, layers: Sequence[int]) -> None:
+        reads = {layer: run.reads[HookPoint(layer, "attn_in")] for layer in layers}
+        self._reads = {layer: read for layer, read in reads.items() if read.requires_grad}
+        # The derivative of a weighted sum is linear in the weights, and its derivative by them is what was carried.
+        self._weights = [torch.zeros_like(read, requires_grad=True) for read in self._reads.values()]
+        gradients = torch.autograd.grad(
+            list(self._reads.values()), list(run.leaves.values()), self._weights, create_graph=True, allow_unused=True
+        )
+        self._gradients = {
+            hook: gradient
+            for hook, gradient in zip(run.leaves, gradients, strict=True)
+            if gradient is not None and gradient.requires_grad
+        }
+
+    def carried(
+        self, moves: Mapping[HookPoint, Float[Tensor, "source spliced d_out"]], *, first: int
+    ) -> dict[int, Float[Tensor, "source position d_model"]]:
+        """What comes to be read in each block of what sources write."""
+        places = [place for place in moves if place in self._gradients]
+        if not places:
+            return {}
+        found = torch.autograd.grad(
+            [self._gradients[place] for place in places],
+            self._weights,
+            [_placed(moves[place], self._gradients[place], first=first) for place in places],
+            retain_graph=True,
+            allow_unused=True,
+            is_grads_batched=True,
+        )
+        return {layer: change[:, 0] for layer, change in zip(self._reads, found, strict=True) if change is not None}
+
+
+def _placed(move: Tensor, like: Tensor, *, first: int) -> Float[Tensor, "source 1 position d_out"]:
+    made = like.new_zeros(len(move), *like.shape)
+    made[:, 0, first:] = move.to(like)
+    return made
+
+
+def _stacked(writes: Sequence[Write]) -> dict[HookPoint, Float[Tensor, "source spliced d_out"]]:
+    made: dict[HookPoint, Tensor] = {}
+    for row, write in enumerate(writes):
+        for place, value in write.items():
+            if place not in made:
+                made[place] = value.new_zeros(len(writes), *value.shape)
+            made[place][row] = value
+    return made
+
+
+def _joined(parts: Sequence[Reading]) -> Reading:
+    def cat(found: Sequence[Tensor | None]) -> Tensor | None:
+        known = [one for one in found if one is not None]
+        return torch.cat(known) if known else None
+
+    return Reading(
+        torch.cat([part.values for part in parts]), cat([p.queries for p in parts]), cat([p.keys for p in parts])
+    )
+
+
+def _met(
+    sources: Int[Tensor, " edge"], rows: Int[Tensor, " edge"], pulled: Reading, carried: _Carried, layer: int
+) -> tuple[Float[Tensor, "edge head"], Float[Tensor, "edge head"]]:
+    """Of each edge what each head of a block moves and where it looks. rows: its target's in ``pulled``."""
+    read = carried.readings[layer]
+    moved = read.values.new_zeros(len(sources), read.values.shape[1])
+    looked = torch.zeros_like(moved)
+    # Entries of a source follow each other, and sources come in their order.
+    begins = torch.searchsorted(carried.source, sources)
+    counts = torch.searchsorted(carried.source, sources, right=True) - begins
+    edge = torch.arange(len(sources), device=sources.device).repeat_interleave(counts)
+    within = torch.arange(len(edge), device=edge.device) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    entry = begins[edge] + within
+    for some in torch.arange(len(edge), device=edge.device).split(max(1, _AT_ONCE // max(1, read.values[0].numel()))):
+        at, of = carried.position[entry[some]], rows[edge[some]]
+        moved.index_add_(0, edge[some], (pulled.values[of, :, at] * read.values[entry[some]]).sum(dim=-1))
+        for slope, change in ((pulled.queries, read.queries), (pulled.keys, read.keys)):
+            if slope is not None and change is not None:
+                looked.index_add_(0, edge[some], (slope[of, :, at] * change[entry[some]]).sum(dim=-1))
+    return moved, looked
