@@ -5,6 +5,7 @@ A hook point prints as ``resid.9``, a feature as ``resid.9/23433``, a node as ``
 ``embed/token@4`` (what the embedding of a token writes), ``logit/464`` (an output token) or ``output``.
 """
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -222,6 +223,29 @@ def hook_points(layers: Iterable[int], sites: Iterable[str]) -> list[HookPoint]:
     """All hook points of these layers and sites, in model order; ``embed`` counts once."""
     chosen = {HookPoint(0, site) if site == "embed" else HookPoint(layer, site) for layer in layers for site in sites}
     return sorted(chosen)
+
+
+def parse_scales(texts: Iterable[str]) -> dict[HookPoint, dict[int, float]]:
+    """Factors of features, written as pins with a number behind: ``6:8339=3``, ``attn.6:12,13=0``; several add up.
+
+    Raises SettingsError for anything else, and for a feature with two factors.
+    """
+    scales: dict[HookPoint, dict[int, float]] = {}
+    for text in texts:
+        pin, _, written = text.rpartition("=")
+        hint = "write LAYER:FEATURE=FACTOR or SITE.LAYER:FEATURE=FACTOR, for example 6:8339=3"
+        try:
+            factor = float(written)
+            ((hook, indices),) = parse_pins([pin]).items()
+        except (ValueError, SettingsError):
+            raise SettingsError(f"'{text}' is not a scale", hint=hint) from None
+        if not math.isfinite(factor):
+            raise SettingsError(f"'{text}' scales by no number", hint=hint)
+        for index in indices:
+            if index in scales.setdefault(hook, {}):
+                raise SettingsError(f"{hook}/{index} is scaled twice", hint="name each feature once")
+            scales[hook][index] = factor
+    return {hook: scales[hook] for hook in sorted(scales)}
 
 
 def parse_pins(texts: Iterable[str]) -> dict[HookPoint, tuple[int, ...]]:

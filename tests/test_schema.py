@@ -51,6 +51,16 @@ GOOD: dict[str, dict[str, object]] = {
         **{"of": "bootstrap", "what": "nodes", "value": 0.6, "low": 0.4, "median": 0.6, "high": 0.9, "rank": -0.5},
         **{"values": [0.4, 0.6, 1], "bar": 0.8, "graph": "circuit", "n_prompts": 8, "coders": "other/saes"},
     },
+    "steering": {
+        **{"name": "steering", "prompt": "a b", "factors": {"resid.1/3": 3.0}, "clean": " c d", "steered": " c e"},
+        **{
+            "tokens_clean": [" c", " d"],
+            "tokens_steered": [" c", " e"],
+            "kl_clean": [0.1, 0.2],
+            "kl_steered": [0, 1.5],
+        },
+        **{"unit": "nats", "temperature": 0, "active": {"resid.1/3": 2}, "path": "reports/steering.json"},
+    },
     "figure": {"path": "../circuit.svg"},
     "report": {"path": "reports/circuit.json"},
     "stage": {"name": "graph:circuit", "state": "finished", "command": "circuit graph-grad", "seconds": 2.5},

@@ -47,10 +47,12 @@ def _graph(call: "Call") -> None:
 def _validate(call: "Call") -> None:
     from circuitcli.attribution.asked import check_prompts
     from circuitcli.stages.modes import check_modes
+    from circuitcli.stages.steering import check as check_steering
 
     settings = call.loaded.settings
     check_prompts(settings.graph, settings.validation.prompts or settings.graph.prompts)
     check_modes(settings.validation)
+    check_steering(settings.validation, settings.graph)
 
 
 def _render(call: "Call") -> None:

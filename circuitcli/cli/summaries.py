@@ -22,6 +22,7 @@ from circuitcli.records import (
     ScoreRecord,
     ShiftRecord,
     StabilityRecord,
+    SteeringRecord,
     SweepRecord,
 )
 
@@ -48,8 +49,14 @@ def sentence(command: str, made: Sequence[Record], run: str, seconds: float) -> 
     for record in made:
         counts[record.kind] += record.n_live if isinstance(record, FeaturesRecord) else record.kind != "run"
     counts = +counts
-    parts = [f"{count} {kind}{'s' if count > 1 and not kind.endswith('s') else ''}" for kind, count in counts.items()]
+    parts = [f"{count} {_plural(kind) if count > 1 else kind}" for kind, count in counts.items()]
     return f"{command}: {', '.join(parts) or 'nothing new'} in {run} ({seconds:.1f} s)"
+
+
+def _plural(kind: str) -> str:
+    if kind.endswith("y"):
+        return f"{kind[:-1]}ies"
+    return kind if kind.endswith("s") else f"{kind}s"
 
 
 def tables(made: Sequence[Record], run: Path) -> list[Rows]:
@@ -236,6 +243,19 @@ def _stability(made: Sequence[Record]) -> Rows:
     return Rows(("found again by", "of", "in common", "95 % of pairs", "ranks", "pairs"), rows, title)
 
 
+def _steering(made: Sequence[Record]) -> Rows:
+    """The two continuations side by side, token by token, with the divergence before each."""
+    found = [record for record in made if isinstance(record, SteeringRecord)][-1:]
+    rows = []
+    for record in found:
+        sides = ((record.tokens_clean, record.kl_clean), (record.tokens_steered, record.kl_steered))
+        for number in range(max(len(record.tokens_clean), len(record.tokens_steered))):
+            cells = [(repr(t[number]), _number(k[number])) if number < len(t) else ("", "") for t, k in sides]
+            rows.append((str(number + 1), *cells[0], *cells[1]))
+    title = "the next token's KL(clean || steered) in nats, before each token of both continuations"
+    return Rows(("", "clean", "KL", "steered", "KL"), rows, title)
+
+
 def _shifts(made: Sequence[Record]) -> Rows:
     found = [record for record in made if isinstance(record, ShiftRecord)]
     rows = [(record.of, record.name, _number(record.clean), _number(record.ablated), record.unit) for record in found]
@@ -256,6 +276,7 @@ _TABLES: tuple[Callable[[Sequence[Record]], Rows], ...] = (
     _exports,
     described,
     _stability,
+    _steering,
 )
 
 

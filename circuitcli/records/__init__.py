@@ -20,7 +20,7 @@ from circuitcli.records.coders import (
 from circuitcli.records.graph import AttentionRecord, EdgeRecord, GraphRecord, NodeRecord, PairRecord
 from circuitcli.records.lines import KINDS, json_text, parse_line, read, read_file, to_line, write
 from circuitcli.records.run import ActivationsRecord, FigureRecord, ReportRecord, RunRecord, StageRecord
-from circuitcli.records.scores import ScoreRecord, ShiftRecord, StabilityRecord, VerdictRecord
+from circuitcli.records.scores import ScoreRecord, ShiftRecord, StabilityRecord, SteeringRecord, VerdictRecord
 from circuitcli.records.stream import Stream
 
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     "ShiftRecord",
     "StabilityRecord",
     "StageRecord",
+    "SteeringRecord",
     "Stream",
     "SweepRecord",
     "TrainedRecord",

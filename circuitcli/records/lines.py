@@ -24,7 +24,7 @@ from circuitcli.records.coders import (
 )
 from circuitcli.records.graph import AttentionRecord, EdgeRecord, GraphRecord, NodeRecord, PairRecord
 from circuitcli.records.run import ActivationsRecord, FigureRecord, ReportRecord, RunRecord, StageRecord
-from circuitcli.records.scores import ScoreRecord, ShiftRecord, StabilityRecord, VerdictRecord
+from circuitcli.records.scores import ScoreRecord, ShiftRecord, StabilityRecord, SteeringRecord, VerdictRecord
 from circuitcli.records.stream import Stream
 
 KINDS: dict[str, type[Record]] = {
@@ -48,6 +48,7 @@ KINDS: dict[str, type[Record]] = {
     "shift": ShiftRecord,
     "verdict": VerdictRecord,
     "stability": StabilityRecord,
+    "steering": SteeringRecord,
     "figure": FigureRecord,
     "report": ReportRecord,
     "stage": StageRecord,

@@ -1,15 +1,22 @@
 """Records of what was measured of a circuit, or of a model without some features."""
 
+from typing import Annotated
+
+from pydantic import Field
+
 from circuitcli.records.base import Record
 from circuitcli.schema import (
+    LONGEST_TABLE,
     BaselineName,
     Count,
+    FeatureName,
     Flag,
     LevelName,
     Name,
     NodeName,
     Number,
     Numbers,
+    PathInRun,
     PolicyName,
     Text,
     Texts,
@@ -107,3 +114,26 @@ class StabilityRecord(Record):
     coders: Word | None = None
     matched: Number | None = None
     cosine: Number | None = None
+
+
+class SteeringRecord(Record):
+    """What a model goes on to write behind a prompt, as it is and with features scaled.
+
+    factors: by the name of the feature. kl_clean, kl_steered: KL(clean || steered) before each token of the clean and
+    of the steered continuation, in nats. active: at how many positions of the steered text each feature was active.
+    """
+
+    kind: str = "steering"
+    name: Name
+    prompt: Text
+    factors: Annotated[dict[FeatureName, Number], Field(max_length=LONGEST_TABLE)]
+    clean: Text
+    steered: Text
+    tokens_clean: Texts
+    tokens_steered: Texts
+    kl_clean: Numbers
+    kl_steered: Numbers
+    unit: UnitName
+    temperature: Number
+    active: Annotated[dict[FeatureName, Count], Field(max_length=LONGEST_TABLE)] | None = None
+    path: PathInRun | None = None

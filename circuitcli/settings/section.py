@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from circuitcli.errors import SettingsError
-from circuitcli.hookpoints import SITES, AttentionScore, check_site, parse_pins, parse_slice
+from circuitcli.hookpoints import SITES, AttentionScore, check_site, parse_pins, parse_scales, parse_slice
 from circuitcli.reading import as_path, is_text
 
 # Of what is counted in tokens: more than any corpus has, and far from the end of 64 bits.
@@ -81,6 +81,11 @@ def _scores(texts: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(AttentionScore.parse(text)) for text in texts))
 
 
+def _scales(texts: tuple[str, ...]) -> tuple[str, ...]:
+    parse_scales(texts)
+    return texts
+
+
 def _expanded(text: str) -> str:
     return str(as_path(text, error=SettingsError)) if text.startswith("~") else text
 
@@ -102,6 +107,7 @@ Layers = Annotated[str, AfterValidator(_slice)]
 Device = Annotated[str, AfterValidator(_device)]
 Sites = Annotated[Words, AfterValidator(_sites)]
 Pins = Annotated[Texts, AfterValidator(_pins)]
+Scales = Annotated[Texts, AfterValidator(_scales)]
 Scores = Annotated[Texts, AfterValidator(_scores)]
 # A file or folder, or FORMAT:PATH, or a name of another kind.
 FilePath = Annotated[str, AfterValidator(reachable)]

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from circuitcli.settings.graph import Baseline
-from circuitcli.settings.section import FilePath, FilePaths, Pins, Section, Split
+from circuitcli.settings.section import FilePath, FilePaths, Pins, Scales, Section, Split
 
 # "zero,mean" from a flag.
 Baselines = Annotated[tuple[Baseline, ...], Split]
@@ -55,3 +55,10 @@ class ValidationSettings(Section):
     edges are not ablated. One pass for each hook point, with a row for each node."""
     ablations: Baselines = ()
     """Score the circuit under these baselines too, for example zero,mean,resample; what --baseline names is judged."""
+    scale: Scales = ()
+    """Steer instead of testing a graph: multiply these features, at every position, and go on to write behind --prompt,
+    for example 6:8339=3 or attn.6:12,40=0; may be repeated."""
+    generate: int = Field(40, ge=1, le=100_000)
+    """Steering: tokens that are written behind the prompt, with the features scaled and without."""
+    temperature: float = Field(0.0, ge=0, le=1000)
+    """Steering: 0 writes the most likely token each time; above, tokens are drawn at this temperature, with --seed."""

@@ -17,7 +17,6 @@ from circuitcli.runs import Fingerprint, digest
 from circuitcli.settings.model import PLACEMENT
 from circuitcli.stages.inputs import chosen_graph
 from circuitcli.stages.ledger import Ledger
-from circuitcli.stages.modes import check_modes
 from circuitcli.stages.naming import REPORT, chosen_name
 from circuitcli.stages.report import write_report
 from circuitcli.stages.request import Request, fingerprint, resumable
@@ -57,7 +56,6 @@ def planned(request: Request, plan: Plan) -> "Wanted | None":
     at a hook point of the graph.
     """
     settings = request.settings.validation
-    check_modes(settings)
     if not settings.stability and not settings.sae_seeds:
         return None
     return Wanted.of(request, chosen_graph(request, settings.graph, stage="validate"), plan)

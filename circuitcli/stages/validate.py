@@ -14,9 +14,10 @@ from circuitcli.hookpoints import HookPoint
 from circuitcli.records import Record, ScoreRecord, Stream
 from circuitcli.settings.graph import GraphSettings
 from circuitcli.settings.settings import Settings
-from circuitcli.stages import pins, stability
+from circuitcli.stages import pins, stability, steering
 from circuitcli.stages.inputs import chosen_graph
 from circuitcli.stages.ledger import Ledger
+from circuitcli.stages.modes import check_modes
 from circuitcli.stages.prompts import graph_examples
 from circuitcli.stages.report import write_report
 from circuitcli.stages.request import Request, resumable
@@ -36,8 +37,11 @@ def run(request: Request) -> list[Record]:
     Raises InputError for nodes, SAEs or prompts that do not fit, for a metric that the nodes do not change, and for
     pins of which none is active.
     """
+    check_modes(request.settings.validation)
     if request.settings.validation.pin:
         return pins.run(request)
+    if request.settings.validation.scale:
+        return steering.run(request)
     plan = _plan(request).named()
     # What it cannot be asked for is told before anything is run.
     further = stability.planned(request, plan)

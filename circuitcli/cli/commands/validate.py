@@ -3,6 +3,7 @@
 from circuitcli.cli.console import console
 from circuitcli.cli.jobs import Call
 from circuitcli.cli.options import BEHAVIOUR, FILE, MODEL_OF_RUN, RUN, SAE, SEED, Flag
+from circuitcli.cli.told import told
 from circuitcli.cli.verdict import verdict
 
 FLAGS = (
@@ -18,6 +19,9 @@ FLAGS = (
     Flag("validate.stability", "--stability"),
     Flag("validate.rival", "--rival"),
     Flag("validate.sae_seeds", "--sae-seeds", metavar="PATH", repeats=True),
+    Flag("validate.scale", "--scale", metavar="FEATURE=FACTOR", repeats=True),
+    Flag("validate.generate", "--generate"),
+    Flag("validate.temperature", "--temperature"),
     *BEHAVIOUR,
     *SAE,
     *MODEL_OF_RUN,
@@ -35,12 +39,13 @@ def validate(call: Call) -> None:
     \b
     circuit validate --at-least 0.8
     circuit validate --pin 6:8339,14104
+    circuit validate --scale 6:8339=3 --generate 40 --prompt "The weather today is"
     """
     job = call.open()
     from circuitcli.stages import validate as stage
 
     emitted = stage.run(job.request)
     job.emit(emitted)
-    for line in verdict(emitted):
+    for line in (*told(emitted), *verdict(emitted)):
         console.say(line)
     stage.check(emitted, job.request.settings)
