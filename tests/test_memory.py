@@ -10,6 +10,7 @@ from circuitcli.attribution import memory
 from circuitcli.attribution.memory import bytes_of_row, in_batches, rows_at_once
 from circuitcli.attribution.metrics import MinusCrossEntropy
 from circuitcli.hookpoints import HookPoint
+from circuitcli.models.rules import applied
 from circuitcli.models.taps import leaf
 
 ERRORS = (
@@ -56,7 +57,7 @@ def test_one_row_that_does_not_fit_and_other_errors_are_raised():
         assert caught.value is error
 
 
-def kept_for_backward(subject, start: int) -> int:
+def kept_for_backward(subject, start: int, method: str = "atp") -> int:
     """Bytes of all tensors that a pass from a block on keeps for its backward pass, each memory once."""
     sizes: dict[int, int] = {}
     parameters = {value.untyped_storage().data_ptr() for value in subject.adapter.model.parameters()}
@@ -68,7 +69,8 @@ def kept_for_backward(subject, start: int) -> int:
         return value
 
     hook = HookPoint(start, "resid_pre")
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+    packing = torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value)
+    with torch.enable_grad(), applied(subject.adapter, method), packing:
         value = subject.metric_of({hook: leaf}, start=start)
         assert value.requires_grad
     return sum(sizes.values())
@@ -82,6 +84,16 @@ def test_the_estimate_for_a_row_covers_what_its_backward_pass_keeps(name):
             object.__setattr__(subject, "metric", metric)
             kept, estimate = kept_for_backward(subject, start), bytes_of_row(subject, start, backward=True)
             assert kept <= estimate <= 6 * kept
+
+
+@pytest.mark.parametrize("method", ["relp", "gim"])
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_the_estimate_for_a_row_covers_the_patterns_that_a_rule_keeps(name, method):
+    for n in (5, 60):
+        subject = random_subject(name, n=n)
+        estimate = bytes_of_row(subject, 0, backward=True, method=method)
+        assert kept_for_backward(subject, 0, method) <= estimate <= 6 * kept_for_backward(subject, 0, method)
+        assert estimate > bytes_of_row(subject, 0, backward=True, method="atp")
 
 
 def test_rows_fall_with_tokens_logits_blocks_to_run_and_codes_and_never_below_one(monkeypatch):

@@ -85,7 +85,7 @@ def attribution_patching(subject: Subject, baseline: Baseline, *, rule: str = "a
             f"the metric {subject.metric.name} has no gradient at the clean run",
             hint="use --method ig with this metric",
         )
-    size = rows_at_once(subject, 0, backward=True, at_most=subject.n_texts)
+    size = rows_at_once(subject, 0, backward=True, at_most=subject.n_texts, method=rule)
     parts = list(in_batches(range(subject.n_texts), partial(_clean_gradients, subject, rule), size=size))
     gradients = {hook: torch.cat([part[hook] for part in parts]) for hook in subject.coders.written}
     return {hook: effects_of(subject, hook, baseline, gradients, None) for hook in subject.coders}

@@ -15,6 +15,7 @@ from circuitcli.attribution.metrics import Metric
 from circuitcli.errors import is_out_of_memory
 from circuitcli.models.adapter import ModelAdapter
 from circuitcli.models.partial import BlockPass
+from circuitcli.models.rules import RULES
 from circuitcli.saes.coders import Coders
 
 R = TypeVar("R")
@@ -61,14 +62,22 @@ class _Halvings:
 
 
 def rows_at_once(
-    subject: Measured, start: int, *, backward: bool, at_most: int, codes: int = 0, stop: int | None = None
+    subject: Measured,
+    start: int,
+    *,
+    backward: bool,
+    at_most: int,
+    codes: int = 0,
+    stop: int | None = None,
+    method: str | None = None,
 ) -> int:
     """How many rows a pass from block ``start`` on takes; one at least.
 
     stop: the block that it ends before, without logits; by default it goes to the metric. codes: numbers, in the
-    coders' type, that are kept or made for each row, all at once.
+    coders' type, that are kept or made for each row, all at once. method: whose rule the backward pass goes by.
     """
-    fitting = budget_of(subject.adapter) // bytes_of_row(subject, start, backward=backward, codes=codes, stop=stop)
+    of_row = bytes_of_row(subject, start, backward=backward, codes=codes, stop=stop, method=method)
+    fitting = budget_of(subject.adapter) // of_row
     return max(1, min(at_most, fitting) >> _Halvings.count)
 
 
@@ -79,23 +88,33 @@ def budget_of(adapter: ModelAdapter) -> int:
     return max(BUDGET_BYTES, torch.cuda.get_device_properties(adapter.device).total_memory // _SHARE_OF_GPU)
 
 
-def bytes_of_row(subject: Measured, start: int, *, backward: bool, codes: int = 0, stop: int | None = None) -> int:
+def bytes_of_row(
+    subject: Measured,
+    start: int,
+    *,
+    backward: bool,
+    codes: int = 0,
+    stop: int | None = None,
+    method: str | None = None,
+) -> int:
     """What one row of such a pass takes, roughly."""
+    # Rules look into attention, so that patterns are there as a whole.
+    whole = backward and method in RULES
     adapter = subject.adapter
     n_positions, size = subject.clean.input_ids.shape[1], adapter.dtype.itemsize
     n_blocks = max(1, (adapter.n_layers if stop is None else stop) - max(0, start)) if backward else 1
-    numbers = n_positions * _STREAMS * adapter.d_model + n_blocks * _of_block(adapter, n_positions)
+    numbers = n_positions * _STREAMS * adapter.d_model + n_blocks * _of_block(adapter, n_positions, whole=whole)
     coder_size = next(iter(subject.coders.values())).W_enc.element_size()
     return numbers * size + codes * coder_size + (0 if stop is not None else _of_logits(subject, backward=backward))
 
 
-def _of_block(adapter: ModelAdapter, n_positions: int) -> int:
-    """Numbers that a block makes of one row."""
+def _of_block(adapter: ModelAdapter, n_positions: int, *, whole: bool) -> int:
+    """Numbers that a block makes of one row. whole: its scores and patterns are there, whatever the model does."""
     config, d_model = adapter.text_config, adapter.d_model
     inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * d_model
     inner = max(inner) if isinstance(inner, list | tuple) else inner
     numbers = n_positions * (_STREAMS * d_model + _INNER * inner)
-    if getattr(config, "_attn_implementation", "eager") != "eager":
+    if getattr(config, "_attn_implementation", "eager") != "eager" and not whole:
         return numbers
     # Scores and patterns of each head as whole matrices.
     return numbers + 2 * int(getattr(config, "num_attention_heads", 1)) * n_positions**2
