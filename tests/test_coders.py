@@ -353,7 +353,12 @@ def test_a_graph_of_several_prompts_has_the_means_of_their_graphs_whatever_the_b
     prompts = [random_prompt(n, first=1, seed=seed) for seed, n in enumerate((4, 3, 4), start=2)]
     is_naive = make == "naive"
     settings = GraphSettings(
-        method="ig" if is_naive else make, ig_steps=3, down=500, up=5000, threshold_exp=-20 if is_naive else -1000
+        method="ig" if is_naive else make,
+        ig_steps=3,
+        down=500,
+        up=5000,
+        min_share=0,
+        threshold_exp=-20 if is_naive else -1000,
     )
 
     def graph(prompts, batch_size, **options):
@@ -394,7 +399,7 @@ def test_named_spans_gather_the_positions_of_their_words():
         replace(random_prompt(n, first=1, seed=seed), spans=(("verb", (n - 1,)), ("noun", (1, 2))))
         for seed, n in ((2, 4), (3, 5), (4, 5))
     ]
-    settings = GraphSettings(method="atp", down=500, up=5000)
+    settings = GraphSettings(method="atp", down=500, up=5000, min_share=0)
     at_spans = find_circuit(panel("clt", prompts, batch_size=64, positions="spans"), settings)
     expected = {}
     for prompt in prompts:

@@ -2,22 +2,23 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from circuitcli.attribution.averages import ErrorRows, Means, Rows, Sums
-from circuitcli.attribution.edges import Target, ends_of, incoming, needs_one_position, sources_of
+from circuitcli.attribution.cells import Cells
+from circuitcli.attribution.edges import Incoming, Taken, Target, ends_of, incoming, sources_of
 from circuitcli.attribution.mean_effects import PanelEffects
+from circuitcli.attribution.memory import in_batches, rows_at_once
 from circuitcli.attribution.panel import Panel
 from circuitcli.attribution.subject import Subject
 from circuitcli.hookpoints import HookPoint
-from circuitcli.saes.base import CODES_AT_ONCE
+from circuitcli.models.partial import first_block
+from circuitcli.settings.graph import OF_ONE_GRADIENT, GraphSettings
 
-# Numbers of the sums over prompts that are in memory at once, three times over.
-SUMS_AT_ONCE = 2**24
+# What a mean over prompts may miss of an edge that is as small as can be kept: small parts are left out.
+MISSED = 0.01
 
 
 @dataclass(frozen=True)
@@ -31,76 +32,102 @@ class PanelEdges:
         """The prompts."""
         return self.effects.panel
 
-    def into(self, hook: HookPoint, targets: Sequence[Target]) -> Iterator[Means]:
-        """Mean edges into some nodes of a hook point, from some nodes after the other; a row for each target."""
-        passes = (one for batch in self.panel.numbers for one in self._passes(batch, hook, targets))
-        first = list(islice(passes, 2))
-        if len(first) == 1:
-            for rows in first[0]:
-                yield from rows.means(self.panel, n_targets=len(targets))
-            return
-        sums = Sums(self.panel, len(targets))
-        for rows in chain.from_iterable(chain(first, passes)):
-            sums.add(rows)
-        yield from sums.means()
+    @property
+    def taken(self) -> Taken:
+        """How derivatives are taken."""
+        return taken_by(self.effects.settings)
 
-    def targets_at_once(self, hook: HookPoint, targets: Sequence[Target]) -> int:
-        """Of one prompt as many as one backward pass takes, so that nothing is summed up; of several as many as there
-        is room for sums of all their edges."""
-        batch_size, coders = self.effects.settings.batch_size, self.panel.coders
-        if self.panel.n_prompts == 1:
-            subject, _ = self.panel.subject(0)
-            masks = self.panel.masks(subject)[0]
-            return self._rows_at_once(subject, hook, [masks[target.group] for target in targets])
-        kinds = {target.index is None for target in targets}
-        ends = {end for kind in kinds for end in ends_of(coders, hook, is_error=kind)}
-        readers = {coder.hook for place in sources_of(coders, ends) for coder in coders.writers(place)}
-        n_sums = self.panel.positions.n_groups * sum(coders[reader].d_sae for reader in readers)
-        return max(1, min(batch_size, SUMS_AT_ONCE // max(1, n_sums)))
+    def into(
+        self, hook: HookPoint, targets: Sequence[Target], *, least: float = 0.0
+    ) -> Iterator[tuple[HookPoint, Cells]]:
+        """Mean edges into some nodes of a hook point by what names their sources, in pieces; targets by their number.
 
-    def _passes(self, batch: int, hook: HookPoint, targets: Sequence[Target]) -> Iterator[list[Rows | ErrorRows]]:
-        """Edges into the targets that are live in each prompt of a batch: by source, some rows at once."""
+        Every edge is in one piece, but for those below ``least``, which may be missing.
+        """
+        found: dict[HookPoint, list[Cells]] = {}
+        for batch in self.panel.numbers:
+            for source, cells in self._of_batch(batch, hook, targets, self._least_part(least)):
+                if self.panel.n_prompts == 1:
+                    yield source, cells
+                else:
+                    kept = found.setdefault(source, [])
+                    kept[:] = [Cells.merged([*kept, cells])]
+        yield from ((source, cells) for source, (cells,) in found.items())
+
+    def _least_part(self, least: float) -> float:
+        """Parts of an edge, at one position and in one prompt, that may be left out."""
+        if self.panel.n_prompts > 1:
+            least *= MISSED
+        return least if self.panel.positions.kind == "all" else least / max(p.n_spliced for p in self.panel.prompts)
+
+    def _of_batch(
+        self, batch: int, hook: HookPoint, targets: Sequence[Target], least: float
+    ) -> Iterator[tuple[HookPoint, Cells]]:
+        """Edges into the targets that are live in each prompt of a batch, some rows after the other."""
         subject, baseline = self.panel.subject(batch)
         masks = self.panel.masks(subject)
-        pairs = live(subject, masks, hook, targets).nonzero().tolist()
+        pairs = live(subject, masks, hook, targets, either=self.taken.points > 0).nonzero().tolist()
         effects = {group: self.effects.of(batch, group) for group in self.effects.groups(hook)}
-        size = self._rows_at_once(subject, hook, [masks[text, targets[number].group] for text, number in pairs])
-        for begin in range(0, len(pairs), size):
-            some = pairs[begin : begin + size]
-            rows = [(text, targets[number]) for text, number in some]
-            found = incoming(subject, hook, rows, effects, baseline, masks=masks)
-            if found is None:
-                continue
-            numbers: Int[Tensor, " row"] = torch.tensor([number for _, number in some], device=masks.device)
-            of_rows = masks[[text for text, _ in some]]
-            summed = self.panel.positions.summed
-            yield [
-                *(Rows(source, parts, of_rows, numbers) for source, parts in found.features.items()),
-                *(
-                    ErrorRows(place, summed(values[..., None], of_rows), numbers)
-                    for place, values in found.errors.items()
-                ),
-            ]
+        size = self._rows_at_once(subject, hook, targets)
 
-    def _rows_at_once(self, subject: Subject, hook: HookPoint, where: Sequence[Tensor]) -> int:
-        """Targets in one backward pass, so that their codes stay under an eighth of a gigabyte."""
+        def run(some: Sequence[list[int]]) -> tuple[Sequence[list[int]], Incoming | None]:
+            rows = [(text, targets[number]) for text, number in some]
+            return some, incoming(subject, hook, rows, effects, baseline, masks=masks, taken=self.taken)
+
+        for some, found in in_batches(pairs, run, size=size):
+            if found is not None:
+                numbers = torch.tensor([number for _, number in some], device=masks.device)
+                yield from self._cells(found, masks[[text for text, _ in some]], numbers, least)
+
+    def _cells(
+        self,
+        found: Incoming,
+        masks: Bool[Tensor, "row group spliced"],
+        numbers: Int[Tensor, " row"],
+        least: float,
+    ) -> Iterator[tuple[HookPoint, Cells]]:
+        positions = self.panel.positions
+        for source, parts in found.features.items():
+            for piece in parts.sparse(least):
+                yield source, Cells.of(piece, masks=masks, targets=numbers, apart=positions.kind == "all")
+        for place, values in found.errors.items():
+            summed = positions.summed(values[..., None], masks)[..., 0]
+            yield place, Cells.of_errors(summed, targets=numbers)
+
+    def _rows_at_once(self, subject: Subject, hook: HookPoint, targets: Sequence[Target]) -> int:
+        """Targets in one backward pass."""
         coders = self.panel.coders
-        if not where:
-            return 1
-        readers = [coder.d_sae for coder in coders.writers(hook)]
-        d_codes = sum(readers) if hook not in coders else max(coders[hook].d_sae, sum(readers))
-        n_coded = 1 if needs_one_position(coders, hook, torch.stack(list(where))) else subject.n_spliced
-        return max(1, min(self.effects.settings.batch_size, CODES_AT_ONCE // (n_coded * d_codes)))
+        kinds = {target.index is None for target in targets}
+        ends = {end for kind in kinds for end in ends_of(coders, hook, is_error=kind)}
+        sources = sources_of(coders, ends)
+        if not sources:
+            return max(1, len(targets))
+        start, at_most = min(first_block(source) for source in sources), self.effects.settings.batch_size
+        return rows_at_once(subject, start, backward=True, at_most=at_most, stop=max(ends).layer + 1)
+
+
+def taken_by(settings: GraphSettings) -> Taken:
+    """How the derivatives of a graph's edges are taken: along the path between the two runs where effects are."""
+    points = 0 if settings.method in OF_ONE_GRADIENT else settings.edge_points
+    return Taken(points=points, method=settings.method)
 
 
 def live(
-    subject: Subject, masks: Bool[Tensor, "text group spliced"], hook: HookPoint, targets: Sequence[Target]
+    subject: Subject,
+    masks: Bool[Tensor, "text group spliced"],
+    hook: HookPoint,
+    targets: Sequence[Target],
+    *,
+    either: bool,
 ) -> Bool[Tensor, "text target"]:
-    """Which nodes can have incoming edges in each prompt: errors, and features that are active in the clean run."""
+    """Which nodes can have incoming edges in each prompt: errors, and features that are active in the clean run.
+
+    either: features that are not may have some, as they may be active at the other end of a path.
+    """
     where = masks[:, [target.group for target in targets]]  # (text, target, spliced)
     features = [number for number, target in enumerate(targets) if target.index is not None]
     found = where.any(dim=2)
-    if features:
+    if features and not either:
         codes = subject.codes[hook][:, :, [targets[number].index for number in features]]
         found[:, features] = ((codes != 0).transpose(1, 2) & where[:, features]).any(dim=2)
     return found

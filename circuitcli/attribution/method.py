@@ -15,7 +15,7 @@ from circuitcli.attribution.naive import NaivePart, NaiveSearch
 from circuitcli.attribution.panel import Panel
 from circuitcli.attribution.positions import Positions, chosen_kind
 from circuitcli.attribution.prompts import Prompt
-from circuitcli.attribution.selection import Circuit, find_circuit
+from circuitcli.attribution.selection import Circuit, find_circuit, least_size
 from circuitcli.graphs import CircuitGraph
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.loading import LanguageModel
@@ -59,18 +59,24 @@ def gradient_facts(settings: GraphSettings) -> dict[str, Any]:
         "method": f"grad-{settings.method}" + ("-refined" if is_refined else ""),
         "refined": settings.refine if is_refined else None,
         "steps": 1 if settings.method in OF_ONE_GRADIENT else settings.ig_steps,
-        "down": settings.down,
-        "up": settings.up,
+        **_selection_facts(settings),
     }
+
+
+def _selection_facts(settings: GraphSettings) -> dict[str, Any]:
+    """What the head tells of how nodes and edges were chosen."""
+    names = ("down", "up", "min_share", "min_effect", "strongest", "edge_points")
+    return {name: getattr(settings, name) for name in names}
 
 
 def gradient_graph(panel: Panel, settings: GraphSettings, head: GraphRecord) -> CircuitGraph:
     """The gradient graph of a panel. Logs a warning, with the cause, if it has no node."""
     circuit = find_circuit(panel, settings)
-    graph = circuit.graph(head.model_copy(update={"effects": sums_of(circuit.totals)}))
+    facts = {"effects": sums_of(circuit.totals), "share_kept": circuit.share_kept}
+    graph = circuit.graph(head.model_copy(update=facts))
     warn_of_gaps(graph.head)
     if len(graph.nodes) <= 1:
-        _warn_of_emptiness(head, _why_empty(panel, circuit))
+        _warn_of_emptiness(head, _why_empty(panel, circuit, settings))
     return graph
 
 
@@ -96,11 +102,11 @@ def _warn_of_emptiness(head: GraphRecord, why: str) -> None:
     logger.warning("graph %s has no node: %s", head.name, why)
 
 
-def _why_empty(panel: Panel, circuit: Circuit) -> str:
+def _why_empty(panel: Panel, circuit: Circuit, settings: GraphSettings) -> str:
     """What a gradient graph without nodes lacks."""
     if not any(total.features or total.errors for total in circuit.totals.values()):
         return _why_nothing_differs(panel) or "no node has an effect on the metric"
-    return "no node with an effect has a path to the output"
+    return f"no node has an effect of {least_size(panel, settings):.2g} or more; lower --min-share"
 
 
 def _why_nothing_differs(panel: Panel) -> str | None:

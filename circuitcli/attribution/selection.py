@@ -1,26 +1,32 @@
-"""The gradient graph: which nodes and edges are kept (Marks et al. 2024, arXiv:2403.19647).
+"""The gradient graph: which nodes and edges are kept (after Marks et al. 2024, arXiv:2403.19647).
 
-From the hook points with a direct path to the output, the ``down`` most positive and most negative nodes by effect;
-then, hook point by hook point upwards, the sources of the ``up`` most positive and most negative edges into each kept
-node, cut to ``down`` of each sign and hook point by node effect. Nodes without a path to the output are dropped. Of
-several prompts effects and edges are means.
+From the last hook point upwards: at each the candidates are the ``down`` most positive and most negative nodes by
+effect, whatever edges they have (a saturated node has edges near zero), those with the strongest edges straight to the
+output, and the sources of the ``up`` most positive and most negative edges into each node that is kept already. Of
+these the ``down`` strongest of each sign stay, by effect or by their largest edge to what is kept, so that a node whose
+effects cancel is not lost. With ``strongest`` so many nodes of all hook points together stay instead.
+
+Nodes and edges below a least share of ``m(clean) - m(all at baseline)`` are left out: quotas alone would fill up with
+rounding. Of several prompts effects and edges are means.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from circuitcli.attribution.activity import activity
 from circuitcli.attribution.averages import Average, Piece
+from circuitcli.attribution.cells import ERROR, Cells
 from circuitcli.attribution.edges import Target
 from circuitcli.attribution.exact import effects_of_panel
 from circuitcli.attribution.mean_edges import PanelEdges
 from circuitcli.attribution.mean_effects import PanelEffects, Total
 from circuitcli.attribution.panel import Panel
-from circuitcli.graphs import CircuitGraph, Edge, Node, connected_to_output, sorted_graph
+from circuitcli.graphs import CircuitGraph, Edge, Node, sorted_graph
 from circuitcli.hookpoints import OUTPUT, HookPoint
 from circuitcli.progress import task
 from circuitcli.records import GraphRecord
@@ -32,15 +38,17 @@ P = TypeVar("P")
 
 @dataclass(frozen=True)
 class Circuit:
-    """What a search kept; ``totals`` of all nodes of each hook point, kept or not."""
+    """What a search kept; ``totals`` of all nodes of each hook point, kept or not. share_kept: of the sizes of all
+    effects, that of the nodes that are kept; None where there are no effects."""
 
     nodes: tuple[Node, ...]
     edges: tuple[Edge, ...]
     totals: Mapping[HookPoint, Total]
+    share_kept: float | None = None
 
     def graph(self, head: GraphRecord) -> CircuitGraph:
-        """The nodes with a path to the output, and their edges."""
-        return sorted_graph(connected_to_output(CircuitGraph(head, self.nodes, self.edges)))
+        """The circuit as a graph, in the order of the model."""
+        return sorted_graph(CircuitGraph(head, self.nodes, self.edges))
 
 
 def find_circuit(panel: Panel, settings: GraphSettings) -> Circuit:
@@ -49,87 +57,160 @@ def find_circuit(panel: Panel, settings: GraphSettings) -> Circuit:
     Raises SettingsError for attribution patching of a metric that is flat at the clean run, InputError for effects that
     are not finite.
     """
-    effects = effects_of_panel(panel, settings)
-    edges = PanelEdges(effects)
-    kept = _Kept()
+    return circuit_of(effects_of_panel(panel, settings))
+
+
+def circuit_of(effects: PanelEffects) -> Circuit:
+    """The circuit that effects of nodes lead to. Raises as `find_circuit` does."""
+    panel, settings = effects.panel, effects.settings
+    edges, kept = PanelEdges(effects), _Kept(_Rules.of(panel, settings))
+    if settings.strongest is not None:
+        kept.rules = kept.rules.of_all(effects, settings.strongest)
     with task("effects and edges", total=len(panel.hooks), unit="hook points") as advance:
         for hook in reversed(panel.hooks):
             kept.totals[hook] = effects.total(hook)
-            candidates = kept.candidates.get(hook, set()) | set(strongest_at_output(effects, hook, settings.down))
-            nodes = select(effects, hook, candidates, settings.down)
-            kept.add_nodes(hook, nodes)
-            kept.add_edges_to_output(hook, effects.averages_to_output(hook, list(nodes)) if nodes else [], nodes)
-            kept.add_edges(hook, strongest_edges(edges, hook, list(nodes), settings.up))
+            nodes = kept.add_nodes(effects, hook)
+            kept.add_edges_to_output(hook, effects.averages_to_output(hook, nodes) if nodes else [], nodes)
+            kept.add_edges(hook, strongest_edges(edges, hook, nodes, settings.up, least=kept.rules.least))
             advance(1, note=f"{hook}")
     return assembled(panel, kept)
 
 
-def strongest_at_output(effects: PanelEffects, hook: HookPoint, down: int) -> list[Target]:
-    """The nodes of a hook point with the largest effects of each sign; none if no direct path leads to the output."""
-    best: Strongest[Piece] = Strongest(down)
-    if hook in effects.coders and effects.reaches_output(hook):
-        for means in effects.of_features(hook):
-            best.add(means.piece, means.values.flatten())
-    if effects.coders.writers(hook) and effects.reaches_output(effects.coders.group_of_error(hook)):
-        for means in effects.of_error(hook):
-            best.add(means.piece, means.values.flatten())
-    return [piece.target(index) for piece, index, _ in best.found()]
+@dataclass(frozen=True)
+class _Rules:
+    """What decides which nodes are kept. least: sizes that nodes and edges must have. down: how many of each sign and
+    hook point; with ``chosen`` these nodes instead."""
+
+    least: float
+    down: int
+    chosen: Mapping[HookPoint, set[Target]] | None = None
+
+    @classmethod
+    def of(cls, panel: Panel, settings: GraphSettings) -> "_Rules":
+        """Those of settings: shares are of what there is to explain."""
+        return cls(least_size(panel, settings), settings.down)
+
+    def of_all(self, effects: PanelEffects, count: int) -> "_Rules":
+        """Those that keep the strongest nodes of all hook points."""
+        best: Strongest[Piece] = Strongest(count)
+        for hook in effects.panel.hooks:
+            for piece, values in all_effects(effects, hook):
+                best.add(piece, values)
+        entries = sorted(best.found(), key=lambda entry: -abs(entry[2]))[:count]
+        chosen: dict[HookPoint, set[Target]] = {}
+        for piece, index, value in entries:
+            if abs(value) >= self.least:
+                chosen.setdefault(piece.hook, set()).add(piece.target(index))
+        return _Rules(self.least, self.down, chosen)
 
 
-def select(effects: PanelEffects, hook: HookPoint, candidates: Iterable[Target], down: int) -> dict[Target, Average]:
-    """The candidates with the largest effects of each sign, the positive ones first, strongest first."""
+def least_size(panel: Panel, settings: GraphSettings) -> float:
+    """The size that nodes and edges of a graph must have, in the metric's unit."""
+    share = settings.min_share * abs(panel.behaviour) if settings.min_share else 0.0
+    return max(share, settings.min_effect)
+
+
+def all_effects(effects: PanelEffects, hook: HookPoint) -> Iterable[tuple[Piece, Float[Tensor, " n"]]]:
+    """Mean effects of everything that a hook point names, in pieces."""
+    if hook in effects.coders:
+        yield from ((means.piece, means.values.flatten()) for means in effects.of_features(hook))
+    if effects.coders.writers(hook):
+        yield from ((means.piece, means.values.flatten()) for means in effects.of_error(hook))
+
+
+def select(
+    effects: PanelEffects,
+    hook: HookPoint,
+    candidates: Mapping[Target, float],
+    *,
+    down: int | None,
+    least: float,
+) -> dict[Target, Average]:
+    """The strongest candidates of each sign, the positive ones first, strongest first, without those below ``least``.
+
+    candidates: with the size of the largest edge of each. down: how many of each sign; None for all.
+    """
     ranked = sorted(candidates, key=_rank)
     if not ranked:
         return {}
-    valued = list(zip(effects.averages(hook, ranked), ranked, strict=True))
-    valued.sort(key=lambda pair: (-abs(pair[0].value), _rank(pair[1])))
-    positive = [pair for pair in valued if pair[0].value > 0][:down]
-    negative = [pair for pair in valued if pair[0].value < 0][:down]
-    return {target: effect for effect, target in positive + negative}
+    valued = [
+        (max(abs(effect.value), candidates[target]), effect, target)
+        for effect, target in zip(effects.averages(hook, ranked), ranked, strict=True)
+    ]
+    valued = [entry for entry in valued if entry[0] >= least and entry[0] > 0]
+    valued.sort(key=lambda entry: (-entry[0], _rank(entry[2])))
+    positive = [entry for entry in valued if entry[1].value > 0][:down]
+    others = [entry for entry in valued if entry[1].value <= 0][:down]
+    return {target: effect for _, effect, target in positive + others}
 
 
 def strongest_edges(
-    edges: PanelEdges, hook: HookPoint, targets: Sequence[Target], up: int
+    edges: PanelEdges, hook: HookPoint, targets: Sequence[Target], up: int, *, least: float = 0.0
 ) -> list[tuple[Key, Target, Average]]:
-    """Source, target and weight of the strongest edges of each sign into each of some nodes."""
-    found: list[tuple[Key, Target, Average]] = []
-    size = edges.targets_at_once(hook, targets)
-    for begin in range(0, len(targets), size):
-        some = targets[begin : begin + size]
-        best: list[Strongest[Piece]] = [Strongest(up) for _ in some]
-        for means in edges.into(hook, some):
-            for row, one in enumerate(best):
-                spread = None if means.spread is None else means.spread[:, row].flatten(1)
-                one.add(means.piece, means.values[row].flatten(), spread)
-        for target, one in zip(some, best, strict=True):
-            for piece, index, weight, more in one.entries():
-                found.append(((piece.hook, piece.target(index)), target, Average(weight, *more)))
-    return found
+    """Source, target and weight of the strongest edges of each sign into each of some nodes, of size ``least``."""
+    if not targets:
+        return []
+    sources: list[HookPoint] = []
+    best: Cells | None = None
+    origin = torch.zeros(0, dtype=torch.int64)
+    n_prompts = edges.panel.n_prompts
+    for source, cells in edges.into(hook, targets, least=least):
+        if source not in sources:
+            sources.append(source)
+        cells = cells.at(cells.total.abs() >= least * n_prompts)
+        here = torch.full((len(cells),), sources.index(source), device=cells.target.device)
+        joined = cells if best is None else Cells.joined([best, cells])
+        origin = torch.cat([origin.to(here), here])
+        chosen = joined.strongest(up)
+        best, origin = joined.at(chosen), origin[chosen]
+    if best is None:
+        return []
+    rows = zip(origin.tolist(), best.target.tolist(), best.group.tolist(), best.node.tolist(), strict=True)
+    return [
+        ((sources[place], Target(None if node == ERROR else node, group)), targets[number], weight)
+        for (place, number, group, node), weight in zip(rows, best.averages(n_prompts), strict=True)
+    ]
 
 
 @dataclass
 class _Kept:
     """What the search has kept so far."""
 
-    candidates: dict[HookPoint, set[Target]] = field(default_factory=dict)
+    rules: _Rules
+    candidates: dict[HookPoint, dict[Target, float]] = field(default_factory=dict)
     nodes: dict[Key, Average] = field(default_factory=dict)
     edges: list[tuple[Key, Key | None, Average]] = field(default_factory=list)
     totals: dict[HookPoint, Total] = field(default_factory=dict)
+    size_of_all: float = 0.0
 
-    def add_nodes(self, hook: HookPoint, nodes: Mapping[Target, Average]) -> None:
-        """Keep these nodes."""
+    def add_nodes(self, effects: PanelEffects, hook: HookPoint) -> list[Target]:
+        """Choose nodes of a hook point, by their effects and the edges that are kept already."""
+        rules, found = self.rules, dict(self.candidates.get(hook, {}))
+        best: Strongest[Piece] = Strongest(rules.down)
+        for piece, values in all_effects(effects, hook):
+            self.size_of_all += float(values.abs().sum())
+            best.add(piece, values)
+        if rules.chosen is None:
+            by_effect: Iterable[Target] = [piece.target(index) for piece, index, _ in best.found()]
+        else:
+            by_effect, found = rules.chosen.get(hook, ()), {}
+        for target in by_effect:
+            found.setdefault(target, 0.0)
+        nodes = select(effects, hook, found, down=None if rules.chosen is not None else rules.down, least=rules.least)
         self.nodes |= {(hook, target): effect for target, effect in nodes.items()}
+        return list(nodes)
 
     def add_edges_to_output(self, hook: HookPoint, weights: Sequence[Average], targets: Iterable[Target]) -> None:
         """Keep the edges from some nodes to the output, where there are any."""
         for target, weight in zip(targets, weights, strict=True):
-            if weight.value != 0:
+            if weight.value != 0 and abs(weight.value) >= self.rules.least:
                 self.edges.append(((hook, target), None, weight))
 
     def add_edges(self, hook: HookPoint, edges: Iterable[tuple[Key, Target, Average]]) -> None:
         """Keep edges into nodes of a hook point; their sources become candidates."""
         for source, target, weight in edges:
-            self.candidates.setdefault(source[0], set()).add(source[1])
+            here = self.candidates.setdefault(source[0], {})
+            here[source[1]] = max(here.get(source[1], 0.0), abs(weight.value))
             self.edges.append((source, (hook, target), weight))
 
 
@@ -155,7 +236,9 @@ def assembled(panel: Panel, kept: _Kept) -> Circuit:
         for source, target, weight in kept.edges
         if source in kept.nodes
     ]
-    return Circuit((*nodes, Node(OUTPUT)), tuple(edges), dict(sorted(kept.totals.items())))
+    own = sum(abs(effect.value) for effect in kept.nodes.values())
+    share = own / kept.size_of_all if kept.size_of_all > 0 else None
+    return Circuit((*nodes, Node(OUTPUT)), tuple(edges), dict(sorted(kept.totals.items())), share)
 
 
 def _rank(target: Target) -> tuple[int, int]:

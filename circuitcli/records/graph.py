@@ -81,6 +81,10 @@ class GraphRecord(Record):
     refined: Count | None = None
     down: Count | None = None
     up: Count | None = None
+    min_share: Number | None = None
+    min_effect: Number | None = None
+    strongest: Count | None = None
+    edge_points: Count | None = None
     effects: NumbersByHook | None = None
     threshold: Number | None = None
     to: Word | None = None

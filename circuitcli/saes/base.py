@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from circuitcli.errors import InputError
@@ -114,6 +114,8 @@ class SparseCoder(nn.Module, ABC):
     architecture: ClassVar[str]
     # Whether codes depend on earlier positions too: activations are then (..., position, d_in), of one text each.
     reads_context: ClassVar[bool] = False
+    # Whether a code depends on its own pre-activation alone, but for which codes are zero.
+    elementwise: ClassVar[bool] = True
     # What the constructor takes beside the config, and config.json holds.
     option_names: ClassVar[tuple[str, ...]] = ()
     # The folder or file that it was read from, and the digest of all that was read; None where it was made here.
@@ -250,9 +252,22 @@ class SparseCoder(nn.Module, ABC):
         """The activation as the encoder sees it: normalised, and without the decoder's bias if that is the rule."""
         frame = self.normal_frame(x)
         if frame is not None:
-            divisor = frame.scale + EPSILON if self.config.normalisation == "layer-norm" else frame.scale
-            x = (x - frame.mean) / divisor
+            x = (x - frame.mean) / self._divisor(frame)
         return x - self.b_dec if self.config.subtract_decoder_bias else x
+
+    def _divisor(self, frame: Frame) -> Float[Tensor, "*batch 1"]:
+        return frame.scale + EPSILON if self.config.normalisation == "layer-norm" else frame.scale
+
+    def divisor(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch 1"] | None:
+        """What the activation is divided by before it is encoded, a constant in every derivative; None for one."""
+        frame = self.normal_frame(x)
+        return None if frame is None else self._divisor(frame)
+
+    def slopes(
+        self, codes: Float[Tensor, "*batch n"], features: Int[Tensor, " n"] | slice = slice(None)
+    ) -> Float[Tensor, "*batch n"]:
+        """Derivative of each of some features' codes by its own pre-activation, where a coder is `elementwise`."""
+        return (codes != 0).to(codes)
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """Codes of activations."""

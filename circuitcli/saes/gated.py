@@ -1,7 +1,7 @@
 """Gated: one sum opens a feature, another says how active it is (Rajamanoharan et al. 2024, arXiv:2404.16014)."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from circuitcli.saes.base import SaeConfig, SparseCoder
@@ -28,3 +28,9 @@ class GatedSae(SparseCoder):
     def magnitudes(self, pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
         """Magnitudes from the gate's pre-activations."""
         return (pre - self.b_enc) * self.r_mag.exp() + self.b_mag
+
+    def slopes(
+        self, codes: Float[Tensor, "*batch n"], features: Int[Tensor, " n"] | slice = slice(None)
+    ) -> Float[Tensor, "*batch n"]:
+        """See `SparseCoder`: the magnitude's own scale where a feature is active."""
+        return super().slopes(codes) * self.r_mag[features].exp()

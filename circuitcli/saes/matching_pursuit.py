@@ -20,6 +20,7 @@ class MatchingPursuitSae(SparseCoder):
     """
 
     architecture = "matching_pursuit"
+    elementwise = False
     option_names = ("max_iterations", "residual_threshold", "stop_on_duplicate_support")
 
     def __init__(

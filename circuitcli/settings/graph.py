@@ -79,6 +79,14 @@ class GraphSettings(Section):
     """Nodes of each sign kept at a hook point."""
     up: int = Field(5, ge=1, le=100_000)
     """Edges of each sign followed upwards from a kept node."""
+    min_share: float = Field(0.001, ge=0, le=1)
+    """Leave nodes and edges out that are below this share of what is to be explained, m(clean) - m(all at baseline)."""
+    min_effect: float = Field(0.0, ge=0, le=1e9)
+    """Leave nodes and edges out that are below this, in the metric's unit, too."""
+    strongest: int | None = Field(None, ge=1, le=10_000_000)
+    """Keep so many nodes, the strongest of all hook points together, in place of --down at each."""
+    edge_points: int = Field(4, ge=1, le=1000)
+    """Points of the path between the two runs over which edges of integrated gradients are averaged."""
     threshold_exp: float = Field(-5.0, ge=-1000, le=1000)
     """Naive graph: edges whose size is at most 2 to this power are dropped."""
     thin: float = Field(1.0, gt=0, le=1)

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from circuitcli.attribution.naive import NaivePart, NaiveSearch
 
 # Settings that only the gradient graph reads.
-_GRADIENT = ("method", "ig_steps", "refine", "down", "up", "qk", "pairs", *OF_FROZEN)
+_SELECTION = ("down", "up", "strongest", "min_share", "min_effect", "edge_points")
+_GRADIENT = ("method", "ig_steps", "refine", *_SELECTION, "qk", "pairs", *OF_FROZEN)
 
 
 def run(request: Request) -> list[Record]:
