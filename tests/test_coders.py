@@ -9,7 +9,7 @@ from support import D_SAE, MIXES, adapter_of, random_coders, random_sae
 from test_attribution import EXACT, all_targets, check_outgoing_edges, whole_masks
 
 from circuitcli.attribution.ablation import ablate
-from circuitcli.attribution.edges import Target, ends_of, incoming, sources_of, to_output
+from circuitcli.attribution.edges import Taken, Target, ends_of, incoming, joint_steps, sources_of, to_output
 from circuitcli.attribution.gradients import attribution_patching, integrated_gradients
 from circuitcli.attribution.naive import NaiveSearch
 from circuitcli.attribution.panel import Kept, Panel
@@ -500,3 +500,53 @@ def test_paths_pass_residual_autoencoders_where_coders_read_before_and_write_beh
     assert names(ends_of(coders, HookPoint(2, "mlp"), is_error=True)) == ["resid.0", "resid.1"]
     assert names([HookPoint(2, "mlp_in")]) == ["resid.1"]
     assert names(None) == ["resid.1", "mlp.2"]
+
+
+class MovedOracle(DirectOracle):
+    """The direct path with all sources at a share of the way to their baseline."""
+
+    def __init__(self, subject, baseline, share):
+        super().__init__(subject, {hook: -share * step for hook, step in joint_steps(subject, baseline).items()})
+
+
+def moved_more_than_read(subject, coder, clean, other, position):
+    """Which codes changed by ten times their pre-activation's change: others made TopK choose otherwise."""
+    frame = subject.coded.frames[coder.hook]
+
+    def seen(run):
+        x = (run.going_on if coder.is_transcoder else run.arriving)[coder.hook][0, position]
+        z = x if frame is None else (x - frame.mean[0, position]) / (frame.scale[0, position] + 1e-5)
+        pre = (z - coder.b_dec if coder.config.subtract_decoder_bias else z) @ coder.W_enc + coder.b_enc
+        return pre, coder.sparsify(pre)
+
+    (pre, codes), (pre_other, codes_other) = seen(clean), seen(other)
+    return (codes - codes_other).abs() > 10 * (pre - pre_other).abs()
+
+
+@pytest.mark.parametrize("mix", sorted(MIXES))
+def test_edges_of_integrated_gradients_sum_to_what_a_target_changes_by_when_all_its_sources_go_to_their_baseline(mix):
+    """Features that are silent in the clean run, and active in the other, too."""
+    subject = mixed_subject("gpt2", mix)
+    baseline = random_baseline(subject, scale=0.2)
+    effects = {hook: integrated_gradients(subject, hook, baseline, steps=3, batch_size=16) for hook in subject.coders}
+    clean, other = (MovedOracle(subject, baseline, share).run() for share in (0.0, 1.0))
+    coders, compared, silent = subject.coders, 0, 0
+    for hook in coders.hooks:
+        indices = [*(range(coders[hook].d_sae) if hook in coders else ()), *([None] if coders.writers(hook) else [])]
+        rows = [(0, Target(index, position)) for position in range(subject.n_spliced) for index in indices]
+        masks, taken = whole_masks(subject), Taken(points=24, method="ig")
+        found = incoming(subject, hook, rows, effects, baseline, masks=masks, taken=taken)
+        if found is None:
+            continue
+        sums = sum(edges.dense().sum(dim=(1, 2)) for edges in found.features.values())
+        sums = sums + sum(values.sum(dim=1) for values in found.errors.values())
+        for row, (_, target) in enumerate(rows):
+            before, after = (run.target(hook, target.index, target.group, effects) for run in (clean, other))
+            readers = coders.writers(hook) if target.index is None else (coders[hook],)
+            steep = [moved_more_than_read(subject, coder, clean, other, target.group) for coder in readers]
+            if before == after == 0 or any(one[... if target.index is None else target.index].any() for one in steep):
+                continue
+            assert float(sums[row]) == pytest.approx(before - after, rel=1e-3, abs=1e-6), (str(hook), target)
+            compared += 1
+            silent += target.index is not None and before == 0
+    assert compared >= 10 and silent >= 2

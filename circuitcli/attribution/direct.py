@@ -70,6 +70,9 @@ class DirectRun:
     arriving, going_on: what the ends of targets see, at the spliced positions.
     """
 
+    # Whether anything but leaves, which add nothing, differs from the clean run.
+    moves = False
+
     def __init__(self, subject: Subject, texts: Int[Tensor, " row"], *, start: int) -> None:
         self.subject, self.texts, self.start = subject, texts, start
         self.leaves: dict[HookPoint, Tensor] = {}
@@ -146,7 +149,7 @@ class DirectRun:
     def _carried_change(self, coder: SparseCoder, hook: HookPoint) -> Tensor | None:
         """What a skip carries to a hook point beyond what it carries in the clean run; None for nothing."""
         read = self.going_on.get(coder.hook)
-        if not coder.config.skip or read is None or not read.requires_grad:
+        if not coder.config.skip or read is None or not (read.requires_grad or self.moves):
             return None
         clean = self._spliced(self.subject.activation(coder.hook))[self.texts]
         return coder.skip(read - clean, hook)
@@ -179,6 +182,7 @@ class JointPath(DirectRun):
         """steps: what is taken off at each written hook point at the end of the path."""
         super().__init__(subject, texts, start=start)
         self._share, self._steps = share, steps
+        self.moves = share != 0
 
     def value(self, hook: HookPoint) -> Float[Tensor, "row position d_model"]:
         """See `DirectRun`."""

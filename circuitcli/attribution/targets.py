@@ -196,13 +196,14 @@ class Ends:
 
     @cached_property
     def codes_reached(self) -> Float[Tensor, "text spliced d_sae"]:
-        """Codes at the other end."""
+        """Codes at the other end. What normalisation takes off is a constant: that of the clean run."""
         assert self.reached is not None
         with torch.no_grad():
-            if self.coder.reads_context:
-                return torch.cat([self.coder.encode(text[None]) for text in self.reached])
-            rows = self.reached.flatten(0, 1).split(self.coder.rows_at_once)
-            return torch.cat([self.coder.encode(some) for some in rows]).unflatten(0, self.reached.shape[:2])
+            moved = self.x - self.reached
+            moved = moved if self.divisor is None else moved / self.divisor
+            seen = (self.coder.centred(self.x) - moved).flatten(0, 1).split(self.coder.rows_at_once)
+            codes = [self.coder.sparsify(some @ self.coder.W_enc + self.coder.b_enc) for some in seen]
+        return torch.cat(codes).unflatten(0, self.x.shape[:2])
 
     def slopes_of(self, texts: Int[Tensor, " row"], features: Int[Tensor, " row"]) -> Float[Tensor, "row spliced"]:
         """At each position of a row's text the slope of the row's feature."""
