@@ -261,5 +261,6 @@ def test_what_a_text_is_predicted_best_is_a_behaviour(model, coders, trained: Pa
     text = model.tokenizer.decode(cache.tokens(cache.n_tokens - 700, cache.n_tokens).token.tolist())
     for example in behaviour.examples:
         assert example.prompt in text
-    graph = circuit.find_circuit(model, coders, behaviour, baseline="zero", method="atp", down=1, up=1)
+    options = {"baseline": "zero", "method": "atp", "down": 1, "up": 1, "settings": {"min_share": 0}}
+    graph = circuit.find_circuit(model, coders, behaviour, **options)
     assert graph.head.n_prompts == 2 and len(graph) > 1
