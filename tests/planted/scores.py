@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from circuitcli.attribution.cells import ERROR
 from circuitcli.attribution.edges import Target, ends_of, sources_of
 from circuitcli.attribution.mean_edges import PanelEdges
 from circuitcli.attribution.mean_effects import PanelEffects
@@ -98,14 +99,15 @@ def _into(
                     for node in nodes
                     if node.group == target.group or (node.group < target.group and _moves(panel, hook))
                 }
-        for means in edges.into(hook, some) if some else ():
-            for row, target in enumerate(some):
-                for flat in means.values[row].flatten().nonzero().flatten().tolist():
-                    node = means.piece.target(flat)
-                    source = panel.node_id(means.piece.hook, node.index, node.group)
-                    pair = (source, panel.node_id(hook, target.index, target.group))
-                    if pair in weights:
-                        weights[pair] = float(means.values[row].flatten()[flat])
+        for place, cells in edges.into(hook, some) if some else ():
+            found = zip(
+                cells.target.tolist(), cells.group.tolist(), cells.node.tolist(), cells.total.tolist(), strict=True
+            )
+            for row, group, node, weight in found:
+                source = panel.node_id(place, None if node == ERROR else node, group)
+                pair = (source, panel.node_id(hook, some[row].index, some[row].group))
+                if pair in weights:
+                    weights[pair] = weight
     return weights
 
 
