@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import circuitcli
 from circuitcli import graphs, records
 from circuitcli.activations.cache import ActivationCache
 from circuitcli.attribution import subject as subjects
@@ -646,8 +647,17 @@ def test_a_frozen_graph_of_a_named_target_and_foil_has_these_logits(ask_frozen):
     assert list(head.logits.values()) == ["ma", "sa"] and head.unit == "logits"
 
 
-def test_fewer_features_than_are_active_are_expanded_where_that_is_asked_for(ask_frozen):
+def test_fewer_features_than_are_active_are_expanded_where_that_is_asked_for_and_python_makes_the_same(ask_frozen, run):
     graph = graph_of(graph_grad.run(ask_frozen(graph__max_nodes=40)))
+    model, coders = circuitcli.load_model("builtin:tiny", device="cpu"), circuitcli.load_coders(run.path)
+    options = {"method": "frozen", "settings": {"max_nodes": 40, "batch_size": 32}}
+    made = circuitcli.find_circuit(model, coders, PROMPT, **options)
+    assert (made.nodes, made.edges, made.head.replacement) == (graph.nodes, graph.edges, graph.head.replacement)
+    changes = {"baseline": "counterfactual", "counterfactual": PROMPT}
+    with pytest.raises(SettingsError, match="takes nodes away whole"):
+        circuitcli.find_circuit(model, coders, PROMPT, **changes, **options)
+    with pytest.raises(SettingsError, match="down is of ig"):
+        circuitcli.find_circuit(model, coders, PROMPT, down=3, **options)
     assert graph.head.n_expanded == 40 < graph.head.n_active
     assert sum(node.kind == "feature" for node in graph.nodes) <= 40
 
@@ -679,7 +689,7 @@ def test_settings_of_frozen_graphs_are_refused_without_frozen(ask):
 def test_a_frozen_graph_of_several_prompts_is_refused(ask_frozen, tmp_path):
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"prompt": "x = "}\n{"prompt": "y = "}\n')
-    with pytest.raises(InputError, match="the file has 2"):
+    with pytest.raises(InputError, match="and there are 2"):
         graph_grad.run(ask_frozen(graph__prompt=None, graph__prompts=str(path)))
     made = graph_of(graph_grad.run(ask_frozen(graph__prompt=None, graph__prompts=str(path), graph__n_prompts=1)))
     assert made.head.method == "frozen"

@@ -13,6 +13,7 @@ from circuitcli.attribution import heads
 from circuitcli.attribution.baselines import BaselineRule
 from circuitcli.attribution.behaviours import Behaviour
 from circuitcli.attribution.examples import LeftOut, Written, as_line, digest_of
+from circuitcli.attribution.frozen.search import FrozenSearch
 from circuitcli.attribution.method import check_pins, gradient_facts, gradient_graph, naive_graph, panel_of
 from circuitcli.attribution.naive import NaiveSearch
 from circuitcli.attribution.panel import Panel
@@ -21,11 +22,11 @@ from circuitcli.graphs import CircuitGraph
 from circuitcli.hookpoints import parse_pins
 from circuitcli.models.loading import LanguageModel
 from circuitcli.records import GraphRecord
-from circuitcli.settings.graph import Baseline, GraphSettings, Metric
+from circuitcli.settings.graph import OF_FROZEN, Baseline, GraphSettings, Metric
 
-Method = Literal["ig", "atp", "relp", "gim", "exact", "naive"]
+Method = Literal["ig", "atp", "relp", "gim", "exact", "naive", "frozen"]
 # Settings of graphs that are no arguments.
-_FREE = ("baseline_tokens", "batch_size", "threshold_exp", "thin", "pin", "to")
+_FREE = ("baseline_tokens", "batch_size", "threshold_exp", "thin", "pin", "to", *OF_FROZEN[1:])
 _OF_GRADIENTS = ("ig_steps", "refine", "down", "up")
 # Arguments that are called otherwise than the settings that they are.
 _CALLED = {"ig_steps": "steps"}
@@ -69,7 +70,8 @@ def find_circuit(
     ablating each node (``exact``), with ``refine`` so many of the strongest of each hook point ablated in any case; the
     ``down`` strongest of each sign and hook point are *selected*; the ``up`` strongest *edges* into each are followed
     upwards; nodes with a path to the output are *assemble*d to a graph (Marks et al. 2024, arXiv:2403.19647). ``naive``
-    ablates one node at a time instead.
+    ablates one node at a time instead. ``frozen`` is circuit-tracer's attribution graph of one prompt: direct effects
+    with attention patterns and norm denominators held constant, pruned by influence on the likeliest tokens.
 
     prompts: a text, token ids, a list of these, the Path of a file (JSON lines, feature-circuits' pairs, CSV of EAP-IG
     and MIB), or a `Behaviour`. Effects and edges of several are means, with standard errors. target: the token whose
@@ -78,7 +80,8 @@ def find_circuit(
     over cached text (``mean``: of ``cache``, else of the run that the coders are from, else of the model's usual text,
     which is read then), ``zero``, ``resample`` or ``counterfactual``. positions: nodes at each position (``all``), at
     the last one, summed over positions, or for named spans. layers, sites: which coders take part, by default all.
-    settings: baseline_tokens, batch_size, and of ``naive`` threshold_exp, thin, pin and to, as `circuit --set graph.*`.
+    settings: baseline_tokens, batch_size, of ``naive`` threshold_exp, thin, pin and to, of ``frozen`` node_threshold,
+    edge_threshold, max_nodes and check_edges, as `circuit --set graph.*`.
 
     Raises InputError for prompts, targets or coders that do not fit the model, SettingsError for arguments that do not
     go together.
@@ -104,7 +107,7 @@ def find_circuit(
         counterfactual=counterfactual,
         metric=metric,
         baseline=baseline,
-        usual="zero" if method == "naive" else "mean",
+        usual="zero" if method in ("naive", "frozen") else "mean",
         chat=chat,
         left_out=left_out,
     )
@@ -116,6 +119,11 @@ def find_circuit(
         check_pins(search)
         facts |= {"method": "naive", "threshold": search.threshold, "to": chosen.to}
         return naive_graph(search, _head(model, panel, behaviour, chosen, left_out, **facts), search.part)
+    if method == "frozen":
+        frozen = FrozenSearch.of(panel, chosen)
+        tokens = model.tokenizer.token_strings(list(frozen.nodes.logits))
+        facts |= frozen.facts(tokens, frozen.checks(seed))
+        return frozen.graph(_head(model, panel, behaviour, chosen, left_out, **facts))
     head = _head(model, panel, behaviour, chosen, left_out, **facts, **gradient_facts(chosen))
     return gradient_graph(panel, chosen, head)
 
@@ -125,13 +133,16 @@ def _settings(others: Mapping[str, object] | None, method: Method, **named: Any)
     if others is not None and not isinstance(others, Mapping):
         raise wrong_type("settings", others, "a mapping", hint="for example settings={'baseline_tokens': 4096}")
     if method not in get_args(Method):
-        raise wrong_type("method", method, "a method", hint="methods are ig, atp, relp, gim, exact and naive")
+        raise wrong_type("method", method, "a method", hint="methods are ig, atp, relp, gim, exact, naive and frozen")
     if unknown := [name for name in others or {} if name not in _FREE]:
         raise SettingsError(f"unknown setting: {unknown[0]}", hint=f"there are {' '.join(_FREE)}; see the arguments")
-    if method == "naive" and (given := [name for name in _OF_GRADIENTS if named[name] is not None]):
+    by_gradients = method not in ("naive", "frozen")
+    if not by_gradients and (given := [name for name in _OF_GRADIENTS if named[name] is not None]):
         name = _CALLED.get(given[0], given[0])
-        raise SettingsError(f"{name} is of ig, atp, relp, gim and exact, not of naive", hint=f"leave out {name}=")
-    of_method = {} if method == "naive" else {"method": method}
+        raise SettingsError(f"{name} is of ig, atp, relp, gim and exact, not of {method}", hint=f"leave out {name}=")
+    if method == "frozen" and named["positions"] not in (None, "all"):
+        raise SettingsError("nodes of a frozen graph are at each position", hint="leave out positions=")
+    of_method = {"method": method} if by_gradients else {"frozen": True} if method == "frozen" else {}
     return checked(GraphSettings, called=_CALLED, **{**dict(others or {}), **named, **of_method})
 
 

@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from circuitcli.errors import InputError, SettingsError
+from circuitcli.errors import SettingsError
 from circuitcli.records import Record, ScoreRecord
 from circuitcli.runs import atomic
 from circuitcli.settings.graph import OF_FROZEN, READ_BY_FROZEN, GraphSettings
@@ -78,13 +78,7 @@ def _task(request: Request) -> Task:
 def _search(task: Task, prepared: Prepared) -> "FrozenSearch":
     from circuitcli.attribution.frozen.search import FrozenSearch
 
-    if prepared.panel.n_prompts != 1:
-        raise InputError(
-            f"a frozen graph is of one prompt, and the file has {prepared.panel.n_prompts}",
-            hint="--n-prompts 1 takes the first; or name one with --prompt",
-        )
-    subject, _ = prepared.panel.subject(0)
-    return FrozenSearch.of(subject, task.settings)
+    return FrozenSearch.of(prepared.panel, task.settings)
 
 
 def _work(task: Task) -> tuple[list[Record], dict[str, Any]]:

@@ -17,7 +17,9 @@ from circuitcli.attribution.frozen.checking import EdgeChecks, check_edges
 from circuitcli.attribution.frozen.linear import FrozenModel
 from circuitcli.attribution.frozen.nodes import Nodes, check_frozen, explained_logits
 from circuitcli.attribution.frozen.rows import Chunk, EdgeRows, assembled, batches, effects
+from circuitcli.attribution.panel import Panel
 from circuitcli.attribution.subject import Subject
+from circuitcli.errors import InputError, SettingsError
 from circuitcli.graphs import CircuitGraph, Edge, Node, sorted_graph
 from circuitcli.graphs.influence import FEATURE, LOGIT, Pruned, Rows, Scores, influence, prune, scores
 from circuitcli.hookpoints import logit_name
@@ -43,9 +45,25 @@ class FrozenSearch:
         check_frozen(self.subject)
 
     @classmethod
-    def of(cls, subject: Subject, settings: GraphSettings) -> "FrozenSearch":
-        """The search on a subject of one prompt: a target that the prompt names is the logit, with the foil that it is
-        compared with."""
+    def of(cls, panel: Panel, settings: GraphSettings) -> "FrozenSearch":
+        """The search on a panel of one prompt: a target that the prompt names is the logit, with the foil that it is
+        compared with.
+
+        Raises InputError for several prompts, SettingsError for a metric or baseline that makes no sense.
+        """
+        if panel.n_prompts != 1:
+            raise InputError(
+                f"a frozen graph is of one prompt, and there are {panel.n_prompts}",
+                hint="name one with --prompt; --n-prompts 1 takes the first of a file",
+            )
+        subject, baseline = panel.subject(0)
+        if subject.metric.is_flat_at_clean:
+            raise SettingsError(
+                f"the metric {subject.metric.name} has no gradient at the clean run, so that no node has an effect",
+                hint="use the metric log-prob or logit-diff",
+            )
+        if any(bool(value.any()) for value in (*baseline.codes.values(), *baseline.errors.values())):
+            raise SettingsError("a frozen graph takes nodes away whole", hint="use the baseline zero")
         prompt, metric = subject.prompts[0], subject.metric.name
         foils = (prompt.foil,) if metric == "logit-diff" and prompt.foil is not None else ()
         named = foils or prompt.target is not None
