@@ -4,14 +4,19 @@ import logging
 
 import pytest
 import torch
-from subjects import random_subject
+from subjects import mixed_subject, panel_of, random_baseline, random_subject
 
 from circuitcli.attribution import memory
+from circuitcli.attribution.ablation import live_sources
+from circuitcli.attribution.exact import effects_of_panel
 from circuitcli.attribution.memory import bytes_of_row, in_batches, rows_at_once
 from circuitcli.attribution.metrics import MinusCrossEntropy
-from circuitcli.hookpoints import HookPoint
+from circuitcli.attribution.subject import Subject
+from circuitcli.hookpoints import HookPoint, NodeId
 from circuitcli.models.rules import applied
 from circuitcli.models.taps import leaf
+from circuitcli.settings.graph import GraphSettings
+from circuitcli.validation.circuits import circuit_metric, kept_nodes
 
 ERRORS = (
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"),
@@ -111,3 +116,47 @@ def test_rows_fall_with_tokens_logits_blocks_to_run_and_codes_and_never_below_on
     assert at_end > rows_at_once(all_logits, 2, backward=True, at_most=10**6)
     assert rows_at_once(short, 2, backward=True, stop=3, at_most=10**6) > at_end
     assert rows_at_once(long, 0, backward=True, codes=10**9, at_most=64) == 1
+
+
+def too_large_above(monkeypatch, size: int) -> list[int]:
+    """Runs of more rows than this fail as on a full machine; gives the sizes of all runs."""
+    seen, whole = [], Subject.run
+
+    def run(subject, callbacks, **options):
+        rows = subject.n_texts if options.get("texts") is None else len(options["texts"])
+        seen.append(rows)
+        if rows > size:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+        return whole(subject, callbacks, **options)
+
+    monkeypatch.setattr(Subject, "run", run)
+    return seen
+
+
+def everything(subject, baseline) -> list[torch.Tensor]:
+    """Numbers of effects of all kinds, of ablations and of validation."""
+    panel = panel_of(subject, baseline, positions="sum")
+    found = []
+    for settings in ({"method": "atp"}, {"ig_steps": 6}, {"method": "exact"}):
+        effects = effects_of_panel(panel, GraphSettings(**settings))
+        for hook in panel.hooks:
+            targets = live_sources(panel, hook)[::9]
+            found.append(torch.tensor([average.value for average in effects.averages(hook, targets)]))
+    nodes = [NodeId(hook, 3, None) for hook in subject.coders]
+    kept = [kept_nodes(subject, nodes[:count]) for count in range(3)]
+    found.append(circuit_metric(subject, baseline, kept, batch_size=64).flatten())
+    return found
+
+
+def test_effects_ablations_and_validation_go_on_in_smaller_batches_with_the_same_numbers(monkeypatch, caplog):
+    subject = mixed_subject("gpt2", "gaps", n_texts=3)
+    baseline = random_baseline(subject)
+    expected = everything(subject, baseline)
+    caplog.clear()
+    seen = too_large_above(monkeypatch, 4)
+    fresh = mixed_subject("gpt2", "gaps", n_texts=3)
+    for value, one in zip(everything(fresh, baseline), expected, strict=True):
+        torch.testing.assert_close(value, one, rtol=1e-6, atol=1e-9)
+    failed = [rows for rows in seen if rows > 4]
+    told = [record for record in caplog.records if "out of memory with" in record.message]
+    assert 0 < len(failed) == len(told) < 8

@@ -2,13 +2,16 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from circuitcli.attribution import memory
 from circuitcli.attribution.baselines import Baseline
+from circuitcli.attribution.memory import in_batches
 from circuitcli.attribution.positions import where
 from circuitcli.attribution.subject import Subject
 from circuitcli.errors import InputError
@@ -102,11 +105,16 @@ def circuit_metric(
     subject: Subject, baseline: Baseline, circuits: Iterable[Kept], *, batch_size: int
 ) -> Float[Tensor, "circuit text"]:
     """The metric with only each circuit's nodes; of the circuits a batch is in memory at once."""
-    rows, waiting = rows_at_once(subject, batch_size=batch_size), iter(circuits)
-    values = []
-    while batch := list(islice(waiting, max(1, rows // subject.n_texts))):
-        values.append(_metric_of(subject, baseline, batch))
+    waiting = iter(circuits)
+    values: list[Tensor] = []
+    while batch := list(islice(waiting, _at_once(subject, batch_size=batch_size))):
+        values += in_batches(batch, partial(_metric_of, subject, baseline), size=len(batch))
     return torch.cat(values)
+
+
+def _at_once(subject: Subject, *, batch_size: int) -> int:
+    """Circuits in one pass, each on all texts."""
+    return max(1, rows_at_once(subject, batch_size=batch_size) // subject.n_texts)
 
 
 def _metric_of(subject: Subject, baseline: Baseline, circuits: Sequence[Kept]) -> Float[Tensor, "circuit text"]:
@@ -129,6 +137,6 @@ def _metric_of(subject: Subject, baseline: Baseline, circuits: Sequence[Kept]) -
 
 
 def rows_at_once(subject: Subject, *, batch_size: int) -> int:
-    """How many rows run in one pass: the masks take a byte for each feature and position."""
-    widest = max(coder.d_sae for coder in subject.coders.values())
-    return max(1, min(batch_size, 2**26 // (subject.n_spliced * widest)))
+    """How many rows run in one pass: codes of all coders are there at once, and so are their changes."""
+    codes = 2 * subject.n_spliced * sum(coder.d_sae for coder in subject.coders.values())
+    return memory.rows_at_once(subject, 0, backward=False, codes=codes, at_most=batch_size)
