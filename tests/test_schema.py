@@ -61,6 +61,16 @@ GOOD: dict[str, dict[str, object]] = {
         },
         **{"unit": "nats", "temperature": 0, "active": {"resid.1/3": 2}, "path": "reports/steering.json"},
     },
+    "comparison": {
+        **{"graph": "circuit", "against": "other", "n_nodes": 3, "n_edges": 4, "n_nodes_against": 5},
+        **{"n_edges_against": 6, "nodes": 0.3, "edges": 0.2, "node_ranks": -0.1, "nodes_anywhere": 0.4},
+        **{"edges_anywhere": 0.3, "n_added": 2, "n_removed": 1, "errors": "nodes", "ablation": "mean"},
+        **{"faithfulness": {"value": 0.5, "low": None}, "completeness": {"value": 0.2}, "path": "reports/a.json"},
+    },
+    "change": {
+        **{"action": "add", "id": "resid.1/3", "source": "resid.1/3", "target": "output", "strength": 0.4},
+        **{"graph": "circuit", "against": "other"},
+    },
     "figure": {"path": "../circuit.svg"},
     "report": {"path": "reports/circuit.json"},
     "stage": {"name": "graph:circuit", "state": "finished", "command": "circuit graph-grad", "seconds": 2.5},

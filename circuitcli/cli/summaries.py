@@ -9,6 +9,7 @@ from circuitcli.cli.console import Rows
 from circuitcli.cli.labels import SHOWN, described, examples, labels
 from circuitcli.records import (
     ActivationsRecord,
+    ChangeRecord,
     EdgeRecord,
     EvaluationRecord,
     ExportRecord,
@@ -243,6 +244,13 @@ def _stability(made: Sequence[Record]) -> Rows:
     return Rows(("found again by", "of", "in common", "95 % of pairs", "ranks", "pairs"), rows, title)
 
 
+def _changes(made: Sequence[Record]) -> Rows:
+    """The strongest changes that make another graph of one."""
+    found = sorted((r for r in made if isinstance(r, ChangeRecord)), key=lambda record: -abs(record.strength))
+    rows = [(r.action, r.id or f"{r.source} -> {r.target}", _number(r.strength)) for r in found[:SHOWN]]
+    return Rows(("", "node or edge", "strength"), rows, _first(len(rows), len(found), "changes by strength"))
+
+
 def _steering(made: Sequence[Record]) -> Rows:
     """The two continuations side by side, token by token, with the divergence before each."""
     found = [record for record in made if isinstance(record, SteeringRecord)][-1:]
@@ -277,6 +285,7 @@ _TABLES: tuple[Callable[[Sequence[Record]], Rows], ...] = (
     described,
     _stability,
     _steering,
+    _changes,
 )
 
 

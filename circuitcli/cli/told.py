@@ -1,15 +1,18 @@
 """What `circuit validate` found beside scores, in sentences."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from circuitcli.records import Record, SteeringRecord
+from circuitcli.records import ComparisonRecord, Record, SteeringRecord
+from circuitcli.validation.verdict import share
 
 
 def told(records: Iterable[Record]) -> Iterator[str]:
-    """Sentences about steering."""
+    """Sentences about steering and about two graphs."""
     for record in records:
         if isinstance(record, SteeringRecord):
             yield from _steering(record)
+        elif isinstance(record, ComparisonRecord):
+            yield from _comparison(record)
 
 
 def _steering(record: SteeringRecord) -> Iterator[str]:
@@ -20,6 +23,31 @@ def _steering(record: SteeringRecord) -> Iterator[str]:
         f"with {scaled} the next token differs by {_mean(record.kl_steered):.3g} nats a token along the steered text, "
         f"by {_mean(record.kl_clean):.3g} along the clean one (mean KL of clean and steered)"
     )
+
+
+def _comparison(record: ComparisonRecord) -> Iterator[str]:
+    yield (
+        f"{record.graph} ({record.n_nodes} nodes, {record.n_edges} edges) and {record.against} "
+        f"({record.n_nodes_against}, {record.n_edges_against}) share {share(record.nodes)} of their nodes and "
+        f"{share(record.edges)} of their edges; without positions {share(record.nodes_anywhere)} and "
+        f"{share(record.edges_anywhere)}"
+    )
+    for name, found in (("keeps", record.faithfulness), ("leaves without it", record.completeness)):
+        yield (
+            f"{record.graph} {name} {_share(found, 'value')}{_bounds(found, '')} of the behaviour, {record.against} "
+            f"{_share(found, 'against')}{_bounds(found, 'against_')}: a difference of {_share(found, 'difference')}"
+            f"{_bounds(found, 'difference_')} on the same prompts"
+        )
+    yield f"{record.n_removed} nodes and edges to remove and {record.n_added} to add: {record.path}"
+
+
+def _share(found: Mapping[str, float | None], name: str) -> str:
+    return share(found.get(name) or 0.0)
+
+
+def _bounds(found: Mapping[str, float | None], prefix: str) -> str:
+    low, high = found.get(f"{prefix}low"), found.get(f"{prefix}high")
+    return "" if low is None or high is None else f" [{share(low)}, {share(high)}]"
 
 
 def _mean(values: Sequence[float]) -> float:

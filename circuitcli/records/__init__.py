@@ -20,13 +20,23 @@ from circuitcli.records.coders import (
 from circuitcli.records.graph import AttentionRecord, EdgeRecord, GraphRecord, NodeRecord, PairRecord
 from circuitcli.records.lines import KINDS, json_text, parse_line, read, read_file, to_line, write
 from circuitcli.records.run import ActivationsRecord, FigureRecord, ReportRecord, RunRecord, StageRecord
-from circuitcli.records.scores import ScoreRecord, ShiftRecord, StabilityRecord, SteeringRecord, VerdictRecord
+from circuitcli.records.scores import (
+    ChangeRecord,
+    ComparisonRecord,
+    ScoreRecord,
+    ShiftRecord,
+    StabilityRecord,
+    SteeringRecord,
+    VerdictRecord,
+)
 from circuitcli.records.stream import Stream
 
 __all__ = [
     "KINDS",
     "ActivationsRecord",
     "AttentionRecord",
+    "ChangeRecord",
+    "ComparisonRecord",
     "EdgeRecord",
     "EvaluationRecord",
     "ExportRecord",

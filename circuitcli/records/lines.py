@@ -24,7 +24,15 @@ from circuitcli.records.coders import (
 )
 from circuitcli.records.graph import AttentionRecord, EdgeRecord, GraphRecord, NodeRecord, PairRecord
 from circuitcli.records.run import ActivationsRecord, FigureRecord, ReportRecord, RunRecord, StageRecord
-from circuitcli.records.scores import ScoreRecord, ShiftRecord, StabilityRecord, SteeringRecord, VerdictRecord
+from circuitcli.records.scores import (
+    ChangeRecord,
+    ComparisonRecord,
+    ScoreRecord,
+    ShiftRecord,
+    StabilityRecord,
+    SteeringRecord,
+    VerdictRecord,
+)
 from circuitcli.records.stream import Stream
 
 KINDS: dict[str, type[Record]] = {
@@ -49,6 +57,8 @@ KINDS: dict[str, type[Record]] = {
     "verdict": VerdictRecord,
     "stability": StabilityRecord,
     "steering": SteeringRecord,
+    "comparison": ComparisonRecord,
+    "change": ChangeRecord,
     "figure": FigureRecord,
     "report": ReportRecord,
     "stage": StageRecord,

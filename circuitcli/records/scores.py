@@ -16,6 +16,7 @@ from circuitcli.schema import (
     NodeName,
     Number,
     Numbers,
+    NumbersByName,
     PathInRun,
     PolicyName,
     Text,
@@ -137,3 +138,49 @@ class SteeringRecord(Record):
     temperature: Number
     active: Annotated[dict[FeatureName, Count], Field(max_length=LONGEST_TABLE)] | None = None
     path: PathInRun | None = None
+
+
+class ComparisonRecord(Record):
+    """Two graphs side by side: shares that both have of all that either has (Jaccard) of nodes and edges, with and
+    without their positions, rank correlations, and their scores on the same prompts.
+
+    faithfulness, completeness: ``value`` of the graph, that of the one ``against`` it, and the ``difference``, with the
+    bounds of their 95 % intervals.
+    """
+
+    kind: str = "comparison"
+    graph: Name
+    graph_digest: Word | None = None
+    against: Name
+    against_digest: Word | None = None
+    n_nodes: Count
+    n_edges: Count
+    n_nodes_against: Count
+    n_edges_against: Count
+    nodes: Number
+    edges: Number
+    node_ranks: Number | None = None
+    edge_ranks: Number | None = None
+    nodes_anywhere: Number
+    edges_anywhere: Number
+    n_added: Count
+    n_removed: Count
+    faithfulness: NumbersByName
+    completeness: NumbersByName
+    errors: PolicyName
+    ablation: BaselineName
+    path: PathInRun | None = None
+
+
+class ChangeRecord(Record):
+    """A node (``id``) or an edge that is to be added to a graph, or removed, to make another one of it; ``strength`` is
+    its effect or weight in the graph that has it."""
+
+    kind: str = "change"
+    action: Word
+    id: NodeName | None = None
+    source: NodeName | None = None
+    target: NodeName | None = None
+    strength: Number
+    graph: Name
+    against: Name

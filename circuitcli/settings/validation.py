@@ -62,3 +62,6 @@ class ValidationSettings(Section):
     """Steering: tokens that are written behind the prompt, with the features scaled and without."""
     temperature: float = Field(0.0, ge=0, le=1000)
     """Steering: 0 writes the most likely token each time; above, tokens are drawn at this temperature, with --seed."""
+    against: FilePath | None = None
+    """Compare the graph with this one, a name or a file, instead of testing it: what they share, what is to be added
+    and removed, and how much more of the behaviour it keeps on the same prompts."""

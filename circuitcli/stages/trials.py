@@ -36,7 +36,7 @@ _NO_MATTER = (
     *PLACEMENT,
     *("validate.at_least", "validate.graph", "validate.prompts", "validate.pin", "validate.name"),
     *("validate.stability", "validate.rival", "validate.sae_seeds"),
-    *("validate.scale", "validate.generate", "validate.temperature"),
+    *("validate.scale", "validate.generate", "validate.temperature", "validate.against"),
 )
 _OF_GRAPHS = (
     *("validate.errors", "validate.samples", "validate.bootstrap", "validate.minimality"),

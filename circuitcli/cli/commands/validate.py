@@ -1,5 +1,8 @@
 """``circuit validate``."""
 
+from dataclasses import replace
+from pathlib import Path
+
 from circuitcli.cli.console import console
 from circuitcli.cli.jobs import Call
 from circuitcli.cli.options import BEHAVIOUR, FILE, MODEL_OF_RUN, RUN, SAE, SEED, Flag
@@ -19,6 +22,7 @@ FLAGS = (
     Flag("validate.stability", "--stability"),
     Flag("validate.rival", "--rival"),
     Flag("validate.sae_seeds", "--sae-seeds", metavar="PATH", repeats=True),
+    Flag("validate.against", "--against", metavar="GRAPH"),
     Flag("validate.scale", "--scale", metavar="FEATURE=FACTOR", repeats=True),
     Flag("validate.generate", "--generate"),
     Flag("validate.temperature", "--temperature"),
@@ -39,9 +43,10 @@ def validate(call: Call) -> None:
     \b
     circuit validate --at-least 0.8
     circuit validate --pin 6:8339,14104
+    circuit validate circuit --against circuit-2
     circuit validate --scale 6:8339=3 --generate 40 --prompt "The weather today is"
     """
-    job = call.open()
+    job = _graph_by_name(call).open()
     from circuitcli.stages import validate as stage
 
     emitted = stage.run(job.request)
@@ -49,3 +54,13 @@ def validate(call: Call) -> None:
     for line in (*told(emitted), *verdict(emitted)):
         console.say(line)
     stage.check(emitted, job.request.settings)
+
+
+def _graph_by_name(call: Call) -> Call:
+    """The call with the graph that it names first, ``A --against B``, in the place of a file of records."""
+    settings, file = call.loaded.settings, call.extras.get("file")
+    if settings.validation.against is None or file in (None, "-") or Path(file).exists():
+        return call
+    section = settings.validation.model_copy(update={"graph": file})
+    loaded = replace(call.loaded, settings=settings.model_copy(update={"validation": section}))
+    return replace(call, loaded=loaded, extras={**call.extras, "file": None})
