@@ -82,10 +82,16 @@ def ablate(
     *,
     measured: Sequence[HookPoint],
     masks: Bool[Tensor, "text group spliced"],
+    shares: Float[Tensor, " row"] | None = None,
 ) -> Ablated:
-    """Ablate a node of a hook point in each row, of the text that the row names."""
+    """Ablate a node of a hook point in each row, of the text that the row names.
+
+    shares: how much of the way to its baseline the node of each row goes; all of it unless given.
+    """
     texts = torch.tensor([text for text, _ in rows], device=subject.adapter.device)
     moves = ablation_moves(subject, hook, rows, baseline, masks=masks)
+    if shares is not None:
+        moves = {place: move * shares.to(move)[:, None, None] for place, move in moves.items()}
     seen: dict[HookPoint, Tensor] = {}
     callbacks = {
         place: _tap(subject, place, moves=moves, seen=seen, is_measured=place in measured)

@@ -90,6 +90,20 @@ class NaiveSearch:
                 advance(len(some))
         return part.finished()
 
+    def rows_at_once(self, subject: Subject, hook: HookPoint, measured: Sequence[HookPoint]) -> int:
+        """Ablations of what a hook point names in one pass."""
+        coders = self.panel.coders
+        widest = max((coders[other].d_sae for other in measured), default=0)
+        read = sum(coders[other].d_in for other in measured) * subject.n_spliced
+        return rows_at_once(
+            subject,
+            min(first_block(place) for place in (coders[hook].writes if hook in coders else (hook,))),
+            backward=False,
+            at_most=self.settings.batch_size,
+            # Sums and marks of a board take three numbers a place.
+            codes=3 * self.panel.positions.n_groups * widest + read,
+        )
+
     def _sources_at_once(self, measured: Sequence[HookPoint]) -> int:
         """Of one prompt as many as are in one pass; of several as many as there is room for sums of all their edges."""
         if self.panel.n_prompts == 1:
@@ -115,7 +129,7 @@ class _Part:
     """What ablating the nodes of one hook point has shown so far."""
 
     def __init__(self, search: NaiveSearch, hook: HookPoint) -> None:
-        self.panel, self.settings, self.hook = search.panel, search.settings, hook
+        self.search, self.panel, self.hook = search, search.panel, hook
         self.threshold, self.measured = search.threshold, search.measured(hook)
         self.unit = self.panel.subject(0)[0].metric.unit
         self.effects: dict[Target, Average] = {}
@@ -131,7 +145,7 @@ class _Part:
         for batch in panel.numbers:
             subject, _ = panel.subject(batch)
             rows, run = self._rows(batch, sources), partial(self._add_rows, batch, sources, effects, weights)
-            for _ in in_batches(rows, run, size=self._rows_at_once(subject)):
+            for _ in in_batches(rows, run, size=self.search.rows_at_once(subject, self.hook, self.measured)):
                 pass
         self._take(sources, effects, weights)
 
@@ -183,21 +197,6 @@ class _Part:
             indices = [sources[number].index for number in features]
             live[:, features] = differing(self.panel, batch, self.hook)[:, groups, indices]
         return [(text, number) for text, number in live.nonzero().tolist()]
-
-    def _rows_at_once(self, subject: Subject) -> int:
-        """Ablations in one pass."""
-        coders, positions = self.panel.coders, self.panel.positions
-        widest = max((coders[hook].d_sae for hook in self.measured), default=0)
-        read = sum(coders[hook].d_in for hook in self.measured) * subject.n_spliced
-        place = self.panel.coders[self.hook].writes if self.hook in coders else (self.hook,)
-        return rows_at_once(
-            subject,
-            min(first_block(hook) for hook in place),
-            backward=False,
-            at_most=self.settings.batch_size,
-            # Sums and marks of a board take three numbers a place.
-            codes=3 * positions.n_groups * widest + read,
-        )
 
     def _take(
         self,

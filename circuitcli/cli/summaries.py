@@ -19,6 +19,7 @@ from circuitcli.records import (
     NodeRecord,
     Record,
     ReplacementRecord,
+    ResponseRecord,
     SaeRecord,
     ScoreRecord,
     ShiftRecord,
@@ -70,7 +71,7 @@ def tables(made: Sequence[Record], run: Path) -> list[Rows]:
         _effects(made),
         _nodes(made, run),
     )
-    others = (_scores(made), _shifts(made), *score_tables(made, run), _figures(made, run))
+    others = (_responses(made), _scores(made), _shifts(made), *score_tables(made, run), _figures(made, run))
     return [rows for rows in (*found, *others) if rows.rows]
 
 
@@ -262,6 +263,20 @@ def _steering(made: Sequence[Record]) -> Rows:
             rows.append((str(number + 1), *cells[0], *cells[1]))
     title = "the next token's KL(clean || steered) in nats, before each token of both continuations"
     return Rows(("", "clean", "KL", "steered", "KL"), rows, title)
+
+
+def _responses(made: Sequence[Record]) -> Rows:
+    """Of each curve where it begins and ends, and what the model itself has."""
+    found = [record for record in made if isinstance(record, ResponseRecord)]
+    rows = [(record.source, record.of, *(_number(value) for value in _ends(record)), record.unit) for record in found]
+    span = f"{found[0].coefficients[0]:g} to {found[0].coefficients[-1]:g}" if found else ""
+    return Rows(("feature", "response of", "first", "as it is", "last", "unit"), rows, f"the feature times {span}")
+
+
+def _ends(record: ResponseRecord) -> tuple[float, float | None, float]:
+    """The first value, that of the feature as it is, and the last."""
+    own = dict(zip(record.coefficients, record.values, strict=True))
+    return record.values[0], own.get(1.0), record.values[-1]
 
 
 def _shifts(made: Sequence[Record]) -> Rows:

@@ -17,7 +17,7 @@ from circuitcli.records.coders import (
     SweepRecord,
     TrainedRecord,
 )
-from circuitcli.records.graph import AttentionRecord, EdgeRecord, GraphRecord, NodeRecord, PairRecord
+from circuitcli.records.graph import AttentionRecord, EdgeRecord, GraphRecord, NodeRecord, PairRecord, ResponseRecord
 from circuitcli.records.lines import KINDS, json_text, parse_line, read, read_file, to_line, write
 from circuitcli.records.run import ActivationsRecord, FigureRecord, ReportRecord, RunRecord, StageRecord
 from circuitcli.records.scores import (
@@ -51,6 +51,7 @@ __all__ = [
     "ReleaseRecord",
     "ReplacementRecord",
     "ReportRecord",
+    "ResponseRecord",
     "RunRecord",
     "SaeRecord",
     "ScoreRecord",

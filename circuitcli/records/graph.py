@@ -18,6 +18,7 @@ from circuitcli.schema import (
     Name,
     NodeName,
     Number,
+    Numbers,
     NumbersByHead,
     NumbersByHook,
     NumbersByName,
@@ -124,6 +125,23 @@ class GraphRecord(Record):
         """What stands at a position: its token, or of several prompts some alternatives; nothing for a named span."""
         columns = self.columns if self.columns is not None else tuple((token,) for token in self.tokens)
         return columns[position] if isinstance(position, int) and position < len(columns) else ()
+
+
+class ResponseRecord(Record):
+    """How a number responds to a feature that is multiplied by each coefficient: the metric (``of`` is ``output``), or
+    the activation of a later feature, added up over the positions that its name stands for.
+
+    Of several prompts ``values`` are means, with ``standard_errors``.
+    """
+
+    kind: str = "response"
+    source: NodeName
+    of: NodeName
+    coefficients: Numbers
+    values: Numbers
+    standard_errors: Numbers | None = None
+    unit: UnitName
+    graph: Name
 
 
 class NodeRecord(Record):

@@ -22,7 +22,7 @@ from circuitcli.records.coders import (
     SaeRecord,
     SweepRecord,
 )
-from circuitcli.records.graph import AttentionRecord, EdgeRecord, GraphRecord, NodeRecord, PairRecord
+from circuitcli.records.graph import AttentionRecord, EdgeRecord, GraphRecord, NodeRecord, PairRecord, ResponseRecord
 from circuitcli.records.run import ActivationsRecord, FigureRecord, ReportRecord, RunRecord, StageRecord
 from circuitcli.records.scores import (
     ChangeRecord,
@@ -52,6 +52,7 @@ KINDS: dict[str, type[Record]] = {
     "edge": EdgeRecord,
     "attention": AttentionRecord,
     "pair": PairRecord,
+    "response": ResponseRecord,
     "score": ScoreRecord,
     "shift": ShiftRecord,
     "verdict": VerdictRecord,

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from circuitcli.settings.section import FilePath, Ids, Layers, Pins, Scores, Section, Sites
+from circuitcli.settings.section import Factors, FilePath, Ids, Layers, Pins, Scores, Section, Sites
 
 Metric = Literal["log-prob", "logit-diff", "cross-entropy", "kl"]
 # Methods that take one gradient at the clean run, not several on a path.
@@ -93,6 +93,11 @@ class GraphSettings(Section):
     """Naive graph: share of the live features of the first hook points that are ablated (drawn with the seed)."""
     pin: Pins = ()
     """Naive graph: ablate only these features of the named hook points, for example 6:8339,14104."""
+    sweep_coefficient: Factors | None = None
+    """Naive graph: multiply each pinned feature by these numbers, FIRST:LAST:STEP, and tell how the metric and the
+    features that read it respond."""
+    sweep_readers: int = Field(10, ge=0, le=10_000)
+    """Naive graph: of how many readers, those that respond most to the feature, the curves are kept."""
     to: Literal["next", "all"] = "next"
     """Naive graph: measure the features of the next layer of the slice, or of all later ones."""
     extend: FilePath | None = None

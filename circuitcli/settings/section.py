@@ -1,5 +1,6 @@
 """What all sections of the settings share."""
 
+import math
 import re
 from collections.abc import Iterable
 from typing import Annotated, Any
@@ -12,6 +13,8 @@ from circuitcli.reading import as_path, is_text
 
 # Of what is counted in tokens: more than any corpus has, and far from the end of 64 bits.
 MOST_TOKENS = 2**50
+# Of a sweep: far more than a curve needs.
+MOST_FACTORS = 1001
 # PyTorch knows which names there are, but it takes seconds to load.
 _DEVICE = re.compile(r"[a-zA-Z][a-zA-Z0-9_]{0,30}(:[0-9]{1,4})?")
 
@@ -86,6 +89,25 @@ def _scales(texts: tuple[str, ...]) -> tuple[str, ...]:
     return texts
 
 
+def factors(text: str) -> tuple[float, ...]:
+    """The numbers that FIRST:LAST:STEP names, both ends among them. Raises SettingsError for anything else."""
+    try:
+        first, last, step = (float(part) for part in text.split(":"))
+        n_steps = math.floor((last - first) / step + 1e-6)
+    except (ValueError, ArithmeticError):
+        n_steps = -1
+    if not 0 <= n_steps < MOST_FACTORS:
+        raise SettingsError(
+            f"'{text[:60]}' is not FIRST:LAST:STEP with at most {MOST_FACTORS:,} numbers", hint="write it as 0:2:0.1"
+        )
+    return tuple(round(first + number * step, 12) for number in range(n_steps + 1))
+
+
+def _factors(text: str) -> str:
+    factors(text)
+    return text
+
+
 def _expanded(text: str) -> str:
     return str(as_path(text, error=SettingsError)) if text.startswith("~") else text
 
@@ -108,6 +130,8 @@ Device = Annotated[str, AfterValidator(_device)]
 Sites = Annotated[Words, AfterValidator(_sites)]
 Pins = Annotated[Texts, AfterValidator(_pins)]
 Scales = Annotated[Texts, AfterValidator(_scales)]
+# "0:2:0.1": from the first to the last, by a step.
+Factors = Annotated[str, AfterValidator(_factors)]
 Scores = Annotated[Texts, AfterValidator(_scores)]
 # A file or folder, or FORMAT:PATH, or a name of another kind.
 FilePath = Annotated[str, AfterValidator(reachable)]

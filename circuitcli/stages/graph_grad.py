@@ -12,7 +12,7 @@ from circuitcli.stages.request import Request, resumable
 logger = logging.getLogger(__name__)
 
 # Settings that only naive and frozen graphs read.
-_FOREIGN = ("threshold_exp", "thin", "pin", "to", *OF_FROZEN)
+_FOREIGN = ("threshold_exp", "thin", "pin", "to", "sweep_coefficient", "sweep_readers", *OF_FROZEN)
 
 
 def run(request: Request) -> list[Record]:

@@ -13,6 +13,7 @@ from circuitcli.runs import atomic
 from circuitcli.settings.graph import OF_FROZEN
 from circuitcli.stages.graphing import Task, finish, head_of, prepare, task_of
 from circuitcli.stages.request import Request, resumable
+from circuitcli.stages.responses import check_sweep, swept
 from circuitcli.stages.saes import hook_of_pin
 
 if TYPE_CHECKING:
@@ -26,11 +27,12 @@ _GRADIENT = ("method", "ig_steps", "refine", *_SELECTION, "qk", "pairs", *OF_FRO
 def run(request: Request) -> list[Record]:
     """Head, nodes and edges of the graph, found now or before; a killed run goes on at the next hook point.
 
-    Raises SettingsError without a prompt, InputError without SAEs, for pins that are not there, or for a graph of that
-    name with other settings.
+    Raises SettingsError without a prompt or for a sweep without pins, InputError without SAEs, for pins that are not
+    there, or for a graph of that name with other settings.
     """
     task = task_of(request, "graph-naive", name="naive", positions="sum", baseline="zero", foreign=_GRADIENT)
     parse_pins(task.settings.pin)
+    check_sweep(task.settings)
     return resumable(
         request, task.entry, task.fingerprint(), lambda resumes: _work(task, resumes), partial=_parts(task), keeps=True
     )
@@ -55,7 +57,7 @@ def _work(task: Task, resumes: bool) -> tuple[list[Record], dict[str, Any]]:
     head = head_of(task, prepared, method="naive", threshold=search.threshold, to=task.settings.to)
     digest = task.fingerprint().digest
     graph = naive_graph(search, head, lambda hook: _part(search, hook, folder, digest))
-    made = finish(task, graph, prepared)
+    made = finish(task, graph, prepared, more=swept(task, search))
     shutil.rmtree(folder, ignore_errors=True)
     return made
 

@@ -9,6 +9,7 @@ FLAGS = (
     Flag("graph.thin", "--thin"),
     Flag("graph.pin", "--pin", repeats=True),
     Flag("graph.to", "--to"),
+    Flag("graph.sweep_coefficient", "--sweep-coefficient"),
     *SAE,
     *MODEL_OF_RUN,
     *RUN,
@@ -23,6 +24,7 @@ def graph_naive(call: Call) -> None:
     \b
     circuit graph-naive --prompt "The capital of France is" --threshold-exp -4
     circuit graph-naive --prompt "The capital of France is" --pin 6:8339,14104
+    circuit graph-naive --prompt "The capital of France is" --pin 6:8339 --sweep-coefficient 0:2:0.1
     """
     job = call.open()
     from circuitcli.stages import graph_naive as stage
