@@ -187,6 +187,16 @@ def test_attribution_patching_and_integration_find_graphs_of_the_same_form(ask):
     assert all(sums["steps"] == 1 and "gap" in sums for sums in patched.head.effects.values())
 
 
+@pytest.mark.parametrize("method", ["relp", "gim"])
+def test_graphs_by_a_rule_say_so_and_have_other_effects_of_the_same_activations(ask, method):
+    plain = graph_of(graph_grad.run(ask(graph__method="atp", graph__name="a")))
+    ruled = graph_of(graph_grad.run(ask(graph__method=method, graph__name="c")))
+    assert ruled.head.method == f"grad-{method}"
+    pairs = [(ours, by_id) for ours in ruled.nodes if (by_id := {node.id: node for node in plain.nodes}.get(ours.id))]
+    assert all(ours.activation == theirs.activation for ours, theirs in pairs)
+    assert any(ours.effect != theirs.effect for ours, theirs in pairs)
+
+
 @pytest.mark.parametrize("metric", ["logit-diff", "cross-entropy", "kl"])
 def test_every_metric_can_be_explained(ask, metric):
     foil = {"graph__foil": "("} if metric == "logit-diff" else {}

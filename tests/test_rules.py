@@ -14,6 +14,7 @@ from circuitcli.hookpoints import HookPoint
 from circuitcli.models import checking
 from circuitcli.models.adapter import ModelAdapter
 from circuitcli.models.rules import RULES, applied
+from circuitcli.models.rules.activations import linear
 from circuitcli.models.taps import leaf, tapped
 
 # Gemma 2 caps its scores, which torch's own attention cannot.
@@ -115,6 +116,17 @@ def test_a_part_without_a_known_rule_is_refused_by_name(name, rules, said):
             model.logits(random_ids())
         assert "--method ig" in refused.value.hint
         assert torch.overrides._len_torch_function_stack() == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_where_an_activation_function_is_fed_zero_its_factor_is_the_slope_there(dtype):
+    x = torch.tensor([0.0, -0.0, 1.5, -2.0], dtype=dtype, requires_grad=True)
+    for function, slope in ((torch.nn.functional.gelu, 0.5), (torch.nn.functional.silu, 0.5), (torch.tanh, 1.0)):
+        value = linear(function, x)
+        (gradient,) = torch.autograd.grad(value.sum(), x)
+        assert torch.equal(value, function(x)) and torch.equal(value.signbit(), function(x).signbit())
+        expected = torch.cat([torch.full((2,), slope, dtype=dtype), (value / x)[2:].detach()])
+        torch.testing.assert_close(gradient, expected, rtol=1e-2 if dtype == torch.bfloat16 else 1e-6, atol=0)
 
 
 class StandardNorm(torch.nn.Module):
