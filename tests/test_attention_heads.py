@@ -1,17 +1,25 @@
 """Edges split into heads: sums, and each part against a slow frozen model in which only one head is open."""
 
+from contextlib import ExitStack, contextmanager
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from frozen_oracle import NORMED, FrozenOracle, writes_of
-from subjects import mixed_subject, random_subject
+from subjects import mixed_subject, panel_of, random_baseline, random_subject
 
-from circuitcli.attribution.attention.frozen_edges import frozen_parts
+from circuitcli.attribution.attention.gradient_edges import panel_parts
 from circuitcli.attribution.attention.heads import OTHERS, STREAM
+from circuitcli.attribution.cells import ERROR
+from circuitcli.attribution.edges import Target
+from circuitcli.attribution.frozen.heads import frozen_parts
 from circuitcli.attribution.frozen.linear import divisor
 from circuitcli.attribution.frozen.search import FrozenSearch
+from circuitcli.attribution.mean_edges import PanelEdges
+from circuitcli.attribution.mean_effects import PanelEffects
 from circuitcli.graphs import Edge
-from circuitcli.hookpoints import NodeId, logit_token
+from circuitcli.hookpoints import HookPoint, NodeId, logit_token
 from circuitcli.settings.graph import GraphSettings
 
 CASES = (
@@ -100,3 +108,79 @@ def test_edges_tell_their_strongest_heads_and_the_parts_sum_to_the_weight(case):
             for name in named:
                 layer, head = map(int, name.split("."))
                 assert edge.heads[name] == float(parts.moved[row, parts.layers.index(layer), head])
+
+
+@contextmanager
+def only(subject, opens):
+    """While this is open, derivatives pass some heads only: of each block those that are named, None for all."""
+    n_heads = subject.adapter.text_config.num_attention_heads
+
+    def cut(module, args, layer):
+        if (chosen := opens(layer)) is None:
+            return args
+        z = args[0].unflatten(-1, (n_heads, -1))
+        is_open = torch.tensor([head in chosen for head in range(n_heads)])[:, None]
+        return (torch.where(is_open, z, z.detach()).flatten(-2),)
+
+    with ExitStack() as stack:
+        for layer, layout in enumerate(subject.adapter.layouts):
+            module = subject.adapter.blocks[layer].get_submodule(layout.heads.output)
+            stack.callback(module.register_forward_pre_hook(partial(cut, layer=layer)).remove)
+        yield
+
+
+def weights(effects, between) -> torch.Tensor:
+    """The edges as the search takes them."""
+    found, edges = torch.zeros(len(between), dtype=torch.float64), PanelEdges(effects)
+    for hook, target in dict.fromkeys(target for _, target in between):
+        for place, cells in edges.into(hook, [target]):
+            for number, (source, into) in enumerate(between):
+                if place == source[0] and into == (hook, target):
+                    node = ERROR if source[1].index is None else source[1].index
+                    found[number] += cells.total[(cells.node == node) & (cells.group == source[1].group)].sum()
+    return found / effects.panel.n_prompts
+
+
+def drawn_edges(effects, hooks):
+    """Some edges that are not zero into a node of each of some hook points."""
+    panel, found, generator = effects.panel, [], np.random.default_rng(1)
+    for hook in hooks:
+        index = None if hook not in panel.coders else int(panel.subject(0)[0].codes[hook][0, -1].nonzero()[0])
+        target = Target(index, panel.positions.n_groups - 1)
+        for place, cells in PanelEdges(effects).into(hook, [target]):
+            for one in generator.permutation(len(cells))[:3]:
+                node = int(cells.node[one])
+                found.append(((place, Target(None if node == ERROR else node, int(cells.group[one]))), (hook, target)))
+    return found
+
+
+# Family, coders, method, positions and hook points whose nodes are targets.
+GRADIENTS = (
+    ("gpt2", "clt-skip", "ig", "all", "mlp_in.2 mlp.2"),
+    ("gpt2", "clt-resid", "atp", "sum", "resid.1"),
+    ("neox-parallel", "attention", "ig", "sum", "attn.2"),
+    ("llama", "clt-skip", "atp", "all", "mlp_in.2"),
+    ("qwen3", "full", "ig", "all", "attn.1"),
+    ("gemma2", "clt-skip", "atp", "all", "mlp_in.2"),
+    ("gemma3", "attention", "relp", "all", "attn.2"),
+)
+
+
+@pytest.mark.parametrize(("family", "mix", "method", "positions", "hooks"), GRADIENTS)
+def test_parts_of_gradient_edges_are_derivatives_by_way_of_one_head_first(family, mix, method, positions, hooks):
+    subject = mixed_subject(family, mix, n=4, n_texts=2 if mix == "clt-resid" else 1)
+    panel = panel_of(subject, random_baseline(subject), positions=positions)
+    effects = PanelEffects(panel, GraphSettings(method=method, ig_steps=1, edge_points=2))
+    between = drawn_edges(effects, [HookPoint.parse(hook) for hook in hooks.split()])
+    parts, whole = panel_parts(effects, between), weights(effects, between)
+    close = partial(torch.testing.assert_close, rtol=0, atol=1e-5 * float(whole.abs().max()))
+    both = parts.moved + parts.looked
+    with only(subject, lambda layer: ()):
+        close(both.sum(dim=(1, 2)) + weights(effects, between), whole)
+    number, head = len(parts.layers) // 2, 1
+    layer = parts.layers[number]
+    with only(subject, lambda at: None if at > layer else ()):
+        behind = weights(effects, between)
+    with only(subject, lambda at: None if at > layer else (head,) if at == layer else ()):
+        close(both[:, number, head], weights(effects, between) - behind)
+    assert parts.moved.any() and bool(parts.looked.any()) == (method != "relp")

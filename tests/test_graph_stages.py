@@ -718,3 +718,22 @@ def test_a_frozen_graph_that_does_not_fit_says_what_would(ask_frozen, monkeypatc
     with pytest.raises(InputError, match="features with about") as caught:
         graph_grad.run(ask_frozen())
     assert re.search(r"--max-nodes \d+, fewer --layers or a shorter prompt", caught.value.hint)
+
+
+@pytest.mark.parametrize("method", ["frozen", "ig"])
+def test_edges_between_nodes_are_split_into_heads_if_that_is_asked_for(run, method):
+    of_frozen = ("model.", "data.", "graph.prompt")
+    chosen = {name: value for name, value in SMALL.items() if method != "frozen" or name.startswith(of_frozen)}
+    named = chosen | {"graph.heads": True, **({"graph.frozen": True} if method == "frozen" else {})}
+    settings = load(named, environment={}, directory=Path("/nonexistent")).settings
+    graph = graph_of(graph_grad.run(Request(settings, run.stream(), run)))
+    edges = [edge for edge in graph.edges if method == "frozen" or edge.target != OUTPUT]
+    assert edges and any(name[0].isdigit() for edge in edges for name in edge.heads)
+    for edge in edges:
+        assert sum(edge.heads.values()) == pytest.approx(edge.weight, rel=1e-4, abs=1e-6)
+    assert graphs.CircuitGraph.load(run.path / "graphs" / "circuit.jsonl").edges == graph.edges
+
+
+def test_heads_of_a_rule_that_scales_gradients_within_attention_are_refused(ask):
+    with pytest.raises(SettingsError, match="--method gim cannot be split into heads"):
+        graph_grad.run(ask(graph__heads=True, graph__method="gim"))

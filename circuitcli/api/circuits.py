@@ -26,7 +26,7 @@ from circuitcli.settings.graph import OF_FROZEN, Baseline, GraphSettings, Metric
 
 Method = Literal["ig", "atp", "relp", "gim", "exact", "naive", "frozen"]
 # Settings of graphs that are no arguments.
-_FREE = ("baseline_tokens", "batch_size", "threshold_exp", "thin", "pin", "to", *OF_FROZEN[1:])
+_FREE = ("baseline_tokens", "batch_size", "heads", "threshold_exp", "thin", "pin", "to", *OF_FROZEN[1:])
 _OF_GRADIENTS = ("ig_steps", "refine", "down", "up")
 # Arguments that are called otherwise than the settings that they are.
 _CALLED = {"ig_steps": "steps"}
@@ -80,8 +80,8 @@ def find_circuit(
     over cached text (``mean``: of ``cache``, else of the run that the coders are from, else of the model's usual text,
     which is read then), ``zero``, ``resample`` or ``counterfactual``. positions: nodes at each position (``all``), at
     the last one, summed over positions, or for named spans. layers, sites: which coders take part, by default all.
-    settings: baseline_tokens, batch_size, of ``naive`` threshold_exp, thin, pin and to, of ``frozen`` node_threshold,
-    edge_threshold, max_nodes and check_edges, as `circuit --set graph.*`.
+    settings: baseline_tokens, batch_size, heads, of ``naive`` threshold_exp, thin, pin and to, of ``frozen``
+    node_threshold, edge_threshold, max_nodes and check_edges, as `circuit --set graph.*`.
 
     Raises InputError for prompts, targets or coders that do not fit the model, SettingsError for arguments that do not
     go together.

@@ -139,7 +139,7 @@ class DirectRun:
         if not pairs:
             return {}
         ends, given = zip(*pairs, strict=True)
-        gradients = _products(ends, tuple(self.leaves.values()), given)
+        gradients = products(ends, tuple(self.leaves.values()), given)
         return {
             hook: gradient[:, :, self.subject.first :]
             for hook, gradient in zip(self.leaves, gradients, strict=True)
@@ -194,7 +194,7 @@ class JointPath(DirectRun):
         return shifted(clean, (-self._share * own).expand(len(clean), -1, -1), first=self.subject.first)
 
 
-def _products(
+def products(
     ends: tuple[Tensor, ...], leaves: tuple[Tensor, ...], vectors: tuple[Tensor, ...]
 ) -> Sequence[Tensor | None]:
     """Vector-Jacobian products of many vectors at once; one after the other where a part of a model allows no batch."""

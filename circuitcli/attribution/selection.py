@@ -11,7 +11,7 @@ rounding. Of several prompts effects and edges are means.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
 import torch
@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitcli.attribution.activity import activity
+from circuitcli.attribution.attention.gradient_edges import panel_parts
 from circuitcli.attribution.averages import Average, Piece
 from circuitcli.attribution.cells import ERROR, Cells
 from circuitcli.attribution.edges import Target
@@ -73,7 +74,19 @@ def circuit_of(effects: PanelEffects) -> Circuit:
             kept.add_edges_to_output(hook, effects.averages_to_output(hook, nodes) if nodes else [], nodes)
             kept.add_edges(hook, strongest_edges(edges, hook, nodes, settings.up, least=kept.rules.least))
             advance(1, note=f"{hook}")
-    return assembled(panel, kept)
+    circuit = assembled(panel, kept)
+    return replace(circuit, edges=_with_heads(effects, kept, circuit.edges)) if settings.heads else circuit
+
+
+def _with_heads(effects: PanelEffects, kept: "_Kept", edges: Sequence[Edge]) -> tuple[Edge, ...]:
+    """The edges that were assembled, those between nodes with their parts by head."""
+    ends = [(source, target) for source, target, _ in kept.edges if source in kept.nodes]
+    between = {number: (source, target) for number, (source, target) in enumerate(ends) if target is not None}
+    if not between:
+        return tuple(edges)
+    parts = panel_parts(effects, list(between.values()))
+    told = dict(zip(between, parts.told([edges[number] for number in between]), strict=True))
+    return tuple(told.get(number, edge) for number, edge in enumerate(edges))
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,18 @@ Baseline = Literal["zero", "mean", "mean-position", "resample", "counterfactual"
 # Settings that only frozen graphs read, and those of a behaviour that they read too.
 OF_FROZEN = ("frozen", "node_threshold", "edge_threshold", "max_nodes", "check_edges")
 _OF_BEHAVIOURS = ("prompt", "prompt_ids", "prompts", "n_prompts", "skip_bad", "sequences", "chat", "target", "foil")
-READ_BY_FROZEN = (*OF_FROZEN, *_OF_BEHAVIOURS, "metric", "layers", "sites", "name", "batch_size", "qk", "pairs")
+READ_BY_FROZEN = (
+    *OF_FROZEN,
+    *_OF_BEHAVIOURS,
+    "metric",
+    "layers",
+    "sites",
+    "name",
+    "batch_size",
+    "heads",
+    "qk",
+    "pairs",
+)
 
 
 class GraphSettings(Section):
@@ -116,6 +127,8 @@ class GraphSettings(Section):
     check_edges: int = Field(0, ge=0, le=2**20)
     """Frozen graph: draw so many of its edges and intervene on their sources, in the frozen model and in the unchanged
     one."""
+    heads: bool = False
+    """Split each edge into parts by the attention head that first reads its source, and what passes no head."""
     qk: Scores = ()
     """Split attention scores into pairs of what the query and the key are made of, LAYER.HEAD:QUERY,KEY, for example
     5.3:12,4: how much head 3 of block 5 at position 12 looks at position 4."""

@@ -84,9 +84,12 @@ def _search(task: Task, prepared: Prepared) -> "FrozenSearch":
 def _work(task: Task) -> tuple[list[Record], dict[str, Any]]:
     from circuitcli.attribution.attention.records import score_records
     from circuitcli.attribution.frozen.estimate import check_fits
+    from circuitcli.models.attention import check_heads
 
     prepared = prepare(task)
     search = _search(task, prepared)
+    if task.settings.heads:
+        check_heads(prepared.language_model.adapter)
     check_fits(search)
     tokens = prepared.language_model.tokenizer.token_strings(list(search.nodes.logits))
     checks = search.checks(task.request.settings.seed)

@@ -34,10 +34,17 @@ def run(request: Request) -> list[Record]:
 
 
 def _work(task: Task) -> tuple[list[Record], dict[str, Any]]:
+    from circuitcli.attribution.attention.gradient_edges import check_method
     from circuitcli.attribution.attention.records import score_records
     from circuitcli.attribution.method import gradient_facts, gradient_graph
+    from circuitcli.models.attention import check_heads
 
-    settings, prepared = task.settings, prepare(task)
+    settings = task.settings
+    if settings.heads:
+        check_method(settings.method)
+    prepared = prepare(task)
+    if settings.heads:
+        check_heads(prepared.language_model.adapter)
     scores = score_records(prepared.panel, settings.qk, count=settings.pairs, graph=task.name)
     head = head_of(task, prepared, **gradient_facts(settings))
     return finish(task, gradient_graph(prepared.panel, settings, head), prepared, more=scores)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # Settings that only the gradient graph reads.
 _SELECTION = ("down", "up", "strongest", "min_share", "min_effect", "edge_points")
-_GRADIENT = ("method", "ig_steps", "refine", *_SELECTION, "qk", "pairs", *OF_FROZEN)
+_GRADIENT = ("method", "ig_steps", "refine", *_SELECTION, "heads", "qk", "pairs", *OF_FROZEN)
 
 
 def run(request: Request) -> list[Record]:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from circuitcli.attribution.attention.jacobian import HeadJacobian, Reading
 from circuitcli.attribution.attention.passes import FROZEN, Backward, DirectPass, direct_pass
+from circuitcli.attribution.direct import products
 from circuitcli.attribution.subject import Subject
 from circuitcli.graphs import Edge
 from circuitcli.hookpoints import HookPoint
@@ -44,6 +45,14 @@ class Parts:
     layers: tuple[int, ...]
     moved: Float[Tensor, "edge layer head"]
     looked: Float[Tensor, "edge layer head"]
+
+    def times(self, factor: float) -> "Parts":
+        """All parts times a number."""
+        return replace(self, moved=self.moved * factor, looked=self.looked * factor)
+
+    def plus(self, other: "Parts") -> "Parts":
+        """The sum with the parts of the same edges elsewhere."""
+        return replace(self, moved=self.moved + other.moved, looked=self.looked + other.looked)
 
     def told(self, edges: Sequence[Edge], *, count: int = MOST_HEADS) -> list[Edge]:
         """The edges with their ``count`` strongest parts by head, and what other heads and the stream carry."""
@@ -107,7 +116,7 @@ class HeadSplit:
         """Derivatives of targets, each the sum of outputs of the run times its seeds, by what attention adds in each
         block; all paths behind it included."""
         places = [self.run.arriving[HookPoint(layer, "attn")] for layer in self.layers]
-        found = torch.autograd.grad(outputs, places, seeds, retain_graph=True, allow_unused=True, is_grads_batched=True)
+        found = products(tuple(outputs), tuple(places), tuple(seeds))
         return {
             layer: gradient[:, 0].to(self._like)
             for layer, gradient in zip(self.layers, found, strict=True)
