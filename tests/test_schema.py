@@ -43,7 +43,16 @@ GOOD: dict[str, dict[str, object]] = {
         "span_names": ["subject", "verb"],
     },
     "node": {**{"id": "resid.1/3@verb", "activation": 1.5, "effect": -1, "unit": "nats"}, **MANY},
-    "edge": {**{"source": "resid.1/error", "target": "output", "weight": 0.1, "unit": "nats"}, **MANY},
+    "edge": {
+        **{"source": "resid.1/error", "target": "output", "weight": 0.1, "unit": "nats"},
+        **MANY,
+        "heads": {"5.3": 0.2, "stream": -0.1},
+    },
+    "attention": {
+        **{"id": "5.3:12,4", "graph": "circuit", "head": "5.3", "query": 12, "key": 4, "score": 2.5, "pattern": 0.5},
+        **{"n_pairs": 9, "rest": -0.5},
+    },
+    "pair": {"attention": "5.3:12,4", "query": "resid.1/3@12", "key": "embed/token@4", "weight": 3},
     "score": {"name": "faithfulness", "value": 0.5, "graph": "circuit", "errors": "nodes"},
     "shift": {"of": "token", "name": " a", "clean": 0.5, "ablated": 0.1, "unit": "probability", "graph": "pins"},
     "verdict": {"verdict": "supported", "why": ["keeps 80 %"], "graph": "circuit", "errors": "nodes"},
