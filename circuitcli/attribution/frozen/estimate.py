@@ -13,14 +13,12 @@ from numpy.typing import NDArray
 from circuitcli.attribution.frozen.nodes import Active, Nodes
 from circuitcli.attribution.frozen.search import UPDATE, FrozenSearch
 from circuitcli.errors import InputError
-from circuitcli.graphs.influence import Rows, influence
+from circuitcli.graphs.influence import Rows, influence, prune, scores
 
-# Of an edge: a source and a value, kept once by batch and once more where rows are put together; then what pruning
-# makes of them.
-EDGE_BYTES = 60
-# Of which the time of influence is measured, and what pruning and scores take of it, over all edges.
+# Of an edge: a source and a value, and what pruning makes of them (measured); where all nodes are kept, of all edges.
+EDGE_BYTES, EDGE_BYTES_OF_ALL = 26, 43
+# Of which the time of influence, pruning and scores is measured.
 _SAMPLE_EDGES = 2**20
-_PRUNING = 12
 _STATUS, _MEMORY = Path("/proc/self/status"), Path("/proc/meminfo")
 # Of containers; "max" where there is none.
 _LIMIT = Path("/sys/fs/cgroup/memory.max")
@@ -60,9 +58,10 @@ def estimated(search: FrozenSearch) -> Estimate:
     passes = float(sum(count * one for count, one in zip(counts, seconds, strict=True)))
     updates = 0 if share == 1 else search.n_expanded / UPDATE
     # Influence of what is known so far, of half of the edges on average.
-    after = _seconds_per_edge(search) * n_edges
-    total = passes + after * _PRUNING + updates / 2 * after
-    return Estimate(nodes.n_features, search.n_expanded, n_edges, total, needed_bytes(n_edges), available_bytes())
+    of_influence, of_pruning = _seconds_of_edges(search)
+    total = passes + n_edges * (of_pruning + updates / 2 * of_influence)
+    needed = needed_bytes(search, n_edges)
+    return Estimate(nodes.n_features, search.n_expanded, n_edges, total, needed, available_bytes())
 
 
 def expected_edges(search: FrozenSearch) -> int:
@@ -90,18 +89,22 @@ def possible_edges(nodes: Nodes) -> NDArray[np.int64]:
     return np.concatenate([table[orders[:n], positions[:n] + 1], logits])
 
 
-def needed_bytes(n_edges: int) -> int:
+def needed_bytes(search: FrozenSearch, n_edges: int) -> int:
     """All that the process will hold."""
-    return held_bytes() + n_edges * EDGE_BYTES
+    return held_bytes() + search.edges.sources.bytes_to_keep() + n_edges * _edge_bytes(search)
+
+
+def _edge_bytes(search: FrozenSearch) -> int:
+    return EDGE_BYTES if search.settings.node_threshold < 1 else EDGE_BYTES_OF_ALL
 
 
 def check_fits(search: FrozenSearch) -> None:
     """Raise InputError, saying what would make it fit, for a graph that needs more memory than there is."""
     n_edges = expected_edges(search)
-    needed, there = needed_bytes(n_edges), available_bytes()
+    needed, there = needed_bytes(search, n_edges), available_bytes()
     if needed <= there:
         return
-    room = max(there - held_bytes(), 0) // EDGE_BYTES
+    room = max(there - held_bytes() - search.edges.sources.bytes_to_keep(), 0) // _edge_bytes(search)
     most = int(search.n_expanded * room / n_edges)
     fewer = f"--max-nodes {most}, " if most >= 1 else ""
     raise InputError(
@@ -129,9 +132,9 @@ def _measured(search: FrozenSearch, active: Active) -> float:
     return (time.perf_counter() - begin) * search.settings.batch_size / len(chosen)
 
 
-def _seconds_per_edge(search: FrozenSearch) -> float:
-    """Of one pass of influence."""
-    nodes = search.nodes
+def _seconds_of_edges(search: FrozenSearch) -> tuple[float, float]:
+    """Of an edge in one pass of influence, and in pruning and scores."""
+    nodes, settings = search.nodes, search.settings
     n_rows, width = 64, _SAMPLE_EDGES // 64
     rng = np.random.default_rng(0)
     rows = Rows(
@@ -145,7 +148,10 @@ def _seconds_per_edge(search: FrozenSearch) -> float:
     )
     begin = time.perf_counter()
     influence(rows)
-    return (time.perf_counter() - begin) / rows.n_edges
+    between = time.perf_counter()
+    prune(rows, node_threshold=settings.node_threshold, edge_threshold=settings.edge_threshold)
+    scores(rows)
+    return (between - begin) / rows.n_edges, (time.perf_counter() - between) / rows.n_edges
 
 
 def _duration(seconds: float) -> str:

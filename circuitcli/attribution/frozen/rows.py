@@ -89,6 +89,14 @@ class Sources:
             self._kept[key] = made
         return self._kept[key]
 
+    def bytes_to_keep(self) -> int:
+        """How much of what features write is still to be gathered and kept."""
+        whole = 0
+        for active in self.nodes.active:
+            coder = self.subject.coders[active.hook]
+            whole += self.grid(active).there.numel() * coder.d_out * len(coder.writes) * coder.W_enc.element_size()
+        return max(0, min(whole, KEPT_BYTES) - (KEPT_BYTES - self._room))
+
     def grid(self, active: Active) -> "Grid":
         """The active features of a coder by position."""
         return self._grids[active.hook]
@@ -99,7 +107,7 @@ class Sources:
 
     def _grid(self, active: Active) -> "Grid":
         counts = torch.bincount(active.positions, minlength=self.nodes.n_positions)
-        there = torch.arange(int(counts.max()), device=counts.device) < counts[:, None]
+        there = torch.arange(int(counts.max()) if len(counts) else 0, device=counts.device) < counts[:, None]
         scale = self.subject.scale(active.hook)
         codes = active.codes if scale is None else active.codes * scale[0, active.positions, 0]
         indices = active.indices.new_zeros(there.shape)

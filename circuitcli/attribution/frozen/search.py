@@ -97,10 +97,16 @@ class FrozenSearch:
         with task("edges of features", total=self.n_expanded, unit="features") as advance:
             if self.n_expanded == self.nodes.n_features:
                 self._expand(np.arange(self.nodes.n_features), advance)
-                return assembled(self.nodes, self.chunks)
+                return self._assembled()
             expanded = self._most_influential(advance)
-        rows = assembled(self.nodes, self.chunks)
+        rows = self._assembled()
         return rows.kept((expanded | (rows.kinds != FEATURE))[rows.sources])
+
+    def _assembled(self) -> Rows:
+        """All rows; the chunks that they come from are not needed any more."""
+        rows = assembled(self.nodes, self.chunks)
+        self.chunks = []
+        return rows
 
     def _most_influential(self, advance: Advance) -> NDArray[np.bool_]:
         expanded = np.zeros(self.nodes.n, dtype=bool)
