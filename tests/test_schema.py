@@ -55,6 +55,11 @@ GOOD: dict[str, dict[str, object]] = {
     "pair": {"attention": "5.3:12,4", "query": "resid.1/3@12", "key": "embed/token@4", "weight": 3},
     "score": {"name": "faithfulness", "value": 0.5, "graph": "circuit", "errors": "nodes"},
     "shift": {"of": "token", "name": " a", "clean": 0.5, "ablated": 0.1, "unit": "probability", "graph": "pins"},
+    "curve": {
+        **{"of": "nodes", "ranked": "graph", "counts": [1, 10], "total": 10, "values": [0.5, 0.9], "cmd": 0.2},
+        **{"cmd_log": 1.0, "cpr": 0.7, "cpr_log": 1.2, "best_cpr": 0.9, "best_cpr_log": 2.3, "largest": 0.9},
+        **{"largest_count": 10, "low": [0.4, 0.8], "high": [0.6, 1.0], "graph": "circuit", "errors": "nodes"},
+    },
     "verdict": {"verdict": "supported", "why": ["keeps 80 %"], "graph": "circuit", "errors": "nodes"},
     "stability": {
         **{"of": "bootstrap", "what": "nodes", "value": 0.6, "low": 0.4, "median": 0.6, "high": 0.9, "rank": -0.5},

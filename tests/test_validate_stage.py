@@ -16,7 +16,7 @@ from circuitcli.errors import InputError, SettingsError
 from circuitcli.hookpoints import HookPoint, NodeId
 from circuitcli.models import loading
 from circuitcli.models.taps import keep, tapped
-from circuitcli.records import GraphRecord, ScoreRecord, ShiftRecord, Stream
+from circuitcli.records import CurveRecord, GraphRecord, ScoreRecord, ShiftRecord, Stream
 from circuitcli.runs import Run
 from circuitcli.saes import files
 from circuitcli.saes.base import SaeConfig
@@ -41,6 +41,8 @@ SMALL = {
     "graph.baseline_tokens": 200,
     "validate.samples": 3,
     "validate.sequences": 4,
+    "validate.curve": "none",
+    "validate.shuffled": False,
 }
 
 
@@ -235,7 +237,8 @@ def test_reports_have_names_that_hit_no_other(ask, graph, run):
 
 def test_a_killed_test_keeps_what_it_measured_and_goes_on_there(ask, graph, run, monkeypatch):
     graph()
-    whole = [records.to_line(record) for record in validate.run(ask(validate__name="whole"))]
+    everything = {"validate__curve": "all", "validate__shuffled": True, "validate__basis": "neurons"}
+    whole = [records.to_line(record) for record in validate.run(ask(validate__name="whole", **everything))]
     ran = scores.circuit_metric
     calls: list = []
 
@@ -246,7 +249,7 @@ def test_a_killed_test_keeps_what_it_measured_and_goes_on_there(ask, graph, run,
         return ran(subject, *rest, **options)
 
     monkeypatch.setattr(scores, "circuit_metric", counting)
-    small = {"validate__name": "broken", "graph__batch_size": 2}
+    small = {"validate__name": "broken", "graph__batch_size": 2, **everything}
     with pytest.raises(KeyboardInterrupt):
         validate.run(ask(**small))
     (left,) = (run.path / "reports").glob("broken.*")
@@ -467,3 +470,57 @@ def test_each_ablation_and_policy_has_its_scores(ask, graph, run):
         assert found[name, "nodes", "zero"].value == pytest.approx(zero[name, "nodes"].value, abs=1e-5)
     report = json.loads((run.path / "reports" / "several.json").read_text(encoding="utf-8"))
     assert next(iter(report)) == "verdict" and report["verdict"]["why"] == list(made[-1].why)
+
+
+def test_a_circuit_is_held_against_others_and_has_curves(ask, graph, run, caplog):
+    graph(graph__name="other", graph__prompt="class A:\n    def", graph__up=3)
+    graph(graph__name="circuit", graph__up=3)
+    chosen = {"validate__control_graph": "other", "validate__basis": "neurons", "validate__shuffled": True}
+    made = Stream(validate.run(ask(validate__curve="all", validate__graph="circuit", **chosen)))
+    found = scored(made)
+    own = found["faithfulness", "nodes"]
+    names = ("faithfulness-control-graph", "faithfulness-neurons", "faithfulness-shuffled")
+    for name in names:
+        score = found[name, "nodes"]
+        assert score.difference == pytest.approx(own.value - score.value, abs=1e-6) and score.difference_low is None
+    assert found["faithfulness-neurons", "nodes"].n_nodes == own.n_nodes
+    kinds = {(curve.of, curve.ranked): curve for curve in made.of(CurveRecord)}
+    assert {*kinds} == {("nodes", "graph"), ("edges", "graph"), ("nodes", "all")}
+    assert kinds["nodes", "graph"].values[-1] == pytest.approx(own.value, abs=1e-6)
+    assert kinds["edges", "graph"].values[-1] == pytest.approx(found["faithfulness-edges", "nodes"].value, abs=1e-6)
+    assert kinds["nodes", "all"].values[-1] == pytest.approx(1, abs=1e-4)
+    report = json.loads((run.path / "reports" / "circuit.json").read_text(encoding="utf-8"))
+    assert len(report["curves"]) == 3 and {score["name"] for score in report["scores"]} >= {*names}
+    said = verdict(made.records)
+    assert sum(line.startswith("curve over ") for line in said) == 3 and said[-1].startswith("verdict: ")
+    # On other prompts all nodes are ranked on those that the graph was found on.
+    file = run.path / "prompts.jsonl"
+    file.write_text('{"prompt": "import sys"}\n{"prompt": "return x"}\n', encoding="utf-8")
+    held_out = Stream(validate.run(ask(validate__curve="all", validate__prompts=str(file), **chosen)))
+    curve = next(curve for curve in held_out.of(CurveRecord) if curve.ranked == "all")
+    assert curve.held_out and curve.n_prompts == 2 and curve.cmd_low <= curve.cmd <= curve.cmd_high
+    assert all(scored(held_out)[name, "nodes"].held_out for name in names)
+
+
+def test_a_control_graph_that_cannot_be_one_is_refused_before_anything_runs(ask, graph, run, collected, tmp_path):
+    graph(graph__name="narrow", graph__layers="1:2")
+    graph(graph__name="circuit")
+    with pytest.raises(InputError, match="the control graph 'circuit' is the graph that is tested"):
+        validate.run(ask(validate__control_graph="circuit"))
+    with pytest.raises(InputError, match="no graph named 'nothing'"):
+        validate.run(ask(validate__control_graph="nothing"))
+    with pytest.raises(InputError, match=r"has an SAE at resid\.2, where graph 'narrow' has none"):
+        validate.run(ask(validate__graph="narrow", validate__control_graph="circuit"))
+    file = next((run.path / "graphs").glob("narrow.jsonl"))
+    head = json.loads(file.read_text(encoding="utf-8").splitlines()[0])
+    for change, message in (
+        ({"saes": {"resid.1": "sha256:0"}}, r"has another SAE at resid\.1"),
+        ({"name": "empty"}, "has no node"),
+    ):
+        (tmp_path / "control.jsonl").write_text(json.dumps(head | change) + "\n", encoding="utf-8")
+        with_node = json.dumps({"kind": "node", "id": "resid.1/3"}) + "\n" if "saes" in change else ""
+        with (tmp_path / "control.jsonl").open("a", encoding="utf-8") as stream:
+            stream.write(with_node)
+        with pytest.raises(InputError, match=message):
+            validate.run(ask(validate__control_graph=str(tmp_path / "control.jsonl")))
+    assert not list((run.path / "reports").glob("*"))

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 
 from circuitcli.cli.stability import told_stability
-from circuitcli.records import Record, ScoreRecord, VerdictRecord
+from circuitcli.records import CurveRecord, Record, ScoreRecord, VerdictRecord
 from circuitcli.validation.verdict import CONTROLS, is_beaten, judged_score, share, unbeaten
 from circuitcli.validation.verdict import beside as scores_beside
 
@@ -27,8 +27,10 @@ def verdict(records: Iterable[Record]) -> list[str]:
     return [
         *first,
         _kept(judged, found),
+        *_edges(found),
         *_remarks(judged, found),
         *_controls(judged, found),
+        *(_curve(record) for record in made if isinstance(record, CurveRecord)),
         *told_stability(made),
         *last,
     ]
@@ -59,6 +61,26 @@ def _kept(judged: ScoreRecord, beside: dict[str, ScoreRecord]) -> str:
     if (chance := beside.get("faithfulness-random")) is not None:
         parts.append(f"matched random circuits keep {share(chance.value)}{_interval(chance)}")
     return "; ".join(parts)
+
+
+def _edges(beside: dict[str, ScoreRecord]) -> Iterator[str]:
+    if (edges := beside.get("faithfulness-edges")) is not None:
+        yield f"its {edges.n_edges:,} edges alone keep {share(edges.value)}{_interval(edges)}"
+
+
+def _curve(curve: CurveRecord) -> str:
+    """The areas of a curve, that which says most first."""
+    what = f"the graph's {curve.total:,} {curve.of}" if curve.ranked == "graph" else f"all {curve.total:,} {curve.of}"
+    most = f"the most that a circuit of it keeps is {share(curve.largest)}, with {curve.largest_count:,}"
+    return (
+        f"curve over {what}: CMD {curve.cmd:.3g}{_bounds(curve.cmd_low, curve.cmd_high)} (0 is best), by logarithm "
+        f"{curve.cmd_log:.3g}; CPR {curve.cpr:.3g} ({curve.best_cpr:.3g} without over- or undershooting), by logarithm "
+        f"{curve.cpr_log:.3g} ({curve.best_cpr_log:.3g}); {most}"
+    )
+
+
+def _bounds(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f" [{low:.3g}, {high:.3g}]"
 
 
 def _remarks(judged: ScoreRecord, beside: dict[str, ScoreRecord]) -> Iterator[str]:

@@ -6,7 +6,7 @@ The graph lies this low because attribution makes it, validation reads it and re
 """
 
 from circuitcli.graphs.conversion import from_records, to_records
-from circuitcli.graphs.graph import CircuitGraph, Edge, Node, ablated_nodes, edges_between
+from circuitcli.graphs.graph import CircuitGraph, Edge, Node, ablated_nodes, edges_between, strongest_nodes
 from circuitcli.graphs.joining import check_joinable, content_digest, merged
 from circuitcli.graphs.pruning import connected_to_output, restricted, sorted_graph
 
@@ -23,5 +23,6 @@ __all__ = [
     "merged",
     "restricted",
     "sorted_graph",
+    "strongest_nodes",
     "to_records",
 ]

@@ -155,3 +155,9 @@ def edges_between(graph: CircuitGraph) -> tuple[tuple[NodeId, NodeId | None], ..
 def ablated_nodes(graph: CircuitGraph) -> tuple[NodeId, ...]:
     """The features and errors of a graph: what a test of it keeps or ablates."""
     return tuple(place for node in graph.nodes if (place := node.place) is not None and not place.is_token)
+
+
+def strongest_nodes(graph: CircuitGraph) -> tuple[NodeId, ...]:
+    """The same, those of the largest effects first."""
+    ordered = sorted(graph.nodes, key=lambda node: -abs(node.effect or 0.0))
+    return ablated_nodes(CircuitGraph(graph.head, tuple(ordered)))

@@ -23,6 +23,7 @@ from circuitcli.records.run import ActivationsRecord, FigureRecord, ReportRecord
 from circuitcli.records.scores import (
     ChangeRecord,
     ComparisonRecord,
+    CurveRecord,
     ScoreRecord,
     ShiftRecord,
     StabilityRecord,
@@ -37,6 +38,7 @@ __all__ = [
     "AttentionRecord",
     "ChangeRecord",
     "ComparisonRecord",
+    "CurveRecord",
     "EdgeRecord",
     "EvaluationRecord",
     "ExportRecord",

@@ -27,6 +27,7 @@ from circuitcli.records.run import ActivationsRecord, FigureRecord, ReportRecord
 from circuitcli.records.scores import (
     ChangeRecord,
     ComparisonRecord,
+    CurveRecord,
     ScoreRecord,
     ShiftRecord,
     StabilityRecord,
@@ -55,6 +56,7 @@ KINDS: dict[str, type[Record]] = {
     "response": ResponseRecord,
     "score": ScoreRecord,
     "shift": ShiftRecord,
+    "curve": CurveRecord,
     "verdict": VerdictRecord,
     "stability": StabilityRecord,
     "steering": SteeringRecord,

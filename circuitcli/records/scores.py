@@ -9,6 +9,7 @@ from circuitcli.schema import (
     LONGEST_TABLE,
     BaselineName,
     Count,
+    Counts,
     FeatureName,
     Flag,
     LevelName,
@@ -62,6 +63,46 @@ class ScoreRecord(Record):
     difference: Number | None = None
     difference_low: Number | None = None
     difference_high: Number | None = None
+    held_out: Flag | None = None
+
+
+class CurveRecord(Record):
+    """Faithfulness against the number of ``nodes`` or ``edges``, ranked within the ``graph`` or among ``all``.
+
+    counts: of ``total``, those of each circuit; values, low, high: its faithfulness and the bounds of its interval.
+    cmd, cpr: the areas between the curve and 1 (0 is best) and below it over the share of the total, with ``_log`` over
+    its logarithm; best_cpr: that of a curve that is 1. largest: the largest faithfulness, of ``largest_count``.
+    """
+
+    kind: str = "curve"
+    of: Word
+    ranked: Word
+    counts: Counts
+    total: Count
+    values: Numbers
+    low: Numbers | None = None
+    high: Numbers | None = None
+    cmd: Number
+    cmd_low: Number | None = None
+    cmd_high: Number | None = None
+    cmd_log: Number
+    cmd_log_low: Number | None = None
+    cmd_log_high: Number | None = None
+    cpr: Number
+    cpr_low: Number | None = None
+    cpr_high: Number | None = None
+    cpr_log: Number
+    cpr_log_low: Number | None = None
+    cpr_log_high: Number | None = None
+    best_cpr: Number
+    best_cpr_log: Number
+    largest: Number
+    largest_count: Count
+    graph: Name | None = None
+    graph_digest: Word | None = None
+    ablation: BaselineName | None = None
+    errors: PolicyName | None = None
+    n_prompts: Count | None = None
     held_out: Flag | None = None
 
 

@@ -65,3 +65,14 @@ class ValidationSettings(Section):
     against: FilePath | None = None
     """Compare the graph with this one, a name or a file, instead of testing it: what they share, what is to be added
     and removed, and how much more of the behaviour it keeps on the same prompts."""
+    curve: Literal["none", "graph", "all"] = "graph"
+    """Score circuits of ten sizes too, from a thousandth to all: the graph's own strongest nodes and edges, and with
+    all those of all nodes there are, by effects that are taken again."""
+    control_graph: FilePath | None = None
+    """Name or file of another behaviour's graph at the same hook points: its circuit is tested on these prompts, and
+    should do worse."""
+    basis: Literal["neurons"] | None = None
+    """Compare the circuit with as many neurons, the strongest by the same kind of effects: those of MLPs where a hook
+    point is an MLP's output, else the dimensions of the activation."""
+    shuffled: bool = True
+    """Compare the circuit with its own nodes where the rows of each decoder are exchanged."""

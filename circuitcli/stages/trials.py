@@ -22,12 +22,14 @@ from circuitcli.stages.saes import SaeSource, load_saes
 
 if TYPE_CHECKING:
     from circuitcli.attribution.baselines import BaselineRule
+    from circuitcli.attribution.panel import Panel
     from circuitcli.attribution.prompts import Prompt
     from circuitcli.models.loading import LanguageModel
     from circuitcli.saes.base import SparseCoder
     from circuitcli.saes.coders import Coders
     from circuitcli.saes.exchange.tensors import Foreign
     from circuitcli.validation.edges import Edge
+    from circuitcli.validation.others import Means
     from circuitcli.validation.scores import Case, PanelCases
 
 logger = logging.getLogger(__name__)
@@ -35,12 +37,12 @@ logger = logging.getLogger(__name__)
 _NO_MATTER = (
     *PLACEMENT,
     *("validate.at_least", "validate.graph", "validate.prompts", "validate.pin", "validate.name"),
-    *("validate.stability", "validate.rival", "validate.sae_seeds"),
+    *("validate.control_graph", "validate.stability", "validate.rival", "validate.sae_seeds"),
     *("validate.scale", "validate.generate", "validate.temperature", "validate.against"),
 )
 _OF_GRAPHS = (
     *("validate.errors", "validate.samples", "validate.bootstrap", "validate.minimality"),
-    *("validate.edges", "validate.ablations"),
+    *("validate.edges", "validate.ablations", "validate.curve", "validate.basis", "validate.shuffled"),
 )
 _OF_PINS = ("validate.sequences",)
 
@@ -53,7 +55,10 @@ class Plan:
     holds the token ids of the graph's own `resample` baseline, ``drawn_with`` the seed of those of many prompts.
     ``writes``: what the graph's coders write, None for all. ``left_out`` takes what is wrong with single prompts.
     ``found_with``: the graph's own prompts, where others are tested and the baseline depends on its own.
-    ``n_positions``: how long the prompts are that the graph is a mean over. ``edges``: the graph's.
+    ``n_positions``: how long the prompts are that the graph is a mean over. ``edges``: the graph's, strongest first, as
+    ``ranked`` has its nodes. ``control``: the nodes of another behaviour's graph, as they are named in other prompts.
+    ``effects``: how the graph's effects were taken. ``found_on``: the graph's own prompts, where others are tested and
+    these are needed.
     """
 
     request: Request
@@ -71,6 +76,10 @@ class Plan:
     writes: frozenset[HookPoint] | None = None
     n_positions: int | None = None
     edges: tuple["Edge", ...] = ()
+    ranked: tuple[NodeId, ...] = ()
+    control: tuple[NodeId, ...] | None = None
+    effects: GraphSettings | None = None
+    found_on: tuple[Example, ...] = ()
     left_out: LeftOut = field(default_factory=LeftOut)
     found_with: tuple[Example, ...] = ()
 
@@ -112,6 +121,10 @@ class Plan:
         inputs = {f"SAE at {hook}": self.sources[hook].digest for hook in self.hooks}
         inputs["nodes"] = digest([str(node) for node in self.nodes])
         inputs["edges"] = digest([f"{source} {target}" for source, target in self.edges])
+        inputs["ranks"] = digest([str(node) for node in self.ranked])
+        inputs["control"] = digest([str(node) for node in self.control or ()])
+        inputs["effects"] = digest([self.effects.method, self.effects.ig_steps] if self.effects else [])
+        inputs["found on"] = digest_of(self.found_on)
         inputs["prompts"] = digest_of(self.examples)
         metric = self.metric
         facts = [metric.metric, metric.n_prompts, metric.skip_bad, metric.baseline_tokens, self.baseline]
@@ -162,17 +175,21 @@ class Bench:
     @cached_property
     def rule(self) -> "BaselineRule":
         """How the judged baseline is taken."""
+        return self.rule_through(self.coders)
+
+    def rule_through(self, coders: "Coders") -> "BaselineRule":
+        """The same through other coders. Raises InputError for what was not collected."""
         plan = self.plan
         rows = {} if plan.row is None else {0: plan.row}
-        rule = baseline_rule(plan.request, plan.baseline, self.coders, plan.metric, rows=rows, seed=plan.drawn_with)
+        rule = baseline_rule(plan.request, plan.baseline, coders, plan.metric, rows=rows, seed=plan.drawn_with)
         return rule.over(self._encoded(plan.found_with)) if plan.found_with else rule
 
     @cached_property
     def prompts(self) -> "tuple[Prompt, ...]":
         """What is tested on. Raises InputError for prompts that cannot be used."""
-        return self._encoded(self.plan.examples)
+        return self._encoded(self.plan.examples, most=self.plan.metric.n_prompts)
 
-    def _encoded(self, examples: Sequence[Example]) -> "tuple[Prompt, ...]":
+    def _encoded(self, examples: Sequence[Example], *, most: int | None = None) -> "tuple[Prompt, ...]":
         """Examples in tokens. Raises InputError for those that cannot be used."""
         from circuitcli.attribution.prompts import Needs, encode_all
         from circuitcli.validation.scores import at_spans
@@ -185,27 +202,39 @@ class Bench:
             self.language_model.adapter,
             needs=Needs.of(metric=plan.metric.metric, baseline=baseline, spans=at_spans(plan.nodes)),
             left_out=plan.left_out,
-            most=plan.metric.n_prompts,
+            most=most,
+        )
+
+    def _panel(self, prompts: "Sequence[Prompt]") -> "Panel":
+        from circuitcli.attribution.panel import Panel
+        from circuitcli.attribution.positions import Positions
+
+        return Panel.of(
+            self.language_model.adapter,
+            self.coders,
+            prompts,
+            metric=self.plan.metric.metric,
+            positions=Positions.of("sum", prompts),
+            baseline_of=self.rule,
+            batch_size=self.plan.metric.batch_size,
+            token_names=self.language_model.tokenizer.token_strings,
         )
 
     def cases(self) -> "PanelCases":
         """The prompts, in batches that run when they are needed. Raises InputError for prompts that cannot be used."""
-        from circuitcli.attribution.panel import Panel
-        from circuitcli.attribution.positions import Positions
         from circuitcli.validation.scores import PanelCases
 
+        return PanelCases(self._panel(self.prompts), self.named(self.plan.nodes))
+
+    def means(self) -> "Means | None":
+        """What the circuit is compared by; None of pins."""
+        from circuitcli.validation.others import Means
+
         plan = self.plan
-        panel = Panel.of(
-            self.language_model.adapter,
-            self.coders,
-            self.prompts,
-            metric=plan.metric.metric,
-            positions=Positions.of("sum", self.prompts),
-            baseline_of=self.rule,
-            batch_size=plan.metric.batch_size,
-            token_names=self.language_model.tokenizer.token_strings,
-        )
-        return PanelCases(panel, self.named(plan.nodes))
+        if plan.effects is None:
+            return None
+        found_on = self._panel(self._encoded(plan.found_on)) if plan.found_on else None
+        return Means(self.rule_through, plan.effects, self.named(plan.ranked), found_on, plan.control)
 
     def named(self, nodes: "Sequence[NodeId]") -> "tuple[NodeId, ...]":
         """A graph's nodes as they are called in these prompts; see `on_other_prompts`."""
@@ -231,7 +260,7 @@ class Bench:
 
         plan, found = self.plan, {}
         for name in ablations:
-            rule = baseline_rule(plan.request, name, self.coders, plan.metric, rows={})
+            rule = baseline_rule(plan.request, name, self.coders, plan.metric, rows={}).over(self.prompts)
             panel = replace(cases.panel, baseline_of=rule.over(cases.panel.prompts), kept=Kept(KEPT_BYTES // 4))
             found[name] = PanelCases(panel, cases.nodes)
         return found

@@ -1,18 +1,18 @@
 """The test of a circuit: faithfulness, completeness, minimality, its controls, and all its nodes ablated together."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from circuitcli import graphs
-from circuitcli.attribution.examples import LeftOut, as_line
+from circuitcli.attribution.examples import Example, LeftOut, as_line
 from circuitcli.attribution.prompt_files import read_examples
 from circuitcli.errors import InputError, SettingsError, ThresholdError
-from circuitcli.graphs import CircuitGraph, ablated_nodes, edges_between
-from circuitcli.hookpoints import HookPoint
+from circuitcli.graphs import CircuitGraph, ablated_nodes, edges_between, strongest_nodes
+from circuitcli.hookpoints import HookPoint, NodeId, without_numbers
 from circuitcli.records import Record, ScoreRecord, Stream
-from circuitcli.settings.graph import GraphSettings
+from circuitcli.settings.graph import OF_ONE_GRADIENT, GraphSettings
 from circuitcli.settings.settings import Settings
 from circuitcli.stages import against, pins, stability, steering
 from circuitcli.stages.inputs import chosen_graph
@@ -25,6 +25,7 @@ from circuitcli.stages.saes import SaeSource, sae_sources
 from circuitcli.stages.trials import Bench, Plan
 
 if TYPE_CHECKING:
+    from circuitcli.validation.curves import Curve
     from circuitcli.validation.scores import PanelCases
     from circuitcli.validation.trial import Trial
 
@@ -108,6 +109,10 @@ def _plan(request: Request) -> Plan:
         drawn_with=graph.head.seed if is_redrawn and graph.head.n_prompts > 1 else None,
         graph_digest=graphs.content_digest(graph),
         edges=edges_between(graph),
+        ranked=strongest_nodes(graph),
+        control=None if settings.control_graph is None else _control(request, graph, settings.control_graph),
+        effects=_effects(request.settings.graph, graph),
+        found_on=() if aligned else _found_on(request, graph),
         writes=writes,
         left_out=left_out,
         # Means by position are those of the prompts that the graph was found with.
@@ -172,6 +177,50 @@ def _check_behaviour(settings: GraphSettings, graph: CircuitGraph, *, has_prompt
         )
 
 
+def _control(request: Request, graph: CircuitGraph, named: str) -> tuple[NodeId, ...]:
+    """The nodes of another behaviour's graph, at all positions where they have numbers: there are other words there.
+
+    Raises InputError for a graph of other coders, for one without nodes, and for the graph itself.
+    """
+    other = chosen_graph(request, named, stage="validate")
+    nodes, head = ablated_nodes(other), other.head
+    if graphs.content_digest(other) == graphs.content_digest(graph):
+        raise InputError(
+            f"the control graph '{head.name}' is the graph that is tested", hint="name one of another behaviour"
+        )
+    if not nodes:
+        raise InputError(f"the control graph '{head.name}' has no node", hint="raise --down and --up of graph-grad")
+    for name, digest in head.saes.items():
+        if graph.head.saes.get(name) != digest:
+            raise InputError(
+                f"the control graph '{head.name}' has {'another SAE' if name in graph.head.saes else 'an SAE'} at "
+                f"{name}, where graph '{graph.head.name}' has {'its own' if name in graph.head.saes else 'none'}",
+                hint="make it with the same --layers, --sites and SAEs",
+            )
+    return without_numbers(nodes)
+
+
+def _effects(settings: GraphSettings, graph: CircuitGraph) -> GraphSettings:
+    """How effects of all nodes are taken: as the graph's were, if that was from gradients."""
+    method = graph.head.method.removeprefix("grad-").removesuffix("-refined")
+    if method not in OF_ONE_GRADIENT:
+        steps = graph.head.steps if method == "ig" else settings.ig_steps
+        return settings.model_copy(update={"method": "ig", "ig_steps": steps})
+    return settings.model_copy(update={"method": method})
+
+
+def _found_on(request: Request, graph: CircuitGraph) -> tuple[Example, ...]:
+    """The graph's own prompts, if nodes are to be ranked on them; none, with a warning, where they are not there."""
+    settings = request.settings.validation
+    if settings.curve != "all" and settings.basis is None:
+        return ()
+    try:
+        return graph_examples(graph, request.run.path)
+    except InputError as error:
+        logger.warning("nodes are ranked on the prompts that they are tested on: %s", error.message)
+        return ()
+
+
 def _check_saes(graph: CircuitGraph, sources: dict[HookPoint, SaeSource]) -> None:
     for name, expected in graph.head.saes.items():
         source = sources.get(HookPoint.parse(name))
@@ -190,7 +239,13 @@ def _trials(bench: Bench, cases: "PanelCases", ledger: Ledger) -> "dict[str, Tri
 
     plan, settings = bench.plan, bench.plan.request.settings
     trial = Trial(
-        cases, settings.validation, settings.seed, plan.metric.batch_size, keep=ledger.take, edges=bench.edges
+        cases,
+        settings.validation,
+        settings.seed,
+        plan.metric.batch_size,
+        keep=ledger.take,
+        edges=bench.edges,
+        means=bench.means(),
     )
     others = {
         name: replace(trial, cases=those, keep=steps_named(f"{name} ablation", ledger.take), is_main=False)
@@ -223,6 +278,7 @@ def _work(plan: Plan, resumes: bool) -> tuple[list[Record], dict[str, Any]]:
             score = measured.record({**about, "ablation": ablation})
             ledger.add(score)
             made.append(score)
+        curves = [curve.record({**about, "errors": settings.validation.errors}) for curve in _curves(trials)]
     tally = Tally(cases.nodes, bench.later, bench.language_model.tokenizer, top=plan.request.settings.validation.top)
     for case in track(cases, "ablated together", total=len(cases), unit="batches"):
         tally.add(case, [prompt.text for prompt in case.subject.prompts])
@@ -246,7 +302,14 @@ def _work(plan: Plan, resumes: bool) -> tuple[list[Record], dict[str, Any]]:
         **{verdict.kind: verdict.model_dump(exclude_none=True) for verdict in verdicts},
         prompts=[{"prompt": example.prompt, **as_line(example)} for example in plan.examples],
         scores=[score.model_dump(exclude_none=True) for score in (*made, effect)],
+        curves=[curve.model_dump(exclude_none=True) for curve in curves],
         ablated_together=asdict(joint),
     )
     plan.partial.unlink(missing_ok=True)
-    return [*made, effect, *verdicts], {}
+    return [*made, effect, *curves, *verdicts], {}
+
+
+def _curves(trials: "Mapping[str, Trial]") -> "Iterator[Curve]":
+    """Of the judged ablation, if it leaves something to explain."""
+    judged = next(iter(trials.values()))
+    return judged.faithfulness_curves() if judged.has_range else iter(())

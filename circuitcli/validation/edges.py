@@ -75,6 +75,16 @@ def _incoming(kept: Sequence[NodeId], edges: Iterable[Edge]) -> list[set[int]]:
     return found
 
 
+def _leading_on(incoming: Sequence[set[int]]) -> set[int]:
+    """The nodes that the output comes from, by any number of edges; what the others are makes no difference."""
+    found, waiting = set[int](), set(incoming[-1])
+    while waiting:
+        number = waiting.pop()
+        found.add(number)
+        waiting |= incoming[number] - found
+    return found
+
+
 def _turn(coders: Coders, node: NodeId) -> Turn:
     """When a node is computed: autoencoders read what arrives at a hook point, as errors do, others what goes on."""
     is_late = not node.is_error and node.hook in coders and coders[node.hook].is_transcoder
@@ -136,8 +146,8 @@ class _EdgeRun:
     def metric(self, incoming: Sequence[set[int]]) -> Float[Tensor, " text"]:
         """The metric with these sources of each node, and of the output."""
         turns: dict[Turn, list[int]] = {}
-        for number, node in enumerate(self.nodes):
-            turns.setdefault(_turn(self.subject.coders, node), []).append(number)
+        for number in sorted(_leading_on(incoming)):
+            turns.setdefault(_turn(self.subject.coders, self.nodes[number]), []).append(number)
         for _, numbers in sorted(turns.items()):
             self._compute(numbers, incoming)
         last = _Pass(self, [frozenset(incoming[-1])])

@@ -265,13 +265,19 @@ def metrics_of(
 
 
 def edge_metrics(
-    cases: Sequence[Case], edges: Sequence[Edge], *, policy: str, batch_size: int, keep: Keeper = anew
+    cases: Sequence[Case],
+    edges: Sequence[Edge],
+    *,
+    policy: str,
+    batch_size: int,
+    keep: Keeper = anew,
+    name: str = "edges alone",
 ) -> Float[Tensor, " prompt"]:
     """The metric of each prompt with these edges alone between the circuit's nodes. Raises as `kept_metric` does."""
     columns = []
-    with task("edges alone", total=len(cases), unit="batches") as advance:
+    with task(name, total=len(cases), unit="batches") as advance:
         for case in cases:
-            step = f"edges alone, {policy} errors, {case.name}"
+            step = f"{name}, {policy} errors, {case.name}"
 
             def made(case: Case = case, step: str = step) -> list[float]:
                 subject, baseline = case.subject, case.baseline

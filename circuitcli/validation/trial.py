@@ -5,18 +5,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitcli.errors import InputError
 from circuitcli.records import ScoreRecord
 from circuitcli.schema import POLICIES
 from circuitcli.settings.validation import ValidationSettings
-from circuitcli.validation import controls, scores
+from circuitcli.validation import controls, curves, scores
 from circuitcli.validation.controls import Chance
+from circuitcli.validation.curves import Curve
 from circuitcli.validation.edges import Edge
-from circuitcli.validation.scores import Keeper, PanelCases, Resamples, Runs, Score, anew
+from circuitcli.validation.others import Means, Other, Others
+from circuitcli.validation.ranking import Ranking, positions_of
+from circuitcli.validation.scores import Keeper, PanelCases, Resamples, Runs, Score, anew, counted
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +52,9 @@ class Measured:
 class Trial:
     """The scores of a circuit, one after the other; what ``keep`` knows from before is not run again.
 
-    edges: of the circuit, None where only nodes are known. is_main: whether this ablation is the one that is judged and
-    set beside controls.
+    edges: of the circuit, the strongest first, None where only nodes are known. means: what comparisons need, without
+    which none but random circuits are made. is_main: whether this ablation is the one that is judged and set beside
+    controls.
     """
 
     cases: PanelCases
@@ -58,6 +63,7 @@ class Trial:
     batch_size: int
     keep: Keeper = anew
     edges: Sequence[Edge] | None = None
+    means: Means | None = None
     is_main: bool = True
 
     @cached_property
@@ -132,8 +138,41 @@ class Trial:
 
     def _beside(self, policy: str, runs: Runs) -> Iterator[Measured]:
         """What the circuit is to be compared with."""
-        if not self.settings.samples:
+        if self.settings.samples:
+            yield from self._random(policy, runs)
+            there = controls.everything_there(self.cases, **self._options(policy))
+            score = self._ratio(there.metrics, runs)
+            yield Measured("faithfulness-positions", policy, score, {"n_nodes": there.n_nodes})
+        if self.means is None:
             return
+        others = Others(self.cases, self.means, seed=self.seed, **self._options(policy))
+        if self.means.control is not None:
+            yield from self._compared(others.control(self.means.control))
+        if self.settings.shuffled:
+            yield from self._compared(others.shuffled())
+        if self.settings.basis == "neurons":
+            try:
+                yield from self._compared(others.neurons())
+            except InputError as error:
+                logger.warning("not compared with neurons: %s", error.message)
+
+    def _compared(self, other: Other) -> Iterator[Measured]:
+        """Another circuit, and by how much the tested one is better. Logs a warning if it had nothing to keep."""
+        if not other.runs.has_range:
+            logger.warning("no %s: the metric is then the same with and without all features", other.name)
+            return
+        runs, own = self.runs[self.settings.errors], set(counted(self.cases.nodes, self.settings.errors))
+        facts = {
+            "n_nodes": len(other.nodes),
+            "metric_circuit": float(other.runs.circuit.mean()),
+            "metric_empty": float(other.runs.empty.mean()),
+            **self._better(runs, other.runs.circuit, other.runs),
+        }
+        if other.name == "faithfulness-control-graph":
+            facts["overlap"] = len(own.intersection(other.nodes)) / len(own)
+        yield Measured(other.name, self.settings.errors, self._ratio(other.runs.circuit, other.runs), facts)
+
+    def _random(self, policy: str, runs: Runs) -> Iterator[Measured]:
         for name, by_activity in (("faithfulness-random", False), ("faithfulness-random-active", True)):
             chance = controls.random_faithfulness(
                 self.cases,
@@ -144,8 +183,6 @@ class Trial:
                 **self._options(policy),
             )
             yield self._chance(name, policy, chance)
-        there = controls.everything_there(self.cases, **self._options(policy))
-        yield Measured("faithfulness-positions", policy, self._ratio(there.metrics, runs), {"n_nodes": there.n_nodes})
 
     def _chance(self, name: str, policy: str, chance: Chance) -> Measured:
         """Random circuits: their mean and quantiles, and by how much the circuit is better than their mean."""
@@ -162,6 +199,49 @@ class Trial:
             **self._better(runs, chance.metrics.mean(dim=0), runs),
         }
         return Measured(name, policy, middle, facts)
+
+    def faithfulness_curves(self) -> Iterator[Curve]:
+        """Of the judged policy: the graph's nodes by their effects, its edges by their weights, and where they are
+        asked for all nodes."""
+        policy, asked = self.settings.errors, self.settings.curve
+        if asked == "none" or self.means is None or not self.runs[policy].has_range:
+            return
+        nodes = counted(self.means.nodes, policy)
+        yield from self._node_curve("graph", curves.strongest_of(nodes), len(nodes))
+        if self.edges and self.settings.edges:
+            yield from self._edge_curve(self.edges)
+        if asked == "all":
+            ranking = self._ranking(self.means)
+            yield from self._node_curve("all", curves.strongest_of_all(ranking), len(ranking))
+
+    def _ranking(self, means: Means) -> Ranking:
+        panel = means.found_on or self.cases.panel
+        found = Ranking.of(panel, means.effects, positions_of(self.cases.nodes, panel.prompts))
+        return found if self.settings.errors == "nodes" else found.features
+
+    def _node_curve(self, ranked: Literal["graph", "all"], circuit: curves.CircuitOf, total: int) -> Iterator[Curve]:
+        counts = curves.sizes(total)
+        if len(counts) > 1:
+            name = f"curve over {'the nodes' if ranked == 'graph' else 'all nodes'}"
+            metrics = curves.node_metrics(self.cases, circuit, counts, name=name, **self._options(self.settings.errors))
+            yield self._curve(metrics, "nodes", ranked, counts, total)
+
+    def _edge_curve(self, edges: Sequence[Edge]) -> Iterator[Curve]:
+        counts = curves.sizes(len(edges))
+        if len(counts) > 1:
+            metrics = curves.edges_metrics(self.cases, edges, counts, **self._options(self.settings.errors))
+            yield self._curve(metrics, "edges", "graph", counts, len(edges))
+
+    def _curve(
+        self,
+        metrics: Float[Tensor, "size prompt"],
+        of: Literal["nodes", "edges"],
+        ranked: Literal["graph", "all"],
+        counts: Sequence[int],
+        total: int,
+    ) -> Curve:
+        runs = self.runs[self.settings.errors]
+        return curves.curve(metrics, runs, self.resamples, of=of, ranked=ranked, counts=counts, total=total)
 
     def _better(self, runs: Runs, other: Float[Tensor, " prompt"], other_runs: Runs) -> dict[str, float | None]:
         """By how much the circuit keeps more than another, each of its own range, on the same samples of prompts."""
