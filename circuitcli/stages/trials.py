@@ -260,7 +260,7 @@ class Bench:
 
         plan, found = self.plan, {}
         for name in ablations:
-            rule = baseline_rule(plan.request, name, self.coders, plan.metric, rows={}).over(self.prompts)
+            rule = baseline_rule(plan.request, name, self.coders, plan.metric, rows={})
             panel = replace(cases.panel, baseline_of=rule.over(cases.panel.prompts), kept=Kept(KEPT_BYTES // 4))
             found[name] = PanelCases(panel, cases.nodes)
         return found
