@@ -85,6 +85,12 @@ GOOD: dict[str, dict[str, object]] = {
         **{"action": "add", "id": "resid.1/3", "source": "resid.1/3", "target": "output", "strength": 0.4},
         **{"graph": "circuit", "against": "other"},
     },
+    "interaction": {
+        **{"name": "interaction", "source": "resid.1", "target": "resid.2", "n_edges": [0, 1, 9], "kl": [3, 2.5, 1]},
+        **{"kl_low": [2, 2, 0.5], "kl_high": [4, 3, 1.5], "floor": 1, "unit": "nats", "n_live": 1, "n_possible": 9},
+        **{"absolute": {"value": 9.5, "low": None}, "relative": {"value": 1}, "absolute_above": {"value": 2}},
+        **{"relative_above": {"value": 0.2}, "n_prompts": 3, "n_tokens": 12, "path": "reports/interaction.json"},
+    },
     "figure": {"path": "../circuit.svg"},
     "report": {"path": "reports/circuit.json"},
     "stage": {"name": "graph:circuit", "state": "finished", "command": "circuit graph-grad", "seconds": 2.5},

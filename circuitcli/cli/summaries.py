@@ -16,6 +16,7 @@ from circuitcli.records import (
     FeaturesRecord,
     FigureRecord,
     GraphRecord,
+    InteractionRecord,
     NodeRecord,
     Record,
     ReplacementRecord,
@@ -252,6 +253,16 @@ def _changes(made: Sequence[Record]) -> Rows:
     return Rows(("", "node or edge", "strength"), rows, _first(len(rows), len(found), "changes by strength"))
 
 
+def _interaction(made: Sequence[Record]) -> Rows:
+    found = [record for record in made if isinstance(record, InteractionRecord)][-1:]
+    rows = []
+    for record in found:
+        lows, highs = record.kl_low or (None,) * len(record.kl), record.kl_high or (None,) * len(record.kl)
+        for n, kl, low, high in zip(record.n_edges, record.kl, lows, highs, strict=True):
+            rows.append((f"{n:,}", _number(kl), f"{low:.4g} to {high:.4g}" if low is not None else ""))
+    return Rows(("edges kept", "KL", "interval"), rows, "KL(model || edges) of the next token in nats")
+
+
 def _steering(made: Sequence[Record]) -> Rows:
     """The two continuations side by side, token by token, with the divergence before each."""
     found = [record for record in made if isinstance(record, SteeringRecord)][-1:]
@@ -300,6 +311,7 @@ _TABLES: tuple[Callable[[Sequence[Record]], Rows], ...] = (
     described,
     _stability,
     _steering,
+    _interaction,
     _changes,
 )
 

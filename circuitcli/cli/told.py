@@ -2,17 +2,22 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from circuitcli.records import ComparisonRecord, Record, SteeringRecord
+from circuitcli.records import ComparisonRecord, InteractionRecord, Record, SteeringRecord
 from circuitcli.validation.verdict import share
+
+# Of the divergence with all edges, what counts as near to it.
+_NEAR = 1.25
 
 
 def told(records: Iterable[Record]) -> Iterator[str]:
-    """Sentences about steering and about two graphs."""
+    """Sentences about steering, two graphs, and edges between two hook points."""
     for record in records:
         if isinstance(record, SteeringRecord):
             yield from _steering(record)
         elif isinstance(record, ComparisonRecord):
             yield from _comparison(record)
+        elif isinstance(record, InteractionRecord):
+            yield from _interaction(record)
 
 
 def _steering(record: SteeringRecord) -> Iterator[str]:
@@ -39,6 +44,25 @@ def _comparison(record: ComparisonRecord) -> Iterator[str]:
             f"{_bounds(found, 'difference_')} on the same prompts"
         )
     yield f"{record.n_removed} nodes and edges to remove and {record.n_added} to add: {record.path}"
+
+
+def _interaction(record: InteractionRecord) -> Iterator[str]:
+    near = next(n for n, kl in zip(record.n_edges, record.kl, strict=True) if kl <= _NEAR * record.floor)
+    yield (
+        f"{record.source} -> {record.target}: with all edges the two SAEs leave {record.floor:.3g} nats a token (KL); "
+        f"{near:,} of {record.n_live:,} live edges ({record.n_possible:,} possible) come within a quarter of that"
+    )
+    yield (
+        f"area under the curve: absolute {_area(record.absolute)} nats times edges, relative {_area(record.relative)} "
+        f"nats; above what all edges leave {_area(record.absolute_above)} and {_area(record.relative_above)}"
+    )
+    yield "the relative area is flattered by features that are never active, the absolute one by small dictionaries"
+
+
+def _area(found: Mapping[str, float | None]) -> str:
+    low, high = found.get("low"), found.get("high")
+    bounds = "" if low is None or high is None else f" [{low:.4g}, {high:.4g}]"
+    return f"{found.get('value') or 0.0:.4g}{bounds}"
 
 
 def _share(found: Mapping[str, float | None], name: str) -> str:

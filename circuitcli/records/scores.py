@@ -12,6 +12,7 @@ from circuitcli.schema import (
     Counts,
     FeatureName,
     Flag,
+    HookName,
     LevelName,
     Name,
     NodeName,
@@ -225,3 +226,33 @@ class ChangeRecord(Record):
     strength: Number
     graph: Name
     against: Name
+
+
+class InteractionRecord(Record):
+    """How few edges between the SAEs of two hook points carry what a model does (SCALAR, arXiv:2511.07572).
+
+    n_edges, kl: the curve, KL(model || edges) in nats with so many edges, a mean over tokens and prompts, with its
+    bounds. floor: with all edges. absolute: the area under the curve, in nats times edges; relative: that over the
+    possible edges, in nats; the same above the floor; each with its bounds. n_live: edges between features that are
+    active in the prompts.
+    """
+
+    kind: str = "interaction"
+    name: Name
+    source: HookName
+    target: HookName
+    n_edges: Counts
+    kl: Numbers
+    kl_low: Numbers | None = None
+    kl_high: Numbers | None = None
+    floor: Number
+    unit: UnitName
+    n_live: Count
+    n_possible: Count
+    absolute: NumbersByName
+    relative: NumbersByName
+    absolute_above: NumbersByName
+    relative_above: NumbersByName
+    n_prompts: Count
+    n_tokens: Count
+    path: PathInRun | None = None

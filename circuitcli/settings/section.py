@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from circuitcli.errors import SettingsError
-from circuitcli.hookpoints import SITES, AttentionScore, check_site, parse_pins, parse_scales, parse_slice
+from circuitcli.hookpoints import SITES, AttentionScore, HookPoint, check_site, parse_pins, parse_scales, parse_slice
 from circuitcli.reading import as_path, is_text
 
 # Of what is counted in tokens: more than any corpus has, and far from the end of 64 bits.
@@ -108,6 +108,14 @@ def _factors(text: str) -> str:
     return text
 
 
+def _pair(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(names) not in (0, 2):
+        raise SettingsError(f"'{','.join(names)}' is not two hook points", hint="for example resid.2,resid.3")
+    for name in names:
+        HookPoint.parse(name)
+    return names
+
+
 def _expanded(text: str) -> str:
     return str(as_path(text, error=SettingsError)) if text.startswith("~") else text
 
@@ -129,6 +137,8 @@ Layers = Annotated[str, AfterValidator(_slice)]
 Device = Annotated[str, AfterValidator(_device)]
 Sites = Annotated[Words, AfterValidator(_sites)]
 Pins = Annotated[Texts, AfterValidator(_pins)]
+# Two hook points, "resid.2,resid.3".
+Pair = Annotated[Words, AfterValidator(_pair)]
 Scales = Annotated[Texts, AfterValidator(_scales)]
 # "0:2:0.1": from the first to the last, by a step.
 Factors = Annotated[str, AfterValidator(_factors)]

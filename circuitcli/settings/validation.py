@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from circuitcli.settings.graph import Baseline
-from circuitcli.settings.section import FilePath, FilePaths, Pins, Scales, Section, Split
+from circuitcli.settings.section import FilePath, FilePaths, Pair, Pins, Scales, Section, Split
 
 # "zero,mean" from a flag.
 Baselines = Annotated[tuple[Baseline, ...], Split]
@@ -76,3 +76,6 @@ class ValidationSettings(Section):
     point is an MLP's output, else the dimensions of the activation."""
     shuffled: bool = True
     """Compare the circuit with its own nodes where the rows of each decoder are exchanged."""
+    interaction: Pair = ()
+    """Draw how few edges between the SAEs of two hook points carry what the model does, for example resid.2,resid.3, on
+    --prompt or --prompts, else on --sequences pieces (by default 8) of 64 tokens of the run's own text (SCALAR)."""

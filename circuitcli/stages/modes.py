@@ -4,7 +4,7 @@ from circuitcli.errors import SettingsError
 from circuitcli.settings.validation import ValidationSettings
 
 # The option of each, and the setting that asks for it; what they take further goes with the test of a graph only.
-_MODES = {"--pin": "pin", "--scale": "scale", "--against": "against"}
+_MODES = {"--pin": "pin", "--scale": "scale", "--against": "against", "--interaction": "interaction"}
 _FURTHER = {"--stability": "stability", "--sae-seeds": "sae_seeds"}
 
 

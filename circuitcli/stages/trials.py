@@ -38,7 +38,7 @@ _NO_MATTER = (
     *PLACEMENT,
     *("validate.at_least", "validate.graph", "validate.prompts", "validate.pin", "validate.name"),
     *("validate.control_graph", "validate.stability", "validate.rival", "validate.sae_seeds"),
-    *("validate.scale", "validate.generate", "validate.temperature", "validate.against"),
+    *("validate.scale", "validate.generate", "validate.temperature", "validate.against", "validate.interaction"),
 )
 _OF_GRAPHS = (
     *("validate.errors", "validate.samples", "validate.bootstrap", "validate.minimality"),

@@ -14,7 +14,7 @@ from circuitcli.hookpoints import HookPoint, NodeId, without_numbers
 from circuitcli.records import Record, ScoreRecord, Stream
 from circuitcli.settings.graph import OF_ONE_GRADIENT, GraphSettings
 from circuitcli.settings.settings import Settings
-from circuitcli.stages import against, pins, stability, steering
+from circuitcli.stages import against, interaction, pins, stability, steering
 from circuitcli.stages.inputs import chosen_graph
 from circuitcli.stages.ledger import Ledger
 from circuitcli.stages.modes import check_modes
@@ -43,6 +43,8 @@ def run(request: Request) -> list[Record]:
         return pins.run(request)
     if request.settings.validation.scale:
         return steering.run(request)
+    if request.settings.validation.interaction:
+        return interaction.run(request)
     if request.settings.validation.against is not None:
         return against.run(request, _plan)
     plan = _plan(request).named()

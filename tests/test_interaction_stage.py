@@ -1,0 +1,55 @@
+# ruff: noqa: F811 (fixtures of another file)
+"""`validate --interaction`: what it records and prints, what it keeps, and with which status it refuses."""
+
+import json
+
+import pytest
+import torch
+from cli_support import here
+from test_validate_stage import _one_model, ask, collected, run  # noqa: F401
+
+from circuitcli.cli.told import told
+from circuitcli.records import InteractionRecord
+from circuitcli.runs import remember
+from circuitcli.stages import interaction, validate
+
+ASKED = {"validate__interaction": "resid.1,resid.2", "graph__ig_steps": 2}
+
+
+def test_a_curve_on_the_runs_own_text_is_recorded_reported_and_not_made_twice(ask, run, monkeypatch):
+    (record,) = validate.run(ask(validate__sequences=2, **ASKED))
+    assert isinstance(record, InteractionRecord) and (record.source, record.target) == ("resid.1", "resid.2")
+    assert record.n_prompts == 2 and record.n_edges[0] == 0 and record.n_edges[-1] == record.n_possible == 60 * 60
+    assert record.n_live in record.n_edges and record.kl[-1] == record.floor > 0
+    assert record.kl_low[0] <= record.kl[0] <= record.kl_high[0]
+    report = json.loads((run.path / record.path).read_text())
+    each = torch.tensor(report["kl_of_prompts"]).double()
+    assert each.mean(dim=0).tolist() == pytest.approx(list(record.kl))
+    area = sum(
+        (b - a) * (x + y) / 2
+        for a, b, x, y in zip(record.n_edges, record.n_edges[1:], record.kl, record.kl[1:], strict=False)
+    )
+    assert record.absolute["value"] == pytest.approx(area)
+    assert record.relative["value"] == pytest.approx(area / 3600)
+    assert record.absolute_above["value"] == pytest.approx(area - 3600 * record.floor, rel=1e-6, abs=1e-6)
+    assert "3,600 possible" in next(told([record]))
+    monkeypatch.setattr(interaction, "_work", lambda wanted: pytest.fail("it was done before"))
+    assert validate.run(ask(validate__sequences=2, **ASKED)) == [record]
+
+
+def test_what_has_no_curve_is_one_error_with_a_hint_and_its_status(ask, collected, run, tmp_path):
+    remember(run)
+    saes = ("--sae", str(collected / "saes"), "--device", "cpu", "--run", str(run.path))
+    for words, status in (
+        (("--interaction", "resid.2,resid.1", "--prompt", "import os"), 3),
+        (("--interaction", "resid.1,resid.1", "--prompt", "import os"), 3),
+        (("--interaction", "resid.1,resid.3", "--prompt", "import os"), 3),
+        (("--interaction", "resid.1"), 2),
+        (("--interaction", "resid.1,resid.2,resid.3"), 2),
+        (("--interaction", "resid.1,nowhere.2"), 2),
+        (("--interaction", "resid.1,resid.2", "--scale", "1:3=2", "--prompt", "a"), 2),
+    ):
+        done = here("validate", *saes, *words, cwd=tmp_path)
+        assert (done.status, len(done.errors)) == (status, 2), (words, done.stderr)
+    (record,) = validate.run(ask(graph__prompt="import os", **ASKED))
+    assert record.n_prompts == 1 and record.kl_low is None and record.absolute.get("low") is None
