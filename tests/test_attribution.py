@@ -15,7 +15,7 @@ from zoo import zoo_model
 
 from circuitcli.attribution import baselines
 from circuitcli.attribution.ablation import ablate, live_sources, pinned_sources
-from circuitcli.attribution.edges import Target, incoming, sources_of, to_output
+from circuitcli.attribution.edges import Taken, Target, incoming, sources_of, to_output
 from circuitcli.attribution.gradients import attribution_patching, integrated_gradients, node_effects
 from circuitcli.attribution.metrics import MinusCrossEntropy, MinusDivergence
 from circuitcli.attribution.naive import NaiveSearch
@@ -206,20 +206,20 @@ def all_targets(subject: Subject, hook: HookPoint) -> list[tuple[int, Target]]:
     return rows
 
 
-def check_outgoing_edges(subject: Subject, *, tolerance: float) -> None:
-    baseline = random_baseline(subject)
-    effects = attribution_patching(subject, baseline)
+def check_outgoing_edges(subject: Subject, *, tolerance: float, method: str = "atp") -> None:
+    baseline, taken = random_baseline(subject), Taken(method=method)
+    effects = attribution_patching(subject, baseline, rule=method)
     features = {hook: torch.zeros_like(one.features) for hook, one in effects.items()}
     errors = {hook: torch.zeros_like(value) for one in effects.values() for hook, value in one.errors.items()}
     assert set(errors) == set(subject.coders.written)
-    for hook, edge in to_output(subject, effects, baseline, method="atp", steps=1, batch_size=8).items():
+    for hook, edge in to_output(subject, effects, baseline, method=method, steps=1, batch_size=8).items():
         features[hook] += edge.features
         for place, values in edge.errors.items():
             errors[place] += values
     for hook in subject.coders.hooks:
         rows = all_targets(subject, hook)
         texts = torch.tensor([text for text, _ in rows])
-        found = incoming(subject, hook, rows, effects, baseline, masks=whole_masks(subject))
+        found = incoming(subject, hook, rows, effects, baseline, masks=whole_masks(subject), taken=taken)
         if found is None:
             continue
         for source, edges in found.features.items():

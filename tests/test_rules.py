@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from subjects import random_baseline, random_subject
+from subjects import mixed_subject, random_baseline, random_subject
 from support import FAMILIES, VOCAB, adapter_of, random_ids
 from tangents import Pair, Tangents
+from test_attribution import check_outgoing_edges
 from zoo import zoo_model
 
 from circuitcli.attribution.edges import to_output
@@ -214,3 +215,10 @@ def test_edges_to_the_output_go_by_the_rule(rule):
     expected = (gradient @ subject.coders[before].W_dec.T) * (subject.codes[before] - baseline.codes[before])
     assert torch.allclose(edges[before].features, expected, rtol=1e-6, atol=1e-9)
     assert not torch.allclose(own[before].features, expected, rtol=1e-2)
+
+
+@pytest.mark.parametrize("rule", ["relp", "gim"])
+@pytest.mark.parametrize(("family", "mix"), [("gpt2", "full"), ("llama", "clt-resid")])
+def test_outgoing_edges_by_a_rule_sum_to_the_node_effects_by_it(family, mix, rule):
+    tolerance = 1e-9 if family == "gpt2" else 5e-4
+    check_outgoing_edges(mixed_subject(family, mix), tolerance=tolerance, method=rule)

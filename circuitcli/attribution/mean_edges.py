@@ -102,8 +102,9 @@ class PanelEdges:
         sources = sources_of(coders, ends)
         if not sources:
             return max(1, len(targets))
-        start, at_most = min(first_block(source) for source in sources), self.effects.settings.batch_size
-        return rows_at_once(subject, start, backward=True, at_most=at_most, stop=max(ends).layer + 1)
+        start, chosen, stop = min(first_block(source) for source in sources), self.effects.settings, max(ends).layer + 1
+        at_most, method = chosen.batch_size, chosen.method
+        return rows_at_once(subject, start, backward=True, at_most=at_most, stop=stop, method=method)
 
 
 def taken_by(settings: GraphSettings) -> Taken:
