@@ -61,8 +61,11 @@ class Table:
     def put(self, tally: Tally, columns: Sequence[int]) -> None:
         """Put some nodes in the place of what a tally of one target, with all features of a group in a row, has."""
         chosen, device = self.values[:, list(columns)], self.values.device
-        groups = torch.tensor([self.targets[column].group for column in columns], device=device)
-        indices = torch.tensor([self.targets[column].index or 0 for column in columns], device=device)
+        # Of no columns too these are whole numbers.
+        groups = torch.tensor([self.targets[column].group for column in columns], dtype=torch.int64, device=device)
+        indices = torch.tensor(
+            [self.targets[column].index or 0 for column in columns], dtype=torch.int64, device=device
+        )
         sums = (chosen.sum(dim=0), chosen.square().sum(dim=0), (chosen != 0).sum(dim=0))
         for values, part in zip((tally.total, tally.square, tally.active), sums, strict=True):
             values[0, groups, indices] = part.to(values)

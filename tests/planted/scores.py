@@ -8,8 +8,8 @@ import torch
 
 from circuitcli.attribution.cells import ERROR
 from circuitcli.attribution.edges import Target, ends_of, sources_of
+from circuitcli.attribution.exact import effects_of_panel
 from circuitcli.attribution.mean_edges import PanelEdges
-from circuitcli.attribution.mean_effects import PanelEffects
 from circuitcli.attribution.panel import Panel
 from circuitcli.attribution.selection import find_circuit
 from circuitcli.hookpoints import OUTPUT, HookPoint, NodeId
@@ -39,7 +39,7 @@ def auroc(scores: Mapping, true: Iterable) -> float:
 
 def node_scores(panel: Panel, settings: GraphSettings) -> dict[str, float]:
     """Effects that a method gives to all nodes, before any is chosen."""
-    effects, scores = PanelEffects(panel, settings), {}
+    effects, scores = effects_of_panel(panel, settings), {}
     for hook in panel.hooks:
         targets = _targets(panel, hook)
         names = [panel.node_id(hook, target.index, target.group) for target in targets]
@@ -50,7 +50,7 @@ def node_scores(panel: Panel, settings: GraphSettings) -> dict[str, float]:
 
 def edge_scores(panel: Panel, settings: GraphSettings) -> dict[Pair, float]:
     """Weights that a method gives to all edges that there can be, zero where it has none."""
-    edges = PanelEdges(PanelEffects(panel, settings))
+    edges = PanelEdges(effects_of_panel(panel, settings))
     places = {hook: _targets(panel, hook, least=FELT) for hook in panel.hooks}
     scores: dict[Pair, float] = {}
     for hook, targets in places.items():
