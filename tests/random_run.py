@@ -1,6 +1,6 @@
 """A run of the built-in model with random autoencoders, for stages that need no training; nothing is collected."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +32,16 @@ SMALL = {
 }
 
 
-def random_saes(folder: Path, *, seed: int = 0) -> Path:
-    """Writes TopK autoencoders at three hook points, whose encoder is the decoder's transpose."""
-    for number, hook in enumerate(HOOKS):
+def random_saes(folder: Path, *, seed: int = 0, hooks: Sequence[HookPoint] = HOOKS, idle: int | None = None) -> Path:
+    """Writes TopK autoencoders whose encoder is the decoder's transpose; feature ``idle`` writes nothing."""
+    for number, hook in enumerate(hooks):
         sae = TopKSae(SaeConfig(hook, D_MODEL, D_SAE), k=8).requires_grad_(False)
         generator = torch.Generator().manual_seed(10 * seed + number)
         decoder = torch.randn(D_SAE, D_MODEL, generator=generator)
         sae.W_dec.copy_(decoder / decoder.norm(dim=1, keepdim=True))
         sae.W_enc.copy_(sae.W_dec.T)
+        if idle is not None:
+            sae.W_dec[idle] = 0
         files.save(sae, folder / str(hook))
     return folder
 

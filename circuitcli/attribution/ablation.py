@@ -63,7 +63,7 @@ def pinned_sources(
             )
         if not any(source.index == index for source in live):
             raise InputError(
-                f"feature {hook}/{index} is silent {where}, so ablating it changes nothing",
+                f"feature {hook}/{index} is silent {where}, so ablating it changes nothing: its effect is exactly 0",
                 hint=f"live features of {hook}: {_some(live)}",
             )
     return [source for source in live if source.index in set(features)]
@@ -98,11 +98,16 @@ def ablate(
         for place in {*moves, *measured}
     }
     start = min(first_block(place) for place in moves)
+    positions = subject.metric.positions
     with torch.no_grad():
-        metric = subject.metric_of(callbacks, texts=texts, start=start)
-    read = {other: x[:, subject.first :] for other, x in seen.items()}
-    clean = subject.metric_clean
-    return Ablated((clean if len(clean) == 1 else clean[texts]) - metric, read, _first_moved(moves.values()))
+        final = subject.run(callbacks, texts=texts, start=start)[:, positions]
+        metric = subject.metric.value(subject.adapter.head(final), texts)
+    effect = subject.metric_clean[texts] - metric
+    first = _first_moved(moves.values())
+    # Products of other batch sizes are rounded otherwise: what reaches nothing is known to be zero, not measured.
+    alike = (final == subject.clean.final_residual[:, positions][texts]).flatten(1).all(dim=1)
+    effect = effect.masked_fill(alike | (first == subject.n_spliced), 0.0)
+    return Ablated(effect, {other: x[:, subject.first :] for other, x in seen.items()}, first)
 
 
 def _tap(

@@ -42,14 +42,15 @@ class Board:
         """Each place that is named, once, and the sum of its values."""
         if n_places > len(self._sums):
             self._sums, self._last = self._sums.new_zeros(n_places), self._last.new_empty(n_places)
-        self._sums.index_add_(0, places, values.to(self._sums))
         order = torch.arange(len(places), dtype=torch.int32, device=places.device)
         # Of entries of one place one is the last to be written, whichever it is.
         self._last[places] = order
-        once = places[self._last[places] == order]
-        sums = self._sums[once]
-        self._sums[once] = 0
-        return once, sums
+        once, values = places[self._last[places] == order], values.to(self._sums)
+        try:
+            self._sums.index_add_(0, places, values)
+            return once, self._sums[once]
+        finally:
+            self._sums[once] = 0
 
 
 @dataclass(frozen=True)

@@ -87,8 +87,7 @@ def naive_graph(search: NaiveSearch, head: GraphRecord, part: Callable[[HookPoin
     share = kept / (kept + dropped) if kept + dropped > 0 else None
     graph = search.graph(head.model_copy(update={"share_kept": share}), parts)
     if len(graph.nodes) <= 1:
-        too_small = f"no difference is above {search.threshold:g}; lower --threshold-exp"
-        _warn_of_emptiness(head, _why_nothing_differs(search.panel) or too_small)
+        _warn_of_emptiness(head, _why_nothing_differs(search.panel) or _why_too_small(search, parts))
     return graph
 
 
@@ -96,6 +95,14 @@ def check_pins(search: NaiveSearch) -> None:
     """Raise InputError for a pin that is not there, before the first ablation."""
     for hook in search.pins:
         search.sources(hook)
+
+
+def _why_too_small(search: NaiveSearch, parts: Sequence[NaivePart]) -> str:
+    """What a naive graph without nodes lacks where nodes differ from their baseline."""
+    effects = [node.effect for part in parts for node in part.nodes if node.effect is not None]
+    if not any(effects) and not any(part.kept_total + part.dropped_total for part in parts):
+        return "ablating its nodes changes neither the metric nor a later feature: they do not reach the output"
+    return f"no difference is above {search.threshold:g}; lower --threshold-exp"
 
 
 def _warn_of_emptiness(head: GraphRecord, why: str) -> None:

@@ -135,6 +135,7 @@ class _Part:
         self.effects: dict[Target, Average] = {}
         self.edges: list[tuple[Target, HookPoint, Target, Average]] = []
         self.kept_total = self.dropped_total = 0.0
+        self._moving: set[Target] = set()
         self._board = Board(self.panel.adapter.device)
 
     def add(self, sources: Sequence[Target]) -> None:
@@ -184,6 +185,10 @@ class _Part:
         # Nothing is taken in before all of it is there: a pass that does not fit the memory runs again.
         of_prompt = torch.tensor(self.panel.batches[batch], device=masks.device)[texts]
         effects[of_prompt, numbers] = ablated.effect.to(effects)
+        moved = ablated.effect != 0
+        for found in changes:
+            moved[found.rows] = True
+        self._moving.update(sources[number] for number in numbers[moved].tolist())
         for other, found in zip(ablated.read, changes, strict=True):
             weights[other].add(found, numbers)
 
@@ -219,7 +224,8 @@ class _Part:
                 self.edges.append((sources[number], other, Target(index, group), Average(value, *more)))
 
     def finished(self) -> NaivePart:
-        """Nodes and edges by name."""
+        """Nodes and edges by name. Raises InputError for a pin that changes nothing at all."""
+        self._check_pins()
         ends: dict[HookPoint, list[Target]] = {}
         for _, other, target, _ in self.edges:
             ends.setdefault(other, []).append(target)
@@ -237,6 +243,16 @@ class _Part:
                 if abs(effect.value) > self.threshold
             ]
         return NaivePart(tuple(nodes), tuple(edges), self.kept_total, self.dropped_total)
+
+    def _check_pins(self) -> None:
+        for index in self.search.pins.get(self.hook, ()):
+            if not any(source.index == index for source in self._moving):
+                where = " ".join(str(other) for other in self.measured)
+                raise InputError(
+                    f"ablating {self.hook}/{index} changes nothing: its effect on the metric is exactly 0"
+                    f"{f', and no feature of {where} changes' if where else ''}",
+                    hint=f"pin other features than this one, or leave --pin out to ablate all of {self.hook}",
+                )
 
     def _nodes(self, hook: HookPoint, targets: Sequence[Target], effects: Mapping[Target, Average]) -> list[Node]:
         nodes = []

@@ -112,6 +112,7 @@ def _work(plan: Plan) -> tuple[list[Record], dict[str, Any]]:
     tally = Tally(plan.nodes, bench.later, bench.language_model.tokenizer, top=top)
     facts = _on_prompts(bench, tally) if plan.examples else _on_text(bench, tally)
     joint = tally.result()
+    _check_changes(plan, joint)
     about = plan.about(path=f"reports/{plan.name}.json", what="ablated together", **facts)
     effect = ScoreRecord(name="effect", value=joint.effect, standard_error=joint.standard_error, **about)
     made = [effect, *_shifts(plan, joint)]
@@ -122,6 +123,16 @@ def _work(plan: Plan) -> tuple[list[Record], dict[str, Any]]:
         ablated_together=asdict(joint),
     )
     return made, {}
+
+
+def _check_changes(plan: Plan, joint: "JointAblation") -> None:
+    """Raise InputError for pins that are active and change nothing."""
+    if joint.is_nothing:
+        names = " ".join(str(node) for node in plan.nodes)
+        raise InputError(
+            f"ablating {names} changes nothing: the effect on the metric is exactly 0, and no later feature changes",
+            hint="pin other features",
+        )
 
 
 def _on_prompts(bench: Bench, tally: "Tally") -> dict[str, Any]:

@@ -61,6 +61,12 @@ class JointAblation:
     prompts: tuple[Told, ...] = ()
     contexts: tuple[Shift, ...] = ()
 
+    @property
+    def is_nothing(self) -> bool:
+        """Whether no number has changed."""
+        changes = [told.effect for told in self.prompts] + [shift.change for shift in self.contexts]
+        return self.effect == 0 and not any(changes) and not self.features
+
 
 class Tally:
     """Ablates the nodes in one case after the other, and adds up; the ``top`` largest changes are listed."""
