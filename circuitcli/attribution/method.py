@@ -7,10 +7,12 @@ single ablations have shown.
 
 import logging
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 from circuitcli.attribution.baselines import BaselineRule
 from circuitcli.attribution.gaps import sums_of, warn_of_gaps
+from circuitcli.attribution.mean_effects import PanelEffects
 from circuitcli.attribution.naive import NaivePart, NaiveSearch
 from circuitcli.attribution.panel import Panel
 from circuitcli.attribution.positions import Positions, chosen_kind
@@ -113,7 +115,17 @@ def _why_empty(panel: Panel, circuit: Circuit, settings: GraphSettings) -> str:
     """What a gradient graph without nodes lacks."""
     if not any(total.features or total.errors for total in circuit.totals.values()):
         return _why_nothing_differs(panel) or "no node has an effect on the metric"
+    if not _largest_effect(panel, settings):
+        return "no node at its positions has an effect on the metric: they do not reach the output"
     return f"no node has an effect of {least_size(panel, settings):.2g} or more; lower --min-share"
+
+
+def _largest_effect(panel: Panel, settings: GraphSettings) -> float:
+    """Size of the largest effect of all nodes, kept or not."""
+    effects = PanelEffects(panel, settings)
+    features = (means for hook in panel.coders for means in effects.of_features(hook))
+    errors = (means for hook in panel.coders.written for means in effects.of_error(hook))
+    return max((float(means.values.abs().max()) for means in chain(features, errors)), default=0.0)
 
 
 def _why_nothing_differs(panel: Panel) -> str | None:

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitcli.attribution.baselines import Baseline
+from circuitcli.attribution.memory import in_batches
 from circuitcli.attribution.positions import where
 from circuitcli.attribution.subject import Subject
 from circuitcli.hookpoints import HookPoint, NodeId, Position
@@ -161,11 +162,14 @@ class _EdgeRun:
             before = frozenset(source for source in incoming[number] if source in self.values)
             sharing.setdefault(before, []).append(number)
         every, hook = list(sharing), self.nodes[numbers[0]].hook
-        for begin in range(0, len(every), self._sets_at_once):
-            sets = every[begin : begin + self._sets_at_once]
+
+        def compute(sets: Sequence[Sources]) -> None:
             run = _Pass(self, sets)
             run.until(hook)
             run.keep((row, number) for row, sources in enumerate(sets) for number in sharing[sources])
+
+        for _ in in_batches(every, compute, size=self._sets_at_once):
+            pass
 
 
 class _Pass:
