@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from cli_support import here
-from test_stability_stage import PROMPTS, of_many  # noqa: F401
+from test_stability_stage import QUICK, of_many  # noqa: F401
 from test_validate_stage import HOOKS, PROMPT, _one_model, ask, collected, graph, run, scored  # noqa: F401
 
 from circuitcli import graphs
@@ -71,7 +71,6 @@ def test_the_interval_of_a_difference_draws_the_same_prompts_for_both():
 
 
 def test_graphs_are_compared_by_name_and_their_scores_are_those_of_their_own_tests(ask, of_many, run, monkeypatch):
-    quick = {"validate__samples": 0, "validate__minimality": False, "validate__top": 1, "validate__edges": False}
     whole = graphs.from_records(run.stream())[-1]
     kept = [node for node in whole.nodes if not node.is_output][: len(whole.nodes) // 2]
     part = graphs.restricted(whole, [*(node.id for node in kept), "output"])
@@ -85,7 +84,7 @@ def test_graphs_are_compared_by_name_and_their_scores_are_those_of_their_own_tes
     removed = {change.id for change in made.of(ChangeRecord) if change.id is not None}
     assert removed == {node.id for node in whole.nodes if not node.is_output} - {node.id for node in kept}
     for name, key in (("circuit", "value"), (str(file), "against")):
-        scores = scored(validate.run(ask(validate__graph=name, **quick)))
+        scores = scored(validate.run(ask(validate__graph=name, **QUICK)))
         for score in ("faithfulness", "completeness"):
             assert getattr(record, score)[key] == pytest.approx(scores[score, "nodes"].value, abs=1e-6)
     gap = record.faithfulness

@@ -17,7 +17,7 @@ ASKED = {"validate__interaction": "resid.1,resid.2", "graph__ig_steps": 2}
 
 
 def test_a_curve_on_the_runs_own_text_is_recorded_reported_and_not_made_twice(ask, run, monkeypatch):
-    (record,) = validate.run(ask(validate__sequences=2, **ASKED))
+    record, figure = validate.run(ask(validate__sequences=2, **ASKED))
     assert isinstance(record, InteractionRecord) and (record.source, record.target) == ("resid.1", "resid.2")
     assert record.n_prompts == 2 and record.n_edges[0] == 0 and record.n_edges[-1] == record.n_possible == 60 * 60
     assert record.n_live in record.n_edges and record.kl[-1] == record.floor > 0
@@ -33,8 +33,9 @@ def test_a_curve_on_the_runs_own_text_is_recorded_reported_and_not_made_twice(as
     assert record.relative["value"] == pytest.approx(area / 3600)
     assert record.absolute_above["value"] == pytest.approx(area - 3600 * record.floor, rel=1e-6, abs=1e-6)
     assert "3,600 possible" in next(told([record]))
+    assert b"possible edges" in (run.path / figure.path).read_bytes()
     monkeypatch.setattr(interaction, "_work", lambda wanted: pytest.fail("it was done before"))
-    assert validate.run(ask(validate__sequences=2, **ASKED)) == [record]
+    assert validate.run(ask(validate__sequences=2, **ASKED)) == [record, figure]
 
 
 def test_what_has_no_curve_is_one_error_with_a_hint_and_its_status(ask, collected, run, tmp_path):
@@ -51,5 +52,5 @@ def test_what_has_no_curve_is_one_error_with_a_hint_and_its_status(ask, collecte
     ):
         done = here("validate", *saes, *words, cwd=tmp_path)
         assert (done.status, len(done.errors)) == (status, 2), (words, done.stderr)
-    (record,) = validate.run(ask(graph__prompt="import os", **ASKED))
+    record, _ = validate.run(ask(graph__prompt="import os", **ASKED))
     assert record.n_prompts == 1 and record.kl_low is None and record.absolute.get("low") is None

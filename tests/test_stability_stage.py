@@ -17,7 +17,10 @@ from circuitcli.saes.topk import TopKSae
 from circuitcli.stages import validate
 from circuitcli.validation import refinding
 
-QUICK = {"validate__samples": 0, "validate__minimality": False, "validate__top": 1}
+QUICK = {
+    **{"validate__samples": 0, "validate__minimality": False, "validate__top": 1},
+    **{"validate__edges": False, "validate__curve": "none", "validate__shuffled": False},
+}
 PROMPTS = ("import os", "return x", "for i in range(", "def main(self")
 
 
@@ -64,6 +67,7 @@ def test_a_graph_is_found_again_on_samples_and_halves_and_a_kill_loses_no_search
     assert scores["stability-halves", "nodes"].value == told["halves", "nodes"].value
     verdicts = made.of(VerdictRecord)
     assert len(verdicts) == 1 and made.records[-1] == verdicts[0], "there is one verdict, about all of it"
+    assert b"bootstrap samples" in (run.path / "figures" / "circuit-stability.svg").read_bytes()
     said = "\n".join(verdict(made))
     assert (
         "found again on bootstrap samples of the prompts, two searches share" in said and "another circuit of" in said

@@ -32,7 +32,7 @@ def strongest(ask, collected) -> str:
 
 
 def test_steering_is_recorded_reported_and_not_done_twice(ask, strongest, run, monkeypatch):
-    (record,) = validate.run(ask(validate__scale=(f"{strongest}=8",), **STEER))
+    record, figure = validate.run(ask(validate__scale=(f"{strongest}=8",), **STEER))
     assert isinstance(record, SteeringRecord) and record.factors == {f"resid.{strongest.replace(':', '/')}": 8.0}
     assert len(record.tokens_clean) == len(record.kl_clean) == 5 == len(record.tokens_steered) == len(record.kl_steered)
     assert "".join(record.tokens_clean) == record.clean and record.kl_clean[0] == pytest.approx(record.kl_steered[0])
@@ -41,8 +41,9 @@ def test_steering_is_recorded_reported_and_not_done_twice(ask, strongest, run, m
     assert report["kl_steered"] == list(record.kl_steered) and report["features"][0]["factor"] == 8.0
     lines = [*told([record])]
     assert repr(record.steered) in lines[1] and "times 8" in lines[2]
+    assert b"along the steered text" in (run.path / figure.path).read_bytes()
     monkeypatch.setattr(steering, "_work", lambda wanted: pytest.fail("it was done before"))
-    assert validate.run(ask(validate__scale=(f"{strongest}=8",), **STEER)) == [record]
+    assert validate.run(ask(validate__scale=(f"{strongest}=8",), **STEER)) == [record, figure]
     assert Stream(run.stream()).of(SteeringRecord) == [record]
 
 

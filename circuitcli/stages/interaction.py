@@ -97,6 +97,8 @@ class _Wanted:
 
 def _work(wanted: _Wanted) -> tuple[list[Record], dict[str, Any]]:
     from circuitcli.models.loading import load_model
+    from circuitcli.render.measured import interaction as draw
+    from circuitcli.stages.figures import drawn
     from circuitcli.validation.interaction import interaction
 
     settings = wanted.request.settings
@@ -109,7 +111,8 @@ def _work(wanted: _Wanted) -> tuple[list[Record], dict[str, Any]]:
         told = {**record.model_dump(exclude_none=True), "kl_of_prompts": curve.divergence.T.tolist()}
         json.dump(told, stream, indent=1, ensure_ascii=False)
         stream.write("\n")
-    return [record], {}
+    plot = draw(record, title=f"Edges from {record.source} to {record.target}")
+    return [record, *drawn(wanted.request.run, wanted.name, plot)], {}
 
 
 def _subjects(wanted: _Wanted, model: "LanguageModel") -> "Iterator[Subject]":

@@ -126,6 +126,8 @@ class Wanted:
 
 
 def _work(wanted: Wanted, resumes: bool) -> tuple[list[Record], dict[str, Any]]:
+    from circuitcli.render.measured import stability as draw
+    from circuitcli.stages.figures import drawn as drawn_figure
     from circuitcli.validation.refinding import Refinder
 
     bench = Bench.of(wanted.plan)
@@ -151,7 +153,9 @@ def _work(wanted: Wanted, resumes: bool) -> tuple[list[Record], dict[str, Any]]:
         pairs={one.of: [asdict(pair) for pair in one.pairs] for one in found},
     )
     wanted.plan.partial.unlink(missing_ok=True)
-    return made, {}
+    told = [record for record in made if isinstance(record, StabilityRecord)]
+    plot = draw(told, title=f"Circuit {wanted.graph.head.name}, found again")
+    return [*made, *drawn_figure(wanted.plan.request.run, wanted.plan.name, plot)], {}
 
 
 class _Search:

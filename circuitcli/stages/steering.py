@@ -10,7 +10,7 @@ from circuitcli.attribution.asked import asked_example
 from circuitcli.attribution.examples import Example
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.hookpoints import HookPoint, NodeId, parse_scales
-from circuitcli.records import Record, SteeringRecord
+from circuitcli.records import FigureRecord, Record, SteeringRecord
 from circuitcli.runs import Fingerprint, atomic
 from circuitcli.settings.graph import GraphSettings
 from circuitcli.settings.model import PLACEMENT
@@ -131,7 +131,14 @@ def _work(wanted: _Wanted) -> tuple[list[Record], dict[str, Any]]:
     with atomic(REPORT.path(wanted.request.run, wanted.name)) as stream:
         json.dump({**report, "features": features}, stream, indent=1, ensure_ascii=False)
         stream.write("\n")
-    return [record], {}
+    return [record, *_figure(wanted, record)], {}
+
+
+def _figure(wanted: _Wanted, record: SteeringRecord) -> list[FigureRecord]:
+    from circuitcli.render.measured import steering
+    from circuitcli.stages.figures import drawn
+
+    return drawn(wanted.request.run, wanted.name, steering(record, title=f"Steering: {record.prompt[-60:]}"))
 
 
 def _warn_of_silence(found: "Steered") -> None:

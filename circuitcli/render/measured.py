@@ -1,0 +1,99 @@
+"""Plots of what `circuit validate` measures beside scores: stability, interaction, steering."""
+
+from collections.abc import Iterator, Sequence
+
+from circuitcli.records import InteractionRecord, StabilityRecord, SteeringRecord
+from circuitcli.render.plots import Axis, Number, Panel, Plot, Series
+
+_SHARE = Axis("share of pairs with no more", from_zero=True)
+_FOUND = {"bootstrap": "bootstrap samples", "halves": "halves", "seed": "other SAEs"}
+
+
+def stability(records: Sequence[StabilityRecord], *, title: str) -> Plot | None:
+    """Two panels, of nodes and edges: for each way in which the circuit was found again the share of pairs of circuits
+    that have at most so much in common; None where there is nothing to draw."""
+    found = [record for record in records if record.of in _FOUND]
+    if not found:
+        return None
+    panels = [
+        Panel(
+            [*_distributions([record for record in found if record.what == what])],
+            Axis("in common (Jaccard)", from_zero=True),
+            _SHARE,
+            what,
+        )
+        for what in ("nodes", "edges")
+    ]
+    return Plot([panels], title=title, width=3.4, height=2.6)
+
+
+def _distributions(records: Sequence[StabilityRecord]) -> Iterator[Series]:
+    for record in records:
+        x, y = _steps(record.values)
+        yield Series(x, y, " ".join(filter(None, (_FOUND[record.of], record.coders))))
+    if records:
+        yield Series((records[0].bar, records[0].bar), (0.0, 1.0), f"proposed bar ({records[0].bar:g})")
+
+
+def _steps(values: Sequence[float]) -> tuple[list[float], list[float]]:
+    """The corners of the empirical distribution function, from 0 to 1."""
+    ordered = sorted(values)
+    x, y = [0.0], [0.0]
+    for number, value in enumerate(ordered):
+        x += [value, value]
+        y += [number / len(ordered), (number + 1) / len(ordered)]
+    return [*x, 1.0], [*y, 1.0]
+
+
+def interaction(record: InteractionRecord, *, title: str) -> Plot:
+    """The curve over the edges kept, and over their share of all possible ones, each with its area above."""
+    absolute, relative = (_value(area) for area in (record.absolute, record.relative))
+    by_share = [n / record.n_possible for n in record.n_edges]
+    kl = Axis("KL(model || edges), nats a token", from_zero=True)
+    return Plot(
+        [
+            [
+                # An axis by decades has no place for no edge.
+                Panel(
+                    [*_curve(record, record.n_edges, skip=1)],
+                    Axis("edges kept", "log", is_count=True),
+                    kl,
+                    f"area {absolute:.4g} nats times edges",
+                ),
+                Panel(
+                    [*_curve(record, by_share, skip=1)],
+                    Axis("share of possible edges", "log"),
+                    kl,
+                    f"area {relative:.4g} nats",
+                ),
+            ]
+        ],
+        title=title,
+        width=3.6,
+        height=2.8,
+    )
+
+
+def _curve(record: InteractionRecord, x: Sequence[Number], *, skip: int) -> Iterator[Series]:
+    yield Series(x[skip:], record.kl[skip:], "edges of the largest attribution")
+    for bound in (record.kl_low, record.kl_high):
+        if bound is not None:
+            yield Series(x[skip:], bound[skip:], "95 % interval over prompts")
+    yield Series((x[skip], x[-1]), (record.floor, record.floor), "all edges: what the SAEs miss")
+
+
+def _value(area: dict[str, float | None]) -> float:
+    return area.get("value") or 0.0
+
+
+def steering(record: SteeringRecord, *, title: str) -> Plot:
+    """The divergence of the next token before each token of both continuations."""
+    kl, tokens = Axis("KL(clean || steered), nats", from_zero=True), Axis("tokens behind the prompt", from_zero=True)
+    sides = (("along the steered text", record.kl_steered), ("along the clean text", record.kl_clean))
+    lines = [Series([*range(1, len(values) + 1)], values, label) for label, values in sides]
+    return Plot([[Panel(lines, tokens, kl, _scaled(record))]], title=title, width=6.4, height=2.8)
+
+
+def _scaled(record: SteeringRecord, most: int = 4) -> str:
+    named = [f"{name} x {factor:g}" for name, factor in record.factors.items()]
+    return ", ".join(named[:most]) + (f", and {len(named) - most} more" if len(named) > most else "")
