@@ -16,12 +16,13 @@ from circuitcli.attribution.gradients import (
     GroupPath,
     attribution_patching,
     integrated_gradients,
-    missed,
+    measured,
     node_effects,
     tolerated,
 )
 from circuitcli.attribution.mean_effects import PanelEffects
 from circuitcli.attribution.method import gradient_facts
+from circuitcli.attribution.moves import change_to, summed_rows
 from circuitcli.attribution.panel import Panel
 from circuitcli.attribution.positions import Positions
 from circuitcli.attribution.selection import find_circuit
@@ -98,8 +99,44 @@ def test_the_gap_of_attribution_patching_is_what_its_effects_miss_of_ablating_th
         total = float(effects.features.sum()) + sum(float(values.sum()) for values in effects.errors.values())
         whole = integrated_gradients(subject, hook, baseline, steps=3, batch_size=8)
         change = float(whole.features.sum() + sum(values.sum() for values in whole.errors.values()) - whole.gap)
-        assert float(missed(subject, hook, effects, baseline)) == pytest.approx(total - change, abs=1e-9)
+        assert float(measured(subject, hook, effects, baseline).gap) == pytest.approx(total - change, abs=1e-9)
         assert abs(total - change) > 1e-6
+
+
+@pytest.mark.parametrize("absent", ["zero", "one row", "by position", "by text"])
+def test_what_is_taken_off_is_what_the_coder_says_of_the_difference(absent):
+    subject = mixed_subject("gpt2", "full", n_texts=3)
+    for hook, coder in subject.coders.items():
+        codes, frame = subject.codes[hook], subject.coded.frames[hook]
+        other = {
+            "zero": torch.zeros_like(codes[:1, :1]),
+            "one row": torch.randn(1, 1, coder.d_sae, dtype=codes.dtype),
+            "by position": codes.mean(dim=0, keepdim=True),
+            "by text": codes.roll(1, dims=0),
+        }[absent]
+        for place in coder.writes:
+            expected = coder.change(codes - other, frame, hook=place)
+            torch.testing.assert_close(change_to(coder, codes, other, frame, hook=place), expected)
+    assert float((subject.codes[hook] != 0).double().mean()) < 1 / 7
+
+
+def test_rows_are_added_up_from_the_weights_that_are_not_zero_where_these_are_few():
+    rows = torch.randn(200, 7, dtype=torch.float64)
+    for active in (0, 3, 100):
+        weights = torch.zeros(2, 5, 200, dtype=torch.float64)
+        weights[..., torch.randperm(200)[:active]] = torch.randn(2, 5, active, dtype=torch.float64)
+        weights[1, 2] = 0.0
+        torch.testing.assert_close(summed_rows(weights, rows), weights @ rows)
+
+
+def test_what_all_features_add_up_to_is_known_without_each_of_them():
+    subject = mixed_subject("gpt2", "clt-skip", n_texts=2)
+    baseline = random_baseline(subject)
+    of_one = attribution_patching(subject, baseline)
+    for hook in subject.coders:
+        integrated = integrated_gradients(subject, hook, baseline, steps=2, batch_size=8)
+        for effects in (integrated, measured(subject, hook, of_one[hook], baseline)):
+            torch.testing.assert_close(effects.sums, effects.features.sum(dim=(1, 2)))
 
 
 @pytest.mark.parametrize("positions", ["all", "sum", "last"])

@@ -13,7 +13,7 @@ gap. Steps are added until it is small: three times as many have all points of b
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -23,6 +23,7 @@ from torch import Tensor
 from circuitcli.attribution.baselines import Baseline, metric_at
 from circuitcli.attribution.contributions import Contributions
 from circuitcli.attribution.memory import in_batches, rows_at_once
+from circuitcli.attribution.moves import change_to
 from circuitcli.attribution.subject import Subject
 from circuitcli.errors import SettingsError
 from circuitcli.hookpoints import HookPoint
@@ -47,7 +48,7 @@ class Effects:
 
     gradients: by written hook point. gap: for each text what the effects of all nodes of the group miss of ``m(clean) -
     m(group at baseline)``; None where that was not measured. steps: of the path that the gradients are averages over,
-    in the text that took most.
+    in the text that took most. sums: what all features add up to in each text; None where that was not needed.
     """
 
     parts: Contributions
@@ -55,6 +56,7 @@ class Effects:
     errors: Mapping[HookPoint, Float[Tensor, "text position"]]
     gap: Float[Tensor, " text"] | None
     steps: int = 1
+    sums: Float[Tensor, " text"] | None = None
 
     @property
     def features(self) -> Float[Tensor, "text position d_sae"]:
@@ -143,22 +145,23 @@ class GroupPath:
     """The straight path on which one group moves from its clean values (share 0) to the baseline (share 1).
 
     steps: at each hook point that the group's coder writes, what is taken off at the end of the path; where the error
-    is in the group the activation there is known, elsewhere the step comes off what arrives.
+    is in the group the activation there is known, elsewhere the step comes off what arrives. changes: the part of the
+    codes in it.
     """
 
     subject: Subject
     hook: HookPoint
     steps: Mapping[HookPoint, Float[Tensor, "text spliced d_out"]]
+    changes: Mapping[HookPoint, Float[Tensor, "text spliced d_out"]]
 
     @classmethod
     def of(cls, subject: Subject, hook: HookPoint, baseline: Baseline) -> "GroupPath":
         """The path of the coder that reads a hook point."""
         coder, frame = subject.coders[hook], subject.coded.frames[hook]
-        difference = subject.codes[hook] - baseline.codes[hook]
-        steps = {place: coder.change(difference, frame, hook=place) for place in coder.writes}
-        for place in subject.coders.errors_of(hook):
-            steps[place] = steps[place] + subject.errors[place] - baseline.errors[place]
-        return cls(subject, hook, steps)
+        codes, absent = subject.codes[hook], baseline.codes[hook]
+        changes = {place: change_to(coder, codes, absent, frame, hook=place) for place in coder.writes}
+        errors = {place: subject.errors[place] - baseline.errors[place] for place in subject.coders.errors_of(hook)}
+        return cls(subject, hook, changes | {place: changes[place] + part for place, part in errors.items()}, changes)
 
     @property
     def start(self) -> int:
@@ -238,10 +241,13 @@ class GroupPath:
                 total.index_add_(0, numbers, gradient)
         return totals
 
-    def total(self, gradients: Mapping[HookPoint, Float[Tensor, "text spliced d_out"]]) -> Float[Tensor, " text"]:
+    def total(self, gradients: Gradients) -> Float[Tensor, " text"]:
         """What the effects of all nodes of the group add up to for mean gradients."""
-        products = [(gradient * self.steps[place]).sum(dim=(1, 2)) for place, gradient in gradients.items()]
-        return torch.stack(products).sum(dim=0)
+        return _product(gradients, self.steps)
+
+    def of_features(self, gradients: Gradients) -> Float[Tensor, " text"]:
+        """What the effects of its features add up to."""
+        return _product(gradients, self.changes)
 
     def change(self) -> Float[Tensor, " text"]:
         """``m(clean) - m(group at baseline)``, which the effects of the group ought to add up to."""
@@ -255,6 +261,12 @@ class GroupPath:
 
         with torch.no_grad():
             return subject.metric_clean - torch.cat(list(in_batches(range(subject.n_texts), run, size=size)))
+
+
+def _product(gradients: Gradients, moves: Gradients) -> Float[Tensor, " text"]:
+    """Gradients times what is moved, over all hook points, positions and directions."""
+    products = [(gradient * moves[place]).sum(dim=(1, 2)) for place, gradient in gradients.items()]
+    return torch.stack(products).sum(dim=0)
 
 
 def midpoints(steps: int) -> list[float]:
@@ -309,7 +321,8 @@ def integrated_gradients(
             totals[place][unsure] += more
         taken *= 3
         counts[unsure] = taken
-    return effects_of(subject, hook, baseline, mean, gap, steps=int(counts.max()))
+    found = effects_of(subject, hook, baseline, mean, gap, steps=int(counts.max()))
+    return replace(found, sums=path.of_features(mean))
 
 
 def tolerated(subject: Subject, behaviour: float) -> float:
@@ -318,8 +331,9 @@ def tolerated(subject: Subject, behaviour: float) -> float:
     return max(TOLERANCE * abs(behaviour), 4 * rounding)
 
 
-def missed(subject: Subject, hook: HookPoint, effects: Effects, baseline: Baseline) -> Float[Tensor, " text"]:
-    """For each text what the effects of a group miss of ``m(clean) - m(group at baseline)``: its gap."""
+def measured(subject: Subject, hook: HookPoint, effects: Effects, baseline: Baseline) -> Effects:
+    """Effects of a group with their gap: what they miss of ``m(clean) - m(group at baseline)`` in each text."""
     path = GroupPath.of(subject, hook, baseline)
     wanted = path.change()
-    return path.total(effects.gradients).to(wanted) - wanted
+    gap = path.total(effects.gradients).to(wanted) - wanted
+    return replace(effects, gap=gap, sums=path.of_features(effects.gradients))

@@ -1,13 +1,14 @@
 """Effects of nodes on the metric, means over a panel's prompts."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from circuitcli.attribution.averages import Average, ErrorRows, Means, Rows, Sums, average
+from circuitcli.attribution.baselines import Baseline
 from circuitcli.attribution.edges import Target, sources_of, to_output
 from circuitcli.attribution.gradients import (
     Effects,
@@ -15,11 +16,11 @@ from circuitcli.attribution.gradients import (
     attribution_patching,
     effects_of,
     integrated_gradients,
-    missed,
+    measured,
     tolerated,
 )
 from circuitcli.attribution.panel import Panel, wide
-from circuitcli.attribution.subject import check_finite
+from circuitcli.attribution.subject import Subject, check_finite
 from circuitcli.hookpoints import HookPoint
 from circuitcli.settings.graph import OF_ONE_GRADIENT, GraphSettings
 
@@ -46,10 +47,16 @@ class _Gradients:
     gradients: Gradients
     gap: Float[Tensor, " text"] | None
     steps: int
+    sums: Float[Tensor, " text"] | None
 
     @classmethod
-    def of(cls, effects: Effects, gap: Float[Tensor, " text"] | None = None) -> "_Gradients":
-        return cls(effects.gradients, effects.gap if gap is None else gap, effects.steps)
+    def of(cls, effects: Effects) -> "_Gradients":
+        return cls(effects.gradients, effects.gap, effects.steps, effects.sums)
+
+    def effects(self, subject: Subject, group: HookPoint, baseline: Baseline) -> Effects:
+        """The effects again."""
+        found = effects_of(subject, group, baseline, self.gradients, self.gap, steps=self.steps)
+        return replace(found, sums=self.sums)
 
 
 def _size(kept: _Gradients | None) -> int:
@@ -79,7 +86,7 @@ class PanelEffects:
 
         def patching() -> dict[HookPoint, _Gradients]:
             found = attribution_patching(subject, baseline, rule=chosen.method)
-            return {hook: _Gradients.of(one, missed(subject, hook, one, baseline)) for hook, one in found.items()}
+            return {hook: _Gradients.of(measured(subject, hook, one, baseline)) for hook, one in found.items()}
 
         if chosen.method in OF_ONE_GRADIENT:
             kept = self.panel.kept.take(("effects", batch), patching, lambda made: sum(map(_size, made.values())))[
@@ -87,7 +94,7 @@ class PanelEffects:
             ]
         else:
             kept = self.panel.kept.take(("effects", batch, group), integrated, _size)
-        return effects_of(subject, group, baseline, kept.gradients, kept.gap, steps=kept.steps)
+        return kept.effects(subject, group, baseline)
 
     def to_output(self, batch: int, group: HookPoint) -> Effects | None:
         """The group's effects along the direct path to the output; None if it has none."""
@@ -104,9 +111,7 @@ class PanelEffects:
             return None if made is None else _Gradients.of(made)
 
         kept = self.panel.kept.take(("output", batch, group), make, _size)
-        return (
-            None if kept is None else effects_of(subject, group, baseline, kept.gradients, kept.gap, steps=kept.steps)
-        )
+        return None if kept is None else kept.effects(subject, group, baseline)
 
     def reaches_output(self, group: HookPoint) -> bool:
         """Whether a direct path leads from the group to the output in some prompt."""
@@ -127,7 +132,7 @@ class PanelEffects:
         for batch in self.panel.numbers:
             if hook in self.coders:
                 effects = self.of(batch, hook)
-                features.append(effects.parts.total())
+                features.append(effects.parts.total() if effects.sums is None else float(effects.sums.sum()))
                 gaps += [] if effects.gap is None else effects.gap.tolist()
                 steps.append(effects.steps)
             if self.coders.writers(hook):
