@@ -230,7 +230,6 @@ def test_taken_in_small_pieces_graphs_are_the_same(monkeypatch, positions, norma
 
     monkeypatch.setattr(contributions, "AT_ONCE", 9 * subject.n_spliced)
     monkeypatch.setattr(contributions.Contributions, "_of", seen)
-    monkeypatch.setattr("circuitcli.attribution.naive.CODES_AT_ONCE", D_SAE)
     monkeypatch.setattr("circuitcli.attribution.memory.BUDGET_BYTES", 1)
     pieces = grad_graph(subject, baseline, positions=positions)
     assert max(values.numel() for values in largest) <= 9 * subject.n_spliced
