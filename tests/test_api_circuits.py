@@ -14,7 +14,7 @@ from test_graph_stages import trained as trained
 
 import circuitcli as circuit
 from circuitcli.errors import InputError
-from circuitcli.records import ScoreRecord, Stream
+from circuitcli.records import CurveRecord, ScoreRecord, Stream, VerdictRecord
 from circuitcli.stages import graph_grad, graph_naive, validate
 
 SMALL = dict(down=3, up=2, steps=3, settings={"baseline_tokens": 512})
@@ -84,6 +84,10 @@ def test_a_gradient_graph_and_its_scores_are_those_of_the_commands(model, coders
         one.model_dump(exclude={"graph", "graph_digest"}) for one in expected
     ]
     assert scores.faithfulness == scores["faithfulness"].value
+    without = {"graph", "graph_digest"}
+    for own, theirs in ((scores.curves, CurveRecord), ((scores.verdict,), VerdictRecord)):
+        told = [one.model_dump(exclude=without) for one in Stream(of_command).of(theirs)]
+        assert [one.model_dump(exclude=without) for one in own] == told and told
     assert "faithfulness-random-active" in str(scores) and "minimality" in scores._repr_html_()
     with pytest.raises(KeyError, match="faithfulness"):
         scores["faith"]
@@ -192,8 +196,11 @@ def test_several_texts_are_explained_together_and_tested_elsewhere(model, coders
     for node in common:
         assert node.effect == pytest.approx(sum(one.by_id[node.id].effect for one in apart) / 3, rel=1e-3, abs=1e-5)
     assert common
-    scores = circuit.validate(model, coders, graph, "class A(", baseline="zero", **QUICK)
-    assert scores["faithfulness"].n_prompts == 1
+    beside = {"control": apart[0], "basis": "neurons", "curve": "all"}
+    scores = circuit.validate(model, coders, graph, "class A(", baseline="zero", **beside, **QUICK)
+    assert scores["faithfulness"].n_prompts == 1 and scores["faithfulness"].held_out
+    assert scores["faithfulness-neurons"].n_nodes == len(graph.nodes) - 1 and scores["faithfulness-control-graph"]
+    assert {curve.ranked for curve in scores.curves} == {"graph", "all"} and scores.verdict.verdict != "validated"
 
 
 def test_everything_is_faithful_and_nothing_is_not(model, coders):

@@ -16,7 +16,7 @@ from circuitcli.errors import InputError, SettingsError
 from circuitcli.hookpoints import HookPoint, NodeId
 from circuitcli.models import loading
 from circuitcli.models.taps import keep, tapped
-from circuitcli.records import CurveRecord, GraphRecord, ScoreRecord, ShiftRecord, Stream
+from circuitcli.records import CurveRecord, FigureRecord, GraphRecord, ScoreRecord, ShiftRecord, Stream
 from circuitcli.runs import Run
 from circuitcli.saes import files
 from circuitcli.saes.base import SaeConfig
@@ -491,6 +491,9 @@ def test_a_circuit_is_held_against_others_and_has_curves(ask, graph, run, caplog
     assert kinds["nodes", "all"].values[-1] == pytest.approx(1, abs=1e-4)
     report = json.loads((run.path / "reports" / "circuit.json").read_text(encoding="utf-8"))
     assert len(report["curves"]) == 3 and {score["name"] for score in report["scores"]} >= {*names}
+    (figure,) = made.of(FigureRecord)
+    drawn = (run.path / figure.path).read_text(encoding="utf-8")
+    assert "edges of the graph: CMD" in drawn and "all nodes: CMD" in drawn
     said = verdict(made.records)
     assert sum(line.startswith("curve over ") for line in said) == 3 and said[-1].startswith("verdict: ")
     # On other prompts all nodes are ranked on those that the graph was found on.

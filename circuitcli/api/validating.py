@@ -1,7 +1,8 @@
 """Putting a circuit to the test."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path as FilePath
 from typing import Any, Literal, cast
 
@@ -17,17 +18,20 @@ from circuitcli.attribution.examples import LeftOut, Written
 from circuitcli.attribution.panel import Panel
 from circuitcli.attribution.positions import Positions
 from circuitcli.errors import InputError, SettingsError
-from circuitcli.graphs import CircuitGraph, ablated_nodes, content_digest, edges_between
-from circuitcli.hookpoints import OUTPUT, HookPoint, NodeId
+from circuitcli.graphs import CircuitGraph, ablated_nodes, content_digest, edges_between, strongest_nodes
+from circuitcli.hookpoints import OUTPUT, HookPoint, NodeId, without_numbers
 from circuitcli.models.loading import LanguageModel
-from circuitcli.records import GraphRecord, ScoreRecord
+from circuitcli.records import CurveRecord, GraphRecord, ScoreRecord, VerdictRecord
 from circuitcli.saes.coders import Coders
 from circuitcli.saes.cutting import cut
 from circuitcli.settings.graph import Baseline, GraphSettings, Metric
 from circuitcli.settings.validation import ValidationSettings
 from circuitcli.validation.edges import Edge
+from circuitcli.validation.effects import effects_like
+from circuitcli.validation.others import Means
 from circuitcli.validation.scores import PanelCases, at_spans, edges_on_other_prompts, on_other_prompts
 from circuitcli.validation.trial import Trial
+from circuitcli.validation.verdict import facts_of, judge
 
 _SAME = "give the coders that the graph was made with, or make the graph again"
 
@@ -38,6 +42,8 @@ class Scores(Sequence[ScoreRecord]):
 
     records: tuple[ScoreRecord, ...]
     errors: str
+    curves: tuple[CurveRecord, ...] = ()
+    verdict: VerdictRecord | None = None
 
     def __len__(self) -> int:
         return len(self.records)
@@ -93,6 +99,10 @@ def validate(
     bootstrap: int = 1000,
     minimality: bool = True,
     edges: bool = True,
+    curve: Literal["none", "graph", "all"] = "graph",
+    control: CircuitGraph | None = None,
+    basis: Literal["neurons"] | None = None,
+    shuffled: bool = True,
     n_prompts: int | None = None,
     skip_bad: bool = False,
     seed: int = 0,
@@ -111,7 +121,10 @@ def validate(
     default as in the graph. errors: whether error terms are nodes like others, all kept, or all removed; scores are
     taken under each, and this one is judged and set beside ``samples`` random circuits of the same shape. bootstrap:
     resamples of the prompts for the interval. minimality: also measure the circuit without each of its nodes.
-    edges: also measure what its edges keep alone.
+    edges: also measure what its edges keep alone. curve: faithfulness of the graph's strongest nodes and edges, and
+    with "all" of the strongest of all nodes, in ``scores.curves``. control: another behaviour's graph, basis="neurons",
+    shuffled (the decoders' rows exchanged): what the circuit should keep more than. ``scores.verdict`` is what it all
+    comes to.
 
     Raises InputError for coders that are not the graph's, and where taking all nodes away changes nothing.
     """
@@ -121,6 +134,9 @@ def validate(
         "bootstrap": bootstrap,
         "minimality": minimality,
         "edges": edges,
+        "curve": curve,
+        "basis": basis,
+        "shuffled": shuffled,
     }
     settings = checked(ValidationSettings, **options)
     sizes = checked(GraphSettings, n_prompts=n_prompts, skip_bad=skip_bad, batch_size=batch_size)
@@ -132,8 +148,8 @@ def validate(
     is_own = prompts is None
     panel = _panel(model, chosen, behaviour, sizes, left_out, tested.nodes)
     nodes, between = tested.nodes, tested.edges
+    length = tested.head.n_positions if tested.head is not None and tested.head.n_prompts > 1 else None
     if not is_own and tested.head is not None:
-        length = tested.head.n_positions if tested.head.n_prompts > 1 else None
         nodes = on_other_prompts(nodes, panel.prompts, n_positions=length)
         between = edges_on_other_prompts(between or (), panel.prompts, n_positions=length)
     rows, drawn_with = tested.rows_drawn(seed) if is_own else ({}, seed)
@@ -145,15 +161,43 @@ def validate(
         own = tested.behaviour(None, metric=metric, baseline=baseline, left_out=left_out, **named)
         rule = rule.over(_panel(model, chosen, own, sizes, left_out, tested.nodes).prompts)
     cases = PanelCases(replace(panel, baseline_of=rule.over(panel.prompts)), nodes)
-    measured = Trial(cases, settings, seed, sizes.batch_size, edges=between).measured()
+    ranked = tested.ranked if is_own else on_other_prompts(tested.ranked, panel.prompts, n_positions=length)
+    means = Means(partial(_rule_through, rule, model, cache), effects_like(tested.head, sizes), ranked)
+    if not is_own and tested.head is not None and (curve == "all" or basis is not None):
+        own = tested.behaviour(None, metric=None, baseline=None, left_out=LeftOut(allowed=True))
+        whole = sizes.model_copy(update={"n_prompts": None})
+        found_on = _panel(model, chosen, own, whole, LeftOut(allowed=True), tested.nodes)
+        means = replace(means, found_on=replace(found_on, baseline_of=rule.over(found_on.prompts)))
+    if control is not None:
+        means = replace(means, control=without_numbers(_Tested.of(control).nodes))
+    trial = Trial(cases, settings, seed, sizes.batch_size, edges=between, means=means)
     about = {
         "graph": tested.name,
         "graph_digest": tested.digest,
         "ablation": behaviour.baseline,
         "n_nodes": len(nodes),
         "n_prompts": panel.n_prompts,
+        "held_out": True if not is_own and tested.head is not None else None,
+        "errors": errors,
     }
-    return Scores(tuple(one.record(about) for one in measured), errors)
+    return _scores(trial, about)
+
+
+def _scores(trial: Trial, about: Mapping[str, Any]) -> Scores:
+    """All that a test finds."""
+    errors = about["errors"]
+    measured = tuple(one.record({name: about[name] for name in about if name != "errors"}) for one in trial.measured())
+    curves = tuple(curve.record(about) for curve in trial.faithfulness_curves())
+    facts = facts_of(measured)
+    return Scores(measured, errors, curves, None if facts is None else judge(facts).record(about))
+
+
+def _rule_through(
+    rule: BaselineRule, model: LanguageModel, cache: ActivationCache | None, coders: Coders
+) -> BaselineRule:
+    """The rule of a baseline through other coders."""
+    options: dict[str, Any] = {"cache": cache, "n_tokens": rule.n_tokens, "seed": rule.seed, "rows": rule.rows}
+    return baseline_rule(rule.kind, coders, model, **options).over(rule.prompts)
 
 
 @dataclass(frozen=True)
@@ -164,12 +208,14 @@ class _Tested:
     head: GraphRecord | None
     digest: str | None = None
     edges: tuple[Edge, ...] | None = None
+    ranked: tuple[NodeId, ...] = ()
 
     @classmethod
     def of(cls, graph: object) -> "_Tested":
         """Raises SettingsError for what is no graph, InputError for one without nodes."""
         if isinstance(graph, CircuitGraph):
-            made = cls(ablated_nodes(graph), graph.head, content_digest(graph), edges_between(graph))
+            about = content_digest(graph), edges_between(graph), strongest_nodes(graph)
+            made = cls(ablated_nodes(graph), graph.head, *about)
         elif isinstance(graph, Iterable) and not isinstance(graph, str):
             names = [name for name in graph if name != OUTPUT]
             if not all(isinstance(name, str) for name in names):

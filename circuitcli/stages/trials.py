@@ -196,12 +196,14 @@ class Bench:
 
         plan = self.plan
         baseline = "counterfactual" if "counterfactual" in plan.ablations else plan.baseline
+        # What is wrong with the graph's own prompts is not told among those that are tested.
+        left_out = plan.left_out if examples is plan.examples else LeftOut(allowed=plan.left_out.allowed)
         return encode_all(
             examples,
             self.language_model.tokenizer,
             self.language_model.adapter,
             needs=Needs.of(metric=plan.metric.metric, baseline=baseline, spans=at_spans(plan.nodes)),
-            left_out=plan.left_out,
+            left_out=left_out,
             most=most,
         )
 

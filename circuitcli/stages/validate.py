@@ -11,8 +11,8 @@ from circuitcli.attribution.prompt_files import read_examples
 from circuitcli.errors import InputError, SettingsError, ThresholdError
 from circuitcli.graphs import CircuitGraph, ablated_nodes, edges_between, strongest_nodes
 from circuitcli.hookpoints import HookPoint, NodeId, without_numbers
-from circuitcli.records import Record, ScoreRecord, Stream
-from circuitcli.settings.graph import OF_ONE_GRADIENT, GraphSettings
+from circuitcli.records import CurveRecord, FigureRecord, Record, ScoreRecord, Stream
+from circuitcli.settings.graph import GraphSettings
 from circuitcli.settings.settings import Settings
 from circuitcli.stages import against, interaction, pins, stability, steering
 from circuitcli.stages.inputs import chosen_graph
@@ -23,6 +23,7 @@ from circuitcli.stages.report import write_report
 from circuitcli.stages.request import Request, resumable
 from circuitcli.stages.saes import SaeSource, sae_sources
 from circuitcli.stages.trials import Bench, Plan
+from circuitcli.validation.effects import effects_like
 
 if TYPE_CHECKING:
     from circuitcli.validation.curves import Curve
@@ -113,7 +114,7 @@ def _plan(request: Request) -> Plan:
         edges=edges_between(graph),
         ranked=strongest_nodes(graph),
         control=None if settings.control_graph is None else _control(request, graph, settings.control_graph),
-        effects=_effects(request.settings.graph, graph),
+        effects=effects_like(graph.head, request.settings.graph),
         found_on=() if aligned else _found_on(request, graph),
         writes=writes,
         left_out=left_out,
@@ -200,15 +201,6 @@ def _control(request: Request, graph: CircuitGraph, named: str) -> tuple[NodeId,
                 hint="make it with the same --layers, --sites and SAEs",
             )
     return without_numbers(nodes)
-
-
-def _effects(settings: GraphSettings, graph: CircuitGraph) -> GraphSettings:
-    """How effects of all nodes are taken: as the graph's were, if that was from gradients."""
-    method = graph.head.method.removeprefix("grad-").removesuffix("-refined")
-    if method not in OF_ONE_GRADIENT:
-        steps = graph.head.steps if method == "ig" else settings.ig_steps
-        return settings.model_copy(update={"method": "ig", "ig_steps": steps})
-    return settings.model_copy(update={"method": method})
 
 
 def _found_on(request: Request, graph: CircuitGraph) -> tuple[Example, ...]:
@@ -307,8 +299,21 @@ def _work(plan: Plan, resumes: bool) -> tuple[list[Record], dict[str, Any]]:
         curves=[curve.model_dump(exclude_none=True) for curve in curves],
         ablated_together=asdict(joint),
     )
+    figures = _drawn(plan, curves)
     plan.partial.unlink(missing_ok=True)
-    return [*made, effect, *curves, *verdicts], {}
+    return [*made, effect, *curves, *figures, *verdicts], {}
+
+
+def _drawn(plan: Plan, curves: Sequence[CurveRecord]) -> list[FigureRecord]:
+    """The plot of the curves, if there are any."""
+    if not curves:
+        return []
+    from circuitcli.render.faithfulness import plot
+    from circuitcli.render.plots import write_plot
+
+    figure = f"figures/{plan.name}-faithfulness.svg"
+    write_plot(plot(curves, title=f"Circuits of {plan.graph}"), plan.request.run.path / figure)
+    return [FigureRecord(path=figure)]
 
 
 def _curves(trials: "Mapping[str, Trial]") -> "Iterator[Curve]":

@@ -31,7 +31,10 @@ def neurons(adapter: ModelAdapter, coders: Coders) -> Coders:
     for place in coders.written:
         reads = HookPoint(place.layer, "mlp_in")
         mlp = _mlp(adapter, reads, place, like) if place.site == "mlp" and reads not in read else None
-        made.append(_Dimensions(place, adapter.d_model, like) if mlp is None else _Neurons(reads, place, mlp))
+        one = _Dimensions(place, adapter.d_model, like) if mlp is None else _Neurons(reads, place, mlp)
+        # Activations that were collected for the coders are theirs too.
+        one.origin = coders.writers(place)[0].origin
+        made.append(one)
     return Coders.of(made)
 
 
@@ -70,6 +73,7 @@ class _Shuffled(_Borrowed):
         super().__init__(coder.config, **{n: value[rows] if n in decoders else value for n, value in weights})
         # Not as a module of this one, whose parameters it would then have too.
         object.__setattr__(self, "_own", coder)
+        self.origin = coder.origin
         self.reads_context = coder.reads_context  # type: ignore[misc]
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
