@@ -36,7 +36,10 @@ READING = [
     ["train", "--eval"],
     ["interp"],
     ["graph-grad", "--prompt", PROMPT, "--down", "6", "--up", "3"],
-    ["graph-grad", "--prompt", PROMPT, "--down", "6", "--up", "3", "--method", "atp", "--name", "atp"],
+    [
+        *["graph-grad", "--prompt", PROMPT, "--down", "6", "--up", "3", "--method", "atp", "--name", "atp"],
+        *["--heads", "--qk", "3.1:7,2", "--set", "graph.pairs=3"],
+    ],
     ["graph-naive", "--prompt", PROMPT, "--thin", "0.5", "--name", "naive"],
     ["validate", "--graph", "circuit"],
     ["inspect", "saes/resid.2"],

@@ -180,13 +180,15 @@ def nasty_drawing(texts: tuple[str, ...]) -> Drawing:
 def test_tooltips_say_what_the_boxes_say() -> None:
     nodes = tuple(Node(f"resid.0/{index}@{index}", 1.0, 0.5, "nats") for index in range(len(NASTY)))
     labels = {f"resid.0/{index}": Details(id=f"resid.0/{index}", label=text) for index, text in enumerate(NASTY)}
-    edge = Edge("resid.0/0@0", "output", 0.25, "nats")
+    heads = {"0.1": 0.125, "0.2/qk": -0.5, "stream": 0.625}
+    edge = Edge("resid.0/0@0", "output", 0.25, "nats", heads=heads)
     drawing = draw(CircuitGraph(head(tokens=NASTY), (*nodes, Node("output")), (edge,)), details=labels)
+    assert document(drawing)["edges"][0]["heads"] == heads
     svg = ElementTree.fromstring(picture(dot_source(drawing, RenderSettings()), form="svg"))
     # dot writes runs of blanks as no-break spaces.
     titles = {element.get("{http://www.w3.org/1999/xlink}title", "").replace("\xa0", " ") for element in svg.iter()}
     assert {summary(node, drawing).replace("\\", BACKSLASH) for node in drawing.nodes} <= titles
-    assert "resid.0/0@0 → output: +0.25 nats" in titles
+    assert "resid.0/0@0 → output: +0.25 nats; by head: stream +0.625, 0.2/qk -0.5, 0.1 +0.125" in titles
 
 
 @needs_dot

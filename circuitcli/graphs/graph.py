@@ -71,7 +71,7 @@ class Edge:
     unit: str
     standard_error: float | None = None
     active: float | None = None
-    heads: Mapping[str, float] | None = None
+    heads: Mapping[str, float] | None = field(default=None, hash=False)
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@
                    "drawn", "details": null or
                    {"label", "density", "n_active", "max", "mean", "quantiles", "contexts", "promoted", "suppressed",
                     "negative", "decoder_norms"}}]
-     "edges":    [{"source", "target", "weight", "standard_error", "active", "unit", "strength", "opacity", "width",
-                   "drawn"}]
+     "edges":    [{"source", "target", "weight", "standard_error", "active", "unit", "heads", "strength", "opacity",
+                   "width", "drawn"}]
      "scores":   the score records about this graph
      "scales":   [{"unit", "largest", "samples": [{"weight", "opacity", "width"}]}]   what the legend shows
      "left_out": [{"unit", "n_edges", "n_left_out", "share"}]   edges not drawn, and their share of the total |weight|
@@ -17,6 +17,7 @@
 Effects have the unit of the metric, weights the unit beside them, contexts activation units, promoted and suppressed
 tokens logits. Of several prompts numbers are means, with the standard error of effect or weight, and ``active`` is the
 share of the prompts in which it is not zero. ``strength`` is |weight| as a share of the largest of the same unit.
+``heads`` are the parts of an edge by attention head, or null.
 """
 
 import json
@@ -80,6 +81,7 @@ def _edge(edge: Edge, scale: Scale) -> dict[str, Any]:
         "standard_error": edge.standard_error,
         "active": edge.active,
         "unit": edge.unit,
+        "heads": edge.heads,
         "strength": scale.strength(edge.weight),
         "opacity": scale.opacity(edge.weight),
         "width": scale.width(edge.weight),

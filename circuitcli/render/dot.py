@@ -147,9 +147,9 @@ def edge_summary(edge: Edge) -> str:
 
 
 def _of_heads(edge: Edge) -> str:
-    """The parts of an edge, the strongest first."""
-    parts = sorted((edge.heads or {}).items(), key=lambda part: -abs(part[1]))
-    told = ", ".join(f"{name} {signed(value)}" for name, value in parts[:TOLD_HEADS])
+    """The strongest parts of an edge by head."""
+    parts = sorted((edge.heads or {}).items(), key=lambda part: -abs(part[1]))[:TOLD_HEADS]
+    told = ", ".join(f"{name} {signed(value)}" for name, value in parts)
     return f"; by head: {told}" if told else ""
 
 

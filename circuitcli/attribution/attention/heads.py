@@ -56,7 +56,7 @@ class Parts:
 
     def told(self, edges: Sequence[Edge], *, count: int = MOST_HEADS) -> list[Edge]:
         """The edges with their ``count`` strongest parts by head, and what other heads and the stream carry."""
-        both = torch.stack((self.moved, self.looked), dim=1).flatten(1).double()  # (edge, all)
+        both = torch.stack((self.moved, self.looked), dim=1).flatten(1).cpu().double()  # (edge, all)
         places = both.abs().topk(min(count, both.shape[1]), dim=1).indices
         values = both.gather(1, places).tolist()
         # What is left of numbers of this type where nothing is left.

@@ -96,7 +96,11 @@ function drawEdge(edge) {
   lines.append(line, reach);
   drawnEdges.set(edge, { line, reach });
 }
-const describe = (edge) => `${visible(edge.source)} → ${visible(edge.target)}   ${measured(edge.weight, edge.standard_error, edge.unit)}${inPrompts(edge.active)}`;
+const describe = (edge) => `${visible(edge.source)} → ${visible(edge.target)}   ${measured(edge.weight, edge.standard_error, edge.unit)}${inPrompts(edge.active)}${byHead(edge.heads)}`;
+function byHead(heads) {
+  const parts = Object.entries(heads || {}).sort((a, b) => Math.abs(b[1]) - Math.abs(a[1])).slice(0, 4);
+  return parts.length ? "   by head: " + parts.map(([name, value]) => `${name} ${signed(value)}`).join(", ") : "";
+}
 
 function caption(node) {
   if (node.kind === "output") return [visible(metric), false];
