@@ -10,10 +10,10 @@ from frozen_oracle import NORMED, FrozenOracle, writes_of
 from subjects import mixed_subject, panel_of, random_baseline, random_subject
 
 from circuitcli.attribution.attention.gradient_edges import panel_parts
-from circuitcli.attribution.attention.heads import OTHERS, STREAM
+from circuitcli.attribution.attention.parts import OTHERS, STREAM, Parts
 from circuitcli.attribution.cells import ERROR
 from circuitcli.attribution.edges import Target
-from circuitcli.attribution.frozen.heads import frozen_parts
+from circuitcli.attribution.frozen.heads import parts_of
 from circuitcli.attribution.frozen.linear import divisor
 from circuitcli.attribution.frozen.search import FrozenSearch
 from circuitcli.attribution.mean_edges import PanelEdges
@@ -39,7 +39,7 @@ def case(request):
     subject = random_subject(family, sites=("resid",), n=5, first=1) if mix == "resid" else mixed_subject(family, mix)
     subject.adapter.model.set_attn_implementation("eager")
     edges = some_edges(subject)
-    return subject, edges, frozen_parts(subject, edges, batch_size=16), FrozenOracle(subject)
+    return subject, edges, Parts.gathered([*parts_of(subject, edges, batch_size=5)]), FrozenOracle(subject)
 
 
 def some_edges(subject) -> list[Edge]:

@@ -165,3 +165,14 @@ def test_what_is_no_score_is_refused_with_how_to_write_one(text):
 
 def test_a_score_prints_as_it_is_written():
     assert str(AttentionScore.parse(" 5.3:12,4 ")) == "5.3:12,4"
+
+
+def test_scores_split_a_few_numbers_of_a_head_at_once_are_the_same(monkeypatch):
+    subject = mixed_subject("llama", "clt-skip")
+    whole = split_score(subject, ASKED)
+    monkeypatch.setattr(scores, "budget_of", lambda adapter: 1)
+    monkeypatch.setattr(scores, "_PAIRS_AT_ONCE", 100)
+    again = split_score(subject, ASKED)
+    assert again.query.names == whole.query.names and again.key.names == whole.key.names
+    assert [pair[:2] for pair in again.strongest(9)] == [pair[:2] for pair in whole.strongest(9)]
+    torch.testing.assert_close(again.query.vectors, whole.query.vectors)

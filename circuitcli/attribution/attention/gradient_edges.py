@@ -6,10 +6,10 @@ gradients are averaged over the path between the two runs, and so are their part
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from circuitcli.attribution.attention.heads import HeadSplit, Parts, Write
@@ -72,18 +72,28 @@ class _Edges:
 
     def parts(self, text: int) -> Iterator[tuple[Parts, float]]:
         """Parts on one prompt, for each point of the path, with its weight."""
-        size = self.effects.settings.batch_size
         for share, weight in taken_by(self.effects.settings).shares():
             split = HeadSplit(self.subject, text=text, backward=self.backward, values=self._values(share))
-            yield (
-                split.parts(
-                    self.numbered,
-                    lambda number: self._write(self.sources[number], text),
-                    self._towards(split, text, size),
-                    batch_size=size,
-                ),
-                weight,
-            )
+            yield self._parts(split, text), weight
+
+    def _parts(self, split: HeadSplit, text: int) -> Parts:
+        size = self.effects.settings.batch_size
+        numbers = {key: number for number, key in enumerate(dict.fromkeys(source for source, _ in self.between))}
+        keys, sources = list(numbers), [numbers[source] for source, _ in self.between]
+        carried = split.carried(len(keys), lambda number: self._write(keys[number], text), batch_size=size)
+        pieces: list[tuple[list[int], Parts]] = []
+        for hook, into in self._into.items():
+            gradients = partial(self._of, split, text, hook)
+            pieces += split.pieces(into, sources, gradients, carried, batch_size=size)
+        return Parts.gathered(pieces)
+
+    @cached_property
+    def _into(self) -> dict[HookPoint, dict[Target, list[int]]]:
+        """Numbers of the edges into each target, by the hook point that names it."""
+        found: dict[HookPoint, dict[Target, list[int]]] = {}
+        for number, (_, (hook, target)) in enumerate(self.between):
+            found.setdefault(hook, {}).setdefault(target, []).append(number)
+        return found
 
     @property
     def subject(self) -> Subject:
@@ -99,24 +109,6 @@ class _Edges:
     def backward(self) -> Backward:
         """How derivatives are taken."""
         return _BACKWARD[self.effects.settings.method]
-
-    @cached_property
-    def sources(self) -> list[Key]:
-        """What edges lead from."""
-        return list(dict.fromkeys(source for source, _ in self.between))
-
-    @cached_property
-    def targets(self) -> list[Key]:
-        """What edges lead to, by hook point."""
-        return sorted(dict.fromkeys(target for _, target in self.between), key=lambda key: key[0].order)
-
-    @cached_property
-    def numbered(self) -> Int[Tensor, "edge 2"]:
-        """The edges by the numbers of their ends."""
-        sources = {key: number for number, key in enumerate(self.sources)}
-        targets = {key: number for number, key in enumerate(self.targets)}
-        pairs = [[sources[source], targets[target]] for source, target in self.between]
-        return torch.tensor(pairs, dtype=torch.int64, device=self.subject.adapter.device).reshape(-1, 2)
 
     @cached_property
     def _masks(self) -> Tensor:
@@ -152,18 +144,6 @@ class _Edges:
                 .to(coder.W_enc)
                 for hook, coder in subject.coders.items()
             }
-
-    def _towards(self, split: HeadSplit, text: int, size: int) -> Iterator[tuple[Tensor, Mapping[int, Tensor]]]:
-        begin = 0
-        for hook in dict.fromkeys(hook for hook, _ in self.targets):
-            here = [target for place, target in self.targets if place == hook]
-            for start in range(0, len(here), size):
-                some = here[start : start + size]
-                yield (
-                    torch.arange(begin, begin + len(some), device=self._masks.device),
-                    self._of(split, text, hook, some),
-                )
-                begin += len(some)
 
     def _of(self, split: HeadSplit, text: int, hook: HookPoint, some: Sequence[Target]) -> Mapping[int, Tensor]:
         """Derivatives of targets that a hook point names, by what attention adds."""

@@ -11,74 +11,34 @@ in each block: as the derivative of a derivative, for a batch of sources at once
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitcli.attribution.attention.jacobian import HeadJacobian, Reading
+from circuitcli.attribution.attention.parts import Parts
 from circuitcli.attribution.attention.passes import FROZEN, Backward, DirectPass, direct_pass
 from circuitcli.attribution.direct import products
+from circuitcli.attribution.memory import budget_of, in_batches
 from circuitcli.attribution.subject import Subject
-from circuitcli.graphs import Edge
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.attention import attention_of, check_heads
 
+T = TypeVar("T")
 # What a source writes, by hook point: (spliced, d_out).
 Write = Mapping[HookPoint, Float[Tensor, "spliced d_out"]]
-# How parts are named: 5.3 for what head 3 of block 5 moves, 5.3/qk for where it looks, and what is not of one head.
-LOOKS, OTHERS, STREAM = "/qk", "others", "stream"
-MOST_HEADS = 10
 # Numbers of edges, heads and their width that are in memory at once.
 _AT_ONCE = 2**23
+# Of a row of a batched pass: activations that it leaves in each block, and that a block makes meanwhile.
+_KEPT, _MADE = 2, 16
 
 
 @dataclass(frozen=True)
-class Parts:
-    """Of each edge what each head brings: by what it moves, and by where it looks (0 where patterns are constant).
-
-    layers: the blocks that the middle axis stands for.
-    """
-
-    layers: tuple[int, ...]
-    moved: Float[Tensor, "edge layer head"]
-    looked: Float[Tensor, "edge layer head"]
-
-    def times(self, factor: float) -> "Parts":
-        """All parts times a number."""
-        return replace(self, moved=self.moved * factor, looked=self.looked * factor)
-
-    def plus(self, other: "Parts") -> "Parts":
-        """The sum with the parts of the same edges elsewhere."""
-        return replace(self, moved=self.moved + other.moved, looked=self.looked + other.looked)
-
-    def told(self, edges: Sequence[Edge], *, count: int = MOST_HEADS) -> list[Edge]:
-        """The edges with their ``count`` strongest parts by head, and what other heads and the stream carry."""
-        both = torch.stack((self.moved, self.looked), dim=1).flatten(1).cpu().double()  # (edge, all)
-        places = both.abs().topk(min(count, both.shape[1]), dim=1).indices
-        values = both.gather(1, places).tolist()
-        # What is left of numbers of this type where nothing is left.
-        least = (1e3 * torch.finfo(self.moved.dtype).eps * both.abs().sum(dim=1)).tolist()
-        made = []
-        for row, (edge, whole) in enumerate(zip(edges, both.sum(dim=1).tolist(), strict=True)):
-            named = zip(map(self._name, places[row].tolist()), values[row], strict=True)
-            heads = {name: value for name, value in named if value}
-            rest = {OTHERS: whole - sum(heads.values()), STREAM: edge.weight - whole}
-            heads |= {name: value for name, value in rest.items() if abs(value) > least[row]}
-            made.append(replace(edge, heads=heads))
-        return made
-
-    def _name(self, place: int) -> str:
-        n_heads = self.moved.shape[2]
-        looks, place = divmod(place, len(self.layers) * n_heads)
-        layer, head = divmod(place, n_heads)
-        return f"{self.layers[layer]}.{head}{LOOKS if looks else ''}"
-
-
-@dataclass(frozen=True)
-class _Carried:
+class Carried:
     """What sources bring to what attention reads: an entry for each source and position where it writes.
 
     readings: by block, what heads then read.
@@ -123,37 +83,66 @@ class HeadSplit:
             if gradient is not None
         }
 
-    def parts(
+    def pieces(
         self,
-        edges: Int[Tensor, "edge 2"],
-        writes: Callable[[int], Write],
-        towards: Iterator[tuple[Int[Tensor, " target"], Mapping[int, Tensor]]],
+        into: Mapping[T, Sequence[int]],
+        sources: Sequence[int],
+        gradients: Callable[[Sequence[T]], Mapping[int, Tensor]],
+        carried: Carried,
         *,
         batch_size: int,
-    ) -> Parts:
-        """Parts of edges, each from a source to a target by their numbers.
+    ) -> Iterator[tuple[list[int], Parts]]:
+        """Numbers of some edges and their parts, the edges into a batch of targets after those into another.
 
-        writes: of a source. towards: some targets after the other, with their derivatives by what attention adds.
+        into: numbers of the edges into each target. sources: of each edge its source's number in ``carried``.
+        gradients: of some targets, as `towards` gives them.
         """
-        carried = self._carried(edges[:, 0].unique(), writes, batch_size=batch_size)
-        n_heads = max((jacobian.attention.n_heads for jacobian in self._jacobians.values()), default=1)
-        found = [self._like.new_zeros(len(edges), len(self.layers), n_heads) for _ in range(2)]
-        for targets, gradients in towards:
-            into = torch.isin(edges[:, 1], targets).nonzero()[:, 0]
-            rows = torch.searchsorted(targets, edges[into, 1].contiguous())
-            for number, layer in enumerate(self.layers):
-                if layer in gradients:
-                    pulled = self._jacobians[layer].pulled(gradients[layer])
-                    for made, part in zip(found, _met(edges[into, 0], rows, pulled, carried, layer), strict=True):
-                        made[into, number] += part
+
+        def run(some: Sequence[T]) -> tuple[list[int], Parts]:
+            numbers = [number for target in some for number in into[target]]
+            rows = [row for row, target in enumerate(some) for _ in into[target]]
+            device = self.texts.device
+            of_edges = torch.tensor([sources[number] for number in numbers], device=device)
+            return numbers, self._parts(of_edges, torch.tensor(rows, device=device), gradients(some), carried)
+
+        return in_batches(list(into), run, size=self.at_once(batch_size))
+
+    def _parts(
+        self,
+        sources: Int[Tensor, " edge"],
+        rows: Int[Tensor, " edge"],
+        gradients: Mapping[int, Float[Tensor, "target position d_model"]],
+        carried: Carried,
+    ) -> Parts:
+        """Parts of edges from sources to the targets in these rows of the gradients."""
+        found = [self._like.new_zeros(len(sources), len(self.layers), self.n_heads) for _ in range(2)]
+        for number, layer in enumerate(self.layers):
+            if layer in gradients:
+                pulled = self.jacobians[layer].pulled(gradients[layer])
+                for made, part in zip(found, _met(sources, rows, pulled, carried, layer), strict=True):
+                    made[:, number] = part
         return Parts(self.layers, *found)
+
+    def at_once(self, at_most: int) -> int:
+        """How many targets or sources a batched pass takes: what each leaves in every block, and what one block makes
+        of it."""
+        adapter, like = self.subject.adapter, self._like
+        n_positions = self.subject.clean.input_ids.shape[1]
+        numbers = n_positions * adapter.d_model * (_KEPT * len(self.layers) + _MADE)
+        return max(1, min(at_most, budget_of(adapter) // (numbers * like.element_size())))
+
+    @property
+    def n_heads(self) -> int:
+        """Number of heads of a block."""
+        return max((jacobian.attention.n_heads for jacobian in self.jacobians.values()), default=1)
 
     @property
     def _like(self) -> Tensor:
         return next(iter(self.subject.coders.values())).W_enc
 
     @cached_property
-    def _jacobians(self) -> dict[int, HeadJacobian]:
+    def jacobians(self) -> dict[int, HeadJacobian]:
+        """Of the attention of each block."""
         made = {}
         for layer in self.layers:
             x = self.run.reads[HookPoint(layer, "attn_in")].detach().to(self._like)
@@ -169,30 +158,34 @@ class HeadSplit:
         ) as run:
             return _Stream(run, self.layers)
 
-    def _carried(self, sources: Int[Tensor, " source"], writes: Callable[[int], Write], *, batch_size: int) -> _Carried:
-        """What some sources bring to what attention reads in every block."""
+    def carried(self, n_sources: int, writes: Callable[[int], Write], *, batch_size: int) -> Carried:
+        """What sources, by their numbers, bring to what attention reads in every block by way of the stream alone."""
         entries: list[tuple[Tensor, Tensor]] = []
         readings: dict[int, list[Reading]] = {layer: [] for layer in self.layers}
-        for some in sources.split(batch_size):
-            moves = _stacked([writes(source) for source in some.tolist()])
-            there = torch.stack([move.ne(0).any(dim=-1) for move in moves.values()]).any(dim=0)
-            rows, positions = there.nonzero(as_tuple=True)
-            positions = positions + self.subject.first
-            entries.append((some[rows], positions))
-            tangents = self._stream.carried(moves, first=self.subject.first)
-            for layer, jacobian in self._jacobians.items():
-                tangent = tangents.get(layer)
-                at = (
-                    jacobian.x.new_zeros(len(rows), jacobian.x.shape[-1])
-                    if tangent is None
-                    else tangent[rows, positions]
-                )
-                readings[layer].append(jacobian.pushed(at.to(jacobian.x), positions))
-        return _Carried(
+        for some in in_batches(range(n_sources), partial(self._entries, writes), size=self.at_once(batch_size)):
+            entries.append(some[:2])
+            for layer, reading in some[2].items():
+                readings[layer].append(reading)
+        return Carried(
             torch.cat([source for source, _ in entries]),
             torch.cat([position for _, position in entries]),
             {layer: _joined(parts) for layer, parts in readings.items()},
         )
+
+    def _entries(
+        self, writes: Callable[[int], Write], some: Sequence[int]
+    ) -> tuple[Int[Tensor, " entry"], Int[Tensor, " entry"], dict[int, Reading]]:
+        moves = _stacked([writes(source) for source in some])
+        there = torch.stack([move.ne(0).any(dim=-1) for move in moves.values()]).any(dim=0)
+        rows, positions = there.nonzero(as_tuple=True)
+        positions = positions + self.subject.first
+        tangents = self._stream.carried(moves, first=self.subject.first)
+        readings = {}
+        for layer, jacobian in self.jacobians.items():
+            nothing = jacobian.x.new_zeros(len(rows), jacobian.x.shape[-1])
+            at = tangents[layer][rows, positions].to(nothing) if layer in tangents else nothing
+            readings[layer] = jacobian.pushed(at, positions)
+        return rows + some[0], positions, readings
 
 
 class _Stream:
@@ -257,7 +250,7 @@ def _joined(parts: Sequence[Reading]) -> Reading:
 
 
 def _met(
-    sources: Int[Tensor, " edge"], rows: Int[Tensor, " edge"], pulled: Reading, carried: _Carried, layer: int
+    sources: Int[Tensor, " edge"], rows: Int[Tensor, " edge"], pulled: Reading, carried: Carried, layer: int
 ) -> tuple[Float[Tensor, "edge head"], Float[Tensor, "edge head"]]:
     """Of each edge what each head of a block moves and where it looks. rows: its target's in ``pulled``."""
     read = carried.readings[layer]

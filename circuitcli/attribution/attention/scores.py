@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitcli.attribution.attention.passes import EMBED, DirectPass, direct_pass
+from circuitcli.attribution.memory import budget_of, in_batches
 from circuitcli.attribution.subject import Subject
 from circuitcli.errors import SettingsError
 from circuitcli.hookpoints import AttentionScore, HookPoint, NodeId
@@ -28,6 +29,8 @@ from circuitcli.models.projections import Projection
 # Sources that are no nodes: of what stays constant, by where it comes from.
 PROJECTION_BIAS, NORM_BIAS, DECODER_BIAS, BOS, REST = "bias", "norm-bias", "decoder-bias", "bos", "rest"
 CONSTANTS = (PROJECTION_BIAS, NORM_BIAS, DECODER_BIAS, BOS, REST)
+# Activations of a block that a batched pass makes meanwhile.
+_MADE = 16
 # Products of pairs that are in memory at once.
 _PAIRS_AT_ONCE = 2**22
 
@@ -136,24 +139,53 @@ def _parts(subject: Subject, run: DirectPass, read: Tensor, attention: Attention
     part, head, position = side
     x = read.detach()[0, position].to(part.projection.weight)
     linear = part.linear(x, head=head, position=position)
-    gradients = _gradients(run, read, linear, position=position)
-    names: list[str] = []
-    vectors: list[Tensor] = []
-    for of_some, vector in _of_nodes(subject, run, gradients):
-        # What does not get to this position is no source.
-        brings = vector.ne(0).any(dim=1)
-        names += [name for name, is_source in zip(of_some, brings.tolist(), strict=True) if is_source]
-        vectors.append(vector[brings].to(x))
-    constants = {
-        PROJECTION_BIAS: linear.bias,
-        NORM_BIAS: linear.weight @ (torch.zeros_like(x) if attention.before is None else attention.before.bias),
-        DECODER_BIAS: _of_decoder_biases(subject, gradients, like=x),
-        BOS: _of_bos(subject, run, gradients, like=x),
-    }
-    known = sum((vector.sum(dim=0) for vector in vectors), torch.zeros_like(linear.bias)) + sum(constants.values())
-    constants[REST] = linear(x) - known
-    vectors.append(torch.stack([constants[name] for name in CONSTANTS]))
-    return Parts((*names, *CONSTANTS), torch.cat(vectors))
+    made = _Sources(subject, run, read, x, torch.zeros_like(x) if attention.before is None else attention.before.bias)
+
+    def some(rows: Sequence[int]) -> tuple[list[str], Tensor]:
+        return made.of(Projection(linear.weight[rows[0] : rows[-1] + 1], linear.bias[rows[0] : rows[-1] + 1]), position)
+
+    pieces = list(in_batches(range(part.width), some, size=made.rows_at_once(part.width)))
+    vectors = torch.cat([vectors for _, vectors in pieces], dim=1)
+    # What does not get to this position is no source.
+    is_source = vectors.ne(0).any(dim=1)
+    is_source[-len(CONSTANTS) :] = True
+    names = (name for name, there in zip(pieces[0][0], is_source.tolist(), strict=True) if there)
+    return Parts(tuple(names), vectors[is_source])
+
+
+@dataclass(frozen=True)
+class _Sources:
+    """What the query or key at a position is made of. x: what is read there. before: the bias of the norm before."""
+
+    subject: Subject
+    run: DirectPass
+    read: Float[Tensor, "1 position d_model"]
+    x: Float[Tensor, " d_model"]
+    before: Float[Tensor, " d_model"]
+
+    def rows_at_once(self, at_most: int) -> int:
+        """Of how many numbers the derivatives by all that is written may be there at once."""
+        n_bytes = (len(self.run.leaves) + _MADE) * self.read.numel() * self.x.element_size()
+        return max(1, min(at_most, budget_of(self.subject.adapter) // n_bytes))
+
+    def of(self, linear: Projection, position: int) -> tuple[list[str], Float[Tensor, "source row"]]:
+        """What each source brings to some numbers of it; what stays constant comes last."""
+        gradients = _gradients(self.run, self.read, linear, position=position)
+        names: list[str] = []
+        vectors: list[Tensor] = []
+        for of_some, vector in _of_nodes(self.subject, self.run, gradients):
+            names += of_some
+            vectors.append(vector.to(self.x))
+        constants = {
+            PROJECTION_BIAS: linear.bias,
+            NORM_BIAS: linear.weight @ self.before,
+            DECODER_BIAS: _of_decoder_biases(self.subject, gradients, like=linear.bias),
+            BOS: _of_bos(self.subject, self.run, gradients, like=linear.bias),
+        }
+        known = sum((vector.sum(dim=0) for vector in vectors), torch.zeros_like(linear.bias)) + sum(constants.values())
+        constants[REST] = linear(self.x) - known
+        vectors.append(torch.stack([constants[name] for name in CONSTANTS]))
+        return [*names, *CONSTANTS], torch.cat(vectors)
 
 
 def _gradients(
@@ -168,7 +200,7 @@ def _gradients(
     return {
         hook: gradient[:, 0].to(linear.weight)
         for hook, gradient in zip(run.leaves, found, strict=True)
-        if gradient is not None and bool(gradient.any())
+        if gradient is not None
     }
 
 
@@ -213,7 +245,7 @@ def _at_each(
 
 def _of_decoder_biases(subject: Subject, gradients: dict[HookPoint, Tensor], *, like: Tensor) -> Tensor:
     """What biases of decoders bring, and means that coders take off and put back."""
-    total = like.new_zeros(len(next(iter(gradients.values())))) if gradients else like.new_zeros(())
+    total = torch.zeros_like(like)
     for place in gradients:
         for coder in subject.coders.writers(place):
             codes = torch.zeros_like(subject.codes[coder.hook][0, :, :1]).expand(-1, coder.d_sae)
@@ -226,7 +258,7 @@ def _of_decoder_biases(subject: Subject, gradients: dict[HookPoint, Tensor], *, 
 
 def _of_bos(subject: Subject, run: DirectPass, gradients: dict[HookPoint, Tensor], *, like: Tensor) -> Tensor:
     """What comes from positions that carry no nodes."""
-    total = like.new_zeros(())
+    total = torch.zeros_like(like)
     for place, gradient in gradients.items():
         written = run.leaves[place].detach()[0, : subject.first]
         total = total + _at_each(gradient[:, : subject.first], written).sum(dim=0).to(like)

@@ -1,7 +1,7 @@
 """The edges of a frozen graph, split into heads."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,32 +15,32 @@ from circuitcli.hookpoints import HookPoint, NodeId, logit_token
 from circuitcli.progress import task
 
 
-def frozen_parts(subject: Subject, between: Sequence[Edge], *, batch_size: int) -> Parts:
-    """Parts of edges of a frozen graph, in their order.
+def with_heads(subject: Subject, edges: Sequence[Edge], *, batch_size: int) -> list[Edge]:
+    """The edges of a frozen graph, with their parts by head. Raises InputError if the model's heads are not known."""
+    made = list(edges)
+    for numbers, parts in parts_of(subject, edges, batch_size=batch_size):
+        for number, edge in zip(numbers, parts.told([edges[number] for number in numbers]), strict=True):
+            made[number] = edge
+    return made
 
-    Raises InputError if the heads of the model are not known.
-    """
+
+def parts_of(subject: Subject, edges: Sequence[Edge], *, batch_size: int) -> Iterator[tuple[list[int], Parts]]:
+    """Numbers of some edges and their parts, batch by batch of their targets."""
     split = HeadSplit(subject)
-    sources = list(dict.fromkeys(edge.source for edge in between))
-    targets = _Targets(split, list(dict.fromkeys(edge.target for edge in between)))
-    numbers = [{name: number for number, name in enumerate(names)} for names in (sources, targets.names)]
-    edges = torch.tensor(
-        [[numbers[0][edge.source], numbers[1][edge.target]] for edge in between], dtype=torch.int64
-    ).reshape(-1, 2)
-    nodes = [NodeId.parse(name) for name in sources]
-    with task("heads of edges", total=len(targets.names), unit="nodes") as advance:
-
-        def batches() -> Iterator[tuple[Tensor, dict[int, Tensor]]]:
-            for some, gradients in targets.batches(batch_size):
-                yield some, gradients
-                advance(len(some))
-
-        return split.parts(
-            edges.to(subject.adapter.device),
-            lambda number: write_of(split, nodes[number]),
-            batches(),
-            batch_size=batch_size,
-        )
+    names = {name: number for number, name in enumerate(dict.fromkeys(edge.source for edge in edges))}
+    nodes = [NodeId.parse(name) for name in names]
+    carried = split.carried(len(nodes), lambda number: write_of(split, nodes[number]), batch_size=batch_size)
+    groups: dict[HookPoint | None, dict[str, list[int]]] = {}
+    for number, edge in enumerate(edges):
+        hook = None if logit_token(edge.target) is not None else NodeId.parse(edge.target).hook
+        groups.setdefault(hook, {}).setdefault(edge.target, []).append(number)
+    sources = [names[edge.source] for edge in edges]
+    with task("heads of edges", total=len(edges), unit="edges") as advance:
+        for hook, into in groups.items():
+            gradients = partial(_gradients, split, hook)
+            for numbers, parts in split.pieces(into, sources, gradients, carried, batch_size=batch_size):
+                yield numbers, parts
+                advance(len(numbers))
 
 
 def write_of(split: HeadSplit, node: NodeId) -> Write:
@@ -66,48 +66,25 @@ def _only(values: Tensor, at: int) -> Tensor:
     return made
 
 
-@dataclass(frozen=True)
-class _Group:
-    """Features of a coder, or logits (hook None), that edges lead to."""
-
-    hook: HookPoint | None
-    names: tuple[str, ...]
+def _gradients(split: HeadSplit, hook: HookPoint | None, names: Sequence[str]) -> dict[int, Tensor]:
+    """Derivatives of targets by what attention adds in each block."""
+    output, seeds = _logits(split, names) if hook is None else _features(split, hook, names)
+    return split.towards([output], [seeds]) if output.requires_grad else {}
 
 
-class _Targets:
-    """Features and logits that edges lead to, by what they are read from."""
+def _logits(split: HeadSplit, names: Sequence[str]) -> tuple[Tensor, Tensor]:
+    normed = split.normed
+    return normed, logit_directions(split.subject, normed.detach(), [logit_token(name) or 0 for name in names])
 
-    def __init__(self, split: HeadSplit, names: Sequence[str]) -> None:
-        self.split, self.subject = split, split.subject
-        groups: dict[HookPoint | None, list[str]] = {}
-        for name in names:
-            groups.setdefault(None if logit_token(name) is not None else NodeId.parse(name).hook, []).append(name)
-        self._groups = [_Group(hook, tuple(some)) for hook, some in groups.items()]
-        self.names = [name for group in self._groups for name in group.names]
 
-    def batches(self, size: int) -> Iterator[tuple[Tensor, dict[int, Tensor]]]:
-        """Numbers of some targets, and their derivatives by what attention adds."""
-        begin = 0
-        for group in self._groups:
-            for start in range(0, len(group.names), size):
-                names = group.names[start : start + size]
-                output, seeds = self._logits(names) if group.hook is None else self._features(group.hook, names)
-                numbers = torch.arange(begin, begin + len(names), device=output.device)
-                yield numbers, self.split.towards([output], [seeds]) if output.requires_grad else {}
-                begin += len(names)
-
-    def _logits(self, names: Sequence[str]) -> tuple[Tensor, Tensor]:
-        normed = self.split.normed
-        return normed, logit_directions(self.subject, normed.detach(), [logit_token(name) or 0 for name in names])
-
-    def _features(self, hook: HookPoint, names: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """What the coder reads, and the derivative of each feature's pre-activation by that."""
-        coder, nodes = self.subject.coders[hook], [NodeId.parse(name) for name in names]
-        x = (self.split.run.reads if coder.is_transcoder else self.split.run.arriving)[hook]
-        positions = torch.tensor([node.number or 0 for node in nodes], device=x.device)
-        rows = reading(coder, torch.tensor([node.index or 0 for node in nodes], device=x.device))
-        divided = divisor(coder, x.detach().to(rows))
-        rows = rows if divided is None else rows / divided[0, positions]
-        seeds = x.new_zeros(len(nodes), *x.shape)
-        seeds[torch.arange(len(nodes), device=x.device), 0, positions] = rows.to(x)
-        return x, seeds
+def _features(split: HeadSplit, hook: HookPoint, names: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """What the coder reads, and the derivative of each feature's pre-activation by that."""
+    coder, nodes = split.subject.coders[hook], [NodeId.parse(name) for name in names]
+    x = (split.run.reads if coder.is_transcoder else split.run.arriving)[hook]
+    positions = torch.tensor([node.number or 0 for node in nodes], device=x.device)
+    rows = reading(coder, torch.tensor([node.index or 0 for node in nodes], device=x.device))
+    divided = divisor(coder, x.detach().to(rows))
+    rows = rows if divided is None else rows / divided[0, positions]
+    seeds = x.new_zeros(len(nodes), *x.shape)
+    seeds[torch.arange(len(nodes), device=x.device), 0, positions] = rows.to(x)
+    return x, seeds

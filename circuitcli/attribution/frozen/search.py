@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from circuitcli.attribution.frozen.checking import EdgeChecks, check_edges
-from circuitcli.attribution.frozen.heads import frozen_parts
+from circuitcli.attribution.frozen.heads import with_heads
 from circuitcli.attribution.frozen.linear import FrozenModel
 from circuitcli.attribution.frozen.nodes import Nodes, check_frozen, explained_logits
 from circuitcli.attribution.frozen.rows import Chunk, EdgeRows, assembled, batches, effects
@@ -179,7 +179,7 @@ class FrozenSearch:
         )
         if self.settings.heads and edges:
             size = self.settings.batch_size
-            edges = tuple(frozen_parts(self.subject, edges, batch_size=size).told(edges))
+            edges = tuple(with_heads(self.subject, edges, batch_size=size))
         return sorted_graph(CircuitGraph(head, made, edges))
 
     def _node(self, number: int, name: str) -> Node:
