@@ -2,6 +2,7 @@
 
     python -m tests.bench.bench_effects --model DIR --run RUN [--pairs 8] [--file nounpp_test.json]
     python -m tests.bench.bench_effects --model builtin:tiny --run RUN [--pairs 8]
+    python -m tests.bench.bench_effects ... --whole
     python -m tests.bench.bench_effects --peer
 
 RUN has SAEs of the model. Pairs are those of subject-verb agreement beside the checkout, of builtin:tiny pieces of
@@ -12,6 +13,9 @@ nodes with the right sign among those with a hundredth of the largest effect, ho
 the ten that the method calls strongest, and the slope of the one by the other. seconds: for all nodes of all SAEs.
 Below, what circuits come of it: the share of the behaviour that is kept with the so many strongest nodes of all SAEs
 alone, and that is left without them, both with single ablations ranking them too.
+
+--whole takes away all nodes of an SAE at one position together instead, and compares with what their effects add up to:
+an attention or an MLP as a whole, as is done where effects are of components and not of features.
 
 --peer compares gradients with gim-explain's, if that is installed: with TransformerLens, to which it does all of its
 rule, and with transformers' own models, to which it does a part.
@@ -59,7 +63,7 @@ SIZES = (30, 100, 300, 1000)
 Method = Callable[[Panel], Mapping[HookPoint, Effects]]
 
 
-def integrated(panel: Panel, *, steps: int) -> Mapping[HookPoint, Effects]:
+def integrated(panel: Panel, *, steps: int | None) -> Mapping[HookPoint, Effects]:
     subject, baseline = panel.subject(0)
     return {
         hook: integrated_gradients(subject, hook, baseline, steps=steps, batch_size=ROWS) for hook in subject.coders
@@ -81,6 +85,7 @@ def relp_with_live_attention(panel: Panel) -> Mapping[HookPoint, Effects]:
 
 
 METHODS: Mapping[str, Method] = {
+    "ig": partial(integrated, steps=None),
     "ig, 10 steps": partial(integrated, steps=10),
     "ig, 100 steps": partial(integrated, steps=100),
     "atp": partial(patched, rule="atp"),
@@ -164,19 +169,21 @@ class Table:
             means = [sum(getattr(one, name) for one in found) / len(found) for name in Score.__annotations__]
             numbers = "{:8.3f} {:9.3f} {:6.3f} {:7.2f} {:6.2f}".format(*means)
             print(f"{where:10} {site:8} {name:20} {numbers} {self.seconds[name] / n:8.2f}")
-        print(f"{'ablating each node':80} {self.seconds['exact'] / n:8.2f}")
+        print(f"{'ablating them':80} {self.seconds['exact'] / n:8.2f}")
+        if not self.circuits:
+            return
         heads = " ".join(f"{f'{what} {size}':>11}" for what in ("kept", "without") for size in SIZES)
         print(f"{'':20} {heads}   (of {self.behaviour / n:.2f} logits)")
         for name, values in self.circuits.items():
             print(f"{name:20} " + " ".join(f"{float(value):12.3f}" for value in values / self.behaviour), flush=True)
 
 
-def compare(model: LanguageModel, coders: Coders, prompts: Sequence[Prompt]) -> None:
+def compare(model: LanguageModel, coders: Coders, prompts: Sequence[Prompt], *, whole: bool) -> None:
     """The tables of each baseline, again after every few prompts."""
     tables = {"zero": Table(), "counterfactual": Table()}
     for number, prompt in enumerate(prompts, 1):
         for kind, table in tables.items():
-            of_prompt(model, coders, prompt, kind, table)
+            (whole_nodes if whole else of_prompt)(model, coders, prompt, kind, table)
             if number in (1, 2, 4, 8, 16, 32, len(prompts)):
                 table.show(f"{kind} baseline")
 
@@ -211,6 +218,47 @@ def of_prompt(model: LanguageModel, coders: Coders, prompt: Prompt, kind: str, t
                 strengths[name] += zip(value.abs().tolist(), [hook] * len(nodes), nodes, strict=True)
     table.n_prompts += 1
     add_circuits(panels["positions"], strengths, table)
+
+
+def whole_nodes(model: LanguageModel, coders: Coders, prompt: Prompt, kind: str, table: Table) -> None:
+    """Add how effects of all nodes of an SAE at a position add up to what taking them away together does."""
+    panel = Panel.of(
+        model.adapter,
+        coders,
+        [prompt],
+        metric="logit-diff",
+        positions=Positions.of("all", [prompt]),
+        baseline_of=BaselineRule(kind, coders),
+        batch_size=ROWS,
+    )
+    n_positions = panel.subject(0)[0].n_spliced
+    places = {
+        site: [(hook, at) for hook in coders if hook.site == site for at in range(n_positions)]
+        for site in {hook.site for hook in coders}
+    }
+    exact = {site: timed(partial(taken_away, panel, some), table.seconds, "exact") for site, some in places.items()}
+    for name, method in METHODS.items():
+        effects = timed(partial(method, panel), table.seconds, name)
+        sums = {
+            hook: effects[hook].features[0].sum(dim=-1) + effects[coders.group_of_error(hook)].errors[hook][0]
+            for hook in coders
+        }
+        for site, some in places.items():
+            values = torch.stack([sums[hook][at].detach() for hook, at in some]).double()
+            table.scores["whole", site, name].append(Score.of(values, exact[site]))
+    table.n_nodes += sum(map(len, places.values()))
+    table.n_prompts += 1
+
+
+def taken_away(panel: Panel, places: Sequence[tuple[HookPoint, int]]) -> Tensor:
+    """What taking all nodes of an SAE at a position away together does, for each."""
+    subject, baseline = panel.subject(0)
+    rest = []
+    for hook, at in places:
+        gone = kept(panel, [])
+        gone.features[hook][0, at], gone.errors[hook][0, at] = True, True
+        rest.append(gone.complement())
+    return (subject.metric_clean - circuit_metric(subject, baseline, rest, batch_size=ROWS)[:, 0]).double()
 
 
 def add_circuits(panel: Panel, strengths: Mapping[str, list[tuple[float, HookPoint, Target]]], table: Table) -> None:
@@ -285,6 +333,7 @@ def main() -> None:
     parser.add_argument("--run", help="a run, or a directory, with SAEs of the model")
     parser.add_argument("--file", default="nounpp_test.json")
     parser.add_argument("--pairs", type=int, default=8)
+    parser.add_argument("--whole", action="store_true")
     parser.add_argument("--peer", action="store_true")
     options = parser.parse_args()
     if options.peer:
@@ -296,7 +345,7 @@ def main() -> None:
     make = source_code if options.model.startswith("builtin:") else partial(agreement, file=options.file)
     prompts = make(model, n=options.pairs)
     print(f"{options.model}, {' '.join(map(str, coders))}; {torch.get_num_threads()} threads")
-    compare(model, coders, prompts)
+    compare(model, coders, prompts, whole=options.whole)
 
 
 if __name__ == "__main__":
