@@ -7,7 +7,8 @@ import pytest
 from planted.all import BUILDERS, planted_circuit
 from planted.oracle import behind, direct_edges
 from planted.planted import BASELINES
-from planted.scores import auroc, edge_scores, faithfulness, node_scores
+from planted.scores import auroc, edge_scores, faithfulness, frozen_scores, node_scores
+from planted.transcoded import transcoded
 
 from circuitcli.attribution.frozen.search import FrozenSearch
 from circuitcli.attribution.panel import Panel
@@ -126,6 +127,25 @@ def test_graphs_are_the_planted_circuits_and_little_more(kind):
         assert len(truth.edges - edges) <= lacks_edges, f"{name} lacks edges although {why}"
         assert len(nodes - truth.nodes - truth.unseen) <= 2, name
         assert faithfulness(planted, kind, nodes) == pytest.approx(1.0, abs=1e-2), name
+
+
+@pytest.mark.parametrize("name", ["two-hop", "self-repair", "boolean"])
+def test_the_same_circuits_are_found_through_transcoders(name):
+    planted = transcoded(planted_circuit(name))
+    truth, circuit = planted.truth["counterfactual"], find_circuit(planted.panel("counterfactual"), GraphSettings())
+    assert any(node.startswith("mlp_in") for node in truth.nodes)
+    assert {node.id for node in circuit.nodes} == truth.nodes | {"output"}
+    assert {(edge.source, edge.target) for edge in circuit.edges} == truth.edges
+
+
+def test_frozen_graphs_rank_first_what_goes_through_values_and_transcoders_alone():
+    """They hold attention patterns, so that keys and queries have no effect there; see the table of the bench."""
+    for name, least in (("clt", 0.98), ("self-repair", 0.98), ("copying", 0.7)):
+        planted = planted_circuit(name) if name == "clt" else transcoded(planted_circuit(name))
+        nodes, edges = frozen_scores(planted)
+        truth = planted.truth["zero"]
+        assert auroc(nodes, truth.nodes) >= least
+        assert auroc(edges, truth.edges) >= min(least, 0.9)
 
 
 def test_checks_of_edges_tell_a_short_cut_from_what_the_model_does():

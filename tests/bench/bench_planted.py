@@ -1,20 +1,23 @@
 """Whether methods find circuits that are known: those of hand-built transformers, in tests/planted.
 
-    python -m tests.bench.bench_planted [--methods ig,atp] [--down 10 --up 5] [--steps 10]
+    python -m tests.bench.bench_planted [--methods ig,exact,frozen] [--down 10 --up 5] [--transcoders] [--set NAME=VALUE]
 
 For each model and baseline: AUROC of the true nodes among all that differ from their baseline, and of the true edges
 among all that there can be; size of the graph, and what share of it is below a thousandth of the behaviour; true nodes
 and edges that it lacks, and those that the method puts below that; its faithfulness; and the largest gap of
-integration, as a share of the behaviour.
+integration, as a share of the behaviour. With --transcoders neurons stand in the place of SAEs at MLPs. Of frozen
+graphs, which take nodes away whole, AUROC alone.
 """
 
 import argparse
+from collections.abc import Iterator
 from statistics import mean
 
 from circuitcli.settings.graph import GraphSettings
 from tests.planted.all import BUILDERS, planted_circuit
-from tests.planted.planted import BASELINES
-from tests.planted.scores import Judged, judged
+from tests.planted.planted import BASELINES, Planted
+from tests.planted.scores import Judged, auroc, frozen_scores, judged
+from tests.planted.transcoded import transcoded
 
 HEAD = ("circuit", "nodes", "edges", "graph", "noise", "lost", "faint", "faithful", "gap")
 
@@ -35,7 +38,28 @@ def row(name: str, found: Judged, n_true: tuple[int, int]) -> tuple[str, ...]:
     )
 
 
-def table(settings: GraphSettings, kind: str) -> None:
+def circuits(*, are_transcoded: bool) -> Iterator[Planted]:
+    """All of them; through transcoders those whose coders are SAEs."""
+    for name in BUILDERS:
+        planted = planted_circuit(name)
+        is_mixed = any(coder.is_transcoder for coder in planted.coders.values())
+        if not are_transcoded:
+            yield planted
+        elif not is_mixed:
+            yield transcoded(planted)
+
+
+def frozen_table(*, are_transcoded: bool) -> None:
+    """Print how frozen graphs rank the true nodes and edges."""
+    print("frozen, baseline zero\n\n| circuit | nodes | edges |\n|---|---|---|")
+    for planted in circuits(are_transcoded=are_transcoded):
+        (nodes, edges), truth = frozen_scores(planted), planted.truth["zero"]
+        found = auroc(nodes, truth.nodes | truth.unseen), auroc(edges, truth.edges)
+        print(f"| {planted.name} | {found[0]:.3f} | {found[1]:.3f} |", flush=True)
+    print()
+
+
+def table(settings: GraphSettings, kind: str, *, are_transcoded: bool) -> None:
     """Print what a method makes of every circuit, and the means."""
     print("| " + " | ".join(HEAD) + " |\n|" + "---|" * len(HEAD))
     all_found = []
@@ -65,15 +89,18 @@ def main() -> None:
     parser.add_argument("--methods", default="ig,atp")
     parser.add_argument("--down", type=int, default=10)
     parser.add_argument("--up", type=int, default=5)
+    parser.add_argument("--transcoders", action="store_true")
     parser.add_argument("--set", action="append", default=[], help="another setting of graphs, NAME=VALUE")
     chosen = parser.parse_args()
     others = dict(pair.split("=", 1) for pair in chosen.set)
     for method in chosen.methods.split(","):
+        if method == "frozen":
+            frozen_table(are_transcoded=chosen.transcoders)
+            continue
+        settings = GraphSettings.model_validate({"method": method, "down": chosen.down, "up": chosen.up, **others})
         for kind in BASELINES:
             print(f"{method}, baseline {kind}, --down {chosen.down} --up {chosen.up} {' '.join(chosen.set)}\n")
-            table(
-                GraphSettings.model_validate({"method": method, "down": chosen.down, "up": chosen.up, **others}), kind
-            )
+            table(settings, kind, are_transcoded=chosen.transcoders)
 
 
 if __name__ == "__main__":

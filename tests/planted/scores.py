@@ -9,10 +9,11 @@ import torch
 from circuitcli.attribution.cells import ERROR
 from circuitcli.attribution.edges import Target, ends_of, sources_of
 from circuitcli.attribution.exact import effects_of_panel
+from circuitcli.attribution.frozen.search import FrozenSearch
 from circuitcli.attribution.mean_edges import PanelEdges
 from circuitcli.attribution.panel import Panel
 from circuitcli.attribution.selection import find_circuit
-from circuitcli.hookpoints import OUTPUT, HookPoint, NodeId
+from circuitcli.hookpoints import OUTPUT, HookPoint, NodeId, logit_name
 from circuitcli.settings.graph import GraphSettings
 from circuitcli.validation.circuits import circuit_metric, kept_nodes
 
@@ -62,6 +63,30 @@ def edge_scores(panel: Panel, settings: GraphSettings) -> dict[Pair, float]:
             scores |= {(name, OUTPUT): one.value for name, one in zip(names, found, strict=True)}
         scores |= _into(edges, hook, targets, places)
     return scores
+
+
+def frozen_scores(planted: Planted) -> tuple[dict[str, float], dict[Pair, float]]:
+    """Effects of nodes and weights of edges in the frozen graph, before anything is pruned; edges into the two logits
+    are those into what sets them apart. Tokens, which are no nodes of other graphs, are left out."""
+    settings = GraphSettings(metric="logit-diff", max_nodes=10**6)
+    search = FrozenSearch.of(planted.panel("zero"), settings)
+    names = [search.nodes.name(number) for number in range(search.nodes.n)]
+    is_token = [name.startswith("embed") for name in names]
+    effects = search.effects.tolist()
+    found = {name: effects[number] for number, name in enumerate(names[: len(effects)]) if not is_token[number]}
+    weights: dict[Pair, float] = {}
+    rows, target = search.rows, logit_name(planted.prompt.target or 0)
+    for source, end, weight in zip(
+        rows.sources.tolist(), rows.edge_targets.tolist(), rows.values.tolist(), strict=True
+    ):
+        if is_token[source]:
+            continue
+        is_logit = end >= search.nodes.n_sources
+        pair = (names[source], OUTPUT if is_logit else names[end])
+        weights[pair] = weights.get(pair, 0.0) + (-weight if is_logit and names[end] != target else weight)
+    # Where the frozen model has no edge there may be one.
+    possible = edge_scores(planted.panel("zero"), GraphSettings(method="atp"))
+    return found, {**dict.fromkeys(possible, 0.0), **weights}
 
 
 def _written(panel: Panel, hook: HookPoint) -> tuple[HookPoint, ...]:
