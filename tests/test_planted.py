@@ -43,7 +43,7 @@ STEPS = "few steps of a path meet what rises within one of them"
 SILENT = "what is silent in the clean run gives no gradient there to what would wake it"
 FLAT = "units and attention are saturated in the clean run, so its gradient is that of norms"
 HELD = "the rule holds attention patterns constant, which are what keys and queries act through"
-CANCEL = "its effects take each other away, so that nothing is left of what causes them"
+CANCEL = "its effects take each other away, and edges are weighted by the effect of what they lead to"
 REPAIR = "a backup does the same where a node alone is away"
 NODES: dict[tuple[str, str], dict[str, tuple[float, str]]] = {
     ("ig", "zero"): {},

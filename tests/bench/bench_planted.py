@@ -1,6 +1,6 @@
 """Whether methods find circuits that are known: those of hand-built transformers, in tests/planted.
 
-    python -m tests.bench.bench_planted [--methods ig,exact,frozen] [--down 10 --up 5] [--transcoders] [--set NAME=VALUE]
+    python -m tests.bench.bench_planted [--methods ig,exact,frozen] [--down 10 --up 5] [--transcoders] [--set N=V]
 
 For each model and baseline: AUROC of the true nodes among all that differ from their baseline, and of the true edges
 among all that there can be; size of the graph, and what share of it is below a thousandth of the behaviour; true nodes
