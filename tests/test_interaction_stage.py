@@ -12,12 +12,27 @@ from circuitcli.cli.told import told
 from circuitcli.records import InteractionRecord
 from circuitcli.runs import remember
 from circuitcli.stages import interaction, validate
+from circuitcli.validation import interaction as scalar
 
 ASKED = {"validate__interaction": "resid.1,resid.2", "graph__ig_steps": 2}
 
 
 def test_a_curve_on_the_runs_own_text_is_recorded_reported_and_not_made_twice(ask, run, monkeypatch):
+    points, whole = [], scalar._point
+
+    def counted(between, ranked, n):
+        if len(points) == 3 and not (run.path / "stopped").exists():
+            (run.path / "stopped").touch()
+            raise KeyboardInterrupt
+        points.append(n)
+        return whole(between, ranked, n)
+
+    monkeypatch.setattr(scalar, "_point", counted)
+    with pytest.raises(KeyboardInterrupt):
+        validate.run(ask(validate__sequences=2, **ASKED))
     record, figure = validate.run(ask(validate__sequences=2, **ASKED))
+    assert points == list(record.n_edges[:-1]), "a kill loses no point, and none is made twice"
+    assert not [*(run.path / "reports").glob("*partial*")]
     assert isinstance(record, InteractionRecord) and (record.source, record.target) == ("resid.1", "resid.2")
     assert record.n_prompts == 2 and record.n_edges[0] == 0 and record.n_edges[-1] == record.n_possible == 60 * 60
     assert record.n_live in record.n_edges and record.kl[-1] == record.floor > 0
@@ -34,7 +49,7 @@ def test_a_curve_on_the_runs_own_text_is_recorded_reported_and_not_made_twice(as
     assert record.absolute_above["value"] == pytest.approx(area - 3600 * record.floor, rel=1e-6, abs=1e-6)
     assert "3,600 possible" in next(told([record]))
     assert b"possible edges" in (run.path / figure.path).read_bytes()
-    monkeypatch.setattr(interaction, "_work", lambda wanted: pytest.fail("it was done before"))
+    monkeypatch.setattr(interaction, "_work", lambda *given: pytest.fail("it was done before"))
     assert validate.run(ask(validate__sequences=2, **ASKED)) == [record, figure]
 
 

@@ -78,4 +78,5 @@ class ValidationSettings(Section):
     """Compare the circuit with its own nodes where the rows of each decoder are exchanged."""
     interaction: Pair = ()
     """Draw how few edges between the SAEs of two hook points carry what the model does, for example resid.2,resid.3, on
-    --prompt or --prompts, else on --sequences pieces (by default 8) of 64 tokens of the run's own text (SCALAR)."""
+    --prompt or --prompts, else on --sequences pieces (by default 4) of 64 tokens of the run's own text (SCALAR). Each
+    later feature takes a run of what lies between, for each point of the curve and each prompt."""

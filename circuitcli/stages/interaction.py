@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuitcli.attribution.asked import asked_examples
@@ -14,6 +15,7 @@ from circuitcli.records import ActivationsRecord, InteractionRecord, Record
 from circuitcli.runs import Fingerprint, atomic
 from circuitcli.settings.model import PLACEMENT
 from circuitcli.stages.inputs import activation_digests
+from circuitcli.stages.ledger import Ledger
 from circuitcli.stages.naming import REPORT, chosen_name
 from circuitcli.stages.request import Request, fingerprint, resumable
 from circuitcli.stages.saes import SaeSource, load_saes, sae_sources
@@ -29,16 +31,23 @@ _READ = (
     *("graph.skip_bad", "model.", "seed", "sae_path"),
 )
 # Points on the path of the ranking; pieces of the run's text unless more are asked for, and their tokens.
-_STEPS, _PIECES, _LENGTH = 10, 8, 64
+_STEPS, _PIECES, _LENGTH = 10, 4, 64
 
 
 def run(request: Request) -> list[Record]:
-    """The curve, made now or before.
+    """The curve, made now or before; a killed test goes on.
 
     Raises SettingsError without a prompt and without a text, InputError for hook points without an SAE each.
     """
     wanted = _Wanted.of(request)
-    return resumable(request, wanted.entry, wanted.fingerprint, lambda resumes: _work(wanted), keeps=True)
+    return resumable(
+        request,
+        wanted.entry,
+        wanted.fingerprint,
+        lambda resumes: _work(wanted, resumes),
+        partial=wanted.partial,
+        keeps=True,
+    )
 
 
 @dataclass(frozen=True)
@@ -84,6 +93,11 @@ class _Wanted:
         """The name of the report's entry in the manifest."""
         return REPORT.entry(self.name)
 
+    @property
+    def partial(self) -> Path:
+        """The points that were made before the report is whole."""
+        return REPORT.path(self.request.run, self.name).with_suffix(".partial.jsonl")
+
     @cached_property
     def fingerprint(self) -> Fingerprint:
         """Over the settings that are read, the SAEs, and the prompts or the text."""
@@ -95,7 +109,7 @@ class _Wanted:
         return fingerprint(self.request, _READ, inputs, without=PLACEMENT)
 
 
-def _work(wanted: _Wanted) -> tuple[list[Record], dict[str, Any]]:
+def _work(wanted: _Wanted, resumes: bool) -> tuple[list[Record], dict[str, Any]]:
     from circuitcli.models.loading import load_model
     from circuitcli.render.measured import interaction as draw
     from circuitcli.stages.figures import drawn
@@ -105,12 +119,14 @@ def _work(wanted: _Wanted) -> tuple[list[Record], dict[str, Any]]:
     model = load_model(settings.model)
     subjects = tuple(_subjects(wanted, model))
     steps, size = settings.graph.ig_steps or _STEPS, settings.graph.batch_size
-    curve = interaction(subjects, *wanted.hooks, steps=steps, batch_size=size)
+    with Ledger(wanted.partial, wanted.fingerprint.digest, resumes=resumes) as ledger:
+        curve = interaction(subjects, *wanted.hooks, steps=steps, batch_size=size, keep=ledger.take)
     record = _record(wanted, curve, n_tokens=sum(subject.n_spliced for subject in subjects))
     with atomic(REPORT.path(wanted.request.run, wanted.name)) as stream:
         told = {**record.model_dump(exclude_none=True), "kl_of_prompts": curve.divergence.T.tolist()}
         json.dump(told, stream, indent=1, ensure_ascii=False)
         stream.write("\n")
+    wanted.partial.unlink(missing_ok=True)
     plot = draw(record, title=f"Edges from {record.source} to {record.target}")
     return [record, *drawn(wanted.request.run, wanted.name, plot)], {}
 

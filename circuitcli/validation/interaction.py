@@ -33,8 +33,9 @@ from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.partial import first_block
 from circuitcli.models.taps import Callback, leaf
-from circuitcli.progress import task
+from circuitcli.progress import note, task
 from circuitcli.saes.base import SparseCoder
+from circuitcli.validation.scores import Keeper, anew
 
 
 @dataclass(frozen=True)
@@ -95,30 +96,42 @@ def check_pair(source: SparseCoder, target: SparseCoder) -> None:
 
 
 def interaction(
-    subjects: Sequence[Subject], source: HookPoint, target: HookPoint, *, steps: int = 10, batch_size: int = 64
+    subjects: Sequence[Subject],
+    source: HookPoint,
+    target: HookPoint,
+    *,
+    steps: int = 10,
+    batch_size: int = 64,
+    keep: Keeper = anew,
 ) -> Curve:
     """The curve between two hook points of subjects of one prompt each, through SAEs at both.
 
-    Raises InputError as `check_pair` does.
+    keep: takes the points that were made before. Raises InputError as `check_pair` does.
     """
     coders = subjects[0].coders[source], subjects[0].coders[target]
     check_pair(*coders)
     between = [_Between(subject, source, target, batch_size) for subject in subjects]
     ranked = Ranked.of(between, steps)
     points = points_up_to(ranked.n_live)
+    note(
+        f"{len(ranked.features):,} later features, {len(points)} points and {len(between)} prompts: up to "
+        f"{len(ranked.features) * len(points) * len(between):,} runs of what lies between {source} and {target}"
+    )
     rows = []
     with torch.no_grad(), task("interaction", total=len(points) * len(between), unit="runs") as advance:
         for n in points:
-            kept = ranked.first(n)
-            row = []
-            for one in between:
-                row.append(one.divergence(one.codes_with(ranked, kept)))
-                advance()
-            rows.append(row)
+            rows.append(keep(f"{n} edges", partial(_point, between, ranked, n)))
+            advance(len(between))
     n_possible = coders[0].d_sae * coders[1].d_sae
     if points[-1] < n_possible:
         points, rows = [*points, n_possible], [*rows, rows[-1]]
     return Curve(tuple(points), torch.tensor(rows, dtype=torch.float64), ranked.n_live, n_possible)
+
+
+def _point(between: "Sequence[_Between]", ranked: "Ranked", n: int) -> list[float]:
+    """The divergence of each prompt with the n edges that are worth most."""
+    kept = ranked.first(n)
+    return [one.divergence(one.codes_with(ranked, kept)) for one in between]
 
 
 def points_up_to(n: int) -> list[int]:
