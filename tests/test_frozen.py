@@ -9,6 +9,7 @@ from test_attribution import EXACT
 from test_influence import dense_influence
 
 from circuitcli.attribution.frozen.checking import check_edges, rank_correlation
+from circuitcli.attribution.frozen.estimate import expected_edges, possible_edges
 from circuitcli.attribution.frozen.linear import EMBED, divisor
 from circuitcli.attribution.frozen.nodes import explained_logits, likeliest
 from circuitcli.attribution.frozen.search import FrozenSearch
@@ -278,6 +279,28 @@ def test_the_features_taken_first_are_those_with_the_most_influence_by_what_is_k
     left[: nodes.n_features] = np.isin(np.arange(nodes.n_features), expanded)
     np.testing.assert_allclose(dense(some), known * left[None], atol=1e-13)
     assert some.n_expanded == 25 and whole.n_expanded == nodes.n_features
+
+
+def test_batches_are_as_large_as_memory_allows_and_change_nothing(monkeypatch):
+    subject = mixed_subject("gpt2", "clt-skip")
+    whole, small = searched(subject), searched(subject)
+    monkeypatch.setattr("circuitcli.attribution.frozen.search.budget_of", lambda _: 3 * small.model.bytes_of_target)
+    assert small.batch_size == 3
+    np.testing.assert_allclose(dense(small), dense(whole), rtol=0, atol=1e-13)
+    monkeypatch.setattr("circuitcli.attribution.frozen.search.budget_of", lambda _: 1)
+    assert small.batch_size == 1
+
+
+@pytest.mark.parametrize("mix", ["full", "clt-resid", "gaps"])
+def test_edges_are_counted_before_any_is_taken(mix):
+    """Random attention is not zero anywhere, so that every edge that may be there is."""
+    search = searched(mixed_subject("gpt2", mix))
+    nodes, rows = search.nodes, search.rows
+    counts = np.zeros(nodes.n, dtype=int)
+    counts[rows.targets] = rows.counts
+    found = np.concatenate([counts[: nodes.n_features], counts[nodes.n_sources :]])
+    assert (found == possible_edges(search)).all()
+    assert rows.n_edges == expected_edges(search)
 
 
 def test_explained_logits_are_the_fewest_that_have_the_probability():

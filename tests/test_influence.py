@@ -10,7 +10,6 @@ from circuitcli.graphs.influence import (
     TOKEN,
     Rows,
     at_least,
-    cumulative_shares,
     influence,
     prune,
     scores,
@@ -140,7 +139,6 @@ def test_an_edge_threshold_of_one_keeps_all_edges_that_are_not_zero_and_no_other
 def test_shares_of_zeros_hold_none_and_ties_at_the_threshold_are_all_kept():
     assert not at_least(np.zeros(3), 0.5).any()
     assert at_least(np.array([1.0, 1.0, 1.0, 0.0]), 0.3).tolist() == [True, True, True, False]
-    assert cumulative_shares(np.array([1.0, 3.0, 0.0])).tolist() == [1.0, 0.75, 1.0]
 
 
 def test_one_node_and_rows_without_edges_are_graphs_too():

@@ -192,12 +192,3 @@ def scores(rows: Rows) -> Scores:
 
 def _share(part: float, whole: float) -> float:
     return float(part / whole) if whole > 0 else 1.0
-
-
-def cumulative_shares(found: NDArray[np.float64]) -> NDArray[np.float64]:
-    """For each node the share of the influence that it has together with all that have more: small is important."""
-    order = np.argsort(-found, kind="stable")
-    shares = np.empty(len(found))
-    total = found.sum()
-    shares[order] = np.cumsum(found[order]) / total if total > 0 else 1.0
-    return shares

@@ -39,11 +39,6 @@ class Frozen(TorchFunctionMode):
         finally:
             self._next = None
 
-    @property
-    def n_bytes(self) -> int:
-        """Size of what is kept."""
-        return sum(value.numel() * value.element_size() for value in self._kept)
-
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in _SOFTMAX or func in _RSQRT:

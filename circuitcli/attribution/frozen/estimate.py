@@ -4,16 +4,18 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from circuitcli.attribution.frozen.nodes import Active, Nodes
+from circuitcli.attribution.frozen.nodes import Active
 from circuitcli.attribution.frozen.search import UPDATE, FrozenSearch
 from circuitcli.errors import InputError
 from circuitcli.graphs.influence import Rows, influence, prune, scores
+from circuitcli.hookpoints import HookPoint
 
 # Of an edge: a source and a value, and what pruning makes of them (measured); where all nodes are kept, of all edges.
 EDGE_BYTES, EDGE_BYTES_OF_ALL = 26, 43
@@ -51,7 +53,7 @@ class Estimate:
 def estimated(search: FrozenSearch) -> Estimate:
     """What the search of a graph will take, by measuring a pass at a few depths."""
     n_edges = expected_edges(search)
-    nodes, batch = search.nodes, search.settings.batch_size
+    nodes, batch = search.nodes, search.batch_size
     seconds = _seconds_of_batches(search)
     share = search.n_expanded / max(nodes.n_features, 1)
     counts = [np.ceil(len(active) * share / batch) for active in nodes.active]
@@ -66,27 +68,36 @@ def estimated(search: FrozenSearch) -> Estimate:
 
 def expected_edges(search: FrozenSearch) -> int:
     """How many edges there will be, if attention is not zero between any two positions."""
-    counts = possible_edges(search.nodes)
+    counts = possible_edges(search)
     features = counts[: search.nodes.n_features]
     share = search.n_expanded / max(search.nodes.n_features, 1)
     return int(features.sum() * share + counts[search.nodes.n_features :].sum())
 
 
-def possible_edges(nodes: Nodes) -> NDArray[np.int64]:
-    """For each feature, then each logit, how many nodes come before it in the model and not after it in the text."""
-    positions = np.concatenate(
-        [
-            *(active.positions.cpu().numpy() for active in nodes.active),
-            np.tile(np.arange(nodes.n_positions), len(nodes.errors) + nodes.has_tokens),
-        ]
-    )
-    orders = nodes.orders[: nodes.n_sources]
-    table = np.zeros((int(nodes.orders.max()) + 2, nodes.n_positions + 1), dtype=np.int64)
-    np.add.at(table, (orders + 1, positions + 1), 1)
-    table = table.cumsum(axis=0).cumsum(axis=1)
-    n = nodes.n_features
-    logits = np.full(len(nodes.logits), table[-1, -1])
-    return np.concatenate([table[orders[:n], positions[:n] + 1], logits])
+def possible_edges(search: FrozenSearch) -> NDArray[np.int64]:
+    """For each feature, then each logit, how many nodes have a path to it and are not after it in the text."""
+    nodes, model = search.nodes, search.model
+    counts = [
+        _sources_up_to(search, model.reached(model.seen.reads[active.hook]))[active.positions.cpu().numpy()]
+        for active in nodes.active
+    ]
+    last = _sources_up_to(search, model.reached(model.seen.normed[0]))[-1]
+    return np.concatenate([*counts, np.full(len(nodes.logits), last)])
+
+
+def _sources_up_to(search: FrozenSearch, places: Mapping[HookPoint, bool]) -> NDArray[np.int64]:
+    """How many nodes that write one of these places are at each position, and before it where that counts."""
+    nodes, coders = search.nodes, search.subject.coders
+    ones = np.ones(nodes.n_positions, dtype=np.int64)
+    groups = [(ones, [place]) for place in places]
+    for active in nodes.active:
+        here = np.bincount(active.positions.cpu().numpy(), minlength=nodes.n_positions)
+        groups.append((here, [place for place in coders[active.hook].writes if place in places]))
+    found = np.zeros(nodes.n_positions, dtype=np.int64)
+    for here, reached in groups:
+        if reached:
+            found += here.cumsum() if any(places[place] for place in reached) else here
+    return found
 
 
 def needed_bytes(search: FrozenSearch, n_edges: int) -> int:
@@ -127,9 +138,9 @@ def _seconds_of_batches(search: FrozenSearch) -> list[float]:
 
 def _measured(search: FrozenSearch, active: Active) -> float:
     begin = time.perf_counter()
-    chosen = np.arange(min(len(active), search.settings.batch_size))
+    chosen = range(min(len(active), search.batch_size))
     search.edges.into_features(active, chosen)
-    return (time.perf_counter() - begin) * search.settings.batch_size / len(chosen)
+    return (time.perf_counter() - begin) * search.batch_size / len(chosen)
 
 
 def _seconds_of_edges(search: FrozenSearch) -> tuple[float, float]:

@@ -21,6 +21,8 @@ from circuitcli.saes.base import EPSILON, SparseCoder
 from circuitcli.saes.splice import shifted
 
 EMBED = HookPoint(0, "embed")
+# Derivatives as wide as the stream that a block's backward pass has at once.
+_UNDER_WAY = 12
 
 
 @dataclass(frozen=True)
@@ -81,15 +83,25 @@ class FrozenModel:
             if gradient is not None
         }
 
+    def reached(self, output: Float[Tensor, "1 position width"]) -> dict[HookPoint, bool]:
+        """Where what is written has a path to the last position of an output, and whether from other positions too."""
+        seed = torch.zeros_like(output)[None]
+        seed[0, 0, -1] = torch.randn(output.shape[-1], generator=torch.Generator().manual_seed(0)).to(output)
+        found = self.gradients(output, seed)
+        return {hook: bool(gradient[:, :-1].any()) for hook, gradient in found.items() if gradient[:, -1].any()}
+
     def moved(self, moves: Mapping[HookPoint, Float[Tensor, "row spliced d_out"]]) -> Seen:
         """A forward run of as many rows as each move has, in which so much is added to what is written."""
         rows = len(next(iter(moves.values())))
         with torch.no_grad(), self._frozen.again():
             return self._run(rows, moves)
 
-    def n_bytes(self) -> int:
-        """Size of what is constant."""
-        return self._frozen.n_bytes
+    @property
+    def bytes_of_target(self) -> int:
+        """What a backward pass takes for each target, roughly: derivatives by all that is written, and those under
+        way."""
+        one = self.subject.clean.input_ids.shape[1] * self.subject.adapter.d_model * self._like.element_size()
+        return one * (len(self.leaves) + _UNDER_WAY)
 
     def _run(self, rows: int, moves: Mapping[HookPoint, Tensor] | None) -> Seen:
         run = _Run(self, moves, rows)

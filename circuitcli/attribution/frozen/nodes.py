@@ -5,7 +5,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
@@ -169,8 +168,3 @@ def check_frozen(subject: Subject) -> None:
                 "have no pre-activations",
                 hint="leave --frozen out, or use other SAEs",
             )
-
-
-def of_numbers(active: Active, numbers: NDArray[np.int64]) -> Int[Tensor, " some"]:
-    """Which of a coder's active features have these numbers among all nodes."""
-    return torch.from_numpy(numbers - active.start).to(active.indices.device)

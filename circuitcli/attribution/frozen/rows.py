@@ -131,8 +131,9 @@ class EdgeRows:
     def __init__(self, model: FrozenModel, nodes: Nodes) -> None:
         self.model, self.nodes, self.sources = model, nodes, Sources(model, nodes)
 
-    def into_features(self, active: Active, chosen: NDArray[np.int64]) -> Chunk:
+    def into_features(self, active: Active, places: Sequence[int]) -> Chunk:
         """Edges into some of a coder's active features, by their place among them."""
+        chosen = np.asarray(places, dtype=np.int64)
         block = self.sources.contracted(
             self.model.gradients(self._read(active), self.seeds(active, chosen)), n_targets=len(chosen)
         )
@@ -237,8 +238,7 @@ def assembled(nodes: Nodes, chunks: Iterable[Chunk]) -> Rows:
     )
 
 
-def batches(chosen: Sequence[int] | NDArray[np.int64], *, size: int) -> Iterator[NDArray[np.int64]]:
+def batches(chosen: NDArray[np.int64], *, size: int) -> Iterator[NDArray[np.int64]]:
     """Some at a time."""
-    numbers = np.asarray(chosen, dtype=np.int64)
-    for begin in range(0, len(numbers), size):
-        yield numbers[begin : begin + size]
+    for begin in range(0, len(chosen), size):
+        yield chosen[begin : begin + size]

@@ -6,7 +6,7 @@ logits by what is known so far, a few batches at a time, as circuit-tracer does;
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,8 @@ from circuitcli.attribution.frozen.checking import EdgeChecks, check_edges
 from circuitcli.attribution.frozen.heads import with_heads
 from circuitcli.attribution.frozen.linear import FrozenModel
 from circuitcli.attribution.frozen.nodes import Nodes, check_frozen, explained_logits
-from circuitcli.attribution.frozen.rows import Chunk, EdgeRows, assembled, batches, effects
+from circuitcli.attribution.frozen.rows import Chunk, EdgeRows, assembled, effects
+from circuitcli.attribution.memory import budget_of, in_batches, rows_at_once
 from circuitcli.attribution.panel import Panel
 from circuitcli.attribution.subject import Subject
 from circuitcli.errors import InputError, SettingsError
@@ -86,6 +87,12 @@ class FrozenSearch:
         return EdgeRows(self.model, self.nodes)
 
     @property
+    def batch_size(self) -> int:
+        """How many targets one backward pass takes."""
+        fitting = budget_of(self.subject.adapter) // self.model.bytes_of_target
+        return max(1, min(self.settings.batch_size, fitting))
+
+    @property
     def n_expanded(self) -> int:
         """Into how many features edges are taken."""
         return min(self.nodes.n_features, self.settings.max_nodes)
@@ -122,9 +129,10 @@ class FrozenSearch:
         """Take the edges into features of these numbers."""
         for active in self.nodes.active:
             here = numbers[(numbers >= active.start) & (numbers < active.start + len(active))] - active.start
-            for some in batches(here, size=self.settings.batch_size):
-                self.chunks.append(self.edges.into_features(active, some))
-                advance(len(some))
+            taken = partial(self.edges.into_features, active)
+            for chunk in in_batches(here.tolist(), taken, size=self.batch_size):
+                self.chunks.append(chunk)
+                advance(len(chunk.targets))
 
     @cached_property
     def pruned(self) -> Pruned:
@@ -147,7 +155,8 @@ class FrozenSearch:
         rows, n = self.pruned.rows, self.settings.check_edges
         if n == 0 or rows.n_edges == 0:
             return None
-        return check_edges(self.edges, rows, n, seed=seed, batch_size=self.settings.batch_size)
+        size = rows_at_once(self.subject, 0, backward=False, at_most=self.settings.batch_size)
+        return check_edges(self.edges, rows, n, batch_size=size, seed=seed)
 
     def facts(self, tokens: Sequence[str], checks: EdgeChecks | None) -> dict[str, Any]:
         """What the head tells of the whole graph. tokens: the logits'."""
