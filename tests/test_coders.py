@@ -4,23 +4,24 @@ from dataclasses import replace
 
 import pytest
 import torch
-from subjects import mixed_subject, random_baseline, random_prompt, subject_with
+from subjects import mixed_subject, panel_of, random_baseline, random_prompt, subject_with
 from support import D_SAE, MIXES, adapter_of, random_coders, random_sae
 from test_attribution import EXACT, all_targets, check_outgoing_edges, whole_masks
 
 from circuitcli.attribution.ablation import ablate
 from circuitcli.attribution.edges import Taken, Target, ends_of, incoming, joint_steps, sources_of, to_output
+from circuitcli.attribution.exact_edges import with_exact
 from circuitcli.attribution.gradients import attribution_patching, integrated_gradients
 from circuitcli.attribution.naive import NaiveSearch
 from circuitcli.attribution.panel import Kept, Panel
 from circuitcli.attribution.positions import Positions
 from circuitcli.attribution.selection import Circuit, find_circuit
 from circuitcli.errors import InputError
-from circuitcli.hookpoints import HookPoint, NodeId
+from circuitcli.hookpoints import OUTPUT, HookPoint, NodeId
 from circuitcli.models.taps import tapped
 from circuitcli.saes.base import SaeConfig
 from circuitcli.saes.coders import Coders
-from circuitcli.saes.splice import Edit, splice
+from circuitcli.saes.splice import Edit, Encoded, error_of, shifted, splice
 from circuitcli.saes.topk import TopKSae
 from circuitcli.schema import POLICIES
 from circuitcli.settings.graph import GraphSettings
@@ -550,3 +551,59 @@ def test_edges_of_integrated_gradients_sum_to_what_a_target_changes_by_when_all_
             compared += 1
             silent += target.index is not None and before == 0
     assert compared >= 10 and silent >= 2
+
+
+def write_of(subject, hook, index, position, change):
+    """What is added at each hook point that a node writes when its code, or error, changes at a position."""
+    move = {}
+    for place in (hook,) if index is None else subject.coders[hook].writes:
+        move[place] = torch.zeros_like(subject.errors[place])
+        scale = 1.0 if index is None or subject.scale(hook) is None else subject.scale(hook)[0, position]
+        move[place][0, position] = (
+            change if index is None else change * scale * subject.coders[hook].decoder(place)[index]
+        )
+    return move
+
+
+def value_in(subject, run, hook, index, position):
+    """A code, or an error, as it is encoded in a direct run."""
+    coders, encoded = subject.coders, {}
+    readers = coders.writers(hook) if index is None else (coders[hook],)
+    for coder in readers:
+        x = (run.going_on if coder.is_transcoder else run.arriving)[coder.hook]
+        codes, frame = coder.encode_framed(x)
+        encoded[coder.hook] = Encoded(x, codes, frame, None)
+    if index is not None:
+        return encoded[hook].codes[0, position, index]
+    return error_of(readers, hook, run.arriving[hook], encoded)[0, position]
+
+
+@pytest.mark.parametrize("mix", sorted(MIXES))
+def test_an_exact_edge_is_what_the_metric_loses_where_it_alone_is_taken_away(mix):
+    """A direct run with the source at its baseline, then a whole pass with what the target makes of it."""
+    subject = mixed_subject("gpt2", mix)
+    baseline = random_baseline(subject, scale=0.2)
+    panel = panel_of(subject, baseline)
+    edges = find_circuit(panel, GraphSettings(method="atp", down=4, up=3, min_share=0)).edges
+    chosen = [*edges[:: max(1, len(edges) // 20)]]
+    assert len(chosen) > 10 and any(edge.target == OUTPUT for edge in edges)
+    for edge in with_exact(panel, chosen, count=len(chosen), batch_size=5):
+        source = NodeId.parse(edge.source)
+        at, hook, index = source.position - subject.first, source.hook, source.index
+        if index is None:
+            change = baseline.errors[hook][0, 0] - subject.errors[hook][0, at]
+        else:
+            change = baseline.codes[hook][0, 0, index] - subject.codes[hook][0, at, index]
+        run = DirectOracle(subject, write_of(subject, hook, index, at, change)).run()
+        logits = run.logits
+        if edge.target != OUTPUT:
+            target = NodeId.parse(edge.target)
+            place, own = target.position - subject.first, target.hook
+            clean = subject.errors[own] if target.index is None else subject.codes[own][..., target.index]
+            moved = value_in(subject, run, own, target.index, place) - clean[0, place]
+            moves = write_of(subject, own, target.index, place, moved)
+            taps = {at: (lambda x, move=move: shifted(x, move, first=subject.first)) for at, move in moves.items()}
+            with torch.no_grad(), tapped(subject.adapter, taps):
+                logits = subject.adapter.logits(subject.clean.input_ids)
+        lost = float(subject.metric_clean - subject.metric.value(logits[:, -1:]))
+        assert edge.exact == pytest.approx(lost, abs=1e-9), (edge.source, edge.target)

@@ -8,7 +8,8 @@ from support import D_MODEL, D_SAE, MIXES, adapter_of, random_coders, random_sae
 from test_attribution import EXACT
 from test_influence import dense_influence
 
-from circuitcli.attribution.frozen.checking import check_edges, rank_correlation
+from circuitcli.attribution.correlation import rank_correlation
+from circuitcli.attribution.frozen.checking import check_edges
 from circuitcli.attribution.frozen.estimate import expected_edges, possible_edges
 from circuitcli.attribution.frozen.linear import EMBED, divisor
 from circuitcli.attribution.frozen.nodes import explained_logits, likeliest

@@ -13,6 +13,7 @@ from planted.transcoded import transcoded
 from circuitcli.attribution.frozen.search import FrozenSearch
 from circuitcli.attribution.panel import Panel
 from circuitcli.attribution.selection import find_circuit
+from circuitcli.hookpoints import OUTPUT
 from circuitcli.settings.graph import GraphSettings
 
 PAIRS = [(name, kind) for name in BUILDERS for kind in BASELINES]
@@ -185,3 +186,24 @@ def test_a_planted_circuit_alone_does_all_that_the_model_does_and_without_it_not
 def test_auroc_is_the_share_of_pairs_in_which_the_true_one_scores_higher(real, others, wanted):
     scores = {**{("true", i): v for i, v in enumerate(real)}, **{("false", i): v for i, v in enumerate(others)}}
     assert auroc(scores, [key for key in scores if key[0] == "true"]) == wanted
+
+
+SATURATED = "a unit that is saturated whatever its inputs passes nothing on, along no path"
+# Whose edges graphs of ten nodes and five edges of each sign lack.
+UNFOUND = {"saturated-blind": SATURATED, "greater-than": SATURATED}
+
+
+@pytest.mark.parametrize("kind", BASELINES)
+def test_a_graph_holds_what_is_true_and_nothing_else(kind):
+    """Quotas fill with nothing below a share of the behaviour; cancelling, silent and saturated nodes are there too."""
+    for name in BUILDERS:
+        planted = planted_circuit(name)
+        circuit, truth = find_circuit(planted.panel(kind), GraphSettings()), planted.truth[kind]
+        nodes = {node.id for node in circuit.nodes} - {OUTPUT}
+        edges = {(edge.source, edge.target) for edge in circuit.edges}
+        assert truth.nodes <= nodes, f"{name} lacks {truth.nodes - nodes}"
+        assert name in UNFOUND or truth.edges <= edges, f"{name} lacks {truth.edges - edges}"
+        # What holds the gate shut is live too, and moves what the others would do.
+        if (name, kind) != ("gated", "zero"):
+            assert nodes <= truth.nodes and edges <= truth.edges, f"{name}: {nodes - truth.nodes} {edges - truth.edges}"
+        assert circuit.share_kept > 0.99

@@ -9,7 +9,7 @@ from circuitcli.attribution import baselines, contributions
 from circuitcli.attribution.edges import Target
 from circuitcli.attribution.gradients import node_effects
 from circuitcli.attribution.naive import NaiveSearch
-from circuitcli.attribution.selection import Strongest, extremes, find_circuit
+from circuitcli.attribution.selection import FAINT, Strongest, extremes, find_circuit
 from circuitcli.errors import InputError
 from circuitcli.hookpoints import OUTPUT, HookPoint, NodeId
 from circuitcli.records import GraphRecord
@@ -102,7 +102,11 @@ def test_a_gradient_graph_keeps_at_most_down_nodes_of_a_sign_and_up_edges_of_a_s
     for node in graph.nodes:
         into = [edge.weight for edge in graph.edges if edge.target == node.id]
         if not node.is_output:
-            assert sum(w > 0 for w in into) <= 2 and sum(w < 0 for w in into) <= 2
+            assert len(into) <= 4
+            # Where a node's own effects cancel, edges into it are chosen by what they bring to the largest of these.
+            largest = max((abs(edge.weight) for edge in graph.edges if edge.source == node.id), default=0.0)
+            if abs(node.effect) >= FAINT * largest:
+                assert sum(w > 0 for w in into) <= 2 and sum(w < 0 for w in into) <= 2
     assert {node.place.position is None for node in graph.nodes if node.place} == {positions == "sum"}
     if positions == "last":
         assert {node.place.position for node in graph.nodes if node.place} == {subject.prompts[0].last}

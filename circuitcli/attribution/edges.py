@@ -76,11 +76,13 @@ def incoming(
     *,
     masks: Bool[Tensor, "text group spliced"],
     taken: Taken = Taken(),
+    steps: Mapping[HookPoint, Float[Tensor, "text spliced d_model"]] | None = None,
+    values: Float[Tensor, " row"] | None = None,
 ) -> Incoming | None:
     """Edges into targets that a hook point names, each of one text; None if nothing has a path to them.
 
     rows: text and target of each. effects: at least of the group that the targets are in. masks: the positions of each
-    group.
+    group. steps: `joint_steps`, if they are known already. values: as of `TargetRows`.
     """
     kinds = {target.index is None for _, target in rows}
     ends = sorted({end for kind in kinds for end in ends_of(subject.coders, hook, is_error=kind)})
@@ -90,7 +92,9 @@ def incoming(
     device = subject.adapter.device
     texts = torch.tensor([text for text, _ in rows], device=device)
     groups = torch.tensor([target.group for _, target in rows], device=device)
-    runs = _Runs(subject, baseline, tuple(ends), start=min(first_block(source) for source in sources), taken=taken)
+    steps = steps if steps is not None or not taken.points else joint_steps(subject, baseline)
+    start = min(first_block(source) for source in sources)
+    runs = _Runs(subject, tuple(ends), start=start, taken=taken, steps=steps or {})
     targets = TargetRows(
         subject,
         hook,
@@ -99,6 +103,7 @@ def incoming(
         masks[texts, groups],
         effects,
         reached=runs.reached() if taken.points else None,
+        values=values,
     )
     gradients = runs.gradients(targets.vectors(), texts)
     return edges_from(subject, gradients, baseline, texts=texts) if gradients else None
@@ -109,10 +114,10 @@ class _Runs:
     """The direct runs along which edges into some ends are taken."""
 
     subject: Subject
-    baseline: Baseline
     ends: tuple[HookPoint, ...]
     start: int
     taken: Taken
+    steps: Mapping[HookPoint, Float[Tensor, "text spliced d_model"]]
 
     def reached(self) -> dict[HookPoint, Float[Tensor, "text spliced d_in"]]:
         """What is at each end when all sources are at their baseline."""
@@ -138,12 +143,9 @@ class _Runs:
         return totals
 
     def _run(self, texts: Int[Tensor, " some"], *, share: float) -> DirectRun:
-        run = JointPath(self.subject, texts, start=self.start, share=share, steps=self._steps())
+        run = JointPath(self.subject, texts, start=self.start, share=share, steps=self.steps)
         run.until(self.ends)
         return run
-
-    def _steps(self) -> Mapping[HookPoint, Float[Tensor, "text spliced d_model"]]:
-        return joint_steps(self.subject, self.baseline) if self.taken.points else {}
 
 
 def joint_steps(subject: Subject, baseline: Baseline) -> dict[HookPoint, Float[Tensor, "text spliced d_model"]]:

@@ -1,14 +1,15 @@
 """Edges into nodes, means over a panel's prompts."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitcli.attribution.cells import Cells
-from circuitcli.attribution.edges import Incoming, Taken, Target, ends_of, incoming, sources_of
+from circuitcli.attribution.edges import Incoming, Taken, Target, ends_of, incoming, joint_steps, sources_of
 from circuitcli.attribution.mean_effects import PanelEffects
 from circuitcli.attribution.memory import in_batches, rows_at_once
 from circuitcli.attribution.panel import Panel
@@ -38,21 +39,36 @@ class PanelEdges:
         return taken_by(self.effects.settings)
 
     def into(
-        self, hook: HookPoint, targets: Sequence[Target], *, least: float = 0.0
+        self,
+        hook: HookPoint,
+        targets: Sequence[Target],
+        *,
+        least: float = 0.0,
+        values: Mapping[Target, float] | None = None,
     ) -> Iterator[tuple[HookPoint, Cells]]:
         """Mean edges into some nodes of a hook point by what names their sources, in pieces; targets by their number.
 
-        Every edge is in one piece, but for those below ``least``, which may be missing.
+        Every edge is in one piece, but for those below ``least``, which may be missing. values: what a unit of each
+        target's code counts, in place of its gradient.
         """
         found: dict[HookPoint, list[Cells]] = {}
         for batch in self.panel.numbers:
-            for source, cells in self._of_batch(batch, hook, targets, self._least_part(least)):
+            for source, cells in self._of_batch(batch, hook, targets, self._least_part(least), values):
                 if self.panel.n_prompts == 1:
                     yield source, cells
                 else:
                     kept = found.setdefault(source, [])
                     kept[:] = [Cells.merged([*kept, cells])]
         yield from ((source, cells) for source, (cells,) in found.items())
+
+    def changed(self, hook: HookPoint, target: Target) -> float:
+        """The mean over prompts of how far a feature is from its baseline, added up over its positions."""
+        total = 0.0
+        for batch in self.panel.numbers:
+            subject, baseline = self.panel.subject(batch)
+            difference = subject.codes[hook][..., target.index] - baseline.codes[hook][..., target.index]
+            total += float((difference * self.panel.masks(subject)[:, target.group]).sum())
+        return total / self.panel.n_prompts
 
     def _least_part(self, least: float) -> float:
         """Parts of an edge, at one position and in one prompt, that may be left out."""
@@ -61,7 +77,12 @@ class PanelEdges:
         return least if self.panel.positions.kind == "all" else least / max(p.n_spliced for p in self.panel.prompts)
 
     def _of_batch(
-        self, batch: int, hook: HookPoint, targets: Sequence[Target], least: float
+        self,
+        batch: int,
+        hook: HookPoint,
+        targets: Sequence[Target],
+        least: float,
+        values: Mapping[Target, float] | None,
     ) -> Iterator[tuple[HookPoint, Cells]]:
         """Edges into the targets that are live in each prompt of a batch, some rows after the other."""
         subject, baseline = self.panel.subject(batch)
@@ -69,15 +90,25 @@ class PanelEdges:
         pairs = live(subject, masks, hook, targets, either=self.taken.points > 0).nonzero().tolist()
         effects = {group: self.effects.of(batch, group) for group in self.effects.groups(hook)}
         size = self._rows_at_once(subject, hook, targets)
+        steps = self._steps(batch)
 
         def run(some: Sequence[list[int]]) -> tuple[Sequence[list[int]], Incoming | None]:
             rows = [(text, targets[number]) for text, number in some]
-            return some, incoming(subject, hook, rows, effects, baseline, masks=masks, taken=self.taken)
+            options: dict[str, Any] = {"masks": masks, "taken": self.taken, "steps": steps}
+            if values is not None:
+                options["values"] = masks.new_tensor([values[target] for _, target in rows], dtype=torch.float64)
+            return some, incoming(subject, hook, rows, effects, baseline, **options)
 
         for some, found in in_batches(pairs, run, size=size):
             if found is not None:
                 numbers = torch.tensor([number for _, number in some], device=masks.device)
                 yield from self._cells(found, masks[[text for text, _ in some]], numbers, least)
+
+    def _steps(self, batch: int) -> Mapping[HookPoint, Float[Tensor, "text spliced d_model"]]:
+        """What sources of a batch take off on their way to the baseline."""
+        if not self.taken.points:
+            return {}
+        return self.panel.kept.take(("steps", batch), lambda: joint_steps(*self.panel.subject(batch)), _size)
 
     def _cells(
         self,
@@ -105,6 +136,10 @@ class PanelEdges:
         start, chosen, stop = min(first_block(source) for source in sources), self.effects.settings, max(ends).layer + 1
         at_most, method = chosen.batch_size, chosen.method
         return rows_at_once(subject, start, backward=True, at_most=at_most, stop=stop, method=method)
+
+
+def _size(values: Mapping[HookPoint, Tensor]) -> int:
+    return sum(value.numel() * value.element_size() for value in values.values())
 
 
 def taken_by(settings: GraphSettings) -> Taken:

@@ -7,10 +7,12 @@ single ablations have shown.
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
 from circuitcli.attribution.baselines import BaselineRule
+from circuitcli.attribution.exact_edges import agreement, with_exact
 from circuitcli.attribution.gaps import sums_of, warn_of_gaps
 from circuitcli.attribution.mean_effects import PanelEffects
 from circuitcli.attribution.naive import NaivePart, NaiveSearch
@@ -77,6 +79,9 @@ def gradient_graph(panel: Panel, settings: GraphSettings, head: GraphRecord) -> 
     facts = {"effects": sums_of(circuit.totals), "share_kept": circuit.share_kept}
     graph = circuit.graph(head.model_copy(update=facts))
     warn_of_gaps(graph.head)
+    if settings.edges_exact and graph.edges:
+        edges = with_exact(panel, graph.edges, count=settings.edges_exact, batch_size=settings.batch_size)
+        graph = replace(graph, edges=edges, head=graph.head.model_copy(update={"checks": agreement(edges)}))
     if len(graph.nodes) <= 1:
         _warn_of_emptiness(head, _why_empty(panel, circuit, settings))
     return graph

@@ -4,13 +4,14 @@ From the last hook point upwards: at each the candidates are the ``down`` most p
 effect, whatever edges they have (a saturated node has edges near zero), those with the strongest edges straight to the
 output, and the sources of the ``up`` most positive and most negative edges into each node that is kept already. Of
 these the ``down`` strongest of each sign stay, by effect or by their largest edge to what is kept, so that a node whose
-effects cancel is not lost. With ``strongest`` so many nodes of all hook points together stay instead.
+effects cancel is not lost; of what leads to such a node, where the gradient says nothing, the sources are followed by
+what they bring to its largest edge. With ``strongest`` so many nodes of all hook points together stay instead.
 
 Nodes and edges below a least share of ``m(clean) - m(all at baseline)`` are left out: quotas alone would fill up with
 rounding. Of several prompts effects and edges are means.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
@@ -35,6 +36,10 @@ from circuitcli.settings.graph import GraphSettings
 
 Key = tuple[HookPoint, Target]
 P = TypeVar("P")
+
+# A node whose effect is less than this share of its largest edge has effects that cancel: what leads to it has edges
+# near zero.
+FAINT = 0.1
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,10 @@ def circuit_of(effects: PanelEffects) -> Circuit:
             kept.totals[hook] = effects.total(hook)
             nodes = kept.add_nodes(effects, hook)
             kept.add_edges_to_output(hook, effects.averages_to_output(hook, nodes) if nodes else [], nodes)
-            kept.add_edges(hook, strongest_edges(edges, hook, nodes, settings.up, least=kept.rules.least))
+            faint = kept.faint(hook, nodes)
+            strong = [node for node in nodes if node not in faint]
+            kept.add_edges(hook, strongest_edges(edges, hook, strong, settings.up, least=kept.rules.least))
+            kept.add_edges_into_faint(hook, edges_into_faint(edges, hook, faint, settings.up, least=kept.rules.least))
             advance(1, note=f"{hook}")
     circuit = assembled(panel, kept)
     return replace(circuit, edges=_with_heads(effects, kept, circuit.edges)) if settings.heads else circuit
@@ -157,17 +165,60 @@ def select(
     return {target: effect for _, effect, target in positive + others}
 
 
+def edges_into_faint(
+    edges: PanelEdges, hook: HookPoint, targets: Mapping[Target, float], up: int, *, least: float
+) -> list[tuple[Key, Target, Average, float]]:
+    """The strongest edges into nodes whose gradient says nothing, by what they bring to the node's largest edge.
+
+    targets: with the size of that edge. Given are source, target, the weight by the gradient, and that size.
+    """
+    values = {target: size / changes for target, size in targets.items() if (changes := edges.changed(hook, target))}
+    if not values:
+        return []
+    nodes = list(values)
+    found = strongest_edges(edges, hook, nodes, up, least=least, values=values)
+    wanted = {(source, target) for source, target, _ in found}
+    weights = {
+        (source, target): weight
+        for source, target, weight in all_edges(edges, hook, nodes, least=least * FAINT)
+        if (source, target) in wanted
+    }
+    return [
+        (source, target, weights.get((source, target), Average(0.0)), abs(through.value))
+        for source, target, through in found
+    ]
+
+
+def all_edges(
+    edges: PanelEdges, hook: HookPoint, targets: Sequence[Target], *, least: float
+) -> Iterator[tuple[Key, Target, Average]]:
+    """Source, target and weight of all edges into some nodes, but for some that are below ``least``."""
+    for source, cells in edges.into(hook, targets, least=least):
+        rows = zip(cells.target.tolist(), cells.group.tolist(), cells.node.tolist(), strict=True)
+        for (number, group, node), weight in zip(rows, cells.averages(edges.panel.n_prompts), strict=True):
+            yield (source, Target(None if node == ERROR else node, group)), targets[number], weight
+
+
 def strongest_edges(
-    edges: PanelEdges, hook: HookPoint, targets: Sequence[Target], up: int, *, least: float = 0.0
+    edges: PanelEdges,
+    hook: HookPoint,
+    targets: Sequence[Target],
+    up: int,
+    *,
+    least: float = 0.0,
+    values: Mapping[Target, float] | None = None,
 ) -> list[tuple[Key, Target, Average]]:
-    """Source, target and weight of the strongest edges of each sign into each of some nodes, of size ``least``."""
+    """Source, target and weight of the strongest edges of each sign into each of some nodes, of size ``least``.
+
+    values: as of `PanelEdges.into`.
+    """
     if not targets:
         return []
     sources: list[HookPoint] = []
     best: Cells | None = None
     origin = torch.zeros(0, dtype=torch.int64)
     n_prompts = edges.panel.n_prompts
-    for source, cells in edges.into(hook, targets, least=least):
+    for source, cells in edges.into(hook, targets, least=least, values=values):
         if source not in sources:
             sources.append(source)
         cells = cells.at(cells.total.abs() >= least * n_prompts)
@@ -222,9 +273,27 @@ class _Kept:
     def add_edges(self, hook: HookPoint, edges: Iterable[tuple[Key, Target, Average]]) -> None:
         """Keep edges into nodes of a hook point; their sources become candidates."""
         for source, target, weight in edges:
-            here = self.candidates.setdefault(source[0], {})
-            here[source[1]] = max(here.get(source[1], 0.0), abs(weight.value))
+            self._follow(source, abs(weight.value))
             self.edges.append((source, (hook, target), weight))
+
+    def faint(self, hook: HookPoint, nodes: Iterable[Target]) -> dict[Target, float]:
+        """Of some features that are kept for their edges, as their effects cancel, the size of the largest edge."""
+        sizes = self.candidates.get(hook, {})
+        return {
+            target: sizes[target]
+            for target in nodes
+            if target.index is not None and abs(self.nodes[hook, target].value) < FAINT * sizes.get(target, 0.0)
+        }
+
+    def add_edges_into_faint(self, hook: HookPoint, edges: Iterable[tuple[Key, Target, Average, float]]) -> None:
+        """Keep edges into such features; their sources become candidates by what they bring to the largest edge."""
+        for source, target, weight, size in edges:
+            self._follow(source, size)
+            self.edges.append((source, (hook, target), weight))
+
+    def _follow(self, source: Key, size: float) -> None:
+        here = self.candidates.setdefault(source[0], {})
+        here[source[1]] = max(here.get(source[1], 0.0), size)
 
 
 def assembled(panel: Panel, kept: _Kept) -> Circuit:

@@ -56,7 +56,8 @@ class TargetRows:
     """Targets of one hook point in rows, each of one text, at the positions that ``where`` says.
 
     reached: by hook point that is read, the activation at the other end of the path, (text, spliced, d_in), for the
-    texts of the subject; None for derivatives at the clean run.
+    texts of the subject; None for derivatives at the clean run. values: what a unit of each row's code counts, in place
+    of ``dm/df_d``.
     """
 
     subject: Subject
@@ -66,6 +67,7 @@ class TargetRows:
     where: Bool[Tensor, "row spliced"]
     effects: Mapping[HookPoint, Effects]
     reached: Mapping[HookPoint, Float[Tensor, "text spliced d_in"]] | None = None
+    values: Float[Tensor, " row"] | None = None
 
     def vectors(self) -> Vectors:
         """The derivative of each row's target by what is at each of its ends."""
@@ -106,6 +108,20 @@ class TargetRows:
     def _of_features(self, numbers: Sequence[int]) -> Float[Tensor, "some spliced d_in"]:
         coder, rows = self.subject.coders[self.hook], self._rows(numbers)
         indices = self._rows([self.indices[row] or 0 for row in numbers])
+        weights = self._weights(coder, rows, indices) * self._mask(rows)[..., 0]
+        if not coder.elementwise:
+            return self._pulled_back(coder, rows, _one_hot(weights, indices, coder.d_sae))
+        ends = self._ends(coder)
+        slopes = ends.slopes_of(self.texts[rows], indices)  # (some, spliced)
+        reading = coder.W_enc.T[indices][:, None]  # (some, 1, d_in)
+        return self._divided(coder, rows, (weights * slopes)[..., None] * reading)
+
+    def _weights(
+        self, coder: SparseCoder, rows: Int[Tensor, " some"], indices: Int[Tensor, " some"]
+    ) -> Float[Tensor, "some spliced"]:
+        """What a unit of each row's code counts at each position."""
+        if self.values is not None:
+            return self.values[rows, None].to(coder.W_enc).expand(-1, self.where.shape[1])
         weights = torch.stack(
             [
                 torch.einsum("rpd,rd->rp", self._gradient(self.hook, place)[rows], coder.decoder(place)[indices])
@@ -113,14 +129,7 @@ class TargetRows:
             ]
         ).sum(dim=0)
         scale = self.subject.scale(self.hook)
-        weights = weights if scale is None else weights * scale[self.texts[rows], :, 0]
-        weights = weights * self._mask(rows)[..., 0]
-        if not coder.elementwise:
-            return self._pulled_back(coder, rows, _one_hot(weights, indices, coder.d_sae))
-        ends = self._ends(coder)
-        slopes = ends.slopes_of(self.texts[rows], indices)  # (some, spliced)
-        reading = coder.W_enc.T[indices][:, None]  # (some, 1, d_in)
-        return self._divided(coder, rows, (weights * slopes)[..., None] * reading)
+        return weights if scale is None else weights * scale[self.texts[rows], :, 0]
 
     def _of_errors(self, coder: SparseCoder, rows: Int[Tensor, " some"]) -> Float[Tensor, "some spliced d_in"]:
         """What a writer's codes and skip take off the error."""

@@ -62,7 +62,8 @@ class Edge:
 
     ``active`` is the share of the prompts in which the weight is not zero. ``heads`` are its parts by the head that
     first reads the source, ``5.3`` for head 3 of block 5 (``5.3/qk`` for where that looks), ``stream`` for what passes
-    no head, ``others`` for weaker heads; they sum to the weight.
+    no head, ``others`` for weaker heads; they sum to the weight. ``exact`` is what the metric loses where this edge
+    alone is taken away.
     """
 
     source: str
@@ -72,6 +73,7 @@ class Edge:
     standard_error: float | None = None
     active: float | None = None
     heads: Mapping[str, float] | None = field(default=None, hash=False)
+    exact: float | None = None
 
 
 @dataclass(frozen=True)

@@ -169,6 +169,7 @@ class EdgeRecord(Record):
     standard_error: Number | None = None
     active: Share | None = None
     heads: NumbersByHead | None = None
+    exact: Number | None = None
 
 
 class AttentionRecord(Record):

@@ -96,6 +96,9 @@ class GraphSettings(Section):
     """Leave nodes and edges out that are below this, in the metric's unit, too."""
     strongest: int | None = Field(None, ge=1, le=10_000_000)
     """Keep so many nodes, the strongest of all hook points together, in place of --down at each."""
+    edges_exact: int = Field(0, ge=0, le=2**20)
+    """Take so many of the strongest edges away, one at a time (path patching), and tell how far edges can be
+    believed."""
     edge_points: int = Field(4, ge=1, le=1000)
     """Points of the path between the two runs over which edges of integrated gradients are averaged."""
     threshold_exp: float = Field(-5.0, ge=-1000, le=1000)

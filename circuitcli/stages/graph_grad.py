@@ -3,7 +3,8 @@
 import logging
 from typing import Any
 
-from circuitcli.records import Record
+from circuitcli.graphs import CircuitGraph
+from circuitcli.records import Record, ScoreRecord
 from circuitcli.settings.graph import OF_FROZEN, OF_ONE_GRADIENT
 from circuitcli.stages import graph_frozen
 from circuitcli.stages.graphing import Task, finish, head_of, prepare, task_of
@@ -11,6 +12,12 @@ from circuitcli.stages.request import Request, resumable
 
 logger = logging.getLogger(__name__)
 
+# What each number that exact edges give is called where people read it.
+_CHECKS = {
+    "correlation_exact": "edges: correlation with path patching",
+    "rank_correlation_exact": "edges: rank correlation with path patching",
+    "sign_agreement_exact": "edges: sign agreement with path patching",
+}
 # Settings that only naive and frozen graphs read.
 _FOREIGN = ("threshold_exp", "thin", "pin", "to", "sweep_coefficient", "sweep_readers", *OF_FROZEN)
 
@@ -47,4 +54,16 @@ def _work(task: Task) -> tuple[list[Record], dict[str, Any]]:
         check_heads(prepared.language_model.adapter)
     scores = score_records(prepared.panel, settings.qk, count=settings.pairs, graph=task.name)
     head = head_of(task, prepared, **gradient_facts(settings))
-    return finish(task, gradient_graph(prepared.panel, settings, head), prepared, more=scores)
+    graph = gradient_graph(prepared.panel, settings, head)
+    return finish(task, graph, prepared, more=[*scores, *_checks(graph)])
+
+
+def _checks(graph: CircuitGraph) -> list[Record]:
+    """How far the weights of edges can be believed, if that was asked for."""
+    checks = graph.head.checks or {}
+    count = sum(edge.exact is not None for edge in graph.edges)
+    return [
+        ScoreRecord(name=title, value=value, unit="ratio", graph=graph.head.name, samples=count)
+        for name, title in _CHECKS.items()
+        if (value := checks.get(name)) is not None
+    ]

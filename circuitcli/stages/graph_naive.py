@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from circuitcli.attribution.naive import NaivePart, NaiveSearch
 
 # Settings that only the gradient graph reads.
-_SELECTION = ("down", "up", "strongest", "min_share", "min_effect", "edge_points")
+_SELECTION = ("down", "up", "strongest", "min_share", "min_effect", "edge_points", "edges_exact")
 _GRADIENT = ("method", "ig_steps", "refine", *_SELECTION, "heads", "qk", "pairs", *OF_FROZEN)
 
 

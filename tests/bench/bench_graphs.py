@@ -186,12 +186,18 @@ def bare_edges(subject: Subject, targets: Mapping[HookPoint, list[Node]]) -> Non
 
 
 def edges_part(setting: Setting, settings: GraphSettings, *, watch: Watch) -> list[Row]:
-    """Edges into the nodes of a circuit."""
+    """Edges into the nodes of a circuit, as many as the quotas allow: derivatives at the clean run, as the plain way
+    takes them; and averaged over the path between two runs, as those of integrated gradients are."""
+    averaged = settings.model_copy(update={"min_share": 0.0})
+    settings = averaged.model_copy(update={"method": "atp"})
     panel = warmed(setting, settings)
     subject, _ = panel.subject(0)
     effects = all_effects(panel, settings)
     ours = watch.best(lambda: find_circuit(panel, settings))
     circuit = find_circuit(panel, settings)
+    other = warmed(setting, averaged)
+    all_effects(other, averaged)
+    along = watch.best(lambda: find_circuit(other, averaged))
     targets = nodes_of(circuit)
     slopes = {hook: effects.of(0, hook).gradients[hook] for hook in targets}
     plain = Plain(subject)
@@ -202,6 +208,7 @@ def edges_part(setting: Setting, settings: GraphSettings, *, watch: Watch) -> li
         Row(f"plain: a pass for each pair, a product for each of {n_nodes} nodes and pair", took),
         Row("edges and selection", ours, Compared.edges(found, expected)),
         Row("floor: one batched product a hook point", watch.best(lambda: bare_edges(subject, targets))),
+        Row(f"edges and selection, averaged over {averaged.edge_points} points of the path", along),
     ]
 
 

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from circuitcli.attribution.correlation import rank_correlation
 from circuitcli.attribution.frozen.linear import EMBED, Seen, divisor, reading
 from circuitcli.attribution.frozen.nodes import Active
 from circuitcli.attribution.frozen.rows import EdgeRows, batches
@@ -183,20 +184,3 @@ class _Bench:
 
     def _active(self, number: int) -> Active | None:
         return next((active for active in self.nodes.active if number in active.numbers), None)
-
-
-def rank_correlation(first: NDArray[np.floating], second: NDArray[np.floating]) -> float | None:
-    """Spearman's, with mean ranks for ties; None of fewer than three values, or where all of one side are alike."""
-    if len(first) < 3:
-        return None
-    ranks = [_ranks(values) for values in (first, second)]
-    centred = [values - values.mean() for values in ranks]
-    sizes = float(np.linalg.norm(centred[0]) * np.linalg.norm(centred[1]))
-    return float(centred[0] @ centred[1]) / sizes if sizes > 0 else None
-
-
-def _ranks(values: NDArray[np.floating]) -> NDArray[np.float64]:
-    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = counts.cumsum()
-    ranks: NDArray[np.float64] = (last - (counts - 1) / 2)[which]
-    return ranks

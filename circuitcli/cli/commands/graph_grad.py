@@ -15,6 +15,7 @@ FLAGS = (
     Flag("graph.ig_steps", "--steps"),
     Flag("graph.refine", "--refine"),
     Flag("graph.heads", "--heads"),
+    Flag("graph.edges_exact", "--edges-exact"),
     Flag("graph.qk", "--qk", metavar="LAYER.HEAD:QUERY,KEY", repeats=True),
     Flag("graph.frozen", "--frozen"),
     Flag("graph.node_threshold", "--node-threshold"),
