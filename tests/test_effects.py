@@ -139,6 +139,29 @@ def test_what_all_features_add_up_to_is_known_without_each_of_them():
             torch.testing.assert_close(effects.sums, effects.features.sum(dim=(1, 2)))
 
 
+@pytest.mark.parametrize("few", [0.0, 1.0])
+def test_mean_effects_of_features_that_differ_are_those_of_all(few, monkeypatch):
+    subject = mixed_subject("gpt2", "full", n_texts=3)
+    baseline = random_baseline(subject)
+    monkeypatch.setattr("circuitcli.attribution.mean_effects.AT_ONCE", 70)
+    monkeypatch.setattr("circuitcli.attribution.mean_effects._FEW", few)
+    panel = panel_of(subject, baseline, positions="all")
+    effects = PanelEffects(panel, GraphSettings(method="atp"))
+    for hook in subject.coders:
+        expected = effects.of(0, hook).features
+        found = torch.zeros_like(expected[0])
+        spread = torch.zeros(2, *found.shape, dtype=found.dtype)
+        pieces = list(effects.of_features(hook))
+        for means in pieces:
+            indices = list(means.piece.indices)
+            assert [means.piece.target(flat).index for flat in range(len(indices))] == indices
+            found[:, indices], spread[:, :, indices] = means.values[0], means.spread[:, 0]
+        assert (pieces[0].piece.features is not None) == bool(few)
+        torch.testing.assert_close(found, expected.mean(dim=0))
+        torch.testing.assert_close(spread[0], expected.std(dim=0) / 3**0.5, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(spread[1], (expected != 0).double().mean(dim=0))
+
+
 @pytest.mark.parametrize("positions", ["all", "sum", "last"])
 def test_exact_effects_are_those_of_one_separate_ablated_pass_each(positions):
     subject = random_subject("gpt2", sites=("mlp", "resid"), layers=(0, 1), n=4, normalisation="layer-norm")

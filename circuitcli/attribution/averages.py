@@ -4,7 +4,7 @@ Values of all nodes of a hook point come in pieces, so that no coder is too wide
 at once. Of several passes all sums are.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -71,16 +71,29 @@ class Tally:
 
 @dataclass(frozen=True)
 class Piece:
-    """Some features of a hook point from ``start`` on, or its error (None)."""
+    """Some features of a hook point from ``start`` on, or its error (None).
+
+    features: those that there are, where others between them are left out.
+    """
 
     hook: HookPoint
     start: int | None
     width: int
+    features: tuple[int, ...] | None = None
 
     def target(self, flat: int) -> Target:
         """The node at an index of the piece's values, flattened from (group, width)."""
         group, column = divmod(flat, self.width)
+        if self.features is not None:
+            return Target(self.features[column], group)
         return Target(None if self.start is None else self.start + column, group)
+
+    @property
+    def indices(self) -> Sequence[int | None]:
+        """The feature of each column, None for the error."""
+        if self.start is None:
+            return (None,)
+        return range(self.start, self.start + self.width) if self.features is None else self.features
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ class Sparse:
 
 
 def differs(
-    codes: Float[Tensor, "*batch position d_sae"], absent: Float[Tensor, "*batch #position d_sae"]
+    codes: Float[Tensor, "*batch position d_sae"], absent: Float[Tensor, "*#batch #position d_sae"]
 ) -> Bool[Tensor, "*batch position d_sae"]:
     """Which codes are not at their baseline, beyond rounding."""
     largest = torch.maximum(codes.abs().amax(dim=-1, keepdim=True), absent.abs().amax(dim=-1, keepdim=True))

@@ -212,17 +212,13 @@ class RefinedEffects(PanelEffects):
     def _with_exact(self, means: Means) -> Means:
         """A piece with exact values where there are any."""
         table, piece = self.table(means.piece.hook), means.piece
-        start = 0 if piece.start is None else piece.start
-        columns = [
-            column
-            for column in (table.errors if piece.start is None else table.features)
-            if start <= (table.targets[column].index or 0) < start + piece.width
-        ]
+        places = {index: column for column, index in enumerate(piece.indices)}
+        columns = [column for column, target in enumerate(table.targets) if target.index in places]
         values, spread = means.values.clone(), None if means.spread is None else means.spread.clone()
         averages = table.averages()
         for column in columns:
             target, exact = table.targets[column], averages[column]
-            place = (0, target.group, (target.index or 0) - start)
+            place = (0, target.group, places[target.index])
             values[place] = exact.value
             if spread is not None:
                 spread[(0, *place)], spread[(1, *place)] = exact.standard_error or 0.0, exact.active or 0.0

@@ -7,8 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitcli.attribution.averages import Average, ErrorRows, Means, Rows, Sums, average
+from circuitcli.attribution.averages import Average, ErrorRows, Means, Piece, Rows, Sums, Tally, average
 from circuitcli.attribution.baselines import Baseline
+from circuitcli.attribution.contributions import AT_ONCE, differs
 from circuitcli.attribution.edges import Target, sources_of, to_output
 from circuitcli.attribution.gradients import (
     Effects,
@@ -24,6 +25,8 @@ from circuitcli.attribution.subject import Subject, check_finite
 from circuitcli.hookpoints import HookPoint
 from circuitcli.settings.graph import OF_ONE_GRADIENT, GraphSettings
 
+# Where more features than this share differ from their baseline, all are projected on.
+_FEW = 1 / 4
 # Effects of a group on the prompts of a batch; None where it has none.
 EffectsOf = Callable[[int, HookPoint], Effects | None]
 
@@ -148,7 +151,11 @@ class PanelEffects:
         )
 
     def of_features(self, hook: HookPoint) -> Iterator[Means]:
-        """Mean effects of all features that a hook point names, some after the other."""
+        """Mean effects of all features that a hook point names, some after the other; where few differ from their
+        baseline, of these alone."""
+        live = self._live(hook)
+        if len(live) <= _FEW * self.coders[hook].d_sae:
+            return iter([self._of_live(hook, live)] if live else [])
         rows = (self._feature_rows(batch, hook) for batch in self.panel.numbers)
         if len(self.panel.batches) == 1:
             return next(rows).means(self.panel, n_targets=1)
@@ -156,6 +163,26 @@ class PanelEffects:
         for one in rows:
             sums.add(one)
         return sums.means()
+
+    def _live(self, hook: HookPoint) -> list[int]:
+        """The features that differ from their baseline somewhere."""
+        found = torch.zeros(self.coders[hook].d_sae, dtype=torch.bool, device=self.panel.adapter.device)
+        for subject, baseline in self.panel.subjects():
+            found |= differs(subject.codes[hook], baseline.codes[hook]).flatten(0, 1).any(dim=0)
+        live: list[int] = found.nonzero()[:, 0].tolist()
+        return live
+
+    def _of_live(self, hook: HookPoint, live: Sequence[int]) -> Means:
+        """Mean effects of some features."""
+        tally = Tally(1, self.panel.positions.n_groups, len(live), self.panel.adapter.device)
+        for batch in self.panel.numbers:
+            rows = self._feature_rows(batch, hook)
+            width = max(1, AT_ONCE // rows.masks[:, 0].numel())
+            for start in range(0, len(live), width):
+                part = slice(start, min(start + width, len(live)))
+                values = self.panel.positions.summed(rows.parts.at(live[part]), rows.masks)
+                tally.add(part, values, rows.targets)
+        return Means.of(Piece(hook, 0, len(live), tuple(live)), tally, n_prompts=self.panel.n_prompts)
 
     def _feature_rows(self, batch: int, hook: HookPoint) -> Rows:
         subject, _ = self.panel.subject(batch)

@@ -126,4 +126,5 @@ def _part(means: Means, hook: HookPoint, *, is_error: bool) -> _Part:
     """What of a piece's means is not zero; sizes in float32, which is enough to rank by."""
     sizes = means.values[0].abs().float().cpu()  # (group, width)
     groups, columns = sizes.nonzero().unbind(1)
-    return _Part(hook, is_error, groups, columns + (means.piece.start or 0), sizes[groups, columns])
+    indices = torch.tensor([index or 0 for index in means.piece.indices])
+    return _Part(hook, is_error, groups, indices[columns], sizes[groups, columns])
