@@ -7,6 +7,7 @@ from subjects import logit_difference, mixed_subject, random_subject, subject_wi
 from support import D_MODEL, D_SAE, MIXES, adapter_of, random_coders, random_sae
 from test_attribution import EXACT
 from test_influence import dense_influence
+from torch.nn import functional as F
 
 from circuitcli.attribution.correlation import rank_correlation
 from circuitcli.attribution.frozen.checking import check_edges
@@ -17,8 +18,11 @@ from circuitcli.attribution.frozen.search import FrozenSearch
 from circuitcli.errors import InputError
 from circuitcli.graphs.influence import ERROR, FEATURE, LOGIT, TOKEN
 from circuitcli.hookpoints import HookPoint, NodeId
+from circuitcli.models import freezing
+from circuitcli.models.freezing import Frozen
 from circuitcli.models.rules import applied
 from circuitcli.models.taps import keep, leaf, tapped
+from circuitcli.progress import NOTE
 from circuitcli.saes.base import SaeConfig
 from circuitcli.saes.gated import GatedSae
 from circuitcli.saes.jumprelu import JumpReluSae
@@ -210,11 +214,23 @@ def test_derivatives_are_those_of_the_backward_rule_for_frozen_models(family):
         torch.testing.assert_close(found[hook][0], gradient[0, subject.first :], rtol=0, atol=atol)
 
 
-def test_what_reads_an_mlp_that_is_constant_has_no_incoming_edges_and_all_else_has():
+@pytest.mark.parametrize(("family", "part"), [("llama", "_RSQRT"), ("gpt2", "_attended")])
+def test_a_model_with_a_part_that_is_not_constant_is_refused(monkeypatch, family, part):
+    if part == "_RSQRT":
+        monkeypatch.setattr(freezing, part, frozenset())
+    else:
+        monkeypatch.setattr(Frozen, part, lambda self, *args, **kwargs: F.scaled_dot_product_attention(*args, **kwargs))
+    with pytest.raises(InputError, match="has a part that cannot be held constant"):
+        _ = searched(mixed_subject(family, "clt")).model
+
+
+def test_what_reads_an_mlp_that_is_constant_has_no_incoming_edges_and_all_else_has(caplog):
     """Autoencoders at every site: no coder stands in for the MLPs."""
+    caplog.set_level(NOTE)
     search = searched(random_subject("gpt2", sites=("attn", "mlp", "resid")))
     targets = {search.nodes.name(int(n)).partition("/")[0] for n in search.rows.edge_targets}
     assert targets == {"attn.0", "resid.0", "attn.1", "resid.1", "attn.2", "resid.2", "logit"}
+    assert "nothing leads to features of mlp.0 mlp.1 mlp.2" in caplog.text
 
 
 def made(kind, hook, target, *, seed, **options):

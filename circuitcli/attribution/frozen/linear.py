@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitcli.attribution.subject import Subject
+from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.freezing import Frozen
 from circuitcli.models.taps import Callback, leaf
@@ -23,6 +24,8 @@ from circuitcli.saes.splice import shifted
 EMBED = HookPoint(0, "embed")
 # Derivatives as wide as the stream that a block's backward pass has at once.
 _UNDER_WAY = 12
+# Share of a change by which rounding in half precision may bend it.
+_MOST_BENT = 0.05
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,21 @@ class FrozenModel:
         rows = len(next(iter(moves.values())))
         with torch.no_grad(), self._frozen.again():
             return self._run(rows, moves)
+
+    def check_affine(self) -> None:
+        """Raise InputError if the end of the model does not move twice as far when what is written first is moved
+        twice as far: the model then has a part that is not held constant."""
+        place = self.places[0]
+        x = self.leaves[place].detach()[:, self.subject.first :].to(self._like)
+        move = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x) * x.std()
+        seen = self.moved({place: torch.cat([move, 2 * move])}).normed[0] - self.seen.normed[0].detach()
+        once, twice = seen.float()
+        if float((twice - 2 * once).norm()) > _MOST_BENT * float(twice.norm()):
+            raise InputError(
+                f"the model type '{self.subject.adapter.model_type}' has a part that cannot be held constant, so that "
+                "its frozen model is not linear",
+                hint="leave --frozen out",
+            )
 
     @property
     def bytes_of_target(self) -> int:

@@ -25,7 +25,7 @@ from circuitcli.errors import InputError, SettingsError
 from circuitcli.graphs import CircuitGraph, Edge, Node, sorted_graph
 from circuitcli.graphs.influence import FEATURE, LOGIT, Pruned, Rows, Scores, influence, prune, scores
 from circuitcli.hookpoints import logit_name
-from circuitcli.progress import Advance, task
+from circuitcli.progress import Advance, note, task
 from circuitcli.records import GraphRecord
 from circuitcli.settings.graph import GraphSettings
 
@@ -73,8 +73,16 @@ class FrozenSearch:
 
     @cached_property
     def model(self) -> FrozenModel:
-        """The frozen model."""
-        return FrozenModel(self.subject)
+        """The frozen model. Raises InputError if it is not linear; says which features have no incoming edges."""
+        model = FrozenModel(self.subject)
+        model.check_affine()
+        ends = [str(hook) for hook, read in model.seen.reads.items() if hook.site == "mlp" and not read.requires_grad]
+        if ends:
+            note(
+                f"in a frozen graph MLPs are constant, so that nothing leads to features of {' '.join(ends)}; "
+                "transcoders would stand in for the MLPs"
+            )
+        return model
 
     @cached_property
     def nodes(self) -> Nodes:
