@@ -21,7 +21,7 @@ from circuitcli.validation import curves, recoded
 from circuitcli.validation.circuits import kept_nodes
 from circuitcli.validation.others import Means, Others
 from circuitcli.validation.ranking import Ranking, positions_of
-from circuitcli.validation.scores import PanelCases, Resamples, Runs, anew
+from circuitcli.validation.scores import PanelCases, Resamples, Runs, anew, counted
 from circuitcli.validation.trial import Trial
 
 ATP = GraphSettings(method="atp")
@@ -157,7 +157,8 @@ def test_others_are_run_as_the_circuit_and_a_circuit_does_not_beat_itself():
     others = Others(cases, means_of(subject, nodes), "nodes", 0, 8, anew)
     settings = ValidationSettings(samples=0, minimality=False, basis="neurons")
     trial = Trial(cases, settings, 0, 8, means=means_of(subject, nodes, control=tuple(nodes)))
-    found = {one.name: one for one in trial.measured() if one.policy == "nodes"}
+    scores = {(one.name, one.policy): one for one in trial.measured()}
+    found = {name: one for (name, policy), one in scores.items() if policy == "nodes" or name.endswith("shuffled")}
     own = found["faithfulness"].score.value
     assert found["faithfulness-control-graph"].score.value == pytest.approx(own)
     assert found["faithfulness-control-graph"].facts["difference"] == pytest.approx(0)
@@ -165,7 +166,10 @@ def test_others_are_run_as_the_circuit_and_a_circuit_does_not_beat_itself():
     for name, other in (("faithfulness-neurons", others.neurons()), ("faithfulness-shuffled", others.shuffled())):
         runs = other.runs
         value = float((runs.circuit - runs.empty).mean() / (runs.clean - runs.empty).mean())
-        assert found[name].score.value == pytest.approx(value) and len(other.nodes) == len(nodes)
+        policy = "removed" if name == "faithfulness-shuffled" else "nodes"
+        assert found[name].score.value == pytest.approx(value) and len(other.nodes) == len(counted(nodes, policy))
+        assert found[name].policy == policy
+        own = scores["faithfulness", policy].score.value
         assert found[name].facts["difference"] == pytest.approx(own - value)
     assert all(node.index is not None for node in others.neurons().nodes)
 

@@ -480,9 +480,11 @@ def test_a_circuit_is_held_against_others_and_has_curves(ask, graph, run, caplog
     found = scored(made)
     own = found["faithfulness", "nodes"]
     names = ("faithfulness-control-graph", "faithfulness-neurons", "faithfulness-shuffled")
-    for name in names:
-        score = found[name, "nodes"]
+    policies = ("nodes", "nodes", "removed")
+    for name, policy in zip(names, policies, strict=True):
+        score, own = found[name, policy], found["faithfulness", policy]
         assert score.difference == pytest.approx(own.value - score.value, abs=1e-6) and score.difference_low is None
+    own = found["faithfulness", "nodes"]
     assert found["faithfulness-neurons", "nodes"].n_nodes == own.n_nodes
     kinds = {(curve.of, curve.ranked): curve for curve in made.of(CurveRecord)}
     assert {*kinds} == {("nodes", "graph"), ("edges", "graph"), ("nodes", "all")}
@@ -502,7 +504,7 @@ def test_a_circuit_is_held_against_others_and_has_curves(ask, graph, run, caplog
     held_out = Stream(validate.run(ask(validate__curve="all", validate__prompts=str(file), **chosen)))
     curve = next(curve for curve in held_out.of(CurveRecord) if curve.ranked == "all")
     assert curve.held_out and curve.n_prompts == 2 and curve.cmd_low <= curve.cmd <= curve.cmd_high
-    assert all(scored(held_out)[name, "nodes"].held_out for name in names)
+    assert all(scored(held_out)[key].held_out for key in zip(names, policies, strict=True))
 
 
 def test_a_control_graph_that_cannot_be_one_is_refused_before_anything_runs(ask, graph, run, collected, tmp_path):

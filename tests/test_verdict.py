@@ -170,6 +170,13 @@ def test_one_other_circuit_is_beaten_only_if_the_circuit_is_surely_better(differ
     )
 
 
+def test_a_shuffled_decoder_is_compared_without_errors():
+    shuffled = ScoreRecord(name="faithfulness-shuffled", value=0.3, graph="circuit", difference=-0.1, errors="removed")
+    assert facts_of([*scores(), shuffled]).controls["faithfulness-shuffled"] is False
+    made_up_for = shuffled.model_copy(update={"errors": "nodes"})
+    assert "faithfulness-shuffled" not in facts_of([*scores(), made_up_for]).controls
+
+
 def test_the_first_line_names_a_control_that_is_not_beaten_and_the_last_is_the_verdict():
     made = scores(rank=40)
     record = judge(facts_of(made)).record({"graph": "circuit"})

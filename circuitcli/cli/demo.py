@@ -15,7 +15,7 @@ from circuitcli.cli.jobs import Call
 from circuitcli.cli.options import RUN
 from circuitcli.cli.verdict import verdict
 from circuitcli.errors import ExitStatus
-from circuitcli.records import FigureRecord, ScoreRecord
+from circuitcli.records import FigureRecord, Record, ScoreRecord, VerdictRecord
 from circuitcli.settings.sources import Loaded, load
 
 FLAGS = RUN
@@ -51,7 +51,8 @@ def demo(call: Call) -> None:
     """
     directory = call.loaded.settings.run or DIRECTORY
     printed = {words[0]: _step(words, force=call.force) for words in commands(call)}
-    scores = records.read(printed["validate"].split("\n")).of(ScoreRecord)
+    tested = records.read(printed["validate"].split("\n"))
+    scores = [*tested.of(ScoreRecord), *tested.of(VerdictRecord)]
     figures = records.read(printed["render"].split("\n")).of(FigureRecord)
     console.say("")
     for figure in figures:
@@ -80,7 +81,7 @@ def commands(call: Call) -> list[list[str]]:
     return [[*step, "--run", directory, "--config", str(CONFIG)] for step in STEPS]
 
 
-def ending(scores: Sequence[ScoreRecord], directory: str) -> list[str]:
+def ending(scores: Sequence[Record], directory: str) -> list[str]:
     """What was found, what it means, and what to do next."""
     page, run = Path(directory) / "figures" / "circuit.html", shlex.quote(directory)
     return [

@@ -225,8 +225,18 @@ def _frozen(made: Sequence[Record]) -> Rows:
 
 def _scores(made: Sequence[Record]) -> Rows:
     found = [record for record in made if isinstance(record, ScoreRecord)]
-    rows = [(record.name, _number(record.value), _interval(record), _conditions(record)) for record in found]
-    return Rows(("score", "value", "interval", "errors"), rows)
+    several = len({record.ablation for record in found}) > 1
+    rows = [
+        (
+            record.name,
+            _number(record.value),
+            _interval(record),
+            _conditions(record),
+            *([record.ablation or ""] if several else []),
+        )
+        for record in found
+    ]
+    return Rows(("score", "value", "interval", "errors", *(["ablation"] if several else [])), rows)
 
 
 def _stability(made: Sequence[Record]) -> Rows:

@@ -98,6 +98,8 @@ _UNSAID = (
     "metric_empty",
     "median",
     "overlap_features",
+    "difference_low",
+    "difference_high",
     "n_pool",
     "what",
 )

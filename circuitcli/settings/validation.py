@@ -75,7 +75,7 @@ class ValidationSettings(Section):
     """Compare the circuit with as many neurons, the strongest by the same kind of effects: those of MLPs where a hook
     point is an MLP's output, else the dimensions of the activation."""
     shuffled: bool = True
-    """Compare the circuit with its own nodes where the rows of each decoder are exchanged."""
+    """Compare the circuit's features with themselves where the rows of each decoder are exchanged, without errors."""
     interaction: Pair = ()
     """Draw how few edges between the SAEs of two hook points carry what the model does, for example resid.2,resid.3, on
     --prompt or --prompts, else on --sequences pieces (by default 4) of 64 tokens of the run's own text (SCALAR). Each

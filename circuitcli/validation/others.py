@@ -12,6 +12,7 @@ from circuitcli.settings.graph import GraphSettings
 from circuitcli.validation import recoded, scores
 from circuitcli.validation.ranking import Ranking, positions_of
 from circuitcli.validation.scores import Keeper, PanelCases, Runs, counted, steps_named
+from circuitcli.validation.verdict import WITHOUT_ERRORS
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,11 @@ class Means:
 
 @dataclass(frozen=True)
 class Other:
-    """A circuit that the tested one is compared with: its name in records, its nodes, and what it did."""
+    """A circuit that the tested one is compared with: its name in records, the error policy under which both are run,
+    its nodes, and what it did."""
 
     name: str
+    policy: str
     nodes: tuple[NodeId, ...]
     runs: Runs
 
@@ -55,9 +58,11 @@ class Others:
         return self._measured("faithfulness-control-graph", PanelCases(self.cases.panel, nodes))
 
     def shuffled(self) -> Other:
-        """The circuit's own nodes with the rows of each decoder exchanged."""
+        """The circuit's own features with the rows of each decoder exchanged, always without errors: an error is what a
+        decoder misses, so that kept errors would carry all that wrong directions do not."""
         panel = self._through(self.cases.panel, recoded.shuffled(self.cases.panel.coders, seed=self.seed))
-        return self._measured("faithfulness-shuffled", PanelCases(panel, self.cases.nodes))
+        without = replace(self, policy=WITHOUT_ERRORS)
+        return without._measured("faithfulness-shuffled", PanelCases(panel, self.cases.nodes))
 
     def neurons(self) -> Other:
         """As many neurons as the circuit has nodes, the strongest by the same kind of effects at such positions.
@@ -79,7 +84,7 @@ class Others:
     def _measured(self, name: str, cases: PanelCases) -> Other:
         keep = steps_named(name, self.keep)
         runs = scores.measure(cases, policy=self.policy, batch_size=self.batch_size, keep=keep)
-        return Other(name, tuple(counted(cases.nodes, self.policy)), runs)
+        return Other(name, self.policy, tuple(counted(cases.nodes, self.policy)), runs)
 
     def _through(self, panel: Panel, coders: Coders) -> Panel:
         """The same prompts through other coders."""

@@ -21,6 +21,7 @@ from circuitcli.validation.edges import Edge
 from circuitcli.validation.others import Means, Other, Others
 from circuitcli.validation.ranking import Ranking, positions_of
 from circuitcli.validation.scores import Keeper, PanelCases, Resamples, Runs, Score, anew, counted
+from circuitcli.validation.verdict import WITHOUT_ERRORS
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +149,8 @@ class Trial:
         others = Others(self.cases, self.means, seed=self.seed, **self._options(policy))
         if self.means.control is not None:
             yield from self._compared(others.control(self.means.control))
-        if self.settings.shuffled:
+        has_features = any(not node.is_error for node in self.cases.nodes)
+        if self.settings.shuffled and has_features and self.runs[WITHOUT_ERRORS].has_range:
             yield from self._compared(others.shuffled())
         if self.settings.basis == "neurons":
             try:
@@ -161,7 +163,7 @@ class Trial:
         if not other.runs.has_range:
             logger.warning("no %s: the metric is then the same with and without all features", other.name)
             return
-        runs, own = self.runs[self.settings.errors], set(counted(self.cases.nodes, self.settings.errors))
+        runs, own = self.runs[other.policy], set(counted(self.cases.nodes, other.policy))
         facts = {
             "n_nodes": len(other.nodes),
             "metric_circuit": float(other.runs.circuit.mean()),
@@ -170,7 +172,7 @@ class Trial:
         }
         if other.name == "faithfulness-control-graph":
             facts["overlap"] = len(own.intersection(other.nodes)) / len(own)
-        yield Measured(other.name, self.settings.errors, self._ratio(other.runs.circuit, other.runs), facts)
+        yield Measured(other.name, other.policy, self._ratio(other.runs.circuit, other.runs), facts)
 
     def _random(self, policy: str, runs: Runs) -> Iterator[Measured]:
         for name, by_activity in (("faithfulness-random", False), ("faithfulness-random-active", True)):

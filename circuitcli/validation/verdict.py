@@ -5,7 +5,7 @@ there is none its value.
 
 refuted: the circuit keeps less than a fifth of the behaviour, or is no better than a control that says that it is
     nothing special: random circuits of its own shape, another behaviour's circuit, its own features with their decoder
-    shuffled.
+    shuffled (both without errors, which would make up for that).
 proposed: nothing speaks against it, and too little for it: fewer than two prompts, no random circuits to compare with,
     it keeps less than half, or more is left without it than it keeps.
 supported: it keeps half and more, more than is left without it and than every control.
@@ -34,9 +34,11 @@ CONTROLS = {
     "faithfulness-random": "circuits of its shape drawn from all nodes",
     "faithfulness-random-active": "circuits of its shape drawn from active features for active ones",
     "faithfulness-control-graph": "the circuit of another behaviour",
-    "faithfulness-shuffled": "its own features with the decoder's rows shuffled",
+    "faithfulness-shuffled": "its own features with the decoder's rows shuffled, without errors",
     "faithfulness-neurons": "as many neurons",
 }
+# Errors of a shuffled decoder would make up for it, so the circuit is compared with that without any.
+_SHUFFLED, WITHOUT_ERRORS = "faithfulness-shuffled", "removed"
 _NEURONS = "faithfulness-neurons"
 _OTHER_BEHAVIOUR = "faithfulness-control-graph"
 # Similarities of the nodes that are found anew: on bootstrap samples and halves of the prompts, with SAEs of other
@@ -103,12 +105,13 @@ def judged_score(records: Iterable[Record]) -> ScoreRecord | None:
 
 
 def beside(records: Iterable[Record], judged: ScoreRecord) -> dict[str, ScoreRecord]:
-    """The scores under the same error policy and ablation, by name."""
+    """The scores under the same error policy and ablation, by name; that of a shuffled decoder is without errors."""
     return {
         record.name: record
         for record in records
         if isinstance(record, ScoreRecord)
-        and (record.errors, record.graph, record.ablation) == (judged.errors, judged.graph, judged.ablation)
+        and (record.graph, record.ablation) == (judged.graph, judged.ablation)
+        and record.errors == (WITHOUT_ERRORS if record.name == _SHUFFLED else judged.errors)
     }
 
 
