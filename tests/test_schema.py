@@ -53,6 +53,10 @@ GOOD: dict[str, dict[str, object]] = {
         **{"n_pairs": 9, "rest": -0.5},
     },
     "pair": {"attention": "5.3:12,4", "query": "resid.1/3@12", "key": "embed/token@4", "weight": 3},
+    "response": {
+        **{"source": "resid.1/3", "of": "output", "coefficients": [0, 1], "values": [0.5, 0.25], "unit": "nats"},
+        **{"standard_errors": [0.1, 0.2], "graph": "naive"},
+    },
     "score": {"name": "faithfulness", "value": 0.5, "graph": "circuit", "errors": "nodes"},
     "shift": {"of": "token", "name": " a", "clean": 0.5, "ablated": 0.1, "unit": "probability", "graph": "pins"},
     "curve": {
