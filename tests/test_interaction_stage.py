@@ -47,6 +47,8 @@ def test_a_curve_on_the_runs_own_text_is_recorded_reported_and_not_made_twice(as
     assert record.absolute["value"] == pytest.approx(area)
     assert record.relative["value"] == pytest.approx(area / 3600)
     assert record.absolute_above["value"] == pytest.approx(area - 3600 * record.floor, rel=1e-6, abs=1e-6)
+    above = record.absolute_above["value"]
+    assert record.live_above["value"] == pytest.approx(above / record.n_live)
     assert "3,600 possible" in next(told([record]))
     assert b"possible edges" in (run.path / figure.path).read_bytes()
     monkeypatch.setattr(interaction, "_work", lambda *given: pytest.fail("it was done before"))

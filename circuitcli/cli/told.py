@@ -54,7 +54,8 @@ def _interaction(record: InteractionRecord) -> Iterator[str]:
     )
     yield (
         f"area under the curve: absolute {_area(record.absolute)} nats times edges, relative {_area(record.relative)} "
-        f"nats; above what all edges leave {_area(record.absolute_above)} and {_area(record.relative_above)}"
+        f"nats; above what all edges leave {_area(record.absolute_above)} and {_area(record.relative_above)}, over the "
+        f"live edges alone {_area(record.live_above or {})}"
     )
     yield "the relative area is flattered by features that are never active, the absolute one by small dictionaries"
 

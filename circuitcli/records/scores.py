@@ -233,8 +233,8 @@ class InteractionRecord(Record):
 
     n_edges, kl: the curve, KL(model || edges) in nats with so many edges, a mean over tokens and prompts, with its
     bounds. floor: with all edges. absolute: the area under the curve, in nats times edges; relative: that over the
-    possible edges, in nats; the same above the floor; each with its bounds. n_live: edges between features that are
-    active in the prompts.
+    possible edges, in nats; the same above the floor, also over the live edges; each with its bounds. n_live: edges
+    between features that are active in the prompts.
     """
 
     kind: str = "interaction"
@@ -253,6 +253,7 @@ class InteractionRecord(Record):
     relative: NumbersByName
     absolute_above: NumbersByName
     relative_above: NumbersByName
+    live_above: NumbersByName | None = None
     n_prompts: Count
     n_tokens: Count
     path: PathInRun | None = None

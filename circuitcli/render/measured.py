@@ -58,13 +58,13 @@ def interaction(record: InteractionRecord, *, title: str) -> Plot:
                     [*_curve(record, record.n_edges, skip=1)],
                     Axis("edges kept", "log", is_count=True),
                     kl,
-                    f"area {absolute:.4g} nats times edges",
+                    f"absolute area: {absolute:.4g} nats x edges",
                 ),
                 Panel(
                     [*_curve(record, by_share, skip=1)],
                     Axis("share of possible edges", "log"),
                     kl,
-                    f"area {relative:.4g} nats",
+                    f"relative area: {relative:.4g} nats",
                 ),
             ]
         ],

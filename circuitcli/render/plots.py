@@ -26,6 +26,8 @@ SUFFIXES = (".svg", ".png", ".pdf")
 Number = float | int
 # With "auto", an axis is logarithmic if all numbers are positive and the largest is so many times the smallest.
 LOG_RATIO = 50.0
+# A logarithmic axis over so many decades labels only some of them.
+MOST_DECADES = 6
 # What is further from zero has no place, as infinities have none; what is nearer is zero: neither overflows.
 LARGEST, SMALLEST = 1e250, 1e-250
 # Of different lightness, and for those who do not see colours, dashes and marks differ too.
@@ -204,8 +206,12 @@ def _scale_one(axes: "Axes", name: Literal["x", "y"], axis: Axis, values: Sequen
     is_positive, ratio = min(values, default=0) > 0, max(values, default=0) / (min(values, default=0) or 1)
     if is_positive and (axis.scale == "log" or (axis.scale == "auto" and ratio > LOG_RATIO)):
         axes.set(**{f"{name}scale": "log"})
-        view.set_major_locator(LogLocator(subs=(1, 2, 5) if ratio < 1000 else (1,)))
-        view.set_major_formatter(StrMethodFormatter("{x:g}"))
+        # Of more decades than have room for their labels only some are labelled.
+        is_long = ratio >= 10**MOST_DECADES
+        most = {"numticks": MOST_DECADES} if is_long else {}
+        view.set_major_locator(LogLocator(subs=(1, 2, 5) if ratio < 1000 else (1,), **most))
+        is_short = is_long and axis.is_count
+        view.set_major_formatter(EngFormatter(sep="") if is_short else StrMethodFormatter("{x:g}"))
     else:
         view.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
         view.set_major_formatter(EngFormatter(sep="") if axis.is_count else StrMethodFormatter("{x:.10g}"))

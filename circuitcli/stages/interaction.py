@@ -184,6 +184,7 @@ def _record(wanted: _Wanted, curve: "Curve", *, n_tokens: int) -> InteractionRec
         "relative": bounded(whole / curve.n_possible, **draws),
         "absolute_above": bounded(above, **draws),
         "relative_above": bounded(above / curve.n_possible, **draws),
+        "live_above": bounded(above / max(1, curve.n_live), **draws),
     }
     lows = [point.low for point in points if point.low is not None]
     highs = [point.high for point in points if point.high is not None]

@@ -10,7 +10,7 @@ them, and the rest of the model runs on. Errors of both hook points are left out
 The area under it is taken by trapezoids over N from 0 to all possible edges, the product of both widths. As it is
 (``absolute``, nats times edges) it favours small dictionaries; divided by the possible edges (``relative``, nats) it is
 flattered by features that are never active: look at both. The same above what all edges leave (the floor, which is what
-the two SAEs miss) tells of the edges alone.
+the two SAEs miss) tells of the edges alone, and so does that area over the live edges, which neither of them flatters.
 
 Ranking: ``sqrt(sum over prompts and positions of v^2)``, where v is the mean over the path from no feature to all, by
 the midpoint rule, of d(sum of the later feature's pre-activation where it is active) / d f, times f: each source's own
