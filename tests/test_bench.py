@@ -11,7 +11,8 @@ from circuitcli.hookpoints import HookPoint
 from circuitcli.models.loading import load_model
 from circuitcli.settings.graph import GraphSettings
 from circuitcli.settings.model import ModelSettings
-from tests.bench import bench_collect, bench_graphs, bench_writer
+from tests.bench import bench_collect, bench_graphs, bench_writer, graph_scaling
+from tests.bench.graph_scaling import COMMANDS, Point
 from tests.bench.random_graphs import TINY, Setting
 
 
@@ -46,3 +47,21 @@ def test_graphs_are_measured_beside_the_plain_way_and_have_its_numbers(part: str
     compared = rows[1].compared
     assert compared is not None and compared.n > 5 and compared.difference < 1e-5
     assert bench_graphs.table(part, rows).count("\n") == len(rows) + 1
+
+
+def test_graphs_are_measured_along_every_axis_and_drawn(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(
+        graph_scaling, "in_own_process", lambda point: graph_scaling.measured(Point.read(point.written()))
+    )
+    base = Point(TINY, nodes=12, method="atp")
+    costs = graph_scaling.measured(base.at("nodes", 24))
+    assert costs.keys() == set(COMMANDS) and min(cost.seconds for cost in costs.values()) > 0
+    assert costs["graph-naive"].n_nodes == 24
+    axes = {"tokens": (4, 99), "nodes": (6,), "layers": (1,), "prompts": (3,)}
+    monkeypatch.setattr(graph_scaling, "AXES", axes)
+    graph_scaling.scaled(base, list(axes), most=3, output=tmp_path / "scaling.png")
+    lines = capsys.readouterr().out.splitlines()[3:]
+    assert [line.split()[1:3] for line in lines] == [["1", "layers"], ["3", "prompts"]]
+    assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")

@@ -7,23 +7,28 @@ positions (of single ablations: summed over them), ten of each sign at a hook po
 node. The best round of each counts.
 
 effects: of every feature and error, and their sums, beside integrated gradients by whole passes (one for each step),
-and the same partial passes without autoencoders. edges: a search whose effects are there, beside one pass for each pair
-of hook points with the others held, then one vector-Jacobian product and one projection for each node and pair; and one
-batched product through the blocks between, without autoencoders. naive: some ablations at each hook point, beside one
-whole pass each, and the same partial passes with the metric's logits, with the encoders' products and without.
+and the same partial passes without autoencoders. edges: a search whose effects are there, by attribution patching (of
+integrated gradients each point of the path takes as long), beside one pass for each pair of hook points with the others
+held, then one vector-Jacobian product and one projection for each node and pair; and one batched product through the
+blocks between, without autoencoders. naive: some ablations at each hook point, beside one whole pass each, and the same
+partial passes with the metric's logits, with the encoders' products and without.
+
+    python -m tests.bench.bench_graphs --scaling [tokens nodes layers prompts] [--most 500] -o FILE.png
+
+measures time and memory along these axes, each point in a process of its own, and draws them.
 """
 
 import argparse
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from circuitcli.allocator import keep_freed_memory
-from circuitcli.attribution.ablation import live_sources
 from circuitcli.attribution.mean_effects import PanelEffects
 from circuitcli.attribution.naive import NaivePart, NaiveSearch
 from circuitcli.attribution.panel import Panel
@@ -33,7 +38,8 @@ from circuitcli.hookpoints import OUTPUT, HookPoint, NodeId
 from circuitcli.models.partial import first_block
 from circuitcli.models.taps import keep
 from circuitcli.settings.graph import GraphSettings
-from tests.bench.random_graphs import Node, Plain, Setting, Sizes, is_direct
+from tests.bench.graph_scaling import AXES, Point, scaled
+from tests.bench.random_graphs import Drawn, Node, Plain, Setting, Sizes, is_direct
 
 R = TypeVar("R")
 PARTS = ("effects", "edges", "naive")
@@ -212,34 +218,19 @@ def edges_part(setting: Setting, settings: GraphSettings, *, watch: Watch) -> li
     ]
 
 
-@dataclass(frozen=True)
-class Ablations:
-    """Some ablations at each hook point, drawn with the seed."""
+def moves_of(search: Drawn) -> Moves:
+    """The change of the activation by each ablation."""
+    subject, _ = search.panel.subject(0)
+    found: dict[HookPoint, dict[int, Tensor]] = {}
+    for hook, coder in subject.coders.items():
+        indices = [source.index or 0 for source in search.sources(hook)]
+        found[hook] = {index: -subject.codes[hook][0, :, index, None] * coder.W_dec[index] for index in indices}
+    return found
 
-    setting: Setting
-    settings: GraphSettings
-    n: int
 
-    def pins(self, panel: Panel) -> dict[HookPoint, list[int]]:
-        """Features of each hook point, of which about so many are live somewhere."""
-        generator, found = torch.Generator().manual_seed(0), {}
-        for hook in panel.hooks:
-            live = [source.index for source in live_sources(panel, hook) if source.index is not None]
-            found[hook] = [live[number] for number in torch.randperm(len(live), generator=generator)[: self.n].tolist()]
-        return found
-
-    def ours(self, panel: Panel, pins: Mapping[HookPoint, Sequence[int]]) -> list[NaivePart]:
-        """What `graph-naive` finds."""
-        search = NaiveSearch(panel, self.settings, pins, 0)
-        return [search.part(hook) for hook in panel.hooks]
-
-    def moves(self, panel: Panel, pins: Mapping[HookPoint, Sequence[int]]) -> Moves:
-        """The change of the activation by each ablation."""
-        subject, _ = panel.subject(0)
-        return {
-            hook: {index: -subject.codes[hook][0, :, index, None] * coder.W_dec[index] for index in sorted(pins[hook])}
-            for hook, coder in subject.coders.items()
-        }
+def all_parts(search: NaiveSearch) -> list[NaivePart]:
+    """What `graph-naive` finds."""
+    return [search.part(hook) for hook in search.panel.hooks]
 
 
 def bare_ablations(search: NaiveSearch, moves: Moves, *, rows: int, encodes: bool) -> None:
@@ -278,12 +269,11 @@ def whole_ablations(search: NaiveSearch, moves: Moves) -> dict[tuple[str, str], 
 
 def naive_part(setting: Setting, settings: GraphSettings, *, watch: Watch, n: int) -> list[Row]:
     """Single ablations."""
-    panel, ablations = warmed(setting, settings, positions="sum"), Ablations(setting, settings, n)
-    pins = ablations.pins(panel)
-    search, moves = NaiveSearch(panel, settings, pins, 0), ablations.moves(panel, pins)
+    search = Drawn(warmed(setting, settings, positions="sum"), settings, {}, 0, n)
+    moves = moves_of(search)
     whole, expected = watch.once(lambda: whole_ablations(search, moves))
-    ours = watch.best(lambda: ablations.ours(panel, pins))
-    edges = [edge for part in ablations.ours(panel, pins) for edge in part.edges if edge.target != OUTPUT]
+    ours = watch.best(lambda: all_parts(search))
+    edges = [edge for part in all_parts(search) for edge in part.edges if edge.target != OUTPUT]
     found = {(edge.source, edge.target): edge.weight for edge in edges}
     rows, n_all = min(settings.batch_size, 16), sum(map(len, moves.values()))
     passes = watch.best(lambda: bare_ablations(search, moves, rows=rows, encodes=False))
@@ -332,6 +322,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--up", type=int, default=5)
     made.add_argument("--ablations", type=int, default=16)
     made.add_argument("--rounds", type=int, default=1)
+    made.add_argument("--scaling", nargs="*", choices=[*AXES, []], help="instead: time and memory along these axes")
+    made.add_argument("--most", type=int, help="how far axes go at most")
+    made.add_argument("--nodes", type=int, default=100, help="of the circuits that are scaled, where that is no axis")
+    made.add_argument("-o", "--output", type=Path, default=Path("graph_scaling.png"), help="where the plot goes")
     made.add_argument("--busy", action="store_true", help="measure the processor's time: others use it too")
     made.add_argument("--threads", type=int, default=torch.get_num_threads())
     return made
@@ -343,6 +337,10 @@ def main(words: Sequence[str] | None = None) -> None:
     options = parser().parse_args(words)
     torch.set_num_threads(options.threads)
     sizes = Sizes(**{name: value for name, value in vars(options).items() if name in Sizes.__dataclass_fields__})
+    if options.scaling is not None:
+        base = Point(sizes, options.nodes, options.method, options.steps, options.threads)
+        scaled(base, options.scaling or list(AXES), most=options.most, output=options.output)
+        return
     settings = GraphSettings(
         method=options.method, ig_steps=options.steps, baseline="zero", down=options.down, up=options.up
     )

@@ -8,6 +8,9 @@ import transformers
 from torch import Tensor
 
 from circuitcli.attribution import baselines
+from circuitcli.attribution.ablation import live_sources
+from circuitcli.attribution.edges import Target
+from circuitcli.attribution.naive import NaiveSearch
 from circuitcli.attribution.panel import Panel
 from circuitcli.attribution.positions import Positions
 from circuitcli.attribution.prompts import Prompt
@@ -157,6 +160,19 @@ class Plain:
         with torch.enable_grad():
             value = (slope[:, at] * error[:, at]).sum() if along is None else along.sum()
             return torch.autograd.grad(value, held, retain_graph=True)[0]
+
+
+@dataclass(frozen=True)
+class Drawn(NaiveSearch):
+    """Ablations of so many live features of each hook point, drawn with the seed."""
+
+    n: int = 16
+
+    def sources(self, hook: HookPoint) -> list[Target]:
+        """See `NaiveSearch`."""
+        live = [source for source in live_sources(self.panel, hook) if source.index is not None]
+        order = torch.randperm(len(live), generator=torch.Generator().manual_seed(self.seed))
+        return [live[number] for number in sorted(order[: self.n].tolist())]
 
 
 def is_direct(source: HookPoint, end: HookPoint) -> bool:
