@@ -1,5 +1,7 @@
 """Backward rules: the model's numbers stay its own to the last bit, and derivatives are those of a slow definition."""
 
+import copy
+
 import pytest
 import torch
 from subjects import mixed_subject, random_baseline, random_subject
@@ -128,6 +130,20 @@ def test_where_an_activation_function_is_fed_zero_its_factor_is_the_slope_there(
         assert torch.equal(value, function(x)) and torch.equal(value.signbit(), function(x).signbit())
         expected = torch.cat([torch.full((2,), slope, dtype=dtype), (value / x)[2:].detach()])
         torch.testing.assert_close(gradient, expected, rtol=1e-2 if dtype == torch.bfloat16 else 1e-6, atol=0)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_modules_that_blocks_share_are_ruled_once(rule):
+    shared, apart = adapter("llama", "eager"), adapter("llama", "eager")
+    for model, first in ((shared, shared.blocks[0]), (apart, copy.deepcopy(apart.blocks[0]))):
+        for name in ("self_attn", "mlp", "input_layernorm"):
+            setattr(model.blocks[1], name, getattr(first, name))
+    gradients = []
+    for model in (shared, apart):
+        with applied(model, rule):
+            logits, entering = logits_from(model, random_ids())
+        gradients.append(torch.autograd.grad(logits[0, -1, 3], entering)[0])
+    torch.testing.assert_close(*gradients)
 
 
 class StandardNorm(torch.nn.Module):

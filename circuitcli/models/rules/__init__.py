@@ -26,8 +26,9 @@ def applied(adapter: ModelAdapter, name: str) -> Iterator[None]:
     name: relp, gim or frozen; with ig, atp and exact nothing changes. Taps see the tensors with the rule's gradients.
     Raises InputError, now or when the model runs, if it has a part for which the rule is not known.
     """
-    parts = () if name in OWN else RULES[name](adapter)
+    # Blocks may share a module; it is still run in one other way.
+    parts = {} if name in OWN else dict(RULES[name](adapter))
     with ExitStack() as stack:
-        for module, call in list(parts):
+        for module, call in parts.items():
             stack.enter_context(around(module, call))
         yield

@@ -20,15 +20,12 @@ _NEAR = 1e-4
 
 def linear_activations(adapter: ModelAdapter) -> Iterator[tuple[nn.Module, Around]]:
     """Every block with an MLP, and the activation functions there, and how they are run."""
-    gates, found = _Gates(), []
+    gates = _Gates()
     for layer, layout in enumerate(adapter.layouts):
         if layout.feed_forward is not None:
             block = adapter.blocks[layer]
             yield block, gates.around_block(f"block {layer} ({type(block).__name__})")
-            found += _activations(adapter, layer)
-    # Some models have one activation function for all blocks.
-    for module in dict.fromkeys(found):
-        yield module, gates.around_activation
+            yield from ((module, gates.around_activation) for module in _activations(adapter, layer))
 
 
 def _activations(adapter: ModelAdapter, layer: int) -> list[nn.Module]:
