@@ -207,7 +207,7 @@ def _scale_one(axes: "Axes", name: Literal["x", "y"], axis: Axis, values: Sequen
     if is_positive and (axis.scale == "log" or (axis.scale == "auto" and ratio > LOG_RATIO)):
         axes.set(**{f"{name}scale": "log"})
         # Of more decades than have room for their labels only some are labelled.
-        is_long = ratio >= 10**MOST_DECADES
+        is_long = ratio > 10 ** (MOST_DECADES + 0.5)
         most = {"numticks": MOST_DECADES} if is_long else {}
         view.set_major_locator(LogLocator(subs=(1, 2, 5) if ratio < 1000 else (1,), **most))
         is_short = is_long and axis.is_count
