@@ -81,8 +81,13 @@ def thinned(edges, share=0.4, seed=1):
     return [edge for edge in edges if generator.random() < share]
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize(("family", "mix"), [("gpt2", "full"), ("neox-parallel", "clt-skip"), ("llama", "attention")])
+@pytest.mark.parametrize(
+    ("family", "mix", "policy"),
+    [
+        *(("gpt2", "full", "nodes"), ("neox-parallel", "clt-skip", "nodes"), ("llama", "attention", "nodes")),
+        *(("gpt2", "clt-skip", "kept"), ("gpt2", "clt-resid", "removed")),
+    ],
+)
 def test_with_some_edges_each_node_is_what_a_pass_of_its_own_gives(family, mix, policy):
     subject = mixed_subject(family, mix, n=4)
     baseline, nodes = random_baseline(subject), some_nodes(subject)

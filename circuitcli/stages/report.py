@@ -8,8 +8,8 @@ from circuitcli.stages.trials import Plan
 
 
 def write_report(plan: Plan, **found: Any) -> None:
-    """Write what was found, and before that what was tested and what it comes to."""
-    first = {name: found.pop(name) for name in ("verdict",) if name in found}
+    """Write what was found; before that what was tested, and first which controls it is no better than."""
+    first = {name: found.pop(name) for name in ("no_better_than", "verdict") if name in found}
     about = {"graph": plan.graph or plan.name, "nodes": [str(node) for node in plan.nodes], "ablation": plan.baseline}
     with atomic(plan.report) as stream:
         json.dump({**first, **about, **found}, stream, indent=1, ensure_ascii=False)

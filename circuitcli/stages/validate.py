@@ -293,6 +293,7 @@ def _work(plan: Plan, resumes: bool) -> tuple[list[Record], dict[str, Any]]:
     verdicts = [] if facts is None else [judge(facts).record({**about, "errors": settings.validation.errors})]
     write_report(
         plan,
+        **_no_better(made),
         **{verdict.kind: verdict.model_dump(exclude_none=True) for verdict in verdicts},
         prompts=[{"prompt": example.prompt, **as_line(example)} for example in plan.examples],
         scores=[score.model_dump(exclude_none=True) for score in (*made, effect)],
@@ -302,6 +303,15 @@ def _work(plan: Plan, resumes: bool) -> tuple[list[Record], dict[str, Any]]:
     figures = _drawn(plan, curves)
     plan.partial.unlink(missing_ok=True)
     return [*made, effect, *curves, *figures, *verdicts], {}
+
+
+def _no_better(made: Sequence[Record]) -> dict[str, list[str]]:
+    """The controls that the circuit does not beat, if it does not beat some."""
+    from circuitcli.validation.verdict import beside, judged_score, unbeaten
+
+    judged = judged_score(made)
+    names = [] if judged is None else unbeaten(beside(made, judged))
+    return {"no_better_than": names} if names else {}
 
 
 def _drawn(plan: Plan, curves: Sequence[CurveRecord]) -> list[FigureRecord]:

@@ -161,9 +161,9 @@ class Resamples:
     def __init__(self, n_prompts: int, *, bootstrap: int, seed: int) -> None:
         self.n_prompts, self.bootstrap = n_prompts, bootstrap if n_prompts > 1 else 0
         draws = torch.randint(n_prompts, (self.bootstrap, n_prompts), generator=torch.Generator().manual_seed(seed))
-        ones = torch.full(draws.shape, 1 / n_prompts, dtype=torch.float64)
+        once = torch.tensor(1 / n_prompts, dtype=torch.float64).expand(draws.shape)
         # How much each prompt counts in each sample.
-        self._weights = torch.zeros(draws.shape, dtype=torch.float64).scatter_add_(1, draws, ones)
+        self._weights = torch.zeros(draws.shape, dtype=torch.float64).scatter_add_(1, draws, once)
 
     def faithfulness(
         self, metrics: Float[Tensor, "*circuit prompt"], runs: Runs
