@@ -12,9 +12,9 @@ from itertools import chain
 from typing import Any
 
 from circuitcli.attribution.baselines import BaselineRule
+from circuitcli.attribution.exact import effects_of_panel
 from circuitcli.attribution.exact_edges import agreement, with_exact
 from circuitcli.attribution.gaps import sums_of, warn_of_gaps
-from circuitcli.attribution.mean_effects import PanelEffects
 from circuitcli.attribution.naive import NaivePart, NaiveSearch
 from circuitcli.attribution.panel import Panel
 from circuitcli.attribution.positions import Positions, chosen_kind
@@ -127,7 +127,7 @@ def _why_empty(panel: Panel, circuit: Circuit, settings: GraphSettings) -> str:
 
 def _largest_effect(panel: Panel, settings: GraphSettings) -> float:
     """Size of the largest effect of all nodes, kept or not."""
-    effects = PanelEffects(panel, settings)
+    effects = effects_of_panel(panel, settings)
     features = (means for hook in panel.coders for means in effects.of_features(hook))
     errors = (means for hook in panel.coders.written for means in effects.of_error(hook))
     return max((float(means.values.abs().max()) for means in chain(features, errors)), default=0.0)
