@@ -7,14 +7,16 @@ import torch
 from frozen_oracle import FrozenOracle, writes_of
 from subjects import mixed_subject, panel_of, random_baseline, random_subject
 from support import adapter_of
+from test_graphs import head
 
 from circuitcli.attribution.attention import scores
 from circuitcli.attribution.attention.records import score_records
 from circuitcli.attribution.attention.scores import CONSTANTS, split_score
+from circuitcli.cli.attention_view import score_tables
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.hookpoints import AttentionScore, HookPoint
 from circuitcli.models.attention import attention_of
-from circuitcli.records import AttentionRecord, PairRecord
+from circuitcli.records import AttentionRecord, FeatureRecord, PairRecord
 
 FIVE = ("gpt2", "neox-parallel", "llama", "qwen3", "gemma2", "gemma3")
 ASKED = AttentionScore(2, 1, 4, 2)
@@ -117,15 +119,15 @@ def test_records_hold_the_strongest_pairs_and_the_sum_of_the_others():
     panel = panel_of(subject, random_baseline(subject))
     made = score_records(panel, ["2.1:4,2", "0.2:5,5"], count=3, graph="circuit")
     heads = [record for record in made if isinstance(record, AttentionRecord)]
-    assert [(head.id, head.head, head.query, head.key) for head in heads] == [
+    assert [(one.id, one.head, one.query, one.key) for one in heads] == [
         ("2.1:4,2", "2.1", 4, 2),
         ("0.2:5,5", "0.2", 5, 5),
     ]
-    for head in heads:
-        pairs = [record for record in made if isinstance(record, PairRecord) and record.attention == head.id]
+    for split in heads:
+        pairs = [record for record in made if isinstance(record, PairRecord) and record.attention == split.id]
         both = [pair for pair in pairs if pair.query and pair.key]
         assert len(both) == 3 and len(pairs) == 9
-        assert sum(pair.weight for pair in both) + head.rest == pytest.approx(head.score)
+        assert sum(pair.weight for pair in both) + split.rest == pytest.approx(split.score)
 
 
 @pytest.mark.parametrize(
@@ -176,3 +178,21 @@ def test_scores_split_a_few_numbers_of_a_head_at_once_are_the_same(monkeypatch):
     assert again.query.names == whole.query.names and again.key.names == whole.key.names
     assert [pair[:2] for pair in again.strongest(9)] == [pair[:2] for pair in whole.strongest(9)]
     torch.testing.assert_close(again.query.vectors, whole.query.vectors)
+
+
+def test_tables_tell_tokens_labels_and_what_is_not_listed(tmp_path):
+    made = [
+        FeatureRecord(id="resid.0/3", label="a name", density=0.5, path="features/resid.0.jsonl"),
+        head(tokens=("a", " b"), saes={"resid.0": "sha256:1"}),
+        AttentionRecord(id="2.1:1,0", head="2.1", query=1, key=0, score=2.0, pattern=0.25, n_pairs=9, rest=0.5),
+        PairRecord(attention="2.1:1,0", query="resid.0/3@1", key="embed/token@0", weight=1.5),
+        PairRecord(attention="2.1:1,0", query="bias", weight=-0.25),
+        PairRecord(attention="2.1:1,0", key="resid.0/error@0", weight=3.0),
+    ]
+    pairs, query, key = score_tables(made, tmp_path)
+    assert pairs.title.startswith("head 2.1 at 1 ' b' looks at 0 'a': score 2, 25 % of its attention")
+    assert pairs.rows == [
+        ("+1.5", "resid.0/3@1 ' b' a name", "embed/token@0 'a'"),
+        ("+0.5", "all others", ""),
+    ]
+    assert query.rows == [("-0.25", "bias")] and key.rows == [("+3", "resid.0/error@0 'a'")]

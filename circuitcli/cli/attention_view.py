@@ -7,14 +7,14 @@ from circuitcli.cli.console import Rows
 from circuitcli.cli.labels import SHOWN, labels
 from circuitcli.errors import SettingsError
 from circuitcli.hookpoints import NodeId
-from circuitcli.records import AttentionRecord, GraphRecord, PairRecord, Record
+from circuitcli.records import AttentionRecord, FeatureRecord, GraphRecord, NodeRecord, PairRecord, Record
 
 
 def score_tables(made: Sequence[Record], run: Path) -> list[Rows]:
     """For each split score the strongest pairs of sources, then the strongest sources of each side."""
     scores = [record for record in made if isinstance(record, AttentionRecord)]
     pairs = [record for record in made if isinstance(record, PairRecord)]
-    names = _Names(made, run) if scores else None
+    names = _Names(made, pairs, run) if scores else None
     return [
         rows
         for score in scores
@@ -43,10 +43,14 @@ def _of_score(score: AttentionRecord, pairs: Sequence[PairRecord], names: "_Name
 class _Names:
     """Sources as people read them: with the token where they are, and the label."""
 
-    def __init__(self, made: Sequence[Record], run: Path) -> None:
+    def __init__(self, made: Sequence[Record], pairs: Sequence[PairRecord], run: Path) -> None:
         heads = [record for record in made if isinstance(record, GraphRecord)]
         self._head = heads[-1] if heads else None
-        self._labels = labels(made, run)
+        sources = dict.fromkeys(name for pair in pairs for name in (pair.query, pair.key) if name is not None)
+        features = [NodeRecord(id=name) for name in sources if (place := _place(name)) and place.index is not None]
+        told = [record for record in made if isinstance(record, FeatureRecord)]
+        # Most sources are no nodes of the graph.
+        self._labels = labels([*told, *heads[-1:], *features], run)
 
     def at(self, position: int) -> str:
         """A position and its token."""
@@ -56,9 +60,15 @@ class _Names:
     def of(self, source: str | None) -> str:
         """A source."""
         name = source or ""
-        try:
-            place = NodeId.parse(name.replace("/token", "/error"))
-        except SettingsError:
+        if (place := _place(name)) is None:
             return name
         token = self.at(place.position).partition(" ")[2] if isinstance(place.position, int) else ""
         return " ".join(part for part in (name, token, self._labels.get(place.feature, "")) if part)
+
+
+def _place(source: str) -> NodeId | None:
+    """The node that a source is; None for a constant."""
+    try:
+        return NodeId.parse(source)
+    except SettingsError:
+        return None

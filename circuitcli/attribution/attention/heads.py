@@ -41,7 +41,7 @@ _KEPT, _MADE = 2, 16
 class Carried:
     """What sources bring to what attention reads: an entry for each source and position where it writes.
 
-    readings: by block, what heads then read.
+    source: its number, which lies on the processor. readings: by block, what heads then read.
     """
 
     source: Int[Tensor, " entry"]
@@ -101,9 +101,9 @@ class HeadSplit:
         def run(some: Sequence[T]) -> tuple[list[int], Parts]:
             numbers = [number for target in some for number in into[target]]
             rows = [row for row, target in enumerate(some) for _ in into[target]]
-            device = self.texts.device
-            of_edges = torch.tensor([sources[number] for number in numbers], device=device)
-            return numbers, self._parts(of_edges, torch.tensor(rows, device=device), gradients(some), carried)
+            of_edges = torch.tensor([sources[number] for number in numbers])
+            of_targets = torch.tensor(rows, device=self.texts.device)
+            return numbers, self._parts(of_edges, of_targets, gradients(some), carried)
 
         return in_batches(list(into), run, size=self.at_once(batch_size))
 
@@ -185,7 +185,7 @@ class HeadSplit:
             nothing = jacobian.x.new_zeros(len(rows), jacobian.x.shape[-1])
             at = tangents[layer][rows, positions].to(nothing) if layer in tangents else nothing
             readings[layer] = jacobian.pushed(at, positions)
-        return rows + some[0], positions, readings
+        return rows.cpu() + some[0], positions, readings
 
 
 class _Stream:
@@ -256,16 +256,24 @@ def _met(
     read = carried.readings[layer]
     moved = read.values.new_zeros(len(sources), read.values.shape[1])
     looked = torch.zeros_like(moved)
-    # Entries of a source follow each other, and sources come in their order.
-    begins = torch.searchsorted(carried.source, sources)
-    counts = torch.searchsorted(carried.source, sources, right=True) - begins
-    edge = torch.arange(len(sources), device=sources.device).repeat_interleave(counts)
-    within = torch.arange(len(edge), device=edge.device) - (counts.cumsum(0) - counts).repeat_interleave(counts)
-    entry = begins[edge] + within
-    for some in torch.arange(len(edge), device=edge.device).split(max(1, _AT_ONCE // max(1, read.values[0].numel()))):
+    edge, entry = (numbers.to(rows.device) for numbers in _entries_of(sources, carried.source))
+    n_at_once = max(1, _AT_ONCE // max(1, read.values[0].numel()))
+    for begin in range(0, len(edge), n_at_once):
+        some = slice(begin, begin + n_at_once)
         at, of = carried.position[entry[some]], rows[edge[some]]
         moved.index_add_(0, edge[some], (pulled.values[of, :, at] * read.values[entry[some]]).sum(dim=-1))
         for slope, change in ((pulled.queries, read.queries), (pulled.keys, read.keys)):
             if slope is not None and change is not None:
                 looked.index_add_(0, edge[some], (slope[of, :, at] * change[entry[some]]).sum(dim=-1))
     return moved, looked
+
+
+def _entries_of(
+    sources: Int[Tensor, " edge"], of_entries: Int[Tensor, " entry"]
+) -> tuple[Int[Tensor, " both"], Int[Tensor, " both"]]:
+    """Edges and the entries of their sources, in pairs. of_entries: the source of each, in order."""
+    begins = torch.searchsorted(of_entries, sources)
+    counts = torch.searchsorted(of_entries, sources, right=True) - begins
+    edge = torch.arange(len(sources)).repeat_interleave(counts)
+    within = torch.arange(len(edge)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    return edge, begins[edge] + within

@@ -179,7 +179,7 @@ class _Bench:
     @torch.no_grad()
     def _logit_change(self, after: Tensor, before: Tensor, number: int) -> float:
         logits = self.subject.adapter.unembedded(torch.stack([after, before.detach()])[:, None])[:, 0]
-        change = (logits[0] - logits[1]).double()
+        change = (logits[0] - logits[1]).cpu().double()
         return float(change[self.nodes.logits[number - self.nodes.n_sources]] - change.mean())
 
     def _active(self, number: int) -> Active | None:

@@ -172,7 +172,7 @@ class _Run:
     def _held_constant(self, hook: HookPoint, x: Tensor) -> Tensor:
         if self.moves is None:
             self.model.constants[hook] = x.detach()
-        return self.model.constants[hook].expand(self.rows, -1, -1)
+        return self.model.constants[hook].repeat(self.rows, 1, 1)
 
     def _written(self, hook: HookPoint, x: Tensor) -> Tensor:
         model, first = self.model, self.model.subject.first
@@ -181,7 +181,7 @@ class _Run:
             value = x.to(model._like) if is_embedding else model.subject.activation(hook)
             model.leaves[hook] = held = leaf(value)
         else:
-            held = model.leaves[hook].detach().expand(self.rows, -1, -1)
+            held = model.leaves[hook].detach().repeat(self.rows, 1, 1)
             if hook in self.moves:
                 held = shifted(held, self.moves[hook], first=first)
         for coder in self.coders.writers(hook):

@@ -148,7 +148,7 @@ class Nodes:
 
 def explained_logits(subject: Subject, tokens: tuple[int, ...] = ()) -> dict[int, float]:
     """Tokens that are explained, with their probabilities: those named, by default `likeliest`."""
-    probabilities = subject.clean_logits(slice(-1, None))[0, -1].double().softmax(dim=-1)
+    probabilities = subject.clean_logits(slice(-1, None))[0, -1].cpu().double().softmax(dim=-1)
     return {token: float(probabilities[token]) for token in tokens} or likeliest(probabilities)
 
 
