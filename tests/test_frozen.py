@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from circuitcli.attribution.correlation import rank_correlation
 from circuitcli.attribution.frozen.checking import check_edges
-from circuitcli.attribution.frozen.estimate import expected_edges, possible_edges
+from circuitcli.attribution.frozen.counting import expected_edges, expected_features, possible_edges
 from circuitcli.attribution.frozen.linear import EMBED, divisor
 from circuitcli.attribution.frozen.nodes import explained_logits, likeliest
 from circuitcli.attribution.frozen.search import FrozenSearch
@@ -318,6 +318,19 @@ def test_edges_are_counted_before_any_is_taken(mix):
     found = np.concatenate([counts[: nodes.n_features], counts[nodes.n_sources :]])
     assert (found == possible_edges(search)).all()
     assert rows.n_edges == expected_edges(search)
+
+
+def test_features_that_will_be_chosen_are_told_by_coder_before_the_search(monkeypatch):
+    monkeypatch.setattr("circuitcli.attribution.frozen.search.UPDATE", 8)
+    subject = mixed_subject("gpt2", "clt")
+    whole = searched(subject)
+    assert expected_features(whole).tolist() == [len(active) for active in whole.nodes.active]
+    some = searched(subject, max_nodes=30)
+    told = expected_features(some)
+    assert told.sum() == pytest.approx(30) and (told <= [len(active) for active in some.nodes.active]).all()
+    chosen = some.rows.targets[some.rows.targets < some.nodes.n_features]
+    counts = [np.isin(chosen, list(active.numbers)).sum() for active in some.nodes.active]
+    assert np.abs(told - counts).max() < 6
 
 
 def test_explained_logits_are_the_fewest_that_have_the_probability():

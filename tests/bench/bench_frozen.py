@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from circuitcli.allocator import keep_freed_memory
-from circuitcli.attribution.frozen.estimate import estimated, expected_edges, held_bytes
+from circuitcli.attribution.frozen.estimate import estimated, held_bytes
 from circuitcli.attribution.frozen.rows import batches
 from circuitcli.attribution.frozen.search import FrozenSearch
 from circuitcli.attribution.metrics import LogProb
@@ -98,7 +98,7 @@ def measured(subject: Subject, settings: GraphSettings) -> Measured:
         n_features=search.nodes.n_features,
         n_expanded=search.n_expanded,
         n_edges=rows.n_edges,
-        n_expected=expected_edges(search),
+        n_expected=told.n_edges,
         edges_s=after_edges - start,
         pruning_s=after_pruning - after_edges,
         effects_s=end - after_pruning,
@@ -139,7 +139,7 @@ def report(subject: Subject, settings: GraphSettings, *, plain: bool) -> list[st
     total = found.edges_s + found.pruning_s + found.effects_s
     lines = [
         f"{found.n_features:,} active features, {found.n_expanded:,} expanded, {found.n_edges:,} edges "
-        f"({found.n_expected:,} expected); R {found.replacement:.3f}, C {found.completeness:.3f}",
+        f"({found.n_expected:,} expected before others are left out); R {found.replacement:.3f}, C {found.completeness:.3f}",
         f"edges {found.edges_s:.1f} s, pruning and scores {found.pruning_s:.1f} s, effects {found.effects_s:.1f} s: "
         f"{total:.1f} s, estimated {found.estimated_s:.1f} s ({found.estimated_s / total:.2f}x)",
         f"memory {found.peak_bytes / 1e9:.2f} GB, estimated {found.estimated_bytes / 1e9:.2f} GB "

@@ -4,18 +4,16 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from circuitcli.attribution.frozen.counting import expected_edges, expected_features
 from circuitcli.attribution.frozen.nodes import Active
 from circuitcli.attribution.frozen.search import UPDATE, FrozenSearch
 from circuitcli.errors import InputError
 from circuitcli.graphs.influence import Rows, influence, prune, scores
-from circuitcli.hookpoints import HookPoint
 
 # Of an edge: a source and a value, and what pruning makes of them (measured); where all nodes are kept, of all edges.
 EDGE_BYTES, EDGE_BYTES_OF_ALL = 26, 43
@@ -52,52 +50,15 @@ class Estimate:
 
 def estimated(search: FrozenSearch) -> Estimate:
     """What the search of a graph will take, by measuring a pass at a few depths."""
-    n_edges = expected_edges(search)
-    nodes, batch = search.nodes, search.batch_size
-    seconds = _seconds_of_batches(search)
-    share = search.n_expanded / max(nodes.n_features, 1)
-    counts = [np.ceil(len(active) * share / batch) for active in nodes.active]
-    passes = float(sum(count * one for count, one in zip(counts, seconds, strict=True)))
-    updates = 0 if share == 1 else search.n_expanded / UPDATE
+    nodes, batch, chosen = search.nodes, search.batch_size, expected_features(search)
+    n_edges = expected_edges(search, chosen)
+    passes = float(sum(count / batch * one for count, one in zip(chosen, _seconds_of_batches(search), strict=True)))
+    updates = 0 if search.n_expanded == nodes.n_features else search.n_expanded / UPDATE
     # Influence of what is known so far, of half of the edges on average.
     of_influence, of_pruning = _seconds_of_edges(search)
     total = passes + n_edges * (of_pruning + updates / 2 * of_influence)
     needed = needed_bytes(search, n_edges)
     return Estimate(nodes.n_features, search.n_expanded, n_edges, total, needed, available_bytes())
-
-
-def expected_edges(search: FrozenSearch) -> int:
-    """How many edges there will be, if attention is not zero between any two positions."""
-    counts = possible_edges(search)
-    features = counts[: search.nodes.n_features]
-    share = search.n_expanded / max(search.nodes.n_features, 1)
-    return int(features.sum() * share + counts[search.nodes.n_features :].sum())
-
-
-def possible_edges(search: FrozenSearch) -> NDArray[np.int64]:
-    """For each feature, then each logit, how many nodes have a path to it and are not after it in the text."""
-    nodes, model = search.nodes, search.model
-    counts = [
-        _sources_up_to(search, model.reached(model.seen.reads[active.hook]))[active.positions.cpu().numpy()]
-        for active in nodes.active
-    ]
-    last = _sources_up_to(search, model.reached(model.seen.normed[0]))[-1]
-    return np.concatenate([*counts, np.full(len(nodes.logits), last)])
-
-
-def _sources_up_to(search: FrozenSearch, places: Mapping[HookPoint, bool]) -> NDArray[np.int64]:
-    """How many nodes that write one of these places are at each position, and before it where that counts."""
-    nodes, coders = search.nodes, search.subject.coders
-    ones = np.ones(nodes.n_positions, dtype=np.int64)
-    groups = [(ones, [place]) for place in places]
-    for active in nodes.active:
-        here = np.bincount(active.positions.cpu().numpy(), minlength=nodes.n_positions)
-        groups.append((here, [place for place in coders[active.hook].writes if place in places]))
-    found = np.zeros(nodes.n_positions, dtype=np.int64)
-    for here, reached in groups:
-        if reached:
-            found += here.cumsum() if any(places[place] for place in reached) else here
-    return found
 
 
 def needed_bytes(search: FrozenSearch, n_edges: int) -> int:
