@@ -139,7 +139,8 @@ def report(subject: Subject, settings: GraphSettings, *, plain: bool) -> list[st
     total = found.edges_s + found.pruning_s + found.effects_s
     lines = [
         f"{found.n_features:,} active features, {found.n_expanded:,} expanded, {found.n_edges:,} edges "
-        f"({found.n_expected:,} expected before others are left out); R {found.replacement:.3f}, C {found.completeness:.3f}",
+        f"(expected, with those from features left out: {found.n_expected:,}); "
+        f"R {found.replacement:.3f}, C {found.completeness:.3f}",
         f"edges {found.edges_s:.1f} s, pruning and scores {found.pruning_s:.1f} s, effects {found.effects_s:.1f} s: "
         f"{total:.1f} s, estimated {found.estimated_s:.1f} s ({found.estimated_s / total:.2f}x)",
         f"memory {found.peak_bytes / 1e9:.2f} GB, estimated {found.estimated_bytes / 1e9:.2f} GB "

@@ -92,7 +92,8 @@ def _seconds_of_batches(search: FrozenSearch) -> list[float]:
     if not places:
         return [0.0] * len(search.nodes.active)
     some = sorted({places[0], places[len(places) // 2], places[-1]})
-    _measured(search, search.nodes.active[some[0]])
+    # What features write is gathered once, by the first pass that needs it.
+    _measured(search, search.nodes.active[some[-1]])
     measured = [_measured(search, search.nodes.active[number]) for number in some]
     return list(np.interp(range(len(search.nodes.active)), some, measured))
 
