@@ -25,49 +25,15 @@ from circuitcli.attribution.mean_effects import PanelEffects
 from circuitcli.attribution.panel import Panel
 from circuitcli.attribution.positions import Positions
 from circuitcli.attribution.prompts import Needs, Prompt, encode_example
-from circuitcli.hookpoints import HookPoint, NodeId
-from circuitcli.models.adapter import ModelAdapter
+from circuitcli.hookpoints import NodeId
 from circuitcli.models.loading import LanguageModel, load_model
 from circuitcli.saes import files
-from circuitcli.saes.base import SaeConfig, SparseCoder
 from circuitcli.saes.coders import Coders
 from circuitcli.settings.graph import GraphSettings
 from circuitcli.settings.model import ModelSettings
 from circuitcli.validation.circuits import circuit_metric, kept_nodes
+from circuitcli.validation.recoded import neurons
 from tests.planted.python_tasks import TASKS, Task
-
-
-class Neurons(SparseCoder):
-    """An MLP's own neurons as a transcoder that explains all: ``down(act(up(x)))``."""
-
-    architecture = "neurons"
-
-    def __init__(self, config: SaeConfig, activation: torch.nn.Module) -> None:
-        super().__init__(config)
-        self.activation = activation
-
-    def sparsify(self, pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
-        """What the activation function makes of them."""
-        return self.activation(pre)
-
-
-@torch.no_grad()
-def neurons(adapter: ModelAdapter, layer: int) -> SparseCoder:
-    """Those of a block of a GPT-2."""
-    mlp = adapter.blocks[layer].mlp
-    d_model, d_mlp = mlp.c_fc.weight.shape
-    config = SaeConfig(
-        HookPoint(layer, "mlp_in"), d_model, d_mlp, subtract_decoder_bias=False, target=HookPoint(layer, "mlp")
-    )
-    coder = Neurons(config, mlp.act)
-    for parameter, value in (
-        (coder.W_enc, mlp.c_fc.weight),
-        (coder.b_enc, mlp.c_fc.bias),
-        (coder.W_dec, mlp.c_proj.weight),
-        (coder.b_dec, mlp.c_proj.bias),
-    ):
-        parameter.copy_(value)
-    return coder.eval().requires_grad_(False)
 
 
 def of_run(run: Path, site: str) -> Coders:
@@ -185,8 +151,8 @@ def main() -> None:
     kinds = {
         "SAEs": of_run(chosen.saes, "mlp"),
         "transcoders": of_run(chosen.transcoders, "mlp_in"),
-        "neurons": Coders.of(neurons(model.adapter, layer) for layer in range(model.adapter.n_layers)),
     }
+    kinds["neurons"] = neurons(model.adapter, kinds["SAEs"])
     sizes: dict[str, list[int]] = {name: [] for name in kinds}
     print("| task | right | difference | through MLPs | " + " | ".join(kinds) + " |\n|" + "---|" * (4 + len(kinds)))
     for task in (task for task in TASKS if task.name in chosen.tasks.split(",")):
