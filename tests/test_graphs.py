@@ -11,14 +11,18 @@ from circuitcli.graphs import (
     CircuitGraph,
     Edge,
     Node,
+    ablated_nodes,
     connected_to_output,
     content_digest,
+    edges_between,
     from_records,
     merged,
     restricted,
     sorted_graph,
+    strongest_nodes,
     to_records,
 )
+from circuitcli.hookpoints import NodeId
 from circuitcli.records import GraphRecord, NodeRecord, Stream, UnknownRecord
 
 # beartype looks at random entries of the lists that a strategy builds a graph from.
@@ -253,3 +257,24 @@ DECIDING = [
 def test_what_decides_a_test_of_a_graph_decides_its_digest(other):
     edge = "resid.0/1>output"
     assert content_digest(graph(edge, **other)) != content_digest(graph(edge)) == content_digest(graph(edge, name="x"))
+
+
+def test_what_a_test_ablates_are_features_and_errors_with_the_edges_out_of_them():
+    names = ("embed/token@1", "resid.0/3@1", "resid.1/error@2", "logit/5", "output")
+    effects = (9.0, 0.5, -2.0, 1.0, None)
+    nodes = tuple(Node(name, effect=effect) for name, effect in zip(names, effects, strict=True))
+    pairs = [
+        (names[0], names[1], 9.0),
+        (names[1], names[2], 0.1),
+        (names[1], names[3], -0.7),
+        (names[2], "output", 0.3),
+    ]
+    edges = tuple(Edge(source, target, weight, "nats") for source, target, weight in pairs)
+    made = CircuitGraph(head(), nodes, edges)
+    feature, error = NodeId.parse(names[1]), NodeId.parse(names[2])
+    assert ablated_nodes(made) == (feature, error) and strongest_nodes(made) == (error, feature)
+    assert edges_between(made) == ((feature, None), (error, None), (feature, error))
+    by_influence = [replace(node, effect=None, influence=1 / rank) for rank, node in enumerate(nodes, 1)]
+    assert strongest_nodes(replace(made, nodes=tuple(by_influence))) == (feature, error)
+    unknown = [replace(node, effect=None) for node in nodes]
+    assert strongest_nodes(replace(made, nodes=tuple(unknown))) == ()

@@ -160,6 +160,12 @@ def ablated_nodes(graph: CircuitGraph) -> tuple[NodeId, ...]:
 
 
 def strongest_nodes(graph: CircuitGraph) -> tuple[NodeId, ...]:
-    """The same, those of the largest effects first."""
-    ordered = sorted(graph.nodes, key=lambda node: -abs(node.effect or 0.0))
-    return ablated_nodes(CircuitGraph(graph.head, tuple(ordered)))
+    """The same, those of the largest effects first, or of the largest influence where no effect is known; nothing where
+    neither is."""
+
+    def size(node: Node) -> float:
+        return abs((node.influence if node.effect is None else node.effect) or 0.0)
+
+    if not any(map(size, graph.nodes)):
+        return ()
+    return ablated_nodes(CircuitGraph(graph.head, tuple(sorted(graph.nodes, key=lambda node: -size(node)))))
