@@ -10,6 +10,7 @@
 load_model, load_coders         a model, and sparse coders of its activations: a run's, or anybody's
 collect, train, evaluate        activations of a text, coders that learn from them, and how good these are
 encode, describe, run           a text in features, what a feature means, the model without some or with more of them
+steer                           what it writes with some features turned up or down
 find_behaviour, find_circuit    something to explain, and the features and errors behind it
 validate, draw                  how far a circuit can be believed, and its picture
 
@@ -42,6 +43,7 @@ _PLACES = {
     "Scores": "circuitcli.api.validating",
     "SettingsError": "circuitcli.errors",
     "SparseCoder": "circuitcli.saes.base",
+    "Steered": "circuitcli.api.steering",
     "ToolError": "circuitcli.errors",
     "collect": "circuitcli.api.collecting",
     "describe": "circuitcli.api.describing",
@@ -53,6 +55,7 @@ _PLACES = {
     "load_coders": "circuitcli.api.coders",
     "load_model": "circuitcli.api.models",
     "run": "circuitcli.api.running",
+    "steer": "circuitcli.api.steering",
     "train": "circuitcli.api.training",
     "validate": "circuitcli.api.validating",
 }

@@ -15,6 +15,8 @@ from circuitcli.api.evaluating import evaluate as evaluate
 from circuitcli.api.models import load_model as load_model
 from circuitcli.api.running import Run as Run
 from circuitcli.api.running import run as run
+from circuitcli.api.steering import Steered as Steered
+from circuitcli.api.steering import steer as steer
 from circuitcli.api.training import train as train
 from circuitcli.api.validating import Scores as Scores
 from circuitcli.api.validating import validate as validate

@@ -126,3 +126,26 @@ def test_what_tells_coders_apart_is_what_they_hold_not_the_type_in_which_they_li
     with torch.no_grad():
         other.b_dec[3] += 1e-3
     assert content_digest(other) != before
+
+
+def test_steering_writes_what_runs_with_the_scaled_feature_predict_token_by_token(model, coders):
+    feature, _ = strongest(model, coders[0])
+    found = circuit.steer(model, coders, TEXT, {f"resid.1/{feature}": 6.0}, n_tokens=3)
+    ids = model.tokenizer.with_bos(model.tokenizer.encode(TEXT))
+    for token, divergence in zip(found.tokens_steered, found.kl_steered, strict=True):
+        step = circuit.run(model, coders, ids, scale={f"resid.1/{feature}": 6.0})
+        steered, clean = (each[-1].log_softmax(0) for each in (step.logits, step.clean_logits))
+        assert step.top(1)[0].token == token
+        assert divergence == pytest.approx(float((clean.exp() * (clean - steered)).sum()), abs=1e-4)
+        ids = [*ids, int(steered.argmax())]
+    assert len(found.tokens_clean) == 3 and found.clean and "nats a token" in repr(found)
+    for wrong in ({}, {"resid.1/error": 2.0}, {"resid.1/3@2": 2.0}, {"resid.1/3": float("nan")}, "resid.1/3"):
+        with pytest.raises(circuit.SettingsError):
+            circuit.steer(model, coders, TEXT, wrong)
+    for wrong in ({"n_tokens": 0}, {"temperature": -1.0}, {"n_tokens": "many"}):
+        with pytest.raises(circuit.SettingsError):
+            circuit.steer(model, coders, TEXT, {"resid.1/3": 2.0}, **wrong)
+    with pytest.raises(circuit.SettingsError, match="2 prompts"):
+        circuit.steer(model, coders, [TEXT, TEXT], {"resid.1/3": 2.0})
+    with pytest.raises(circuit.InputError, match=r"no SAE at resid\.0"):
+        circuit.steer(model, coders, TEXT, {"resid.0/3": 2.0})
