@@ -2,6 +2,7 @@
 
 import copy
 
+import accelerate
 import pytest
 import torch
 from subjects import mixed_subject, random_baseline, random_subject
@@ -144,6 +145,18 @@ def test_modules_that_blocks_share_are_ruled_once(rule):
             logits, entering = logits_from(model, random_ids())
         gradients.append(torch.autograd.grad(logits[0, -1, 3], entering)[0])
     torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_weights_that_are_on_disk_until_a_module_runs_are_ruled_alike(tmp_path, rule):
+    here, away = adapter("llama"), adapter("llama")
+    accelerate.disk_offload(away.model, str(tmp_path), execution_device=torch.device("cpu"))
+    found = []
+    for model in (here, away):
+        with applied(model, rule):
+            logits, entering = logits_from(model, random_ids())
+        found.append((logits, *torch.autograd.grad(logits[0, -1, 3], entering)))
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 class StandardNorm(torch.nn.Module):
