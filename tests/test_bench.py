@@ -11,7 +11,7 @@ from circuitcli.hookpoints import HookPoint
 from circuitcli.models.loading import load_model
 from circuitcli.settings.graph import GraphSettings
 from circuitcli.settings.model import ModelSettings
-from tests.bench import bench_collect, bench_graphs, bench_writer, graph_scaling
+from tests.bench import bench_collect, bench_frozen, bench_graphs, bench_writer, graph_scaling
 from tests.bench.graph_scaling import COMMANDS, Point
 from tests.bench.random_graphs import TINY, Setting
 
@@ -37,6 +37,13 @@ def test_every_way_of_writing_writes_the_rows(name: str, tmp_path: Path, monkeyp
         back = torch.empty_like(rows.values)
         RowsShard.open(files[-1]).read_into(back, bench_writer.BATCH)
         assert torch.equal(back, rows.values)
+
+
+@pytest.mark.parametrize("across", [False, True])
+def test_attribution_graphs_are_measured_beside_their_estimate_the_plain_way_and_the_bare_passes(across: bool):
+    subject = bench_frozen.subject_with(TINY, across=across)
+    lines = bench_frozen.report(subject, GraphSettings(frozen=True, batch_size=4), plain=True)
+    assert [line.partition(" ")[0] for line in lines[1:]] == ["edges", "memory", "plain:", "floor:"]
 
 
 @pytest.mark.parametrize("part", bench_graphs.PARTS)

@@ -354,6 +354,10 @@ def test_interventions_on_drawn_edges_agree_but_for_rounding_and_tell_real_chang
     assert facts["edges"] == 40
     assert facts["relative_error"] < 10 * tolerance(family)
     assert -1 <= facts["rank_correlation_doubled"] <= 1
+    coded = [check for check in checks.checks if "token" not in check.source]
+    assert 3 < len(coded) < 40
+    ranks = rank_correlation(*(np.array([getattr(check, name) for check in coded]) for name in ("weight", "doubled")))
+    assert facts["rank_correlation_doubled_coded"] == ranks
     drawn = {(check.source, check.target) for check in checks.checks}
     again = check_edges(search.edges, search.pruned.rows, 40, seed=1, batch_size=7)
     assert {(check.source, check.target) for check in again.checks} == drawn

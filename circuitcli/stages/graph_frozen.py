@@ -23,6 +23,9 @@ _CHECKS = {
     "rank_correlation_doubled": "edges: rank correlation, doubled",
     "rank_correlation_zeroed": "edges: rank correlation, zeroed",
     "sign_agreement_doubled": "edges: sign agreement, doubled",
+    "rank_correlation_doubled_coded": "edges out of features and errors: rank correlation, doubled",
+    "rank_correlation_zeroed_coded": "edges out of features and errors: rank correlation, zeroed",
+    "sign_agreement_doubled_coded": "edges out of features and errors: sign agreement, doubled",
 }
 
 

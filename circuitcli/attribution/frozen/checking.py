@@ -19,7 +19,7 @@ from circuitcli.attribution.frozen.linear import EMBED, Seen, divisor, reading
 from circuitcli.attribution.frozen.nodes import Active
 from circuitcli.attribution.frozen.rows import EdgeRows, batches
 from circuitcli.graphs.influence import Rows
-from circuitcli.hookpoints import HookPoint
+from circuitcli.hookpoints import HookPoint, NodeId
 from circuitcli.models.taps import Callback
 from circuitcli.progress import task
 from circuitcli.saes.splice import shifted
@@ -50,21 +50,34 @@ class EdgeChecks:
     checks: tuple[EdgeCheck, ...]
 
     def facts(self) -> dict[str, float | None]:
-        """The numbers that sum them up; correlations are None of fewer than three edges."""
-        weights, frozen, doubled, zeroed = (
-            np.array([getattr(check, name) for check in self.checks])
-            for name in ("weight", "frozen", "doubled", "zeroed")
-        )
+        """The numbers that sum them up; correlations are None of fewer than three edges.
+
+        Those of ``coded`` sources leave token embeddings out: norms take most of what doubling them does away, and what
+        MLPs in front of the first coder make of them is constant in the frozen model.
+        """
+        weights, frozen = self._numbers("weight"), self._numbers("frozen")
         errors = np.array([check.relative_error for check in self.checks])
+        coded = EdgeChecks(tuple(check for check in self.checks if not NodeId.parse(check.source).is_token))
         return {
             "edges": float(len(self.checks)),
             "relative_error": float(np.linalg.norm(frozen - weights) / np.linalg.norm(weights)),
             "median_relative_error": float(np.median(errors)),
             "largest_relative_error": float(errors.max()),
-            "rank_correlation_doubled": rank_correlation(weights, doubled),
-            "rank_correlation_zeroed": rank_correlation(-weights, zeroed),
-            "sign_agreement_doubled": float((np.sign(weights) == np.sign(doubled)).mean()),
+            **self._correlations(""),
+            **coded._correlations("_coded"),
         }
+
+    def _correlations(self, ending: str) -> dict[str, float | None]:
+        weights, doubled, zeroed = (self._numbers(name) for name in ("weight", "doubled", "zeroed"))
+        agrees = np.sign(weights) == np.sign(doubled)
+        return {
+            f"rank_correlation_doubled{ending}": rank_correlation(weights, doubled),
+            f"rank_correlation_zeroed{ending}": rank_correlation(-weights, zeroed),
+            f"sign_agreement_doubled{ending}": float(agrees.mean()) if len(agrees) else None,
+        }
+
+    def _numbers(self, name: str) -> NDArray[np.float64]:
+        return np.array([getattr(check, name) for check in self.checks])
 
 
 def check_edges(edges: EdgeRows, rows: Rows, n: int, *, seed: int, batch_size: int) -> EdgeChecks:
