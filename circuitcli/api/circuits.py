@@ -22,11 +22,13 @@ from circuitcli.graphs import CircuitGraph
 from circuitcli.hookpoints import parse_pins
 from circuitcli.models.loading import LanguageModel
 from circuitcli.records import GraphRecord
-from circuitcli.settings.graph import OF_FROZEN, Baseline, GraphSettings, Metric
+from circuitcli.settings.graph import BY_INFLUENCE, OF_FROZEN, Baseline, GraphSettings, Metric
 
 Method = Literal["ig", "atp", "relp", "gim", "exact", "naive", "frozen"]
 # Settings of graphs that are no arguments.
-_FREE = ("baseline_tokens", "batch_size", "heads", "threshold_exp", "thin", "pin", "to", *OF_FROZEN[1:])
+_SELECTION = ("strongest", "min_share", "min_effect", *BY_INFLUENCE, "edges_exact", "edge_points")
+_OF_NAIVE = ("threshold_exp", "thin", "pin", "to")
+_FREE = ("baseline_tokens", "batch_size", "heads", *_SELECTION, *_OF_NAIVE, *OF_FROZEN[1:])
 _OF_GRADIENTS = ("ig_steps", "refine", "down", "up")
 # Arguments that are called otherwise than the settings that they are.
 _CALLED = {"ig_steps": "steps"}
@@ -69,7 +71,7 @@ def find_circuit(
     integrated gradients (``ig``), attribution patching (``atp``), one gradient by a rule (``relp``, ``gim``) or by
     ablating each node (``exact``), with ``refine`` so many of the strongest of each hook point ablated in any case; the
     ``down`` strongest of each sign and hook point are *selected*; the ``up`` strongest *edges* into each are followed
-    upwards; nodes with a path to the output are *assemble*d to a graph (Marks et al. 2024, arXiv:2403.19647). ``naive``
+    upwards; what is kept is *assemble*d to a graph (Marks et al. 2024, arXiv:2403.19647). ``naive``
     ablates one node at a time instead. ``frozen`` is circuit-tracer's attribution graph of one prompt: direct effects
     with attention patterns and norm denominators held constant, pruned by influence on the likeliest tokens.
 
@@ -80,8 +82,9 @@ def find_circuit(
     over cached text (``mean``: of ``cache``, else of the run that the coders are from, else of the model's usual text,
     which is read then), ``zero``, ``resample`` or ``counterfactual``. positions: nodes at each position (``all``), at
     the last one, summed over positions, or for named spans. layers, sites: which coders take part, by default all.
-    settings: baseline_tokens, batch_size, heads, of ``naive`` threshold_exp, thin, pin and to, of ``frozen``
-    node_threshold, edge_threshold, max_nodes and check_edges, as `circuit --set graph.*`.
+    settings: baseline_tokens, batch_size, heads, strongest, min_share, min_effect, edges_exact, edge_points, of
+    ``naive`` threshold_exp, thin, pin and to, of ``frozen`` max_nodes and check_edges, of both kinds of gradient graph
+    node_threshold and edge_threshold, as `circuit --set graph.*`.
 
     Raises InputError for prompts, targets or coders that do not fit the model, SettingsError for arguments that do not
     go together.

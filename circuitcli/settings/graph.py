@@ -12,10 +12,13 @@ OF_ONE_GRADIENT = frozenset({"atp", "relp", "gim"})
 Baseline = Literal["zero", "mean", "mean-position", "resample", "counterfactual"]
 
 # Settings that only frozen graphs read, and those of a behaviour that they read too.
-OF_FROZEN = ("frozen", "node_threshold", "edge_threshold", "max_nodes", "check_edges")
+OF_FROZEN = ("frozen", "max_nodes", "check_edges")
+# What prunes graphs by influence: frozen ones always, other gradient graphs where it is given.
+BY_INFLUENCE = ("node_threshold", "edge_threshold")
 _OF_BEHAVIOURS = ("prompt", "prompt_ids", "prompts", "n_prompts", "skip_bad", "sequences", "chat", "target", "foil")
 READ_BY_FROZEN = (
     *OF_FROZEN,
+    *BY_INFLUENCE,
     *_OF_BEHAVIOURS,
     "metric",
     "layers",
@@ -122,9 +125,10 @@ class GraphSettings(Section):
     """Attribution graph of one prompt, as circuit-tracer makes it: direct effects with attention patterns and norm
     denominators held constant, MLPs replaced by transcoders or held constant; logits are nodes."""
     node_threshold: float = Field(0.8, gt=0, le=1)
-    """Frozen graph: keep the nodes that have this share of the influence on the logits."""
+    """Keep the nodes that have this share of the influence on the output by way of all paths: of a frozen graph, of
+    another gradient graph only where this is given."""
     edge_threshold: float = Field(0.98, gt=0, le=1)
-    """Frozen graph: keep the edges that have this share of the influence between the nodes kept."""
+    """Keep the edges that have this share of the influence between the nodes kept, likewise."""
     max_nodes: int = Field(7500, ge=1, le=2**24)
     """Frozen graph: edges are taken into so many active features, the most influential ones."""
     check_edges: int = Field(0, ge=0, le=2**20)

@@ -10,7 +10,7 @@ from circuitcli.graphs import Edge, Node
 from circuitcli.hookpoints import HookPoint, parse_pins
 from circuitcli.records import Record
 from circuitcli.runs import atomic
-from circuitcli.settings.graph import OF_FROZEN
+from circuitcli.settings.graph import BY_INFLUENCE, OF_FROZEN
 from circuitcli.stages.graphing import Task, finish, head_of, prepare, task_of
 from circuitcli.stages.request import Request, resumable
 from circuitcli.stages.responses import check_sweep, swept
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # Settings that only the gradient graph reads.
 _SELECTION = ("down", "up", "strongest", "min_share", "min_effect", "edge_points", "edges_exact")
-_GRADIENT = ("method", "ig_steps", "refine", *_SELECTION, "heads", "qk", "pairs", *OF_FROZEN)
+_GRADIENT = ("method", "ig_steps", "refine", *_SELECTION, "heads", "qk", "pairs", *OF_FROZEN, *BY_INFLUENCE)
 
 
 def run(request: Request) -> list[Record]:
