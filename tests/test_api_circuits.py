@@ -89,6 +89,7 @@ def test_a_gradient_graph_and_its_scores_are_those_of_the_commands(model, coders
         told = [one.model_dump(exclude=without) for one in Stream(of_command).of(theirs)]
         assert [one.model_dump(exclude=without) for one in own] == told and told
     assert "faithfulness-random-active" in str(scores) and "minimality" in scores._repr_html_()
+    assert str(scores).startswith(f"{scores.verdict.verdict}: ") and scores._repr_html_().startswith("<p>")
     with pytest.raises(KeyError, match="faithfulness"):
         scores["faith"]
 

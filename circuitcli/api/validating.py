@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from html import escape
 from pathlib import Path as FilePath
 from typing import Any, Literal, cast
 
@@ -75,11 +76,15 @@ class Scores(Sequence[ScoreRecord]):
         return tuple(record.model_dump(exclude_none=True, exclude={"kind"}) for record in self.records)
 
     def __str__(self) -> str:
-        return "\n".join(map(_line, self.records))
+        return "\n".join([*self._said(), *map(_line, self.records)])
+
+    def _said(self) -> list[str]:
+        """The verdict, which comes first."""
+        return [] if self.verdict is None else [f"{self.verdict.verdict}: {'; '.join(self.verdict.why)}"]
 
     def _repr_html_(self) -> str:
         rows = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in _cells(record))}</tr>" for record in self.records)
-        return f"<table>{rows}</table>"
+        return "".join(f"<p>{escape(line)}</p>" for line in self._said()) + f"<table>{rows}</table>"
 
 
 def validate(
