@@ -20,7 +20,7 @@ from circuitcli.saes.coders import Coders
 from circuitcli.schema import METHODS
 from circuitcli.settings.graph import GraphSettings
 from circuitcli.validation import stability
-from circuitcli.validation.refinding import Refinder
+from circuitcli.validation.refinding import Refinder, settings_of
 from circuitcli.validation.stability import Found, agreement, jaccard, rank_correlation
 
 HOOKS = (HookPoint(1, "attn"), HookPoint(1, "resid"), HookPoint(2, "resid"))
@@ -178,6 +178,12 @@ def test_features_of_another_seed_are_matched_by_their_directions_one_to_one():
     }
     assert all(cosine == pytest.approx(1.0, abs=1e-5) for _, cosine in found.values())
     assert matched(coder, other, []) == {} and list(matched(coder, other, [3])) == [3]
+
+
+def test_a_refined_graph_is_refined_again():
+    told = settings_of(head(method="grad-atp-refined", refined=7, min_share=0.25), GraphSettings(refine=3))
+    assert (told.method, told.refine, told.min_share, told.down) == ("atp", 7, 0.25, 4)
+    assert settings_of(head(), GraphSettings(refine=3)).refine == 0
 
 
 @pytest.mark.parametrize("method", ["naive", "frozen"])

@@ -13,7 +13,7 @@ from circuitcli.graphs import CircuitGraph
 from circuitcli.hookpoints import NodeId
 from circuitcli.records import GraphRecord
 from circuitcli.settings.graph import OF_ONE_GRADIENT, GraphSettings
-from circuitcli.validation.stability import METHOD_PREFIX, Found, check_gradient
+from circuitcli.validation.stability import Found, check_gradient, method_of
 
 # What a head tells that settings of a search are called too, but that says what is explained, not how.
 _NOT_HOW = frozenset({"prompt", "prompts", "n_prompts", "target", "foil", "chat", "name", "counterfactual", "to"})
@@ -26,7 +26,7 @@ def settings_of(head: GraphRecord, settings: GraphSettings) -> GraphSettings:
         for name in GraphSettings.model_fields
         if name not in _NOT_HOW and (value := getattr(head, name, None)) is not None
     }
-    told["method"] = head.method.removeprefix(METHOD_PREFIX)
+    told["method"], told["refine"] = method_of(head), head.refined or 0
     if head.steps is not None and told["method"] not in OF_ONE_GRADIENT:
         told["ig_steps"] = head.steps
     return settings.model_copy(update=told)

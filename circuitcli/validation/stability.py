@@ -21,12 +21,17 @@ from circuitcli.records import GraphRecord
 from circuitcli.settings.graph import GraphSettings
 
 BAR = 0.8
-METHOD_PREFIX = "grad-"
+
+
+def method_of(head: GraphRecord) -> str:
+    """What the settings call the method of a gradient graph, whether it was refined or not; else what the head says."""
+    refined = head.method.removesuffix("-refined")
+    return refined.removeprefix("grad-") if refined.startswith("grad-") else head.method
 
 
 def check_gradient(head: GraphRecord) -> None:
     """Raise InputError unless the graph was found by a search from gradients, which is what is done again."""
-    if head.method.removeprefix(METHOD_PREFIX) not in get_args(GraphSettings.model_fields["method"].annotation):
+    if method_of(head) not in get_args(GraphSettings.model_fields["method"].annotation):
         raise InputError(
             f"graph '{head.name}' was made by another method ({head.method}) than those that can be repeated",
             hint="make one with `circuit graph-grad`, or leave out --stability and --sae-seeds",
