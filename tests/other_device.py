@@ -128,7 +128,14 @@ def register() -> None:
     def number(tensor: Tensor) -> float:
         return _numbers(tensor).item()
 
+    # PyTorch's own makes an empty tensor and lets it grow, which tensors of another class do not.
+    def arange(*bounds: Any, dtype: Any = None, **options: Any) -> Tensor:
+        return OtherTensor(torch.arange(*bounds, dtype=dtype))
+
     for name, of_cpu in (
+        ("arange", arange),
+        ("arange.start", arange),
+        ("arange.start_step", arange),
         ("empty.memory_format", empty),
         ("empty_strided", empty_strided),
         ("_copy_from", copy),

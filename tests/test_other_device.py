@@ -38,8 +38,9 @@ READING = [
     ["graph-grad", "--prompt", PROMPT, "--down", "6", "--up", "3"],
     [
         *["graph-grad", "--prompt", PROMPT, "--down", "6", "--up", "3", "--method", "atp", "--name", "atp"],
-        *["--heads", "--qk", "3.1:7,2", "--set", "graph.pairs=3"],
+        *["--heads", "--qk", "3.1:7,2"],
     ],
+    ["graph-grad", "--prompt", PROMPT, "--frozen", "--heads", "--check-edges", "3", "--name", "frozen"],
     ["graph-naive", "--prompt", PROMPT, "--thin", "0.5", "--name", "naive"],
     ["validate", "--graph", "circuit"],
     ["inspect", "saes/resid.2"],
@@ -113,7 +114,7 @@ def test_features_agree(runs: dict[str, Path]):
         assert len(different) <= STRAY * len(ones), different
 
 
-@pytest.mark.parametrize("name", ["circuit", "atp", "naive"])
+@pytest.mark.parametrize("name", ["circuit", "atp", "frozen", "naive"])
 def test_circuits_agree(runs: dict[str, Path], name: str):
     here, there = (records(runs[folder] / f"graphs/{name}.jsonl") for folder in ("cpu", "read"))
     for kind, number in (("node", "effect"), ("edge", "weight")):
@@ -129,6 +130,30 @@ def test_circuits_agree(runs: dict[str, Path], name: str):
             if ones[place] != pytest.approx(others[place], rel=1e-2 * SLACK, abs=least)
         }
         assert len(different) <= STRAY * len(ones), different
+
+
+def test_parts_of_edges_and_scores_agree(runs: dict[str, Path]):
+    for name in ("atp", "frozen"):
+        here, there = (
+            {
+                key(part): part.get("heads")
+                for part in records(runs[folder] / f"graphs/{name}.jsonl")
+                if part["kind"] == "edge"
+            }
+            for folder in ("cpu", "read")
+        )
+        parts = [(here[edge], there[edge]) for edge in here.keys() & there.keys() if here[edge]]
+        assert parts
+        least = 1e-3 * SLACK * max(abs(value) for one, _ in parts for value in one.values())
+        for one, other in parts:
+            # What is just among the strongest heads in one may be just beside them in the other.
+            for head in (one.keys() & other.keys()) - {"others"}:
+                assert one[head] == pytest.approx(other[head], rel=1e-2 * SLACK, abs=least)
+    here, there = (
+        next(part for part in records(runs[folder] / "graphs/atp.jsonl") if part["kind"] == "attention")
+        for folder in ("cpu", "read")
+    )
+    assert here["score"] == pytest.approx(there["score"], rel=1e-3 * SLACK)
 
 
 def key(part: dict) -> tuple:

@@ -96,7 +96,9 @@ class PanelEdges:
             rows = [(text, targets[number]) for text, number in some]
             options: dict[str, Any] = {"masks": masks, "taken": self.taken, "steps": steps}
             if values is not None:
-                options["values"] = masks.new_tensor([values[target] for _, target in rows], dtype=torch.float64)
+                # Not every device has float64.
+                like = next(iter(subject.codes.values()))
+                options["values"] = like.new_tensor([values[target] for _, target in rows])
             return some, incoming(subject, hook, rows, effects, baseline, **options)
 
         for some, found in in_batches(pairs, run, size=size):
