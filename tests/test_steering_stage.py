@@ -7,6 +7,7 @@ import pytest
 from cli_support import here
 from test_validate_stage import HOOKS, PROMPT, _one_model, ask, collected, run  # noqa: F401
 
+from circuitcli.cli.summaries import next_step
 from circuitcli.cli.told import told
 from circuitcli.models.loading import load_model
 from circuitcli.records import SteeringRecord, Stream
@@ -39,6 +40,7 @@ def test_steering_is_recorded_reported_and_not_done_twice(ask, strongest, run, m
     assert record.kl_clean[0] > 1e-3 and min(record.active.values()) > 0
     report = json.loads((run.path / record.path).read_text())
     assert report["kl_steered"] == list(record.kl_steered) and report["features"][0]["factor"] == 8.0
+    assert next_step("validate", [record]) is None, "there is no graph to draw"
     lines = [*told([record])]
     assert repr(record.steered) in lines[1] and "times 8" in lines[2]
     assert b"along the steered text" in (run.path / figure.path).read_bytes()
@@ -67,6 +69,7 @@ def test_what_cannot_be_steered_is_one_error_with_a_hint_and_its_status(collecte
         (("--scale", f"{strongest}=3", "--scale", f"{strongest}=4", *prompt), 2),
         (("--scale", f"{strongest}=3", "--pin", strongest, *prompt), 2),
         (("--scale", f"{strongest}=3", "--stability", "3", *prompt), 2),
+        (("--scale", f"{strongest}=3", "--at-least", "0.5", *prompt), 2),
         (("--scale", f"{strongest}=3", "--prompts", "nowhere.jsonl"), 2),
         (("--scale", f"{strongest}=3", "--generate", "0", "--prompt", "a"), 2),
         (("--scale", f"{strongest}=3", "--temperature", "-1", "--prompt", "a"), 2),

@@ -17,5 +17,8 @@ def check_modes(settings: ValidationSettings) -> None:
         raise SettingsError(
             f"{one} and {other} ask for two different tests", hint="leave one of them out, and run it by itself"
         )
+    # Pins say so themselves, in their own words.
+    if settings.at_least is not None and asked and asked != ["--pin"]:
+        raise SettingsError(f"{asked[0]} gives no faithfulness for --at-least to judge", hint="leave one of them out")
     if settings.rival is not None and not settings.stability:
         raise SettingsError("--rival is a part of --stability, which is not asked for", hint="add --stability 20")
