@@ -15,6 +15,7 @@ from cli_support import Outcome
 from circuitcli import progress, stages
 from circuitcli.cli.app import run
 from circuitcli.errors import InputError, ToolError
+from circuitcli.stages import graph_frozen
 
 COLLECT = ("collect", "--model", "some/model", "--dtype", "float64")
 RUN = Path("runs/some-model")
@@ -87,6 +88,14 @@ def test_a_dry_run_tells_and_makes_nothing(circuit: Commands):
     assert (outcome.status, outcome.stdout) == (0, "")
     assert "tokens to store" in outcome.stderr
     assert list(Path().iterdir()) == []
+
+
+def test_an_estimate_is_of_frozen_graphs(collected: Commands, monkeypatch: pytest.MonkeyPatch):
+    outcome = collected("graph-grad", "--estimate")
+    assert (outcome.status, outcome.stdout) == (2, "") and outcome.errors[1] == "hint: add --frozen"
+    monkeypatch.setattr(graph_frozen, "plan", lambda request: [("time", "about 3.0 s")])
+    outcome = collected("graph-grad", "--frozen", "--prompt", "x", "--estimate")
+    assert (outcome.status, outcome.stdout) == (0, "") and "about 3.0 s" in outcome.stderr
 
 
 def test_quiet_silences_everything_but_errors(collected: Commands):
