@@ -90,7 +90,7 @@ def dense_pruning(dense, kinds, weights, node_threshold, edge_threshold):
             node
             for node in np.flatnonzero(nodes)
             if (kinds[node] in (FEATURE, ERROR) and not left[:, node].any())
-            or (kinds[node] == FEATURE and not left[node].any())
+            or (kinds[node] == FEATURE and dense[node].any() and not left[node].any())
         ]
         if not lost:
             return nodes, left
@@ -109,6 +109,15 @@ def test_pruning_keeps_what_its_definition_does(seed, node_threshold, edge_thres
     found = np.zeros_like(dense)
     found[pruned.rows.edge_targets, pruned.rows.sources] = pruned.rows.values
     np.testing.assert_array_equal(found, left)
+
+
+def test_features_that_nothing_ever_leads_to_are_sources_and_stay():
+    dense = np.zeros((4, 4))
+    dense[2, 1], dense[3, 2], dense[3, 0] = 1.0, 1.0, 3.0
+    rows = rows_of(dense, [FEATURE, ERROR, FEATURE, LOGIT], [0, 0, 0, 1.0])
+    assert prune(rows, node_threshold=1.0, edge_threshold=1.0).nodes.tolist() == [True] * 4
+    # Of the other feature the edge that leads to it goes, and so it goes itself.
+    assert prune(rows, node_threshold=1.0, edge_threshold=0.55).nodes.tolist() == [True, False, False, True]
 
 
 def test_a_graph_of_errors_alone_is_explained_by_half_in_circuit_tracers_count_and_not_at_all_over_inputs():

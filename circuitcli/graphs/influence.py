@@ -123,14 +123,16 @@ class Pruned:
 def prune(rows: Rows, *, node_threshold: float, edge_threshold: float) -> Pruned:
     """The nodes that have this share of the influence, tokens and logits too; between them the edges that have this
     share of theirs (1 keeps all that are not zero); without features and errors that lead nowhere, and features that
-    nothing leads to."""
-    before = influence(rows)
+    nothing leads to any more; those that nothing led to before, as of what reads a constant MLP, are sources as errors
+    are."""
+    before, led_to = influence(rows), np.zeros(rows.n_nodes, dtype=bool)
+    led_to[rows.targets[rows.counts > 0]] = True
     nodes = at_least(before, node_threshold) | np.isin(rows.kinds, (TOKEN, LOGIT))
     left = rows.kept(nodes[rows.sources] & nodes[rows.edge_targets] & (rows.values != 0))
     after = influence(left)
     mass = np.repeat((after + rows.weights)[left.targets] / np.maximum(left.totals(), 1e-10), left.counts)
     left = left.kept(at_least(np.abs(left.values) * mass, edge_threshold))
-    nodes = _cleaned(left, nodes)
+    nodes = _cleaned(left, nodes, led_to=led_to & (rows.kinds == FEATURE))
     return Pruned(nodes, left.kept(nodes[left.sources] & nodes[left.edge_targets]), before)
 
 
@@ -147,15 +149,15 @@ def at_least(scores: Floats, share: float) -> NDArray[np.bool_]:
     return kept
 
 
-def _cleaned(rows: Rows, nodes: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Without what leads nowhere, and features that nothing leads to, until there is none."""
+def _cleaned(rows: Rows, nodes: NDArray[np.bool_], *, led_to: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Without what leads nowhere, and what nothing leads to any more, until there is none. led_to: what something led
+    to."""
     targets, movable = rows.edge_targets, np.isin(rows.kinds, (FEATURE, ERROR))
-    features = rows.kinds == FEATURE
     while True:
         live = nodes[rows.sources] & nodes[targets]
         leads = np.bincount(rows.sources[live], minlength=rows.n_nodes) > 0
         is_led_to = np.bincount(targets[live], minlength=rows.n_nodes) > 0
-        kept = nodes & (leads | ~movable) & (is_led_to | ~features)
+        kept = nodes & (leads | ~movable) & (is_led_to | ~led_to)
         if (kept == nodes).all():
             return kept
         nodes = kept
