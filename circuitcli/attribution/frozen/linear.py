@@ -24,8 +24,8 @@ from circuitcli.saes.splice import shifted
 EMBED = HookPoint(0, "embed")
 # Derivatives as wide as the stream that a block's backward pass has at once.
 _UNDER_WAY = 12
-# Share of a change by which rounding in half precision may bend it.
-_MOST_BENT = 0.05
+# Share of a change by which rounding in half precision may bend it, where it is more than rounding itself.
+_MOST_BENT, _ROUNDING = 0.05, 1e-3
 
 
 @dataclass(frozen=True)
@@ -100,14 +100,17 @@ class FrozenModel:
             return self._run(rows, moves)
 
     def check_affine(self) -> None:
-        """Raise InputError if the end of the model does not move twice as far when what is written first is moved
-        twice as far: the model then has a part that is not held constant."""
-        place = self.places[0]
-        x = self.leaves[place].detach()[:, self.subject.first :].to(self._like)
-        move = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x) * x.std()
-        seen = self.moved({place: torch.cat([move, 2 * move])}).normed[0] - self.seen.normed[0].detach()
-        once, twice = seen.float()
-        if float((twice - 2 * once).norm()) > _MOST_BENT * float(twice.norm()):
+        """Raise InputError if what is read does not move twice as far when all that is written is moved twice as far:
+        the model then has a part that is not held constant."""
+        generator = torch.Generator().manual_seed(0)
+        moves = {}
+        for place, written in self.leaves.items():
+            x = self._spliced(written.detach())
+            move = torch.randn(x.shape, generator=generator).to(x) * x.std()
+            moves[place] = torch.cat([move, 2 * move])
+        seen = self.moved(moves)
+        pairs = [(seen.reads[hook], before) for hook, before in self.seen.reads.items()]
+        if any(_is_bent(after, before) for after, before in [*pairs, (seen.normed[0], self.seen.normed[0])]):
             raise InputError(
                 f"the model type '{self.subject.adapter.model_type}' has a part that cannot be held constant, so that "
                 "its frozen model is not linear",
@@ -143,6 +146,13 @@ class FrozenModel:
 
     def _spliced(self, x: Tensor) -> Tensor:
         return x[:, self.subject.first :].to(self._like)
+
+
+def _is_bent(after: Float[Tensor, "2 position width"], before: Float[Tensor, "1 position width"]) -> bool:
+    """Whether the second row is not twice as far from what was before as the first, beyond rounding."""
+    once, twice = (after - before.detach()).float()
+    bent = float((twice - 2 * once).norm())
+    return bent > _MOST_BENT * max(float(twice.norm()), _ROUNDING * float(before.detach().float().norm()))
 
 
 class _Run:
