@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from circuitcli.attribution.subject import Subject
 from circuitcli.hookpoints import HookPoint
-from circuitcli.models.taps import Callback
+from circuitcli.models.taps import Callback, read
 
 EMBED = HookPoint(0, "embed")
 # Stands for the output of the final norm.
@@ -124,8 +124,8 @@ class FrozenOracle:
                 going_on = self.clean.get(hook, x).expand_as(x).clone()
             else:
                 going_on = x.clone()
-            if is_written and hook in moves:
-                going_on[:, first:] += moves[hook]
+            if hook in moves:
+                going_on[:, going_on.shape[1] - moves[hook].shape[1] :] += moves[hook]
             for coder in coders.writers(hook):
                 if coder.config.skip and self.clean:
                     going_on[:, first:] += coder.skip((seen[coder.hook] - self.clean[coder.hook])[:, first:], hook)
@@ -142,8 +142,11 @@ def write_of(subject: Subject, name: str) -> dict[HookPoint, torch.Tensor]:
     """What the node of this name writes in the clean run, by hook point: (1, spliced, d_model)."""
     place, _, position = name.partition("@")
     hook, _, what = place.partition("/")
-    hook, at = HookPoint.parse(hook), int(position) - subject.first
-    moves = {}
+    hook, moves = HookPoint.parse(hook), {}
+    if not what:
+        # An MLP that is constant, at all positions.
+        return {hook: read(subject.adapter, subject.clean.input_ids, None, [hook])[hook].detach()}
+    at = int(position) - subject.first
     if what == "token":
         value = subject.adapter.embedding(torch.tensor(subject.prompts[0].ids[int(position)]))
         return {hook: _only(subject, value, at)}
@@ -166,5 +169,6 @@ def writes_of(subject: Subject, names: list[str]) -> dict[HookPoint, torch.Tenso
     """`write_of` of several nodes, a row for each."""
     single = [write_of(subject, name) for name in names]
     hooks = {hook for moves in single for hook in moves}
-    like = torch.zeros(1, subject.n_spliced, subject.adapter.d_model, dtype=torch.float64)
-    return {hook: torch.cat([moves.get(hook, like) for moves in single]) for hook in hooks}
+    length = {hook: next(moves[hook].shape[1] for moves in single if hook in moves) for hook in hooks}
+    none = {hook: torch.zeros(1, length[hook], subject.adapter.d_model, dtype=torch.float64) for hook in hooks}
+    return {hook: torch.cat([moves.get(hook, none[hook]) for moves in single]) for hook in hooks}

@@ -99,6 +99,7 @@ def test_nothing_is_left_unexplained_behind_a_residual_autoencoder(family):
 
 def test_sources_at_other_positions_come_through_earlier_attention():
     split = split_score(random_subject("llama", layers=(0,), sites=("mlp",), n=6, first=1), ASKED)
+    assert {"mlp.1"} == {name for name in split.query.names if "@" not in name} - {*CONSTANTS}
     positions = {int(name.partition("@")[2]) for name in split.query.names if "@" in name}
     assert positions == {1, 2, 3, 4}
     assert {"embed/token@1", "embed/token@4"} <= set(split.query.names), "moved to the query by attention, and its own"

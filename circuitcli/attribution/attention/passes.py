@@ -40,12 +40,14 @@ FROZEN = Backward("frozen", is_frozen=True, holds_mlps=True)
 class DirectPass:
     """What one run of copies of texts left, as tensors that derivatives can be taken through.
 
-    leaves: by what is written, spliced hook points and the embedding. reads: what coders and
+    leaves: by what is written, spliced hook points and the embedding. constants: MLPs that no coder writes, likewise,
+    where they are opened. reads: what coders and
     attention read, after what is written there. arriving: what attention adds, before it is replaced where coders write
     it, and what autoencoders read.
     """
 
     leaves: dict[HookPoint, Tensor] = field(default_factory=dict)
+    constants: dict[HookPoint, Tensor] = field(default_factory=dict)
     reads: dict[HookPoint, Tensor] = field(default_factory=dict)
     arriving: dict[HookPoint, Tensor] = field(default_factory=dict)
     residual: Tensor | None = None
@@ -58,16 +60,20 @@ def direct_pass(
     *,
     backward: Backward = FROZEN,
     cuts_attention: bool = False,
+    opens_constants: bool = False,
     values: Mapping[HookPoint, Float[Tensor, "text position d_model"]] | None = None,
 ) -> Iterator[DirectPass]:
     """Run copies of texts from the embedding on; what runs while this is open has the same derivatives.
 
-    cuts_attention: what attention adds is constant, so that only paths along the stream are left. values: what spliced
-    hook points go on with in place of their clean activations.
+    cuts_attention: what attention adds is constant, so that only paths along the stream are left. opens_constants:
+    derivatives by constant MLPs can be taken. values: what spliced hook points go on with in place of their clean
+    activations.
     """
     made = DirectPass()
     with torch.enable_grad(), applied(subject.adapter, backward.rule):
-        taps = _Taps(subject, texts, made, backward, cuts_attention=cuts_attention, values=values or {})
+        taps = _Taps(subject, texts, made, backward, values=values or {})
+        taps.constant |= {"attn"} if cuts_attention else set()
+        taps.opens_constants = opens_constants
         made.residual = subject.run(taps.of_run(), texts=texts, start=-1)
         yield made
 
@@ -82,18 +88,18 @@ class _Taps:
         made: DirectPass,
         backward: Backward,
         *,
-        cuts_attention: bool,
         values: Mapping[HookPoint, Tensor],
     ) -> None:
         self.subject, self.coders, self.texts, self.made = subject, subject.coders, texts, made
         self._values = {**subject.clean.activations, **values}
-        self._constant = {"mlp"} if backward.holds_mlps else set()
-        self._constant |= {"attn"} if cuts_attention else set()
+        # Sites whose activations are constant where no coder writes them.
+        self.constant = {"mlp"} if backward.holds_mlps else set()
+        self.opens_constants = False
 
     def of_run(self) -> dict[HookPoint, Callback]:
         """Those of a run from the embedding on."""
         adapter = self.subject.adapter
-        sites = {"attn_in", "attn", *self._constant}
+        sites = {"attn_in", "attn", *self.constant}
         blocks = (HookPoint(layer, site) for layer in range(adapter.n_layers) for site in sites)
         hooks = {EMBED, *self.coders.hooks, *(hook for hook in blocks if adapter.offers(hook))}
         return {hook: self._tap(hook) for hook in sorted(hooks)}
@@ -103,11 +109,19 @@ class _Taps:
 
         def callback(x: Tensor) -> Tensor | None:
             self.made.arriving[hook] = x
-            going_on = self._held(hook, x) if is_written else x.detach() if hook.site in self._constant else x
+            going_on = (
+                self._held(hook, x) if is_written else self._constant(hook, x) if hook.site in self.constant else x
+            )
             self.made.reads[hook] = going_on
             return None if going_on is x else going_on
 
         return callback
+
+    def _constant(self, hook: HookPoint, x: Tensor) -> Tensor:
+        if not self.opens_constants:
+            return x.detach()
+        self.made.constants[hook] = leaf(x)
+        return self.made.constants[hook]
 
     def _held(self, hook: HookPoint, x: Tensor) -> Tensor:
         value = self._values[hook][self.texts] if hook in self._values else x

@@ -7,8 +7,9 @@ Query and key are affine in what is written before, in the frozen model on the d
 attention, denominators of norms (those of queries and keys too) and MLPs that no coder writes are constants, and what a
 spliced hook point holds is not traced further. So the query of a head at a position is the sum of what each feature,
 error and token embedding brings to it, at whatever position it is, and of constants: biases of the projection, of the
-norm before it and of decoders, what comes from a BOS token in front, and the rest, which comes from what is held
-constant. The rotary embedding is part of the linear map. The pairs sum to the score, before a soft cap.
+norm before it and of decoders, what comes from a BOS token in front, MLPs that no coder writes (``mlp.3``), and the
+rest: position embeddings, and biases of earlier blocks. The rotary embedding is part of the linear map. The pairs sum
+to the score, before a soft cap.
 """
 
 from collections.abc import Iterator, Sequence
@@ -97,7 +98,7 @@ def split_score(subject: Subject, asked: AttentionScore) -> ScoreSplit:
     """A score of the clean run of one prompt, split. Raises SettingsError or InputError for one that is not there."""
     check_asked(subject, asked)
     hook = HookPoint(asked.layer, "attn_in")
-    with direct_pass(subject, subject.copies(1)) as run:
+    with direct_pass(subject, subject.copies(1), opens_constants=True) as run:
         read = run.reads[hook]
         x = read.detach().to(_number_type(read))
         keywords = subject.clean.arguments[asked.layer][1]
@@ -165,7 +166,7 @@ class _Sources:
 
     def rows_at_once(self, at_most: int) -> int:
         """Of how many numbers the derivatives by all that is written may be there at once."""
-        n_bytes = (len(self.run.leaves) + _MADE) * self.read.numel() * self.x.element_size()
+        n_bytes = (len(self.run.leaves) + len(self.run.constants) + _MADE) * self.read.numel() * self.x.element_size()
         return max(1, min(at_most, budget_of(self.subject.adapter) // n_bytes))
 
     def of(self, linear: Projection, position: int) -> tuple[list[str], Float[Tensor, "source row"]]:
@@ -194,12 +195,13 @@ def _gradients(
     """Derivative of each number of a query or key by what is written at each place."""
     seeds = read.new_zeros(len(linear.weight), *read.shape)
     seeds[:, 0, position] = linear.weight.to(read)
+    opened = {**run.leaves, **run.constants}
     found = torch.autograd.grad(
-        read, list(run.leaves.values()), seeds, retain_graph=True, allow_unused=True, is_grads_batched=True
+        read, list(opened.values()), seeds, retain_graph=True, allow_unused=True, is_grads_batched=True
     )
     return {
         hook: gradient[:, 0].to(linear.weight)
-        for hook, gradient in zip(run.leaves, found, strict=True)
+        for hook, gradient in zip(opened, found, strict=True)
         if gradient is not None
     }
 
@@ -207,7 +209,8 @@ def _gradients(
 def _of_nodes(
     subject: Subject, run: DirectPass, gradients: dict[HookPoint, Tensor]
 ) -> Iterator[tuple[list[str], Float[Tensor, "some width"]]]:
-    """Names of nodes and what they bring: features of each coder, errors of each written hook point, tokens."""
+    """Names of nodes and what they bring: features of each coder, errors of each written hook point, tokens; and MLPs
+    that are constant."""
     first = subject.first
     for hook, coder in subject.coders.items():
         places = [place for place in coder.writes if place in gradients]
@@ -223,6 +226,8 @@ def _of_nodes(
         if place in subject.coders.written:
             errors = subject.errors[place][0]
             yield _error_names(place, range(first, first + len(errors))), _at_each(gradient[:, first:], errors)
+        elif place in run.constants:
+            yield [str(place)], _at_each(gradient, run.constants[place].detach()[0]).sum(dim=0, keepdim=True)
         else:
             written = run.leaves[place].detach()[0, first:].to(gradient)
             yield _token_names(range(first, first + len(written))), _at_each(gradient[:, first:], written)
@@ -259,7 +264,7 @@ def _of_decoder_biases(subject: Subject, gradients: dict[HookPoint, Tensor], *, 
 def _of_bos(subject: Subject, run: DirectPass, gradients: dict[HookPoint, Tensor], *, like: Tensor) -> Tensor:
     """What comes from positions that carry no nodes."""
     total = torch.zeros_like(like)
-    for place, gradient in gradients.items():
-        written = run.leaves[place].detach()[0, : subject.first]
+    for place in run.leaves.keys() & gradients.keys():
+        gradient, written = gradients[place], run.leaves[place].detach()[0, : subject.first]
         total = total + _at_each(gradient[:, : subject.first], written).sum(dim=0).to(like)
     return total
