@@ -508,6 +508,17 @@ def test_a_circuit_is_held_against_others_and_has_curves(ask, graph, run, caplog
     assert all(scored(held_out)[key].held_out for key in zip(names, policies, strict=True))
 
 
+def test_nodes_of_a_control_graph_count_at_all_positions_that_have_no_name_here(ask, graph, run, tmp_path):
+    graph()
+    other = graphs.from_records(run.stream())[-1]
+    places = ("resid.1/3@2", "resid.1/4@verb", "resid.1/5@last", "resid.2/error")
+    control = tmp_path / "control.jsonl"
+    nodes = "".join(json.dumps({"kind": "node", "id": place}) + "\n" for place in places)
+    control.write_text(records.to_line(other.head) + "\n" + nodes, encoding="utf-8")
+    found = validate._control(ask(), other, str(control))
+    assert [*map(str, found)] == ["resid.1/3", "resid.1/4", "resid.1/5@last", "resid.2/error"]
+
+
 def test_a_control_graph_that_cannot_be_one_is_refused_before_anything_runs(ask, graph, run, collected, tmp_path):
     graph(graph__name="narrow", graph__layers="1:2")
     graph(graph__name="circuit")

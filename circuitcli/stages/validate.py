@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# A position that every prompt has.
+_LAST = "last"
+
 
 def run(request: Request) -> list[Record]:
     """The scores of a graph, or what ablating pinned features does, measured now or before; a killed test goes on.
@@ -181,7 +184,8 @@ def _check_behaviour(settings: GraphSettings, graph: CircuitGraph, *, has_prompt
 
 
 def _control(request: Request, graph: CircuitGraph, named: str) -> tuple[NodeId, ...]:
-    """The nodes of another behaviour's graph, at all positions where they have numbers: there are other words there.
+    """The nodes of another behaviour's graph, at all positions where they have numbers, which are other words here, or
+    names of spans that the tested graph has not.
 
     Raises InputError for a graph of other coders, for one without nodes, and for the graph itself.
     """
@@ -200,7 +204,9 @@ def _control(request: Request, graph: CircuitGraph, named: str) -> tuple[NodeId,
                 f"{name}, where graph '{graph.head.name}' has {'its own' if name in graph.head.saes else 'none'}",
                 hint="make it with the same --layers, --sites and SAEs",
             )
-    return without_numbers(nodes)
+    known = {_LAST, *(node.position for node in ablated_nodes(graph))}
+    here = (node if node.position in known else replace(node, position=None) for node in without_numbers(nodes))
+    return tuple(dict.fromkeys(here))
 
 
 def _found_on(request: Request, graph: CircuitGraph) -> tuple[Example, ...]:
