@@ -9,37 +9,31 @@ while all else runs free (midpoint rule). A group is a coder's codes at all hook
 of those that it is the last coder to write. Where an error is not in the group only what the coder adds is moved.
 
 The effects of a group ought to add up to what the metric loses with the whole group at baseline; what is missing is its
-gap. Steps are added until it is small: three times as many have all points of before among theirs.
+gap. Steps are added until it is small, where it comes from.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from circuitcli.attribution.baselines import Baseline, metric_at
 from circuitcli.attribution.contributions import Contributions
 from circuitcli.attribution.memory import in_batches, rows_at_once
-from circuitcli.attribution.moves import change_to
+from circuitcli.attribution.paths import Gradients, GroupPath
+from circuitcli.attribution.refining import FIRST_STEPS, integrated
 from circuitcli.attribution.subject import Subject
 from circuitcli.errors import SettingsError
 from circuitcli.hookpoints import HookPoint
-from circuitcli.models.partial import first_block
 from circuitcli.models.rules import applied
 from circuitcli.models.taps import Callback, leaf
-from circuitcli.saes.splice import shifted
 from circuitcli.settings.graph import OF_ONE_GRADIENT
 
-Gradients = Mapping[HookPoint, Float[Tensor, "text position d_out"]]
-# Of rows at shares of a path, each a copy of a text.
-PathGradients = Callable[[Tensor, Tensor], Mapping[HookPoint, Tensor]]
-
-# Where steps are not fixed: how many are taken first, and three times as many again and again up to the last, until the
-# effects of a group miss no more than this share of the behaviour.
-FIRST_STEPS, MOST_STEPS, TOLERANCE = 5, 405, 0.05
+# Where steps are not fixed they are added until the effects of a group miss no more than this share of the behaviour.
+TOLERANCE = 0.05
 
 
 @dataclass(frozen=True)
@@ -140,153 +134,6 @@ def effects_of(
     return Effects(Contributions.of(subject, hook, baseline, own), own, errors, gap, steps)
 
 
-@dataclass(frozen=True)
-class GroupPath:
-    """The straight path on which one group moves from its clean values (share 0) to the baseline (share 1).
-
-    steps: at each hook point that the group's coder writes, what is taken off at the end of the path; where the error
-    is in the group the activation there is known, elsewhere the step comes off what arrives. changes: the part of the
-    codes in it.
-    """
-
-    subject: Subject
-    hook: HookPoint
-    steps: Mapping[HookPoint, Float[Tensor, "text spliced d_out"]]
-    changes: Mapping[HookPoint, Float[Tensor, "text spliced d_out"]]
-
-    @classmethod
-    def of(cls, subject: Subject, hook: HookPoint, baseline: Baseline) -> "GroupPath":
-        """The path of the coder that reads a hook point."""
-        coder, frame = subject.coders[hook], subject.coded.frames[hook]
-        codes, absent = subject.codes[hook], baseline.codes[hook]
-        changes = {place: change_to(coder, codes, absent, frame, hook=place) for place in coder.writes}
-        errors = {place: subject.errors[place] - baseline.errors[place] for place in subject.coders.errors_of(hook)}
-        return cls(subject, hook, changes | {place: changes[place] + part for place, part in errors.items()}, changes)
-
-    @property
-    def start(self) -> int:
-        """The block at which runs along the path may start."""
-        return min(first_block(place) for place in self.steps)
-
-    def taps(
-        self, shares: Float[Tensor, " row"], texts: Int[Tensor, " row"] | None
-    ) -> tuple[dict[HookPoint, Callback], dict[HookPoint, Tensor]]:
-        """Taps that put each row at its share of the path, and by written hook point the leaf whose gradient is dm/dx
-        there."""
-        known = self.subject.coders.errors_of(self.hook)
-        callbacks: dict[HookPoint, Callback] = {}
-        leaves: dict[HookPoint, Tensor] = {}
-        for place, step in self.steps.items():
-            amount = shares[:, None, None] * (step if texts is None else step[texts])
-            if place in known:
-                clean = self.subject.activation(place)
-                value = (clean if texts is None else clean[texts]).clone()
-                value[:, self.subject.first :] -= amount
-                leaves[place] = leaf(value)
-                callbacks[place] = _placed(leaves[place])
-            else:
-                leaves[place] = leaf(-amount)
-                callbacks[place] = _added(leaves[place], self.subject.first)
-        return callbacks, leaves
-
-    def gradients(
-        self, shares: Float[Tensor, " row"], texts: Int[Tensor, " row"]
-    ) -> dict[HookPoint, Float[Tensor, "row spliced d_out"]]:
-        """Gradient of the metric by each written activation at each share of the path, all else running free."""
-        with torch.enable_grad():
-            callbacks, leaves = self.taps(shares, texts)
-            value = self.subject.metric_of(callbacks, texts=texts, start=self.start).sum()
-            gradients = torch.autograd.grad(value, list(leaves.values()))
-        known = self.subject.coders.errors_of(self.hook)
-        return {
-            place: gradient[:, self.subject.first :] if place in known else gradient
-            for place, gradient in zip(leaves, gradients, strict=True)
-        }
-
-    def mean_gradients(
-        self, *, steps: int, batch_size: int, at_clean: bool = False, gradients: PathGradients | None = None
-    ) -> dict[HookPoint, Float[Tensor, "text spliced d_out"]]:
-        """Mean gradient over the path by the midpoint rule, or (at_clean) the gradient where it begins.
-
-        gradients: those of runs at shares of the path; `gradients` unless given.
-        """
-        shares = [0.0] if at_clean else midpoints(steps)
-        texts = range(self.subject.n_texts)
-        totals = self.summed(texts, shares, batch_size=batch_size, gradients=gradients)
-        return {place: total / len(shares) for place, total in totals.items()}
-
-    def summed(
-        self,
-        texts: Sequence[int],
-        shares: Sequence[float],
-        *,
-        batch_size: int,
-        gradients: PathGradients | None = None,
-    ) -> dict[HookPoint, Float[Tensor, "some spliced d_out"]]:
-        """For each of some texts its gradients at all of these shares of the path, added up."""
-        like = next(iter(self.steps.values()))
-        size = rows_at_once(self.subject, self.start, backward=True, at_most=max(batch_size, 1))
-        totals: dict[HookPoint, Tensor] = {}
-
-        def run(rows: Sequence[tuple[int, float]]) -> tuple[Tensor, Mapping[HookPoint, Tensor]]:
-            numbers = torch.tensor([number for number, _ in rows], device=like.device)
-            of_rows = torch.tensor(texts, device=like.device)[numbers]
-            at = torch.tensor([share for _, share in rows], device=like.device, dtype=like.dtype)
-            return numbers, (gradients or self.gradients)(at, of_rows)
-
-        rows = [(number, share) for number in range(len(texts)) for share in shares]
-        for numbers, found in in_batches(rows, run, size=size):
-            for place, gradient in found.items():
-                total = totals.setdefault(place, gradient.new_zeros(len(texts), *gradient.shape[1:]))
-                total.index_add_(0, numbers, gradient)
-        return totals
-
-    def total(self, gradients: Gradients) -> Float[Tensor, " text"]:
-        """What the effects of all nodes of the group add up to for mean gradients."""
-        return _product(gradients, self.steps)
-
-    def of_features(self, gradients: Gradients) -> Float[Tensor, " text"]:
-        """What the effects of its features add up to."""
-        return _product(gradients, self.changes)
-
-    def change(self) -> Float[Tensor, " text"]:
-        """``m(clean) - m(group at baseline)``, which the effects of the group ought to add up to."""
-        subject, like = self.subject, next(iter(self.steps.values()))
-        size = rows_at_once(subject, self.start, backward=False, at_most=subject.n_texts)
-
-        def run(texts: Sequence[int]) -> Tensor:
-            rows = torch.tensor(texts, device=like.device)
-            ends, _ = self.taps(like.new_ones(len(rows)), rows)
-            return subject.metric_of(ends, texts=rows, start=self.start)
-
-        with torch.no_grad():
-            return subject.metric_clean - torch.cat(list(in_batches(range(subject.n_texts), run, size=size)))
-
-
-def _product(gradients: Gradients, moves: Gradients) -> Float[Tensor, " text"]:
-    """Gradients times what is moved, over all hook points, positions and directions."""
-    products = [(gradient * moves[place]).sum(dim=(1, 2)) for place, gradient in gradients.items()]
-    return torch.stack(products).sum(dim=0)
-
-
-def midpoints(steps: int) -> list[float]:
-    """The middles of so many equal parts of a path."""
-    return [(number + 0.5) / steps for number in range(steps)]
-
-
-def between(steps: int) -> list[float]:
-    """The middles that a third of each part adds: those of three times as many parts, without those known before."""
-    return [share for number, share in enumerate(midpoints(3 * steps)) if number % 3 != 1]
-
-
-def _placed(value: Tensor) -> Callback:
-    return lambda x: value.to(x)
-
-
-def _added(change: Tensor, first: int) -> Callback:
-    return lambda x: shifted(x, change, first=first)
-
-
 def integrated_gradients(
     subject: Subject,
     hook: HookPoint,
@@ -298,31 +145,17 @@ def integrated_gradients(
 ) -> Effects:
     """Effects along the path of the group of the coder that reads a hook point.
 
-    steps: points on the path; None for as many in each text as bring its gap below the tolerance, at most `MOST_STEPS`.
+    steps: points on the path; None for as many in each text as bring its gap below the tolerance, see `refining`.
     tolerance: in the metric's unit; unless given 5 % of what the mean metric loses with all nodes at baseline.
     """
     path = GroupPath.of(subject, hook, baseline)
-    if steps is None and tolerance is None:
+    if steps is not None:
+        tolerance = None
+    elif tolerance is None:
         tolerance = tolerated(subject, float((subject.metric_clean - metric_at(subject, baseline)).mean()))
-    wanted, texts = path.change(), range(subject.n_texts)
-    taken = FIRST_STEPS if steps is None else steps
-    totals = path.summed(texts, midpoints(taken), batch_size=batch_size)
-    counts = torch.full_like(wanted, taken)
-    while True:
-        mean = {place: total / counts[:, None, None].to(total) for place, total in totals.items()}
-        gap = path.total(mean).to(wanted) - wanted
-        if steps is not None or tolerance is None or 3 * taken > MOST_STEPS:
-            break
-        # A gap that is no number stays one.
-        unsure = (gap.abs() > tolerance).nonzero()[:, 0]
-        if not len(unsure):
-            break
-        for place, more in path.summed(unsure.tolist(), between(taken), batch_size=batch_size).items():
-            totals[place][unsure] += more
-        taken *= 3
-        counts[unsure] = taken
-    found = effects_of(subject, hook, baseline, mean, gap, steps=int(counts.max()))
-    return replace(found, sums=path.of_features(mean))
+    integral = integrated(path, steps=steps or FIRST_STEPS, tolerance=tolerance, batch_size=batch_size)
+    found = effects_of(subject, hook, baseline, integral.gradients, integral.gap, steps=max(integral.steps))
+    return replace(found, sums=path.of_features(integral.gradients))
 
 
 def tolerated(subject: Subject, behaviour: float) -> float:

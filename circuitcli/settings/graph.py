@@ -84,8 +84,9 @@ class GraphSettings(Section):
     come from integrated gradients), which does not see that two nodes can each do the work alone, nor what silent
     backups would do. None is the effect of a node."""
     ig_steps: int | None = Field(None, ge=1, le=10_000)
-    """Points on the path of integrated gradients (midpoint rule); by default, for each group of nodes, as many of 5,
-    15, 45, 135, 405 as it takes until its effects miss less than 5 % of what the metric loses with all nodes away."""
+    """Points on the path of integrated gradients (midpoint rule); by default 5 and, for each group of nodes whose
+    effects miss 5 % of what the metric loses with all nodes away, as many more as it takes, up to 405, where the path
+    turns."""
     refine: int = Field(0, ge=0, le=100_000)
     """Ablate so many of the strongest nodes of each hook point too, before nodes are selected, and put these exact
     effects in the place of the method's."""
