@@ -78,8 +78,14 @@ def measured(point: Point) -> dict[str, Cost]:
     torch.set_num_threads(point.threads)
     setting = Setting(point.sizes)
     n_hooks, kind = len(point.sizes.hooks), "all" if point.sizes.prompts == 1 else "sum"
+    # As many nodes as are asked for, however small their effects.
     settings = GraphSettings(
-        method=point.method, ig_steps=point.steps, baseline="zero", down=max(1, point.nodes // (2 * n_hooks)), up=5
+        method=point.method,
+        ig_steps=point.steps,
+        baseline="zero",
+        down=max(1, point.nodes // (2 * n_hooks)),
+        up=5,
+        min_share=0.0,
     )
     costs: dict[str, Cost] = {}
     nodes: list[NodeId] = []
