@@ -676,8 +676,6 @@ def test_fewer_features_than_are_active_are_expanded_where_that_is_asked_for_and
     ("changes", "why"),
     [
         ({"graph__method": "atp"}, "reads no --method"),
-        ({"graph__down": 3}, "reads no --down"),
-        ({"graph__ig_steps": 4}, "reads no --steps"),
         ({"graph__baseline": "mean"}, "reads no --baseline; it is zero"),
         ({"graph__positions": "sum"}, "reads no --positions; it is all"),
         ({"graph__counterfactual": "x"}, "reads no --counterfactual"),
@@ -689,6 +687,15 @@ def test_what_a_frozen_graph_does_not_read_is_refused(ask_frozen, changes, why):
     with pytest.raises(SettingsError, match=why) as caught:
         graph_grad.run(ask_frozen(**changes))
     assert caught.value.hint
+
+
+def test_settings_of_how_other_graphs_are_found_change_nothing_and_are_told(ask_frozen, caplog):
+    """They may stand in a file or in the environment for other graphs."""
+    one = graph_of(graph_grad.run(ask_frozen()))
+    with caplog.at_level("WARNING"):
+        other = graph_of(graph_grad.run(ask_frozen(graph__down=3, graph__ig_steps=4)))
+    assert other == one
+    assert "a frozen graph reads no --down --steps: nothing changes" in caplog.text
 
 
 def test_settings_of_frozen_graphs_are_refused_without_frozen(ask):

@@ -70,6 +70,13 @@ def live_feature(directory: Path, hook: str, prompt: str | None = None) -> int:
     return int(json.loads(lines[0])["id"].split("/")[1])
 
 
+def active_feature(directory: Path, graph: str) -> int:
+    """A feature of resid.2 that is active in the prompt of a graph."""
+    lines = (directory / f"runs/builtin-tiny/graphs/{graph}.jsonl").read_text(encoding="utf-8").splitlines()
+    nodes = [node for node in map(json.loads, lines) if node["kind"] == "node" and node["id"].startswith("resid.2/")]
+    return next(int(node["id"].split("/")[1].split("@")[0]) for node in nodes if node.get("activation"))
+
+
 def adapted(line: str, directory: Path) -> str:
     """The line with fewer tokens, and with features that are live in SAEs trained on so few."""
     line = re.sub(r"--tokens \d+", "--tokens 4000", line)
@@ -78,6 +85,10 @@ def adapted(line: str, directory: Path) -> str:
         line = re.sub(r"resid\.2/\d+", f"resid.2/{live_feature(directory, 'resid.2')}", line)
     if "--pin 2:" in line:
         line = line.replace("2:5,", f"2:{live_feature(directory, 'resid.2')},")
+    if "--sweep-coefficient" in line:
+        line = line.replace("2:5", f"2:{active_feature(directory, 'circuit')}")
+    if "--scale" in line:
+        line = line.replace("2:5", f"2:{active_feature(directory, 'refined')}")
     if "--extend" in line:
         line = re.sub(r"mlp\.1:\d+", f"mlp.1:{live_feature(directory, 'mlp.1', 'graph')}", line)
     return line

@@ -1,6 +1,7 @@
 """The attribution graph of a prompt: direct effects in the frozen model, pruned by influence."""
 
 import json
+import logging
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,20 @@ if TYPE_CHECKING:
     from circuitcli.attribution.frozen.checking import EdgeChecks
     from circuitcli.attribution.frozen.search import FrozenSearch
 
+logger = logging.getLogger(__name__)
+
 # Of the settings that a frozen graph does not read, those whose name is another on the command line.
 _FLAGS = {"ig_steps": "steps"}
+# Settings with which another graph would be meant, and the only value that they can have.
+_OTHERWISE = {
+    "method": None,
+    "baseline": "zero",
+    "positions": "all",
+    "counterfactual": None,
+    "counterfactual_ids": None,
+    "pin": (),
+    "extend": None,
+}
 # What each number of the checks of edges is called where people read it.
 _CHECKS = {
     "relative_error": "edges: relative error",
@@ -60,11 +73,14 @@ def _flag(name: str) -> str:
 
 def _task(request: Request) -> Task:
     settings = request.settings.graph
-    allowed = {"baseline": "zero", "positions": "all"}
-    for name in sorted(settings.model_fields_set - set(READ_BY_FROZEN)):
-        if name not in allowed or getattr(settings, name) != allowed[name]:
-            only = f"; it is {allowed[name]}" if name in allowed else ""
+    unread = sorted(settings.model_fields_set - set(READ_BY_FROZEN))
+    for name in unread:
+        if name in _OTHERWISE and getattr(settings, name) != _OTHERWISE[name]:
+            only = f"; it is {_OTHERWISE[name]}" if _OTHERWISE[name] else ""
             raise SettingsError(f"a frozen graph reads no {_flag(name)}{only}", hint=f"leave out {_flag(name)}")
+    if rest := [_flag(name) for name in unread if name not in _OTHERWISE]:
+        # A file or the environment may hold them for other graphs.
+        logger.warning("a frozen graph reads no %s: nothing changes", " ".join(rest))
     if settings.metric == "kl":
         raise SettingsError(
             "the metric kl has no gradient at the clean run, so that no node of a frozen graph has an effect",
