@@ -85,9 +85,7 @@ def adapted(line: str, directory: Path) -> str:
         line = re.sub(r"resid\.2/\d+", f"resid.2/{live_feature(directory, 'resid.2')}", line)
     if "--pin 2:" in line:
         line = line.replace("2:5,", f"2:{live_feature(directory, 'resid.2')},")
-    if "--sweep-coefficient" in line:
-        line = line.replace("2:5", f"2:{active_feature(directory, 'circuit')}")
-    if "--scale" in line:
+    if "--sweep-coefficient" in line or "--scale" in line:
         line = line.replace("2:5", f"2:{active_feature(directory, 'refined')}")
     if "--extend" in line:
         line = re.sub(r"mlp\.1:\d+", f"mlp.1:{live_feature(directory, 'mlp.1', 'graph')}", line)
