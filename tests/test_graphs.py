@@ -12,7 +12,6 @@ from circuitcli.graphs import (
     Edge,
     Node,
     ablated_nodes,
-    connected_to_output,
     content_digest,
     edges_between,
     from_records,
@@ -102,36 +101,6 @@ def test_an_edge_that_lost_an_end_to_a_filter_goes_too():
 def test_a_node_that_names_nothing_is_refused():
     with pytest.raises(InputError, match=r"node record: 'resid\.1'"):
         from_records(Stream([head(), NodeRecord.model_construct(id="resid.1")]))
-
-
-def test_only_what_reaches_the_output_stays():
-    dead_end = graph(
-        "resid.0/1>resid.1/1",
-        "resid.1/1>output",
-        "resid.0/2>resid.1/2",
-        "resid.0/1>resid.1/2",
-        nodes="resid.0/7",
-    )
-    kept = connected_to_output(dead_end)
-    assert ids(kept) == ["resid.0/1", "resid.1/1", "output"]
-    assert [(edge.source, edge.target) for edge in kept.edges] == [("resid.0/1", "resid.1/1"), ("resid.1/1", "output")]
-
-
-def test_a_diamond_and_an_error_term_are_reached_by_every_path():
-    diamond = graph("resid.0/1>mlp.1/1", "resid.0/1>attn.1/1", "mlp.1/1>resid.1/error", "attn.1/1>resid.1/error")
-    assert ids(connected_to_output(diamond)) == []
-    joined = CircuitGraph(
-        diamond.head, (*diamond.nodes, Node("output")), (*diamond.edges, Edge("resid.1/error", "output", 1.0, "nats"))
-    )
-    assert connected_to_output(joined) == joined
-
-
-@given(graphs())
-def test_what_is_connected_once_stays_connected(some: CircuitGraph):
-    kept = connected_to_output(some)
-    assert connected_to_output(kept) == kept
-    sources = {edge.source for edge in kept.edges}
-    assert all(node.is_output or node.id in sources for node in kept.nodes)
 
 
 @given(graphs(), st.sets(names))

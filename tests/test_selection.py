@@ -7,9 +7,12 @@ from support import D_SAE
 
 from circuitcli.attribution import baselines, contributions
 from circuitcli.attribution.edges import Target
+from circuitcli.attribution.extremes import Strongest, extremes
 from circuitcli.attribution.gradients import node_effects
+from circuitcli.attribution.mean_effects import PanelEffects
 from circuitcli.attribution.naive import NaiveSearch
-from circuitcli.attribution.selection import FAINT, Strongest, extremes, find_circuit
+from circuitcli.attribution.selection import find_circuit
+from circuitcli.attribution.strongest_edges import FAINT, edges_to_output
 from circuitcli.errors import InputError
 from circuitcli.hookpoints import OUTPUT, HookPoint, NodeId
 from circuitcli.records import GraphRecord
@@ -253,3 +256,22 @@ def test_the_strongest_of_pieces_are_those_of_the_whole():
     for start in range(0, 60, 7):
         best.add(start, values[start : start + 7])
     assert [(start + index, value) for start, index, value in best.found()] == list(extremes(values, 4))
+
+
+@pytest.mark.parametrize("positions", ["all", "sum"])
+def test_the_largest_edges_to_the_output_are_those_of_all_nodes(positions):
+    subject = random_subject("gpt2", sites=("attn", "mlp"), layers=(1, 2), n=5, first=1)
+    panel = panel_of(subject, random_baseline(subject), positions=positions)
+    effects, compared = PanelEffects(panel, GraphSettings(method="atp")), 0
+    for hook in subject.coders.hooks:
+        found = edges_to_output(effects, hook, 3, least=0.0)
+        if hook == subject.coders.written[-1]:
+            assert found == {}, "there they are the effects"
+            continue
+        edges = effects.to_output(0, hook)
+        values = torch.cat([edges.features, edges.errors[hook][..., None]], dim=-1)[0]  # (spliced, d_sae + 1)
+        values = (values if positions == "all" else values.sum(dim=0, keepdim=True)).flatten()
+        largest = [*values.topk(3).values.tolist(), *(-values).topk(3).values.tolist()]
+        assert sorted(found.values()) == pytest.approx(sorted(largest), rel=1e-9)
+        compared += 1
+    assert compared == 3

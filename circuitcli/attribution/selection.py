@@ -11,35 +11,27 @@ Nodes and edges below a least share of ``m(clean) - m(all at baseline)`` are lef
 rounding. Of several prompts effects and edges are means.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Generic, TypeVar
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from circuitcli.attribution.activity import activity
 from circuitcli.attribution.attention.gradient_edges import panel_parts
 from circuitcli.attribution.averages import Average, Piece
-from circuitcli.attribution.cells import ERROR, Cells
 from circuitcli.attribution.edges import Target
 from circuitcli.attribution.exact import effects_of_panel
+from circuitcli.attribution.extremes import Strongest
 from circuitcli.attribution.mean_edges import PanelEdges
 from circuitcli.attribution.mean_effects import PanelEffects, Total
 from circuitcli.attribution.panel import Panel
+from circuitcli.attribution.strongest_edges import FAINT, Key, edges_into_faint, edges_to_output, strongest_edges
 from circuitcli.graphs import CircuitGraph, Edge, Node, sorted_graph
 from circuitcli.hookpoints import OUTPUT, HookPoint
 from circuitcli.progress import task
 from circuitcli.records import GraphRecord
 from circuitcli.settings.graph import GraphSettings
-
-Key = tuple[HookPoint, Target]
-P = TypeVar("P")
-
-# A node whose effect is less than this share of its largest edge has effects that cancel: what leads to it has edges
-# near zero.
-FAINT = 0.1
 
 
 @dataclass(frozen=True)
@@ -165,77 +157,6 @@ def select(
     return {target: effect for _, effect, target in positive + others}
 
 
-def edges_into_faint(
-    edges: PanelEdges, hook: HookPoint, targets: Mapping[Target, float], up: int, *, least: float
-) -> list[tuple[Key, Target, Average, float]]:
-    """The strongest edges into nodes whose gradient says nothing, by what they bring to the node's largest edge.
-
-    targets: with the size of that edge. Given are source, target, the weight by the gradient, and that size.
-    """
-    values = {target: size / changes for target, size in targets.items() if (changes := edges.changed(hook, target))}
-    if not values:
-        return []
-    nodes = list(values)
-    found = strongest_edges(edges, hook, nodes, up, least=least, values=values)
-    wanted = {(source, target) for source, target, _ in found}
-    weights = {
-        (source, target): weight
-        for source, target, weight in all_edges(edges, hook, nodes, least=least * FAINT)
-        if (source, target) in wanted
-    }
-    return [
-        (source, target, weights.get((source, target), Average(0.0)), abs(through.value))
-        for source, target, through in found
-    ]
-
-
-def all_edges(
-    edges: PanelEdges, hook: HookPoint, targets: Sequence[Target], *, least: float
-) -> Iterator[tuple[Key, Target, Average]]:
-    """Source, target and weight of all edges into some nodes, but for some that are below ``least``."""
-    for source, cells in edges.into(hook, targets, least=least):
-        rows = zip(cells.target.tolist(), cells.group.tolist(), cells.node.tolist(), strict=True)
-        for (number, group, node), weight in zip(rows, cells.averages(edges.panel.n_prompts), strict=True):
-            yield (source, Target(None if node == ERROR else node, group)), targets[number], weight
-
-
-def strongest_edges(
-    edges: PanelEdges,
-    hook: HookPoint,
-    targets: Sequence[Target],
-    up: int,
-    *,
-    least: float = 0.0,
-    values: Mapping[Target, float] | None = None,
-) -> list[tuple[Key, Target, Average]]:
-    """Source, target and weight of the strongest edges of each sign into each of some nodes, of size ``least``.
-
-    values: as of `PanelEdges.into`.
-    """
-    if not targets:
-        return []
-    sources: list[HookPoint] = []
-    best: Cells | None = None
-    origin = torch.zeros(0, dtype=torch.int64)
-    n_prompts = edges.panel.n_prompts
-    for source, cells in edges.into(hook, targets, least=least, values=values):
-        if source not in sources:
-            sources.append(source)
-        cells = cells.at(cells.total.abs() >= least * n_prompts)
-        here = torch.full((len(cells),), sources.index(source), device=cells.target.device)
-        joined = cells if best is None else Cells.joined([best, cells])
-        origin = torch.cat([origin.to(here), here])
-        chosen = joined.strongest(up)
-        best, origin = joined.at(chosen), origin[chosen]
-    if best is None:
-        return []
-    rows = zip(origin.tolist(), best.target.tolist(), best.group.tolist(), best.node.tolist(), strict=True)
-    return [
-        ((sources[place], Target(None if node == ERROR else node, group)), targets[number], weight)
-        for (place, number, group, node), weight in zip(rows, best.averages(n_prompts), strict=True)
-    ]
-
-
 @dataclass
 class _Kept:
     """What the search has kept so far."""
@@ -254,10 +175,12 @@ class _Kept:
         for piece, values in all_effects(effects, hook):
             self.size_of_all += float(values.abs().sum())
             best.add(piece, values)
-        if rules.chosen is None:
-            by_effect: Iterable[Target] = [piece.target(index) for piece, index, _ in best.found()]
-        else:
+        by_effect: Iterable[Target] = [piece.target(index) for piece, index, _ in best.found()]
+        if rules.chosen is not None:
             by_effect, found = rules.chosen.get(hook, ()), {}
+        else:
+            for target, size in edges_to_output(effects, hook, rules.down, least=rules.least).items():
+                found[target] = max(found.get(target, 0.0), size)
         for target in by_effect:
             found.setdefault(target, 0.0)
         nodes = select(effects, hook, found, down=None if rules.chosen is not None else rules.down, least=rules.least)
@@ -325,42 +248,3 @@ def assembled(panel: Panel, kept: _Kept) -> Circuit:
 
 def _rank(target: Target) -> tuple[int, int]:
     return (target.group, 2**62 if target.index is None else target.index)
-
-
-class Strongest(Generic[P]):
-    """The ``count`` largest positive and the ``count`` most negative values of all that were added, in pieces."""
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-        self._found: dict[bool, list[tuple[P, int, float, tuple[float, ...]]]] = {True: [], False: []}
-
-    def add(self, piece: P, values: Float[Tensor, " n"], more: Float[Tensor, "m n"] | None = None) -> None:
-        """Take in the values of a piece, with ``more`` numbers that belong to each; of equals those that came first
-        stay."""
-        both = [
-            (piece, index, value, () if more is None else tuple(more[:, index].tolist()))
-            for index, value in extremes(values, self._count)
-        ]
-        for sign, found in self._found.items():
-            found += [entry for entry in both if (entry[2] > 0) == sign]
-            found.sort(key=lambda entry: -abs(entry[2]))
-            del found[self._count :]
-
-    def entries(self) -> list[tuple[P, int, float, tuple[float, ...]]]:
-        """Piece, index in it, value and more: the positive ones, then the negative ones, strongest first."""
-        return [*self._found[True], *self._found[False]]
-
-    def found(self) -> list[tuple[P, int, float]]:
-        """`entries` without more."""
-        return [(piece, index, value) for piece, index, value, _ in self.entries()]
-
-
-def extremes(values: Float[Tensor, " n"], count: int) -> Sequence[tuple[int, float]]:
-    """Index and value of the ``count`` largest positive and the ``count`` most negative values, strongest first."""
-    found: list[tuple[int, float]] = []
-    size = min(count, values.numel())
-    for sign in (1.0, -1.0):
-        top = (values * sign).topk(size)
-        pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
-        found += [(index, sign * value) for index, value in pairs if value > 0]
-    return found

@@ -8,7 +8,7 @@ The graph lies this low because attribution makes it, validation reads it and re
 from circuitcli.graphs.conversion import from_records, to_records
 from circuitcli.graphs.graph import CircuitGraph, Edge, Node, ablated_nodes, edges_between, strongest_nodes
 from circuitcli.graphs.joining import check_joinable, content_digest, merged
-from circuitcli.graphs.pruning import connected_to_output, restricted, sorted_graph
+from circuitcli.graphs.pruning import restricted, sorted_graph
 
 __all__ = [
     "CircuitGraph",
@@ -16,7 +16,6 @@ __all__ = [
     "Node",
     "ablated_nodes",
     "check_joinable",
-    "connected_to_output",
     "content_digest",
     "edges_between",
     "from_records",

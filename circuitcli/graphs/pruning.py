@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from circuitcli.graphs.graph import CircuitGraph, Node
-from circuitcli.hookpoints import OUTPUT, NodeOrder
+from circuitcli.hookpoints import NodeOrder
 
 
 def node_order(node: Node, span_names: Sequence[str] = ()) -> tuple[bool, NodeOrder]:
@@ -20,20 +20,6 @@ def sorted_graph(graph: CircuitGraph) -> CircuitGraph:
     rank = {node.id: number for number, node in enumerate(nodes)}
     edges = sorted(graph.edges, key=lambda edge: (rank[edge.target], -abs(edge.weight), rank[edge.source]))
     return replace(graph, nodes=nodes, edges=tuple(edges))
-
-
-def connected_to_output(graph: CircuitGraph) -> CircuitGraph:
-    """Without the nodes that have no path to the output, and without their edges."""
-    sources: dict[str, list[str]] = {}
-    for edge in graph.edges:
-        sources.setdefault(edge.target, []).append(edge.source)
-    frontier = [OUTPUT, *(node.id for node in graph.nodes if node.token_id is not None)]
-    reached = set(frontier)
-    while frontier:
-        new = [source for source in sources.get(frontier.pop(), ()) if source not in reached]
-        reached.update(new)
-        frontier += new
-    return restricted(graph, reached)
 
 
 def restricted(graph: CircuitGraph, ids: Iterable[str]) -> CircuitGraph:
