@@ -39,8 +39,10 @@ def test_a_planted_circuit_is_what_moving_one_node_at_a_time_along_direct_paths_
     assert edges == truth.edges
 
 
+# Induction and Boolean logic, the largest, are left to tests of whole graphs and to the bench.
+RANKED = sorted({*BUILDERS} - {"induction", "induction-query", "boolean"})
+
 # Why a method ranks something else above true nodes, and how low its AUROC may then be.
-STEPS = "few steps of a path meet what rises within one of them"
 SILENT = "what is silent in the clean run gives no gradient there to what would wake it"
 FLAT = "units and attention are saturated in the clean run, so its gradient is that of norms"
 HELD = "the rule holds attention patterns constant, which are what keys and queries act through"
@@ -58,12 +60,11 @@ NODES: dict[tuple[str, str], dict[str, tuple[float, str]]] = {
         "clt": (0.9, SILENT),
     },
     ("relp", "zero"): {
-        **{name: (0.6, HELD) for name in ("copying", "induction", "induction-query", "two-hop", "boolean", "gated")},
+        **{name: (0.6, HELD) for name in ("copying", "two-hop", "gated")},
         **{name: (0.6, HELD) for name in ("saturated-steep", "saturated-blind", "greater-than")},
         "cancelling": (0.7, HELD + "; " + CANCEL),
     },
     ("relp", "counterfactual"): {
-        "induction-query": (0.7, HELD),
         "gated": (0.6, HELD),
         "cancelling": (0.85, CANCEL),
         **{name: (0.8, FLAT) for name in ("saturated-steep", "saturated-blind", "greater-than")},
@@ -87,7 +88,7 @@ def integrated(name: str, kind: str) -> Panel:
 
 @pytest.mark.parametrize(("method", "kind"), NODES)
 def test_true_nodes_rank_first_but_where_a_method_cannot_see_them(method, kind):
-    for name in BUILDERS:
+    for name in RANKED:
         planted = planted_circuit(name)
         truth = planted.truth[kind]
         panel = integrated(name, kind) if method == "ig" else planted.panel(kind)
@@ -102,32 +103,6 @@ def test_true_edges_rank_first():
         truth = planted_circuit(name).truth["counterfactual"]
         found = auroc(edge_scores(integrated(name, "counterfactual"), GraphSettings()), truth.edges)
         assert found >= 0.98, f"{name}: {found:.3f}"
-
-
-# How many of the true nodes and edges a graph may lack, and why.
-GONE = "what it holds down is silent in both runs, so that no edge leads there"
-LACKS: dict[tuple[str, str], tuple[int, int, str]] = {
-    **{("cancelling", kind): (2, 2, CANCEL) for kind in BASELINES},
-    ("gated", "zero"): (1, 0, GONE),
-    ("saturated-blind", "zero"): (0, 1, STEPS),
-    ("saturated-blind", "counterfactual"): (0, 2, STEPS),
-    ("greater-than", "counterfactual"): (0, 1, STEPS),
-}
-
-
-@pytest.mark.parametrize("kind", BASELINES)
-def test_graphs_are_the_planted_circuits_and_little_more(kind):
-    """With the usual settings; without a least size most nodes and nearly all edges are what norms carry."""
-    for name in BUILDERS:
-        planted = planted_circuit(name)
-        truth, circuit = planted.truth[kind], find_circuit(integrated(name, kind), GraphSettings())
-        nodes = {node.id for node in circuit.nodes} - {"output"}
-        edges = {(edge.source, edge.target) for edge in circuit.edges}
-        lacks_nodes, lacks_edges, why = LACKS.get((name, kind), (0, 0, "no reason"))
-        assert len((truth.nodes | truth.unseen) - nodes) <= lacks_nodes, f"{name} lacks nodes although {why}"
-        assert len(truth.edges - edges) <= lacks_edges, f"{name} lacks edges although {why}"
-        assert len(nodes - truth.nodes - truth.unseen) <= 2, name
-        assert faithfulness(planted, kind, nodes) == pytest.approx(1.0, abs=1e-2), name
 
 
 @pytest.mark.parametrize("name", ["two-hop", "self-repair", "boolean"])
@@ -198,7 +173,7 @@ def test_a_graph_holds_what_is_true_and_nothing_else(kind):
     """Quotas fill with nothing below a share of the behaviour; cancelling, silent and saturated nodes are there too."""
     for name in BUILDERS:
         planted = planted_circuit(name)
-        circuit, truth = find_circuit(planted.panel(kind), GraphSettings()), planted.truth[kind]
+        circuit, truth = find_circuit(integrated(name, kind), GraphSettings()), planted.truth[kind]
         nodes = {node.id for node in circuit.nodes} - {OUTPUT}
         edges = {(edge.source, edge.target) for edge in circuit.edges}
         assert truth.nodes <= nodes, f"{name} lacks {truth.nodes - nodes}"
@@ -207,3 +182,4 @@ def test_a_graph_holds_what_is_true_and_nothing_else(kind):
         if (name, kind) != ("gated", "zero"):
             assert nodes <= truth.nodes and edges <= truth.edges, f"{name}: {nodes - truth.nodes} {edges - truth.edges}"
         assert circuit.share_kept > 0.99
+        assert faithfulness(planted, kind, nodes) == pytest.approx(1.0, abs=1e-2), name
