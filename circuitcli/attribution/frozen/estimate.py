@@ -43,6 +43,7 @@ class Estimate:
             ("expanded", f"{self.n_expanded:,}"),
             ("edges before pruning", f"about {self.n_edges:,}"),
             ("time", f"about {_duration(self.seconds)}"),
+            ("beside", "loading, --check-edges and --heads"),
             ("memory", f"about {self.n_bytes / 1e9:.3g} GB of {self.available_bytes / 1e9:.3g} GB"),
             *([] if fits else [("does not fit", "lower --max-nodes, or use fewer --layers or a shorter prompt")]),
         ]
