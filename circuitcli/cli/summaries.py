@@ -197,7 +197,7 @@ def _effects(made: Sequence[Record]) -> Rows:
             hook,
             *(_number(sums.get(name)) for name in ("features", "errors", "gap")),
             _of_behaviour(gap, record),
-            _number(sums.get("steps")),
+            "" if (steps := sums.get("steps")) is None else f"{steps:,.0f}",
         )
         for gap, hook, sums, record in found[:SHOWN]
     ]
