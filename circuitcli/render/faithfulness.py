@@ -10,7 +10,7 @@ _KEPT = Axis("faithfulness")
 
 def plot(curves: Sequence[CurveRecord], *, title: str) -> Plot:
     """A panel for each curve, with its interval and the line of the model itself; areas stand above."""
-    return Plot([[_panel(curve) for curve in curves]], title=title, width=3.6, height=2.8)
+    return Plot([[_panel(curve) for curve in curves]], title=title, width=4.2, height=2.8)
 
 
 def _panel(curve: CurveRecord) -> Panel:
