@@ -124,7 +124,7 @@ STRONG = Facts(
         ({"n_prompts": 1}, "proposed", "one prompt"),
         ({"controls": {}}, "proposed", "no random circuit"),
         ({"controls": {"faithfulness-random": None}}, "proposed", "no random circuit"),
-        ({"faithfulness": Bounds(0.7, 0.4, 0.9)}, "proposed", "no more than 40 %"),
+        ({"faithfulness": Bounds(0.7, 0.4, 0.9)}, "proposed", "may keep only 40 %, less than half"),
         ({"completeness": Bounds(1.1, 1.0, 1.2)}, "proposed", "more is left without it"),
         ({"faithfulness": Bounds(0.1, -0.1, 0.19)}, "refuted", "less than a fifth"),
         *(

@@ -183,7 +183,7 @@ def _too_little(facts: Facts) -> Iterator[str]:
     if facts.controls.get("faithfulness-random") is None:
         yield "no random circuit of its shape was there to compare with"
     if facts.faithfulness.low < HALF:
-        yield f"may keep no more than {share(facts.faithfulness.low)}"
+        yield f"may keep only {share(facts.faithfulness.low)}, less than half"
     if facts.completeness is not None and facts.completeness.value > facts.faithfulness.value:
         yield "more is left without it than it keeps"
 
