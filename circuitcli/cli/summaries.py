@@ -329,7 +329,7 @@ _TABLES: tuple[Callable[[Sequence[Record]], Rows], ...] = (
 )
 
 
-def _number(value: float | None) -> str:
+def _number(value: float | int | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
