@@ -111,6 +111,6 @@ def _factors(scale: object) -> dict[HookPoint, dict[int, float]]:
             raise wrong_type("scale", {name: factor}, "a number for each feature", hint=_HINT)
         node = NodeId.parse(name)
         if node.index is None or node.position is not None:
-            raise SettingsError(f"{node} is no feature at all positions", hint=_HINT)
+            raise SettingsError(f"{node} is not a feature at all positions", hint=_HINT)
         factors.setdefault(node.hook, {})[node.index] = float(factor)
     return factors

@@ -223,7 +223,7 @@ def _frozen(made: Sequence[Record]) -> Rows:
         for record in found
     ]
     columns = ("active features", "nodes kept", "edges kept", "replacement", "completeness", "of nodes with inputs")
-    return Rows(columns, rows, "before pruning: shares of influence that come from tokens, and that are no errors")
+    return Rows(columns, rows, "before pruning: shares of influence that come from tokens, and that are not errors")
 
 
 def _scores(made: Sequence[Record]) -> Rows:

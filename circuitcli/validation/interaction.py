@@ -89,8 +89,8 @@ def check_pair(source: SparseCoder, target: SparseCoder) -> None:
     for coder in (source, target):
         if coder.is_transcoder or coder.reads_context or type(coder).encode is not SparseCoder.encode:
             raise InputError(
-                f"the coder at {coder.hook} ({coder.architecture}) is no autoencoder that codes each position by its "
-                "own pre-activations",
+                f"the coder at {coder.hook} ({coder.architecture}) is not an autoencoder that codes each position by "
+                "its own pre-activations",
                 hint="choose hook points with such SAEs",
             )
 
