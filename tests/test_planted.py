@@ -183,3 +183,11 @@ def test_a_graph_holds_what_is_true_and_nothing_else(kind):
             assert nodes <= truth.nodes and edges <= truth.edges, f"{name}: {nodes - truth.nodes} {edges - truth.edges}"
         assert circuit.share_kept > 0.99
         assert faithfulness(planted, kind, nodes) == pytest.approx(1.0, abs=1e-2), name
+
+
+@pytest.mark.parametrize("kind", BASELINES)
+def test_the_strongest_nodes_of_all_hook_points_are_what_is_true_where_quotas_would_cut_them(kind):
+    for name in ("induction", "boolean", "clt", "cancelling"):
+        planted = planted_circuit(name)
+        circuit, truth = find_circuit(planted.panel(kind), GraphSettings(down=1, strongest=30)), planted.truth[kind]
+        assert {node.id for node in circuit.nodes} - {OUTPUT} == truth.nodes, name

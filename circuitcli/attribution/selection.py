@@ -5,7 +5,8 @@ effect, whatever edges they have (a saturated node has edges near zero), those w
 output, and the sources of the ``up`` most positive and most negative edges into each node that is kept already. Of
 these the ``down`` strongest of each sign stay, by effect or by their largest edge to what is kept, so that a node whose
 effects cancel is not lost; of what leads to such a node, where the gradient says nothing, the sources are followed by
-what they bring to its largest edge. With ``strongest`` so many nodes of all hook points together stay instead.
+what they bring to its largest edge. With ``strongest`` so many nodes of all hook points together stay
+instead, and those with edges as large as the effect of the last of them.
 
 Nodes and edges below a least share of ``m(clean) - m(all at baseline)`` are left out: quotas alone would fill up with
 rounding. Of several prompts effects and edges are means.
@@ -61,9 +62,7 @@ def find_circuit(panel: Panel, settings: GraphSettings) -> Circuit:
 def circuit_of(effects: PanelEffects) -> Circuit:
     """The circuit that effects of nodes lead to. Raises as `find_circuit` does."""
     panel, settings = effects.panel, effects.settings
-    edges, kept = PanelEdges(effects), _Kept(_Rules.of(panel, settings))
-    if settings.strongest is not None:
-        kept.rules = kept.rules.of_all(effects, settings.strongest)
+    edges, kept = PanelEdges(effects), _Kept(_Rules.of(effects))
     with task("effects and edges", total=len(panel.hooks), unit="hook points") as advance:
         for hook in reversed(panel.hooks):
             kept.totals[hook] = effects.total(hook)
@@ -91,30 +90,32 @@ def _with_heads(effects: PanelEffects, kept: "_Kept", edges: Sequence[Edge]) -> 
 
 @dataclass(frozen=True)
 class _Rules:
-    """What decides which nodes are kept. least: sizes that nodes and edges must have. down: how many of each sign and
-    hook point; with ``chosen`` these nodes instead."""
+    """What decides which nodes are kept. least, least_node: sizes that edges and nodes must have. count: how many of
+    each sign are looked at by their effects; down: how many of each sign a hook point keeps, None for all."""
 
     least: float
-    down: int
-    chosen: Mapping[HookPoint, set[Target]] | None = None
+    least_node: float
+    count: int
+    down: int | None
 
     @classmethod
-    def of(cls, panel: Panel, settings: GraphSettings) -> "_Rules":
+    def of(cls, effects: PanelEffects) -> "_Rules":
         """Those of settings: shares are of what there is to explain."""
-        return cls(least_size(panel, settings), settings.down)
+        settings = effects.settings
+        least = least_size(effects.panel, settings)
+        if settings.strongest is None:
+            return cls(least, least, settings.down, settings.down)
+        return cls(least, max(least, _size_of_strongest(effects, settings.strongest)), settings.strongest, None)
 
-    def of_all(self, effects: PanelEffects, count: int) -> "_Rules":
-        """Those that keep the strongest nodes of all hook points."""
-        best: Strongest[Piece] = Strongest(count)
-        for hook in effects.panel.hooks:
-            for piece, values in all_effects(effects, hook):
-                best.add(piece, values)
-        entries = sorted(best.found(), key=lambda entry: -abs(entry[2]))[:count]
-        chosen: dict[HookPoint, set[Target]] = {}
-        for piece, index, value in entries:
-            if abs(value) >= self.least:
-                chosen.setdefault(piece.hook, set()).add(piece.target(index))
-        return _Rules(self.least, self.down, chosen)
+
+def _size_of_strongest(effects: PanelEffects, count: int) -> float:
+    """The size of the effect that so many nodes of all hook points have at least; 0 where there are fewer."""
+    best: Strongest[Piece] = Strongest(count)
+    for hook in effects.panel.hooks:
+        for piece, values in all_effects(effects, hook):
+            best.add(piece, values)
+    sizes = sorted((abs(value) for _, _, value in best.found()), reverse=True)
+    return sizes[count - 1] if len(sizes) >= count else 0.0
 
 
 def least_size(panel: Panel, settings: GraphSettings) -> float:
@@ -171,19 +172,15 @@ class _Kept:
     def add_nodes(self, effects: PanelEffects, hook: HookPoint) -> list[Target]:
         """Choose nodes of a hook point, by their effects and the edges that are kept already."""
         rules, found = self.rules, dict(self.candidates.get(hook, {}))
-        best: Strongest[Piece] = Strongest(rules.down)
+        best: Strongest[Piece] = Strongest(rules.count)
         for piece, values in all_effects(effects, hook):
             self.size_of_all += float(values.abs().sum())
             best.add(piece, values)
-        by_effect: Iterable[Target] = [piece.target(index) for piece, index, _ in best.found()]
-        if rules.chosen is not None:
-            by_effect, found = rules.chosen.get(hook, ()), {}
-        else:
-            for target, size in edges_to_output(effects, hook, rules.down, least=rules.least).items():
-                found[target] = max(found.get(target, 0.0), size)
-        for target in by_effect:
-            found.setdefault(target, 0.0)
-        nodes = select(effects, hook, found, down=None if rules.chosen is not None else rules.down, least=rules.least)
+        for target, size in edges_to_output(effects, hook, rules.count, least=rules.least_node).items():
+            found[target] = max(found.get(target, 0.0), size)
+        for piece, index, _ in best.found():
+            found.setdefault(piece.target(index), 0.0)
+        nodes = select(effects, hook, found, down=rules.down, least=rules.least_node)
         self.nodes |= {(hook, target): effect for target, effect in nodes.items()}
         return list(nodes)
 

@@ -99,7 +99,8 @@ class GraphSettings(Section):
     min_effect: float = Field(0.0, ge=0, le=1e9)
     """Leave nodes and edges out that are below this, in the metric's unit, too."""
     strongest: int | None = Field(None, ge=1, le=10_000_000)
-    """Keep so many nodes, the strongest of all hook points together, in place of --down at each."""
+    """Keep so many nodes, the strongest of all hook points together, in place of --down at each; and nodes whose
+    effects cancel, if their edges are as strong."""
     edges_exact: int = Field(0, ge=0, le=2**20)
     """Take so many of the strongest edges away, one at a time (path patching), and tell how far edges can be
     believed."""
