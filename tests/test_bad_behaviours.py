@@ -62,7 +62,10 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     live = {NodeId.parse(e.source).index for e in naive.of(EdgeRecord) if e.source.startswith("resid.1/")}
     active = next(index for index in live if index is not None)
     silent = next(index for index in range(D_SAE) if index not in live)
+    places = [NodeId.parse(edge.source) for edge in naive.of(EdgeRecord)]
+    pins = {place.hook: place.index for place in places if place.index is not None}
     return SimpleNamespace(
+        pins=tuple(f"{hook}:{index}" for hook, index in pins.items()),
         folder=folder,
         saes=saes,
         others=random_saes(folder / "others", seed=5),
@@ -255,7 +258,7 @@ def test_what_does_not_fit_the_memory_runs_in_halves_with_the_same_numbers(
     house: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     monkeypatch.setattr(memory._Halvings, "count", 0)
-    pin = {"graph__pin": f"1:{house.active}", "graph__sweep_coefficient": "0:1:0.1"}
+    pin = {"graph__pin": house.pins, "graph__sweep_coefficient": "0:1:0.2"}
     ways = {
         "naive": lambda name: graph_naive.run(house.ask(graph__name=name, **pin)),
         "grad": lambda name: graph_grad.run(house.ask(graph__name=name, graph__ig_steps=6)),
