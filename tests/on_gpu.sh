@@ -49,7 +49,7 @@ steps=(
     "versions 60 what is here: the device, its memory, and versions"
     "kernels 120 Triton's kernels against their definition"
     "collect 90 random weights of GPT-2's size: collect and train"
-    "graph 90 a circuit of it: graph-grad, graph-naive, validate"
+    "graph 120 circuits of it: graph-grad, graph-naive, validate, graph-grad --frozen"
     "bench 90 a training step: ${size[*]}"
     "devices 220 all commands on builtin:tiny, and training of every architecture, against the CPU's numbers"
     "ours 60 circuit train in a race of libraries: ${race[*]}"
@@ -140,7 +140,9 @@ step_graph() {
     local prompt="def __init__(self, name): self.name ="
     circuit graph-grad --prompt "$prompt" --down 10 --up 5 || return
     circuit graph-naive --prompt "$prompt" --thin 0.05 --name naive || return
-    circuit validate --graph circuit --set validate.samples=5
+    circuit validate --graph circuit --set validate.samples=5 || return
+    circuit graph-grad --method relp --refine 2 --prompt "$prompt" --down 3 --up 2 --name relp || return
+    circuit graph-grad --frozen --prompt "$prompt" --set graph.max_nodes=300 --check-edges 10 --name direct
 }
 
 told() {
