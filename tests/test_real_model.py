@@ -188,9 +188,12 @@ def test_agreement_is_explained_over_pairs_and_tested_on_others(pipeline: Pipeli
     assert head["n_prompts"] == 4 and head["metric"] == "logit-diff" and len(effects) > 4
     assert all(record["standard_error"] >= 0 for record in effects)
     few = ["--set", "validate.samples=2", "--set", "validate.minimality=false"]
-    scores = circuit(pipeline.folder, "validate", "--graph", "agreement", *test, "--skip-bad", *few)
+    scores = circuit(
+        pipeline.folder, "validate", "--graph", "agreement", *test, "--skip-bad", "--basis", "neurons", *few
+    )
     told = [score for score in scores if score["kind"] == "score" and score["graph"] == "agreement"]
-    assert {"faithfulness", "completeness", "effect"} <= {score["name"] for score in told}
+    names = {"faithfulness", "completeness", "effect", "faithfulness-edges", "faithfulness-neurons"}
+    assert names <= {score["name"] for score in told}
     assert all(math.isfinite(score["value"]) and score["n_prompts"] == 4 for score in told)
 
 
