@@ -703,6 +703,23 @@ def test_settings_of_frozen_graphs_are_refused_without_frozen(ask):
         graph_grad.run(ask(graph__max_nodes=5))
 
 
+def test_settings_as_they_are_printed_make_the_same_graphs(ask, ask_frozen, run):
+    """All of them are given there, most as they are by default."""
+    for request in (ask(), ask_frozen()):
+        one = graph_of(graph_grad.run(request))
+        given = type(request.settings).model_validate(request.settings.model_dump())
+        assert given.graph.model_fields_set == set(type(given.graph).model_fields)
+        assert graph_of(graph_grad.run(Request(given, run.stream(), run))) == one
+
+
+def test_shares_of_influence_prune_graphs_where_they_are_given_also_as_they_would_be_anyway(ask):
+    whole = graph_of(graph_grad.run(ask()))
+    pruned = graph_of(graph_grad.run(ask(graph__node_threshold=0.8)))
+    assert whole.head.node_threshold is None
+    assert (pruned.head.node_threshold, pruned.head.edge_threshold) == (0.8, 0.98)
+    assert len(pruned.nodes) < len(whole.nodes)
+
+
 def test_a_frozen_graph_of_several_prompts_is_refused(ask_frozen, tmp_path):
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"prompt": "x = "}\n{"prompt": "y = "}\n')

@@ -173,6 +173,7 @@ MEANING: dict[str, dict[str, object]] = {
     "baseline": {"baseline": "zero"},
     "positions": {"positions": "sum"},
     "steps": {"steps": 7},
+    "edge points": {"edge_points": 7},
     "span names": {"span_names": ("verb",)},
     "prompts digest": {"prompts_digest": "sha256:9"},
     "set of hook points written from resid.1": {"writes": {"resid.1": ("resid.1", "resid.2")}},

@@ -26,7 +26,7 @@ from circuitcli.hookpoints import HookPoint
 from circuitcli.models.loading import LanguageModel
 from circuitcli.records import GraphRecord
 from circuitcli.saes.coders import Coders
-from circuitcli.settings.graph import BY_INFLUENCE, OF_ONE_GRADIENT, GraphSettings
+from circuitcli.settings.graph import OF_ONE_GRADIENT, GraphSettings
 
 logger = logging.getLogger(__name__)
 
@@ -71,9 +71,11 @@ def gradient_facts(settings: GraphSettings) -> dict[str, Any]:
 def _selection_facts(settings: GraphSettings) -> dict[str, Any]:
     """What the head tells of how nodes and edges were chosen."""
     names = ["down", "up", "min_share", "min_effect", "strongest", "edge_points"]
-    if not settings.model_fields_set.isdisjoint(BY_INFLUENCE):
-        names += BY_INFLUENCE
-    return {name: getattr(settings, name) for name in names}
+    if settings.method in OF_ONE_GRADIENT:
+        # Of the clean run alone.
+        names.remove("edge_points")
+    shares = settings.shares_of_influence if settings.prunes_by_influence else {}
+    return {name: getattr(settings, name) for name in names} | shares
 
 
 def gradient_graph(panel: Panel, settings: GraphSettings, head: GraphRecord) -> CircuitGraph:
@@ -82,8 +84,8 @@ def gradient_graph(panel: Panel, settings: GraphSettings, head: GraphRecord) -> 
     facts = {"effects": sums_of(circuit.totals), "share_kept": circuit.share_kept}
     graph = circuit.graph(head.model_copy(update=facts))
     warn_of_gaps(graph.head)
-    if not settings.model_fields_set.isdisjoint(BY_INFLUENCE):
-        graph = pruned_by_influence(graph, **{name: getattr(settings, name) for name in BY_INFLUENCE})
+    if settings.prunes_by_influence:
+        graph = pruned_by_influence(graph, **settings.shares_of_influence)
     if settings.edges_exact and graph.edges:
         edges = with_exact(panel, graph.edges, count=settings.edges_exact, batch_size=settings.batch_size)
         graph = replace(graph, edges=edges, head=graph.head.model_copy(update={"checks": agreement(edges)}))

@@ -31,6 +31,7 @@ _MEANING = (
     "method",
     "steps",
     "refined",
+    "edge_points",
     "metric",
     "unit",
     "target",

@@ -13,8 +13,8 @@ Baseline = Literal["zero", "mean", "mean-position", "resample", "counterfactual"
 
 # Settings that only frozen graphs read, and those of a behaviour that they read too.
 OF_FROZEN = ("frozen", "max_nodes", "check_edges")
-# What prunes graphs by influence: frozen ones always, other gradient graphs where it is given.
-BY_INFLUENCE = ("node_threshold", "edge_threshold")
+# What prunes graphs by influence, with its usual value: frozen ones always, other gradient graphs where one is given.
+BY_INFLUENCE = {"node_threshold": 0.8, "edge_threshold": 0.98}
 _OF_BEHAVIOURS = ("prompt", "prompt_ids", "prompts", "n_prompts", "skip_bad", "sequences", "chat", "target", "foil")
 READ_BY_FROZEN = (
     *OF_FROZEN,
@@ -126,11 +126,11 @@ class GraphSettings(Section):
     frozen: bool = False
     """Attribution graph of one prompt, as circuit-tracer makes it: direct effects with attention patterns and norm
     denominators held constant, MLPs replaced by transcoders or held constant; logits are nodes."""
-    node_threshold: float = Field(0.8, gt=0, le=1)
-    """Keep the nodes that have this share of the influence on the output by way of all paths: of a frozen graph, of
-    another gradient graph only where this is given."""
-    edge_threshold: float = Field(0.98, gt=0, le=1)
-    """Keep the edges that have this share of the influence between the nodes kept, likewise."""
+    node_threshold: float | None = Field(None, gt=0, le=1)
+    """Keep the nodes that have this share of the influence on the output by way of all paths: of a frozen graph, by
+    default 0.8; of another gradient graph only where this or the next is given."""
+    edge_threshold: float | None = Field(None, gt=0, le=1)
+    """Keep the edges that have this share of the influence between the nodes kept, by default 0.98, likewise."""
     max_nodes: int = Field(7500, ge=1, le=2**24)
     """Frozen graph: edges are taken into so many active features, the most influential ones."""
     check_edges: int = Field(0, ge=0, le=2**20)
@@ -143,3 +143,14 @@ class GraphSettings(Section):
     5.3:12,4: how much head 3 of block 5 at position 12 looks at position 4."""
     pairs: int = Field(20, ge=1, le=100_000)
     """How many of the strongest pairs of a split attention score are kept; the rest is summed up."""
+
+    @property
+    def prunes_by_influence(self) -> bool:
+        """Whether a share of the influence is given."""
+        return any(getattr(self, name) is not None for name in BY_INFLUENCE)
+
+    @property
+    def shares_of_influence(self) -> dict[str, float]:
+        """The shares of the influence that nodes and edges keep, by the names of these settings."""
+        given = {name: getattr(self, name) for name in BY_INFLUENCE}
+        return {name: usual if given[name] is None else given[name] for name, usual in BY_INFLUENCE.items()}

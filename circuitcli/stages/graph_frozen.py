@@ -62,9 +62,16 @@ def plan(request: Request) -> list[tuple[str, str]]:
 
 def check_unused(settings: GraphSettings) -> None:
     """Raise SettingsError for a setting that only frozen graphs read."""
-    given = [name for name in OF_FROZEN if name in settings.model_fields_set and name != "frozen"]
+    # Settings that were printed hold all of them, most as they are anyway.
+    given = [name for name in OF_FROZEN if name in _changed(settings) and name != "frozen"]
     if given:
         raise SettingsError(f"{_flag(given[0])} is of frozen graphs", hint="add --frozen, or leave it out")
+
+
+def _changed(settings: GraphSettings) -> set[str]:
+    """The settings that are not as they are by default."""
+    usual = type(settings)()
+    return {name for name in type(settings).model_fields if getattr(settings, name) != getattr(usual, name)}
 
 
 def _flag(name: str) -> str:
@@ -73,7 +80,7 @@ def _flag(name: str) -> str:
 
 def _task(request: Request) -> Task:
     settings = request.settings.graph
-    unread = sorted(settings.model_fields_set - set(READ_BY_FROZEN))
+    unread = sorted(_changed(settings) - set(READ_BY_FROZEN))
     for name in unread:
         if name in _OTHERWISE and getattr(settings, name) != _OTHERWISE[name]:
             only = f"; it is {_OTHERWISE[name]}" if _OTHERWISE[name] else ""

@@ -10,6 +10,7 @@ from circuitcli.attribution.positions import Positions
 from circuitcli.attribution.resampled import one_by_one, resampled, without_nodes
 from circuitcli.attribution.selection import find_circuit
 from circuitcli.graphs import CircuitGraph
+from circuitcli.graphs.cumulative import pruned_by_influence
 from circuitcli.hookpoints import NodeId
 from circuitcli.records import GraphRecord
 from circuitcli.settings.graph import OF_ONE_GRADIENT, GraphSettings
@@ -20,7 +21,7 @@ _NOT_HOW = frozenset({"prompt", "prompts", "n_prompts", "target", "foil", "chat"
 
 
 def settings_of(head: GraphRecord, settings: GraphSettings) -> GraphSettings:
-    """The settings with which a graph was found, as far as its head tells them."""
+    """The settings with which a graph was found, as far as its head tells them; of those at hand the batches alone."""
     told: dict[str, Any] = {
         name: value
         for name in GraphSettings.model_fields
@@ -29,7 +30,7 @@ def settings_of(head: GraphRecord, settings: GraphSettings) -> GraphSettings:
     told["method"], told["refine"] = method_of(head), head.refined or 0
     if head.steps is not None and told["method"] not in OF_ONE_GRADIENT:
         told["ig_steps"] = head.steps
-    return settings.model_copy(update=told)
+    return GraphSettings(batch_size=settings.batch_size).model_copy(update=told)
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,17 @@ class Refinder:
     def on(self, numbers: Sequence[int] | None = None) -> Found:
         """The circuit on the prompts of these numbers, by default on all."""
         panel = self.panel if numbers is None else resampled(self.panel, numbers)
-        return Found.of(find_circuit(panel, self.settings).graph(self.head))
+        return Found.of(self._graph(panel))
 
     def without(self, nodes: Iterable[NodeId]) -> CircuitGraph:
         """The graph that is found where these are no nodes."""
-        return find_circuit(without_nodes(self.panel, nodes), self.settings).graph(self.head)
+        return self._graph(without_nodes(self.panel, nodes))
+
+    def _graph(self, panel: Panel) -> CircuitGraph:
+        graph = find_circuit(panel, self.settings).graph(self.head)
+        if not self.settings.prunes_by_influence:
+            return graph
+        return pruned_by_influence(graph, **self.settings.shares_of_influence)
 
     @cached_property
     def n_prompts(self) -> int:

@@ -68,7 +68,7 @@ def needed_bytes(search: FrozenSearch, n_edges: int) -> int:
 
 
 def _edge_bytes(search: FrozenSearch) -> int:
-    return EDGE_BYTES if search.settings.node_threshold < 1 else EDGE_BYTES_OF_ALL
+    return EDGE_BYTES if search.settings.shares_of_influence["node_threshold"] < 1 else EDGE_BYTES_OF_ALL
 
 
 def check_fits(search: FrozenSearch) -> None:
@@ -123,7 +123,7 @@ def _seconds_of_edges(search: FrozenSearch) -> tuple[float, float]:
     begin = time.perf_counter()
     influence(rows)
     between = time.perf_counter()
-    prune(rows, node_threshold=settings.node_threshold, edge_threshold=settings.edge_threshold)
+    prune(rows, **settings.shares_of_influence)
     scores(rows)
     return (between - begin) / rows.n_edges, (time.perf_counter() - between) / rows.n_edges
 

@@ -145,8 +145,7 @@ class FrozenSearch:
     @cached_property
     def pruned(self) -> Pruned:
         """What is kept."""
-        thresholds = self.settings.node_threshold, self.settings.edge_threshold
-        return prune(self.rows, node_threshold=thresholds[0], edge_threshold=thresholds[1])
+        return prune(self.rows, **self.settings.shares_of_influence)
 
     @cached_property
     def scores(self) -> Scores:
@@ -175,8 +174,7 @@ class FrozenSearch:
             "checks": None if checks is None else checks.facts(),
             "n_active": self.nodes.n_features,
             "n_expanded": self.n_expanded,
-            "node_threshold": self.settings.node_threshold,
-            "edge_threshold": self.settings.edge_threshold,
+            **self.settings.shares_of_influence,
             "replacement": found.replacement,
             "completeness": found.completeness,
             "completeness_of_inputs": found.completeness_of_inputs,
