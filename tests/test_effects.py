@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from planted.all import planted_circuit
-from subjects import mixed_subject, panel_of, random_baseline, random_prompt, random_subject
+from subjects import mixed_subject, panel_of, random_baseline, random_prompt, random_subject, subject_with
+from support import adapter_of, random_saes
 from test_attribution import HEAD, exact_effect
 from test_coders import PlainRun
 
@@ -28,8 +29,9 @@ from circuitcli.attribution.paths import GroupPath, Point, Weighted
 from circuitcli.attribution.positions import Positions
 from circuitcli.attribution.refining import FIRST_STEPS, MOST_STEPS, integrated
 from circuitcli.attribution.selection import find_circuit
+from circuitcli.attribution.strongest_edges import edges_into_faint
 from circuitcli.errors import InputError, SettingsError
-from circuitcli.hookpoints import HookPoint
+from circuitcli.hookpoints import HookPoint, hook_points
 from circuitcli.records import GraphRecord
 from circuitcli.settings.graph import GraphSettings
 from circuitcli.validation.circuits import circuit_metric, kept_nodes
@@ -137,6 +139,44 @@ def test_each_text_takes_steps_until_its_own_gap_is_small():
         is_done = one.gap.abs() <= tolerance
         for place, mean in one.gradients.items():
             torch.testing.assert_close(found.gradients[place][is_done], mean[is_done], rtol=1e-9, atol=1e-12)
+
+
+def panel_with(subject, kind: str, *, batch_size: int) -> Panel:
+    return Panel.of(
+        subject.adapter,
+        subject.coders,
+        subject.prompts,
+        metric="log-prob",
+        positions=Positions.of("all", subject.prompts),
+        baseline_of=BaselineRule(kind, subject.coders),
+        batch_size=batch_size,
+    )
+
+
+def test_steps_as_they_are_needed_do_not_depend_on_the_prompts_beside(monkeypatch):
+    monkeypatch.setattr("circuitcli.attribution.gradients.TOLERANCE", 1e-3)
+    subject = mixed_subject("llama", "clt-resid", n_texts=3)
+    one, other = (
+        find_circuit(panel_with(subject, "zero", batch_size=size), GraphSettings(down=3, up=2)) for size in (1, 64)
+    )
+    assert {total.steps for total in one.totals.values()} != {FIRST_STEPS}
+    weights = {(edge.source, edge.target): edge.weight for edge in other.edges}
+    assert {(edge.source, edge.target): edge.weight for edge in one.edges} == pytest.approx(weights, rel=1e-8)
+
+
+def test_nodes_that_differ_both_ways_over_prompts_are_followed_no_further_for_that(monkeypatch):
+    """Over the prompts that a mean is taken of, differences from it add up to nothing."""
+    followed = []
+
+    def seen(*given, **named):
+        found = edges_into_faint(*given, **named)
+        followed.extend(size for _, _, _, size in found)
+        return found
+
+    monkeypatch.setattr("circuitcli.attribution.selection.edges_into_faint", seen)
+    subject = subject_with(adapter_of("llama"), random_saes(hook_points((1, 2), ("attn", "resid"))), n=5, n_texts=4)
+    circuit = find_circuit(panel_with(subject, "mean-position", batch_size=64), GraphSettings(down=4, up=2))
+    assert followed and max(followed) < 10 * max(abs(edge.weight) for edge in circuit.edges)
 
 
 @pytest.mark.parametrize("mix", ["clt-resid", "full"])

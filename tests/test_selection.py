@@ -250,6 +250,20 @@ def test_taken_in_small_pieces_graphs_are_the_same(monkeypatch, positions, norma
         assert whole[0].totals[hook].gap == pytest.approx(pieces[0].totals[hook].gap, abs=1e-9)
 
 
+def test_edges_that_are_sums_over_positions_are_whole_whatever_is_left_out():
+    subject = random_subject("gpt2", sites=("attn", "resid"), layers=(1, 2), n=12, first=1)
+    baseline = random_baseline(subject)
+    options = {"positions": "sum", "method": "atp", "down": 30, "up": 30}
+    every, some = (
+        {(edge.source, edge.target): edge.weight for edge in grad_graph(subject, baseline, **options, **more)[0].edges}
+        for more in ({"min_share": 0.0}, {"min_share": 0.05})
+    )
+    least = 0.05 * abs(panel_of(subject, baseline, positions="sum").behaviour)
+    both = {ends: weight for ends, weight in some.items() if ends in every}
+    assert len(both) > 100
+    assert both == pytest.approx({ends: every[ends] for ends in both}, abs=0.02 * least)
+
+
 def test_the_strongest_of_pieces_are_those_of_the_whole():
     values = torch.randn(60, generator=torch.Generator().manual_seed(2))
     best = Strongest[int](4)

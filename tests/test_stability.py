@@ -14,6 +14,7 @@ from circuitcli.attribution.positions import Positions
 from circuitcli.attribution.selection import find_circuit
 from circuitcli.errors import InputError
 from circuitcli.features.matching import matched
+from circuitcli.graphs.cumulative import pruned_by_influence
 from circuitcli.hookpoints import HookPoint, NodeId
 from circuitcli.records import GraphRecord
 from circuitcli.saes.coders import Coders
@@ -184,6 +185,31 @@ def test_a_refined_graph_is_refined_again():
     told = settings_of(head(method="grad-atp-refined", refined=7, min_share=0.25), GraphSettings(refine=3))
     assert (told.method, told.refine, told.min_share, told.down) == ("atp", 7, 0.25, 4)
     assert settings_of(head(), GraphSettings(refine=3)).refine == 0
+
+
+def test_settings_at_hand_do_not_change_how_a_graph_is_found_again():
+    other = GraphSettings(strongest=3, ig_steps=7, down=1, node_threshold=0.1, heads=True, edges_exact=2)
+    for facts in ({}, {"steps": None}, {"strongest": 9, "steps": None}):
+        assert settings_of(head(**facts), other) == settings_of(head(**facts), GraphSettings())
+
+
+def test_a_graph_that_was_pruned_by_influence_is_pruned_again():
+    prompts = [random_prompt(5, first=1, seed=seed) for seed in range(2)]
+    shares = {"node_threshold": 0.5, "edge_threshold": 0.9}
+    pruned = Refinder.of(panel_of(prompts), head(method="grad-atp", **shares), GraphSettings())
+    whole = Refinder.of(panel_of(prompts), head(method="grad-atp"), GraphSettings())
+    found = Found.of(pruned_by_influence(find_circuit(whole.panel, whole.settings).graph(head()), **shares))
+    assert near(pruned.on(), found) and 0 < len(found.nodes) < len(whole.on().nodes)
+
+
+def test_what_was_found_before_changes_nothing(monkeypatch):
+    """The steps that each prompt takes are kept, so that they must not follow from the sample that came first."""
+    monkeypatch.setattr("circuitcli.attribution.gradients.TOLERANCE", 1e-4)
+    prompts = [random_prompt(5, first=1, seed=seed) for seed in range(3)]
+    one, other = (Refinder.of(panel_of(prompts), head(steps=None, baseline="zero"), GraphSettings()) for _ in range(2))
+    other.on((0, 0, 1))
+    assert near(one.on((2, 2, 2)), other.on((2, 2, 2)))
+    assert near(one.on(), other.on())
 
 
 @pytest.mark.parametrize("method", ["naive", "frozen"])

@@ -199,13 +199,13 @@ def to_output(
     baseline: Baseline,
     *,
     method: str,
-    steps: int,
+    steps: int | Sequence[int],
     batch_size: int,
 ) -> dict[HookPoint, Effects]:
     """Edges to the output from every group with a direct path to it, as effects along that path.
 
     effects: of the groups that edges are wanted of. For integrated gradients the derivative is averaged over the path
-    of the source's own group.
+    of the source's own group, in so many steps, or so many of each text.
     """
     sources = sources_of(subject.coders, None)
     edges: dict[HookPoint, Effects] = {}

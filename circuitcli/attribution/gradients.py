@@ -41,16 +41,22 @@ class Effects:
     """Effects of a group's nodes on the metric of each text: of features along the gradients, and of errors.
 
     gradients: by written hook point. gap: for each text what the effects of all nodes of the group miss of ``m(clean) -
-    m(group at baseline)``; None where that was not measured. steps: of the path that the gradients are averages over,
-    in the text that took most. sums: what all features add up to in each text; None where that was not needed.
+    m(group at baseline)``; None where that was not measured. counts: of each text the steps of the path that the
+    gradients are averages over; none for one step. sums: what all features add up to in each text; None where that was
+    not needed.
     """
 
     parts: Contributions
     gradients: Gradients
     errors: Mapping[HookPoint, Float[Tensor, "text position"]]
     gap: Float[Tensor, " text"] | None
-    steps: int = 1
+    counts: tuple[int, ...] = ()
     sums: Float[Tensor, " text"] | None = None
+
+    @property
+    def steps(self) -> int:
+        """The steps of the text that took most."""
+        return max(self.counts, default=1)
 
     @property
     def features(self) -> Float[Tensor, "text position d_sae"]:
@@ -122,7 +128,7 @@ def effects_of(
     gradients: Gradients,
     gap: Tensor | None,
     *,
-    steps: int = 1,
+    counts: tuple[int, ...] = (),
 ) -> Effects:
     """Effects of the group of the coder that reads a hook point, for gradients by what it writes."""
     own = {place: gradients[place] for place in subject.coders[hook].writes if place in gradients}
@@ -131,7 +137,7 @@ def effects_of(
         for place in subject.coders.errors_of(hook)
         if place in own
     }
-    return Effects(Contributions.of(subject, hook, baseline, own), own, errors, gap, steps)
+    return Effects(Contributions.of(subject, hook, baseline, own), own, errors, gap, counts)
 
 
 def integrated_gradients(
@@ -154,13 +160,17 @@ def integrated_gradients(
     elif tolerance is None:
         tolerance = tolerated(subject, float((subject.metric_clean - metric_at(subject, baseline)).mean()))
     integral = integrated(path, steps=steps or FIRST_STEPS, tolerance=tolerance, batch_size=batch_size)
-    found = effects_of(subject, hook, baseline, integral.gradients, integral.gap, steps=max(integral.steps))
+    found = effects_of(subject, hook, baseline, integral.gradients, integral.gap, counts=tuple(integral.steps))
     return replace(found, sums=path.of_features(integral.gradients))
 
 
-def tolerated(subject: Subject, behaviour: float) -> float:
-    """How large a gap may be: a share of the behaviour ``m(clean) - m(0)``, but more than rounding makes."""
-    rounding = torch.finfo(subject.adapter.dtype).eps * (1 + float(subject.metric_clean.abs().mean()))
+def tolerated(subject: Subject, behaviour: float, *, level: float | None = None) -> float:
+    """How large a gap may be: a share of the behaviour ``m(clean) - m(0)``, but more than rounding makes.
+
+    level: the mean size of the metric, of the subject's texts unless given.
+    """
+    size = float(subject.metric_clean.abs().mean()) if level is None else level
+    rounding = torch.finfo(subject.adapter.dtype).eps * (1 + size)
     return max(TOLERANCE * abs(behaviour), 4 * rounding)
 
 

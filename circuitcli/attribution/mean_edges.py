@@ -18,7 +18,7 @@ from circuitcli.hookpoints import HookPoint
 from circuitcli.models.partial import first_block
 from circuitcli.settings.graph import OF_ONE_GRADIENT, GraphSettings
 
-# What a mean over prompts may miss of an edge that is as small as can be kept: small parts are left out.
+# What a sum over positions or prompts may miss of an edge that is as small as can be kept: small parts are left out.
 MISSED = 0.01
 
 
@@ -62,19 +62,21 @@ class PanelEdges:
         yield from ((source, cells) for source, (cells,) in found.items())
 
     def changed(self, hook: HookPoint, target: Target) -> float:
-        """The mean over prompts of how far a feature is from its baseline, added up over its positions."""
+        """The mean over prompts of how far a feature is from its baseline, added up over its positions: without signs,
+        as what differs in some prompts one way and in others the other way would not differ at all."""
         total = 0.0
         for batch in self.panel.numbers:
             subject, baseline = self.panel.subject(batch)
             difference = subject.codes[hook][..., target.index] - baseline.codes[hook][..., target.index]
-            total += float((difference * self.panel.masks(subject)[:, target.group]).sum())
+            total += float((difference.abs() * self.panel.masks(subject)[:, target.group]).sum())
         return total / self.panel.n_prompts
 
     def _least_part(self, least: float) -> float:
         """Parts of an edge, at one position and in one prompt, that may be left out."""
-        if self.panel.n_prompts > 1:
+        apart = self.panel.positions.kind == "all"
+        if self.panel.n_prompts > 1 or not apart:
             least *= MISSED
-        return least if self.panel.positions.kind == "all" else least / max(p.n_spliced for p in self.panel.prompts)
+        return least if apart else least / max(prompt.n_spliced for prompt in self.panel.prompts)
 
     def _of_batch(
         self,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -49,16 +50,16 @@ class _Gradients:
 
     gradients: Gradients
     gap: Float[Tensor, " text"] | None
-    steps: int
+    counts: tuple[int, ...]
     sums: Float[Tensor, " text"] | None
 
     @classmethod
     def of(cls, effects: Effects) -> "_Gradients":
-        return cls(effects.gradients, effects.gap, effects.steps, effects.sums)
+        return cls(effects.gradients, effects.gap, effects.counts, effects.sums)
 
     def effects(self, subject: Subject, group: HookPoint, baseline: Baseline) -> Effects:
         """The effects again."""
-        found = effects_of(subject, group, baseline, self.gradients, self.gap, steps=self.steps)
+        found = effects_of(subject, group, baseline, self.gradients, self.gap, counts=self.counts)
         return replace(found, sums=self.sums)
 
 
@@ -82,7 +83,7 @@ class PanelEffects:
 
         def integrated() -> _Gradients:
             steps, size = chosen.ig_steps, chosen.batch_size
-            tolerance = None if steps is not None else tolerated(subject, self.panel.behaviour)
+            tolerance = None if steps is not None else tolerated(subject, self._scale[0], level=self._scale[1])
             return _Gradients.of(
                 integrated_gradients(subject, group, baseline, steps=steps, batch_size=size, tolerance=tolerance)
             )
@@ -99,6 +100,13 @@ class PanelEffects:
             kept = self.panel.kept.take(("effects", batch, group), integrated, _size)
         return kept.effects(subject, group, baseline)
 
+    @cached_property
+    def _scale(self) -> tuple[float, float]:
+        """What there is to explain, and the mean size of the metric: of all prompts, whatever batch or sample of them
+        is at hand, so that the steps of each do not depend on that."""
+        whole = self.panel.whole or self.panel
+        return whole.behaviour, sum(map(abs, whole.metric_clean())) / whole.n_prompts
+
     def to_output(self, batch: int, group: HookPoint) -> Effects | None:
         """The group's effects along the direct path to the output; None if it has none."""
         if not self._direct & set(self.coders[group].writes):
@@ -108,8 +116,8 @@ class PanelEffects:
 
         def make() -> _Gradients | None:
             own = {group: self.of(batch, group)}
-            # Along the direct path as many steps as the effects took.
-            steps, size = own[group].steps, chosen.batch_size
+            # Along the direct path as many steps as the effects took in each text, whatever texts are beside it.
+            steps, size = own[group].counts or 1, chosen.batch_size
             made = to_output(subject, own, baseline, method=chosen.method, steps=steps, batch_size=size).get(group)
             return None if made is None else _Gradients.of(made)
 

@@ -52,7 +52,7 @@ class Kept:
 class Panel:
     """Prompts that are explained together; ``batches`` holds the numbers of those that run at once.
 
-    baseline: of a subject whose prompts have these numbers.
+    baseline: of a subject whose prompts have these numbers. whole: the panel that this one is a sample of.
     """
 
     adapter: ModelAdapter
@@ -64,6 +64,7 @@ class Panel:
     batches: tuple[tuple[int, ...], ...]
     token_names: TokenNames | None = None
     kept: Kept = field(default_factory=lambda: Kept(KEPT_BYTES), compare=False, repr=False)
+    whole: "Panel | None" = field(default=None, compare=False, repr=False)
 
     @classmethod
     def of(

@@ -102,14 +102,20 @@ class GroupPath:
         }
 
     def mean_gradients(
-        self, *, steps: int, batch_size: int, at_clean: bool = False, gradients: PathGradients | None = None
+        self,
+        *,
+        steps: int | Sequence[int],
+        batch_size: int,
+        at_clean: bool = False,
+        gradients: PathGradients | None = None,
     ) -> dict[HookPoint, Float[Tensor, "text spliced d_out"]]:
         """Mean gradient over the path by the midpoint rule, or (at_clean) the gradient where it begins.
 
-        gradients: those of runs at shares of the path; `gradients` unless given.
+        steps: of each text, or of all. gradients: those of runs at shares of the path; `gradients` unless given.
         """
-        shares = [0.0] if at_clean else midpoints(steps)
-        points = [Point(text, share, 1 / len(shares)) for text in range(self.subject.n_texts) for share in shares]
+        counts = [steps] * self.subject.n_texts if isinstance(steps, int) else steps
+        shares = [[0.0] if at_clean else midpoints(count) for count in counts]
+        points = [Point(text, share, 1 / len(own)) for text, own in enumerate(shares) for share in own]
         return self.weighted(points, batch_size=batch_size, gradients=gradients).totals
 
     def weighted(self, points: Sequence[Point], *, batch_size: int, gradients: PathGradients | None = None) -> Weighted:

@@ -53,6 +53,7 @@ def resampled(panel: Panel, numbers: Sequence[int]) -> Panel:
         baseline_of=baseline_of,
         batches=tuple((number,) for number in range(len(chosen))),
         kept=_Shared(panel.kept, chosen),
+        whole=panel.whole or panel,
     )
 
 

@@ -7,7 +7,7 @@ import torch
 from circuitcli.attribution.averages import Average
 from circuitcli.attribution.cells import ERROR, Cells
 from circuitcli.attribution.edges import Target
-from circuitcli.attribution.mean_edges import PanelEdges
+from circuitcli.attribution.mean_edges import MISSED, PanelEdges
 from circuitcli.attribution.mean_effects import PanelEffects
 from circuitcli.hookpoints import HookPoint
 
@@ -35,7 +35,7 @@ def _to_output(effects: PanelEffects, batch: int, hook: HookPoint, least: float)
     subject, _ = panel.subject(batch)
     masks, last = panel.masks(subject), (coders.written[-1],)
     one = torch.zeros(subject.n_texts, dtype=torch.int64, device=masks.device)
-    least = least / (subject.n_spliced * panel.n_prompts)
+    least *= MISSED / (subject.n_spliced * panel.n_prompts)
     if hook in coders and coders[hook].writes != last and (found := effects.to_output(batch, hook)) is not None:
         for piece in found.parts.sparse(least):
             yield Cells.of(piece, masks=masks, targets=one, apart=panel.positions.kind == "all")
