@@ -117,6 +117,8 @@ def test_help_takes_its_texts_from_the_settings():
         (["xyzzy"], "unknown command: xyzzy", "commands are collect"),
         (["train", "--tokns", "3"], "unknown option: --tokns", "did you mean --tokens?"),
         (["train", "--k", "3"], "unknown option: --k", "write --set sae.k=VALUE"),
+        (["graph-naive", "--heads"], "unknown option: --heads", "graph-grad has it; `circuit graph-naive --help`"),
+        (["train", "--pin", "2:5"], "unknown option: --pin", "graph-naive validate have it"),
         (["train", "--tokens"], "option '--tokens' requires an argument", "`circuit train --help`"),
         (["collect", "extra"], "extra", "`circuit collect --help`"),
         (["train", "--tokens", "many"], "train.tokens='many' (flag)", "Tokens to train on"),

@@ -130,5 +130,7 @@ def test_what_cannot_be_found_again_is_refused_before_anything_is_run(ask, graph
     with pytest.raises(InputError, match="about one prompt") as refused:
         validate.run(ask(validate__stability=5))
     assert "--prompts" in refused.value.hint
+    with pytest.raises(SettingsError, match="--scale is about no graph, so --graph changes nothing"):
+        validate.run(ask(validate__graph="one", validate__scale="1:3=2", graph__prompt="import"))
     with pytest.raises(SettingsError, match="--rival is a part of --stability"):
         validate.run(ask(validate__rival=5))

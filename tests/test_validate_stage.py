@@ -514,25 +514,31 @@ def test_nodes_of_a_control_graph_count_at_all_positions_that_have_no_name_here(
     places = ("resid.1/3@2", "resid.1/4@verb", "resid.1/5@last", "resid.2/error")
     control = tmp_path / "control.jsonl"
     nodes = "".join(json.dumps({"kind": "node", "id": place}) + "\n" for place in places)
-    control.write_text(records.to_line(other.head) + "\n" + nodes, encoding="utf-8")
+    head = other.head.model_copy(update={"target": "another"})
+    control.write_text(records.to_line(head) + "\n" + nodes, encoding="utf-8")
     found = validate._control(ask(), other, str(control))
     assert [*map(str, found)] == ["resid.1/3", "resid.1/4", "resid.1/5@last", "resid.2/error"]
 
 
 def test_a_control_graph_that_cannot_be_one_is_refused_before_anything_runs(ask, graph, run, collected, tmp_path):
     graph(graph__name="narrow", graph__layers="1:2")
+    graph(graph__name="other", graph__prompt="class A:\n    def")
     graph(graph__name="circuit")
     with pytest.raises(InputError, match="the control graph 'circuit' is the graph that is tested"):
         validate.run(ask(validate__control_graph="circuit"))
+    graph(graph__name="fewer", graph__down=1)
+    with pytest.raises(InputError, match="'fewer' is about the same behaviour as graph 'circuit'") as caught:
+        validate.run(ask(validate__graph="circuit", validate__control_graph="fewer"))
+    assert "--against fewer" in caught.value.hint
     with pytest.raises(InputError, match="no graph named 'nothing'"):
         validate.run(ask(validate__control_graph="nothing"))
     with pytest.raises(InputError, match=r"has an SAE at resid\.2, where graph 'narrow' has none"):
-        validate.run(ask(validate__graph="narrow", validate__control_graph="circuit"))
+        validate.run(ask(validate__graph="narrow", validate__control_graph="other"))
     file = next((run.path / "graphs").glob("narrow.jsonl"))
     head = json.loads(file.read_text(encoding="utf-8").splitlines()[0])
     for change, message in (
-        ({"saes": {"resid.1": "sha256:0"}}, r"has another SAE at resid\.1"),
-        ({"name": "empty"}, "has no node"),
+        ({"saes": {"resid.1": "sha256:0"}, "target": "another"}, r"has another SAE at resid\.1"),
+        ({"name": "empty", "target": "another"}, "has no node"),
     ):
         (tmp_path / "control.jsonl").write_text(json.dumps(head | change) + "\n", encoding="utf-8")
         with_node = json.dumps({"kind": "node", "id": "resid.1/3"}) + "\n" if "saes" in change else ""

@@ -175,6 +175,24 @@ def test_a_shuffled_decoder_is_compared_without_errors():
     assert facts_of([*scores(), shuffled]).controls["faithfulness-shuffled"] is False
     made_up_for = shuffled.model_copy(update={"errors": "nodes"})
     assert "faithfulness-shuffled" not in facts_of([*scores(), made_up_for]).controls
+    # The share that the circuit is told to keep first is with its errors.
+    line = next(line for line in verdict([*scores(), shuffled]) if "shuffled" in line and "it does" in line)
+    assert line.endswith("at 30 %: without errors the circuit keeps 20 %, 10 % less")
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({"difference": -0.2}, "it keeps 20 % less"),
+        ({"difference": 0.2}, "it keeps 20 % more"),
+        ({"difference": -0.2, "difference_low": -0.3, "difference_high": 0.1}, "it keeps 20 % less [-10 %, 30 %]"),
+        ({"difference": 0.2, "difference_low": -0.1, "difference_high": 0.3}, "it keeps 20 % more [-10 %, 30 %]"),
+    ],
+)
+def test_a_difference_is_said_in_the_direction_that_it_has(facts, said):
+    other = ScoreRecord(name="faithfulness-neurons", value=0.3, graph="circuit", n_nodes=1, errors="nodes", **facts)
+    line = next(line for line in verdict([*scores(), other]) if "as many neurons (1 node)" in line)
+    assert line.endswith(f": {said}")
 
 
 def test_the_first_line_names_a_control_that_is_not_beaten_and_the_last_is_the_verdict():

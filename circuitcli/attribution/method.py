@@ -90,7 +90,7 @@ def gradient_graph(panel: Panel, settings: GraphSettings, head: GraphRecord) -> 
         edges = with_exact(panel, graph.edges, count=settings.edges_exact, batch_size=settings.batch_size)
         graph = replace(graph, edges=edges, head=graph.head.model_copy(update={"checks": agreement(edges)}))
     if len(graph.nodes) <= 1:
-        _warn_of_emptiness(head, _why_empty(panel, circuit, settings))
+        _warn_of_emptiness(head, _why_empty(panel, circuit, settings=settings, unit=head.unit))
     return graph
 
 
@@ -123,13 +123,13 @@ def _warn_of_emptiness(head: GraphRecord, why: str) -> None:
     logger.warning("graph %s has no node: %s", head.name, why)
 
 
-def _why_empty(panel: Panel, circuit: Circuit, settings: GraphSettings) -> str:
+def _why_empty(panel: Panel, circuit: Circuit, *, settings: GraphSettings, unit: str) -> str:
     """What a gradient graph without nodes lacks."""
     if not any(total.features or total.errors for total in circuit.totals.values()):
         return _why_nothing_differs(panel) or "no node has an effect on the metric"
     if not _largest_effect(panel, settings):
         return "no node at its positions has an effect on the metric: they do not reach the output"
-    return f"no node has an effect of {least_size(panel, settings):.2g} or more; lower --min-share"
+    return f"no node has an effect of {least_size(panel, settings):.2g} {unit} or more; lower --min-share"
 
 
 def _largest_effect(panel: Panel, settings: GraphSettings) -> float:

@@ -165,7 +165,7 @@ def _check_needs(prompt: Prompt, needs: Needs) -> None:
         raise BadPrompt(
             "the counterfactual baseline needs another prompt",
             reason="no counterfactual",
-            hint="add --counterfactual TEXT, or a counterfactual to each prompt of the file",
+            hint="give graph-grad or graph-naive --counterfactual TEXT, or each prompt of a file its counterfactual",
         )
     if needs.counterfactual and other is not None and len(other) != length:
         raise BadPrompt(

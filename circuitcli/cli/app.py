@@ -37,6 +37,9 @@ from circuitcli.reading import is_text
 from circuitcli.runs import current
 from circuitcli.settings.sources import load, to_toml
 
+# The options of each command that stand for settings.
+_OPTIONS: dict[str, frozenset[str]] = {}
+
 app = typer.Typer(
     name="circuit",
     rich_markup_mode=None,
@@ -58,6 +61,7 @@ def register(
     command.__annotations__ = {key: parameter.annotation for key, parameter in signature.parameters.items()}
     command.__doc__ = body.__doc__
     app.command(name)(command)
+    _OPTIONS[name] = frozenset(flag.name for flag in flags)
 
 
 register("collect", collect.collect, collect.FLAGS, collect.EXTRAS)
@@ -109,7 +113,7 @@ def run(words: Sequence[str]) -> int:
         group.leave()
     except BaseException as error:
         command = f"circuit {words[0]}" if words and words[0] in COMMANDS else "circuit"
-        status = failures.report(error, command=command, debug=debug)
+        status = failures.report(error, command=command, debug=debug, options=_OPTIONS)
     return status if _flushed() else ExitStatus.FAULT
 
 

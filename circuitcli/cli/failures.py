@@ -3,12 +3,15 @@
 import difflib
 import errno
 import traceback
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from circuitcli import group, processes, signals
 from circuitcli.cli.console import console
 from circuitcli.errors import CircuitError, ExitStatus, how_to_go_on, is_out_of_memory
 from circuitcli.settings.sources import known_names
+
+Options = Mapping[str, Collection[str]]
 
 
 @dataclass(frozen=True)
@@ -20,14 +23,16 @@ class Failure:
     hint: str = ""
 
 
-def report(error: BaseException, *, command: str = "circuit", debug: bool = False) -> int:
-    """Print the failure of a command; returns the exit status."""
+def report(
+    error: BaseException, *, command: str = "circuit", debug: bool = False, options: Options | None = None
+) -> int:
+    """Print the failure of a command; returns the exit status. ``options``: those of all commands, by command."""
     if isinstance(error, SystemExit) and error.code != ExitStatus.TERMINATED:
         return error.code if isinstance(error.code, int) else ExitStatus.FAULT if error.code else ExitStatus.DONE
     error = signals.behind(error)
     if debug:
         console.say("".join(traceback.format_exception(error)).rstrip())
-    failure = explain(error, command)
+    failure = explain(error, command, options=options)
     if (status := _told_by_another(failure)) is not None:
         return status
     console.error(failure.message, failure.hint)
@@ -46,7 +51,7 @@ def _told_by_another(failure: Failure) -> int | None:
     return None if first is None else first.exit_status
 
 
-def explain(error: BaseException, command: str = "circuit") -> Failure:
+def explain(error: BaseException, command: str = "circuit", *, options: Options | None = None) -> Failure:
     """The failure behind an exception; what nobody foresaw is a fault of the program."""
     if is_out_of_memory(error):
         return Failure("out of memory", ExitStatus.TOOL, _less_memory(command))
@@ -58,7 +63,7 @@ def explain(error: BaseException, command: str = "circuit") -> Failure:
         return Failure("terminated", ExitStatus.TERMINATED, how_to_go_on())
     # Typer's usage errors have no public name that all its versions share; their texts do.
     if hasattr(error, "format_message"):
-        return _usage(error, error.format_message(), command)
+        return _usage(error, error.format_message(), command=command, options=options or {})
     if isinstance(error, OSError) and (failure := _system(error)) is not None:
         return failure
     return Failure(
@@ -88,7 +93,7 @@ def unknown_command(word: str, known: list[str]) -> Failure:
     return Failure(f"unknown command: {word}", ExitStatus.USAGE, hint)
 
 
-def _usage(error: BaseException, text: str, command: str) -> Failure:
+def _usage(error: BaseException, text: str, *, command: str, options: Options) -> Failure:
     option = getattr(error, "option_name", None)
     hint = f"`{command} --help` lists the options"
     if option is None or not hasattr(error, "possibilities"):
@@ -98,6 +103,9 @@ def _usage(error: BaseException, text: str, command: str) -> Failure:
     near = sorted(error.possibilities or (), key=lambda name: -difflib.SequenceMatcher(None, name, option).ratio())
     if key == "dtype" and command.endswith(" train"):
         hint = "SAEs are trained in float32; --set train.autocast=true multiplies in bfloat16"
+    elif having := [name for name, known in options.items() if option in known]:
+        # A setting that is an option elsewhere is one that this command does not read.
+        hint = f"{' '.join(having)} {'has' if len(having) == 1 else 'have'} it; {hint}"
     elif settings:
         hint = "write " + " or ".join(f"--set {name}=VALUE" for name in settings)
     elif near:

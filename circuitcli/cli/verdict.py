@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from circuitcli.cli.stability import told_stability
 from circuitcli.records import CurveRecord, Record, ScoreRecord, VerdictRecord
-from circuitcli.validation.verdict import CONTROLS, is_beaten, judged_score, share, unbeaten
+from circuitcli.validation.verdict import CONTROLS, SHUFFLED, is_beaten, judged_score, share, unbeaten
 from circuitcli.validation.verdict import beside as scores_beside
 
 # What a share of the behaviour has to be, to be told as none or all of it.
@@ -65,7 +65,8 @@ def _kept(judged: ScoreRecord, beside: dict[str, ScoreRecord]) -> str:
 
 def _edges(beside: dict[str, ScoreRecord]) -> Iterator[str]:
     if (edges := beside.get("faithfulness-edges")) is not None:
-        yield f"its {edges.n_edges:,} edges alone keep {share(edges.value)}{_interval(edges)}"
+        keep = "one edge alone keeps" if edges.n_edges == 1 else f"{edges.n_edges:,} edges alone keep"
+        yield f"its {keep} {share(edges.value)}{_interval(edges)}"
 
 
 def _curve(curve: CurveRecord) -> str:
@@ -116,7 +117,7 @@ def _controls(judged: ScoreRecord, beside: dict[str, ScoreRecord]) -> Iterator[s
     if there is not None and there.value < 1 - _NEAR:
         yield (
             f"all {there.n_nodes:,} nodes at the circuit's own hook points and positions keep {share(there.value)}, "
-            f"its {judged.n_nodes:,} nodes {share(judged.value)}"
+            f"its {_nodes(judged.n_nodes)} {share(judged.value)}"
         )
 
 
@@ -134,14 +135,23 @@ def _rank(chance: ScoreRecord, drawn: str) -> str:
 
 def _difference(score: ScoreRecord, control: str) -> str:
     """The same of one other circuit."""
-    bounds = ""
-    if score.difference_low is not None and score.difference_high is not None:
-        bounds = f" [{share(score.difference_low)}, {share(score.difference_high)}]"
-    nodes = "" if score.n_nodes is None else f" ({score.n_nodes:,} nodes)"
-    return (
-        f"it {_beats(score)} {control}{nodes}, at {share(score.value)}{_interval(score)}: "
-        f"it keeps {share(score.difference or 0.0)} more{bounds}"
-    )
+    nodes = "" if score.n_nodes is None else f" ({_nodes(score.n_nodes)})"
+    # The circuit without errors keeps another share than that which was told first.
+    alike = f"without errors the circuit keeps {share(score.value + (score.difference or 0.0))}, "
+    kept = alike if score.name == SHUFFLED else "it keeps "
+    return f"it {_beats(score)} {control}{nodes}, at {share(score.value)}{_interval(score)}: {kept}{_more(score)}"
+
+
+def _more(score: ScoreRecord) -> str:
+    """How much more, or less, the circuit keeps than another."""
+    difference, low, high = score.difference or 0.0, score.difference_low, score.difference_high
+    sign, word = (-1, "less") if difference < 0 else (1, "more")
+    bounds = "" if low is None or high is None else [share(end) for end in sorted((sign * low, sign * high))]
+    return f"{share(abs(difference))} {word}{f' [{bounds[0]}, {bounds[1]}]' if bounds else ''}"
+
+
+def _nodes(count: int | None) -> str:
+    return "1 node" if count == 1 else f"{count or 0:,} nodes"
 
 
 def _beats(score: ScoreRecord) -> str:

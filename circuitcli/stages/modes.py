@@ -11,6 +11,8 @@ _FURTHER = {"--stability": "stability", "--sae-seeds": "sae_seeds"}
 def check_modes(settings: ValidationSettings) -> None:
     """Raise SettingsError for options of which one makes no sense with, or without, another."""
     asked = [option for option, name in _MODES.items() if getattr(settings, name)]
+    if asked and settings.graph is not None and settings.against is None:
+        raise SettingsError(f"{asked[0]} is about no graph, so --graph changes nothing", hint="leave one of them out")
     further = [option for option, name in _FURTHER.items() if getattr(settings, name)]
     if len(asked) > 1 or (asked and further):
         one, other = (*asked, *further)[:2]

@@ -11,7 +11,7 @@ from circuitcli.attribution.prompt_files import read_examples
 from circuitcli.errors import InputError, SettingsError, ThresholdError
 from circuitcli.graphs import CircuitGraph, ablated_nodes, edges_between, strongest_nodes
 from circuitcli.hookpoints import HookPoint, NodeId, without_numbers
-from circuitcli.records import CurveRecord, FigureRecord, Record, ScoreRecord, Stream
+from circuitcli.records import CurveRecord, FigureRecord, GraphRecord, Record, ScoreRecord, Stream
 from circuitcli.settings.graph import GraphSettings
 from circuitcli.settings.settings import Settings
 from circuitcli.stages import against, interaction, pins, stability, steering
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_MORE_NODES = "raise --down or lower --min-share of graph-grad (--threshold-exp of graph-naive)"
 # A position that every prompt has.
 _LAST = "last"
 
@@ -83,7 +84,7 @@ def _plan(request: Request) -> Plan:
     _check_saes(graph, sources)
     nodes = ablated_nodes(graph)
     if not nodes:
-        raise InputError(f"graph '{graph.head.name}' has no node", hint="raise --down and --up of graph-grad")
+        raise InputError(f"graph '{graph.head.name}' has no node", hint=_MORE_NODES)
     if lost := [node for node in nodes if node.hook not in (writes if node.is_error else hooks)]:
         raise InputError(
             f"graph '{graph.head.name}' has {lost[0]}, but its head names no SAE there", hint="make the graph again"
@@ -195,8 +196,13 @@ def _control(request: Request, graph: CircuitGraph, named: str) -> tuple[NodeId,
         raise InputError(
             f"the control graph '{head.name}' is the graph that is tested", hint="name one of another behaviour"
         )
+    if _is_about_the_same(head, graph.head):
+        raise InputError(
+            f"the control graph '{head.name}' is about the same behaviour as graph '{graph.head.name}'",
+            hint=f"name one of another prompt, target or metric; --against {head.name} compares two of one behaviour",
+        )
     if not nodes:
-        raise InputError(f"the control graph '{head.name}' has no node", hint="raise --down and --up of graph-grad")
+        raise InputError(f"the control graph '{head.name}' has no node", hint=_MORE_NODES)
     for name, digest in head.saes.items():
         if graph.head.saes.get(name) != digest:
             raise InputError(
@@ -207,6 +213,12 @@ def _control(request: Request, graph: CircuitGraph, named: str) -> tuple[NodeId,
     known = {_LAST, *(node.position for node in ablated_nodes(graph))}
     here = (node if node.position in known else replace(node, position=None) for node in without_numbers(nodes))
     return tuple(dict.fromkeys(here))
+
+
+def _is_about_the_same(one: GraphRecord, other: GraphRecord) -> bool:
+    """Whether two graphs explain one metric of the same prompts."""
+    names = ("prompt", "ids", "prompts_digest", "n_prompts", "target", "foil", "metric")
+    return all(getattr(one, name) == getattr(other, name) for name in names)
 
 
 def _found_on(request: Request, graph: CircuitGraph) -> tuple[Example, ...]:

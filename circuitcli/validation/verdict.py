@@ -38,7 +38,7 @@ CONTROLS = {
     "faithfulness-neurons": "as many neurons",
 }
 # Errors of a shuffled decoder would make up for it, so the circuit is compared with that without any.
-_SHUFFLED, WITHOUT_ERRORS = "faithfulness-shuffled", "removed"
+SHUFFLED, WITHOUT_ERRORS = "faithfulness-shuffled", "removed"
 _NEURONS = "faithfulness-neurons"
 _OTHER_BEHAVIOUR = "faithfulness-control-graph"
 # Similarities of the nodes that are found anew: on bootstrap samples and halves of the prompts, with SAEs of other
@@ -111,7 +111,7 @@ def beside(records: Iterable[Record], judged: ScoreRecord) -> dict[str, ScoreRec
         for record in records
         if isinstance(record, ScoreRecord)
         and (record.graph, record.ablation) == (judged.graph, judged.ablation)
-        and record.errors == (WITHOUT_ERRORS if record.name == _SHUFFLED else judged.errors)
+        and record.errors == (WITHOUT_ERRORS if record.name == SHUFFLED else judged.errors)
     }
 
 

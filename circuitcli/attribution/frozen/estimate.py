@@ -42,7 +42,7 @@ class Estimate:
             ("active features", f"{self.n_features:,}"),
             ("expanded", f"{self.n_expanded:,}"),
             ("edges before pruning", f"about {self.n_edges:,}"),
-            ("time", f"about {_duration(self.seconds)}"),
+            ("time", _duration(self.seconds)),
             ("beside", "loading, --check-edges and --heads"),
             ("memory", f"about {self.n_bytes / 1e9:.3g} GB of {self.available_bytes / 1e9:.3g} GB"),
             *([] if fits else [("does not fit", "lower --max-nodes, or use fewer --layers or a shorter prompt")]),
@@ -129,7 +129,9 @@ def _seconds_of_edges(search: FrozenSearch) -> tuple[float, float]:
 
 
 def _duration(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
+    if seconds < 0.1:
+        return "less than 0.1 s"
+    return f"about {seconds:.1f} s" if seconds < 120 else f"about {seconds / 60:.1f} min"
 
 
 def held_bytes() -> int:
