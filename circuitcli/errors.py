@@ -98,6 +98,9 @@ def first_line(error: BaseException) -> str:
 
 
 def how_to_go_on() -> str:
-    """What to tell someone whose command broke off: with ``--force`` it would begin anew."""
+    """What to tell someone whose command broke off: with ``--force`` it would begin anew, and graph-grad, which takes
+    all of a graph's numbers together, always does."""
+    if sys.argv[1:2] == ["graph-grad"]:
+        return "the same command finds this graph anew; what is finished in the run is kept"
     again = "the same command without --force" if "--force" in sys.argv else "the same command"
     return f"finished work is kept; {again} goes on from there"

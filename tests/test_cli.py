@@ -216,6 +216,10 @@ def test_an_interrupted_command_with_force_says_how_to_go_on_without_it(collecte
     collected.monkeypatch.setattr(sys, "argv", ["circuit", "train", "--force"])
     hint = "hint: finished work is kept; the same command without --force goes on from there"
     assert collected("train", "--force").errors[1] == hint
+    # Which keeps no part of a graph.
+    collected.replace("graph_grad", run=raising(KeyboardInterrupt()))
+    collected.monkeypatch.setattr(sys, "argv", ["circuit", "graph-grad"])
+    assert "finds this graph anew" in collected("graph-grad", "--prompt", "for").errors[1]
 
 
 def test_out_of_memory_on_a_device_names_the_batch_sizes(collected: Commands):

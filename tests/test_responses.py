@@ -17,6 +17,7 @@ from circuitcli.errors import InputError, SettingsError
 from circuitcli.hookpoints import OUTPUT, HookPoint, NodeId
 from circuitcli.models.taps import tapped
 from circuitcli.records import FigureRecord, ReportRecord, ResponseRecord, Stream
+from circuitcli.render import responses as drawing
 from circuitcli.settings.graph import GraphSettings
 from circuitcli.settings.section import factors
 from circuitcli.stages import graph_grad, graph_naive
@@ -99,6 +100,20 @@ def test_coefficients_are_written_as_a_range_with_both_ends():
     for text in ("", "0:2", "0:2:0", "2:0:1", "0:1:1e-9", "a:b:c", "0:inf:1", "nan:1:1", "0:1:0.1:3"):
         with pytest.raises(SettingsError, match="is not FIRST:LAST:STEP"):
             factors(text)
+
+
+def test_a_feature_that_nothing_reads_has_no_empty_panel():
+    metric = ResponseRecord(
+        graph="swept", source="resid.2/1", of=OUTPUT, coefficients=(0.0, 1.0), values=(0.0, 2.0), unit="nats"
+    )
+    read = metric.model_copy(update={"source": "resid.1/1", "of": "resid.2/1", "unit": "activation"})
+    assert [[panel.title for panel in row] for row in drawing.plot([metric], title="").rows] == [["resid.2/1: metric"]]
+    rows = drawing.plot([metric, read], title="").rows
+    assert [panel.title for row in rows for panel in row if panel.series] == [
+        "resid.2/1: metric",
+        "resid.1/1: readers",
+    ]
+    assert len({len(row) for row in rows}) == 1
 
 
 def test_a_sweep_leaves_its_numbers_and_its_plot_in_the_run(tmp_path: Path):

@@ -167,7 +167,8 @@ def validate(
         rule = rule.over(_panel(model, chosen, own, sizes, left_out, tested.nodes).prompts)
     cases = PanelCases(replace(panel, baseline_of=rule.over(panel.prompts)), nodes)
     ranked = tested.ranked if is_own else on_other_prompts(tested.ranked, panel.prompts, n_positions=length)
-    means = Means(partial(_rule_through, rule, model, cache), effects_like(tested.head, sizes), ranked)
+    through = partial(_rule_through, rule.over(panel.prompts), model, cache)
+    means = Means(through, effects_like(tested.head, sizes), ranked)
     if not is_own and tested.head is not None and (curve == "all" or basis is not None):
         own = tested.behaviour(None, metric=None, baseline=None, left_out=LeftOut(allowed=True))
         whole = sizes.model_copy(update={"n_prompts": None})

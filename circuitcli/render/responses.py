@@ -12,23 +12,19 @@ _COEFFICIENT = Axis("coefficient of the feature")
 
 
 def plot(curves: Sequence[ResponseRecord], *, title: str) -> Plot:
-    """A row for each feature: the activations of what reads it, and the metric; the strongest readers are drawn."""
+    """A row for each feature: the activations of what reads it, if anything does, and the metric; the strongest readers
+    are drawn."""
     rows = []
+    are_read = any(curve.of != OUTPUT for curve in curves)
     for source in dict.fromkeys(curve.source for curve in curves):
         own = [curve for curve in curves if curve.source == source]
         metric = [curve for curve in own if curve.of == OUTPUT]
         readers = [curve for curve in own if curve.of != OUTPUT][:DRAWN]
-        rows.append(
-            [
-                Panel(
-                    [_line(curve, curve.of) for curve in readers],
-                    _COEFFICIENT,
-                    Axis("activation"),
-                    f"{source}: readers",
-                ),
-                Panel([_line(curve, "") for curve in metric], _COEFFICIENT, Axis(_unit(metric)), f"{source}: metric"),
-            ]
-        )
+        lines = [_line(curve, curve.of) for curve in readers]
+        named = f"{source}: {'readers' if readers else 'no reader'}"
+        row = [Panel(lines, _COEFFICIENT, Axis("activation"), named)] if are_read else []
+        own_metric = [_line(curve, "") for curve in metric]
+        rows.append([*row, Panel(own_metric, _COEFFICIENT, Axis(_unit(metric)), f"{source}: metric")])
     return Plot(rows, title=title, width=4.5, height=3.0)
 
 
