@@ -164,6 +164,24 @@ def test_steps_as_they_are_needed_do_not_depend_on_the_prompts_beside(monkeypatc
     assert {(edge.source, edge.target): edge.weight for edge in one.edges} == pytest.approx(weights, rel=1e-8)
 
 
+def test_prompts_that_do_not_fit_are_not_all_run_again_for_each(monkeypatch):
+    """What there is to explain, which tells how many steps are needed, is of all of them."""
+    from circuitcli.attribution import subject as subjects
+
+    build, counts = subjects.build, []
+    monkeypatch.setattr(subjects, "build", lambda *given, **named: counts.append(1) or build(*given, **named))
+    runs = []
+    for n_texts in (3, 6):
+        panel = panel_with(mixed_subject("gpt2", "transcoders", n_texts=n_texts), "zero", batch_size=1)
+        panel.kept._n_bytes = 1
+        counts.clear()
+        effects = PanelEffects(panel, GraphSettings())
+        for hook in panel.coders.hooks:
+            effects.total(hook)
+        runs.append(len(counts))
+    assert runs[1] <= 2.2 * runs[0]
+
+
 def test_nodes_that_differ_both_ways_over_prompts_are_followed_no_further_for_that(monkeypatch):
     """Over the prompts that a mean is taken of, differences from it add up to nothing."""
     followed = []

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -83,7 +82,9 @@ class PanelEffects:
 
         def integrated() -> _Gradients:
             steps, size = chosen.ig_steps, chosen.batch_size
-            tolerance = None if steps is not None else tolerated(subject, self._scale[0], level=self._scale[1])
+            # Of all prompts, whatever batch or sample of them is at hand: the steps of each do not depend on that.
+            whole = self.panel.whole or self.panel
+            tolerance = None if steps is not None else tolerated(subject, whole.behaviour, level=whole.level)
             return _Gradients.of(
                 integrated_gradients(subject, group, baseline, steps=steps, batch_size=size, tolerance=tolerance)
             )
@@ -99,13 +100,6 @@ class PanelEffects:
         else:
             kept = self.panel.kept.take(("effects", batch, group), integrated, _size)
         return kept.effects(subject, group, baseline)
-
-    @cached_property
-    def _scale(self) -> tuple[float, float]:
-        """What there is to explain, and the mean size of the metric: of all prompts, whatever batch or sample of them
-        is at hand, so that the steps of each do not depend on that."""
-        whole = self.panel.whole or self.panel
-        return whole.behaviour, sum(map(abs, whole.metric_clean())) / whole.n_prompts
 
     def to_output(self, batch: int, group: HookPoint) -> Effects | None:
         """The group's effects along the direct path to the output; None if it has none."""

@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, TypeVar
 
 import torch
@@ -153,11 +153,16 @@ class Panel:
             lambda batch: self.kept.take(("empty", batch), lambda: metric_at(*self.subject(batch)), lambda _: 0)
         )
 
-    @property
+    @cached_property
     def behaviour(self) -> float:
         """What there is to explain, a mean over prompts: ``m(clean) - m(0)``."""
         differences = [clean - empty for clean, empty in zip(self.metric_clean(), self.metric_empty(), strict=True)]
         return sum(differences) / self.n_prompts
+
+    @cached_property
+    def level(self) -> float:
+        """The mean size of the clean metric."""
+        return sum(map(abs, self.metric_clean())) / self.n_prompts
 
     def _of_prompts(self, of_batch: Callable[[int], Float[Tensor, " text"]]) -> list[float]:
         """Numbers of the prompts of each batch, in the order of the prompts."""
