@@ -346,8 +346,10 @@ def test_the_full_circuit_is_faithful_and_the_threshold_judges(ask, run):
     score = next(score for score in Stream(made).of(ScoreRecord) if score.name == "faithfulness")
     assert score.value == pytest.approx(1, abs=1e-4)
     validate.check(made, full.settings)
-    with pytest.raises(ThresholdError, match=r"below 1\.5"):
+    with pytest.raises(ThresholdError, match=r"below 1\.5") as caught:
         validate.check(made, settings(validate__at_least=1.5))
+    # Each kind of graph grows by settings of its own.
+    assert all(name in caught.value.hint for name in ("--down", "--frozen", "--node-threshold", "--threshold-exp"))
 
 
 def test_pins_are_ablated_together(ask, run):

@@ -32,7 +32,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_MORE_NODES = "raise --down or lower --min-share of graph-grad (--threshold-exp of graph-naive)"
+_MORE_NODES = (
+    "make a larger one: graph-grad with more --down, or less --min-share; graph-grad --frozen with more "
+    "--node-threshold; graph-naive with less --threshold-exp"
+)
 # A position that every prompt has.
 _LAST = "last"
 
@@ -67,7 +70,7 @@ def check(made: Sequence[Record], settings: Settings) -> None:
     score = _headline(made)
     if wanted is not None and (score is None or score.value < wanted):
         value = "not measured" if score is None else f"{score.value:.4f}"
-        raise ThresholdError(f"faithfulness is {value}, below {wanted}", hint="raise --down and --up of graph-grad")
+        raise ThresholdError(f"faithfulness is {value}, below {wanted}", hint=_MORE_NODES)
 
 
 def _headline(made: Sequence[Record]) -> ScoreRecord | None:
