@@ -3,16 +3,18 @@
 import numpy as np
 import pytest
 import torch
-from subjects import logit_difference, mixed_subject, random_subject, subject_with
+from subjects import log_prob, logit_difference, mixed_subject, random_subject, subject_with
 from support import D_MODEL, D_SAE, MIXES, adapter_of, random_coders, random_sae
 from test_attribution import EXACT
 from test_influence import dense_influence
 from torch.nn import functional as F
 
+import circuitcli
 from circuitcli.attribution.correlation import rank_correlation
+from circuitcli.attribution.frozen import linear
 from circuitcli.attribution.frozen.checking import check_edges
 from circuitcli.attribution.frozen.counting import expected_edges, expected_features, possible_edges
-from circuitcli.attribution.frozen.linear import EMBED, divisor
+from circuitcli.attribution.frozen.linear import EMBED, FrozenModel, divisor
 from circuitcli.attribution.frozen.nodes import explained_logits, likeliest
 from circuitcli.attribution.frozen.search import FrozenSearch
 from circuitcli.errors import InputError
@@ -28,6 +30,7 @@ from circuitcli.saes.gated import GatedSae
 from circuitcli.saes.jumprelu import JumpReluSae
 from circuitcli.saes.matching_pursuit import MatchingPursuitSae
 from circuitcli.saes.relu import ReluSae
+from circuitcli.saes.topk import TopKSae
 from circuitcli.settings.graph import GraphSettings
 
 SEQUENTIAL = ("full",)
@@ -412,3 +415,12 @@ def test_normalised_autoencoders_read_with_the_statistics_of_the_clean_run():
     numbers = [*range(0, nodes.n_features, 4)]
     found = changes(search, search.model.moved(doubled(search, numbers)))
     np.testing.assert_allclose(found, matrix[:, numbers].T, rtol=0, atol=1e-11 * np.abs(matrix).max())
+
+
+def test_rounding_of_a_model_in_half_precision_is_no_bend(monkeypatch):
+    """With room to spare, as deeper models round more often."""
+    monkeypatch.setattr(linear, "_MOST_BENT", 0.02)
+    adapter = circuitcli.load_model("builtin:tiny", dtype="bfloat16").adapter
+    hooks = (HookPoint(2, "resid"), HookPoint(3, "resid"))
+    coders = {hook: TopKSae(SaeConfig(hook, adapter.d_model, 8), k=2).requires_grad_(False) for hook in hooks}
+    FrozenModel(subject_with(adapter, coders, n=12, metric=log_prob(3))).check_affine()

@@ -24,6 +24,8 @@ from circuitcli.saes.splice import shifted
 EMBED = HookPoint(0, "embed")
 # Derivatives as wide as the stream that a block's backward pass has at once.
 _UNDER_WAY = 12
+# Rounding to this share of a number, as in float16, shows bends in changes as large as what is changed.
+_FINE = 2**-10
 # Share of a change by which rounding in half precision may bend it, where it is more than rounding itself.
 _MOST_BENT, _ROUNDING = 0.05, 1e-3
 
@@ -103,10 +105,12 @@ class FrozenModel:
         """Raise InputError if what is read does not move twice as far when all that is written is moved twice as far:
         the model then has a part that is not held constant."""
         generator = torch.Generator().manual_seed(0)
+        # The coarser numbers are, the further: what the clean run is rounded by is no bend.
+        size = max(1.0, torch.finfo(self.subject.adapter.dtype).eps / _FINE)
         moves = {}
         for place, written in self.leaves.items():
             x = self._spliced(written.detach())
-            move = torch.randn(x.shape, generator=generator).to(x) * x.std()
+            move = torch.randn(x.shape, generator=generator).to(x) * x.std() * size
             moves[place] = torch.cat([move, 2 * move])
         seen = self.moved(moves)
         pairs = [(seen.reads[hook], before) for hook, before in self.seen.reads.items()]
