@@ -67,6 +67,7 @@ def test_a_circuit_without_any_other_of_its_shape_has_no_control():
     made = scores()
     made[3] = made[3].model_copy(update={"overlap": 1.0, "rank": 101})
     assert "no control: all circuits of its shape drawn from all nodes have the same nodes" in verdict(made)
+    assert not any("matched random circuits keep" in line for line in verdict(made))
 
 
 def test_the_effect_of_pins_is_said_with_its_sign():

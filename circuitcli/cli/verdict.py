@@ -58,7 +58,8 @@ def _kept(judged: ScoreRecord, beside: dict[str, ScoreRecord]) -> str:
     parts = [f"the circuit keeps {share(judged.value)} of the behaviour{_interval(judged)}"]
     if (left := beside.get("completeness")) is not None:
         parts.append(f"{share(left.value)} is left without it{_interval(left)} (lower is better)")
-    if (chance := beside.get("faithfulness-random")) is not None:
+    # Random circuits of the same nodes are no control, which is said further down.
+    if (chance := beside.get("faithfulness-random")) is not None and is_beaten(chance) is not None:
         parts.append(f"matched random circuits keep {share(chance.value)}{_interval(chance)}")
     return "; ".join(parts)
 
