@@ -6,6 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
+import hypothesis
 import matplotlib
 import pytest
 from hypothesis import given, settings
@@ -187,6 +188,7 @@ numbers = st.floats() | st.integers(-(2**63), 2**64) | st.sampled_from([0.0, 1e3
 
 
 @given(st.lists(st.tuples(numbers, numbers), max_size=4), st.sampled_from(["linear", "log", "auto"]), st.booleans())
+@hypothesis.example([(1.0, math.inf), (math.inf, 1.0)], "log", False)
 @settings(max_examples=15, deadline=None)
 def test_any_numbers_can_be_drawn(points: list[tuple], scale: str, from_zero: bool) -> None:
     axis = Axis("x", scale, from_zero=from_zero)  # type: ignore[arg-type]

@@ -194,8 +194,11 @@ def _scale(axes: "Axes", panel: Panel, group: Sequence[Panel]) -> None:
     """Labels, kind of scale, ends, and how numbers are written; a group has one scale."""
     axes.set_title(visible(panel.title))
     every = [series for other in group for series in other.series]
-    _scale_one(axes, "x", panel.x, _finite(value for series in every for value in series.x))
-    _scale_one(axes, "y", panel.y, _finite(value for series in every for value in series.y))
+    pairs = [pair for series in every for pair in zip(_places(series.x), _places(series.y), strict=True)]
+    # A point without one of its numbers is not drawn, and a logarithmic axis needs one that is.
+    drawn = [pair for pair in pairs if all(map(math.isfinite, pair))]
+    _scale_one(axes, "x", panel.x, [x for x, _ in drawn])
+    _scale_one(axes, "y", panel.y, [y for _, y in drawn])
 
 
 def _scale_one(axes: "Axes", name: Literal["x", "y"], axis: Axis, values: Sequence[float]) -> None:
@@ -218,10 +221,6 @@ def _scale_one(axes: "Axes", name: Literal["x", "y"], axis: Axis, values: Sequen
         if axis.from_zero and min(values, default=0) >= 0:
             axes.set(**{f"{name}lim": (0, 1.05 * max(values, default=0) or 1)})
     view.set_minor_formatter(NullFormatter())
-
-
-def _finite(values: Iterable[Number]) -> list[float]:
-    return [value for value in _places(values) if math.isfinite(value)]
 
 
 def _places(values: Iterable[Number]) -> list[float]:

@@ -6,14 +6,16 @@ from contextlib import ExitStack, contextmanager
 from torch import nn
 
 from circuitcli.models.adapter import ModelAdapter
-from circuitcli.models.rules import frozen, gim, relp
 from circuitcli.models.rules.calls import Around
+from circuitcli.models.rules.frozen import parts as frozen_parts
+from circuitcli.models.rules.gim import parts as gim_parts
+from circuitcli.models.rules.relp import parts as relp_parts
 from circuitcli.models.taps import around
 
 RULES: Mapping[str, Callable[[ModelAdapter], Iterator[tuple[nn.Module, Around]]]] = {
-    "frozen": frozen.parts,
-    "relp": relp.parts,
-    "gim": gim.parts,
+    "frozen": frozen_parts,
+    "relp": relp_parts,
+    "gim": gim_parts,
 }
 # Methods that take the model's own derivative.
 OWN = frozenset({"ig", "atp", "exact"})

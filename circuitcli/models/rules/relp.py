@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from torch import nn
 
 from circuitcli.models.adapter import ModelAdapter
-from circuitcli.models.rules import frozen
 from circuitcli.models.rules.activations import linear_activations
 from circuitcli.models.rules.calls import Around
+from circuitcli.models.rules.frozen import parts as frozen_parts
 
 
 def parts(adapter: ModelAdapter) -> Iterator[tuple[nn.Module, Around]]:
     """The modules whose derivative the rule changes, and how they are run for that."""
-    yield from frozen.parts(adapter)
+    yield from frozen_parts(adapter)
     yield from linear_activations(adapter)
