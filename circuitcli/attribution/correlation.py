@@ -17,10 +17,11 @@ def correlation(first: Numbers, second: Numbers) -> float | None:
 
 def rank_correlation(first: Numbers, second: Numbers) -> float | None:
     """Spearman's, with mean ranks for ties; None of fewer than three values, or where all of one side are alike."""
-    return correlation(_ranks(first), _ranks(second))
+    return correlation(mean_ranks(first), mean_ranks(second))
 
 
-def _ranks(values: Numbers) -> NDArray[np.float64]:
+def mean_ranks(values: Numbers) -> NDArray[np.float64]:
+    """The place of each value among all, from 1; equal ones share the mean of theirs."""
     _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = counts.cumsum()
     ranks: NDArray[np.float64] = (last - (counts - 1) / 2)[which]

@@ -15,7 +15,7 @@ from circuitcli.runs import Fingerprint, digest
 from circuitcli.settings.model import PLACEMENT
 from circuitcli.stages.inputs import chosen_graph
 from circuitcli.stages.ledger import Ledger
-from circuitcli.stages.naming import REPORT, chosen_name
+from circuitcli.stages.naming import report_name
 from circuitcli.stages.report import write_report
 from circuitcli.stages.request import Request, fingerprint, resumable
 from circuitcli.stages.saes import load_saes
@@ -83,13 +83,11 @@ class _Wanted:
         )
         made = cls((graph, other), (plan, moved))
         default = f"{graph.head.name}-against-{other.head.name}"
-        name = chosen_name(
-            request.run,
-            REPORT,
+        name = report_name(
+            request,
             asked=settings.name,
             default=default,
             fingerprint=made.fingerprint,
-            force=request.force,
         )
         return replace(made, plans=(replace(plan, name=name), moved))
 

@@ -16,7 +16,7 @@ from circuitcli.runs import Fingerprint, atomic
 from circuitcli.settings.model import PLACEMENT
 from circuitcli.stages.inputs import activation_digests
 from circuitcli.stages.ledger import Ledger
-from circuitcli.stages.naming import REPORT, chosen_name
+from circuitcli.stages.naming import REPORT, report_name
 from circuitcli.stages.request import Request, fingerprint, resumable
 from circuitcli.stages.saes import SaeSource, load_saes, sae_sources
 
@@ -78,13 +78,11 @@ class _Wanted:
         chosen = {hook: sources[hook] for hook in (first, second)}
         default = f"interaction-{first}-{second}"
         made = cls(request, default, (first, second), chosen, examples, left_out)
-        name = chosen_name(
-            request.run,
-            REPORT,
+        name = report_name(
+            request,
             asked=settings.validation.name,
             default=default,
             fingerprint=made.fingerprint,
-            force=request.force,
         )
         return replace(made, name=name)
 

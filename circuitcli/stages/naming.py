@@ -10,6 +10,7 @@ from circuitcli.manifest import NEXT
 from circuitcli.progress import note
 from circuitcli.runs import Fingerprint, Run
 from circuitcli.schema import name_problem
+from circuitcli.stages.request import Request
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,11 @@ def chosen_name(
     why = f" with other settings: {fingerprint.first_difference(entry)}" if entry else ""
     note(f"this {what.word} is named {free}, since the run already has {default}{why}")
     return free
+
+
+def report_name(request: Request, *, asked: str | None, default: str, fingerprint: Fingerprint) -> str:
+    """The name of a request's report, as `chosen_name` chooses."""
+    return chosen_name(request.run, REPORT, asked=asked, default=default, fingerprint=fingerprint, force=request.force)
 
 
 def valid_name(name: str, *, what: Named = GRAPH) -> str:

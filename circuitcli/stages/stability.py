@@ -17,7 +17,7 @@ from circuitcli.runs import Fingerprint, digest
 from circuitcli.settings.model import PLACEMENT
 from circuitcli.stages.inputs import chosen_graph
 from circuitcli.stages.ledger import Ledger
-from circuitcli.stages.naming import REPORT, chosen_name
+from circuitcli.stages.naming import report_name
 from circuitcli.stages.report import write_report
 from circuitcli.stages.request import Request, fingerprint, resumable
 from circuitcli.stages.saes import SaeSource
@@ -101,13 +101,11 @@ class Wanted:
                 hint="make one of several, with `circuit graph-grad --prompts FILE`, or leave out --stability",
             )
         made = cls(graph, plan, {path: seed_sources(request, path, graph.head) for path in settings.sae_seeds})
-        name = chosen_name(
-            request.run,
-            REPORT,
+        name = report_name(
+            request,
             asked=None if settings.name is None else f"{settings.name}-stability",
             default=f"{plan.name}-stability",
             fingerprint=made.fingerprint,
-            force=request.force,
         )
         return replace(made, plan=replace(plan, name=name, left_out=LeftOut(allowed=plan.left_out.allowed)))
 

@@ -15,7 +15,7 @@ from circuitcli.runs import Fingerprint, atomic
 from circuitcli.settings.graph import GraphSettings
 from circuitcli.settings.model import PLACEMENT
 from circuitcli.settings.validation import ValidationSettings
-from circuitcli.stages.naming import REPORT, chosen_name
+from circuitcli.stages.naming import REPORT, report_name
 from circuitcli.stages.request import Request, fingerprint, resumable
 from circuitcli.stages.saes import SaeSource, hook_of_pin, load_saes, sae_sources
 
@@ -77,13 +77,11 @@ class _Wanted:
                 raise InputError(f"no SAE at {place}, where a feature is scaled", hint=f"there are SAEs at {there}")
             factors.setdefault(place, {}).update(of_hook)
         made = cls(request, NAME, example, factors, {hook: sources[hook] for hook in factors})
-        name = chosen_name(
-            request.run,
-            REPORT,
+        name = report_name(
+            request,
             asked=settings.validation.name,
             default=NAME,
             fingerprint=made.fingerprint,
-            force=request.force,
         )
         return replace(made, name=name)
 

@@ -16,7 +16,7 @@ from circuitcli.settings.model import PLACEMENT
 from circuitcli.stages.fitting import warn_of_misfits
 from circuitcli.stages.graphing import baseline_rule
 from circuitcli.stages.inputs import activation_digests
-from circuitcli.stages.naming import REPORT, chosen_name
+from circuitcli.stages.naming import REPORT, report_name
 from circuitcli.stages.request import Request, fingerprint
 from circuitcli.stages.saes import SaeSource, load_saes
 
@@ -106,13 +106,11 @@ class Plan:
 
     def named(self) -> "Plan":
         """With the name that is asked for, or a default one that hits no other report."""
-        chosen = chosen_name(
-            self.request.run,
-            REPORT,
+        chosen = report_name(
+            self.request,
             asked=self.request.settings.validation.name,
             default=self.name,
             fingerprint=self.fingerprint(),
-            force=self.request.force,
         )
         return replace(self, name=chosen)
 

@@ -15,6 +15,9 @@ from itertools import combinations
 from statistics import fmean, quantiles
 from typing import Any, get_args
 
+import numpy as np
+
+from circuitcli.attribution.correlation import mean_ranks
 from circuitcli.errors import InputError
 from circuitcli.graphs import CircuitGraph
 from circuitcli.records import GraphRecord
@@ -106,24 +109,12 @@ def rank_correlation(one: Mapping[Any, float], other: Mapping[Any, float]) -> fl
     None where there are fewer than two values, or all of one side are equal.
     """
     keys = [*dict.fromkeys((*one, *other))]
-    left, right = (_ranks([values.get(key, 0.0) for key in keys]) for values in (one, other))
-    middle = (len(keys) - 1) / 2
-    products = sum((a - middle) * (b - middle) for a, b in zip(left, right, strict=True))
-    squares = [sum((rank - middle) ** 2 for rank in ranks) for ranks in (left, right)]
-    return products / (squares[0] * squares[1]) ** 0.5 if min(squares, default=0) > 0 else None
-
-
-def _ranks(values: Sequence[float]) -> list[float]:
-    order = sorted(range(len(values)), key=values.__getitem__)
-    ranks, begin = [0.0] * len(values), 0
-    while begin < len(order):
-        end = begin
-        while end < len(order) and values[order[end]] == values[order[begin]]:
-            end += 1
-        for place in order[begin:end]:
-            ranks[place] = (begin + end - 1) / 2
-        begin = end
-    return ranks
+    if not keys:
+        return None
+    ranks = (mean_ranks(np.array([values.get(key, 0.0) for key in keys])) for values in (one, other))
+    left, right = (values - values.mean() for values in ranks)
+    squares = float(left @ left), float(right @ right)
+    return float(left @ right) / (squares[0] * squares[1]) ** 0.5 if min(squares) > 0 else None
 
 
 @dataclass(frozen=True)
