@@ -17,6 +17,14 @@ GOOD: dict[str, dict[str, object]] = {
         **{"hook": "resid.1", "path": "activations/resid.1", "n_tokens": 8, "d_model": 4},
         **{"dtype": "float16", "digest": "sha256:0"},
     },
+    "model": {
+        **{"path": "models/small", "n_parameters": 9, "validation_loss": 1.5, "unit": "nats", "bits_per_byte": 2.1},
+        **{"n_tokens_seen": 90, "step": 3, "digest": "sha256:4", "text": "builtin:python"},
+    },
+    "checkpoint": {
+        **{"name": "step3", "step": 3, "path": "checkpoints/step3", "validation_loss": 1.5, "unit": "nats"},
+        **{"model": "models/small", "hooks": ["resid.1"], "n_tokens": 9, "tokens": "sha256:5"},
+    },
     "sae": {**SAE, "hook": "mlp_in.1", "target": "mlp.1", "further": ["mlp.2"]},
     "sweep": {**SAE, "variant": "sae.k=8"},
     "evaluation": {**SAE, "report": "reports/evaluate.json", "n_eval_tokens": 9, "l0": 3.5},

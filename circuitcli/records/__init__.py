@@ -19,6 +19,7 @@ from circuitcli.records.coders import (
 )
 from circuitcli.records.graph import AttentionRecord, EdgeRecord, GraphRecord, NodeRecord, PairRecord, ResponseRecord
 from circuitcli.records.lines import KINDS, json_text, parse_line, read, read_file, to_line, write
+from circuitcli.records.models import CheckpointRecord, ModelRecord
 from circuitcli.records.run import ActivationsRecord, FigureRecord, ReportRecord, RunRecord, StageRecord
 from circuitcli.records.scores import (
     ChangeRecord,
@@ -38,6 +39,7 @@ __all__ = [
     "ActivationsRecord",
     "AttentionRecord",
     "ChangeRecord",
+    "CheckpointRecord",
     "ComparisonRecord",
     "CurveRecord",
     "EdgeRecord",
@@ -49,6 +51,7 @@ __all__ = [
     "GraphRecord",
     "InspectionRecord",
     "InteractionRecord",
+    "ModelRecord",
     "NodeRecord",
     "PairRecord",
     "Record",

@@ -23,6 +23,7 @@ from circuitcli.records.coders import (
     SweepRecord,
 )
 from circuitcli.records.graph import AttentionRecord, EdgeRecord, GraphRecord, NodeRecord, PairRecord, ResponseRecord
+from circuitcli.records.models import CheckpointRecord, ModelRecord
 from circuitcli.records.run import ActivationsRecord, FigureRecord, ReportRecord, RunRecord, StageRecord
 from circuitcli.records.scores import (
     ChangeRecord,
@@ -39,6 +40,8 @@ from circuitcli.records.stream import Stream
 
 KINDS: dict[str, type[Record]] = {
     "run": RunRecord,
+    "model": ModelRecord,
+    "checkpoint": CheckpointRecord,
     "activations": ActivationsRecord,
     "sae": SaeRecord,
     "sweep": SweepRecord,
