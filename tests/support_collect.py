@@ -100,14 +100,21 @@ def complete(writer: RowsWriter) -> None:
 
 def write_cache(root: Path, sizes: list[int], widths: dict[HookPoint, int], *, dtype: str = "float32") -> None:
     """Shards of so many rows; row n of a hook point of width w is n times the vector 1/w, 2/w, ..., 1."""
+    numbers = torch.arange(sum(sizes))[:, None]
+    rows = {hook: numbers * (torch.arange(1, width + 1) / width) for hook, width in widths.items()}
+    write_rows(root, sizes, rows, dtype=dtype)
+
+
+def write_rows(root: Path, sizes: list[int], rows: dict[HookPoint, torch.Tensor], *, dtype: str = "float32") -> None:
+    """Shards of so many of these rows each, a block of text in each."""
     first = 0
     for index, n_rows in enumerate(sizes):
         numbers = torch.arange(first, first + n_rows)
-        for hook, width in widths.items():
+        for hook, own in rows.items():
             path = hook_path(root, hook, index)
+            width = own.shape[1]
             writer = RowsWriter(path, hook=hook, pieces=[n_rows], d_model=width, dtype=dtype, first_row=first)
-            rows = numbers[:, None] * (torch.arange(1, width + 1) / width)
-            writer.put(StoredRows.of(rows.to(DTYPES[dtype])), [0])
+            writer.put(StoredRows.of(own[numbers].to(DTYPES[dtype])), [0])
             complete(writer)
         shard = TokenShard(
             n_rows=n_rows,
@@ -117,8 +124,8 @@ def write_cache(root: Path, sizes: list[int], widths: dict[HookPoint, int], *, d
             bos_id=BOS,
             fingerprint="test",
         )
-        rows = TokenRows(numbers % 256, torch.full((n_rows,), index), torch.arange(1, n_rows + 1))
-        write_tokens(tokens_path(root, index), rows, shard)
+        tokens = TokenRows(numbers % 256, torch.full((n_rows,), index), torch.arange(1, n_rows + 1))
+        write_tokens(tokens_path(root, index), tokens, shard)
         first += n_rows
 
 

@@ -31,7 +31,7 @@ def random_coder(make, *, dtype=torch.float64, d_sae=D_SAE):
     return coder.to(dtype).eval().requires_grad_(False)
 
 
-@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "crosscoder"])
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if "crosscoder" not in name])
 def test_active_codes_of_every_architecture_are_those_of_its_matrix(name):
     make, known = ARCHITECTURES[name], {"k": 5, "n_heads": 2, "bottleneck_factor": 5}
     options = {option: value for option, value in known.items() if option in make.option_names}

@@ -2,6 +2,7 @@
 
 from circuitcli.saes.abstopk import AbsTopKSae
 from circuitcli.saes.base import SparseCoder
+from circuitcli.saes.checkpoint_crosscoder import CheckpointCrosscoder
 from circuitcli.saes.crosscoder import Crosscoder
 from circuitcli.saes.gated import GatedSae
 from circuitcli.saes.jumprelu import JumpReluSae
@@ -21,5 +22,6 @@ _ALL = (
     MatchingPursuitSae,
     TemporalSae,
     Crosscoder,
+    CheckpointCrosscoder,
 )
 ARCHITECTURES: dict[str, type[SparseCoder]] = {made.architecture: made for made in _ALL}

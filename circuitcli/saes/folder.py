@@ -27,6 +27,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "jumprelu": (),
     "matching_pursuit": ("max_iterations", "residual_threshold", "stop_on_duplicate_support"),
     "crosscoder": ("hooks",),
+    "checkpoint_crosscoder": ("checkpoints", "scales"),
     "temporal": ("k", "n_heads", "n_attention_layers", "bottleneck_factor"),
 }
 _AGAIN = "train or copy the SAE again"
@@ -63,6 +64,8 @@ class NativeConfig(BaseModel):
 
     k: _Count | None = None
     hooks: Annotated[list[_Hook], Field(min_length=2)] | None = None
+    checkpoints: Annotated[list[str], Field(min_length=2)] | None = None
+    scales: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] | None = None
     max_iterations: _Count | None = None
     residual_threshold: float = Field(0.01, ge=0, allow_inf_nan=False)
     stop_on_duplicate_support: bool = True

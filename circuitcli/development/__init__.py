@@ -1,0 +1,1 @@
+"""What of a model's features and circuits changes while it is trained."""
