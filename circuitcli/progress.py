@@ -58,3 +58,18 @@ def track(items: Iterable[T], title: str, *, total: int | float | None = None, u
         for item in items:
             yield item
             advance()
+
+
+@contextmanager
+def within(name: str) -> Iterator[None]:
+    """Inside, all tasks have titles that begin with this name."""
+    outer = _sink
+
+    def named(title: str, total: int | float | None, unit: str, done: int | float) -> AbstractContextManager[Advance]:
+        return outer(f"{name} {title}", total, unit, done)
+
+    set_sink(named)
+    try:
+        yield
+    finally:
+        set_sink(outer)

@@ -52,7 +52,12 @@ NASTY = (
 )
 TRIED = [command for command in COMMANDS if command != "demo"]
 # What each command needs besides the option that is tried.
-MORE = {"export": ("--to", "sae_lens", "-o", "out"), "collect": ("--model", "./none"), "inspect": ("./none",)}
+MORE = {
+    "export": ("--to", "sae_lens", "-o", "out"),
+    "collect": ("--model", "./none"),
+    "develop": ("--model", "./none"),
+    "inspect": ("./none",),
+}
 # The text has tests of its own; its folders and files may be anything.
 ELSEWHERE = {"--text", "--from"}
 

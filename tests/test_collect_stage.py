@@ -221,7 +221,7 @@ def test_planned_bytes_are_those_on_disk(tmp_path, model, text):
     ("name", "source"), [("builtin:tiny", "builtin:python"), ("gpt2", "hf:NeelNanda/pile-10k"), ("./here", None)]
 )
 def test_default_text_depends_on_the_model(tmp_path, name, source):
-    resolved = collect._resolved(stage_request(tmp_path, name, None)).settings.data.text
+    resolved = collect.resolved(stage_request(tmp_path, name, None)).settings.data.text
     assert resolved == (source or "hf:NeelNanda/pile-10k")
 
 

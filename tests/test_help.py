@@ -164,5 +164,5 @@ def test_help_names_the_built_in_model_as_default_only_where_a_run_begins(comman
     assert run([command, "--help"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     model = shown.partition("--model")[2].partition("--revision")[0]
-    assert ("[default: builtin:tiny]" in model) == (command == "collect")
-    assert ("[default: the run's]" in model) == (command not in ("collect", "render"))
+    assert ("[default: builtin:tiny]" in model) == (command in ("collect", "develop"))
+    assert ("[default: the run's]" in model) == (command not in ("collect", "develop", "render"))

@@ -85,6 +85,11 @@ class ActivationCache:
         """Number type in which a hook point is stored."""
         return DTYPES[self._rows[hook][0].header.dtype]
 
+    @property
+    def token_digests(self) -> list[str]:
+        """Digests of the tokens, shard by shard: of the same text in the same order they are the same."""
+        return [shard.digest for shard in self._tokens]
+
     def digests(self, hook: HookPoint) -> list[str]:
         """Digests of the stored rows, shard by shard."""
         return [shard.digest for shard in self._rows[hook]]

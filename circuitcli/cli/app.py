@@ -17,6 +17,7 @@ from circuitcli.cli.bars import show_progress
 from circuitcli.cli.checks import check
 from circuitcli.cli.commands import (
     collect,
+    develop,
     export,
     graph_grad,
     graph_naive,
@@ -30,7 +31,7 @@ from circuitcli.cli.commands import (
 )
 from circuitcli.cli.console import console, listen, one_line
 from circuitcli.cli.input import stdin_has_records
-from circuitcli.cli.jobs import Call, check_command, with_model_of
+from circuitcli.cli.jobs import BEGINNING, Call, check_command, with_model_of
 from circuitcli.cli.options import Flag, parameters
 from circuitcli.errors import ExitStatus, InputError, SettingsError
 from circuitcli.reading import is_text
@@ -71,6 +72,7 @@ register("graph-naive", graph_naive.graph_naive, graph_naive.FLAGS, graph_naive.
 register("graph-grad", graph_grad.graph_grad, graph_grad.FLAGS, graph_grad.EXTRAS)
 register("validate", validate.validate, validate.FLAGS, validate.EXTRAS)
 register("render", render.render, render.FLAGS, render.EXTRAS)
+register("develop", develop.develop, develop.FLAGS, develop.EXTRAS)
 register("inspect", inspection.inspect, inspection.FLAGS, inspection.EXTRAS)
 register("export", export.export, export.FLAGS, export.EXTRAS)
 register("demo", demo.demo, demo.FLAGS, demo.EXTRAS)
@@ -181,7 +183,7 @@ def _print_settings(call: Call) -> None:
     if call.command == "demo":
         console.data("".join(f"# circuit {one_line(shlex.join(words))}\n" for words in demo.commands(call)))
         return console.data(to_toml(demo.settings(call)))
-    if call.command != "collect" and (call.run_is_explicit or not stdin_has_records()):
+    if call.command not in BEGINNING and (call.run_is_explicit or not stdin_has_records()):
         run = current(loaded.settings.run)
         loaded = with_model_of(run, loaded) if run is not None else loaded
     console.data(to_toml(loaded))

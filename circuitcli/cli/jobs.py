@@ -21,6 +21,9 @@ from circuitcli.stages.request import Request
 # What several processes can do together.
 SHARED = ("collect", "train")
 
+# What begins a run, and so works on no other one.
+BEGINNING = ("collect", "develop")
+
 
 def check_command(name: str) -> None:
     """Raise SettingsError where several processes were started for a command that works in one."""

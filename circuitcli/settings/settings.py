@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from circuitcli.settings.data import DataSettings
+from circuitcli.settings.develop import DevelopSettings
 from circuitcli.settings.graph import GraphSettings
 from circuitcli.settings.inspect import InspectSettings
 from circuitcli.settings.interp import InterpSettings
@@ -35,6 +36,8 @@ class Settings(Section):
     """Shape of the sparse autoencoders."""
     train: TrainSettings = TrainSettings()
     """How sparse autoencoders are trained."""
+    develop: DevelopSettings = DevelopSettings()
+    """Which checkpoints of a training are looked at, and how their features are matched."""
     inspect: InspectSettings = InspectSettings()
     """How an SAE is looked at."""
     interp: InterpSettings = InterpSettings()

@@ -13,7 +13,7 @@ from circuitcli.hookpoints import HookPoint
 from circuitcli.reading import as_path
 from circuitcli.records import ActivationsRecord, Record
 from circuitcli.runs import Fingerprint
-from circuitcli.settings.data import LOOKED_AT, default_text
+from circuitcli.settings.data import LOOKED_AT, DataSettings, default_text
 from circuitcli.settings.model import PLACEMENT, absolute_name
 from circuitcli.settings.settings import Settings
 from circuitcli.settings.sources import flatten
@@ -46,7 +46,7 @@ def run(request: Request) -> list[Record]:
     Raises SettingsError for layers or sites that the model lacks, InputError for a text without tokens, a disk that is
     too small, or a run that has other activations, unless ``force`` is set.
     """
-    request = _resolved(request)
+    request = resolved(request)
     print_ = _fingerprint(request)
     made = resumable(
         request, NAME, print_, partial(_work, request, print_.digest), partial=request.run.path / FOLDER, begins=True
@@ -59,7 +59,7 @@ def plan(request: Request) -> list[tuple[str, str]]:
     from circuitcli.activations.source import chosen_hooks, with_block_length
     from circuitcli.models.loading import load_outline
 
-    request = _resolved(request)
+    request = resolved(request)
     adapter = load_outline(request.settings.model)
     is_open = request.settings.data.dtype == AUTO
     request = with_data(request, **({"dtype": USUAL} if is_open else {}))
@@ -92,7 +92,7 @@ def _disk_bytes(settings: Settings, types: Iterable[str], *, d_model: int) -> in
     return settings.data.tokens * (d_model * sum(BYTES[dtype] for dtype in types) + _TOKEN_BYTES)
 
 
-def _resolved(request: Request) -> Request:
+def resolved(request: Request) -> Request:
     """The request with its text named. Raises SettingsError for sites that no model has, and for a field of no text."""
     data, model = request.settings.data, request.settings.model
     if not data.sites:
@@ -104,11 +104,16 @@ def _resolved(request: Request) -> Request:
     return with_data(request, text=source)
 
 
+def text_digest(data: DataSettings) -> str:
+    """Digest of the text that was named: a file counts by its content."""
+    return source_digest(str(data.text), field=data.field)
+
+
 def _fingerprint(request: Request) -> Fingerprint:
     """A file of text or of weights counts by its content, not by the folder that it is in."""
     data = request.settings.data
     source = str(data.text)
-    inputs = {"content of the text": source_digest(source, field=data.field)}
+    inputs = {"content of the text": text_digest(data)}
     is_named = source == BUILTIN or source.startswith("hf:")
     return fingerprint_with(with_data(request, text=source if is_named else Path(source).name), inputs)
 
@@ -118,13 +123,13 @@ def fingerprint_with(request: Request, inputs: Mapping[str, str]) -> Fingerprint
     model = request.settings.model
     model = model.model_copy(update={"name": absolute_name(model.name)})
     request = replace(request, settings=request.settings.model_copy(update={"model": model}))
-    state = _local_state(as_path(model.name))
+    state = local_state(as_path(model.name))
     of_model = {"files of the model": runs.digest(state)} if state else {}
     format_ = {"format of the cache": str(CACHE_FORMAT)}
     return fingerprint(request, ("model.", "data."), {**inputs, **of_model, **format_}, without=_NO_MATTER)
 
 
-def _local_state(path: Path) -> list[tuple[str, int, int]]:
+def local_state(path: Path) -> list[tuple[str, int, int]]:
     """Names, sizes and times of the files of a local model; empty for a model that is no file."""
     files = [path] if path.is_file() else sorted(path.iterdir()) if path.is_dir() else []
     status = [(file.name, file.stat()) for file in files if file.is_file()]

@@ -1,0 +1,39 @@
+"""``circuit develop``."""
+
+from circuitcli.cli.jobs import Call, show_plan, with_run_record
+from circuitcli.cli.options import DRY_RUN, MODEL, RUN, SEED, Flag
+
+FLAGS = (
+    *(flag for flag in MODEL if flag.setting != "model.revision"),
+    Flag("develop.revisions", "--revisions"),
+    Flag("data.layers", "--layers"),
+    Flag("data.sites", "--sites"),
+    Flag("data.text", "--text"),
+    Flag("data.field", "--field"),
+    Flag("data.tokens", "--tokens"),
+    Flag("develop.start", "--start"),
+    Flag("develop.seeds", "--seeds"),
+    Flag("develop.by", "--by"),
+    Flag("develop.interp", "--interp"),
+    *RUN,
+    *SEED,
+)
+EXTRAS = (DRY_RUN,)
+
+
+def develop(call: Call) -> None:
+    """Follow features through the checkpoints of a training.
+
+    Each checkpoint becomes a run below RUN/checkpoints, on the same tokens. A killed command goes on where it stopped.
+
+    \b
+    circuit develop --model my-gpt --revisions 'step*' --sites resid --text book.txt
+    circuit develop --model EleutherAI/pythia-70m-deduped --revisions step0,step512,step2000,step143000
+    """
+    plans = call.extras["dry_run"]
+    job = call.start(keeps_text=not plans)
+    from circuitcli.stages import develop as stage
+
+    if plans:
+        return show_plan(stage.plan(job.request))
+    job.emit(with_run_record(stage.run(job.request), job.request.run))
