@@ -27,8 +27,8 @@ def develop(call: Call) -> None:
     Each checkpoint becomes a run below RUN/checkpoints, on the same tokens. A killed command goes on where it stopped.
 
     \b
-    circuit develop --model my-gpt --revisions 'step*' --sites resid --text book.txt
-    circuit develop --model EleutherAI/pythia-70m-deduped --revisions step0,step512,step2000,step143000
+    circuit develop --revisions step0,step512,step2000,step143000 --model EleutherAI/pythia-70m-deduped
+    circuit develop --model my-gpt --sites resid --text book.txt --tokens 500000
     """
     plans = call.extras["dry_run"]
     job = call.start(keeps_text=not plans)
