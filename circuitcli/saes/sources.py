@@ -1,7 +1,7 @@
 """Coders by where they are on disk: which of them make a circuit, and loading them for a model."""
 
 import logging
-from collections.abc import Collection, Container, Iterable, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -56,11 +56,13 @@ def load_saes(
     model: str | None,
     adapter: "ModelAdapter | None",
     writes: Container[HookPoint] | None = None,
+    load_adapter: "Callable[[], ModelAdapter] | None" = None,
 ) -> "dict[HookPoint, Foreign]":
     """The SAEs of these hook points, with a warning for those that were trained on another model than ``model``, if
     one is named.
 
-    adapter: of that model; needed for SAEs of a norm's output before its weight. writes: the hook points that are to be
+    adapter: of that model; needed for SAEs of a norm's output before its weight, for which alone ``load_adapter`` loads
+    it where it is not at hand. writes: the hook points that are to be
     written, unless all are; decoders of others are not read. Raises InputError if weights or configuration changed
     since they were recorded, or where they do not fit the model.
     """
@@ -78,6 +80,7 @@ def load_saes(
         if adapter is not None:
             _check_fits(found.sae, source.place, adapter)
         if found.about.before_gain:
+            adapter = adapter if load_adapter is None else load_adapter()
             fold_gain(found.sae, adapter)
         found.sae.origin, found.sae.digest = source.place.path, source.digest
     return loaded

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from circuitcli.settings.section import MOST_TOKENS, Section, Split, Texts
+from circuitcli.settings.section import MOST_TOKENS, FilePath, Section, Split, Texts
 
 Tracker = Literal["tensorboard", "trackio", "wandb"]
 
@@ -12,6 +12,9 @@ Tracker = Literal["tensorboard", "trackio", "wandb"]
 class TrainSettings(Section):
     """How sparse autoencoders are trained."""
 
+    start: FilePath | None = None
+    """Coders to train on from, in place of random ones, as --sae names them: a run, a directory, FORMAT:PATH, a
+    release. They keep architecture, width and, unless sae.k is set, k; hook points without one are not trained."""
     objective: Literal["local", "end-to-end"] = "local"
     """What an SAE is to keep: the activations (local), or what the model predicts when the SAE stands alone at its hook
     point (end-to-end: KL divergence in nats, each SAE for itself, on the cached text; after Braun et al. 2024,

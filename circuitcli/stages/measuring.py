@@ -33,6 +33,7 @@ _OF_TRAINING = (
     "learning_rate",
     "model",
     "seed",
+    "begun_from",
 )
 _SCORES = ("explained_variance", "l0", "loss_recovered", "dead")
 MOST = 0.5
@@ -83,9 +84,15 @@ class Trained:
 
 
 def measured_coders(
-    bench: Bench, optimisers: "Sequence[CoderOptimiser]", variants: "Mapping[str, Settings]"
+    bench: Bench,
+    optimisers: "Sequence[CoderOptimiser]",
+    variants: "Mapping[str, Settings]",
+    begun_from: Mapping[HookPoint, str],
 ) -> Iterator[Finished]:
-    """Measure the SAEs of optimisers that have learned, but for those that were measured before a kill."""
+    """Measure the SAEs of optimisers that have learned, but for those that were measured before a kill.
+
+    begun_from: digests of the coders that they began from.
+    """
     known = {
         name: measured
         for optimiser in optimisers
@@ -104,6 +111,7 @@ def measured_coders(
             if (name := optimiser.name_of(sae.hook)) not in known:
                 settings = variants[optimiser.variant]
                 facts = _training_facts(optimiser, sae, settings, bench)
+                facts |= {"begun_from": begun_from[sae.hook]} if sae.hook in begun_from else {}
                 yield bench.saved(held_out, name, sae, Trained(optimiser.variant, facts), together.get(sae.hook))
 
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,8 @@ from circuitcli.stages.estimates import BYTES, memory, size, weight_bytes
 from circuitcli.stages.inputs import activation_records
 from circuitcli.stages.measuring import warnings
 from circuitcli.stages.replacement import replacements
-from circuitcli.stages.request import Request, fingerprint, resumable
+from circuitcli.stages.request import Request, changing_nothing, fingerprint, resumable
+from circuitcli.stages.starting import begun_activations, begun_settings, read_starts, start_sources
 from circuitcli.stages.sweep import swept, variants
 from circuitcli.stages.training import FOLDER, SWEEP, Training, check_processes, finished_saes
 from circuitcli.training.architectures.descriptions import DESCRIPTIONS
@@ -40,8 +41,8 @@ NAME = "train"
 # Numbers for each feature and row of a batch that are held at once.
 _DENSE_COPIES, _SPARSE_COPIES = 6, 2
 _LOGITS_COPIES = 5
-# Settings that change no result, or no more than another device does.
-_NO_MATTER = ("train.checkpoint_tokens", "train.log", "train.parallel", "train.tf32")
+# Settings that change no result, or no more than another device does. What training begins from is an input.
+_NO_MATTER = ("train.checkpoint_tokens", "train.log", "train.parallel", "train.tf32", "train.start")
 # Settings on which the measuring of finished SAEs depends and nothing else: eval_tokens are kept out of the training.
 _MEASURING = ("train.loss_tokens",)
 
@@ -55,16 +56,17 @@ def run(request: Request) -> list[Record]:
     activations = activation_records(request, stage=NAME)
     check_processes(request.settings)
     chosen = variants(request.settings)
-    for settings in chosen.values():
+    sources = start_sources(request, activations, folder=FOLDER)
+    # What they begin from is read when there is something to do.
+    for settings in () if sources else chosen.values():
         _check(settings, activations)
     inputs = {f"activations {record.hook}": record.digest for record in activations}
+    inputs |= {f"start at {hook}": source.digest for hook, source in sources.items()}
     without = {*_NO_MATTER, *unread(chosen.values())}
     print_ = fingerprint(request, ("sae.", "train.", "seed"), inputs, without=without, measuring=_MEASURING)
     is_sweep = bool(request.settings.train.sweep)
     folder, name = (Path(FOLDER) / SWEEP, SWEEP) if is_sweep else (Path(FOLDER), NAME)
-    costs = _costs(chosen, activations)
-    held = 4 * 4 * sum(cost.parameters for cost in costs)
-    training = Training(request, name, chosen, folder, print_, held, _features(costs))
+    training = Training(request, name, chosen, folder, print_, sources=sources)
     records = resumable(
         request,
         name,
@@ -89,7 +91,10 @@ def _check(settings: Settings, activations: list[ActivationsRecord]) -> None:
 
 
 def _work(training: Training, resumes: bool) -> tuple[list[Record], dict[str, Any]]:
-    settings, activations = training.request.settings, activation_records(training.request, stage=NAME)
+    activations = activation_records(training.request, stage=NAME)
+    with changing_nothing():
+        training, activations = _prepared(training, activations)
+    settings = training.request.settings
     finished = finished_saes(training, activations, resumes=resumes)
     plan = training_plan(settings, n_rows=activations[0].n_tokens)
     facts = {"tokens": plan.tokens, "held_out": plan.held_out}
@@ -97,9 +102,31 @@ def _work(training: Training, resumes: bool) -> tuple[list[Record], dict[str, An
     return [*records, *replacements(training, finished)], facts
 
 
+def _prepared(training: Training, activations: list[ActivationsRecord]) -> tuple[Training, list[ActivationsRecord]]:
+    """The training with the coders that it begins from, and the activations that are trained on."""
+    request, chosen = training.request, training.variants
+    if training.sources:
+        starts = read_starts(request, training.sources)
+        activations = begun_activations(activations, starts)
+        request = replace(request, settings=begun_settings(request, starts))
+        chosen = variants(request.settings)
+        for settings in chosen.values():
+            _check(settings, activations)
+        training = replace(training, request=request, starts={hook: one.coder for hook, one in starts.items()})
+    costs = _costs(chosen, activations)
+    held = 4 * 4 * sum(cost.parameters for cost in costs)
+    return replace(training, variants=chosen, state_bytes=held, features=_features(costs)), activations
+
+
 def plan(request: Request) -> list[tuple[str, str]]:
     """What `run` would do, as (name, value) for people."""
     activations = activation_records(request, stage=NAME)
+    if sources := start_sources(request, activations, folder=FOLDER):
+        starts = read_starts(request, sources)
+        activations, request = (
+            begun_activations(activations, starts),
+            replace(request, settings=begun_settings(request, starts)),
+        )
     plan = training_plan(request.settings, n_rows=activations[0].n_tokens)
     costs = _costs(variants(request.settings), activations)
     read, outline = _read(request, activations), _outline(request)

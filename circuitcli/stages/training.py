@@ -1,7 +1,7 @@
 """What `circuit train` does for one SAE at each hook point as for all variants of a sweep: train, measure, save."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from circuitcli.settings.sources import flatten
 from circuitcli.stages.measure import model_settings
 from circuitcli.stages.measuring import Bench, measured_again, measured_coders
 from circuitcli.stages.request import Request, changing_nothing
+from circuitcli.stages.saes import SaeSource
 from circuitcli.stages.unfinished import CHECKPOINT, Finished, Unfinished, remove_others
 from circuitcli.training.plan import END_TO_END, Plan, training_plan
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from circuitcli.activations.cache import ActivationCache
+    from circuitcli.saes.base import SparseCoder
     from circuitcli.training.checkpoint import Checkpoints
     from circuitcli.training.optimiser import CoderOptimiser
     from circuitcli.training.trackers.tracker import TrackedRun
@@ -43,8 +45,11 @@ class Training:
     folder: Path
     print_: Fingerprint
     # Of all SAEs: weights, gradients and moments; and how many features they have.
-    state_bytes: int
-    features: str
+    state_bytes: int = 0
+    features: str = ""
+    # The coders that it begins from, by what they read: where they are, and once there is work the coders themselves.
+    sources: Mapping[HookPoint, SaeSource] = field(default_factory=dict)
+    starts: "Mapping[HookPoint, SparseCoder]" = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -178,7 +183,8 @@ def _measured_mine(
     shares_rows = training.request.settings.train.parallel == "data"
     # Processes that shared rows all have all SAEs.
     mine = optimisers[processes.rank() :: processes.count()] if shares_rows else optimisers
-    return [*measured_coders(bench, mine, training.variants)]
+    begun_from = {hook: source.digest for hook, source in training.sources.items()}
+    return [*measured_coders(bench, mine, training.variants, begun_from)]
 
 
 def _in_order(finished: Iterable[Finished]) -> list[Finished]:
@@ -214,6 +220,7 @@ def _trained(
             logs=unfinished.saes,
             trackers=opened,
             is_known=lambda name: unfinished.known(name) is not None,
+            starts=training.starts,
         ).trained()
 
 

@@ -1,7 +1,7 @@
 """One training from settings and a cache to trained coders, on rows that are shared out to processes or not."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ from circuitcli.activations.batches import ShuffledBatches
 from circuitcli.activations.cache import ActivationCache
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.loading import LanguageModel
+from circuitcli.saes.base import SparseCoder
 from circuitcli.settings.settings import Settings
 from circuitcli.training.architectures.trainable import Batch
 from circuitcli.training.checkpoint import Checkpoints
@@ -36,7 +37,8 @@ class Job:
 
     settings: what all variants share; variants: settings by the name that they have among those of a sweep. model:
     gives the model that the activations came from, for what learns from it. logs: the folder in which each SAE has a
-    folder for its metrics. is_known: whether the SAE of a name is finished already, but for its weights.
+    folder for its metrics. is_known: whether the SAE of a name is finished already, but for its weights. starts: coders
+    that take the place of random ones, by what they read.
     """
 
     settings: Settings
@@ -49,6 +51,7 @@ class Job:
     logs: Path
     trackers: Sequence[Tracker] = ()
     is_known: Callable[[str], bool] = _nothing_known
+    starts: Mapping[HookPoint, SparseCoder] = field(default_factory=dict)
 
     @property
     def shares_rows(self) -> bool:
@@ -75,6 +78,7 @@ class Job:
             resumes=self.checkpoints.step() > 0,
             share=(0, 1) if self.shares_rows else (ranks.rank, ranks.n),
             mlps=mlps_between(lambda: self.model().adapter, self.cache, self.variants.values(), self.device),
+            starts=self.starts,
         )
         for optimiser in optimisers:
             optimiser.trainable.ranks = ranks if self.shares_rows else ALONE

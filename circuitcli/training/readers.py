@@ -19,8 +19,10 @@ def unread(variants: Iterable[Settings]) -> frozenset[str]:
 
 def _unread(settings: Settings) -> frozenset[str]:
     reads = DESCRIPTIONS[settings.sae.architecture].settings.union(_OF_ALL)
-    names = {f"sae.{name}" for name in SaeSettings.model_fields if name not in reads}
-    if settings.sae.d_sae is not None:
+    # Where it begins from coders these say which architecture they have.
+    is_known = settings.train.start is None
+    names = {f"sae.{name}" for name in SaeSettings.model_fields if name not in reads} if is_known else set()
+    if settings.sae.d_sae is not None or not is_known:
         names.add("sae.expansion")
     if settings.train.objective != END_TO_END:
         names.update(_OF_END_TO_END)

@@ -1,11 +1,12 @@
 """What is trained before it has learnt anything: an optimiser for each coder, made from settings and the cache."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from circuitcli.hookpoints import HookPoint
 from circuitcli.settings.settings import Settings
 from circuitcli.training.plan import END_TO_END, Plan, hook_groups, schedule, training_plan, width
+from circuitcli.training.starting import SAMPLE_ROWS
 
 if TYPE_CHECKING:
     import torch
@@ -13,7 +14,8 @@ if TYPE_CHECKING:
     from circuitcli.activations.batches import ShuffledBatches
     from circuitcli.activations.cache import ActivationCache
     from circuitcli.models.mlp import Mlp
-    from circuitcli.training.architectures.trainable import ActivationMoments
+    from circuitcli.saes.base import SparseCoder
+    from circuitcli.training.architectures.trainable import ActivationMoments, Trainable
     from circuitcli.training.optimiser import CoderOptimiser
 
 # Tokens from which thresholds are set after training.
@@ -29,11 +31,12 @@ def new_optimisers(
     resumes: bool,
     share: tuple[int, int] = (0, 1),
     mlps: "Mapping[tuple[HookPoint, ...], Mlp] | None" = None,
+    starts: "Mapping[HookPoint, SparseCoder] | None" = None,
 ) -> "list[CoderOptimiser]":
     """Untrained; where a checkpoint will be loaded over them, without reading a batch.
 
     variants: settings by the name that they have among those of a sweep. share: (i, n) takes every n-th from the i-th.
-    mlps: what lies between the ends of Jacobian pairs.
+    mlps: what lies between the ends of Jacobian pairs. starts: the coders that take the place of random ones.
     """
     import torch
 
@@ -48,6 +51,7 @@ def new_optimisers(
         for name, settings in variants.items()
         for hooks in hook_groups(settings.sae.architecture, cache.hooks)
     ]
+    begin = _beginning(cache, starts) if starts else _as_it_is
     return [
         _new_optimiser(
             name,
@@ -57,6 +61,7 @@ def new_optimisers(
             moments,
             training_plan(settings, n_rows=cache.n_tokens),
             (mlps or {}).get(hooks),
+            begin,
         )
         for name, settings, hooks in everything[share[0] :: share[1]]
     ]
@@ -70,6 +75,7 @@ def _new_optimiser(
     moments: "Mapping[HookPoint, ActivationMoments]",
     plan: Plan,
     mlp: "Mlp | None",
+    begin: "Callable[[Trainable], None]",
 ) -> "CoderOptimiser":
     from circuitcli.training.architectures.registry import new_trainable
     from circuitcli.training.architectures.trainable import TrainableCoder, TrainingConfig
@@ -81,11 +87,29 @@ def _new_optimiser(
     config = TrainingConfig(settings.sae, d_sae, train.auxk_weight, plan.dead_tokens, settings.seed, train.autocast)
     optimiser_config = OptimiserConfig(schedule(settings, plan, d_sae=d_sae), settings.train.clip)
     trainable = new_trainable(hooks, first, config, moments, mlp=mlp)
+    begin(trainable)
     if settings.train.objective == END_TO_END:
         assert isinstance(trainable, TrainableCoder)
         variances = {hook: of_hook.variance for hook, of_hook in moments.items()}
         trainable.objective = EndToEnd(variances, settings.train.downstream_weight, settings.train.local_weight)
     return CoderOptimiser(trainable, optimiser_config, variant=variant)
+
+
+def _as_it_is(trainable: "Trainable") -> None:
+    """Begin with random weights."""
+
+
+def _beginning(cache: "ActivationCache", starts: "Mapping[HookPoint, SparseCoder]") -> "Callable[[Trainable], None]":
+    """What lets a trainable begin from its coders among these; the same each time, so that it can be resumed."""
+
+    def begin(trainable: "Trainable") -> None:
+        own = {hook: starts[hook] for hook in trainable.sae_hooks}
+        rows = {hook: cache.rows(hook, 0, min(SAMPLE_ROWS, cache.n_tokens)) for hook in trainable.hooks}
+        for coder in own.values():
+            coder.check_reads({hook: cache.d_model(hook) for hook in cache.hooks})
+        trainable.begin_from(own, rows)
+
+    return begin
 
 
 def _moments(cache: "ActivationCache", hook: HookPoint) -> "ActivationMoments":

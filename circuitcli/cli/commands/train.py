@@ -9,6 +9,7 @@ FLAGS = (
     Flag("train.tokens", "--tokens"),
     Flag("train.log", "--log"),
     Flag("train.sweep", "--sweep", metavar="NAME=VALUES", repeats=True),
+    Flag("train.start", "--from", metavar="SAE"),
     *(flag for flag in MODEL_OF_RUN if flag.setting != "model.dtype"),
     *RUN,
     *SAE,
@@ -28,10 +29,15 @@ def train(call: Call) -> None:
     \b
     circuit train --set sae.k=32 --set sae.expansion=16
     circuit train --sweep sae.k=16,32,64
+    circuit train --from runs/other --tokens 200000
     circuit train --eval
     """
     if call.loaded.origins.get("sae_path") == "flag" and not call.extras["eval"]:
-        raise SettingsError("--sae names trained SAEs", hint="add --eval to measure them")
+        raise SettingsError(
+            "--sae names trained SAEs", hint="add --eval to measure them, or use --from to train them on"
+        )
+    if call.loaded.origins.get("train.start") == "flag" and call.extras["eval"]:
+        raise SettingsError("--eval trains nothing, so it begins from no SAE", hint="name SAEs to measure with --sae")
     if call.loaded.origins.get("train.sweep") == "flag" and call.extras["eval"]:
         raise SettingsError(
             "--eval measures finished SAEs and does not train variants",

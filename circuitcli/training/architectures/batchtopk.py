@@ -15,6 +15,7 @@ from circuitcli.saes.relu import ReluSae
 from circuitcli.training.architectures.single import build_single
 from circuitcli.training.architectures.topk import TrainableTopK
 from circuitcli.training.architectures.trainable import Batch, BuildInputs
+from circuitcli.training.takeover import one_threshold
 
 
 class ThresholdMeter:
@@ -58,6 +59,15 @@ class TrainableBatchTopK(TrainableTopK):
         for rows in self.scaled(batch[sae.hook], self.scale).split(sae.rows_at_once):
             self._meter.update(sae.pre_activations(rows))
         self.threshold = self._meter.threshold()
+
+    @torch.no_grad()
+    def taken(self, coder: SparseCoder) -> SparseCoder:
+        """See `TrainableCoder`. The threshold holds until another is set."""
+        self.threshold = one_threshold(coder)
+        sae = ReluSae(coder.config).to(coder.b_enc.device)
+        for name, parameter in sae.named_parameters():
+            parameter.data = getattr(coder, name).detach()
+        return sae
 
     def inference(self) -> SparseCoder:
         """See `TrainableCoder`. Needs `calibrate`."""

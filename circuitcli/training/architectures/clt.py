@@ -15,7 +15,7 @@ first layer takes more than half. Two blocks of a 135M model (110,000 tokens, 2,
 what files of other tools can hold.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
@@ -34,13 +34,13 @@ from circuitcli.training.architectures.trainable import (
     BuildInputs,
     StepResult,
     Trainable,
-    along_rows_removed,
     count_silent_tokens,
-    rows_made_unit,
 )
 from circuitcli.training.auxk import auxk
 from circuitcli.training.initial import generator_of, geometric_median, input_scale, unit_rows
 from circuitcli.training.loss import missed_variance
+from circuitcli.training.rows import along_rows_removed, lengths_to_keep, rows_made_unit
+from circuitcli.training.takeover import one_threshold, put, refuse_normalising
 
 
 class CltLayer(nn.Module):
@@ -57,6 +57,9 @@ class CltLayer(nn.Module):
         self.b_dec = nn.Parameter(torch.zeros(d_out))
         self.register_buffer("silent_tokens", torch.zeros(d_sae, dtype=torch.int64))
         self.silent_tokens: Tensor
+        self.threshold: float | None = None
+        # Of decoder rows that keep their length, where that is not one.
+        self.row_lengths: Float[Tensor, " d_sae"] | None = None
 
     @property
     def encoder(self) -> Encoder:
@@ -114,6 +117,24 @@ class TrainableClt(Trainable):
         """See `Trainable`."""
         return tuple(layer.reads for layer in self._layers)
 
+    @torch.no_grad()
+    def begin_from(self, coders: Mapping[HookPoint, SparseCoder], rows: Batch) -> None:
+        """See `Trainable`. Biases of a hook point that several coders write add up to that of its own layer."""
+        for layer in self._layers:
+            coder = coders[layer.reads]
+            refuse_normalising(coder, "a cross-layer transcoder")
+            read, first = self.scales[layer.reads], self.scales[layer.writes[0]]
+            put(layer.W_enc, coder.W_enc * (first / read))
+            put(layer.b_enc, coder.b_enc * first)
+            decoders = [coder.decoder(hook) * (self.scales[hook] / first) for hook in layer.writes]
+            put(layer.W_dec, torch.cat(decoders, dim=1))
+            writers = [other for other in coders.values() if layer.writes[0] in other.writes]
+            put(
+                layer.b_dec,
+                sum((other.decoder_bias(layer.writes[0]) for other in writers), start=torch.zeros(1)) * first,
+            )
+            layer.threshold, layer.row_lengths = one_threshold(coder) * first, lengths_to_keep(layer.W_dec)
+
     def training_forward(self, batch: Batch, *, share: float) -> dict[HookPoint, StepResult]:
         """See `Trainable`. Each layer's own result tells of what it is the first to write, which others add to."""
         layers = self._layers
@@ -165,12 +186,12 @@ class TrainableClt(Trainable):
     def project_gradients(self) -> None:
         """Take off the part of the decoders' gradient along their rows, whose length over all layers is fixed."""
         for layer in self._layers:
-            along_rows_removed(layer.W_dec)
+            along_rows_removed(layer.W_dec, layer.row_lengths)
 
     def project_parameters(self) -> None:
         """Give the decoders' rows their length over all layers again."""
         for layer in self._layers:
-            rows_made_unit(layer.W_dec)
+            rows_made_unit(layer.W_dec, layer.row_lengths)
 
     @torch.no_grad()
     def calibrate(self, batch: Batch, *, n_tokens: int) -> None:
@@ -180,16 +201,15 @@ class TrainableClt(Trainable):
         for layer, meter in zip(self._layers, self._meters, strict=True):
             for rows in self._scaled(batch, layer.reads).split(max(1, CODES_AT_ONCE // self.config.d_sae)):
                 meter.update(rows @ layer.W_enc + layer.b_enc)
+            layer.threshold = meter.threshold()
 
     @torch.no_grad()
     def finished(self) -> dict[HookPoint, SparseCoder]:
         """See `Trainable`. Codes are in units of the first hook point that is written. Needs `calibrate`."""
-        return {
-            layer.reads: self._finished(layer, meter.threshold()).cpu().eval().requires_grad_(False)
-            for layer, meter in zip(self._layers, self._meters, strict=True)
-        }
+        return {layer.reads: self._finished(layer).cpu().eval().requires_grad_(False) for layer in self._layers}
 
-    def _finished(self, layer: CltLayer, threshold: float) -> SparseCoder:
+    def _finished(self, layer: CltLayer) -> SparseCoder:
+        assert layer.threshold is not None
         read, first = self.scales[layer.reads], self.scales[layer.writes[0]]
         config = SaeConfig(
             layer.reads,
@@ -203,7 +223,7 @@ class TrainableClt(Trainable):
         coder = JumpReluSae(config).to(layer.b_enc.device)
         coder.W_enc.copy_(layer.W_enc * (read / first))
         coder.b_enc.copy_(layer.b_enc / first)
-        coder.threshold.fill_(threshold / first)
+        coder.threshold.fill_(layer.threshold / first)
         for hook, decoder in zip(layer.writes, layer.W_dec.split(layer.d_out, dim=1), strict=True):
             coder.decoder(hook).copy_(decoder * (first / self.scales[hook]))
         # Each hook point has one bias, which belongs to the coder that reads in its layer.

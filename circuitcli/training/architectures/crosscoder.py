@@ -6,6 +6,8 @@ paper's penalty sums: a feature pays for each layer that it writes. What is lear
 side by side, by sparse sums; AuxK lets dead features reconstruct what is missed in all layers.
 """
 
+from collections.abc import Mapping
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -21,12 +23,13 @@ from circuitcli.training.architectures.trainable import (
     BuildInputs,
     StepResult,
     Trainable,
-    along_rows_removed,
     count_silent_tokens,
 )
 from circuitcli.training.auxk import auxk
 from circuitcli.training.initial import generator_of, geometric_median, input_scale, unit_rows
 from circuitcli.training.loss import missed_variance
+from circuitcli.training.rows import along_rows_removed
+from circuitcli.training.takeover import one_threshold, put, refuse_normalising
 
 
 class TrainableCrosscoder(Trainable):
@@ -53,6 +56,8 @@ class TrainableCrosscoder(Trainable):
         self.register_buffer("silent_tokens", torch.zeros(d_sae, dtype=torch.int64))
         self.silent_tokens: Tensor
         self._meter: ThresholdMeter | None = None
+        self.threshold: float | None = None
+        self.row_lengths: Float[Tensor, " d_sae"] | None = None
 
     @property
     def hooks(self) -> tuple[HookPoint, ...]:
@@ -63,6 +68,26 @@ class TrainableCrosscoder(Trainable):
     def sae_hooks(self) -> tuple[HookPoint, ...]:
         """See `Trainable`: the first stands for all."""
         return self._hooks[:1]
+
+    @torch.no_grad()
+    def begin_from(self, coders: Mapping[HookPoint, SparseCoder], rows: Batch) -> None:
+        """See `Trainable`."""
+        coder = coders[self._hooks[0]]
+        refuse_normalising(coder, "a crosscoder")
+        self.threshold = one_threshold(coder)
+        scales = self._scale_row()
+        put(self.W_enc, coder.W_enc / scales[:, None])
+        put(self.b_enc, coder.b_enc)
+        put(self.W_dec, coder.W_dec * scales)
+        put(self.b_dec, coder.b_dec * scales)
+        # Of other activations than these the norms summed to one.
+        self.row_lengths = self._lengths()
+
+    def _scale_row(self) -> Float[Tensor, " d_in"]:
+        return torch.tensor(self.scales).repeat_interleave(self.d_model).to(self.b_enc)
+
+    def _lengths(self) -> Float[Tensor, " d_sae"]:
+        return torch.stack([rows.norm(dim=1) for rows in self.W_dec.split(self.d_model, dim=1)]).sum(dim=0)
 
     def training_forward(self, batch: Batch, *, share: float) -> dict[HookPoint, StepResult]:
         """See `Trainable`. Measures the missed share of the variance at each hook point."""
@@ -108,9 +133,9 @@ class TrainableCrosscoder(Trainable):
 
     @torch.no_grad()
     def project_parameters(self) -> None:
-        """Let the norms of each feature's decoder rows sum to one over the hook points."""
-        norms = torch.stack([rows.norm(dim=1) for rows in self.W_dec.split(self.d_model, dim=1)]).sum(dim=0)
-        self.W_dec.div_(norms.clamp_min(1e-12)[:, None])
+        """Let the norms of each feature's decoder rows sum to one over the hook points, or to what they summed to."""
+        lengths = 1.0 if self.row_lengths is None else self.row_lengths
+        self.W_dec.div_((self._lengths().clamp_min(1e-12) / lengths)[:, None])
 
     @torch.no_grad()
     def calibrate(self, batch: Batch, *, n_tokens: int) -> None:
@@ -118,18 +143,19 @@ class TrainableCrosscoder(Trainable):
         self._meter = self._meter or ThresholdMeter(self.config.sae.k, n_tokens=n_tokens)
         for rows in self._joined(batch).split(max(1, CODES_AT_ONCE // self.config.d_sae)):
             self._meter.update(rows @ self.W_enc + self.b_enc)
+        self.threshold = self._meter.threshold()
 
     @torch.no_grad()
     def finished(self) -> dict[HookPoint, SparseCoder]:
         """See `Trainable`. Codes are those of scaled activations. Needs `calibrate`."""
-        assert self._meter is not None
+        assert self.threshold is not None
         hook, d_in = self._hooks[0], len(self.W_enc)
         config = SaeConfig(hook, d_in, self.config.d_sae, subtract_decoder_bias=False)
         coder = Crosscoder(config, hooks=[str(one) for one in self._hooks]).to(self.b_enc.device)
-        scales = torch.tensor(self.scales).repeat_interleave(self.d_model).to(self.b_enc)  # (d_in,)
+        scales = self._scale_row()
         coder.W_enc.copy_(self.W_enc * scales[:, None])
         coder.b_enc.copy_(self.b_enc)
-        coder.threshold.fill_(self._meter.threshold())
+        coder.threshold.fill_(self.threshold)
         coder.W_dec.copy_(self.W_dec / scales)
         coder.b_dec.copy_(self.b_dec / scales)
         return {hook: coder.cpu().eval().requires_grad_(False)}

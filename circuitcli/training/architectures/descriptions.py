@@ -162,7 +162,8 @@ class Description:
     module: of `training.architectures`, whose ``build`` makes the untrained coders. settings: those of ``sae.`` that it
     reads beside its width. is_dense: whether codes are as many as the features while it learns. can_end_to_end: whether
     one reconstruction can stand in the model while it learns. needs_mlp: whether it learns from the weights of what
-    lies between its hook points. has_skip: whether its coders have one.
+    lies between its hook points. has_skip: whether its coders have one. finished_as: the architecture of its coders
+    once they have learned.
     """
 
     module: str
@@ -172,6 +173,7 @@ class Description:
     can_end_to_end: bool = True
     needs_mlp: bool = False
     has_skip: bool = False
+    finished_as: str = "topk"
 
     @property
     def needs_k(self) -> bool:
@@ -184,18 +186,20 @@ _L1 = frozenset({"l1_weight"})
 _JACOBIAN = frozenset({"k", "jacobian_weight"})
 
 DESCRIPTIONS: dict[str, Description] = {
-    "relu": Description("relu", _L1, is_dense=True),
-    "gated": Description("gated", _L1, is_dense=True),
+    "relu": Description("relu", _L1, is_dense=True, finished_as="relu"),
+    "gated": Description("gated", _L1, is_dense=True, finished_as="gated"),
     "topk": Description("topk"),
-    "batchtopk": Description("batchtopk"),
+    "batchtopk": Description("batchtopk", finished_as="jumprelu"),
     # Its loss is of several reconstructions, of which only one could stand in the model; so are those of SAEs that
     # learn together.
-    "matryoshka": Description("matryoshka", frozenset({"k", "prefixes"}), can_end_to_end=False),
-    "jumprelu": Description("jumprelu", frozenset({"k", "l0_weight", "bandwidth"}), is_dense=True),
+    "matryoshka": Description("matryoshka", frozenset({"k", "prefixes"}), can_end_to_end=False, finished_as="jumprelu"),
+    "jumprelu": Description(
+        "jumprelu", frozenset({"k", "l0_weight", "bandwidth"}), is_dense=True, finished_as="jumprelu"
+    ),
     "transcoder": Description("topk", layout=Pairs(*_MLP)),
     "skip-transcoder": Description("topk", layout=Pairs(*_MLP), has_skip=True),
-    "clt": Description("clt", layout=CrossLayer(), can_end_to_end=False),
-    "crosscoder": Description("crosscoder", layout=SameSite(), can_end_to_end=False),
+    "clt": Description("clt", layout=CrossLayer(), can_end_to_end=False, finished_as="jumprelu"),
+    "crosscoder": Description("crosscoder", layout=SameSite(), can_end_to_end=False, finished_as="crosscoder"),
     "staircase": Description("staircase", layout=Staircase(), can_end_to_end=False),
     "staircase-detach": Description("staircase", layout=Staircase(), can_end_to_end=False),
     "jacobian": Description("jacobian", _JACOBIAN, Ends(*_MLP), can_end_to_end=False, needs_mlp=True),

@@ -9,12 +9,14 @@ from typing import cast
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from circuitcli.saes.base import SparseCoder
 from circuitcli.saes.fast.sparse import Codes, decode
 from circuitcli.saes.gated import GatedSae
 from circuitcli.training.architectures.relu import TrainableRelu
 from circuitcli.training.architectures.single import build_single
 from circuitcli.training.architectures.thresholded import active_features
 from circuitcli.training.architectures.trainable import BuildInputs, ForwardResult
+from circuitcli.training.initial import with_unit_decoder
 from circuitcli.training.loss import missed_variance
 
 
@@ -22,6 +24,10 @@ class TrainableGated(TrainableRelu):
     """Beside the penalty, the open gates alone must reconstruct, through a decoder that does not learn from it."""
 
     has_unit_decoder = True
+
+    def taken(self, coder: SparseCoder) -> SparseCoder:
+        """See `TrainableCoder`."""
+        return with_unit_decoder(coder)
 
     def forward_dense(
         self, pre: Float[Tensor, "batch d_sae"], y: Float[Tensor, "batch d_out"], *, share: float

@@ -4,6 +4,7 @@ Farnik et al. 2025, arXiv:2502.18147: beside both reconstructions the loss holds
 SAE's codes by the first one's. Its unit is that of scaled activations, so that a weight means the same in every model.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from jaxtyping import Float
@@ -11,12 +12,14 @@ from torch import Tensor
 
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.mlp import Mlp
+from circuitcli.saes.base import SparseCoder
 from circuitcli.saes.fast.sparse import Codes
 from circuitcli.saes.topk import TopKSae
 from circuitcli.training.architectures.single import build_single
 from circuitcli.training.architectures.topk import TrainableTopK
 from circuitcli.training.architectures.trainable import Batch, BuildInputs, ForwardResult, StepResult, TrainableCoders
 from circuitcli.training.jacobian import Active, jacobian_size
+from circuitcli.training.takeover import refuse_normalising
 
 
 class JacobianEnd(TrainableTopK):
@@ -42,6 +45,12 @@ class TrainableJacobianPair(TrainableCoders):
     def coders(self) -> tuple[JacobianEnd, JacobianEnd]:
         """See `TrainableCoders`: both ends."""
         return self.first, self.second
+
+    def begin_from(self, coders: Mapping[HookPoint, SparseCoder], rows: Batch) -> None:
+        """See `Trainable`."""
+        for coder in self.coders:
+            refuse_normalising(coders[coder.sae.hook], "the size of a Jacobian")
+        super().begin_from(coders, rows)
 
     def training_forward(self, batch: Batch, *, share: float) -> dict[HookPoint, StepResult]:
         """See `Trainable`. The Jacobian is a part of the second SAE's loss."""

@@ -12,11 +12,13 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from circuitcli.saes.base import SparseCoder
 from circuitcli.saes.fast.sparse import Codes, decode
 from circuitcli.saes.jumprelu import JumpReluSae
 from circuitcli.training.architectures.single import build_single
 from circuitcli.training.architectures.thresholded import TrainableThresholded, active_features
 from circuitcli.training.architectures.trainable import Batch, BuildInputs, ForwardResult
+from circuitcli.training.initial import with_unit_decoder
 
 THRESHOLD = "sae.threshold"
 THRESHOLD_RATE = 10.0
@@ -62,6 +64,10 @@ class TrainableJumpRelu(TrainableThresholded):
         """Keep decoder rows at length one and thresholds above zero."""
         super().project_parameters()
         cast(JumpReluSae, self.sae).threshold.clamp_(min=0.0)
+
+    def taken(self, coder: SparseCoder) -> SparseCoder:
+        """See `TrainableCoder`."""
+        return with_unit_decoder(coder)
 
     @torch.no_grad()
     def start(self, first: Batch) -> None:

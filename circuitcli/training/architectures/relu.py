@@ -57,7 +57,9 @@ class TrainableRelu(TrainableThresholded):
         weight = self.config.sae.l1_weight
         if weight is None:
             weight = default_l1_weight(self.sae.d_in)
-        return weight * min(1.0, share / PENALTY_WARMUP) * l1 / self.variance
+        # What learned before has met the penalty.
+        risen = 1.0 if self.is_begun else min(1.0, share / PENALTY_WARMUP)
+        return weight * risen * l1 / self.variance
 
     def inference(self) -> SparseCoder:
         """See `TrainableCoder`."""

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.saes.base import SaeConfig, SparseCoder
 from circuitcli.saes.fast.sparse import Codes
@@ -28,10 +29,10 @@ from circuitcli.training.architectures.trainable import (
     StepResult,
     TrainableCoders,
     TrainingConfig,
-    along_rows_removed,
-    rows_made_unit,
 )
 from circuitcli.training.initial import generator_of, geometric_median, unit_rows
+from circuitcli.training.rows import along_rows_removed, lengths_to_keep, rows_made_unit
+from circuitcli.training.takeover import put, refuse_normalising
 
 
 class StaircaseStep(TrainableTopK):
@@ -88,6 +89,8 @@ class TrainableStaircase(TrainableCoders):
         moments: Mapping[HookPoint, ActivationMoments],
     ) -> None:
         super().__init__()
+        # Of decoder rows that keep their length, where that is not one.
+        self.row_lengths: Float[Tensor, " d_sae"] | None = None
         self.detaches = config.sae.architecture == "staircase-detach"
         self.step_width, self.widths = config.d_sae, [config.d_sae * (i + 1) for i in range(len(hooks))]
         self.steps = nn.ModuleList(
@@ -104,6 +107,30 @@ class TrainableStaircase(TrainableCoders):
     def coders(self) -> list[StaircaseStep]:
         """See `TrainableCoders`: one for each layer. Inherited features that a layer does not use count as dead."""
         return [cast(StaircaseStep, step) for step in self.steps]
+
+    @torch.no_grad()
+    def begin_from(self, coders: Mapping[HookPoint, SparseCoder], rows: Batch) -> None:
+        """See `Trainable`. Raises InputError for SAEs that share no features."""
+        deepest = coders[self.sae_hooks[-1]]
+        for step in self.coders:
+            coder = coders[step.sae.hook]
+            refuse_normalising(coder, "a staircase")
+            self._check_shared(coder, deepest)
+            put(step.sae.b_enc, coder.b_enc * step.scale)
+            put(step.sae.b_dec, coder.b_dec * step.scale)
+        put(self.W_enc, deepest.W_enc)
+        put(self.W_dec, deepest.W_dec)
+        self.row_lengths = lengths_to_keep(self.W_dec)
+
+    def _check_shared(self, coder: SparseCoder, deepest: SparseCoder) -> None:
+        """Raise InputError unless a step has the first features of the deepest one."""
+        width = coder.d_sae
+        shares = torch.equal(coder.W_enc, deepest.W_enc[:, :width]) and torch.equal(coder.W_dec, deepest.W_dec[:width])
+        if not shares or not coder.config.subtract_decoder_bias:
+            raise InputError(
+                f"the SAE at {coder.hook} shares no features with the one at {deepest.hook}, as a staircase does",
+                hint="train them on as --set sae.architecture=topk",
+            )
 
     def training_forward(self, batch: Batch, *, share: float) -> dict[HookPoint, StepResult]:
         """See `Trainable`."""
@@ -137,11 +164,11 @@ class TrainableStaircase(TrainableCoders):
 
     def project_gradients(self) -> None:
         """See `Trainable`."""
-        along_rows_removed(self.W_dec)
+        along_rows_removed(self.W_dec, self.row_lengths)
 
     def project_parameters(self) -> None:
         """See `Trainable`."""
-        rows_made_unit(self.W_dec)
+        rows_made_unit(self.W_dec, self.row_lengths)
 
     def finished(self) -> dict[HookPoint, SparseCoder]:
         """See `Trainable`: an ordinary TopK SAE for each layer."""

@@ -5,6 +5,7 @@ from dataclasses import replace
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitcli.saes.base import SparseCoder
 from circuitcli.saes.fast.selection import Selection, TopK
 from circuitcli.saes.fast.sparse import Codes, decode, encode
 from circuitcli.saes.topk import TopKSae
@@ -14,6 +15,12 @@ from circuitcli.training.architectures.trainable import BuildInputs, ForwardResu
 
 class TrainableTopK(TrainableCoder):
     """Its codes are the k largest pre-activations of each token."""
+
+    def taken(self, coder: SparseCoder) -> SparseCoder:
+        """See `TrainableCoder`: with as many codes as the settings say."""
+        if isinstance(coder, TopKSae):
+            coder.k = self.config.sae.k
+        return coder
 
     def selection(self) -> Selection:
         """Which pre-activations become codes."""

@@ -12,13 +12,15 @@ from torch import Tensor, nn
 
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.mlp import Mlp
-from circuitcli.saes.base import SparseCoder
+from circuitcli.saes.base import Frame, SparseCoder
 from circuitcli.saes.fast.sparse import Encoder
 from circuitcli.settings.sae import SaeSettings
 from circuitcli.training.auxk import auxk
 from circuitcli.training.initial import folded, input_scale
 from circuitcli.training.loss import missed_variance
 from circuitcli.training.ranks import ALONE, Ranks
+from circuitcli.training.rows import along_rows_removed, lengths_to_keep, rows_made_unit
+from circuitcli.training.takeover import normalised, unfolded, variance_of
 
 Batch = Mapping[HookPoint, Float[Tensor, "batch _"]]
 
@@ -114,6 +116,13 @@ class Trainable(nn.Module, ABC):
         """Where its SAEs read."""
 
     @abstractmethod
+    def begin_from(self, coders: Mapping[HookPoint, SparseCoder], rows: Batch) -> None:
+        """Take over finished coders for raw activations, by what they read; without a step `finished` gives them back.
+
+        rows: some raw activations, always the same ones. Raises InputError for what cannot be trained here.
+        """
+
+    @abstractmethod
     def training_forward(self, batch: Batch, *, share: float) -> dict[HookPoint, StepResult]:
         """Losses and measures of each SAE on raw activations, ``share`` (0 to 1) of the run being behind it."""
 
@@ -148,6 +157,10 @@ class TrainableCoder(Trainable):
     # Whether decoder rows stay on the unit sphere.
     has_unit_decoder: ClassVar[bool] = True
     objective: Objective | None = None
+    # Whether it learned before this run.
+    is_begun: bool = False
+    # Of decoder rows that keep their length, where that is not one.
+    row_lengths: Float[Tensor, " d_sae"] | None = None
 
     def __init__(
         self, sae: SparseCoder, config: TrainingConfig, moments: Mapping[HookPoint, ActivationMoments]
@@ -174,6 +187,23 @@ class TrainableCoder(Trainable):
     def start(self, first: Batch) -> None:
         """Set what starts from raw activations besides weights and biases."""
 
+    @torch.no_grad()
+    def begin_from(self, coders: Mapping[HookPoint, SparseCoder], rows: Batch) -> None:
+        """See `Trainable`. What normalises its input learns from normalised rows, to which a factor is nothing."""
+        coder, device = coders[self.sae.hook], self.sae.b_enc.device
+        if coder.config.normalisation in ("layer-norm", "rms-norm"):
+            self.scale = 1.0
+            self.target_scale = self.target_scale if coder.is_transcoder else 1.0
+        if coder.config.normalisation != "none" and not coder.is_transcoder:
+            self.variance = variance_of(normalised(coder, rows[coder.hook].float() * self.scale))
+        self.sae = self.taken(unfolded(coder, scale=self.scale, target_scale=self.target_scale)).to(device)
+        self.row_lengths = lengths_to_keep(self.sae.W_dec) if self.has_unit_decoder else None
+        self.is_begun = True
+
+    def taken(self, coder: SparseCoder) -> SparseCoder:
+        """A finished coder for scaled activations as it is while it learns; it is not needed as it was any more."""
+        return coder
+
     @property
     def encoder(self) -> Encoder:
         """The encoder in the form of sparse products."""
@@ -194,10 +224,13 @@ class TrainableCoder(Trainable):
         """See `Trainable`."""
         x = self.scaled(batch[self.sae.hook], self.scale)
         y = self.scaled(batch[self.sae.target], self.target_scale) if self.sae.is_transcoder else x
+        if (frame := self.sae.normal_frame(x)) is not None:
+            x = normalised(self.sae, x)
+            y = y if self.sae.is_transcoder else (y - frame.mean) / frame.scale
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.config.autocast):
             result = self.forward_pass(x, y, share=share)
         fvu = missed_variance(y, result.reconstruction, variance=self.variance)
-        losses = {**self._objective_losses(batch, result.reconstruction, fvu), **result.losses}
+        losses = {**self._objective_losses(batch, self._unframed(result.reconstruction, frame), fvu), **result.losses}
         if self.config.auxk_weight and len(dead := self.dead()):
             error, k = y - result.reconstruction.detach(), max(1, self.sae.d_out // 2)
             missed = auxk(x, error, self.encoder, self.sae.W_dec, dead, k=k, ranks=self.ranks)
@@ -211,6 +244,10 @@ class TrainableCoder(Trainable):
         if self.objective is None:
             return {"reconstruction": fvu}
         return self.objective.losses(batch, self.sae.target, reconstruction / self.target_scale, fvu=fvu)
+
+    def _unframed(self, y: Float[Tensor, "batch d_out"], frame: Frame | None) -> Float[Tensor, "batch d_out"]:
+        """A reconstruction with what normalisation took off."""
+        return y if frame is None or self.sae.is_transcoder else y * frame.scale + frame.mean
 
     def scaled(self, x: Float[Tensor, "batch d"], scale: float) -> Float[Tensor, "batch d"]:
         """Raw activations as the SAE sees them."""
@@ -228,13 +265,13 @@ class TrainableCoder(Trainable):
     def project_gradients(self) -> None:
         """Take off the part of the decoder's gradient along its rows, whose length is fixed."""
         if self.has_unit_decoder:
-            along_rows_removed(self.sae.W_dec)
+            along_rows_removed(self.sae.W_dec, self.row_lengths)
 
     @torch.no_grad()
     def project_parameters(self) -> None:
         """Give decoder rows their length again."""
         if self.has_unit_decoder:
-            rows_made_unit(self.sae.W_dec)
+            rows_made_unit(self.sae.W_dec, self.row_lengths)
 
     def inference(self) -> SparseCoder:
         """The SAE as it will be used, on scaled activations."""
@@ -263,6 +300,11 @@ class TrainableCoders(Trainable):
     def sae_hooks(self) -> tuple[HookPoint, ...]:
         """See `Trainable`."""
         return tuple(coder.sae.hook for coder in self.coders)
+
+    def begin_from(self, coders: Mapping[HookPoint, SparseCoder], rows: Batch) -> None:
+        """See `Trainable`."""
+        for coder in self.coders:
+            coder.begin_from(coders, rows)
 
     def training_forward(self, batch: Batch, *, share: float) -> dict[HookPoint, StepResult]:
         """See `Trainable`."""
@@ -303,17 +345,3 @@ def count_silent_tokens(
     was_active[active] = 1
     silent_tokens += n_tokens * ranks.n
     silent_tokens[ranks.sum(was_active) > 0] = 0
-
-
-@torch.no_grad()
-def along_rows_removed(decoder: nn.Parameter) -> None:
-    """Take off the gradient's part along the rows, which cannot be followed if they stay on the unit sphere."""
-    if decoder.grad is not None:
-        along = torch.linalg.vecdot(decoder.grad, decoder)
-        decoder.grad.addcmul_(along[:, None], decoder, value=-1.0)
-
-
-@torch.no_grad()
-def rows_made_unit(decoder: nn.Parameter) -> None:
-    """Put the rows back on the unit sphere."""
-    decoder.div_(torch.linalg.vector_norm(decoder, dim=1, keepdim=True).clamp_min(1e-12))
