@@ -9,7 +9,9 @@ from circuitcli.attribution.metrics import log_softmax
 from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.taps import tapped
-from circuitcli.validation.interaction import Curve, Ranked, _Between, bounded, interaction, points_up_to
+from circuitcli.validation.between import Between, ByToken, between
+from circuitcli.validation.feature_edges import Method, attributions, ordered
+from circuitcli.validation.interaction import Curve, bounded, check_pair, interaction, points_up_to
 
 SOURCE, TARGET = HookPoint(0, "resid"), HookPoint(1, "resid")
 
@@ -81,17 +83,32 @@ def slow_strength(subjects, source, target, unit, feature, steps):
     return total**0.5
 
 
+def curve_of(between, *, steps=3, order="attribution", **options):
+    found = attributions(between, Method("ig", steps))
+    n_live = int(found.live_units.sum()) * int(found.live_features.sum())
+    return interaction(between, ordered(found, order, seed=0), n_live=n_live, n_possible=found.n_possible, **options)
+
+
 @pytest.mark.parametrize(
-    ("source", "target", "normalisation"),
-    [(SOURCE, TARGET, "none"), (HookPoint(1, "attn"), HookPoint(2, "mlp"), "layer-norm")],
+    ("source", "target", "normalisation", "kind"),
+    [
+        (SOURCE, TARGET, "none", Between),
+        (HookPoint(1, "attn"), HookPoint(2, "mlp"), "layer-norm", Between),
+        (HookPoint(1, "resid_mid"), HookPoint(1, "resid"), "none", ByToken),
+        (HookPoint(1, "mlp_in"), HookPoint(1, "mlp"), "layer-norm", ByToken),
+    ],
 )
-def test_points_of_the_curve_are_the_runs_of_the_definition(source, target, normalisation):
+def test_points_of_the_curve_are_the_runs_of_the_definition(source, target, normalisation, kind):
     subjects = subjects_of(source=source, target=target, normalisation=normalisation)
-    found = interaction(subjects, source, target, steps=3, batch_size=7)
-    between = [_Between(subject, source, target, 7) for subject in subjects]
-    ranked = Ranked.of(between, 3)
-    pairs = [divmod(edge, len(ranked.features)) for edge in ranked.order.tolist()]
-    edges = [(int(ranked.units[unit]), int(ranked.features[feature])) for unit, feature in pairs]
+    between_ = [between(subject, source, target, 7) for subject in subjects]
+    assert {type(one) for one in between_} == {kind}
+    attributed = attributions(between_, Method("ig", 3))
+    order = ordered(attributed, "attribution", seed=0)
+    found = curve_of(between_)
+    units, features = attributed.units, attributed.features
+    pairs = [divmod(edge, len(features)) for edge in order.place.flatten().argsort().tolist()]
+    assert [float(attributed.values[pair]) for pair in pairs] == sorted(attributed.values.flatten().tolist())[::-1]
+    edges = [(int(units[unit]), int(features[feature])) for unit, feature in pairs]
     assert found.n_live == len(edges) and found.n_possible == D_SAE**2 and found.n_edges[-1] == D_SAE**2
     for at in (0, 3, len(found.n_edges) // 2, -2):
         n = found.n_edges[at]
@@ -102,16 +119,17 @@ def test_points_of_the_curve_are_the_runs_of_the_definition(source, target, norm
         first, second = subject.coders[source], subject.coders[target]
         frames = subject.coded.frames
         arriving = see(subject, source, first.decode(subject.codes[source], frames[source]), target)
-        assert torch.equal(between[number].full != 0, second.encode(arriving) != 0)
-        x = second.decode(second.encode(arriving), frames[target])
-        assert between[number].divergence(second.encode(arriving)) == pytest.approx(float(found.divergence[-1, number]))
-        assert x.shape[-1] == second.d_in and K < D_SAE
+        full = second.encode(arriving)[0]
+        assert torch.equal(between_[number].full != 0, full != 0)
+        told = between_[number].divergences(full, full, 0.0)
+        assert told == pytest.approx((float(found.divergence[-1, number]), 0.0), abs=1e-9) and K < D_SAE
     assert found.divergence[-1].tolist() == found.divergence[-2].tolist() and found.n_edges[-2] == len(edges)
+    assert found.from_all[-1].abs().max() < 1e-12 and found.least.tolist() == found.divergence[-1].tolist()
     # Statistics of normalisation are constants in derivatives, which differences do not know.
     for unit, feature in (pairs[0], pairs[5], pairs[len(pairs) // 2])[: 3 * (normalisation == "none")]:
-        names = int(ranked.units[unit]), int(ranked.features[feature])
+        names = int(units[unit]), int(features[feature])
         expected = slow_strength(subjects, source, target, *names, 3)
-        assert float(ranked.strengths[unit, feature]) == pytest.approx(expected, rel=1e-4, abs=1e-9)
+        assert float(attributed.values[unit, feature]) == pytest.approx(expected, rel=1e-4, abs=1e-9)
 
 
 def test_areas_are_by_trapezoids_over_edges_and_both_scores_say_what_they_divide_by():
@@ -125,11 +143,11 @@ def test_areas_are_by_trapezoids_over_edges_and_both_scores_say_what_they_divide
 
 
 def test_pairs_without_edges_between_them_are_refused():
-    subjects = subjects_of(n_texts=1)
-    with pytest.raises(InputError, match="does not come before"):
-        interaction(subjects, TARGET, SOURCE)
-    with pytest.raises(InputError, match="does not come before"):
-        interaction(subjects, SOURCE, SOURCE)
+    (subject,) = subjects_of(n_texts=1)
+    first, second = subject.coders[SOURCE], subject.coders[TARGET]
+    for pair in ((second, first), (first, first)):
+        with pytest.raises(InputError, match="does not come before"):
+            check_pair(*pair)
     context = random_subject("gpt2", sites=("resid",), layers=(0, 1), normalisation="context")
     with pytest.raises(InputError, match="temporal"):
-        interaction([context], SOURCE, TARGET)
+        check_pair(context.coders[SOURCE], context.coders[TARGET])

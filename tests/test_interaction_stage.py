@@ -20,17 +20,17 @@ ASKED = {"validate__interaction": "resid.1,resid.2", "graph__ig_steps": 2}
 def test_a_curve_on_the_runs_own_text_is_recorded_reported_and_not_made_twice(ask, run, monkeypatch):
     points, whole = [], scalar._point
 
-    def counted(between, ranked, n):
+    def counted(between, order, n, rule):
         if len(points) == 3 and not (run.path / "stopped").exists():
             (run.path / "stopped").touch()
             raise KeyboardInterrupt
         points.append(n)
-        return whole(between, ranked, n)
+        return whole(between, order, n, rule)
 
     monkeypatch.setattr(scalar, "_point", counted)
     with pytest.raises(KeyboardInterrupt):
         validate.run(ask(validate__sequences=2, **ASKED))
-    record, figure = validate.run(ask(validate__sequences=2, **ASKED))
+    attributed, record, figure = validate.run(ask(validate__sequences=2, **ASKED))
     assert points == list(record.n_edges[:-1]), "a kill loses no point, and none is made twice"
     assert not [*(run.path / "reports").glob("*partial*")]
     assert isinstance(record, InteractionRecord) and (record.source, record.target) == ("resid.1", "resid.2")
@@ -52,7 +52,7 @@ def test_a_curve_on_the_runs_own_text_is_recorded_reported_and_not_made_twice(as
     assert "3,600 possible" in next(told([record]))
     assert b"possible edges" in (run.path / figure.path).read_bytes()
     monkeypatch.setattr(interaction, "_work", lambda *given: pytest.fail("it was done before"))
-    assert validate.run(ask(validate__sequences=2, **ASKED)) == [record, figure]
+    assert validate.run(ask(validate__sequences=2, **ASKED)) == [attributed, record, figure]
 
 
 def test_what_has_no_curve_is_one_error_with_a_hint_and_its_status(ask, collected, run, tmp_path):
@@ -69,5 +69,5 @@ def test_what_has_no_curve_is_one_error_with_a_hint_and_its_status(ask, collecte
     ):
         done = here("validate", *saes, *words, cwd=tmp_path)
         assert (done.status, len(done.errors)) == (status, 2), (words, done.stderr)
-    record, _ = validate.run(ask(graph__prompt="import os", **ASKED))
+    _, record, _ = validate.run(ask(graph__prompt="import os", **ASKED))
     assert record.n_prompts == 1 and record.kl_low is None and record.absolute.get("low") is None

@@ -49,7 +49,7 @@ def test_an_interaction_curve_is_drawn_over_edges_and_over_their_share() -> None
         n_prompts=3,
         n_tokens=30,
     )
-    by_edges, by_share = draw(measured.interaction(record, title="edges")).axes
+    by_edges, by_share = draw(measured.interactions([record])).axes
     curve = lines(by_edges)["edges of the largest attribution"]
     assert curve == [(1, 3), (2, 1), (8, 1)], "an axis by decades has no place for no edge"
     assert lines(by_share)["edges of the largest attribution"] == [(0.125, 3), (0.25, 1), (1, 1)]

@@ -22,9 +22,11 @@ from circuitcli.records.lines import KINDS, json_text, parse_line, read, read_fi
 from circuitcli.records.models import CheckpointRecord, ModelRecord
 from circuitcli.records.run import ActivationsRecord, FigureRecord, ReportRecord, RunRecord, StageRecord
 from circuitcli.records.scores import (
+    AttributionsRecord,
     ChangeRecord,
     ComparisonRecord,
     CurveRecord,
+    InteractionComparisonRecord,
     InteractionRecord,
     ScoreRecord,
     ShiftRecord,
@@ -38,6 +40,7 @@ __all__ = [
     "KINDS",
     "ActivationsRecord",
     "AttentionRecord",
+    "AttributionsRecord",
     "ChangeRecord",
     "CheckpointRecord",
     "ComparisonRecord",
@@ -50,6 +53,7 @@ __all__ = [
     "FigureRecord",
     "GraphRecord",
     "InspectionRecord",
+    "InteractionComparisonRecord",
     "InteractionRecord",
     "ModelRecord",
     "NodeRecord",

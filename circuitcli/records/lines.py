@@ -26,9 +26,11 @@ from circuitcli.records.graph import AttentionRecord, EdgeRecord, GraphRecord, N
 from circuitcli.records.models import CheckpointRecord, ModelRecord
 from circuitcli.records.run import ActivationsRecord, FigureRecord, ReportRecord, RunRecord, StageRecord
 from circuitcli.records.scores import (
+    AttributionsRecord,
     ChangeRecord,
     ComparisonRecord,
     CurveRecord,
+    InteractionComparisonRecord,
     InteractionRecord,
     ScoreRecord,
     ShiftRecord,
@@ -67,6 +69,8 @@ KINDS: dict[str, type[Record]] = {
     "comparison": ComparisonRecord,
     "change": ChangeRecord,
     "interaction": InteractionRecord,
+    "interactions": InteractionComparisonRecord,
+    "attributions": AttributionsRecord,
     "figure": FigureRecord,
     "report": ReportRecord,
     "stage": StageRecord,

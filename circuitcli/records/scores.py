@@ -232,9 +232,10 @@ class InteractionRecord(Record):
     """How few edges between the SAEs of two hook points carry what a model does (SCALAR, arXiv:2511.07572).
 
     n_edges, kl: the curve, KL(model || edges) in nats with so many edges, a mean over tokens and prompts, with its
-    bounds. floor: with all edges. absolute: the area under the curve, in nats times edges; relative: that over the
-    possible edges, in nats; the same above the floor, also over the live edges; each with its bounds. n_live: edges
-    between features that are active in the prompts.
+    bounds; kl_circuit: KL(all edges || edges). floor: with all edges. absolute: the area under the curve, in nats times
+    edges; relative: that over the possible edges, in nats; the same above the floor, also over the live edges; capped:
+    as absolute, of the first 262,144 edges; each with its bounds. n_live: edges between features that are active in the
+    prompts. order, method, rule: how edges were ranked, and codes made of them, as the settings say.
     """
 
     kind: str = "interaction"
@@ -254,6 +255,57 @@ class InteractionRecord(Record):
     absolute_above: NumbersByName
     relative_above: NumbersByName
     live_above: NumbersByName | None = None
+    capped: NumbersByName | None = None
+    kl_circuit: Numbers | None = None
+    order: Word | None = None
+    method: Word | None = None
+    rule: Word | None = None
     n_prompts: Count
     n_tokens: Count
     path: PathInRun | None = None
+
+
+class AttributionsRecord(Record):
+    """How much each feature of one hook point gives to each feature of a later one.
+
+    At ``path``, in safetensors: ``attributions`` (d_source, d_target), or of many edges the largest ``n_kept`` as
+    ``source``, ``target`` and ``attribution``, the largest first. n_nonzero: edges with an attribution. method,
+    measure: as the settings say.
+    """
+
+    kind: str = "attributions"
+    name: Name
+    source: HookName
+    target: HookName
+    method: Word
+    measure: Word
+    n_sources: Count
+    n_targets: Count
+    n_nonzero: Count
+    n_kept: Count
+    n_prompts: Count
+    n_tokens: Count
+    path: PathInRun
+
+
+class InteractionComparisonRecord(Record):
+    """Two sets of SAEs side by side by how few edges between them carry what a model does (SCALAR).
+
+    source, target: of a pair that both have, none for all their pairs together. absolute, relative, relative_above,
+    capped: ``value`` of the set, that of the one ``against`` it, and by how much less the set has, in percent:
+    ``improvement``, ``low`` and ``high`` of it (over prompts, paired), and half their distance, ``error``.
+    """
+
+    kind: str = "interactions"
+    name: Word
+    against: Word
+    source: HookName | None = None
+    target: HookName | None = None
+    absolute: NumbersByName
+    relative: NumbersByName
+    absolute_above: NumbersByName
+    relative_above: NumbersByName
+    capped: NumbersByName
+    n_pairs: Count
+    n_prompts: Count
+    unit: UnitName

@@ -45,37 +45,46 @@ def _steps(values: Sequence[float]) -> tuple[list[float], list[float]]:
     return [*x, 1.0], [*y, 1.0]
 
 
-def interaction(record: InteractionRecord, *, title: str) -> Plot:
-    """The curve over the edges kept, and over their share of all possible ones, each with its area above."""
+def interactions(records: Sequence[InteractionRecord]) -> Plot:
+    """For each pair of hook points the curve over the edges kept, and over their share of all possible ones, each with
+    its area above."""
+    return Plot([_row(record) for record in records], title=_title(records), width=3.6, height=2.8)
+
+
+def _title(records: Sequence[InteractionRecord]) -> str:
+    if len(records) == 1:
+        return f"Edges from {records[0].source} to {records[0].target}"
+    return f"Edges between the features of two hook points: {records[0].name}"
+
+
+_EDGES = {"random": "edges drawn at random", "random-live": "live edges drawn at random"}
+
+
+def _row(record: InteractionRecord) -> list[Panel]:
     absolute, relative = (_value(area) for area in (record.absolute, record.relative))
     by_share = [n / record.n_possible for n in record.n_edges]
     kl = Axis("KL(model || edges), nats a token", from_zero=True)
-    return Plot(
-        [
-            [
-                # An axis by decades has no place for no edge.
-                Panel(
-                    [*_curve(record, record.n_edges, skip=1)],
-                    Axis("edges kept", "log", is_count=True),
-                    kl,
-                    f"absolute area: {absolute:.4g} nats x edges",
-                ),
-                Panel(
-                    [*_curve(record, by_share, skip=1)],
-                    Axis("share of possible edges", "log"),
-                    kl,
-                    f"relative area: {relative:.4g} nats",
-                ),
-            ]
-        ],
-        title=title,
-        width=3.6,
-        height=2.8,
-    )
+    pair = f"{record.source} to {record.target}: "
+    # An axis by decades has no place for no edge.
+    skip = 1 if record.n_edges[0] == 0 else 0
+    return [
+        Panel(
+            [*_curve(record, record.n_edges, skip=skip)],
+            Axis("edges kept", "log", is_count=True),
+            kl,
+            f"{pair}absolute area {absolute:.4g} nats x edges",
+        ),
+        Panel(
+            [*_curve(record, by_share, skip=skip)],
+            Axis("share of possible edges", "log"),
+            kl,
+            f"{pair}relative area {relative:.4g} nats",
+        ),
+    ]
 
 
 def _curve(record: InteractionRecord, x: Sequence[Number], *, skip: int) -> Iterator[Series]:
-    yield Series(x[skip:], record.kl[skip:], "edges of the largest attribution")
+    yield Series(x[skip:], record.kl[skip:], _EDGES.get(record.order or "", "edges of the largest attribution"))
     for bound in (record.kl_low, record.kl_high):
         if bound is not None:
             yield Series(x[skip:], bound[skip:], "95 % interval over prompts")

@@ -15,6 +15,8 @@ from circuitcli.reading import as_path, is_text
 MOST_TOKENS = 2**50
 # Of a sweep: far more than a curve needs.
 MOST_FACTORS = 1001
+# All pairs of a kind that have SAEs: across a block; across an MLP with its norm and skip; across an MLP; these all.
+PAIRS = ("blocks", "mlp-blocks", "mlp-layers", "all")
 # PyTorch knows which names there are, but it takes seconds to load.
 _DEVICE = re.compile(r"[a-zA-Z][a-zA-Z0-9_]{0,30}(:[0-9]{1,4})?")
 
@@ -108,12 +110,20 @@ def _factors(text: str) -> str:
     return text
 
 
-def _pair(names: tuple[str, ...]) -> tuple[str, ...]:
-    if len(names) not in (0, 2):
-        raise SettingsError(f"'{','.join(names)}' is not two hook points", hint="for example resid.2,resid.3")
-    for name in names:
-        HookPoint.parse(name)
-    return names
+def _pairs(texts: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(_pair(text.strip()) for text in texts))
+
+
+def _pair(text: str) -> str:
+    names = [name.strip() for name in text.split(",")]
+    if text in PAIRS:
+        return text
+    if len(names) != 2:
+        raise SettingsError(
+            f"'{text[:60]}' is not two hook points",
+            hint=f"for example resid.2,resid.3, or all pairs of a kind: {' '.join(PAIRS)}",
+        )
+    return ",".join(str(HookPoint.parse(name)) for name in names)
 
 
 def _expanded(text: str) -> str:
@@ -137,8 +147,8 @@ Layers = Annotated[str, AfterValidator(_slice)]
 Device = Annotated[str, AfterValidator(_device)]
 Sites = Annotated[Words, AfterValidator(_sites)]
 Pins = Annotated[Texts, AfterValidator(_pins)]
-# Two hook points, "resid.2,resid.3".
-Pair = Annotated[Words, AfterValidator(_pair)]
+# Pairs of hook points, "resid.2,resid.3", or names of all pairs of a kind.
+Pairs = Annotated[Texts, AfterValidator(_pairs)]
 Scales = Annotated[Texts, AfterValidator(_scales)]
 # "0:2:0.1": from the first to the last, by a step.
 Factors = Annotated[str, AfterValidator(_factors)]

@@ -6,6 +6,7 @@ from circuitcli.settings.data import DataSettings
 from circuitcli.settings.develop import DevelopSettings
 from circuitcli.settings.graph import GraphSettings
 from circuitcli.settings.inspect import InspectSettings
+from circuitcli.settings.interaction import InteractionSettings
 from circuitcli.settings.interp import InterpSettings
 from circuitcli.settings.model import ModelSettings
 from circuitcli.settings.render import RenderSettings
@@ -47,5 +48,7 @@ class Settings(Section):
     # BaseModel has a method of that name, so the section has another one in Python.
     validation: ValidationSettings = Field(ValidationSettings(), alias="validate")
     """How a circuit is put to the test."""
+    interaction: InteractionSettings = InteractionSettings()
+    """How edges between the features of two hook points are ranked, and where their curve is taken."""
     render: RenderSettings = RenderSettings()
     """How a circuit is drawn."""

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from circuitcli.settings.graph import Baseline
-from circuitcli.settings.section import FilePath, FilePaths, Pair, Pins, Scales, Section, Split
+from circuitcli.settings.section import FilePath, FilePaths, Pairs, Pins, Scales, Section, Split
 
 # "zero,mean" from a flag.
 Baselines = Annotated[tuple[Baseline, ...], Split]
@@ -76,7 +76,9 @@ class ValidationSettings(Section):
     point is an MLP's output, else the dimensions of the activation."""
     shuffled: bool = True
     """Compare the circuit's features with themselves where the rows of each decoder are exchanged, without errors."""
-    interaction: Pair = ()
+    interaction: Pairs = ()
     """Draw how few edges between the SAEs of two hook points carry what the model does, for example resid.2,resid.3, on
-    --prompt or --prompts, else on --sequences pieces (by default 4) of 64 tokens of the run's own text (SCALAR). Each
-    later feature takes a run of what lies between, for each point of the curve and each prompt."""
+    --prompt or --prompts, else on --sequences pieces (by default 4) of 64 tokens of the run's own text (SCALAR); may be
+    repeated. blocks (from residual to residual), mlp-blocks (resid_mid.l,resid.l), mlp-layers (mlp_in.l,mlp.l) and all
+    name all such pairs that have SAEs. Each later feature takes a run of what lies between, for each point of the curve
+    and each prompt."""

@@ -26,7 +26,7 @@ FLAGS = (
     Flag("validate.rival", "--rival"),
     Flag("validate.sae_seeds", "--sae-seeds", metavar="PATH", repeats=True),
     Flag("validate.against", "--against", metavar="GRAPH"),
-    Flag("validate.interaction", "--interaction", metavar="HOOK,HOOK"),
+    Flag("validate.interaction", "--interaction", metavar="HOOK,HOOK", repeats=True),
     Flag("validate.scale", "--scale", metavar="FEATURE=FACTOR", repeats=True),
     Flag("validate.generate", "--generate"),
     Flag("validate.temperature", "--temperature"),
