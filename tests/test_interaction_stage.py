@@ -6,12 +6,14 @@ import json
 import pytest
 import torch
 from cli_support import here
+from safetensors.torch import load_file
 from test_validate_stage import _one_model, ask, collected, run  # noqa: F401
 
 from circuitcli.cli.told import told
 from circuitcli.records import InteractionRecord
 from circuitcli.runs import remember
 from circuitcli.stages import interaction, validate
+from circuitcli.validation import feature_edges
 from circuitcli.validation import interaction as scalar
 
 ASKED = {"validate__interaction": "resid.1,resid.2", "graph__ig_steps": 2}
@@ -55,6 +57,52 @@ def test_a_curve_on_the_runs_own_text_is_recorded_reported_and_not_made_twice(as
     assert validate.run(ask(validate__sequences=2, **ASKED)) == [attributed, record, figure]
 
 
+def test_several_pairs_are_measured_in_one_process_and_a_kill_loses_no_ranking(ask, run, monkeypatch):
+    ranked, whole = [], feature_edges.attributions
+
+    def counted(between, method):
+        ranked.append(between[0].target)
+        return whole(between, method)
+
+    def stopped(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(feature_edges, "attributions", counted)
+    asked = {"validate__interaction": ["blocks", "resid.1,resid.2"], "graph__ig_steps": 1, "validate__sequences": 1}
+    asked |= {"interaction__points": "0,3,9", "interaction__length": 12, "interaction__pieces": "first"}
+    with monkeypatch.context() as patch:
+        patch.setattr(scalar, "_point", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            validate.run(ask(**asked))
+    attributed, curve, _ = validate.run(ask(**asked))
+    assert len(ranked) == 1 and (curve.source, curve.target) == ("resid.1", "resid.2")
+    assert curve.n_edges == (0, 3, 9) and curve.n_tokens == 11 and len(curve.kl_circuit) == 3
+    assert not [*(run.path / "reports").glob("*partial*")]
+    assert attributed.path == "reports/interaction-2-pairs.resid.1-resid.2.safetensors"
+    stored = load_file(run.path / attributed.path)["attributions"]
+    assert stored.shape == (attributed.n_sources, attributed.n_targets) == (60, 60)
+    assert int((stored > 0).sum()) == attributed.n_nonzero > 0
+    # Without a curve the attributions are the result.
+    (alone,) = validate.run(ask(**asked | {"interaction__points": "none", "interaction__kept_edges": 5}))
+    assert alone.n_kept == 5 and alone.name == "interaction-2-pairs-2"
+    largest = load_file(run.path / alone.path)
+    assert torch.equal(largest["attribution"], stored.flatten().topk(5).values)
+    assert torch.equal(stored[largest["source"].long(), largest["target"].long()], largest["attribution"])
+
+
+def test_the_curve_is_the_same_whatever_other_points_are_taken_before(ask):
+    """The published code takes each point in a process of its own; here what did not change is not run again."""
+    asked = {**ASKED, "validate__sequences": 2, "interaction__method": "paper", "interaction__rule": "paper"}
+    asked |= {"interaction__length": 12}
+    points = (0, 16, 700, 3600)
+    _, whole, _ = validate.run(ask(**asked, interaction__points=",".join(map(str, points)), validate__name="whole"))
+    for number in (1, 2, 3):
+        _, one, _ = validate.run(ask(**asked, interaction__points=str(points[number]), validate__name=f"p{number}"))
+        assert one.kl[0] == pytest.approx(whole.kl[number], rel=1e-5)
+        assert one.kl_circuit[0] == pytest.approx(whole.kl_circuit[number], rel=1e-4, abs=1e-7)
+    assert whole.kl[-1] == whole.floor and whole.kl_circuit[-1] == pytest.approx(0, abs=1e-7)
+
+
 def test_what_has_no_curve_is_one_error_with_a_hint_and_its_status(ask, collected, run, tmp_path):
     remember(run)
     saes = ("--sae", str(collected / "saes"), "--device", "cpu", "--run", str(run.path))
@@ -63,6 +111,9 @@ def test_what_has_no_curve_is_one_error_with_a_hint_and_its_status(ask, collecte
         (("--interaction", "resid.1,resid.1", "--prompt", "import os"), 3),
         (("--interaction", "resid.1,resid.3", "--prompt", "import os"), 3),
         (("--interaction", "resid.1"), 2),
+        (("--interaction", "mlp-layers", "--prompt", "import os"), 3),
+        (("--interaction", "blocks", "--set", "interaction.points=4,2", "--prompt", "a"), 2),
+        (("--interaction", "blocks", "--set", "interaction.method=ma", "--prompt", "a"), 2),
         (("--interaction", "resid.1,resid.2,resid.3"), 2),
         (("--interaction", "resid.1,nowhere.2"), 2),
         (("--interaction", "resid.1,resid.2", "--scale", "1:3=2", "--prompt", "a"), 2),
