@@ -335,3 +335,17 @@ def test_a_damaged_line_about_a_feature_is_named_with_its_place(request_: Reques
     (request_.run.path / "features" / "resid.1.jsonl").write_bytes((deep if bad == b"deep" else bad) + b"\n")
     with pytest.raises(InputError, match=r"resid\.1\.jsonl line 1"):
         interp.describe(request_, ["resid.1/0"])
+
+
+def test_labels_are_scored_on_the_last_tokens_which_make_no_label(request_: Request) -> None:
+    made = interp.run(with_interp(request_, score_tokens=40))
+    for record, hook in zip(made, HOOKS, strict=True):
+        kept = [line["score"] for line in lines(request_, hook)]
+        found = [score["balanced_accuracy"] for score in kept if score["balanced_accuracy"] is not None]
+        assert record.n_scored == len(found) > 1 and record.label_score == pytest.approx(sum(found) / len(found))
+        assert record.label_score_low <= record.label_score <= record.label_score_high
+        assert {score["n_tokens"] for score in kept} == {40} and kept[0]["exchanged"] is None
+    n_described = sum(record.n_live for record in made)
+    with pytest.raises(InputError, match="leaves none"):
+        interp.run(with_interp(request_, score_tokens=1_000_000, force=True))
+    assert len(ids(request_)) == n_described

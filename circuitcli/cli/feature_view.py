@@ -29,6 +29,8 @@ def feature_text(feature: Mapping[str, Any], *, marks: bool) -> "Text":
     text = Text(overflow="fold")
     text.append(feature["id"], style="bold")
     text.append(f"  {printable(feature.get('label', ''))}\n")
+    if (feature.get("score") or {}).get("balanced_accuracy") is not None:
+        text.append(f"label says where it is active: {feature['score']['balanced_accuracy']:.2f} (0.5 is chance)\n")
     text.append_text(_side(feature, marks=marks))
     if feature.get("negative"):
         text.append(f"\n\nnegative  {printable(feature['negative'].get('label', ''))}\n", style="bold")

@@ -16,7 +16,21 @@ def described(records: Sequence[Record]) -> Rows:
     """How many features of each hook point are known, and where."""
     features = [record for record in records if isinstance(record, FeaturesRecord)]
     rows = [(record.hook, f"{record.n_live:,}", f"{record.n_dead:,}", record.path) for record in features]
-    return Rows(("hook point", "live features", "dead", "described in"), rows)
+    if not any(record.n_scored for record in features):
+        return Rows(("hook point", "live features", "dead", "described in"), rows)
+    scored = [(*row[:3], *_scores(record), row[3]) for row, record in zip(rows, features, strict=True)]
+    names = ("hook point", "live features", "dead", "label score", "exchanged labels", "described in")
+    return Rows(names, scored)
+
+
+def _scores(record: FeaturesRecord) -> tuple[str, str]:
+    """Mean balanced accuracy of labels with its interval, and of exchanged ones."""
+    if record.label_score is None:
+        return "–", "–"
+    told = f"{record.label_score:.2f}"
+    if record.label_score_low is not None:
+        told += f" [{record.label_score_low:.2f}, {record.label_score_high:.2f}]"
+    return told, "–" if record.label_score_exchanged is None else f"{record.label_score_exchanged:.2f}"
 
 
 def examples(records: Sequence[Record], run: Path) -> Rows:

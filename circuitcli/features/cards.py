@@ -11,6 +11,7 @@ from circuitcli.features import scan
 from circuitcli.features.describe import describe
 from circuitcli.features.lines import Details, checked
 from circuitcli.features.logits import LogitEffects, decoder_norms, directions, logit_effects
+from circuitcli.features.scores import held_out
 from circuitcli.models.loading import LanguageModel
 from circuitcli.models.window import window as longest_text
 from circuitcli.saes.base import SparseCoder
@@ -90,15 +91,27 @@ def lines(
     n_logits: int,
     features: Sequence[int] | None = None,
     n_tokens: int | None = None,
+    n_scored: int = 0,
     batch_size: int = BATCH_SIZE,
 ) -> Iterator[dict[str, Any]]:
-    """`cards` as the plain values that a features file holds."""
+    """`cards` as the plain values that a features file holds.
+
+    n_scored: of cached activations so many of the last rows are left out, and labels are scored on them.
+    """
+    scored = None
     if isinstance(source, ActivationCache):
         coder.check_reads({hook: source.d_model(hook) for hook in coder.reads})
+        n_rows = min(n_tokens or source.n_tokens, source.n_tokens)
+        n_described = _described(n_rows, n_scored)
+        if n_scored:
+            pieces = scan.coded_pieces(source, coder, n_described, n_rows, batch_size=batch_size)
+            chosen = pieces if features is None else (piece.of(features) for piece in pieces)
+            n_features = coder.d_sae if features is None else len(features)
+            scored = held_out(chosen, model.tokenizer.token_strings, n_features=n_features)
         summary = scan.scan(
             source,
             coder,
-            n_tokens=min(n_tokens or source.n_tokens, source.n_tokens),
+            n_tokens=n_described,
             batch_size=batch_size,
             n_contexts=n_contexts,
             window=window,
@@ -110,7 +123,16 @@ def lines(
     indices = summary.live if features is None else torch.tensor(features)
     effects = _effects(coder, indices, model, n_logits)
     norms = decoder_norms(coder, indices)
-    return describe(coder.hook, summary, effects, model.tokenizer, features=features, norms=norms)
+    return describe(coder.hook, summary, effects, model.tokenizer, features=features, norms=norms, scored=scored)
+
+
+def _described(n_rows: int, n_scored: int) -> int:
+    if n_scored >= n_rows:
+        raise InputError(
+            f"{n_scored:,} of {n_rows:,} tokens are to be kept for scores, which leaves none to describe features",
+            hint="set interp.score_tokens lower, or collect more",
+        )
+    return n_rows - n_scored
 
 
 def _existing(coder: SparseCoder, features: Iterable[int]) -> list[int]:

@@ -8,10 +8,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitcli.features.labels import Peak, label
+from circuitcli.features.labels import Peak, Rule, label
 from circuitcli.features.logits import LogitEffects
 from circuitcli.features.peaks import NO_TOKEN
 from circuitcli.features.scan import Summary
+from circuitcli.features.scores import HeldOut
 from circuitcli.features.statistics import QUANTILES
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.tokenizer import Tokenizer
@@ -41,13 +42,16 @@ def describe(
     *,
     features: Sequence[int] | None = None,
     norms: Mapping[str, Float[Tensor, " n"]] | None = None,
+    scored: HeldOut | None = None,
 ) -> Iterator[dict[str, Any]]:
     """One line for each live feature of a coder that reads at ``hook``, by index.
 
     features: those that the summary is of, where it is not of all; then each has a line, live or not. effects: of the
     features that have a line, in the same order; norms: the same, by what is written. Codes below zero are told under
-    ``negative``, by their distance from zero, and only for features that have some.
+    ``negative``, by their distance from zero, and only for features that have some. scored: text on which the labels of
+    codes above zero are scored, each beside the label of the feature before it.
     """
+    other: Rule | None = None
     words = _Vocabulary(tokenizer, {})
     rows = summary.live if features is None else torch.arange(len(features))
     above = _sides(summary, rows, words)
@@ -56,7 +60,8 @@ def describe(
         promoted = _tokens(words, effects.promoted[number], effects.promoted_effects[number]) if effects else []
         suppressed = _tokens(words, effects.suppressed[number], effects.suppressed_effects[number]) if effects else []
         facts, peaks = positive
-        labels = [label(peaks, [token for token, _ in promoted])] if peaks else []
+        rule = label(peaks, [token for token, _ in promoted]) if peaks else None
+        labels = [rule.text] if rule else []
         line = {
             "kind": "feature",
             "id": f"{hook}/{row if features is None else features[row]}",
@@ -67,12 +72,28 @@ def describe(
         }
         if negative is not None and negative[1]:
             # What it suppresses is promoted where its code is below zero.
-            told = label(negative[1], [token for token, _ in suppressed])
+            told = label(negative[1], [token for token, _ in suppressed]).text
             line["negative"] = {"label": told, **negative[0]}
             labels.append(f"negative: {told}")
         if norms is not None:
             line["decoder_norms"] = {name: _rounded(float(found[number])) for name, found in norms.items()}
+        if scored is not None and rule is not None:
+            line["score"] = _score(scored, row, rule, other)
+            other = rule
         yield {**line, "label": ", ".join(labels) or NEVER}
+
+
+def _score(scored: HeldOut, row: int, rule: Rule, other: Rule | None) -> dict[str, float | int | None]:
+    own = scored.detection(rule, row)
+    exchanged = None if other is None else scored.detection(other, row).balanced_accuracy
+    shares = {
+        "balanced_accuracy": own.balanced_accuracy,
+        "precision": own.precision,
+        "recall": own.recall,
+        "exchanged": exchanged,
+    }
+    told = {name: None if share is None else _rounded(share) for name, share in shares.items()}
+    return {**told, "n_active": own.n_active, "n_tokens": own.n_tokens}
 
 
 def _sides(

@@ -9,12 +9,14 @@ The first rule that covers enough of the peaks makes the label:
     punctuation 90%: "," "."   tokens of one kind, in at least 70 %
     "a" "b" "c" → "x" "y"      else the commonest tokens, and those that the feature promotes
 
-Few peaks are told as such: ``"self" 2 of 3``.
+Few peaks are told as such: ``"self" 2 of 3``. Each label says where its feature should be active, as conditions on a
+token and the one before it, so that it can be scored.
 """
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from circuitcli.printable import escaped
 
@@ -22,6 +24,8 @@ DOMINANT, CONSTANT, COMMON = 0.5, 0.9, 0.7
 FEW_PEAKS = 5
 LONGEST_TOKEN = 20
 AFFIX_LENGTHS = (5, 4, 3, 2)
+# Tokens that are named where there are several.
+N_TOP = 3
 
 
 @dataclass(frozen=True)
@@ -32,10 +36,50 @@ class Peak:
     previous: str | None
 
 
-def label(peaks: Sequence[Peak], promoted: Sequence[str] = ()) -> str:
+class Condition(NamedTuple):
+    """Something that holds of a token or of the one before it.
+
+    about: ``token`` and ``previous`` (value: what variants have in common, None at the start of a block), ``tokens``
+    (value: several of these), ``ending``, ``beginning`` (of a word's letters), ``kind`` (a name of `KINDS`).
+    """
+
+    about: str
+    value: str | frozenset[str] | None
+
+    def holds(self, peak: Peak) -> bool:
+        """Whether a token fulfils it."""
+        word = peak.token.strip().casefold()
+        match self.about, self.value:
+            case "token", value:
+                return key_of(peak.token) == value
+            case "tokens", frozenset() as several:
+                return key_of(peak.token) in several
+            case "previous", value:
+                return (None if peak.previous is None else key_of(peak.previous)) == value
+            case "kind", str() as name:
+                return KINDS[name](peak)
+            case about, str() as part:
+                is_longer = len(word) > len(part) and word.isalpha()
+                return is_longer and (word.endswith(part) if about == "ending" else word.startswith(part))
+        raise AssertionError(self)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A label, and the conditions that all hold where it says that the feature is active."""
+
+    text: str
+    conditions: tuple[Condition, ...]
+
+    def covers(self, peak: Peak) -> bool:
+        """Whether the feature should be active at a token."""
+        return all(condition.holds(peak) for condition in self.conditions)
+
+
+def label(peaks: Sequence[Peak], promoted: Sequence[str] = ()) -> Rule:
     """A short description of a feature from its strongest peaks, strongest first, at least one."""
     rules = (_one_token, _one_previous, _affix, _kind)
-    return next((text for rule in rules if (text := rule(peaks))), None) or _commonest(peaks, promoted)
+    return next((found for rule in rules if (found := rule(peaks))), None) or _commonest(peaks, promoted)
 
 
 def shown(token: str) -> str:
@@ -53,12 +97,12 @@ def shown(token: str) -> str:
     return "space" if len(token) == 1 else f"{len(token)} spaces"
 
 
-def _key(token: str) -> str:
+def key_of(token: str) -> str:
     """What variants of a token have in common."""
     return token.strip().casefold() or shown(token)
 
 
-def _dominant(items: Sequence[str], key: Callable[[str], Hashable] = _key) -> tuple[str, int]:
+def _dominant(items: Sequence[str], key: Callable[[str], Hashable] = key_of) -> tuple[str, int]:
     """The commonest variant of the commonest item, and how many items are its variants; of equals the first."""
     groups = Counter(map(key, items))
     winner, count = groups.most_common(1)[0]
@@ -72,58 +116,66 @@ def _share(count: int, n_peaks: int) -> str:
     return f"{100 * count / n_peaks:.0f}%"
 
 
-def _one_token(peaks: Sequence[Peak]) -> str | None:
+def _one_token(peaks: Sequence[Peak]) -> Rule | None:
     token, count = _dominant([peak.token for peak in peaks])
     if count < DOMINANT * len(peaks):
         return None
-    before = [peak.previous for peak in peaks if _key(peak.token) == _key(token)]
+    is_token = Condition("token", key_of(token))
+    before = [peak.previous for peak in peaks if is_token.holds(peak)]
     known = [previous for previous in before if previous is not None]
     if known and len(peaks) >= FEW_PEAKS:
         previous, agreeing = _dominant(known)
         if agreeing >= CONSTANT * len(before):
-            return f"{shown(token)} after {shown(previous)} {_share(agreeing, len(peaks))}"
-    return f"{shown(token)} {_share(count, len(peaks))}"
+            text = f"{shown(token)} after {shown(previous)} {_share(agreeing, len(peaks))}"
+            return Rule(text, (is_token, Condition("previous", key_of(previous))))
+    return Rule(f"{shown(token)} {_share(count, len(peaks))}", (is_token,))
 
 
-def _one_previous(peaks: Sequence[Peak]) -> str | None:
+def _one_previous(peaks: Sequence[Peak]) -> Rule | None:
     known = [peak.previous for peak in peaks if peak.previous is not None]
     if len(known) < len(peaks) / 2:
-        return f"start of a block {_share(len(peaks) - len(known), len(peaks))}"
+        text = f"start of a block {_share(len(peaks) - len(known), len(peaks))}"
+        return Rule(text, (Condition("previous", None),))
     previous, count = _dominant(known)
     if count < DOMINANT * len(peaks):
         return None
-    return f"after {shown(previous)} {_share(count, len(peaks))}"
+    text = f"after {shown(previous)} {_share(count, len(peaks))}"
+    return Rule(text, (Condition("previous", key_of(previous)),))
 
 
-def _affix(peaks: Sequence[Peak]) -> str | None:
+def _affix(peaks: Sequence[Peak]) -> Rule | None:
     """One ending or beginning; of several the longest."""
     words = [peak.token.strip().casefold() for peak in peaks]
     for length in AFFIX_LENGTHS:
-        for cut, form in ((slice(-length, None), '"…{}"'), (slice(length), '"{}…"')):
+        for about, cut, form in (("ending", slice(-length, None), '"…{}"'), ("beginning", slice(length), '"{}…"')):
             parts = Counter(word[cut] for word in words if len(word) > length and word.isalpha())
             part, count = max(parts.items(), key=lambda item: item[1], default=("", 0))
             if count >= COMMON * len(peaks):
-                return f"{form.format(part)} {_share(count, len(peaks))}"
+                return Rule(f"{form.format(part)} {_share(count, len(peaks))}", (Condition(about, part),))
     return None
 
 
-def _kind(peaks: Sequence[Peak]) -> str | None:
+def _kind(peaks: Sequence[Peak]) -> Rule | None:
     for name, matches in KINDS.items():
         of_kind = [peak.token for peak in peaks if matches(peak)]
         if len(of_kind) >= COMMON * len(peaks):
-            return f"{name} {_share(len(of_kind), len(peaks))}: {' '.join(_top(of_kind))}"
+            text = f"{name} {_share(len(of_kind), len(peaks))}: {' '.join(_top(of_kind))}"
+            return Rule(text, (Condition("kind", name),))
     return None
 
 
-def _commonest(peaks: Sequence[Peak], promoted: Sequence[str]) -> str:
-    text = " ".join(_top([peak.token for peak in peaks]))
-    likely = list(dict.fromkeys(map(shown, promoted)))[:2]
-    return f"{text} → {' '.join(likely)}" if likely else text
+def _commonest(peaks: Sequence[Peak], promoted: Sequence[str]) -> Rule:
+    tokens = [peak.token for peak in peaks]
+    text, likely = " ".join(_top(tokens)), list(dict.fromkeys(map(shown, promoted)))[:2]
+    told = f"{text} → {' '.join(likely)}" if likely else text
+    return Rule(
+        told, (Condition("tokens", frozenset(key for key, _ in Counter(map(key_of, tokens)).most_common(N_TOP))),)
+    )
 
 
-def _top(tokens: Sequence[str], n_top: int = 3) -> list[str]:
-    first = {_key(token): shown(token) for token in reversed(tokens)}
-    return [first[key] for key, _ in Counter(map(_key, tokens)).most_common(n_top)]
+def _top(tokens: Sequence[str]) -> list[str]:
+    first = {key_of(token): shown(token) for token in reversed(tokens)}
+    return [first[key] for key, _ in Counter(map(key_of, tokens)).most_common(N_TOP)]
 
 
 def _continues_word(peak: Peak) -> bool:

@@ -51,6 +51,21 @@ class Negative(_Frozen):
     contexts: tuple[Context, ...] = ()
 
 
+class Score(_Frozen):
+    """How well a label tells where its feature is active, on ``n_tokens`` that it was not made from.
+
+    balanced_accuracy: 0.5 for a label that tells nothing, None where the feature is silent there; exchanged: that of
+    another feature's label.
+    """
+
+    balanced_accuracy: FiniteFloat | None = None
+    precision: FiniteFloat | None = None
+    recall: FiniteFloat | None = None
+    exchanged: FiniteFloat | None = None
+    n_active: int
+    n_tokens: int
+
+
 class Details(_Frozen):
     """All that is known about one feature; activations in activation units, promoted and suppressed in logits.
 
@@ -71,6 +86,7 @@ class Details(_Frozen):
     suppressed: tuple[tuple[str, FiniteFloat], ...] = ()
     negative: Negative | None = None
     decoder_norms: Mapping[str, FiniteFloat] | None = None
+    score: Score | None = None
     sae: str | None = None
 
 
@@ -89,8 +105,8 @@ def wanted_lines(path: Path, wanted: Iterable[str]) -> Iterator[tuple[dict[str, 
                 yield content, details
 
 
-def first_lines(path: Path, n: int) -> Iterator[Details]:
-    """The first so many lines. Raises as `wanted_lines`."""
+def first_lines(path: Path, n: int | None = None) -> Iterator[Details]:
+    """The first so many lines, or all. Raises as `wanted_lines`."""
     for place, line in islice(text_lines(path, hint=HINT), n):
         yield checked(parse_object(line, name=place, hint=HINT), place=place)
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 # Stands where a block of text has no token: before its first and after its last.
@@ -16,7 +16,7 @@ class CodedBlocks:
     """Whole blocks of text in codes, row by row.
 
     codes may lie on any device, all else on the CPU. starts: first row of each block, and after the last block the
-    number of rows.
+    number of rows. has_row: which tokens have an activation, None for all; the others have no code.
     """
 
     codes: Float[Tensor, "row d_sae"]
@@ -24,6 +24,7 @@ class CodedBlocks:
     block: Int[Tensor, " row"]
     position: Int[Tensor, " row"]
     starts: Int[Tensor, " edge"]
+    has_row: Bool[Tensor, " row"] | None = None
 
     @property
     def n_blocks(self) -> int:

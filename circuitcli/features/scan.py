@@ -114,12 +114,21 @@ def _add(into: Summary, blocks: CodedBlocks, active: Entries, *, n_tokens: int) 
     into.peaks.add(blocks, active)
 
 
-def block_spans(cache: ActivationCache, n_tokens: int, *, size: int) -> Iterator[tuple[int, int]]:
-    """Row spans that end where a block of text ends or at ``n_tokens``.
+def coded_pieces(
+    cache: ActivationCache, sae: SparseCoder, start: int, stop: int, *, batch_size: int
+) -> Iterator[CodedBlocks]:
+    """The codes of some rows and their text, in pieces as of `scan`."""
+    size = max(1, min(batch_size, MAX_CODES // sae.d_sae))
+    with torch.no_grad():
+        for span in block_spans(cache, stop, size=size, start=start):
+            yield _coded(cache, sae, *span)
+
+
+def block_spans(cache: ActivationCache, n_tokens: int, *, size: int, start: int = 0) -> Iterator[tuple[int, int]]:
+    """Row spans from ``start`` that end where a block of text ends or at ``n_tokens``.
 
     A span has at most ``size`` rows, or more if a single block has more.
     """
-    start = 0
     while start < n_tokens:
         stop = min(start + size, n_tokens)
         tokens = cache.tokens(start, stop)
@@ -151,7 +160,7 @@ def _coded(cache: ActivationCache, sae: SparseCoder, start: int, stop: int) -> C
         codes = everywhere
     edges = tokens.block.diff().nonzero()[:, 0] + 1
     starts = torch.cat([torch.tensor([0]), edges, torch.tensor([len(tokens.token)])])
-    return CodedBlocks(codes, tokens.token, tokens.block, tokens.position, starts)
+    return CodedBlocks(codes, tokens.token, tokens.block, tokens.position, starts, text.has_row)
 
 
 def _coded_text(model: LanguageModel, sae: SparseCoder, ids: Sequence[int], number: int) -> CodedBlocks:

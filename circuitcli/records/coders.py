@@ -126,7 +126,11 @@ class ExportRecord(Record):
 
 
 class FeaturesRecord(Record):
-    """What is known about the features of one hook point: one line a live feature in the file; ``sae`` is whose."""
+    """What is known about the features of one hook point: one line a live feature in the file; ``sae`` is whose.
+
+    label_score: mean balanced accuracy of the labels on held-out text, with the bounds of its 95 % interval over the
+    ``n_scored`` features that are active there; label_score_exchanged: of labels that belong to other features.
+    """
 
     kind: str = "features"
     hook: HookName
@@ -135,6 +139,11 @@ class FeaturesRecord(Record):
     path: PathInRun
     digest: Word
     sae: Word | None = None
+    label_score: Number | None = None
+    label_score_low: Number | None = None
+    label_score_high: Number | None = None
+    label_score_exchanged: Number | None = None
+    n_scored: Count | None = None
 
 
 class FeatureRecord(Record):

@@ -16,5 +16,8 @@ class InterpSettings(Section):
     """Tokens shown on either side of the strongest one."""
     logits: int = Field(8, ge=1, le=10_000)
     """Promoted and suppressed tokens listed for each feature."""
+    score_tokens: int = Field(0, ge=0, le=MOST_TOKENS)
+    """Keep so many of the last tokens out of the descriptions, and tell how well each label says there where its
+    feature is active: balanced accuracy, beside that of another feature's label; 0 for no scores."""
     batch_size: int = Field(4096, ge=1, le=2**24)
     """Tokens encoded at once; changes speed and memory only."""

@@ -4,11 +4,12 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from circuitcli import runs
 from circuitcli.errors import InputError
-from circuitcli.features.lines import wanted_lines
+from circuitcli.features.lines import first_lines, wanted_lines
 from circuitcli.hookpoints import HookPoint, NodeId
 from circuitcli.manifest import NEXT
 from circuitcli.reading import parse_object, text_lines
@@ -152,6 +153,7 @@ def _lines(
         model=model,
         n_tokens=settings.tokens,
         batch_size=settings.batch_size,
+        n_scored=settings.score_tokens,
         n_contexts=settings.contexts,
         window=settings.window,
         n_logits=settings.logits,
@@ -180,8 +182,7 @@ def _made_width(path: Path, digest: str) -> int | None:
 
 def _record(request: Request, hook: HookPoint, source: SaeSource, *, d_sae: int) -> FeaturesRecord:
     path = _file(request, hook)
-    with path.open("rb") as stream:
-        n_live = sum(1 for _ in stream)
+    n_live, scores = _counted(path) if request.settings.interp.score_tokens else (_n_lines(path), {})
     place = path.relative_to(request.run.path).as_posix()
     return FeaturesRecord(
         hook=str(hook),
@@ -190,7 +191,34 @@ def _record(request: Request, hook: HookPoint, source: SaeSource, *, d_sae: int)
         path=place,
         digest=runs.file_digest(path),
         sae=source.digest,
+        **scores,
     )
+
+
+def _n_lines(path: Path) -> int:
+    with path.open("rb") as stream:
+        return sum(1 for _ in stream)
+
+
+def _counted(path: Path) -> tuple[int, dict[str, Any]]:
+    """How many lines a file has, and the means of the scores in them."""
+    own, exchanged, n_lines = [], [], 0
+    for details in first_lines(path):
+        n_lines += 1
+        if details.score is not None and details.score.balanced_accuracy is not None:
+            own.append(details.score.balanced_accuracy)
+            exchanged += [] if details.score.exchanged is None else [details.score.exchanged]
+    if not own:
+        return n_lines, {"n_scored": 0}
+    mean = fmean(own)
+    scores = {"label_score": mean, "n_scored": len(own)}
+    if exchanged:
+        scores["label_score_exchanged"] = fmean(exchanged)
+    if len(own) > 1:
+        # By the normal approximation: there are hundreds of features, or the interval is wide anyway.
+        reach = 1.96 * stdev(own) / len(own) ** 0.5
+        scores |= {"label_score_low": mean - reach, "label_score_high": mean + reach}
+    return n_lines, scores
 
 
 def _line(request: Request, node: NodeId) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from circuitcli.cli.feature_view import show_features
 from circuitcli.cli.jobs import Call
 from circuitcli.cli.options import FILE, MODEL_OF_RUN, RUN, SAE, Flag, option
 
-FLAGS = (Flag("interp.tokens", "--tokens"), *SAE, *MODEL_OF_RUN, *RUN)
+FLAGS = (Flag("interp.tokens", "--tokens"), Flag("interp.score_tokens", "--score"), *SAE, *MODEL_OF_RUN, *RUN)
 FEATURE = option(
     "feature",
     "--feature",
@@ -21,6 +21,7 @@ def interp(call: Call) -> None:
 
     \b
     circuit interp
+    circuit interp --score 20000 --force
     circuit interp --feature resid.2/17
     """
     job = call.open()
