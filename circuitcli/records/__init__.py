@@ -35,6 +35,7 @@ from circuitcli.records.scores import (
     VerdictRecord,
 )
 from circuitcli.records.stream import Stream
+from circuitcli.records.synthetic import SyntheticRecord
 
 __all__ = [
     "KINDS",
@@ -72,6 +73,7 @@ __all__ = [
     "SteeringRecord",
     "Stream",
     "SweepRecord",
+    "SyntheticRecord",
     "TrainedRecord",
     "UnknownRecord",
     "VerdictRecord",

@@ -39,6 +39,7 @@ from circuitcli.records.scores import (
     VerdictRecord,
 )
 from circuitcli.records.stream import Stream
+from circuitcli.records.synthetic import SyntheticRecord
 
 KINDS: dict[str, type[Record]] = {
     "run": RunRecord,
@@ -50,6 +51,7 @@ KINDS: dict[str, type[Record]] = {
     "evaluation": EvaluationRecord,
     "replacement": ReplacementRecord,
     "inspection": InspectionRecord,
+    "synthetic": SyntheticRecord,
     "release": ReleaseRecord,
     "export": ExportRecord,
     "features": FeaturesRecord,

@@ -125,15 +125,19 @@ def write_plot(plot: Plot, path: Path, *, dpi: int = 96) -> None:
 
 def picture(plot: Plot, suffix: str, *, dpi: int = 96) -> bytes:
     """The bytes of a file with this suffix."""
+    with styled():
+        return saved(draw(plot), suffix, dpi=dpi)
+
+
+def saved(figure: "Figure", suffix: str, *, dpi: int = 96) -> bytes:
+    """The bytes of a file with this suffix, the same whenever it is drawn; to be called within `styled`."""
     stream = io.BytesIO()
-    with _styled():
-        figure = draw(plot)
-        figure.savefig(stream, format=suffix[1:], dpi=dpi, metadata=_METADATA[suffix])
+    figure.savefig(stream, format=suffix[1:], dpi=dpi, metadata=_METADATA[suffix])
     return stream.getvalue()
 
 
 @contextmanager
-def _styled() -> Iterator[None]:
+def styled() -> Iterator[None]:
     """Matplotlib as it comes, whatever the user's own settings for it say, but for this module's style."""
     with _quiet():
         import matplotlib
@@ -165,7 +169,7 @@ def draw(plot: Plot) -> "Figure":
     """
     from matplotlib.figure import Figure
 
-    with _styled():
+    with styled():
         columns = list(zip(*plot.rows, strict=True))
         figure = Figure(layout="constrained")
         grid = figure.subplots(len(plot.rows), len(columns), squeeze=False, sharex=_shared(plot), sharey=_shared(plot))

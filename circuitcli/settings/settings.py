@@ -12,6 +12,7 @@ from circuitcli.settings.model import ModelSettings
 from circuitcli.settings.render import RenderSettings
 from circuitcli.settings.sae import SaeSettings
 from circuitcli.settings.section import FilePath, FolderPath, Section
+from circuitcli.settings.synthetic import SyntheticSettings
 from circuitcli.settings.train import TrainSettings
 from circuitcli.settings.validation import ValidationSettings
 
@@ -50,5 +51,7 @@ class Settings(Section):
     """How a circuit is put to the test."""
     interaction: InteractionSettings = InteractionSettings()
     """How edges between the features of two hook points are ranked, and where their curve is taken."""
+    synthetic: SyntheticSettings = SyntheticSettings()
+    """How coders are tried on a benchmark whose features are known."""
     render: RenderSettings = RenderSettings()
     """How a circuit is drawn."""
