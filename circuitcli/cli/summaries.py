@@ -10,6 +10,7 @@ from circuitcli.cli.labels import SHOWN, described, examples, labels
 from circuitcli.records import (
     ActivationsRecord,
     ChangeRecord,
+    ChoicesRecord,
     ComparisonRecord,
     EdgeRecord,
     EvaluationRecord,
@@ -43,7 +44,7 @@ NEXT = {
 def next_step(command: str, made: Sequence[Record] = ()) -> str | None:
     """The command to type after this one, if what it made is something to go on with: what is no test of a graph is
     not drawn."""
-    others = (ShiftRecord, SteeringRecord, InteractionRecord, ComparisonRecord)
+    others = (ShiftRecord, SteeringRecord, InteractionRecord, ComparisonRecord, ChoicesRecord)
     if command == "validate" and any(isinstance(record, others) for record in made):
         return None
     return NEXT.get(command)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from circuitcli.records import ComparisonRecord, InteractionRecord, Record, SteeringRecord
+from circuitcli.records import ChoicesRecord, ComparisonRecord, InteractionRecord, Record, SteeringRecord
 from circuitcli.validation.verdict import share
 
 # Of the divergence with all edges, what counts as near to it.
@@ -10,10 +10,12 @@ _NEAR = 1.25
 
 
 def told(records: Iterable[Record]) -> Iterator[str]:
-    """Sentences about steering, two graphs, and edges between two hook points."""
+    """Sentences about steering, questions, two graphs, and edges between two hook points."""
     for record in records:
         if isinstance(record, SteeringRecord):
             yield from _steering(record)
+        elif isinstance(record, ChoicesRecord):
+            yield from _choices(record)
         elif isinstance(record, ComparisonRecord):
             yield from _comparison(record)
         elif isinstance(record, InteractionRecord):
@@ -27,6 +29,23 @@ def _steering(record: SteeringRecord) -> Iterator[str]:
     yield (
         f"with {scaled} the next token differs by {_mean(record.kl_steered):.3g} nats a token along the steered text, "
         f"by {_mean(record.kl_clean):.3g} along the clean one (mean KL of clean and steered)"
+    )
+
+
+def _choices(record: ChoicesRecord) -> Iterator[str]:
+    found = {name: value for name, value in record.model_dump().items() if isinstance(value, float)}
+    yield (
+        f"{_share(found, 'accuracy')}{_bounds(found, 'accuracy_')} of {record.n_questions} questions are answered "
+        f"rightly, guesses {share(record.chance)}"
+    )
+    if record.factors is None:
+        return
+    scaled = ", ".join(f"{name} times {factor:g}" for name, factor in record.factors.items())
+    yield (
+        f"with {scaled} {_share(found, 'accuracy_scaled')}{_bounds(found, 'accuracy_scaled_')}: a difference of "
+        f"{_share(found, 'difference')}{_bounds(found, 'difference_')} on the same questions, {record.n_gained} gained "
+        f"and {record.n_lost} lost; the right choice has {record.probability_scaled:.3g} of the probability, "
+        f"{record.probability:.3g} before"
     )
 
 

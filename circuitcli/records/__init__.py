@@ -24,6 +24,7 @@ from circuitcli.records.run import ActivationsRecord, FigureRecord, ReportRecord
 from circuitcli.records.scores import (
     AttributionsRecord,
     ChangeRecord,
+    ChoicesRecord,
     ComparisonRecord,
     CurveRecord,
     InteractionComparisonRecord,
@@ -44,6 +45,7 @@ __all__ = [
     "AttributionsRecord",
     "ChangeRecord",
     "CheckpointRecord",
+    "ChoicesRecord",
     "ComparisonRecord",
     "CurveRecord",
     "EdgeRecord",

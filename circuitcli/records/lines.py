@@ -28,6 +28,7 @@ from circuitcli.records.run import ActivationsRecord, FigureRecord, ReportRecord
 from circuitcli.records.scores import (
     AttributionsRecord,
     ChangeRecord,
+    ChoicesRecord,
     ComparisonRecord,
     CurveRecord,
     InteractionComparisonRecord,
@@ -68,6 +69,7 @@ KINDS: dict[str, type[Record]] = {
     "verdict": VerdictRecord,
     "stability": StabilityRecord,
     "steering": SteeringRecord,
+    "choices": ChoicesRecord,
     "comparison": ComparisonRecord,
     "change": ChangeRecord,
     "interaction": InteractionRecord,

@@ -182,6 +182,37 @@ class SteeringRecord(Record):
     path: PathInRun | None = None
 
 
+class ChoicesRecord(Record):
+    """Multiple-choice questions answered by a model as it is, and with features scaled where ``factors`` names some.
+
+    accuracy: share of right answers, with the bounds of its interval over questions; chance: that of guesses;
+    probability: mean probability of the right choice among all. The same ``_scaled``, and the difference of accuracies
+    question by question. n_gained, n_lost: questions that are answered rightly only with, only without the scaling.
+    """
+
+    kind: str = "choices"
+    name: Name
+    n_questions: Count
+    by: Word
+    shots: Count
+    chance: Number
+    accuracy: Number
+    accuracy_low: Number | None = None
+    accuracy_high: Number | None = None
+    probability: Number
+    factors: Annotated[dict[FeatureName, Number], Field(max_length=LONGEST_TABLE)] | None = None
+    accuracy_scaled: Number | None = None
+    accuracy_scaled_low: Number | None = None
+    accuracy_scaled_high: Number | None = None
+    probability_scaled: Number | None = None
+    difference: Number | None = None
+    difference_low: Number | None = None
+    difference_high: Number | None = None
+    n_gained: Count | None = None
+    n_lost: Count | None = None
+    path: PathInRun | None = None
+
+
 class ComparisonRecord(Record):
     """Two graphs side by side: shares that both have of all that either has (Jaccard) of nodes and edges, with and
     without their positions, rank correlations, and their scores on the same prompts.

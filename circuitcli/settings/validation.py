@@ -58,6 +58,14 @@ class ValidationSettings(Section):
     scale: Scales = ()
     """Steer instead of testing a graph: multiply these features, at every position, and go on to write behind --prompt,
     for example 6:8339=3 or attn.6:12,40=0; may be repeated."""
+    choices: FilePath | None = None
+    """Ask the multiple-choice questions of this file instead of testing a graph, with the features of --scale ablated
+    or amplified and without: JSON lines with question, choices and answer, or TruthfulQA's own file."""
+    choices_by: Literal["text", "number"] = "text"
+    """How a choice is scored: by the log-probability of its text behind the question (text), or of its number behind
+    all numbered choices, in an order that --seed draws (number)."""
+    shots: int = Field(0, ge=0, le=1000)
+    """Questions of the file that stand with their answers before each question."""
     generate: int = Field(40, ge=1, le=100_000)
     """Steering: tokens that are written behind the prompt, with the features scaled and without."""
     temperature: float = Field(0.0, ge=0, le=1000)

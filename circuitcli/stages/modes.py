@@ -11,6 +11,11 @@ _FURTHER = {"--stability": "stability", "--sae-seeds": "sae_seeds"}
 def check_modes(settings: ValidationSettings) -> None:
     """Raise SettingsError for options of which one makes no sense with, or without, another."""
     asked = [option for option, name in _MODES.items() if getattr(settings, name)]
+    if settings.choices is not None:
+        # Features are scaled in questions as they are behind a prompt.
+        asked = ["--choices", *(option for option in asked if option != "--scale")]
+    elif settings.shots:
+        raise SettingsError("--shots is a part of --choices, which is not asked for", hint="add --choices FILE")
     if asked and settings.graph is not None and settings.against is None:
         raise SettingsError(f"{asked[0]} is about no graph, so --graph changes nothing", hint="leave one of them out")
     further = [option for option, name in _FURTHER.items() if getattr(settings, name)]

@@ -34,7 +34,7 @@ _READ = (
 
 def check(settings: ValidationSettings, behaviour: GraphSettings) -> None:
     """Raise SettingsError where there is no prompt to write behind, or several."""
-    if not settings.scale:
+    if not settings.scale or settings.choices is not None:
         return
     if settings.prompts or behaviour.prompts:
         raise SettingsError("--scale writes behind one prompt, but --prompts names a file", hint="give one by --prompt")
@@ -49,6 +49,20 @@ def run(request: Request) -> list[Record]:
     """
     wanted = _Wanted.of(request)
     return resumable(request, wanted.entry, wanted.fingerprint, lambda resumes: _work(wanted), keeps=True)
+
+
+def scaled(request: Request) -> tuple[dict[HookPoint, dict[int, float]], dict[HookPoint, SaeSource]]:
+    """The factors of features that --scale names, by hook point, and the SAEs there. Raises InputError without one."""
+    scales = parse_scales(request.settings.validation.scale)
+    sources = sae_sources(request, stage="validate", layers={hook.layer for hook in scales})
+    factors: dict[HookPoint, dict[int, float]] = {}
+    for hook, of_hook in scales.items():
+        place = hook_of_pin(hook, sources)
+        if place not in sources:
+            there = " ".join(map(str, sources))
+            raise InputError(f"no SAE at {place}, where a feature is scaled", hint=f"there are SAEs at {there}")
+        factors.setdefault(place, {}).update(of_hook)
+    return factors, {hook: sources[hook] for hook in factors}
 
 
 @dataclass(frozen=True)
@@ -67,16 +81,7 @@ class _Wanted:
         check(settings.validation, settings.graph)
         example = asked_example(settings.graph)
         assert example is not None
-        scales = parse_scales(settings.validation.scale)
-        sources = sae_sources(request, stage="validate", layers={hook.layer for hook in scales})
-        factors: dict[HookPoint, dict[int, float]] = {}
-        for hook, of_hook in scales.items():
-            place = hook_of_pin(hook, sources)
-            if place not in sources:
-                there = " ".join(map(str, sources))
-                raise InputError(f"no SAE at {place}, where a feature is scaled", hint=f"there are SAEs at {there}")
-            factors.setdefault(place, {}).update(of_hook)
-        made = cls(request, NAME, example, factors, {hook: sources[hook] for hook in factors})
+        made = cls(request, NAME, example, *scaled(request))
         name = report_name(
             request,
             asked=settings.validation.name,

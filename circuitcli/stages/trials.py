@@ -39,6 +39,7 @@ _NO_MATTER = (
     *("validate.at_least", "validate.graph", "validate.prompts", "validate.pin", "validate.name"),
     *("validate.control_graph", "validate.stability", "validate.rival", "validate.sae_seeds"),
     *("validate.scale", "validate.generate", "validate.temperature", "validate.against", "validate.interaction"),
+    *("validate.choices", "validate.choices_by", "validate.shots"),
 )
 _OF_GRAPHS = (
     *("validate.errors", "validate.samples", "validate.bootstrap", "validate.minimality"),

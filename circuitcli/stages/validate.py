@@ -14,7 +14,7 @@ from circuitcli.hookpoints import HookPoint, NodeId, without_numbers
 from circuitcli.records import CurveRecord, FigureRecord, GraphRecord, Record, ScoreRecord, Stream
 from circuitcli.settings.graph import GraphSettings
 from circuitcli.settings.settings import Settings
-from circuitcli.stages import against, interaction, pins, stability, steering
+from circuitcli.stages import against, choices, interaction, pins, stability, steering
 from circuitcli.stages.inputs import chosen_graph
 from circuitcli.stages.ledger import Ledger
 from circuitcli.stages.modes import check_modes
@@ -49,6 +49,8 @@ def run(request: Request) -> list[Record]:
     check_modes(request.settings.validation)
     if request.settings.validation.pin:
         return pins.run(request)
+    if request.settings.validation.choices is not None:
+        return choices.run(request)
     if request.settings.validation.scale:
         return steering.run(request)
     if request.settings.validation.interaction:

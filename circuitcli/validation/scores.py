@@ -178,6 +178,10 @@ class Resamples:
             return None
         return (metrics - runs.empty) @ self._weights.T / spans
 
+    def means(self, of: Float[Tensor, " prompt"]) -> Float[Tensor, " sample"] | None:
+        """The mean over each sample; None for a single prompt."""
+        return self._weights @ of.double() if self.bootstrap else None
+
     @staticmethod
     def score(value: float, samples: Float[Tensor, " sample"] | None) -> Score:
         """A value with the interval that 95 % of the samples are in."""

@@ -140,7 +140,7 @@ def steer(
     Raises InputError for features that a coder lacks, for a prompt that leaves no room, and where no feature is active
     in the prompt and in what the model writes by itself: then nothing can be steered.
     """
-    steering = Steering(adapter, coders, _checked(coders, factors), first=first)
+    steering = Steering(adapter, coders, check_factors(coders, factors), first=first)
     n_tokens = _room(adapter, len(ids), n_tokens)
 
     def choose() -> Choose:
@@ -166,8 +166,8 @@ def steer(
     )
 
 
-def _checked(coders: Coders, factors: Factors) -> Factors:
-    """Raises InputError for a feature that is not there."""
+def check_factors(coders: Coders, factors: Factors) -> Factors:
+    """The same factors. Raises InputError for a feature that is not there."""
     for hook, of_hook in factors.items():
         if hook not in coders:
             raise InputError(f"no SAE at {hook}", hint=f"there are SAEs at {' '.join(map(str, coders))}")

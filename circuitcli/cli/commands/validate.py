@@ -28,6 +28,8 @@ FLAGS = (
     Flag("validate.against", "--against", metavar="GRAPH"),
     Flag("validate.interaction", "--interaction", metavar="HOOK,HOOK", repeats=True),
     Flag("validate.scale", "--scale", metavar="FEATURE=FACTOR", repeats=True),
+    Flag("validate.choices", "--choices", metavar="FILE"),
+    Flag("validate.shots", "--shots"),
     Flag("validate.generate", "--generate"),
     Flag("validate.temperature", "--temperature"),
     *BEHAVIOUR,
@@ -49,6 +51,7 @@ def validate(call: Call) -> None:
     circuit validate --pin 6:8339,14104
     circuit validate circuit --against circuit-2
     circuit validate --scale 6:8339=3 --generate 40 --prompt "The weather today is"
+    circuit validate --choices questions.jsonl --scale 6:8339=0
     """
     job = _graph_by_name(call).open()
     from circuitcli.stages import validate as stage
