@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from circuitcli.attribution.baselines import differs
 from circuitcli.attribution.edges import Target
 from circuitcli.attribution.panel import Panel, wide
 from circuitcli.hookpoints import HookPoint
@@ -51,7 +52,7 @@ def _strongest(panel: Panel, batch: int, hook: HookPoint, features: Sequence[Tar
 def differing(panel: Panel, batch: int, hook: HookPoint) -> Bool[Tensor, "text group d_sae"]:
     """Which features differ from their baseline somewhere in a group of positions, in each prompt of a batch."""
     subject, baseline = panel.subject(batch)
-    different = subject.codes[hook] != baseline.codes[hook]  # (text, spliced, d_sae)
+    different = differs(subject.codes[hook], baseline.codes[hook])  # (text, spliced, d_sae)
     if panel.positions.kind == "all":
         return different
     if panel.positions.kind == "last":

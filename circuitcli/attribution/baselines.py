@@ -6,7 +6,7 @@ from functools import cached_property
 from itertools import islice
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitcli.activations.cache import ActivationCache
@@ -22,6 +22,8 @@ from circuitcli.saes.coders import Coders
 from circuitcli.saes.splice import Edit, splice
 
 ROWS = 2048
+# Rounding of a number, in units of the largest at its position: other batches round otherwise.
+_ROUNDING = 16
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,17 @@ class Baseline:
         """Size of its tensors."""
         parts = (self.codes, self.errors)
         return sum(value.numel() * value.element_size() for part in parts for value in part.values())
+
+
+def differs(
+    values: Float[Tensor, "*batch position width"], absent: Float[Tensor, "*#batch #position width"]
+) -> Bool[Tensor, "*batch position width"]:
+    """Which codes (or numbers of an error) are not at their baseline: beyond rounding, or, where the baseline of a
+    whole position is zero, at all, as nothing was computed there that could be rounded."""
+    at_baseline = absent.abs().amax(dim=-1, keepdim=True)
+    largest = torch.maximum(values.abs().amax(dim=-1, keepdim=True), at_baseline)
+    rounding = _ROUNDING * torch.finfo(values.dtype).eps * largest
+    return (values - absent).abs() > torch.where(at_baseline == 0, 0.0, rounding)
 
 
 def metric_at(subject: Subject, baseline: Baseline) -> Float[Tensor, " text"]:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuitcli.attribution.baselines import Baseline
+from circuitcli.attribution.baselines import Baseline, differs
 from circuitcli.attribution.subject import Subject
 from circuitcli.hookpoints import HookPoint
 from circuitcli.saes.base import SparseCoder
@@ -21,8 +21,6 @@ from circuitcli.saes.base import SparseCoder
 AT_ONCE = 2**23
 # The other way of computing takes all features: cheaper where more than this share of them is not at its baseline.
 _FEW = 1 / 16
-# Rounding of a code, in units of the largest code at its position: other batches round otherwise.
-_ROUNDING = 16
 
 
 @dataclass(frozen=True)
@@ -33,14 +31,6 @@ class Sparse:
     position: Int[Tensor, " n"]
     feature: Int[Tensor, " n"]
     value: Float[Tensor, " n"]
-
-
-def differs(
-    codes: Float[Tensor, "*batch position d_sae"], absent: Float[Tensor, "*#batch #position d_sae"]
-) -> Bool[Tensor, "*batch position d_sae"]:
-    """Which codes are not at their baseline, beyond rounding."""
-    largest = torch.maximum(codes.abs().amax(dim=-1, keepdim=True), absent.abs().amax(dim=-1, keepdim=True))
-    return (codes - absent).abs() > _ROUNDING * torch.finfo(codes.dtype).eps * largest
 
 
 @dataclass(frozen=True)

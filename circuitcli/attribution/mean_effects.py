@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitcli.attribution.averages import Average, ErrorRows, Means, Piece, Rows, Sums, Tally, average
-from circuitcli.attribution.baselines import Baseline
-from circuitcli.attribution.contributions import AT_ONCE, differs
+from circuitcli.attribution.baselines import Baseline, differs
+from circuitcli.attribution.contributions import AT_ONCE
 from circuitcli.attribution.edges import Target, sources_of, to_output
 from circuitcli.attribution.gradients import (
     Effects,

@@ -11,7 +11,7 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any
 
-from circuitcli.attribution.baselines import BaselineRule
+from circuitcli.attribution.baselines import BaselineRule, differs
 from circuitcli.attribution.exact import effects_of_panel
 from circuitcli.attribution.exact_edges import agreement, with_exact
 from circuitcli.attribution.gaps import sums_of, warn_of_gaps
@@ -144,6 +144,6 @@ def _why_nothing_differs(panel: Panel) -> str | None:
     """What a graph without nodes comes from, if every feature and error is at its baseline already."""
     for subject, baseline in panel.subjects():
         pairs = [(subject.codes, baseline.codes), (subject.errors, baseline.errors)]
-        if any(bool((value != absent[hook]).any()) for values, absent in pairs for hook, value in values.items()):
+        if any(bool(differs(value, absent[hook]).any()) for values, absent in pairs for hook, value in values.items()):
             return None
     return "every feature and error is at its baseline already"

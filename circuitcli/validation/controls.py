@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from circuitcli.attribution.baselines import differs
 from circuitcli.attribution.positions import where
 from circuitcli.hookpoints import HookPoint, NodeId
 from circuitcli.validation.circuits import Kept, kept_nodes
@@ -154,7 +155,7 @@ def _anywhere(
     for case in cases:
         subject = case.subject
         if to_baseline:
-            different = subject.codes[hook] != case.baseline.codes[hook]
+            different = differs(subject.codes[hook], case.baseline.codes[hook])
         else:
             different = subject.codes[hook] != 0
         rows = where(subject.prompts, position, different.device)[..., None]

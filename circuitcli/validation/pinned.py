@@ -10,10 +10,10 @@ from torch import Tensor
 
 from circuitcli.activations.cache import ActivationCache, TokenBlock
 from circuitcli.attribution import subject as subjects
-from circuitcli.attribution.baselines import Baseline
+from circuitcli.attribution.baselines import Baseline, differs
 from circuitcli.attribution.prompts import Prompt
 from circuitcli.attribution.subject import Subject
-from circuitcli.hookpoints import NodeId
+from circuitcli.hookpoints import HookPoint, NodeId
 from circuitcli.models.loading import LanguageModel
 from circuitcli.saes.base import strongest
 from circuitcli.saes.coders import Coders
@@ -39,21 +39,25 @@ class Activity:
 
         Raises InputError for a feature that its SAE lacks.
         """
-        here = {node for node in self.nodes if self._differs(case, node, where)}
+        for node in self.nodes:
+            check_node(case.subject, node)
+        moved = {hook: _differing(case, hook, where) for hook in {node.hook for node in self.nodes}}
+        here = {node for node in self.nodes if bool(moved[node.hook][node.index])}
         self._found |= here
         self.alive = _most_active(case.subject)
         return bool(here)
-
-    def _differs(self, case: Case, node: NodeId, where: Tensor | None) -> bool:
-        check_node(case.subject, node)
-        codes = case.subject.codes[node.hook][..., node.index]
-        different = codes != case.baseline.codes[node.hook][..., node.index]
-        return bool((different if where is None else different & where.to(different.device)).any())
 
     @property
     def silent(self) -> list[NodeId]:
         """The pins that differ nowhere."""
         return [node for node in self.nodes if node not in self._found]
+
+
+def _differing(case: Case, hook: HookPoint, where: Tensor | None) -> Bool[Tensor, " d_sae"]:
+    """Which features of a hook point differ from their baseline at these positions."""
+    different = differs(case.subject.codes[hook], case.baseline.codes[hook])
+    different = different if where is None else different & where.to(different.device)[:, None]
+    return different.flatten(0, 1).any(dim=0)
 
 
 def _most_active(subject: Subject) -> tuple[NodeId, ...]:
