@@ -1,0 +1,187 @@
+"""The gradients of a stack of autoencoders, by sums over the codes that are not zero, or by dense products."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuitcli.saes.fast.sparse import by_feature
+
+# Above this share of codes that are not zero, dense products are faster: on two threads of an AMD EPYC from a third on.
+DENSE_SHARE = 0.25
+
+
+class Gradients(NamedTuple):
+    """Of the mean loss of each autoencoder, by its own weights."""
+
+    W_enc: Float[Tensor, "feature d_model"]
+    b_enc: Float[Tensor, " feature"]
+    W_dec: Float[Tensor, "feature d_model"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where autoencoders lie in the stack.
+
+    parts: the rows of each. groups: runs of autoencoders of one width, as (rows, their number, width).
+    owner: whose each feature is. penalty: the weight of each feature's mean code in the loss.
+    """
+
+    parts: tuple[slice, ...]
+    groups: tuple[tuple[slice, int, int], ...]
+    owner: Int[Tensor, " feature"]
+    penalty: Float[Tensor, " feature"]
+
+    @classmethod
+    def of(cls, widths: Sequence[int], weights: Sequence[float], device: torch.device) -> "Layout":
+        """Autoencoders of these widths, one after the other, with the weights of their penalties."""
+        stops = np.cumsum(widths).tolist()
+        starts = [stop - width for stop, width in zip(stops, widths, strict=True)]
+        groups, first = list[tuple[slice, int, int]](), 0
+        for index in range(1, len(widths) + 1):
+            if index == len(widths) or widths[index] != widths[first]:
+                groups.append((slice(starts[first], stops[index - 1]), index - first, widths[first]))
+                first = index
+        sizes = torch.tensor(widths)
+        return cls(
+            tuple(map(slice, starts, stops)),
+            tuple(groups),
+            torch.repeat_interleave(torch.arange(len(widths)), sizes).to(device),
+            torch.repeat_interleave(torch.tensor(weights, dtype=torch.float32), sizes).to(device),
+        )
+
+    def alone(self, index: int) -> "Layout":
+        """One of them, as a stack of its own."""
+        rows = self.parts[index]
+        width = rows.stop - rows.start
+        whole = slice(0, width)
+        return Layout((whole,), ((whole, 1, width),), torch.zeros_like(self.owner[rows]), self.penalty[rows])
+
+    @property
+    def n(self) -> int:
+        """How many autoencoders there are."""
+        return len(self.parts)
+
+
+def encoded(
+    x: Float[Tensor, "batch d_model"], W_enc: Float[Tensor, "feature d_model"], b_enc: Float[Tensor, " feature"]
+) -> Float[Tensor, "feature batch"]:
+    """Pre-activations of all features, feature after feature, so that the active ones are found in that order."""
+    return torch.addmm(b_enc[:, None], W_enc, x.T)
+
+
+def gradients(
+    x: Float[Tensor, "batch d_model"],
+    pre: Float[Tensor, "feature batch"],
+    W_dec: Float[Tensor, "feature d_model"],
+    layout: Layout,
+) -> Gradients:
+    """Of all autoencoders; ``pre`` is used up. On the CPU those with sparse codes get theirs by sums over these."""
+    if pre.device.type != "cpu":
+        return dense_gradients(x, pre, W_dec, layout)
+    active = torch.from_numpy(np.flatnonzero(pre.numpy().reshape(-1) > 0))
+    dense = _dense_ones(active, layout, batch=len(x))
+    if len(dense) == layout.n:
+        return dense_gradients(x, pre, W_dec, layout)
+    kept = _without(active, [layout.parts[index] for index in dense], batch=len(x))
+    found = sparse_gradients(x, pre, kept, W_dec, layout)
+    for index in dense:
+        rows = layout.parts[index]
+        own = dense_gradients(x, pre[rows], W_dec[rows], layout.alone(index))
+        for whole, part in zip(found, own, strict=True):
+            whole[rows] = part
+    return found
+
+
+def _dense_ones(active: Int[Tensor, " entries"], layout: Layout, *, batch: int) -> list[int]:
+    """The autoencoders with more active codes than sums over them are good for; all of them if no code is active."""
+    stops = torch.tensor([rows.stop * batch for rows in layout.parts])
+    counts = torch.searchsorted(active, stops).diff(prepend=torch.zeros(1, dtype=torch.int64)).tolist()
+    sizes = [(rows.stop - rows.start) * batch for rows in layout.parts]
+    dense = [index for index, (count, size) in enumerate(zip(counts, sizes, strict=True)) if count > DENSE_SHARE * size]
+    return dense if len(active) else list(range(layout.n))
+
+
+def _without(active: Int[Tensor, " entries"], parts: Sequence[slice], *, batch: int) -> Int[Tensor, " kept"]:
+    """The entries outside these rows."""
+    ends = [0, *(end * batch for rows in parts for end in (rows.start, rows.stop))]
+    places = torch.searchsorted(active, torch.tensor(ends)).tolist()
+    places = [*places, len(active)]
+    return torch.cat([active[first:stop] for first, stop in zip(places[::2], places[1::2], strict=True)])
+
+
+def dense_gradients(
+    x: Float[Tensor, "batch d_model"],
+    pre: Float[Tensor, "feature batch"],
+    W_dec: Float[Tensor, "feature d_model"],
+    layout: Layout,
+) -> Gradients:
+    """By products of whole matrices, those of one width together."""
+    codes, unit = pre.relu_(), 2 / x.numel()
+    by_decoder, by_pre = torch.empty_like(W_dec), torch.empty_like(pre)
+    for rows, n, width in layout.groups:
+        c, decoder = codes[rows].view(n, width, -1), W_dec[rows].view(n, width, -1)
+        error = torch.bmm(c.transpose(1, 2), decoder) - x  # (model, batch, d_model)
+        torch.bmm(c, error, out=by_decoder[rows].view(n, width, -1))
+        torch.bmm(decoder, error.transpose(1, 2), out=by_pre[rows].view(n, width, -1))
+    by_pre.mul_(unit).add_((layout.penalty / len(x))[:, None])
+    by_pre = torch.ops.aten.threshold_backward(by_pre, codes, 0)
+    return Gradients(by_pre @ x, by_pre.sum(1), by_decoder.mul_(unit))
+
+
+def sparse_gradients(
+    x: Float[Tensor, "batch d_model"],
+    pre: Float[Tensor, "feature batch"],
+    active: Int[Tensor, " entries"],
+    W_dec: Float[Tensor, "feature d_model"],
+    layout: Layout,
+) -> Gradients:
+    """By sums over active codes: ``active`` are their places in ``pre``, feature after feature."""
+    n, unit = len(x), 2 / x.numel()
+    codes = pre.view(-1).index_select(0, active)
+    features = torch.div(active, n, rounding_mode="floor")
+    examples = active - features * n
+    starts = torch.searchsorted(active, torch.arange(len(pre) + 1) * n)
+    rows = layout.owner.index_select(0, features) * n + examples
+    error = reconstructed(codes, features, rows, W_dec, n_rows=layout.n * n)
+    error.view(layout.n, n, -1).sub_(x)
+    by_decoder = _sums(error, codes * unit, rows, starts)
+    by_codes = _products(W_dec, error, rows, starts).mul_(unit)
+    by_codes += (layout.penalty / n).index_select(0, features)
+    by_bias = torch.zeros(len(pre)).index_add_(0, features, by_codes)
+    return Gradients(_sums(x, by_codes, examples, starts), by_bias, by_decoder)
+
+
+def reconstructed(
+    codes: Float[Tensor, " entries"],
+    features: Int[Tensor, " entries"],
+    rows: Int[Tensor, " entries"],
+    W_dec: Float[Tensor, "feature d_model"],
+    *,
+    n_rows: int,
+) -> Float[Tensor, "row d_model"]:
+    """For each row the sum of its features' directions, each times its code."""
+    by_row = by_feature(rows, features, d_sae=n_rows)
+    codes = codes.index_select(0, by_row.order)
+    return F.embedding_bag(by_row.tokens, W_dec, by_row.starts, mode="sum", per_sample_weights=codes)
+
+
+def _sums(rows: Tensor, weights: Tensor, indices: Tensor, starts: Tensor) -> Tensor:
+    """For each feature the weighted sum of the rows that its entries name."""
+    return F.embedding_bag(indices, rows, starts[:-1], mode="sum", per_sample_weights=weights)
+
+
+def _products(left: Tensor, right: Tensor, rows: Tensor, starts: Tensor) -> Tensor:
+    """For each entry the product of its feature's direction with the row that it names."""
+    zeros = torch.zeros(len(rows))
+    with warnings.catch_warnings():
+        # PyTorch says once in each process that its CSR tensors are young.
+        warnings.simplefilter("ignore")
+        places = torch.sparse_csr_tensor(starts, rows, zeros, (len(left), len(right)), check_invariants=False)
+    return torch.sparse.sampled_addmm(places, left, right.T, beta=0.0).values()
