@@ -165,4 +165,4 @@ def test_help_names_the_built_in_model_as_default_only_where_a_run_begins(comman
     shown = " ".join(capsys.readouterr().out.split())
     model = shown.partition("--model")[2].partition("--revision")[0]
     assert ("[default: builtin:tiny]" in model) == (command in ("collect", "develop"))
-    assert ("[default: the run's]" in model) == (command not in ("collect", "develop", "render"))
+    assert ("[default: the run's]" in model) == (command not in ("collect", "develop", "render", "toy"))

@@ -23,6 +23,7 @@ from circuitcli.cli.commands import (
     graph_naive,
     interp,
     render,
+    toy,
     train,
     validate,
 )
@@ -75,6 +76,7 @@ register("render", render.render, render.FLAGS, render.EXTRAS)
 register("develop", develop.develop, develop.FLAGS, develop.EXTRAS)
 register("inspect", inspection.inspect, inspection.FLAGS, inspection.EXTRAS)
 register("export", export.export, export.FLAGS, export.EXTRAS)
+register("toy", toy.toy, toy.FLAGS, toy.EXTRAS)
 register("demo", demo.demo, demo.FLAGS, demo.EXTRAS)
 
 COMMANDS = [command.name for command in app.registered_commands if command.name]

@@ -79,6 +79,7 @@ def _less_memory(command: str) -> str:
         "train": "--set sae.d_sae or sae.expansion, train.batch_size, train.pool_tokens; --dry-run shows the memory",
         "collect": "--set data.batch_size, data.block_length; --dry-run shows the memory",
         "develop": "--set data.batch_size, sae.d_sae, train.batch_size; --dry-run shows the memory",
+        "toy": "--l1, --ratios, --set toy.batch_size; --dry-run shows the memory",
         "interp": "--set interp.batch_size",
         "validate": "--set graph.batch_size",
         "inspect": "--tokens",

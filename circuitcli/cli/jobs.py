@@ -41,6 +41,8 @@ class Job:
     command: str
     request: Request
     received: Received
+    # Whether later commands that name no run work on this one.
+    is_current: bool = True
     started: float = field(default_factory=time.perf_counter)
 
     def emit(self, emitted: Sequence[Record]) -> None:
@@ -51,7 +53,7 @@ class Job:
         if not processes.is_main():
             return
         run = self.request.run
-        if run.exists:
+        if run.exists and self.is_current:
             runs.remember(run)
         seconds = time.perf_counter() - self.started
         if not console.prints_records:

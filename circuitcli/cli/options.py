@@ -186,5 +186,5 @@ def _default(flag: Flag) -> str:
     default = flag.default or field(flag.setting).default
     if default is None or default == () or default is False:
         return ""
-    shown = ",".join(default) if isinstance(default, tuple) else default
+    shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
     return f" [default: {shown}]"

@@ -7,6 +7,7 @@ from pathlib import Path
 from circuitcli.cli.attention_view import score_tables
 from circuitcli.cli.console import Rows
 from circuitcli.cli.labels import SHOWN, described, examples, labels
+from circuitcli.cli.toy_view import toy_grid
 from circuitcli.records import (
     ActivationsRecord,
     ChangeRecord,
@@ -61,7 +62,7 @@ def sentence(command: str, made: Sequence[Record], run: str, seconds: float) -> 
 
 
 def _plural(kind: str) -> str:
-    if kind.endswith("y"):
+    if kind.endswith("y") and kind[-2:-1] not in "aeiou":
         return f"{kind[:-1]}ies"
     return kind if kind.endswith("s") else f"{kind}s"
 
@@ -319,6 +320,7 @@ _TABLES: tuple[Callable[[Sequence[Record]], Rows], ...] = (
     _activations,
     _saes,
     _sweep,
+    toy_grid,
     _evaluations,
     _replacements,
     _exports,

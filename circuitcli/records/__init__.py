@@ -37,6 +37,7 @@ from circuitcli.records.scores import (
 )
 from circuitcli.records.stream import Stream
 from circuitcli.records.synthetic import SyntheticRecord
+from circuitcli.records.toys import ToyRecord
 
 __all__ = [
     "KINDS",
@@ -76,6 +77,7 @@ __all__ = [
     "Stream",
     "SweepRecord",
     "SyntheticRecord",
+    "ToyRecord",
     "TrainedRecord",
     "UnknownRecord",
     "VerdictRecord",

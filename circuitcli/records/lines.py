@@ -41,6 +41,7 @@ from circuitcli.records.scores import (
 )
 from circuitcli.records.stream import Stream
 from circuitcli.records.synthetic import SyntheticRecord
+from circuitcli.records.toys import ToyRecord
 
 KINDS: dict[str, type[Record]] = {
     "run": RunRecord,
@@ -75,6 +76,7 @@ KINDS: dict[str, type[Record]] = {
     "interaction": InteractionRecord,
     "interactions": InteractionComparisonRecord,
     "attributions": AttributionsRecord,
+    "toy": ToyRecord,
     "figure": FigureRecord,
     "report": ReportRecord,
     "stage": StageRecord,

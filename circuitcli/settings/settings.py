@@ -13,6 +13,7 @@ from circuitcli.settings.render import RenderSettings
 from circuitcli.settings.sae import SaeSettings
 from circuitcli.settings.section import FilePath, FolderPath, Section
 from circuitcli.settings.synthetic import SyntheticSettings
+from circuitcli.settings.toy import ToySettings
 from circuitcli.settings.train import TrainSettings
 from circuitcli.settings.validation import ValidationSettings
 
@@ -53,5 +54,7 @@ class Settings(Section):
     """How edges between the features of two hook points are ranked, and where their curve is taken."""
     synthetic: SyntheticSettings = SyntheticSettings()
     """How coders are tried on a benchmark whose features are known."""
+    toy: ToySettings = ToySettings()
+    """How autoencoders are tried on planted features."""
     render: RenderSettings = RenderSettings()
     """How a circuit is drawn."""

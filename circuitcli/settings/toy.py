@@ -7,9 +7,7 @@ from pydantic import Field
 from circuitcli.settings.section import Section, Split
 
 # Numbers above zero, "0.01,0.1,1" from a flag.
-Positives = Annotated[
-    tuple[Annotated[float, Field(gt=0, le=1e6)], ...], Split, Field(min_length=1, max_length=1000)
-]
+Positives = Annotated[tuple[Annotated[float, Field(gt=0, le=1e6)], ...], Split, Field(min_length=1, max_length=1000)]
 
 
 class ToySettings(Section):

@@ -111,9 +111,7 @@ def _sums(own: Dictionary, batches: Sequence[Tensor]) -> _Sums:
     return _Sums(squares / len(batches), n_codes / n_examples, int(live.sum()), live)
 
 
-def largest_cosines(
-    of: Float[Tensor, "row d_model"], among: Float[Tensor, "other d_model"]
-) -> Float[Tensor, " row"]:
+def largest_cosines(of: Float[Tensor, "row d_model"], among: Float[Tensor, "other d_model"]) -> Float[Tensor, " row"]:
     """For each row its largest cosine with one of the others."""
     others = F.normalize(among, dim=1)
     return torch.cat([(F.normalize(part, dim=1) @ others.T).amax(1) for part in of.split(4096)])

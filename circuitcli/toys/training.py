@@ -2,6 +2,7 @@
 
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,7 +70,13 @@ def train(stack: Stack, truth: GroundTruth, checkpoint: Checkpoint) -> None:
         raise SystemExit(128 + signal.SIGTERM)
 
 
-def _loop(stack, truth, checkpoint, advance, is_stopped):  # type: ignore[no-untyped-def]
+def _loop(
+    stack: Stack,
+    truth: GroundTruth,
+    checkpoint: Checkpoint,
+    advance: progress.Advance,
+    is_stopped: Callable[[], bool],
+) -> None:
     device, settings = stack.parameters["W_enc"].device, stack.settings
     saves_at = time.perf_counter() + SAVE_S
     while stack.done < settings.steps:

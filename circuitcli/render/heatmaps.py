@@ -1,0 +1,128 @@
+"""Heat maps: a number for each pair of two settings, as colour and as text; what is undefined is hatched, no zero."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite, nan
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from circuitcli.render.plots import Number, saved, styled
+from circuitcli.render.text import visible
+from circuitcli.runs import atomic
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Inches of a cell, and of what stands around the cells; points of the text in a cell.
+_CELL, _AROUND, _TEXT = (0.36, 0.26), (1.5, 0.95), 6.5
+_COLOURS, _NAN = "viridis", "#ffffff"
+# Above this share of the scale a cell is so light that its text is dark.
+_LIGHT = 0.6
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """One map: ``values`` by row and column, None where there is none; ``marked`` cells get an x behind the number.
+
+    low, high: the ends of the scale, by default those of the values. is_log: the scale has decades.
+    """
+
+    title: str
+    values: Sequence[Sequence[Number | None]]
+    marked: Sequence[Sequence[bool]] = ()
+    low: Number | None = None
+    high: Number | None = None
+    is_log: bool = False
+
+
+@dataclass(frozen=True)
+class HeatMaps:
+    """Maps over the same rows, the first of which is drawn lowest, and columns; two beside each other."""
+
+    maps: Sequence[HeatMap]
+    columns: Sequence[str]
+    rows: Sequence[str]
+    x: str = ""
+    y: str = ""
+    title: str = ""
+
+
+def write_heat_maps(drawn: HeatMaps, path: Path, *, dpi: int = 96) -> None:
+    """Write the maps in the form that the suffix names, one of ``plots.SUFFIXES``."""
+    with atomic(path, "wb") as stream:
+        with styled():
+            stream.write(saved(draw_heat_maps(drawn), path.suffix.lower(), dpi=dpi))
+
+
+def draw_heat_maps(drawn: HeatMaps) -> "Figure":
+    """The maps as matplotlib's own figure."""
+    from matplotlib.figure import Figure
+
+    n_across = min(2, len(drawn.maps))
+    n_down = -(-len(drawn.maps) // n_across)
+    size = [_AROUND[0] + _CELL[0] * len(drawn.columns), _AROUND[1] + _CELL[1] * len(drawn.rows)]
+    figure = Figure(figsize=(n_across * size[0], n_down * size[1] + 0.3), layout="constrained")
+    grid = figure.subplots(n_down, n_across, squeeze=False).flatten()
+    for axes, one in zip(grid, drawn.maps, strict=False):
+        _fill(figure, axes, one, drawn)
+    for axes in grid[len(drawn.maps) :]:
+        axes.set_axis_off()
+    figure.suptitle(visible(drawn.title), x=0.01, ha="left")
+    return figure
+
+
+def _fill(figure: "Figure", axes: "Axes", one: HeatMap, drawn: HeatMaps) -> None:
+    from matplotlib.colors import LogNorm, Normalize
+    from matplotlib.ticker import NullFormatter, StrMethodFormatter
+
+    cells = [[_shown(value, one) for value in row] for row in one.values]
+    shown = [value for row in cells for value in row if isfinite(value)]
+    low = min(shown, default=0) if one.low is None else one.low
+    high = max(shown, default=1) if one.high is None else one.high
+    scale = LogNorm(low, max(high, low * 1.001)) if one.is_log and shown else Normalize(low, max(high, low + 1e-9))
+    axes.set_facecolor(_NAN)
+    image = axes.imshow(cells, origin="lower", aspect="auto", cmap=_COLOURS, norm=scale)
+    axes.grid(visible=False)
+    axes.set_title(visible(one.title))
+    axes.set_xticks(range(len(drawn.columns)), [visible(text) for text in drawn.columns], rotation=60)
+    axes.set_yticks(range(len(drawn.rows)), [visible(text) for text in drawn.rows])
+    axes.set_xlabel(visible(drawn.x))
+    axes.set_ylabel(visible(drawn.y))
+    bar = figure.colorbar(image, ax=axes, pad=0.02)
+    bar.ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    bar.ax.yaxis.set_minor_formatter(NullFormatter())
+    for row, values in enumerate(cells):
+        for column, value in enumerate(values):
+            is_marked = bool(one.marked) and one.marked[row][column]
+            if isfinite(value):
+                _write(axes, (column, row), value, share=float(scale(value)), is_marked=is_marked)
+            else:
+                _hatch(axes, (column, row))
+
+
+def _shown(value: Number | None, one: HeatMap) -> float:
+    """The value where the scale has a place for it, else NaN."""
+    has_place = value is not None and isfinite(value) and (value > 0 or not one.is_log)
+    return float(value) if value is not None and has_place else nan
+
+
+def _write(axes: "Axes", place: tuple[int, int], value: Number, *, share: float, is_marked: bool) -> None:
+    text = _short(value) + ("×" if is_marked else "")
+    axes.text(*place, text, ha="center", va="center", fontsize=_TEXT, color="black" if share > _LIGHT else "white")
+
+
+def _hatch(axes: "Axes", place: tuple[int, int]) -> None:
+    from matplotlib.patches import Rectangle
+
+    corner = (place[0] - 0.5, place[1] - 0.5)
+    axes.add_patch(Rectangle(corner, 1, 1, fill=False, hatch="////", edgecolor="#aaaaaa", linewidth=0))
+
+
+def _short(value: Number) -> str:
+    """A number in about four letters."""
+    if not value:
+        return "0"
+    if 0 < abs(value) < 0.005 or abs(value) >= 10000:
+        return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
+    return f"{value:.2f}".removeprefix("0") if abs(value) < 10 else f"{value:.0f}"
