@@ -86,8 +86,15 @@ def _export(call: "Call") -> None:
     Choice.of(call.extras["layers"], call.extras["sites"])
 
 
+def _toy(call: "Call") -> None:
+    from circuitcli.settings.toy import check
+
+    check(call.loaded.settings.toy)
+
+
 _CHECKS: "dict[str, Callable[[Call], None]]" = {
     "train": _train,
+    "toy": _toy,
     "interp": _interp,
     "graph-grad": _graph,
     "graph-naive": _graph,

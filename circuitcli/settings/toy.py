@@ -1,9 +1,11 @@
 """How autoencoders are tried on planted features."""
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field
 
+from circuitcli.errors import SettingsError
 from circuitcli.settings.section import Section, Split
 
 # Numbers above zero, "0.01,0.1,1" from a flag.
@@ -47,3 +49,13 @@ class ToySettings(Section):
     """Fresh batches on which finished autoencoders are measured."""
     checkpoint_steps: int = Field(2000, ge=1, le=2**31)
     """Steps between two checkpoints; a killed command goes on from the last one."""
+
+
+def check(settings: ToySettings) -> None:
+    """Raise SettingsError if more features are to be active than can be: the first one would be more than certain."""
+    total = math.fsum(settings.decay**index for index in range(settings.n_features))
+    if (first := settings.n_active / total) > 1:
+        raise SettingsError(
+            f"toy.n_active={settings.n_active:g} needs a first feature of probability {first:.3g}",
+            hint="lower toy.n_active, raise toy.n_features, or raise toy.decay",
+        )

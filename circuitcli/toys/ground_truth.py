@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitcli.errors import SettingsError
-from circuitcli.settings.toy import ToySettings
+from circuitcli.settings.toy import ToySettings, check
 
 # Batches to learn from and batches to be measured on never meet.
 TRAINING, MEASURING = 0, 1
@@ -90,14 +89,9 @@ def plant(settings: ToySettings, *, seed: int) -> GroundTruth:
 
 def probabilities(settings: ToySettings) -> Float[Tensor, " feature"]:
     """How often each feature is active, in float64; they add up to ``n_active``. Raises SettingsError above 1."""
+    check(settings)
     decay = _decay(settings)
-    found = settings.n_active * decay / decay.sum()
-    if float(found.max()) > 1:
-        raise SettingsError(
-            f"toy.n_active={settings.n_active:g} needs a first feature of probability {float(found.max()):.3g}",
-            hint="lower toy.n_active, raise toy.n_features, or raise toy.decay",
-        )
-    return found
+    return settings.n_active * decay / decay.sum()
 
 
 def _decay(settings: ToySettings) -> Tensor:
