@@ -28,7 +28,7 @@ DIRECTORY = "runs/toy"
 
 
 def toy(call: Call) -> None:
-    """Try autoencoders on planted features, to see when they find them.
+    """Try autoencoders on planted features.
 
     All weights of the penalty and all sizes are trained side by side; the run, by default runs/toy, gets dictionaries,
     a table and heat maps. A killed command goes on from its last checkpoint.
