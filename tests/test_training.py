@@ -16,7 +16,7 @@ from circuitcli.settings.train import TrainSettings
 from circuitcli.training.architectures.trainable import count_silent_tokens
 from circuitcli.training.initial import geometric_median, input_scale
 from circuitcli.training.loss import missed_variance
-from circuitcli.training.plan import pool_tokens, training_plan, width
+from circuitcli.training.plan import default_batch_size, pool_tokens, training_plan, width
 from circuitcli.training.ranks import ALONE
 from circuitcli.training.schedule import LearningRateSchedule, default_rate
 from circuitcli.training.trainer import total
@@ -159,14 +159,15 @@ def test_silence_counts_tokens_since_a_feature_was_active():
 
 def test_plan_holds_out_the_end_of_the_cache_and_passes_once_over_the_rest():
     made = training_plan(Settings(), n_rows=1_000_000)
-    assert (made.stop_row, made.n_steps) == (1_000_000 - 16_384, (1_000_000 - 16_384) // 4096)
+    assert (made.stop_row, made.batch_size) == (1_000_000 - 16_384, 1024)
+    assert made.n_steps == (1_000_000 - 16_384) // 1024
     assert made.dead_tokens == made.tokens // 10
     small = training_plan(Settings(train=TrainSettings(batch_size=100)), n_rows=1_000)
     assert (small.stop_row, small.n_steps) == (900, 9)
     several = training_plan(Settings(train=TrainSettings(batch_size=100, tokens=5_000)), n_rows=1_000)
     assert several.n_steps == 50
     with pytest.raises(InputError, match="no batch"):
-        training_plan(Settings(), n_rows=4_000)
+        training_plan(Settings(), n_rows=500)
 
 
 def test_k_above_the_width_is_refused_naming_both():
@@ -187,5 +188,15 @@ def test_k_above_the_width_is_refused_naming_both():
     ],
 )
 def test_a_pool_takes_no_more_memory_for_more_hook_points(row_bytes: int, train: dict, expected: int):
-    found = pool_tokens(Settings(train=TrainSettings(**train)), row_bytes=row_bytes)
+    settings = Settings(train=TrainSettings(**train))
+    found = pool_tokens(settings, row_bytes=row_bytes, batch_size=settings.train.batch_size or 4096)
     assert found == expected
+
+
+@pytest.mark.parametrize("tokens", [1, 10_000, 262_144, 700_000, 2**20, 2**21, 10**9])
+def test_short_runs_have_steps_enough_and_long_ones_large_batches(tokens: int):
+    size = default_batch_size(tokens)
+    assert 512 <= size <= 4096 and size & (size - 1) == 0
+    assert size == 512 or tokens // size >= 512
+    # No larger batch would leave as many steps.
+    assert size == 4096 or tokens // (2 * size) < 512

@@ -29,8 +29,9 @@ class TrainSettings(Section):
     """End-to-end: weight of the share of the variance that later collected hook points miss, on average over them."""
     tokens: int | None = Field(None, ge=1, le=MOST_TOKENS)
     """Tokens to train on; by default one pass over the cache. More than the cache holds means several passes."""
-    batch_size: int = Field(4096, ge=1, le=2**24)
-    """Tokens in one optimiser step."""
+    batch_size: int | None = Field(None, ge=1, le=2**24)
+    """Tokens in one optimiser step; by default 4,096, and fewer in short runs: the power of two that gives them 512
+    steps, 512 tokens at least."""
     learning_rate: float | None = Field(None, gt=0, le=10)
     """Adam's step size; by default 2e-4 / sqrt(d_sae / 16384), after Gao et al. 2024, arXiv:2406.04093, times
     sqrt(24000 / steps), at least 1 and at most 8, as short runs need."""

@@ -135,11 +135,11 @@ def plan(request: Request) -> list[tuple[str, str]]:
     return [
         ("autoencoders", f"{sum(len(cost.d_saes) for cost in costs)}: {' '.join(one.hook for one in read)}"),
         ("features", _features(costs)),
-        ("tokens", f"{plan.tokens:,} in {plan.n_steps:,} steps; {plan.held_out:,} held out"),
+        ("tokens", f"{plan.tokens:,} in {plan.n_steps:,} steps of {plan.batch_size:,}; {plan.held_out:,} held out"),
         ("learning rate", " ".join(f"{rate:.2g}" for rate in rates)),
         ("disk", f"{size(4 * parameters)}, and {size(_state_bytes(request.settings, parameters))} while training"),
         *_memory(request, read, plan, costs, outline),
-        *_revival(costs),
+        *_revival(costs, plan),
     ]
 
 
@@ -182,12 +182,10 @@ class _Cost:
         """Numbers in all encoders and decoders."""
         return sum(d_sae * (d_in + d_out) for d_sae, d_in, d_out in self._sizes)
 
-    @property
-    def revival_bytes(self) -> int:
-        """What AuxK adds at most, where all features are dead."""
+    def revival_bytes(self, batch: int) -> int:
+        """What AuxK adds at most to steps of so many tokens, where all features are dead."""
         from circuitcli.training.auxk import most_bytes
 
-        batch = self.settings.train.batch_size
         return sum(
             most_bytes(d_sae=d_sae, d_in=d_in, d_out=d_out, batch=batch, k=d_out // 2)
             for d_sae, d_in, d_out in self._sizes
@@ -232,12 +230,12 @@ def _memory(
 
     train = request.settings.train
     row_bytes = sum(one.d_model * BYTES[one.dtype] for one in read)
-    half = max(1, pool_tokens(request.settings, row_bytes=row_bytes) // 2)
+    half = max(1, pool_tokens(request.settings, row_bytes=row_bytes, batch_size=plan.batch_size) // 2)
     # One pool is read while another is given out, unless there is only one.
     pool = row_bytes * min(half, plan.stop_row) * (2 if half < min(plan.stop_row, plan.tokens) else 1)
     # A batch as it is drawn, put together, and scaled.
-    rows = 3 * 4 * train.batch_size * sum(one.d_model for one in read)
-    codes = train.batch_size * max(
+    rows = 3 * 4 * plan.batch_size * sum(one.d_model for one in read)
+    codes = plan.batch_size * max(
         sum(cost.d_saes) * (_DENSE_COPIES if cost.is_dense else _SPARSE_COPIES) for cost in costs
     )
     model = 0
@@ -250,12 +248,17 @@ def _memory(
     return memory(pool + rows + best, 4 * (4 * weights + codes) + model, device=request.settings.model.device)
 
 
-def _revival(costs: list[_Cost]) -> list[tuple[str, str]]:
+def _revival(costs: list[_Cost], plan: Plan) -> list[tuple[str, str]]:
     """What AuxK adds where nearly all features are dead."""
     learning = [cost for cost in costs if cost.settings.train.auxk_weight]
     if not learning:
         return []
-    return [("dead features", f"up to {size(max(cost.revival_bytes for cost in learning))} more memory, if many")]
+    return [
+        (
+            "dead features",
+            f"up to {size(max(cost.revival_bytes(plan.batch_size) for cost in learning))} more memory, if many",
+        )
+    ]
 
 
 def _read(request: Request, activations: list[ActivationsRecord]) -> list[ActivationsRecord]:

@@ -19,7 +19,7 @@ from circuitcli.stages.measuring import Bench, measured_again, measured_coders
 from circuitcli.stages.request import Request, changing_nothing
 from circuitcli.stages.saes import SaeSource
 from circuitcli.stages.unfinished import CHECKPOINT, Finished, Unfinished, remove_others
-from circuitcli.training.plan import END_TO_END, Plan, training_plan
+from circuitcli.training.plan import END_TO_END, LEAST_IN_BATCH, Plan, training_plan
 
 if TYPE_CHECKING:
     import torch
@@ -76,9 +76,11 @@ def check_processes(settings: Settings) -> None:
             "end-to-end training reads whole texts, which are not shared out to processes",
             hint="use --set train.parallel=hooks, or one process",
         )
-    if settings.train.parallel == "data" and settings.train.batch_size % n:
+    # By default a power of two.
+    batch_size = settings.train.batch_size or LEAST_IN_BATCH
+    if settings.train.parallel == "data" and batch_size % n:
         raise SettingsError(
-            f"train.batch_size={settings.train.batch_size} cannot be shared out evenly to {n} processes",
+            f"train.batch_size={batch_size} cannot be shared out evenly to {n} processes",
             hint=f"choose a multiple of {n}, or --set train.parallel=hooks",
         )
 

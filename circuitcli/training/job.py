@@ -94,9 +94,9 @@ class Job:
         Trainer(
             optimisers,
             rows if is_local else then_texts(self.model(), self.cache, self.plan, rows, settings=self.settings),
-            batch_size=train.batch_size,
+            batch_size=self.plan.batch_size,
             checkpoints=self.checkpoints,
-            checkpoint_steps=max(1, train.checkpoint_tokens // train.batch_size),
+            checkpoint_steps=max(1, train.checkpoint_tokens // self.plan.batch_size),
             logs={name: MetricsLog(self.logs / name / METRICS) for name in names},
             trackers=self.trackers,
             ranks=AllRanks() if processes.count() > 1 else ALONE,
@@ -120,12 +120,12 @@ class Job:
         """The shuffled rows; most_tokens: fewer than are trained on, from a pool that holds no more."""
         pool, n_tokens, settings = self.pool_tokens, self.plan.tokens, self.settings
         if most_tokens is not None:
-            n_tokens = min(n_tokens, max(most_tokens, settings.train.batch_size))
+            n_tokens = min(n_tokens, max(most_tokens, self.plan.batch_size))
             pool = min(pool, 2 * n_tokens)
         return ShuffledBatches(
             self.cache,
             hooks=hooks,
-            batch_size=settings.train.batch_size,
+            batch_size=self.plan.batch_size,
             n_tokens=n_tokens,
             seed=settings.seed,
             pool_tokens=pool,
@@ -138,7 +138,7 @@ class Job:
         of all rows depends on it."""
         hooks = read_hooks({settings.sae.architecture for settings in self.variants.values()}, self.cache.hooks)
         row_bytes = sum(self.cache.d_model(hook) * self.cache.dtype(hook).itemsize for hook in hooks)
-        return tokens_in_pool(self.settings, row_bytes=row_bytes)
+        return tokens_in_pool(self.settings, row_bytes=row_bytes, batch_size=self.plan.batch_size)
 
     def _held_out(self, hooks: Sequence[HookPoint]) -> Iterator[Batch]:
         """All rows that training does not see, in order."""

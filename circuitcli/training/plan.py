@@ -14,6 +14,9 @@ LARGEST_HELD_OUT_SHARE = 0.1
 DEAD_TOKENS = 10_000_000
 # Lines in metrics.jsonl of a long run, and looks at held-out tokens if the best weights are to be kept.
 N_LINES, N_LOOKS = 250, 20
+# More than a long run gains from, and fewer than processors are fast with.
+MOST_IN_BATCH, LEAST_IN_BATCH = 4096, 512
+FEWEST_STEPS = 512
 # What is shuffled together mixes well enough, and takes no more memory whatever the number of hook points.
 POOL_TOKENS, POOL_BYTES = 262_144, 2 * 2**30
 
@@ -49,15 +52,28 @@ def training_plan(settings: Settings, *, n_rows: int) -> Plan:
     train = settings.train
     held_out = n_held_out(settings, n_rows=n_rows)
     stop_row = n_rows - held_out
-    if stop_row < train.batch_size:
+    batch_size = train.batch_size or default_batch_size(train.tokens or stop_row)
+    if stop_row < batch_size:
         raise InputError(
-            f"{n_rows:,} cached tokens, {held_out:,} of them held out, make no batch of {train.batch_size:,}",
+            f"{n_rows:,} cached tokens, {held_out:,} of them held out, make no batch of {batch_size:,}",
             hint="collect more, for example `circuit collect --force --tokens 100000`"
             + (f", or --set train.batch_size={stop_row}" if stop_row else ""),
         )
-    n_steps = max(1, (train.tokens or stop_row) // train.batch_size)
-    dead_tokens = train.dead_tokens or default_dead_tokens(n_steps * train.batch_size)
-    return Plan(stop_row, n_rows, train.batch_size, n_steps, dead_tokens)
+    n_steps = max(1, (train.tokens or stop_row) // batch_size)
+    dead_tokens = train.dead_tokens or default_dead_tokens(n_steps * batch_size)
+    return Plan(stop_row, n_rows, batch_size, n_steps, dead_tokens)
+
+
+def default_batch_size(tokens: int) -> int:
+    """4,096 tokens, and fewer in short runs: the power of two that gives them about 512 steps, 512 at least.
+
+    A short run lacks steps, not tokens in them. Explained variance in batches of 4,096 and of 512, each at its default
+    rate: of 65,536 tokens at the attention output and at the residual stream of a 135M model 0.652 and 0.752, 0.600 and
+    0.73; of 65,536, 131,072 and 262,144 sums of 8 out of 768 planted features 0.44 and 0.80, 0.63 and 0.89, 0.86 and
+    0.90.
+    """
+    wanted = max(1, tokens // FEWEST_STEPS)
+    return max(LEAST_IN_BATCH, min(MOST_IN_BATCH, 1 << (wanted.bit_length() - 1)))
 
 
 def n_held_out(settings: Settings, *, n_rows: int) -> int:
@@ -81,10 +97,10 @@ def look_steps(n_steps: int) -> int:
     return each * -(-n_steps // (each * N_LOOKS))
 
 
-def pool_tokens(settings: Settings, *, row_bytes: int) -> int:
+def pool_tokens(settings: Settings, *, row_bytes: int, batch_size: int) -> int:
     """Rows that are held in memory; one takes ``row_bytes`` over all hook points."""
     train = settings.train
-    return train.pool_tokens or max(2 * train.batch_size, min(POOL_TOKENS, POOL_BYTES // row_bytes))
+    return train.pool_tokens or max(2 * batch_size, min(POOL_TOKENS, POOL_BYTES // row_bytes))
 
 
 def width(settings: Settings, *, d_in: int) -> int:

@@ -19,7 +19,7 @@ from circuitcli.settings.settings import Settings
 from circuitcli.training.architectures.registry import new_trainable
 from circuitcli.training.architectures.trainable import ActivationMoments, TrainingConfig
 from circuitcli.training.optimiser import CoderOptimiser, OptimiserConfig
-from circuitcli.training.plan import default_dead_tokens
+from circuitcli.training.plan import default_batch_size, default_dead_tokens
 from circuitcli.training.schedule import LearningRateSchedule, default_rate
 
 HOOK = HookPoint(0, "resid")
@@ -77,14 +77,18 @@ class Ours:
         tokens = shape.n_steps * shape.batch
         sae = settings.sae.model_copy(update={"architecture": "topk", "k": shape.k})
         config = TrainingConfig(sae, shape.d_sae, settings.train.auxk_weight, default_dead_tokens(tokens), shape.seed)
-        peak = default_rate(shape.d_sae, n_steps=shape.n_steps)
-        schedule = LearningRateSchedule(peak, shape.n_steps, settings.train.warmup, settings.train.decay)
+        # Of a short run's tokens we make more steps; a batch of the race is several of them.
+        self.steps_in_batch = max(1, shape.batch // default_batch_size(tokens))
+        n_steps = shape.n_steps * self.steps_in_batch
+        peak = default_rate(shape.d_sae, n_steps=n_steps)
+        schedule = LearningRateSchedule(peak, n_steps, settings.train.warmup, settings.train.decay)
         first = {HOOK: next(iter(train.split(shape.batch))).float().to(shape.device)}
         trainable = new_trainable((HOOK,), first, config, {HOOK: moments(train)})
         self.optimiser = CoderOptimiser(trainable, OptimiserConfig(schedule, settings.train.clip))
 
     def step(self, x: Tensor, index: int) -> None:
-        self.optimiser.step({HOOK: x}, index=index)
+        for number, rows in enumerate(x.chunk(self.steps_in_batch)):
+            self.optimiser.step({HOOK: rows}, index=index * self.steps_in_batch + number)
 
     def finished(self) -> Weights:
         sae = self.optimiser.finished()[HOOK]
