@@ -97,11 +97,11 @@ class Call:
         if named is None or self.run_is_explicit or self.extras.get("file") is not None:
             job = self.open()
         else:
-            job = self._open_without_pipe()
+            job = self.open_without_pipe()
         settings = job.request.settings.model_copy(update={"sae_path": named})
         return replace(job, request=replace(job.request, settings=settings))
 
-    def _open_without_pipe(self) -> Job:
+    def open_without_pipe(self) -> Job:
         """The run used last, unless another model is asked for; else a request that belongs to no run."""
         run = runs.current(self.loaded.settings.run)
         if run is None or not run.exists or "model.name" in self.loaded.origins:

@@ -2,7 +2,15 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from circuitcli.records import ChoicesRecord, ComparisonRecord, InteractionRecord, Record, SteeringRecord
+from circuitcli.records import (
+    AttributionsRecord,
+    ChoicesRecord,
+    ComparisonRecord,
+    InteractionComparisonRecord,
+    InteractionRecord,
+    Record,
+    SteeringRecord,
+)
 from circuitcli.validation.verdict import share
 
 # Of the divergence with all edges, what counts as near to it.
@@ -20,6 +28,13 @@ def told(records: Iterable[Record]) -> Iterator[str]:
             yield from _comparison(record)
         elif isinstance(record, InteractionRecord):
             yield from _interaction(record)
+        elif isinstance(record, InteractionComparisonRecord):
+            yield _sets(record)
+        elif isinstance(record, AttributionsRecord):
+            yield (
+                f"{record.source} -> {record.target}: {record.n_nonzero:,} of {record.n_sources * record.n_targets:,} "
+                f"edges have an attribution ({record.method}): {record.path}"
+            )
 
 
 def _steering(record: SteeringRecord) -> Iterator[str]:
@@ -63,6 +78,22 @@ def _comparison(record: ComparisonRecord) -> Iterator[str]:
             f"{_bounds(found, 'difference_')} on the same prompts"
         )
     yield f"{record.n_removed} nodes and edges to remove and {record.n_added} to add: {record.path}"
+
+
+def _sets(record: InteractionComparisonRecord) -> str:
+    pair = f"all {record.n_pairs} pairs" if record.source is None else f"{record.source} -> {record.target}"
+    scores = (("absolute", record.absolute), ("relative", record.relative), ("above all edges", record.relative_above))
+    return f"{record.name} against {record.against}, {pair}: " + ", ".join(
+        f"{name} {_improved(score)}" for name, score in scores
+    )
+
+
+def _improved(score: Mapping[str, float | None]) -> str:
+    value, error = score.get("improvement"), score.get("error")
+    if value is None:
+        return "-"
+    bounds = "" if error is None else f" +- {error:.3g}"
+    return f"{abs(value):.4g}{bounds} % {'less' if value >= 0 else 'more'}"
 
 
 def _interaction(record: InteractionRecord) -> Iterator[str]:

@@ -1,8 +1,8 @@
 """Plots of what `circuit validate` measures beside scores: stability, interaction, steering."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from circuitcli.records import InteractionRecord, StabilityRecord, SteeringRecord
+from circuitcli.records import InteractionComparisonRecord, InteractionRecord, StabilityRecord, SteeringRecord
 from circuitcli.render.plots import Axis, Number, Panel, Plot, Series
 
 _SHARE = Axis("share of pairs with no more", from_zero=True)
@@ -89,6 +89,47 @@ def _curve(record: InteractionRecord, x: Sequence[Number], *, skip: int) -> Iter
         if bound is not None:
             yield Series(x[skip:], bound[skip:], "95 % interval over prompts")
     yield Series((x[skip], x[-1]), (record.floor, record.floor), "all edges: what the SAEs miss")
+
+
+def interaction_sets(
+    curves: Mapping[str, Sequence[InteractionRecord]], compared: Sequence[InteractionComparisonRecord]
+) -> Plot:
+    """A row for each pair of hook points that is compared: the curves of all sets over the edges kept and over their
+    share of all possible ones, with what each set needs less than the first one."""
+    pairs = list(dict.fromkeys((record.source, record.target) for record in compared if record.source is not None))
+    rows = []
+    for pair in pairs:
+        found = {name: one for name, records in curves.items() for one in records if (one.source, one.target) == pair}
+        own = [record for record in compared if (record.source, record.target) == pair]
+        rows.append([_beside(found, own, pair, is_share=is_share) for is_share in (False, True)])
+    first = next(iter(curves))
+    return Plot(rows, title=f"Edges that carry the model, and how much less area than {first}", width=4.2, height=2.6)
+
+
+def _beside(
+    found: Mapping[str, InteractionRecord],
+    compared: Sequence[InteractionComparisonRecord],
+    pair: tuple[str | None, str | None],
+    *,
+    is_share: bool,
+) -> Panel:
+    series = []
+    for name, record in found.items():
+        skip = 1 if record.n_edges[0] == 0 else 0
+        x = [n / record.n_possible if is_share else n for n in record.n_edges]
+        series.append(Series(x[skip:], record.kl[skip:], name))
+    told = ", ".join(_less(record.relative if is_share else record.absolute) for record in compared)
+    axis = Axis("share of possible edges", "log") if is_share else Axis("edges kept", "log", is_count=True)
+    kind = "relative" if is_share else "absolute"
+    title = f"{pair[0]} to {pair[1]}: {kind} {told}"
+    return Panel(series, axis, Axis("KL(model || edges), nats a token", from_zero=True), title)
+
+
+def _less(score: dict[str, float | None]) -> str:
+    value, error = score.get("improvement"), score.get("error")
+    if value is None:
+        return "-"
+    return f"{-value:+.1f}" + ("" if error is None else f" \u00b1 {error:.1f}") + " %"
 
 
 def _value(area: dict[str, float | None]) -> float:

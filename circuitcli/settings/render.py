@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from circuitcli.settings.section import Section, Texts
+from circuitcli.settings.section import Section, Texts, Words
 
 
 class RenderSettings(Section):
@@ -19,5 +19,8 @@ class RenderSettings(Section):
     """Promoted and suppressed tokens shown in a box."""
     max_edges: int | None = Field(None, ge=1, le=1_000_000)
     """Draw only the strongest edges, by default 300; how many are left out is shown. The HTML page has all of them."""
+    interaction: Words = ()
+    """Compare sets of SAEs by how few edges they need instead: reports of validate --interaction, the one that the
+    others are compared with first, for example a/reports/blocks.json,b/reports/blocks.json."""
     dpi: int = Field(96, ge=20, le=1200)
     """Resolution of PNG files."""

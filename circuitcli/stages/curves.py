@@ -1,4 +1,4 @@
-"""``circuit render --curves`` and ``--sweep``: how the run's autoencoders learned, and how variants of them compare.
+"""``circuit render --curves``, ``--sweep`` and ``--interaction``: how autoencoders learned, and how they compare.
 
 Needs no torch and no model.
 """
@@ -7,13 +7,16 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from circuitcli.errors import InputError, SettingsError
+from circuitcli.reading import as_path
 from circuitcli.records import FigureRecord, Record, SweepRecord
 from circuitcli.render.curves import find_curves, plot
+from circuitcli.render.measured import interaction_sets
 from circuitcli.render.pareto import pareto
 from circuitcli.render.plots import SUFFIXES, Plot, svg, write_plot
 from circuitcli.render.write import STDOUT, Writer
 from circuitcli.stages.render import recorded
 from circuitcli.stages.request import Request
+from circuitcli.validation.interaction_sets import compared, read_sets
 
 SAES = "saes"
 FIGURES = "figures"
@@ -45,6 +48,27 @@ def run_sweep(request: Request, *, stdout: Writer) -> list[Record]:
         raise InputError(f"{request.run.path} holds no sweep", hint=hint)
     drawing = pareto(trained, title=f"Sweep in {request.run.path.name}")
     return _write(drawing, request, outputs, default="sweep.svg", stdout=stdout)
+
+
+def run_interactions(request: Request, *, stdout: Writer) -> list[Record]:
+    """Draw how few edges sets of SAEs need, beside each other, and compare each with the first; by default to
+    RUN/figures/interactions.svg.
+
+    Raises InputError for files that are no such reports or have nothing in common, SettingsError for a single one.
+    """
+    settings = request.settings
+    outputs = checked_curves(settings.render.output)
+    paths = [as_path(name) for name in settings.render.interaction]
+    if len(paths) < 2:
+        raise SettingsError("--interaction compares two reports or more", hint="name them with a comma between")
+    first, *others = sets = read_sets(paths)
+    draws = {"bootstrap": settings.validation.bootstrap, "seed": settings.seed}
+    made = [record for other in others for record in compared(other, first, **draws)]
+    if not request.run.exists and not outputs:
+        raise SettingsError("there is no run whose figures the plot could join", hint="name a file with -o")
+    curves = {one.name: [measured.record for measured in one.pairs] for one in sets}
+    drawing = interaction_sets(curves, made)
+    return [*made, *_write(drawing, request, outputs, default="interactions.svg", stdout=stdout)]
 
 
 def _write(drawing: Plot, request: Request, outputs: list[str], *, default: str, stdout: Writer) -> list[Record]:

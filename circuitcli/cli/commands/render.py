@@ -2,13 +2,16 @@
 
 import sys
 
+from circuitcli.cli.console import console
 from circuitcli.cli.jobs import Call
 from circuitcli.cli.options import FILE, RUN, Flag, switch
+from circuitcli.cli.told import told
 
 FLAGS = (
     Flag("render.output", "--output", short="-o", metavar="FILE", repeats=True),
     Flag("render.graph", "--graph"),
     Flag("render.max_edges", "--max-edges"),
+    Flag("render.interaction", "--interaction", metavar="FILE,FILE"),
     *RUN,
 )
 EXTRAS = (
@@ -27,10 +30,14 @@ def render(call: Call) -> None:
     circuit render -o circuit.svg -o circuit.html
     circuit render -o - | dot -Tpdf > circuit.pdf
     circuit render --curves -o curves.svg
+    circuit render --interaction topk.json,staircase.json -o edges.svg
     """
-    job = call.open(needs_run=False)
+    compares = call.loaded.settings.render.interaction
+    job = call.open_without_pipe() if compares else call.open(needs_run=False)
     if call.extras["sweep"]:
         from circuitcli.stages.curves import run_sweep as run
+    elif compares:
+        from circuitcli.stages.curves import run_interactions as run
     elif call.extras["curves"]:
         from circuitcli.stages.curves import run
     else:
@@ -39,3 +46,5 @@ def render(call: Call) -> None:
     emitted = run(job.request, stdout=sys.stdout)
     if "-" not in job.request.settings.render.output:
         job.emit(emitted)
+    for line in told(emitted):
+        console.say(line)
