@@ -38,6 +38,7 @@ from circuitcli.records.scores import (
 from circuitcli.records.stream import Stream
 from circuitcli.records.synthetic import SyntheticRecord
 from circuitcli.records.toys import ToyRecord
+from circuitcli.records.through import CircuitRecord, CrosscoderRecord
 
 __all__ = [
     "KINDS",
@@ -47,7 +48,9 @@ __all__ = [
     "ChangeRecord",
     "CheckpointRecord",
     "ChoicesRecord",
+    "CircuitRecord",
     "ComparisonRecord",
+    "CrosscoderRecord",
     "CurveRecord",
     "EdgeRecord",
     "EvaluationRecord",

@@ -42,6 +42,7 @@ from circuitcli.records.scores import (
 from circuitcli.records.stream import Stream
 from circuitcli.records.synthetic import SyntheticRecord
 from circuitcli.records.toys import ToyRecord
+from circuitcli.records.through import CircuitRecord, CrosscoderRecord
 
 KINDS: dict[str, type[Record]] = {
     "run": RunRecord,
@@ -77,6 +78,8 @@ KINDS: dict[str, type[Record]] = {
     "interactions": InteractionComparisonRecord,
     "attributions": AttributionsRecord,
     "toy": ToyRecord,
+    "circuit": CircuitRecord,
+    "crosscoder": CrosscoderRecord,
     "figure": FigureRecord,
     "report": ReportRecord,
     "stage": StageRecord,

@@ -23,11 +23,11 @@ def page(drawing: Drawing) -> str:
     """The HTML text; the document of `document()` is embedded in it, see `embedded`."""
     parts = {
         "title": escape(f"{visible(drawing.graph.head.name)} – {visible(drawing.graph.head.prompt)[:80]}"),
-        "style": _asset("page.css"),
-        "script": _asset("page.js"),
-        "data": _safe(to_json(_content(drawing))),
+        "style": asset("page.css"),
+        "script": asset("page.js"),
+        "data": safe(to_json(_content(drawing))),
     }
-    return _PLACEHOLDER.sub(lambda match: parts[match[1]], _asset("page.html"))
+    return _PLACEHOLDER.sub(lambda match: parts[match[1]], asset("page.html"))
 
 
 def embedded(text: str) -> dict[str, Any]:
@@ -53,9 +53,11 @@ def _content(drawing: Drawing) -> dict[str, Any]:
     }
 
 
-def _safe(text: str) -> str:
+def safe(text: str) -> str:
+    """JSON text for the inside of a script element."""
     return "".join(_UNSAFE.get(character, character) for character in text)
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """The text of a file that pages are made of."""
     return resources.files("circuitcli.render").joinpath("assets", name).read_text(encoding="utf-8")
