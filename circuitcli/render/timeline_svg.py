@@ -49,7 +49,8 @@ def circuit_svg(report: TimelineReport, number: int, places: Places | None = Non
         parts.append(_card(node, places.of(node), largest, is_new=is_new, unit=report.unit))
     size = f"{places.width:g} {places.height:g}"
     name = escape(f"circuit at {visible(frame.circuit.checkpoint)}", quote=True)
-    return f'<svg class="circuit" viewBox="0 0 {size}" role="img" aria-label="{name}">{"".join(parts)}</svg>'
+    about = f'viewBox="0 0 {size}" style="max-width: {1.6 * places.width:g}px" role="img" aria-label="{name}"'
+    return f'<svg class="circuit" {about}>{"".join(parts)}</svg>'
 
 
 def _band(hook: str, y: float, height: float, width: float, index: int) -> str:

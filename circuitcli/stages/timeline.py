@@ -1,0 +1,66 @@
+"""The page with a time slider: what it is drawn from, and its files."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from circuitcli.errors import InputError, SettingsError
+from circuitcli.reading import read_object
+from circuitcli.records import FigureRecord
+from circuitcli.records.through import TimelineReport
+from circuitcli.render.multiples import write_multiples
+from circuitcli.render.timeline_page import timeline_page
+from circuitcli.runs import Run, atomic
+
+REPORT = "reports/circuits.json"
+DEFAULT = "figures/development.html"
+SUFFIXES = (".html", ".svg", ".png", ".pdf", ".json")
+
+
+def write_report(run: Run, report: TimelineReport) -> None:
+    """Keep what the page is drawn from."""
+    with atomic(run.path / REPORT) as stream:
+        json.dump(report.model_dump(mode="json", exclude_none=True), stream, ensure_ascii=False)
+        stream.write("\n")
+
+
+def read_report(run: Run) -> TimelineReport:
+    """What `write_report` kept. Raises InputError if there is none, or if it is damaged."""
+    path, hint = run.path / REPORT, "run `circuit develop --prompts FILE` again, with --force"
+    content = read_object(path, hint=hint)
+    try:
+        return TimelineReport.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))[:80]
+        raise InputError(f"{path}: {field}: {first['msg']}", hint=hint) from None
+
+
+def write_files(run: Run, outputs: Sequence[str]) -> list[FigureRecord]:
+    """The page, pictures of small multiples, or the numbers, by suffix. Raises SettingsError for another one."""
+    for name in outputs:
+        if Path(name).suffix.lower() not in SUFFIXES:
+            raise SettingsError(f"cannot draw '{name}'", hint=f"files end in {' '.join(SUFFIXES)}")
+    report = read_report(run)
+    made = []
+    for name in outputs or [str(run.path / DEFAULT)]:
+        path = Path(name)
+        _write(report, path)
+        inside = path.resolve().is_relative_to(run.path.resolve())
+        told = path.resolve().relative_to(run.path.resolve()) if inside else path
+        made.append(FigureRecord(path=told.as_posix()))
+    return made
+
+
+def _write(report: TimelineReport, path: Path) -> None:
+    suffix = path.suffix.lower()
+    if suffix in (".html", ".json"):
+        text = (
+            timeline_page(report) if suffix == ".html" else report.model_dump_json(indent=1, exclude_none=True) + "\n"
+        )
+        with atomic(path) as stream:
+            stream.write(text)
+        return
+    write_multiples(report, path)
