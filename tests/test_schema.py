@@ -97,6 +97,19 @@ GOOD: dict[str, dict[str, object]] = {
         **{"action": "add", "id": "resid.1/3", "source": "resid.1/3", "target": "output", "strength": 0.4},
         **{"graph": "circuit", "against": "other"},
     },
+    "circuit": {
+        **{"checkpoint": "step8", "step": 8, "graph": "behaviour", "path": "checkpoints/step8/graphs/behaviour.jsonl"},
+        **{"unit": "nats", "metric_clean": -1.5, "metric_chance": -4, "gain_low": 2.0, "gain_high": 3.0, "there": True},
+        **{"n_prompts": 9, "n_nodes": 8, "n_edges": 9, "n_features": 7, "error_share": 0.25, "faithfulness": 0.7},
+        **{"low": 0.6, "high": 0.8, "completeness": 0.2, "before": {"jaccard": 0.5, "weighted": None}},
+    },
+    "crosscoder": {
+        **{"hook": "resid.1", "checkpoints": ["step0", "step8"], "steps": [0, 8], "d_in": 8, "d_sae": 9, "l0": 3.5},
+        **{"path": "crosscoder/resid.1", "digest": "sha256:6", "dead": 0.25, "n_live": 7, "unit": "nats"},
+        **{"explained_variance": [0.5, None], "ce_clean": [4, 2.5], "kinds": {"early": 3.0}, "born": [0, 2]},
+        **{"died": [0, 1], "turned": 1, "staying": 4, "reldec": [0.4, 0.6], "histograms": [[1, 6], [6, 1]]},
+        **{"two_ended": [3, 4], "table": "reports/crosscoder-resid.1.csv", "relie": [0.5, 0.5]},
+    },
     "interaction": {
         **{"name": "interaction", "source": "resid.1", "target": "resid.2", "n_edges": [0, 1, 9], "kl": [3, 2.5, 1]},
         **{"kl_low": [2, 2, 0.5], "kl_high": [4, 3, 1.5], "floor": 1, "unit": "nats", "n_live": 1, "n_possible": 9},

@@ -8,6 +8,7 @@ from circuitcli.cli.attention_view import score_tables
 from circuitcli.cli.console import Rows
 from circuitcli.cli.labels import SHOWN, described, examples, labels
 from circuitcli.cli.toy_view import toy_grid
+from circuitcli.cli.through_view import circuits, crosscoders
 from circuitcli.records import (
     ActivationsRecord,
     ChangeRecord,
@@ -329,6 +330,8 @@ _TABLES: tuple[Callable[[Sequence[Record]], Rows], ...] = (
     _steering,
     _interaction,
     _changes,
+    circuits,
+    crosscoders,
 )
 
 

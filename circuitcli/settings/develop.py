@@ -33,3 +33,6 @@ class DevelopSettings(Section):
     """Cosine from which on a pair counts as the same feature, in lives, births and deaths."""
     interp: bool = False
     """Describe the features of each checkpoint, as `circuit interp` does, and label the lives with that."""
+    crosscoder: bool = False
+    """Also train one set of features that reads and writes each hook point of all checkpoints at once, and tell when
+    each feature is born, dies and has an effect on the prompts (arXiv:2509.05291)."""

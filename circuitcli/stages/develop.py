@@ -22,7 +22,7 @@ from circuitcli.stages.request import Request, fingerprint, resumable
 NAME = "develop"
 _READ = ("model.", "data.", "sae.", "train.", "interp.", "develop.", "seed")
 # Which checkpoints there are is told by name; the rest changes no result.
-_NO_MATTER = (*PLACEMENT, "data.batch_size", "interp.batch_size", "develop.revisions")
+_NO_MATTER = (*PLACEMENT, "data.batch_size", "interp.batch_size", "develop.revisions", "develop.crosscoder")
 
 
 def run(request: Request) -> list[Record]:

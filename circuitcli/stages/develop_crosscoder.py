@@ -17,7 +17,7 @@ from circuitcli.settings.model import PLACEMENT
 from circuitcli.stages.figures import drawn
 from circuitcli.stages.ledger import Ledger
 from circuitcli.stages.request import Request, fingerprint, resumable
-from circuitcli.stages.through import Moment, asked, asked_digest, at, digests, encoded, moments
+from circuitcli.stages.through import Moment, asked, asked_digest, at, digests, encoded, has_prompts, moments
 from circuitcli.training.plan import training_plan
 
 if TYPE_CHECKING:
@@ -53,18 +53,17 @@ def run(request: Request) -> list[Record]:
             "a crosscoder over checkpoints learns from activations, not end to end",
             hint="leave out train.objective=end-to-end, or --crosscoder",
         )
-    has_prompts = bool(settings.graph.prompts or settings.graph.prompt or settings.graph.prompt_ids)
-    inputs = digests(found)
-    if has_prompts:
+    takes_effects, inputs = has_prompts(settings), digests(found)
+    if takes_effects:
         inputs["prompts"] = asked_digest(settings)
-    read = (*_READ, *_BEHAVIOUR) if has_prompts else _READ
+    read = (*_READ, *_BEHAVIOUR) if takes_effects else _READ
     print_ = fingerprint(request, read, inputs, without=_NO_MATTER)
     folder = request.run.path / FOLDER / "partial"
     made = resumable(
         request,
         NAME,
         print_,
-        lambda resumes: _work(_Task(request, found, folder, print_.digest, has_prompts), resumes),
+        lambda resumes: _work(_Task(request, found, folder, print_.digest, takes_effects), resumes),
         partial=folder,
         clean=lambda: shutil.rmtree(folder, ignore_errors=True),
     )
@@ -77,7 +76,7 @@ class _Task:
     found: Sequence[Moment]
     folder: Path
     digest: str
-    has_prompts: bool
+    takes_effects: bool
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -156,50 +155,54 @@ def _facts(task: _Task, job: "Crosscoding", coder: "CheckpointCrosscoder", *, de
         "histograms": turning.histograms(shares),
         "two_ended": turning.histograms(turning.first_against_last(norms)[None])[0],
     }
-    if losses := _losses(task, job.cache, coder):
+    losses, reads = _read(task, job.cache, coder)
+    if losses:
         facts |= {"unit": "nats", **loss_table(losses)}
     effects = None
-    if task.has_prompts:
-        effects, told = _effects(task, coder)
+    if reads:
+        effects, told = _effects(task, coder, reads)
         facts |= told | {"relie": turning.relative(effects[:, live]).mean(dim=1).tolist()}
         effects = effects[:, live]
     facts["table"] = _table(task, coder, live, densities[live], shares, lives, effects)
     return facts
 
 
-def _losses(task: _Task, cache: "AlignedCache", coder: "CheckpointCrosscoder") -> "list[CheckpointLoss]":
-    """Of each checkpoint, on the held-out text that SAEs are measured on; none without text."""
+def _read(
+    task: _Task, cache: "AlignedCache", coder: "CheckpointCrosscoder"
+) -> "tuple[list[CheckpointLoss], list[list[Read]]]":
+    """Of each checkpoint, whose model is loaded once: its losses on the held-out text that SAEs are measured on, none
+    without text; and what it does on the prompts, nothing without prompts."""
+    from circuitcli.development.effects import by_length, read
     from circuitcli.development.losses import HeldOutText
 
     settings = task.request.settings
     rows = training_plan(settings, n_rows=cache.n_tokens).held_out_rows[: settings.train.loss_tokens]
     text = HeldOutText.of(cache, coder.cpu(), rows)
-    if not text.blocks:
-        return []
-    losses = []
+    examples, metric = asked(settings) if task.takes_effects else (), settings.graph.metric
+    losses, reads = [], []
     for number in range(len(task.found)):
         with at(number, task.found) as moment:
             model = moment.model()
-            losses.append(text.loss(model.adapter, number, pad_id=model.tokenizer.pad_id))
-    return losses
+            if text.blocks:
+                losses.append(text.loss(model.adapter, number, pad_id=model.tokenizer.pad_id))
+            if examples:
+                batches = by_length(encoded(moment, examples, model))
+                reads.append([read(model.adapter, coder.hook, batch, metric=metric) for batch in batches])
+    return losses, reads
 
 
-def _effects(task: _Task, coder: "CheckpointCrosscoder") -> "tuple[Tensor, dict[str, Any]]":
+def _effects(
+    task: _Task, coder: "CheckpointCrosscoder", reads: "Sequence[Sequence[Read]]"
+) -> "tuple[Tensor, dict[str, Any]]":
     """Mean indirect effects, (checkpoint, d_sae), and what is told of them."""
-    from circuitcli.development.effects import by_length, indirect_effects, read
+    from circuitcli.development.effects import indirect_effects
 
-    examples, metric = asked(task.request.settings), task.request.settings.graph.metric
-    reads, batches = [], []
-    for number in range(len(task.found)):
-        with at(number, task.found) as moment:
-            model = moment.model()
-            batches = by_length(encoded(moment, examples, model))
-            reads.append([read(model.adapter, coder.hook, batch, metric=metric) for batch in batches])
-    coder = coder.to(reads[0][0].activation.device)
-    effects = indirect_effects(coder, reads).mean(dim=1).cpu()
-    n_prompts = sum(map(len, batches))
-    agreement = _agreement(task, coder, reads, effects)
-    return effects, {"metric": metric, "n_prompts": n_prompts, "agreement": agreement}
+    placed = coder.to(reads[0][0].activation.device)
+    of_prompts = indirect_effects(placed, reads)
+    effects = of_prompts.mean(dim=1).cpu()
+    agreement = _agreement(task, placed, reads, effects)
+    told = {"metric": task.request.settings.graph.metric, "n_prompts": of_prompts.shape[1], "agreement": agreement}
+    return effects, told
 
 
 def _agreement(

@@ -104,6 +104,19 @@ def made(stage: Callable[[Request], list[Record]], request: Request) -> list[Rec
         return stage(request)
 
 
+def has_prompts(settings: Settings) -> bool:
+    """Whether a behaviour is named."""
+    graph = settings.graph
+    return bool(graph.prompts or graph.prompt or graph.prompt_ids)
+
+
+def check(settings: Settings) -> None:
+    """Raise SettingsError or InputError for prompts that cannot be followed through training, before anything is
+    made."""
+    if has_prompts(settings):
+        asked(settings)
+
+
 def asked(settings: Settings) -> tuple[Example, ...]:
     """The prompts of the behaviour that is followed.
 

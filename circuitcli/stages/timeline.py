@@ -8,11 +8,13 @@ from pydantic import ValidationError
 
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.reading import read_object
-from circuitcli.records import FigureRecord
+from circuitcli.records import FigureRecord, Record
 from circuitcli.records.through import TimelineReport
 from circuitcli.render.multiples import write_multiples
 from circuitcli.render.timeline_page import timeline_page
+from circuitcli.render.write import Writer
 from circuitcli.runs import Run, atomic
+from circuitcli.stages.request import Request
 
 REPORT = "reports/circuits.json"
 DEFAULT = "figures/development.html"
@@ -36,6 +38,12 @@ def read_report(run: Run) -> TimelineReport:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))[:80]
         raise InputError(f"{path}: {field}: {first['msg']}", hint=hint) from None
+
+
+def run(request: Request, *, stdout: Writer) -> list[Record]:
+    """``circuit render`` on a run with circuits through training: the files that the settings name, by default the
+    page in the run. Raises InputError without circuits, SettingsError for a file that nothing draws."""
+    return [*write_files(request.run, request.settings.render.output)]
 
 
 def write_files(run: Run, outputs: Sequence[str]) -> list[FigureRecord]:

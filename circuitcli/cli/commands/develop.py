@@ -1,7 +1,7 @@
 """``circuit develop``."""
 
 from circuitcli.cli.jobs import Call, show_plan, with_run_record
-from circuitcli.cli.options import DRY_RUN, MODEL, RUN, SEED, Flag
+from circuitcli.cli.options import BEHAVIOUR, DRY_RUN, MODEL, RUN, SEED, Flag
 
 FLAGS = (
     *(flag for flag in MODEL if flag.setting != "model.revision"),
@@ -15,6 +15,9 @@ FLAGS = (
     Flag("develop.seeds", "--seeds"),
     Flag("develop.by", "--by"),
     Flag("develop.interp", "--interp"),
+    Flag("develop.crosscoder", "--crosscoder"),
+    Flag("graph.prompts", "--prompts", metavar="FILE"),
+    *BEHAVIOUR,
     *RUN,
     *SEED,
 )
@@ -25,10 +28,12 @@ def develop(call: Call) -> None:
     """Follow features through the checkpoints of a training.
 
     Each checkpoint becomes a run below RUN/checkpoints, on the same tokens. A killed command goes on where it stopped.
+    With prompts, the circuit of their behaviour is found at every checkpoint and drawn as one page with a time slider.
 
     \b
     circuit develop --revisions step0,step512,step2000,step143000 --model EleutherAI/pythia-70m-deduped
     circuit develop --model my-gpt --sites resid --text book.txt --tokens 500000
+    circuit develop --model my-gpt --sites resid --text book.txt --prompts prompts.jsonl --crosscoder
     """
     plans = call.extras["dry_run"]
     job = call.start(keeps_text=not plans)
@@ -36,4 +41,10 @@ def develop(call: Call) -> None:
 
     if plans:
         return show_plan(stage.plan(job.request))
-    job.emit(with_run_record(stage.run(job.request), job.request.run))
+    from circuitcli.stages import through
+
+    through.check(job.request.settings)
+    made = with_run_record(stage.run(job.request), job.request.run)
+    from circuitcli.stages import develop_further
+
+    job.emit([*made, *develop_further.run(job.request)])

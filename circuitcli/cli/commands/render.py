@@ -6,6 +6,8 @@ from circuitcli.cli.console import console
 from circuitcli.cli.jobs import Call
 from circuitcli.cli.options import FILE, RUN, Flag, switch
 from circuitcli.cli.told import told
+from circuitcli.records import CircuitRecord, GraphRecord
+from circuitcli.stages.request import Request
 
 FLAGS = (
     Flag("render.output", "--output", short="-o", metavar="FILE", repeats=True),
@@ -31,6 +33,8 @@ def render(call: Call) -> None:
     circuit render -o - | dot -Tpdf > circuit.pdf
     circuit render --curves -o curves.svg
     circuit render --interaction topk.json,staircase.json -o edges.svg
+
+    A run of `circuit develop` with prompts is drawn as one page with a time slider, or as small multiples.
     """
     compares = call.loaded.settings.render.interaction
     job = call.open_without_pipe() if compares else call.open(needs_run=False)
@@ -40,6 +44,8 @@ def render(call: Call) -> None:
         from circuitcli.stages.curves import run_interactions as run
     elif call.extras["curves"]:
         from circuitcli.stages.curves import run
+    elif shows_training(job.request):
+        from circuitcli.stages.timeline import run
     else:
         from circuitcli.stages.render import run
 
@@ -48,3 +54,9 @@ def render(call: Call) -> None:
         job.emit(emitted)
     for line in told(emitted):
         console.say(line)
+
+
+def shows_training(request: Request) -> bool:
+    """Whether the run holds circuits of several checkpoints, and none of its own."""
+    records = request.records
+    return bool(records.of(CircuitRecord)) and not records.of(GraphRecord) and request.settings.render.graph is None
