@@ -7,8 +7,8 @@ from pathlib import Path
 from circuitcli.cli.attention_view import score_tables
 from circuitcli.cli.console import Rows
 from circuitcli.cli.labels import SHOWN, described, examples, labels
-from circuitcli.cli.toy_view import toy_grid
 from circuitcli.cli.through_view import circuits, crosscoders
+from circuitcli.cli.toy_view import toy_grid
 from circuitcli.records import (
     ActivationsRecord,
     ChangeRecord,

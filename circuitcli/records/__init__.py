@@ -37,8 +37,8 @@ from circuitcli.records.scores import (
 )
 from circuitcli.records.stream import Stream
 from circuitcli.records.synthetic import SyntheticRecord
-from circuitcli.records.toys import ToyRecord
 from circuitcli.records.through import CircuitRecord, CrosscoderRecord
+from circuitcli.records.toys import ToyRecord
 
 __all__ = [
     "KINDS",

@@ -41,8 +41,8 @@ from circuitcli.records.scores import (
 )
 from circuitcli.records.stream import Stream
 from circuitcli.records.synthetic import SyntheticRecord
-from circuitcli.records.toys import ToyRecord
 from circuitcli.records.through import CircuitRecord, CrosscoderRecord
+from circuitcli.records.toys import ToyRecord
 
 KINDS: dict[str, type[Record]] = {
     "run": RunRecord,
