@@ -157,3 +157,23 @@ def test_perfect_linear_coders_show_in_signs_too(data: tuple[Tensor, Tensor, Ten
     coder = linear_coder(HOOK, -directions.double(), -directions.double(), torch.zeros(D), k=2)
     score = found(coder, directions, parts(x, is_active))
     assert score.mcc == pytest.approx(1.0) and score.detection.recall > 0.5
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [(["--samples", "9"], "add --synthetic"), (["--synthetic", "--l1", "1"], "leave out --synthetic")],
+)
+def test_options_of_the_other_half_of_the_command_are_refused(words: list[str], hint: str, capsys):
+    from circuitcli.cli import app
+
+    assert app.run(["toy", *words, "--run", "nowhere"]) == 2
+    assert hint in capsys.readouterr().err
+
+
+def test_the_command_tells_what_it_would_try(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    from circuitcli.cli import app
+
+    words = ["toy", "--synthetic", "--dry-run", "--run", str(tmp_path / "none"), "--architectures", "topk"]
+    assert app.run(words) == 0
+    assert "4,096 features in 192 dimensions" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()

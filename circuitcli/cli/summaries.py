@@ -8,7 +8,7 @@ from circuitcli.cli.attention_view import score_tables
 from circuitcli.cli.console import Rows
 from circuitcli.cli.labels import SHOWN, described, examples, labels
 from circuitcli.cli.through_view import circuits, crosscoders
-from circuitcli.cli.toy_view import toy_grid
+from circuitcli.cli.toy_view import synthetic_rows, toy_grid
 from circuitcli.records import (
     ActivationsRecord,
     ChangeRecord,
@@ -322,6 +322,7 @@ _TABLES: tuple[Callable[[Sequence[Record]], Rows], ...] = (
     _saes,
     _sweep,
     toy_grid,
+    synthetic_rows,
     _evaluations,
     _replacements,
     _exports,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from circuitcli.cli.console import Rows
-from circuitcli.records import Record, ToyRecord
+from circuitcli.records import Record, SyntheticRecord, ToyRecord
 
 # A terminal has no place for more.
 _MOST_COLUMNS = 17
@@ -23,3 +23,15 @@ def toy_grid(made: Sequence[Record]) -> Rows:
 
 def _told(record: ToyRecord) -> str:
     return f"{record.mmcs:.3f}{' x' if record.collapsed else ''}"
+
+
+def synthetic_rows(made: Sequence[Record]) -> Rows:
+    """What each coder found of planted features."""
+    found = [record for record in made if isinstance(record, SyntheticRecord)]
+    scores = ("f1", "precision", "recall", "mcc", "uniqueness", "explained_variance", "l0", "silent")
+    rows = [(record.coder, *(_score(getattr(record, name)) for name in scores)) for record in found]
+    return Rows(("coder", *(name.replace("_", " ") for name in scores)), rows)
+
+
+def _score(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"

@@ -44,7 +44,7 @@ def run(request: Request) -> list[Record]:
     own = fingerprint(request, _READ, {"format": str(FORMAT)}, without=(*_NO_MATTER, *_WHICH))
     entry = request.run.stage(f"toy {name}")
     known = {key: value for key, value in entry.get("settings", {}).items() if key not in _WHICH}
-    return resumable(
+    made = resumable(
         replace(request, force=request.force or known == own.settings),
         f"toy {name}",
         print_,
@@ -53,6 +53,7 @@ def run(request: Request) -> list[Record]:
         keeps=True,
         begins=True,
     )
+    return [request.run.record(), *made]
 
 
 def plan(request: Request) -> list[tuple[str, str]]:
