@@ -3,6 +3,9 @@
 A hook point prints as ``resid.9``, a feature as ``resid.9/23433``, a node as ``resid.9/23433@4`` (at a position),
 ``resid.9/23433@verb`` (at a named span of positions), ``resid.9/error@4`` (what the SAE misses there),
 ``embed/token@4`` (what the embedding of a token writes), ``logit/464`` (an output token) or ``output``.
+
+The keys of gpt-circuits name hook points too: ``0_mlpin`` is ``mlp_in.0``, and ``4_act``, the input of block 4, is
+``resid.3``; see `KEYS`.
 """
 
 import math
@@ -18,6 +21,17 @@ SITES = ("embed", "resid_pre", "attn_in", "attn", "resid_mid", "mlp_in", "mlp", 
 
 ERROR, TOKEN = "error", "token"
 OUTPUT, LOGIT = "output", "logit/"
+# What gpt-circuits calls the sites of a block, in keys such as 0_mlpin; act and residpre are the input of the block.
+KEYS = {
+    "act": "resid_pre",
+    "residpre": "resid_pre",
+    "attnin": "attn_in",
+    "attnout": "attn",
+    "residmid": "resid_mid",
+    "mlpin": "mlp_in",
+    "mlpout": "mlp",
+    "residpost": "resid",
+}
 # Of numbers a position has at most 18 digits.
 _PAST_NUMBERS = 10**18
 
@@ -53,14 +67,26 @@ class HookPoint:
 
     @classmethod
     def parse(cls, text: str) -> "HookPoint":
-        """The hook point that prints as ``text``. Raises SettingsError if there is none."""
+        """The hook point that prints as ``text``, or has that key. Raises SettingsError if there is none."""
         if text == "embed":
             return cls(0, "embed")
+        if (keyed := _KEY.fullmatch(text)) is not None:
+            return cls._of_key(int(keyed["layer"]), keyed["value"])
         site, dot, written = text.partition(".")
         layer = whole_number(written)
         if not dot or layer is None:
             raise SettingsError(f"'{text}' is not a hook point", hint="write SITE.LAYER, for example resid.9")
         return cls(layer, site)
+
+    @classmethod
+    def _of_key(cls, layer: int, value: str) -> "HookPoint":
+        """Of a key's parts. Of what enters a block and leaves the one before, what leaves it, of which there is one
+        more: so a model's last key is a hook point, and one activation has one name."""
+        if value not in KEYS:
+            keys = " ".join(f"{layer}_{known}" for known in KEYS)
+            raise SettingsError(f"'{layer}_{value}' is not a hook point", hint=f"keys are {keys}; or write resid.9")
+        site = KEYS[value]
+        return cls(layer - 1, "resid") if site == "resid_pre" and layer else cls(layer, site)
 
 
 def check_site(name: str) -> None:
@@ -70,20 +96,20 @@ def check_site(name: str) -> None:
 
 
 def is_hook(text: str) -> bool:
-    """Whether a text names a hook point."""
+    """Whether a text is the name of a hook point, as it prints."""
     try:
-        HookPoint.parse(text)
+        return str(HookPoint.parse(text)) == text
     except SettingsError:
         return False
-    return True
 
 
 # Whole numbers are ASCII digits, as many as 64 bits hold.
 _NUMBER = "[0-9]{1,18}"
 # Names of spans begin with a letter, so that none is a number.
 _SPAN = re.compile("[A-Za-z][A-Za-z0-9_-]{0,63}")
+_KEY = re.compile(rf"(?P<layer>{_NUMBER})_(?P<value>[A-Za-z_]{{1,32}})")
 _NODE = re.compile(
-    rf"(?P<hook>[a-z_]+(?:\.{_NUMBER})?)/(?P<name>{_NUMBER}|{ERROR}|{TOKEN})"
+    rf"(?P<hook>[a-z_]+(?:\.{_NUMBER})?|{_NUMBER}_[a-z]+)/(?P<name>{_NUMBER}|{ERROR}|{TOKEN})"
     rf"(?:@(?P<position>{_NUMBER}|{_SPAN.pattern}))?"
 )
 _SLICE_PART = re.compile(rf"\s*(?P<number>[+-]?{_NUMBER})?\s*")

@@ -55,6 +55,16 @@ def test_it_returns_the_run_and_one_record_for_each_hook_point(tmp_path, model, 
     assert len({record.digest for record in made}) == 4
 
 
+def test_single_hook_points_are_collected_by_name_or_key(tmp_path, model, text):
+    run, *made = collect.run(stage_request(tmp_path / "run", model, text, hooks=("0_act", "2_act", "resid.2")))
+    assert run.layers == "0:3" and [record.hook for record in made] == ["resid_pre.0", "resid.1", "resid.2"]
+    # Layers and sites play no part then.
+    again = stage_request(tmp_path / "run", model, text, hooks=("resid.2", "resid.1", "resid_pre.0"), layers="0:1")
+    assert collect.run(again) == [run, *made]
+    with pytest.raises(SettingsError, match=r"resid\.3"):
+        collect.run(stage_request(tmp_path / "other", model, text, hooks=("4_act",)))
+
+
 def test_the_manifest_says_which_model_the_run_belongs_to(tmp_path, model, text):
     collect.run(stage_request(tmp_path / "run", model, text))
     manifest = Run(tmp_path / "run").manifest()

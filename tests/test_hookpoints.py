@@ -8,11 +8,13 @@ from hypothesis import strategies as st
 
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.hookpoints import (
+    KEYS,
     SITES,
     HookPoint,
     NodeId,
     Position,
     hook_points,
+    is_hook,
     parse_layers,
     parse_pins,
     position_order,
@@ -158,3 +160,35 @@ def test_what_is_no_pin_is_refused(text: str):
     with pytest.raises(SettingsError) as caught:
         parse_pins([text])
     assert caught.value.hint
+
+
+def test_keys_of_gpt_circuits_are_hook_points_wherever_one_is_named():
+    """A model of four blocks has five places between blocks; each has one name."""
+    stream = [HookPoint.parse(f"{layer}_act") for layer in range(5)]
+    assert [str(hook) for hook in stream] == ["resid_pre.0", "resid.0", "resid.1", "resid.2", "resid.3"]
+    assert stream == [HookPoint.parse(f"{layer}_residpre") for layer in range(5)] == sorted(stream)
+    assert stream[1:] == [HookPoint.parse(f"{layer}_residpost") for layer in range(4)]
+    keys = ("attnin", "attnout", "residmid", "mlpin", "mlpout")
+    assert [str(HookPoint.parse(f"2_{key}")) for key in keys] == [
+        "attn_in.2",
+        "attn.2",
+        "resid_mid.2",
+        "mlp_in.2",
+        "mlp.2",
+    ]
+    assert str(NodeId.parse("0_mlpin/12@3")) == "mlp_in.0/12@3"
+    assert parse_pins(["1_residmid:5,6"]) == {HookPoint(1, "resid_mid"): (5, 6)}
+
+
+@pytest.mark.parametrize("text", ["0_mlp", "0_", "_act", "0_act.1", "x_act", "0_ACT", "-1_act"])
+def test_keys_that_are_none_are_refused_with_those_that_there_are(text: str):
+    with pytest.raises(SettingsError) as caught:
+        HookPoint.parse(text)
+    assert not is_hook(text)
+    if text in ("0_mlp", "0_ACT"):
+        assert all(f"0_{key}" in str(caught.value.hint) for key in KEYS)
+
+
+def test_only_what_prints_so_is_the_name_of_a_hook_point():
+    assert is_hook("resid.3") and is_hook("embed")
+    assert not any(map(is_hook, ("3_act", "resid.03", "resid", "")))

@@ -86,7 +86,10 @@ def with_block_length(data: DataSettings, adapter: ModelAdapter) -> DataSettings
 
 def chosen_hooks(data: DataSettings, adapter: ModelAdapter) -> list[HookPoint]:
     """The hook points that the settings name. Raises SettingsError for one that the model lacks."""
-    hooks = hook_points(parse_layers(data.layers, n_layers=adapter.n_layers), data.sites)
+    if data.hooks:
+        hooks = sorted(map(HookPoint.parse, data.hooks))
+    else:
+        hooks = hook_points(parse_layers(data.layers, n_layers=adapter.n_layers), data.sites)
     for hook in hooks:
         adapter.check(hook)
     return hooks

@@ -136,7 +136,7 @@ def _fingerprint(source: TextSource, hooks: Sequence[HookPoint], content: str) -
     """Of all that the stored numbers depend on."""
     model, adapter = source.model, source.model.adapter
     of_model = [model.name, model.revision, str(adapter.dtype), model.tokenizer.bos_id]
-    of_data = source.data.model_dump(exclude={"batch_size", "layers", "sites", "text"})
+    of_data = source.data.model_dump(exclude={"batch_size", "hooks", "layers", "sites", "text"})
     return runs.digest([of_model, of_data, [*map(str, hooks)], content, FORMAT_VERSION])
 
 

@@ -62,10 +62,11 @@ class HeldOut:
         first = int(cache.bos_id is not None)
         return cls(cache, rows, place, SplicedLoss(model.adapter, texts, cache.hooks, first=first))
 
-    def facts(self, sae: "SparseCoder") -> dict[str, Any]:
+    def facts(self, sae: "SparseCoder", *, chunk: int | None = None) -> dict[str, Any]:
         """All that was measured of an SAE or transcoder, by name; it must be on ``device``.
 
-        ``density`` and ``standard_errors`` hold further names. Raises InputError if its activations were not collected,
+        chunk: how many of its features make a chunk, if they come in chunks, as those of a staircase do. ``density``
+        and ``standard_errors`` hold further names. Raises InputError if its activations were not collected,
         or are no numbers.
         """
         from circuitcli.evaluation.geometry import geometry_facts
@@ -76,7 +77,9 @@ class HeldOut:
         pieces = [*self.cache.pieces(self.rows.start, self.rows.stop, size=n_rows, by_text=sae.reads_context)]
         x = (self.cache.finite_rows(sae.hook, *piece) for piece in pieces)
         targets = (self.cache.finite_rows(sae.target, *piece) for piece in pieces) if sae.is_transcoder else None
-        quality = asdict(reconstruction(sae, x, targets=targets))
+        quality = asdict(reconstruction(sae, x, targets=targets, chunk=chunk))
+        if chunk is None:
+            del quality["l0_per_chunk"]
         facts = {"n_eval_tokens": quality.pop("n_tokens"), **quality, **geometry_facts(sae)}
         if self.spliced_loss is None:
             return facts
@@ -104,6 +107,7 @@ class HeldOut:
         facts = {}
         for read, coder in coders.items():
             own = asdict(quality.coders[read])
+            del own["l0_per_chunk"]
             explained = {str(hook): quality.explained_variance[hook] for hook in coder.writes}
             facts[read] = {"n_eval_tokens": own.pop("n_tokens"), **own, **geometry_facts(coder)}
             facts[read] |= {"explained_variances": explained} if len(explained) > 1 else {}

@@ -40,12 +40,16 @@ class Reconstruction:
     silent: float
     density: Mapping[str, Any] = field(default_factory=dict)
     standard_errors: Mapping[str, float] = field(default_factory=dict)
+    # Features by chunk of equal size, where they come in such: their shares of l0.
+    l0_per_chunk: tuple[float, ...] | None = None
 
 
 class ReconstructionMeter:
     """Sums from which `Reconstruction` follows, in float64, so that batches of any size add up."""
 
-    def __init__(self, d_out: int, d_sae: int) -> None:
+    def __init__(self, d_out: int, d_sae: int, *, chunk: int | None = None) -> None:
+        """chunk: how many features make one, where they come in chunks."""
+        self._chunk = chunk
         # Sums are taken around the first batch's mean: large means would cancel most digits of the variance.
         self._origin: Tensor | None = None
         self._d_out = d_out
@@ -92,11 +96,17 @@ class ReconstructionMeter:
         n_tokens = round(float(parts[:, 0].sum()))
         return Reconstruction(
             n_tokens=n_tokens,
+            l0_per_chunk=self._per_chunk(n_tokens),
             silent=float((self._counts == 0).double().mean()),
             density=density_facts(self._counts, n_tokens=n_tokens),
             standard_errors=standard_errors(parts, self._statistics),
             **self._statistics(parts.sum(dim=0)),  # type: ignore[arg-type]
         )
+
+    def _per_chunk(self, n_tokens: int) -> tuple[float, ...] | None:
+        if self._chunk is None:
+            return None
+        return tuple((self._counts.view(-1, self._chunk).sum(dim=1).double() / n_tokens).tolist())
 
     def _statistics(self, sums: Float[Tensor, " sums"]) -> dict[str, float | None]:
         n, squares, error, cosine, ratio, n_long, dot, energy, active, l1 = sums[: len(SUMS)].tolist()
@@ -121,12 +131,13 @@ def reconstruction(
     batches: Iterable[Float[Tensor, "_ d_in"]],
     *,
     targets: Iterable[Float[Tensor, "_ d_out"]] | None = None,
+    chunk: int | None = None,
 ) -> Reconstruction:
     """Quality of an SAE, on its own device, over batches of raw activations.
 
-    targets: for a transcoder, the activations at its target in the same order.
+    targets: for a transcoder, the activations at its target in the same order. chunk: as of `ReconstructionMeter`.
     """
-    meter = ReconstructionMeter(sae.d_out, sae.d_sae)
+    meter = ReconstructionMeter(sae.d_out, sae.d_sae, chunk=chunk)
     pairs = ((batch, None) for batch in batches) if targets is None else zip(batches, targets, strict=True)
     for batch, target in pairs:
         x = batch.to(sae.W_enc.device, sae.W_enc.dtype)

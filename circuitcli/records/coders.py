@@ -1,7 +1,23 @@
 """Records about sparse coders and their features."""
 
+from typing import Annotated
+
+from pydantic import Field
+
 from circuitcli.records.base import Record
-from circuitcli.schema import AnyPath, Count, FeatureName, HookName, HookNames, Number, PathInRun, Text, Texts, Word
+from circuitcli.schema import (
+    LONGEST_TABLE,
+    AnyPath,
+    Count,
+    FeatureName,
+    HookName,
+    HookNames,
+    Number,
+    PathInRun,
+    Text,
+    Texts,
+    Word,
+)
 
 
 class TrainedRecord(Record):
@@ -24,6 +40,8 @@ class TrainedRecord(Record):
     loss_recovered: Number | None = None
     dead: Number | None = None
     problems: Texts | None = None
+    # Of each step of a staircase, whose features come in chunks: they add up to l0.
+    l0_per_chunk: tuple[Number, ...] | None = None
 
     @property
     def places(self) -> str:
@@ -72,6 +90,7 @@ class EvaluationRecord(Record):
 class ReplacementRecord(Record):
     """The model on held-out text with all that some coders explain replaced at once by what they write together, in
     nats per prediction; further fields as in `ModelLoss`. ``hooks``: what they read; ``variant`` of a sweep.
+    ``ce_increases``: what each costs alone, where that is known.
     """
 
     kind: str = "replacement"
@@ -84,6 +103,8 @@ class ReplacementRecord(Record):
     ce_zero: Number
     kl_spliced: Number
     loss_recovered: Number | None = None
+    ce_increase: Number | None = None
+    ce_increases: Annotated[dict[HookName, Number], Field(max_length=LONGEST_TABLE)] | None = None
     variant: Word | None = None
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from circuitcli.errors import SettingsError
-from circuitcli.settings.section import MOST_TOKENS, FilePath, Layers, Section, Sites
+from circuitcli.settings.section import MOST_TOKENS, FilePath, Hooks, Layers, Section, Sites
 
 # The text that models are run on unless another is named: of those that come with the package, and of others.
 BUILTIN_TEXT, DEFAULT_TEXT = "builtin:python", "hf:NeelNanda/pile-10k"
@@ -47,6 +47,8 @@ class DataSettings(Section):
     """Blocks as a Python slice: 3:5 is 3 and 4."""
     sites: Sites = ("resid", "attn", "mlp")
     """Which of embed resid_pre attn_in attn resid_mid mlp_in mlp resid to read in each block."""
+    hooks: Hooks = ()
+    """Single hook points in place of layers and sites: resid_pre.0,resid.0,resid.1, or keys such as 0_act,1_act."""
     tokens: int = Field(1_000_000, ge=1, le=MOST_TOKENS)
     """Token positions to store; the last block is stored whole."""
     block_length: int | None = Field(None, ge=2, le=2**24)

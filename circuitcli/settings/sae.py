@@ -19,6 +19,9 @@ Architecture = Literal[
     "crosscoder",
     "staircase",
     "staircase-detach",
+    "staircase-untied",
+    "staircase-block",
+    "topk-tied",
     "jacobian",
     "jacobian-block",
 ]
@@ -31,8 +34,10 @@ class SaeSettings(Section):
     """relu, gated, topk, batchtopk, matryoshka, jumprelu; transcoder and skip-transcoder predict mlp from mlp_in;
     clt (cross-layer transcoder) predicts mlp of all collected layers at once, each from mlp_in there and below;
     crosscoder has one set of features for all layers of a site, and stands in no circuit;
-    staircase and staircase-detach share features between the layers of a site; jacobian trains topk pairs at mlp_in and
-    mlp whose features depend on each other sparsely, jacobian-block at resid_mid and resid."""
+    staircase and staircase-detach share features between the layers of a site, each layer adding some to those before;
+    staircase-untied has the same widths and shares nothing, topk-tied shares all features in all layers, and
+    staircase-block is a staircase from resid_mid to resid in each layer; jacobian trains topk pairs at mlp_in and mlp
+    whose features depend on each other sparsely, jacobian-block at resid_mid and resid."""
     k: int = Field(32, ge=1, le=2**20)
     """Features active per token: on average (batchtopk, matryoshka, crosscoder, each layer of a clt), as the goal of
     the penalty (jumprelu), or exactly (all others but relu and gated)."""

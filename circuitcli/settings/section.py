@@ -126,6 +126,10 @@ def _pair(text: str) -> str:
     return ",".join(str(HookPoint.parse(name)) for name in names)
 
 
+def _hooks(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(str(hook) for hook in sorted({HookPoint.parse(name) for name in names}))
+
+
 def _expanded(text: str) -> str:
     return str(as_path(text, error=SettingsError)) if text.startswith("~") else text
 
@@ -149,6 +153,8 @@ Sites = Annotated[Words, AfterValidator(_sites)]
 Pins = Annotated[Texts, AfterValidator(_pins)]
 # Pairs of hook points, "resid.2,resid.3", or names of all pairs of a kind.
 Pairs = Annotated[Texts, AfterValidator(_pairs)]
+# Any number of them, each once, by its own name and in the order of the model.
+Hooks = Annotated[Words, AfterValidator(_hooks)]
 Scales = Annotated[Texts, AfterValidator(_scales)]
 # "0:2:0.1": from the first to the last, by a step.
 Factors = Annotated[str, AfterValidator(_factors)]

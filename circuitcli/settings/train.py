@@ -64,6 +64,9 @@ class TrainSettings(Section):
     """Held-out tokens on which the finished SAEs are measured."""
     loss_tokens: int = Field(4096, ge=0, le=MOST_TOKENS)
     """How many of these the model reads, to measure its loss with each SAE; 0 for none."""
+    compound: bool = False
+    """Also measure the model's loss with all finished SAEs in place at once, beside what each costs alone (a
+    'replacement' record)."""
     autocast: bool = False
     """Multiply in bfloat16, which many processors do several times as fast; weights, sums and Adam stay in float32."""
     tf32: bool = True

@@ -126,7 +126,10 @@ def fingerprint_with(request: Request, inputs: Mapping[str, str]) -> Fingerprint
     state = local_state(as_path(model.name))
     of_model = {"files of the model": runs.digest(state)} if state else {}
     format_ = {"format of the cache": str(CACHE_FORMAT)}
-    return fingerprint(request, ("model.", "data."), {**inputs, **of_model, **format_}, without=_NO_MATTER)
+    # One of the two ways of naming hook points is in use.
+    unused = ("data.layers", "data.sites") if request.settings.data.hooks else ("data.hooks",)
+    without = (*_NO_MATTER, *unused)
+    return fingerprint(request, ("model.", "data."), {**inputs, **of_model, **format_}, without=without)
 
 
 def local_state(path: Path) -> list[tuple[str, int, int]]:
@@ -153,7 +156,9 @@ def _work(request: Request, digest: str, resumes: bool) -> tuple[list[Record], d
         types = number_types(request, NAME, hooks, choose=partial(text.suited_types, hooks, begun), resumes=resumes)
         check_disk(request, root, types, d_model=model.adapter.d_model)
     prepare(request, root, resumes=resumes)
-    describe(request, model, layers=request.settings.data.layers)
+    named = request.settings.data.hooks
+    layers = f"{hooks[0].layer}:{hooks[-1].layer + 1}" if named else request.settings.data.layers
+    describe(request, model, layers=layers)
     collected = collect(model, text.documents, collection_of(text.data, root, types, fingerprint=digest))
     return records_of(collected, types, model), facts_of(request, collected, types, model)
 

@@ -195,9 +195,15 @@ def _facts(
         "d_sae": sae.d_sae,
         "path": _shown(source.place.path, request.run.path),
         "digest": source.digest,
-        **(together[sae.hook] if sae.hook in together else held_out.facts(sae)),
+        **(together[sae.hook] if sae.hook in together else held_out.facts(sae, chunk=_chunk(found))),
         **{name: found.about.training[name] for name in _KEPT if name in found.about.training},
     }
+
+
+def _chunk(found: "Foreign") -> int | None:
+    """How many features make a step, of an SAE that was trained as one of a staircase."""
+    features = found.about.training.get("chunk_features")
+    return features if isinstance(features, int) and features > 0 and found.sae.d_sae % features == 0 else None
 
 
 def _record(entry: Mapping[str, Any], report: Path) -> EvaluationRecord:

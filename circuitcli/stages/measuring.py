@@ -34,8 +34,10 @@ _OF_TRAINING = (
     "model",
     "seed",
     "begun_from",
+    "chunk_features",
 )
 _SCORES = ("explained_variance", "l0", "loss_recovered", "dead")
+_PER_CHUNK = "l0_per_chunk"
 MOST = 0.5
 
 
@@ -66,7 +68,8 @@ class Bench:
         """
         from circuitcli.saes import files
 
-        measured = held_out.facts(sae.to(held_out.device)) if measured is None else measured
+        chunk = trained.facts.get("chunk_features")
+        measured = held_out.facts(sae.to(held_out.device), chunk=chunk) if measured is None else measured
         facts = finite({**measured, **trained.facts})
         digest = files.save(sae, self.unfinished.saes / name, **facts)
         path = self.unfinished.folder / name
@@ -112,6 +115,8 @@ def measured_coders(
                 settings = variants[optimiser.variant]
                 facts = _training_facts(optimiser, sae, settings, bench)
                 facts |= {"begun_from": begun_from[sae.hook]} if sae.hook in begun_from else {}
+                chunk = optimiser.trainable.chunk_of(sae.hook)
+                facts |= {} if chunk is None else {"chunk_features": chunk}
                 yield bench.saved(held_out, name, sae, Trained(optimiser.variant, facts), together.get(sae.hook))
 
 
@@ -190,6 +195,7 @@ def _fields(sae: "SparseCoder", facts: Mapping[str, Any], *, path: str, digest: 
         target["further"] = [str(hook) for hook in sae.config.further]
     shape = {"architecture": sae.architecture, "d_in": sae.d_in, "d_sae": sae.d_sae, **sae.options}
     scores = {name: facts.get(name) for name in _SCORES}
+    scores |= {_PER_CHUNK: facts[_PER_CHUNK]} if _PER_CHUNK in facts else {}
     warning = {"problems": wrong} if (wrong := problems(facts)) else {}
     return {"hook": str(sae.hook), **target, **shape, "path": path, "digest": digest, **scores, **warning}
 

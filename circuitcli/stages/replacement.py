@@ -1,4 +1,4 @@
-"""The model's loss with all that trained transcoders explain replaced at once, as the graphs of these do it."""
+"""The model's loss with all that trained coders explain replaced at once, as the graphs of transcoders do it."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,27 +17,38 @@ if TYPE_CHECKING:
 
 # What a set's coders know of it themselves, if they were measured together.
 REPLACED = "replaced"
-_PREFIXES = ("ce_", "kl_", "loss_")
+_PREFIXES, _CE = ("ce_", "kl_", "loss_"), {"ce_spliced", "ce_clean"}
 _NAMES = (REPLACED, "n_predictions")
 
 
 def replacements(training: "Training", finished: "Sequence[Finished]") -> list[ReplacementRecord]:
-    """A record for each variant with several coders that write elsewhere than they read; none where nothing is read.
+    """A record for each variant with several coders that write elsewhere than they read, and of others where that is
+    asked for; none where nothing is read.
 
-    Layers of a cross-layer transcoder have been measured so; of transcoders, the model is run through all at once.
+    Layers of a cross-layer transcoder have been measured so; of others, the model is run through all at once.
     """
-    request = training.request
-    if not processes.is_main() or not request.settings.train.loss_tokens:
+    train = training.request.settings.train
+    if not processes.is_main() or not train.loss_tokens:
         return []
     records = []
     for variant in dict.fromkeys(one.variant for one in finished):
-        coders = [one for one in finished if one.variant == variant and "target" in one.fields]
-        if len(coders) > 1:
-            of_first = read_config(request.run.path / coders[0].path)
-            facts = replacement_facts(of_first) if REPLACED in of_first else _measured(training, coders)
-            named = {"variant": variant} if variant else {}
-            records.append(replacement_record([str(one.fields["hook"]) for one in coders], facts, **named))
+        all_ = [one for one in finished if one.variant == variant and "hooks" not in one.fields]
+        coders = all_ if train.compound else [one for one in all_ if "target" in one.fields]
+        if len(coders) > (0 if train.compound else 1):
+            records.append(_of_variant(training, coders, compound=train.compound))
     return [record for record in records if record is not None]
+
+
+def _of_variant(training: "Training", coders: "Sequence[Finished]", *, compound: bool) -> ReplacementRecord | None:
+    """compound: whether what each costs alone is told too."""
+    configs = {str(one.fields["hook"]): read_config(training.request.run.path / one.path) for one in coders}
+    of_first = next(iter(configs.values()))
+    facts = replacement_facts(of_first) if REPLACED in of_first else _measured(training, coders)
+    if compound and REPLACED in facts:
+        alone = {hook: found["ce_spliced"] - found["ce_clean"] for hook, found in configs.items() if set(found) >= _CE}
+        facts |= {"ce_increase": facts["ce_spliced"] - facts["ce_clean"], "ce_increases": alone}
+    named = {"variant": coders[0].variant} if coders[0].variant else {}
+    return replacement_record(list(configs), facts, **named)
 
 
 def replacement_facts(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -44,7 +44,7 @@ _LOGITS_COPIES = 5
 # Settings that change no result, or no more than another device does. What training begins from is an input.
 _NO_MATTER = ("train.checkpoint_tokens", "train.log", "train.parallel", "train.tf32", "train.start")
 # Settings on which the measuring of finished SAEs depends and nothing else: eval_tokens are kept out of the training.
-_MEASURING = ("train.loss_tokens",)
+_MEASURING, _COMPOUND = ("train.loss_tokens",), "train.compound"
 
 
 def run(request: Request) -> list[Record]:
@@ -62,8 +62,9 @@ def run(request: Request) -> list[Record]:
         _check(settings, activations)
     inputs = {f"activations {record.hook}": record.digest for record in activations}
     inputs |= {f"start at {hook}": source.digest for hook, source in sources.items()}
-    without = {*_NO_MATTER, *unread(chosen.values())}
-    print_ = fingerprint(request, ("sae.", "train.", "seed"), inputs, without=without, measuring=_MEASURING)
+    without = {*_NO_MATTER, _COMPOUND, *unread(chosen.values())}
+    measuring = (*_MEASURING, _COMPOUND) if request.settings.train.compound else _MEASURING
+    print_ = fingerprint(request, ("sae.", "train.", "seed"), inputs, without=without, measuring=measuring)
     is_sweep = bool(request.settings.train.sweep)
     folder, name = (Path(FOLDER) / SWEEP, SWEEP) if is_sweep else (Path(FOLDER), NAME)
     training = Training(request, name, chosen, folder, print_, sources=sources)

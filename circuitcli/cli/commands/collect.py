@@ -7,6 +7,7 @@ FLAGS = (
     *MODEL,
     Flag("data.layers", "--layers"),
     Flag("data.sites", "--sites"),
+    Flag("data.hooks", "--hooks"),
     Flag("data.text", "--text"),
     Flag("data.field", "--field"),
     Flag("data.chat", "--chat"),

@@ -80,15 +80,40 @@ class Ends(Pairs):
         return tuple(CoderShape((hook,), (hook,)) for hook in group)
 
 
+@dataclass(frozen=True)
 class Staircase(Layout):
     """The collected layers of each site, from below: each SAE has the features of those before it, and more.
 
-    A site of one layer has a staircase of one step.
+    A site of one layer has a staircase of one step. Inputs of blocks that are outputs of none that was collected stand
+    below the outputs, as one stream: resid_pre.0, resid.0, resid.1. grows: whether a layer has more features than the
+    one below.
     """
+
+    grows: bool = True
 
     def groups(self, name: str, hooks: Sequence[HookPoint]) -> list[tuple[HookPoint, ...]]:
         """See `Layout`."""
-        return layers_of_sites(name, hooks)
+        inputs = [hook for hook in hooks if hook.site == "resid_pre"]
+        outputs = [hook for hook in hooks if hook.site == "resid"]
+        if not inputs or not outputs or any(HookPoint(hook.layer + 1, "resid_pre") in inputs for hook in outputs):
+            return layers_of_sites(name, hooks)
+        others = [hook for hook in hooks if hook not in inputs]
+        stream = tuple(sorted((*inputs, *outputs)))
+        rest = [] if len(others) == len(outputs) else layers_of_sites(name, others)
+        return [stream, *(group for group in rest if group[0].site != "resid")]
+
+    def coders(self, group: tuple[HookPoint, ...]) -> tuple[CoderShape, ...]:
+        """See `Layout`."""
+        return tuple(CoderShape((hook,), (hook,), width) for width, hook in zip(self.widths(group), group, strict=True))
+
+    def widths(self, group: tuple[HookPoint, ...]) -> tuple[int, ...]:
+        """How many times ``sae.d_sae`` the features of each are."""
+        return tuple(range(1, len(group) + 1)) if self.grows else (1,) * len(group)
+
+
+@dataclass(frozen=True)
+class Stairs(Pairs):
+    """Two sites of each layer that has both, the second with more features than the first."""
 
     def coders(self, group: tuple[HookPoint, ...]) -> tuple[CoderShape, ...]:
         """See `Layout`."""
@@ -202,6 +227,9 @@ DESCRIPTIONS: dict[str, Description] = {
     "crosscoder": Description("crosscoder", layout=SameSite(), can_end_to_end=False, finished_as="crosscoder"),
     "staircase": Description("staircase", layout=Staircase(), can_end_to_end=False),
     "staircase-detach": Description("staircase", layout=Staircase(), can_end_to_end=False),
+    "staircase-untied": Description("apart", layout=Staircase(), can_end_to_end=False),
+    "staircase-block": Description("staircase", layout=Stairs("resid_mid", "resid"), can_end_to_end=False),
+    "topk-tied": Description("staircase", layout=Staircase(grows=False), can_end_to_end=False),
     "jacobian": Description("jacobian", _JACOBIAN, Ends(*_MLP), can_end_to_end=False, needs_mlp=True),
     "jacobian-block": Description(
         "jacobian", _JACOBIAN, Ends("resid_mid", "resid"), can_end_to_end=False, needs_mlp=True

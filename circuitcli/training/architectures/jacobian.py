@@ -15,9 +15,10 @@ from circuitcli.models.mlp import Mlp
 from circuitcli.saes.base import SparseCoder
 from circuitcli.saes.fast.sparse import Codes
 from circuitcli.saes.topk import TopKSae
+from circuitcli.training.architectures.several import TrainableCoders
 from circuitcli.training.architectures.single import build_single
 from circuitcli.training.architectures.topk import TrainableTopK
-from circuitcli.training.architectures.trainable import Batch, BuildInputs, ForwardResult, StepResult, TrainableCoders
+from circuitcli.training.architectures.trainable import Batch, BuildInputs, ForwardResult, StepResult
 from circuitcli.training.jacobian import Active, jacobian_size
 from circuitcli.training.takeover import refuse_normalising
 

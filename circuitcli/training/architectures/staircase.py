@@ -2,12 +2,11 @@
 
 There is one encoder and one decoder. The SAE of the first layer uses their first ``d_sae`` features, that of the second
 the first ``2 * d_sae``, and so on, each with biases of its own: a feature that persists need not be learned again under
-another number. With ``staircase-detach`` only the features that a layer adds learn from it; those that it inherits are
-taken as the layers before made them.
+another number. With ``topk-tied`` all of them use all ``d_sae`` features. With ``staircase-detach`` only the features
+that a layer adds learn from it; those that it inherits are taken as the layers before made them.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -18,16 +17,15 @@ from torch.autograd.function import once_differentiable
 from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.saes.base import SaeConfig, SparseCoder
-from circuitcli.saes.fast.sparse import Codes
 from circuitcli.saes.topk import TopKSae
-from circuitcli.training.architectures.topk import TrainableTopK
+from circuitcli.training.architectures.apart import ChunkedTopK
+from circuitcli.training.architectures.descriptions import DESCRIPTIONS
+from circuitcli.training.architectures.several import TrainableCoders
 from circuitcli.training.architectures.trainable import (
     ActivationMoments,
     Batch,
     BuildInputs,
-    ForwardResult,
     StepResult,
-    TrainableCoders,
     TrainingConfig,
 )
 from circuitcli.training.initial import generator_of, geometric_median, unit_rows
@@ -35,7 +33,7 @@ from circuitcli.training.rows import along_rows_removed, lengths_to_keep, rows_m
 from circuitcli.training.takeover import put, refuse_normalising
 
 
-class StaircaseStep(TrainableTopK):
+class StaircaseStep(ChunkedTopK):
     """A TopK SAE that is given encoder and decoder for each batch; its biases are its own."""
 
     has_unit_decoder = False
@@ -44,7 +42,7 @@ class StaircaseStep(TrainableTopK):
         self, sae: TopKSae, config: TrainingConfig, moments: Mapping[HookPoint, ActivationMoments], *, step_width: int
     ) -> None:
         super().__init__(sae, config, moments)
-        self.step_width = step_width
+        self.chunk_features = step_width
         # What is no parameter of this module may be replaced by a part of another's.
         del sae.W_enc, sae.W_dec
         self.may_revive: Bool[Tensor, " d_sae"] | None = None
@@ -61,13 +59,6 @@ class StaircaseStep(TrainableTopK):
         """Dead features that AuxK may revive here."""
         is_dead = self.is_silent()
         return (is_dead if self.may_revive is None else is_dead & self.may_revive).nonzero()[:, 0]
-
-    def decoded(self, codes: Codes, y: Float[Tensor, "batch d_out"]) -> ForwardResult:
-        """See `TrainableTopK`. Measures how many active features each step of the staircase gave."""
-        result = super().decoded(codes, y)
-        counts = torch.bincount(result.active // self.step_width, minlength=self.sae.d_sae // self.step_width)
-        measures = {f"l0_step_{number}": count for number, count in enumerate((counts / len(y)).unbind())}
-        return replace(result, measures=measures)
 
     @torch.no_grad()
     def inference(self) -> SparseCoder:
@@ -92,7 +83,8 @@ class TrainableStaircase(TrainableCoders):
         # Of decoder rows that keep their length, where that is not one.
         self.row_lengths: Float[Tensor, " d_sae"] | None = None
         self.detaches = config.sae.architecture == "staircase-detach"
-        self.step_width, self.widths = config.d_sae, [config.d_sae * (i + 1) for i in range(len(hooks))]
+        shapes = DESCRIPTIONS[config.sae.architecture].layout.coders(hooks)
+        self.step_width, self.widths = config.d_sae, [config.d_sae * shape.width for shape in shapes]
         self.steps = nn.ModuleList(
             StaircaseStep(
                 TopKSae(SaeConfig(hook, d_in, width), k=config.sae.k), config, moments, step_width=config.d_sae
@@ -181,9 +173,9 @@ def build(inputs: BuildInputs) -> TrainableStaircase:
     """An untrained staircase; what each layer adds begins as a TopK SAE of that layer alone would."""
     hooks, first, config = inputs.hooks, inputs.first, inputs.config
     trainable = TrainableStaircase(hooks, first[hooks[0]].shape[1], config, inputs.moments)
-    for index, step in enumerate(trainable.coders):
+    for step in trainable.coders:
         hook = step.sae.hook
-        added = slice(index * config.d_sae, (index + 1) * config.d_sae)
+        added = slice(step.sae.d_sae - config.d_sae, step.sae.d_sae)
         rows = unit_rows(config.d_sae, step.sae.d_in, generator_of(config.seed, hook))
         trainable.W_dec[added] = rows
         trainable.W_enc[:, added] = rows.T

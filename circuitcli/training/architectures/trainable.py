@@ -1,7 +1,7 @@
 """An SAE while it learns: what it does with a batch, what its loss is made of, and what it becomes in the end."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import ClassVar, NamedTuple
@@ -134,6 +134,10 @@ class Trainable(nn.Module, ABC):
     def dead_share(self, hook: HookPoint) -> float:
         """Dead features over all features of an SAE."""
 
+    def chunk_of(self, hook: HookPoint) -> int | None:
+        """Features of each chunk of an SAE whose features come in several; None where they do not."""
+        return None
+
     def rate_factor(self, name: str) -> float:
         """By how much the learning rate of the parameter of this name is larger than that of the others."""
         return 1.0
@@ -157,6 +161,8 @@ class TrainableCoder(Trainable):
     # Whether decoder rows stay on the unit sphere.
     has_unit_decoder: ClassVar[bool] = True
     objective: Objective | None = None
+    # Features of a chunk where they come in chunks, as in the steps of a staircase.
+    chunk_features: int | None = None
     # Whether it learned before this run.
     is_begun: bool = False
     # Of decoder rows that keep their length, where that is not one.
@@ -281,56 +287,6 @@ class TrainableCoder(Trainable):
         """See `Trainable`."""
         sae = folded(self.inference(), scale=self.scale, target_scale=self.target_scale)
         return {self.sae.hook: sae.cpu()}
-
-
-class TrainableCoders(Trainable):
-    """Several SAEs that learn from one batch, each as a `TrainableCoder`."""
-
-    @property
-    @abstractmethod
-    def coders(self) -> Sequence[TrainableCoder]:
-        """One for each SAE, in the order of the model."""
-
-    @property
-    def hooks(self) -> tuple[HookPoint, ...]:
-        """See `Trainable`."""
-        return self.sae_hooks
-
-    @property
-    def sae_hooks(self) -> tuple[HookPoint, ...]:
-        """See `Trainable`."""
-        return tuple(coder.sae.hook for coder in self.coders)
-
-    def begin_from(self, coders: Mapping[HookPoint, SparseCoder], rows: Batch) -> None:
-        """See `Trainable`."""
-        for coder in self.coders:
-            coder.begin_from(coders, rows)
-
-    def training_forward(self, batch: Batch, *, share: float) -> dict[HookPoint, StepResult]:
-        """See `Trainable`."""
-        results: dict[HookPoint, StepResult] = {}
-        for coder in self.coders:
-            coder.ranks = self.ranks
-            results |= coder.training_forward(batch, share=share)
-        return results
-
-    def project_gradients(self) -> None:
-        """See `Trainable`."""
-        for coder in self.coders:
-            coder.project_gradients()
-
-    def project_parameters(self) -> None:
-        """See `Trainable`."""
-        for coder in self.coders:
-            coder.project_parameters()
-
-    def finished(self) -> dict[HookPoint, SparseCoder]:
-        """See `Trainable`."""
-        return {hook: sae for coder in self.coders for hook, sae in coder.finished().items()}
-
-    def dead_share(self, hook: HookPoint) -> float:
-        """See `Trainable`."""
-        return next(coder.dead_share(hook) for coder in self.coders if coder.sae.hook == hook)
 
 
 @torch.no_grad()
