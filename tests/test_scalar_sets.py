@@ -11,11 +11,11 @@ from training_fakes import MemoryBatches, fully_trained, moments, planted, recip
 
 from circuitcli.activations.cache import ActivationCache
 from circuitcli.hookpoints import HookPoint
-from circuitcli.records import ReplacementRecord, SaeRecord
+from circuitcli.records import ReplacementRecord, SaeRecord, Stream
 from circuitcli.saes.base import SaeConfig
 from circuitcli.saes.relu import ReluSae
 from circuitcli.settings.sources import load
-from circuitcli.stages import measure, train
+from circuitcli.stages import collect, measure, train
 from circuitcli.stages.evaluate import run as evaluate
 from circuitcli.training.architectures.registry import new_trainable
 from circuitcli.training.optimiser import CoderOptimiser
@@ -119,9 +119,21 @@ def run_path(collected: Path, tmp_path: Path) -> Path:  # noqa: F811
     return Path(shutil.copytree(collected, tmp_path / "run"))
 
 
+@pytest.fixture(scope="module")
+def stream(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with what enters three blocks."""
+    path = tmp_path_factory.mktemp("stream") / "run"
+    collect.run(request(path, Stream(), data__hooks="0_act,1_act,2_act", data__tokens=1000))
+    return path
+
+
 @pytest.mark.parametrize("architecture", ["staircase", "staircase-untied"])
-def test_records_tell_how_many_features_of_each_step_are_active_and_they_add_up(run_path: Path, architecture: str):
-    asked = request(run_path, sae__architecture=architecture, sae__d_sae=32, train__tokens=640, train__loss_tokens=0)
+def test_records_tell_how_many_features_of_each_step_are_active_and_they_add_up(
+    stream: Path, tmp_path: Path, architecture: str
+):
+    path = Path(shutil.copytree(stream, tmp_path / "run"))
+    few = {"sae__d_sae": 32, "train__tokens": 640, "train__eval_tokens": 100, "train__loss_tokens": 0}
+    asked = request(path, sae__architecture=architecture, **few)
     records = [record for record in train.run(asked) if isinstance(record, SaeRecord)]
     assert [len(record.l0_per_chunk) for record in records] == [record.d_sae // 32 for record in records]
     for record in records:
