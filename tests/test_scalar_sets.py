@@ -1,6 +1,7 @@
 """The sets of SAEs that SCALAR compares: their hook points, widths and sharing, and what they cost together."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -138,7 +139,8 @@ def test_records_tell_how_many_features_of_each_step_are_active_and_they_add_up(
     assert [len(record.l0_per_chunk) for record in records] == [record.d_sae // 32 for record in records]
     for record in records:
         assert sum(record.l0_per_chunk) == pytest.approx(record.l0, abs=1e-9)
-    measured = [one for one in evaluate(asked) if one.kind == "evaluation"]
+    again = replace(asked, records=asked.run.stream())
+    measured = [one for one in evaluate(again) if one.kind == "evaluation"]
     assert [one.l0_per_chunk for one in measured] == [list(record.l0_per_chunk) for record in records]
 
 
