@@ -92,7 +92,7 @@ def write_error(path: Path, error: OSError) -> CircuitError:
     """The error for a file that could not be written."""
     return InputError(
         f"cannot write {path}: {error.strerror or error}",
-        hint=f"make space or choose a writable directory with --run; {how_to_go_on()}",
+        hint=f"make space or choose a writable directory; {how_to_go_on()}",
     )
 
 
@@ -104,10 +104,10 @@ def model_slug(model: str) -> str:
 
 
 class Run:
-    """One run directory. Paths in records are relative to it."""
+    """One run directory. Paths in records are relative to it. ``option`` is that by which people choose it."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, option: str = "--run") -> None:
+        self.path, self.option = path, option
 
     @property
     def manifest_path(self) -> Path:
@@ -167,7 +167,7 @@ class Run:
             or_name = " or --name" if name.startswith(("graph:", "validate:")) else ""
             raise InputError(
                 f"{self.path} already has {name} with other settings: {fingerprint.first_difference(entry)}",
-                hint=f"use --force to replace it, or another --run{or_name}",
+                hint=f"use --force to replace it, or another {self.option}{or_name}",
             )
         is_aside = keeps and entry.get("state") == "finished"
         before = unfinished if is_aside else entry
@@ -297,7 +297,7 @@ class Run:
                 stream.seek(0)
                 raise InputError(
                     f"{self.path} is in use by {stream.read().decode(errors='replace').strip() or 'another process'}",
-                    hint="wait for it, or choose another --run",
+                    hint=f"wait for it, or choose another {self.option}",
                 ) from None
             stream.truncate(0)
             # On a full disk the holder stays nameless.

@@ -13,17 +13,21 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from circuitcli.errors import InputError
 from circuitcli.models import builtin
-from circuitcli.pretraining import configuration, corpus, trainer
+from circuitcli.pretraining import corpus, learner
+from circuitcli.pretraining.batches import Windows
 from circuitcli.pretraining.tokenizer import END_OF_TEXT
+from circuitcli.settings.sources import load
 
-SETTINGS = configuration.load(Path(__file__).parents[1] / "configs" / "tiny-model.toml")
+CONFIG = Path(__file__).parents[1] / "configs" / "tiny-model.toml"
+WHOLE = load(config=[CONFIG], environment={}, directory=CONFIG.parent).settings
+SETTINGS = WHOLE.pretrain
 DIRECTORY = builtin.directory("tiny")
 
 
 @pytest.fixture(scope="module")
 def tokens(vocabulary):
     """The text that the model was trained on, and what was held out of it."""
-    return corpus.tokenize(corpus.documents(SETTINGS), vocabulary, context_length=SETTINGS.context_length)
+    return corpus.tokenize(corpus.split_text(WHOLE), vocabulary, SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +83,9 @@ def test_its_tokenizer_restores_every_text(vocabulary, text: str):
 
 
 def test_held_out_text_is_predicted_far_better_than_by_frequency(model, tokens):
-    unigram = corpus.unigram_loss(tokens, vocab_size=SETTINGS.vocab_size)
-    loss = trainer.evaluate(model, tokens, SETTINGS, n_windows=60)
+    unigram = corpus.unigram_loss(tokens)
+    held_out = Windows(tokens, SETTINGS, seed=0).held_out(n_batches=8)
+    loss = learner.evaluate(model, held_out, device=torch.device("cpu"))
     assert loss < unigram - 2.5 < corpus.uniform_loss(SETTINGS.vocab_size)
 
 

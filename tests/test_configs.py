@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 
 from circuitcli.hookpoints import HookPoint, parse_layers
+from circuitcli.settings.pretrain import PretrainSettings, checkpoint_steps
 from circuitcli.settings.sources import flatten, load, to_toml
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-# The recipe of the shipped model is read by circuitcli.pretraining.
-RECIPES = {"tiny-model.toml"}
+# Of models that are trained from nothing.
+RECIPES = {"tiny-model.toml", "shakespeare_64x4.toml", "shakespeare_128x6.toml", "nanogpt_16x6.toml"}
 # These ask about planted features, not about a model.
 TOYS = {"toy.toml", "toy-quick.toml"}
 N_LAYERS = {
@@ -45,6 +46,24 @@ def test_commands_in_the_comments_name_their_own_file() -> None:
     for path in EXAMPLES:
         named = [line for line in path.read_text(encoding="utf-8").splitlines() if "--config" in line]
         assert named and all(f"--config configs/{path.name}" in line for line in named)
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_every_recipe_of_a_model_loads_by_the_command_that_it_names(name: str, tmp_path: Path) -> None:
+    path = CONFIGS / name
+    loaded = load(config=[path], environment={}, directory=tmp_path)
+    assert set(loaded.origins.values()) == {str(path)}
+    assert checkpoint_steps(loaded.settings.pretrain.checkpoints, n_steps=loaded.settings.pretrain.steps)[-1:] in (
+        [],
+        [loaded.settings.pretrain.steps],
+    )
+    assert f"circuit pretrain --config configs/{name}" in path.read_text(encoding="utf-8")
+
+
+def test_the_shipped_model_is_what_pretrain_makes_without_settings_but_for_its_numbers(tmp_path: Path) -> None:
+    made = load(config=[CONFIGS / "tiny-model.toml"], environment={}, directory=tmp_path).settings.pretrain
+    of_numbers = {"hold_out": "documents", "autocast": True, "dtype": "float16"}
+    assert made == PretrainSettings().model_copy(update=of_numbers)
 
 
 def test_the_example_for_the_shipped_model_needs_no_network() -> None:

@@ -1,22 +1,44 @@
-"""The pretraining tool: an interrupted run ends bit for bit where an unbroken one does."""
+"""Small models trained from nothing: what they read, how they learn, and that a broken run ends like a whole one."""
 
+import json
 import math
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from cli_support import Outcome, here
+from safetensors.torch import load_file
+from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from circuitcli import progress
 from circuitcli.errors import InputError, SettingsError
-from circuitcli.pretraining import configuration, corpus, tokenizer, trainer
-from circuitcli.pretraining.__main__ import main, pretrain
-from circuitcli.pretraining.configuration import PretrainingSettings
+from circuitcli.pretraining import corpus, learner, tokenizer, vocabularies
+from circuitcli.pretraining.batches import Batch, Windows
+from circuitcli.pretraining.characters import CharacterTable, ascii_tokenizer, character_tokenizer
+from circuitcli.pretraining.job import read_text
+from circuitcli.settings.pretrain import PretrainSettings, checkpoint_steps
+from circuitcli.settings.settings import Settings
+from circuitcli.settings.sources import changed
 
-CONFIGURATION = Path(__file__).parents[1] / "configs" / "tiny-model.toml"
+SMALL = {
+    "pretrain.validation_every": 6,
+    "pretrain.vocab_size": 290,
+    "pretrain.n_layers": 2,
+    "pretrain.n_heads": 2,
+    "pretrain.d_model": 12,
+    "pretrain.context_length": 16,
+    "pretrain.batch_size": 3,
+    "pretrain.steps": 12,
+    "pretrain.learning_rate": 1e-2,
+    "pretrain.warmup_steps": 3,
+    "pretrain.evaluate_every": 4,
+    "pretrain.save_every": 4,
+}
 
 
 @pytest.fixture(scope="module")
@@ -31,28 +53,41 @@ def texts(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def one_text(texts: Path, tmp_path_factory) -> Path:
+    """All of them in one file."""
+    path = tmp_path_factory.mktemp("text") / "one.txt"
+    path.write_text("".join(file.read_text() for file in sorted(texts.iterdir())))
+    return path
+
+
 @pytest.fixture
-def small(texts: Path) -> PretrainingSettings:
+def small(texts: Path) -> Settings:
     """A run of a second."""
-    return PretrainingSettings(
-        text=str(texts),
-        validation_every=6,
-        vocab_size=290,
-        n_layers=2,
-        n_heads=2,
-        d_model=12,
-        context_length=16,
-        batch_size=3,
-        steps=12,
-        learning_rate=1e-2,
-        warmup_steps=3,
-        checkpoint_every=4,
-    )
+    return settings_with({"data.text": str(texts)})
+
+
+def settings_with(values: dict[str, object]) -> Settings:
+    return changed(Settings(), SMALL | values)
+
+
+def pretrain(text: Path, output: Path, values: dict[str, object] | None = None, *words: str) -> Outcome:
+    """The command, in this process."""
+    chosen = SMALL | (values or {})
+    sets = [word for name, value in chosen.items() for word in ("--set", f"{name}={value}")]
+    words = ("pretrain", "--text", str(text), "--output", str(output), "--json", *sets, *words)
+    return here(*words, cwd=output.parent)
+
+
+def model_of(outcome: Outcome) -> dict[str, object]:
+    assert outcome.status == 0, outcome.stderr
+    return outcome.records[0]
 
 
 @contextmanager
-def _interrupted_after(n_steps: int) -> Iterator[None]:
+def interrupted_after(n_steps: int) -> Iterator[None]:
     """Ctrl-C in the run's own loop after so many steps."""
+    before = progress.set_sink
 
     @contextmanager
     def sink(title: str, total: float | None, unit: str, done: float) -> Iterator[progress.Advance]:
@@ -66,154 +101,361 @@ def _interrupted_after(n_steps: int) -> Iterator[None]:
 
         yield advance
 
-    progress.set_sink(sink)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            yield
-    finally:
-        progress.set_sink(None)
-
-
-def _weights(folder: Path) -> dict[str, torch.Tensor]:
-    return torch.load(folder / "checkpoint.pt", weights_only=True)["model"]
-
-
-@pytest.mark.parametrize("autocast", [False, True])
-def test_an_interrupted_run_ends_bit_for_bit_like_an_unbroken_one(
-    tmp_path: Path, small: PretrainingSettings, autocast: bool
-):
-    chosen = small.model_copy(update={"autocast": autocast})
-    unbroken = pretrain(chosen, output=tmp_path / "unbroken")
-    for n_steps in (2, 7, 3):
-        with _interrupted_after(n_steps):
-            pretrain(chosen, output=tmp_path / "broken")
-    resumed = pretrain(chosen, output=tmp_path / "broken")
-    assert resumed == unbroken
-    expected, weights = _weights(tmp_path / "unbroken"), _weights(tmp_path / "broken")
-    assert all(torch.equal(weights[name], expected[name]) for name in expected)
-    for name in ("model.safetensors", "tokenizer.json", "config.json"):
-        assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "unbroken" / name).read_bytes()
-
-
-def test_a_run_learns_and_another_seed_learns_something_else(tmp_path: Path, small: PretrainingSettings):
-    longer = small.model_copy(update={"steps": 60})
-    quality = pretrain(longer, output=tmp_path / "a")
-    assert quality.validation_loss < quality.unigram_loss < quality.uniform_loss == pytest.approx(math.log(290))
-    other = pretrain(longer.model_copy(update={"seed": 1}), output=tmp_path / "b")
-    assert other.validation_loss != quality.validation_loss
-
-
-def test_a_checkpoint_of_other_settings_or_text_is_refused(tmp_path: Path, small: PretrainingSettings):
-    pretrain(small, output=tmp_path / "run")
-    with pytest.raises(InputError, match="another settings"):
-        pretrain(small.model_copy(update={"seed": 1}), output=tmp_path / "run")
-    vocabulary = AutoTokenizer.from_pretrained(tmp_path / "run")
-    tokens = corpus.tokenize(corpus.documents(small), vocabulary, context_length=small.context_length)
-    changed = corpus.Corpus(tokens.training + 1, tokens.validation, tokens.n_validation_bytes, tokens.end_of_text)
-    training = trainer.begin(small, end_of_text=tokens.end_of_text)
-    with pytest.raises(InputError, match="another corpus"):
-        trainer.resume(training, changed, small, output=tmp_path / "run")
-
-
-def test_the_output_is_a_hugging_face_directory_stored_in_float16(tmp_path: Path, small: PretrainingSettings):
-    quality = pretrain(small, output=tmp_path)
-    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
-    vocabulary = AutoTokenizer.from_pretrained(tmp_path)
-    tokens = corpus.tokenize(corpus.documents(small), vocabulary, context_length=small.context_length)
-    assert trainer.evaluate(model, tokens, small) == quality.validation_loss
-    assert AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto").dtype == torch.float16
-
-
-def test_every_window_begins_with_end_of_text_and_depends_on_the_step_alone(small: PretrainingSettings):
-    documents = corpus.documents(small)
-    vocabulary = tokenizer.train(documents.training, vocab_size=290, context_length=16)
-    tokens = corpus.tokenize(documents, vocabulary, context_length=16)
-    windows = corpus.batch(tokens, small, step=5)
-    assert windows.shape == (3, 16)
-    assert (windows[:, 0] == vocabulary.bos_token_id).all()
-    assert torch.equal(windows, corpus.batch(tokens, small, step=5))
-    assert not torch.equal(windows, corpus.batch(tokens, small, step=6))
-    assert int((tokens.training == vocabulary.bos_token_id).sum()) == len(documents.training) == 20
-
-
-def test_held_out_windows_ask_for_every_token_once(small: PretrainingSettings):
-    documents = corpus.documents(small)
-    vocabulary = tokenizer.train(documents.training, vocab_size=290, context_length=16)
-    tokens = corpus.tokenize(documents, vocabulary, context_length=16)
-    asked = torch.cat([window[0, 1:] for window in corpus.held_out_windows(tokens, context_length=16)])
-    assert torch.equal(asked, tokens.validation[1 : len(asked) + 1])
-    assert len(tokens.validation) - 1 - len(asked) < 15
-
-
-def test_the_unigram_guess_is_the_cross_entropy_of_counted_frequencies():
-    tokens = corpus.Corpus(torch.tensor([0, 1, 1, 2]), torch.tensor([1, 3]), 2, 0)
-    expected = -(math.log(3 / 8) + math.log(1 / 8)) / 2
-    assert corpus.unigram_loss(tokens, vocab_size=4) == pytest.approx(expected)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(progress, "task", lambda title, total, unit, done=0: sink(title, total, unit, done))
+        yield
+    assert progress.set_sink is before
 
 
 @pytest.mark.parametrize(
-    "text", ["def f(x):\n        return x\n\n\n\n\ta = 1  \n", "naïve 日本語 🙂 don't", "  x\r\n y", "12345 1.5e-3", ""]
+    "values",
+    [
+        {},
+        {"pretrain.autocast": True, "pretrain.dropout": 0.2, "pretrain.accumulation": 2, "pretrain.keep": "best"},
+        {"pretrain.tokenizer": "characters", "pretrain.order": "sequential", "pretrain.checkpoints": "log,5"},
+    ],
+    ids=["plain", "dropout", "characters"],
 )
-def test_the_tokenizer_restores_every_text(small: PretrainingSettings, text: str):
-    vocabulary = tokenizer.train(corpus.documents(small).training, vocab_size=290, context_length=16)
-    assert vocabulary.decode(vocabulary(text).input_ids) == text
-    assert vocabulary.bos_token_id == vocabulary.eos_token_id == vocabulary.pad_token_id == 0
+def test_an_interrupted_run_ends_bit_for_bit_like_an_unbroken_one(
+    tmp_path: Path, texts: Path, values: dict[str, object]
+):
+    unbroken = pretrain(texts, tmp_path / "unbroken", values)
+    for n_steps in (2, 7, 3):
+        with interrupted_after(n_steps):
+            assert pretrain(texts, tmp_path / "broken", values).status == 130
+    resumed = pretrain(texts, tmp_path / "broken", values)
+    assert [{**one, "path": ""} for one in resumed.records] == [{**one, "path": ""} for one in unbroken.records]
+    paths = {path.relative_to(tmp_path / "unbroken") for path in (tmp_path / "unbroken").rglob("*") if path.is_file()}
+    of_model = {path for path in paths if path.parts[0] != "training"}
+    assert {Path("model.safetensors"), Path("tokenizer.json"), Path("config.json")} < of_model
+    for path in of_model:
+        assert (tmp_path / "broken" / path).read_bytes() == (tmp_path / "unbroken" / path).read_bytes(), path
+    assert not (tmp_path / "broken" / "training" / "state").exists()
+    again = pretrain(texts, tmp_path / "broken", values)
+    assert again.stdout == resumed.stdout
 
 
-def test_a_word_after_indentation_is_the_token_it_is_after_a_space(small: PretrainingSettings):
+def test_a_run_learns_and_another_seed_learns_something_else(tmp_path: Path, texts: Path):
+    longer = {"pretrain.steps": 60}
+    quality = model_of(pretrain(texts, tmp_path / "a", longer))
+    assert quality["validation_loss"] < quality["unigram_loss"] < quality["uniform_loss"]
+    assert quality["uniform_loss"] == pytest.approx(math.log(290))
+    other = model_of(pretrain(texts, tmp_path / "b", longer, "--seed", "1"))
+    assert other["validation_loss"] != quality["validation_loss"]
+    assert quality["n_tokens_seen"] == 60 * 3 * 16
+
+
+def test_a_directory_with_another_model_is_refused_and_stays_as_it_is(tmp_path: Path, texts: Path):
+    first = model_of(pretrain(texts, tmp_path / "run", {"pretrain.checkpoints": "log"}))
+    weights = (tmp_path / "run" / "model.safetensors").read_bytes()
+    other = pretrain(texts, tmp_path / "run", {"pretrain.checkpoints": "log"}, "--seed", "1")
+    assert other.status == 3 and "seed was 0 and is now 1" in other.errors[0]
+    assert "another --output" in other.errors[1]
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "config.json").write_text("{}")
+    foreign = pretrain(texts, tmp_path / "foreign")
+    assert foreign.status == 3 and "holds another model: config.json" in foreign.errors[0]
+    assert not (tmp_path / "foreign" / "training").exists()
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == weights
+    forced = model_of(pretrain(texts, tmp_path / "run", {}, "--seed", "1", "--force"))
+    assert forced["digest"] != first["digest"]
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_the_output_and_its_checkpoints_are_hugging_face_directories_that_say_their_loss(tmp_path: Path, texts: Path):
+    values = {"pretrain.dtype": "float16", "pretrain.checkpoints": "log:4,every:6"}
+    outcome = pretrain(texts, tmp_path / "out", values)
+    settings = settings_with({"data.text": str(texts), **values})
+    windows = Windows(read_text(settings).corpus, settings.pretrain, seed=0)
+    model, *checkpoints = outcome.records
+    assert [one["name"] for one in checkpoints] == [f"step{step}" for step in (0, 1, 2, 4, 6, 12)]
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    assert learner.evaluate(loaded, windows.held_out(), device=torch.device("cpu")) == model["validation_loss"]
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto").dtype == torch.float16
+    for one in checkpoints:
+        place = tmp_path / "out" / one["path"]
+        loaded = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
+        loss = learner.evaluate(loaded, windows.held_out(n_batches=8), device=torch.device("cpu"))
+        # They are stored with eleven bits.
+        assert loss == pytest.approx(one["validation_loss"], abs=2e-3)
+        assert AutoTokenizer.from_pretrained(place).get_vocab() == AutoTokenizer.from_pretrained(place).get_vocab()
+    assert (tmp_path / "out" / "model.safetensors").stat().st_mode & 0o077 == 0o044
+
+
+def test_a_pipe_gives_the_model_and_its_text_to_the_next_command(tmp_path: Path, one_text: Path, monkeypatch):
+    made = pretrain(one_text, tmp_path / "gpt", {"pretrain.tokenizer": "characters"})
+    monkeypatch.setattr("circuitcli.cli.jobs.stdin_has_records", lambda: True)
+    monkeypatch.setattr("circuitcli.cli.jobs.stdin_lines", lambda: tuple(made.stdout.splitlines()))
+    collected = here("collect", "--layers", "1:", "--sites", "resid", "--tokens", "300", "--json", cwd=tmp_path)
+    assert collected.status == 0, collected.stderr
+    assert collected.kinds == ["model", "run", "activations"]
+    assert collected.records[1]["path"] == "runs/gpt"
+    manifest = json.loads((tmp_path / "runs" / "gpt" / "run.json").read_text())
+    assert manifest["model"] == str(tmp_path / "gpt")
+    assert manifest["stages"]["collect"]["text"] == str(one_text)
+
+
+@pytest.mark.parametrize(
+    "text", ["def f(x):\n        return x\n\n\n\n\ta = 1  \n", "don't <|endoftext|> ?", "  x\r\n y", "12345 1.5e-3", ""]
+)
+@pytest.mark.parametrize("kind", ["bpe", "ascii", "characters"])
+def test_every_tokenizer_restores_every_text_and_reads_the_same_from_its_directory(
+    tmp_path: Path, small: Settings, text: str, kind: str
+):
+    chosen = small.pretrain.model_copy(update={"tokenizer": kind})
+    made = vocabularies.fixed(chosen) or vocabularies.made(
+        [*corpus.split_text(small).texts(held_out=True), text, " "], chosen
+    )
+    made.save_pretrained(tmp_path)
+    read = AutoTokenizer.from_pretrained(tmp_path)
+    ids = made.backend_tokenizer.encode(text, add_special_tokens=False).ids
+    assert read(text, add_special_tokens=False).input_ids == ids
+    if kind != "bpe":
+        assert ids == CharacterTable(made).encode(text).tolist()
+        assert len(ids) == len(text) and not made.all_special_tokens
+        assert read.decode(ids) == text
+    else:
+        assert made.bos_token_id == made.eos_token_id == made.pad_token_id == 0
+        assert read.decode(ids) == text
+
+
+def test_tokenizers_of_characters_read_what_they_do_not_know_as_a_question_mark():
+    assert ascii_tokenizer(context_length=8)("na\u00efve \U0001f642").input_ids == [ord(c) for c in "na?ve ?"]
+    table = CharacterTable(ascii_tokenizer(context_length=8))
+    assert table.encode("na\u00efve \U0001f642\ud800").tolist() == [ord(c) for c in "na?ve ??"]
+    for known, stand_in in (("ab?", "?"), ("ab ", " "), ("ab", "\n")):
+        made = character_tokenizer([known], context_length=8)
+        expected = [made.get_vocab()[stand_in]]
+        assert made("z").input_ids == CharacterTable(made).encode("z").tolist() == expected
+
+
+def test_a_word_after_indentation_is_the_token_it_is_after_a_space():
     vocabulary = tokenizer.train([" return x\n        return y\n" * 20], vocab_size=290, context_length=16)
     assert vocabulary.tokenize(" x\n        return") == ["Ġx", "ĊĠĠĠĠĠĠĠ", "Ġreturn"]
 
 
-def test_the_learning_rate_rises_to_its_peak_and_falls_to_nothing(small: PretrainingSettings):
-    rates = [trainer.learning_rate(small, step=step) for step in range(small.steps + 1)]
-    assert max(rates) == rates[small.warmup_steps] == small.learning_rate
-    assert rates[: small.warmup_steps] == sorted(rates[: small.warmup_steps])
-    assert rates[small.warmup_steps :] == sorted(rates[small.warmup_steps :], reverse=True)
-    assert rates[-1] == pytest.approx(0)
+def test_gpt2s_two_files_and_a_tokenizer_of_one_are_the_tokenizer_that_they_hold(tmp_path: Path, texts: Path):
+    trained = tokenizer.train([file.read_text() for file in texts.iterdir()], vocab_size=300, context_length=16)
+    trained.backend_tokenizer.model.save(str(tmp_path))
+    trained.save_pretrained(tmp_path / "whole")
+    for place in ("", "vocab.json", "whole", "whole/tokenizer.json"):
+        read = vocabularies.fixed(PretrainSettings(tokenizer=str(tmp_path / place)))
+        assert read is not None and read.get_vocab() == trained.get_vocab()
+        assert read.bos_token_id == read.eos_token_id == 0
+        assert read.decode(read(" self.alpha = 1\n").input_ids) == " self.alpha = 1\n"
 
 
-def test_the_shipped_configuration_loads_and_is_what_the_defaults_say():
-    assert configuration.load(CONFIGURATION) == PretrainingSettings()
+def test_token_ids_are_read_with_the_tokenizer_that_they_were_made_with(tmp_path: Path):
+    np.save(tmp_path / "ids.npy", np.arange(100, dtype=np.uint16) % 90)
+    settings = settings_with({"data.text": str(tmp_path / "ids.npy"), "pretrain.tokenizer": "ascii"})
+    settings = changed(settings, {"pretrain.hold_out": "tail", "pretrain.validation_share": 0.1})
+    with pytest.raises(InputError, match="too few"):
+        read_text(settings)
+    np.save(tmp_path / "ids.npy", np.arange(600, dtype=np.uint16) % 90)
+    read = read_text(settings).corpus
+    assert read.training.tolist() + read.validation.tolist() == (np.arange(600) % 90).tolist()
+    assert len(read.training) == 512 and read.n_validation_bytes is None
+    with pytest.raises(InputError, match="token ids"):
+        read_text(changed(settings, {"pretrain.tokenizer": "bpe"}))
+
+
+def test_the_tail_of_one_text_is_held_out_and_documents_are_where_there_are_many(small: Settings, one_text: Path):
+    split = corpus.split_text(changed(small, {"data.text": str(one_text), "pretrain.validation_share": 0.25}))
+    whole = one_text.read_text()
+    n_training = int(len(whole) * 0.75) // 256 * 256
+    assert (split.training, split.validation) == ([whole[:n_training]], [whole[n_training:]])
+    of_folder = corpus.split_text(small)
+    assert (len(of_folder.training), len(of_folder.validation)) == (20, 4)
+    few = corpus.split_text(changed(small, {"pretrain.most_characters": 5_000, "pretrain.hold_out": "tail"}))
+    assert sum(map(len, few.training + few.validation)) == 5_000
+
+
+def test_tiny_shakespeare_is_split_as_in_the_original():
+    path = Path(__file__).parents[2] / "shared" / "data" / "tiny-shakespeare.txt"
+    if not path.is_file():
+        pytest.skip("tiny Shakespeare is not beside the checkout")
+    read = read_text(settings_with({"data.text": str(path), "pretrain.tokenizer": "ascii"})).corpus
+    assert (len(read.training), len(read.validation), read.n_ids) == (1_003_776, 111_618, 128)
+    assert read.end_of_text is None and read.n_validation_bytes == 111_618
+
+
+@pytest.mark.parametrize("kind", ["bpe", "characters"])
+def test_windows_depend_on_seed_and_number_alone(small: Settings, kind: str):
+    settings = changed(small, {"pretrain.tokenizer": kind})
+    read = read_text(settings)
+    windows = Windows(read.corpus, settings.pretrain, seed=0)
+    batch = windows.batch(5)
+    assert batch.inputs.shape == (3, 16) and batch.targets.shape == (3, 15 if kind == "bpe" else 16)
+    assert torch.equal(batch.inputs, windows.batch(5).inputs)
+    assert not torch.equal(batch.inputs, windows.batch(6).inputs)
+    if kind == "bpe":
+        assert (batch.inputs[:, 0] == read.corpus.end_of_text).all()
+        assert int((read.corpus.training == read.corpus.end_of_text).sum()) == 20
+
+
+@pytest.mark.parametrize("kind", ["bpe", "characters"])
+def test_windows_in_sequence_ask_for_every_token_once_and_begin_again(small: Settings, kind: str):
+    settings = changed(small, {"pretrain.tokenizer": kind, "pretrain.order": "sequential"})
+    windows = Windows(read_text(settings).corpus, settings.pretrain, seed=0)
+    stream, n = windows.corpus.training, windows.n_batches
+    asked = torch.cat([windows.batch(number).targets.flatten() for number in range(n)])
+    assert torch.equal(asked.int(), stream[1 : len(asked) + 1])
+    assert len(stream) - 1 - len(asked) < 3 * windows.n_predictions
+    assert torch.equal(windows.batch(n).inputs, windows.batch(0).inputs)
+    held_out = torch.cat([batch.targets.flatten() for batch in windows.held_out()])
+    assert torch.equal(held_out.int(), windows.corpus.validation[1 : len(held_out) + 1])
+    assert len(windows.corpus.validation) - 1 - len(held_out) < windows.n_predictions
+
+
+def test_the_unigram_guess_is_the_cross_entropy_of_counted_frequencies():
+    stream = [torch.tensor(ids, dtype=torch.int32) for ids in ([0, 1, 1, 2], [1, 3])]
+    tokens = corpus.Corpus(*stream, n_ids=4, end_of_text=0, n_validation_bytes=2)
+    assert corpus.unigram_loss(tokens) == pytest.approx(-(math.log(3 / 8) + math.log(1 / 8)) / 2)
+
+
+def test_the_learning_rate_rises_to_its_peak_and_falls_to_its_minimum():
+    settings = PretrainSettings(steps=40, warmup_steps=8, learning_rate=1e-2, minimum_rate=1e-3)
+    rates = [learner.learning_rate(settings, step=step) for step in range(41)]
+    assert max(rates) == rates[8] == pytest.approx(1e-2) and rates[0] == 1e-2 / 8
+    assert rates[:8] == sorted(rates[:8]) and rates[8:] == sorted(rates[8:], reverse=True)
+    assert rates[-1] == pytest.approx(1e-3) and rates[24] == pytest.approx(5.5e-3)
+    constant = settings.model_copy(update={"schedule": "constant"})
+    assert learner.learning_rate(constant, step=39) == learner.learning_rate(constant, step=8) == 1e-2
+
+
+def test_several_batches_of_a_step_give_the_gradient_of_one_that_holds_them_all(small: Settings):
+    def after(accumulation: int, n: int) -> dict[str, torch.Tensor]:
+        settings = changed(small, {"pretrain.accumulation": accumulation, "pretrain.weight_decay": 0.0}).pretrain
+        model = learner.new_model(settings, n_ids=7, end_of_text=None, seed=0)
+        made = learner.Learner(model, settings, device=torch.device("cpu"))
+        made.learn([Batch(ids[:, :-1], ids[:, 1:]) for ids in whole.chunk(n)], step=0, seed=0)
+        return {name: parameter.grad for name, parameter in made.model.named_parameters()}
+
+    whole = torch.randint(7, (6, 17), generator=torch.Generator().manual_seed(0))
+    one, three = after(1, 1), after(3, 3)
+    for name, gradient in one.items():
+        torch.testing.assert_close(three[name], gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_a_step_is_that_of_plain_pytorch(small: Settings):
+    """The oracle: the step written down, with decay of what has two axes, clipping, and the loss of transformers."""
+    settings = changed(small, {"pretrain.warmup_steps": 0, "pretrain.gradient_norm": 0.5}).pretrain
+    ids = torch.randint(7, (4, 17), generator=torch.Generator().manual_seed(0))
+    made = learner.Learner(
+        learner.new_model(settings, n_ids=7, end_of_text=None, seed=3), settings, device=torch.device("cpu")
+    )
+    model = learner.new_model(settings, n_ids=7, end_of_text=None, seed=3)
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.98))
+    for step in range(3):
+        learned = made.learn([Batch(ids[:, :-1], ids[:, 1:])], step=step, seed=0)
+        optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = learner.learning_rate(settings, step=step)
+        loss = functional.cross_entropy(model(input_ids=ids[:, :-1]).logits.flatten(0, 1), ids[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        optimizer.step()
+        assert float(learned.loss) == pytest.approx(float(loss.detach()), rel=1e-6)
+    for own, expected in zip(made.model.parameters(), model.parameters(), strict=True):
+        # Where a gradient is next to nothing, as those of biases of keys are, Adam divides rounding by rounding.
+        torch.testing.assert_close(own, expected, rtol=1e-4, atol=2e-5)
+
+
+def test_the_best_weights_are_those_of_the_smallest_loss_at_a_look(tmp_path: Path, texts: Path, monkeypatch):
+    told = iter([5.0, 3.0, 1.0, 2.0])
+    monkeypatch.setattr(learner.Learner, "evaluate", lambda self, batches: next(told))
+    outcome = pretrain(texts, tmp_path / "out", {"pretrain.keep": "best", "pretrain.checkpoints": "4,8,12"})
+    assert [one["validation_loss"] for one in outcome.records[1:]] == [3.0, 1.0, 2.0]
+    final = load_file(tmp_path / "out/model.safetensors")
+    kept, last = (load_file(tmp_path / f"out/checkpoints/step{step}/model.safetensors") for step in (8, 12))
+    assert all(torch.equal(final[name], kept[name]) for name in kept)
+    assert not all(torch.equal(final[name], last[name]) for name in last)
+
+
+def test_metrics_tell_loss_rate_norm_and_speed_of_every_step_that_they_look_at(tmp_path: Path, texts: Path):
+    model_of(pretrain(texts, tmp_path / "out"))
+    lines = [json.loads(line) for line in (tmp_path / "out/training/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [*range(13)]
+    assert all(line["tokens"] == 48 * line["step"] for line in lines)
+    wanted = {"loss", "gradient_norm", "learning_rate", "tokens_per_s", "memory_mib"}
+    assert all(wanted <= line.keys() for line in lines[1:])
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("moments", "steps"),
     [
-        ("learning_rat = 1e-3", "learning_rat"),
-        ("steps = 0", "steps"),
-        ("d_model = 30", "not a multiple of n_heads"),
-        ("steps = ", "is not TOML"),
+        ((), []),
+        (("log",), [0, 1, 2, 4, 8, 16]),
+        (("log:4", "every:5"), [0, 1, 2, 4, 5, 10, 15, 20]),
+        (("20", "7"), [7, 20]),
+        (("log:999", "every:50"), [0, 1, 2, 4, 8, 16]),
     ],
 )
-def test_a_wrong_configuration_is_refused(tmp_path: Path, capsys, content: str, message: str):
-    path = tmp_path / "wrong.toml"
-    path.write_text(content)
-    with pytest.raises(SettingsError, match=message):
-        configuration.load(path)
-    assert main(["--config", str(path), "--output", str(tmp_path / "out")]) == 2
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+def test_checkpoints_are_log_spaced_linear_or_numbered(moments: tuple[str, ...], steps: list[int]):
+    assert checkpoint_steps(moments, n_steps=20) == steps
 
 
-def test_too_little_text_is_refused(tmp_path: Path, small: PretrainingSettings):
+@pytest.mark.parametrize(
+    ("values", "status", "message"),
+    [
+        ({"pretrain.learning_rat": "1e-3"}, 2, "learning_rat"),
+        ({"pretrain.steps": 0}, 2, "pretrain.steps"),
+        ({"pretrain.d_model": 13}, 2, "not a multiple of n_heads 2"),
+        ({"pretrain.minimum_rate": 1}, 2, "above learning_rate"),
+        ({"pretrain.checkpoints": "13"}, 2, "behind the last of 12"),
+        ({"pretrain.checkpoints": "often"}, 2, "'often' is no moment"),
+        ({"pretrain.checkpoints": "every:0"}, 2, "'every:0' is no moment"),
+        ({"pretrain.steps": 10**6, "pretrain.checkpoints": "every:1"}, 2, "more than the 10,000"),
+        ({"data.field": "text"}, 2, "no fields"),
+        ({"data.text": "-"}, 2, "several times"),
+        ({"pretrain.tokenizer": "words"}, 3, "no tokenizer at 'words'"),
+        ({"pretrain.validation_every": 25}, 3, "24 documents, too few"),
+        ({"pretrain.context_length": 30_000}, 3, "a window of 30000"),
+        ({"pretrain.order": "sequential", "pretrain.batch_size": 30_000}, 3, "fewer than a batch of 30000"),
+    ],
+)
+def test_bad_input_is_told_in_one_line_and_leaves_nothing(
+    tmp_path: Path, texts: Path, values: dict[str, object], status: int, message: str
+):
+    text = values.get("data.text", texts)
+    outcome = pretrain(text, tmp_path / "out", {k: v for k, v in values.items() if k != "data.text"})
+    assert outcome.status == status
+    error, hint = outcome.errors
+    assert message in error and hint.startswith("hint: ")
+    assert outcome.stdout == "" and not (tmp_path / "out").exists()
+
+
+def test_a_place_is_needed_and_must_be_a_directory(tmp_path: Path, texts: Path):
+    nowhere = here("pretrain", "--text", str(texts), cwd=tmp_path)
+    assert nowhere.status == 2 and "--output DIR" in nowhere.errors[1]
+    (tmp_path / "file").write_text("x")
+    assert "is a file" in pretrain(texts, tmp_path / "file").errors[0]
+
+
+def test_a_broken_state_is_told_as_such_and_force_begins_again(tmp_path: Path, texts: Path):
+    with interrupted_after(5):
+        pretrain(texts, tmp_path / "out")
+    (state,) = (tmp_path / "out/training/state").iterdir()
+    (weights,) = state.glob("*.safetensors")
+    for path in (weights, state / "state.json"):
+        path.write_bytes(path.read_bytes()[:100])
+        outcome = pretrain(texts, tmp_path / "out")
+        assert outcome.status == 3 and path.name in outcome.errors[0] and "--force" in outcome.errors[1]
+    assert pretrain(texts, tmp_path / "out", {}, "--force").status == 0
+
+
+def test_a_plan_names_what_a_run_takes_and_writes_nothing(tmp_path: Path, texts: Path):
+    outcome = pretrain(texts, tmp_path / "out", {"pretrain.checkpoints": "log"}, "--dry-run")
+    assert outcome.status == 0 and not (tmp_path / "out").exists()
+    for word in ("290 tokens", "parameters", "12 steps", "0 1 2 4 8", "a step took", "memory"):
+        assert word in outcome.stdout + outcome.stderr, word
+
+
+def test_too_little_text_is_refused(tmp_path: Path, small: Settings):
     (tmp_path / "a.txt").write_text("short")
     with pytest.raises(InputError, match="too few"):
-        corpus.documents(small.model_copy(update={"text": str(tmp_path / "a.txt")}))
-
-
-def test_the_command_line_tells_the_quality(tmp_path: Path, small: PretrainingSettings, capsys):
-    # TOML has no word for what is not set.
-    values = small.model_dump(exclude_none=True)
-    lines = [
-        f"{name} = {str(value).lower() if isinstance(value, bool) else repr(value)}" for name, value in values.items()
-    ]
-    (tmp_path / "small.toml").write_text("\n".join(lines))
-    try:
-        assert main(["--config", str(tmp_path / "small.toml"), "--output", str(tmp_path / "run")]) == 0
-    finally:
-        progress.set_sink(None)
-    told = capsys.readouterr()
-    for name in ("validation_loss", "uniform_loss", "unigram_loss", "bits_per_byte"):
-        assert name in told.out
-    assert "12/12 steps" in told.err
+        corpus.split_text(changed(small, {"data.text": str(tmp_path / "a.txt")}))
+    with pytest.raises(SettingsError):
+        changed(small, {"pretrain.n_heads": 5}).pretrain.check()

@@ -22,6 +22,7 @@ from circuitcli.cli.commands import (
     graph_grad,
     graph_naive,
     interp,
+    pretrain,
     render,
     toy,
     train,
@@ -66,6 +67,7 @@ def register(
     _OPTIONS[name] = frozenset(flag.name for flag in flags)
 
 
+register("pretrain", pretrain.pretrain, pretrain.FLAGS, pretrain.EXTRAS)
 register("collect", collect.collect, collect.FLAGS, collect.EXTRAS)
 register("train", train.train, train.FLAGS, train.EXTRAS)
 register("interp", interp.interp, interp.FLAGS, interp.EXTRAS)

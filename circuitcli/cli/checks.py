@@ -22,6 +22,12 @@ def check(call: "Call") -> None:
     _CHECKS.get(call.command, lambda call: None)(call)
 
 
+def _pretrain(call: "Call") -> None:
+    from circuitcli.stages.pretrain import check as check_pretraining
+
+    check_pretraining(call.loaded.settings)
+
+
 def _train(call: "Call") -> None:
     from circuitcli.stages.sweep import variants
     from circuitcli.training.plan import check_objective
@@ -93,6 +99,7 @@ def _toy(call: "Call") -> None:
 
 
 _CHECKS: "dict[str, Callable[[Call], None]]" = {
+    "pretrain": _pretrain,
     "train": _train,
     "toy": _toy,
     "interp": _interp,

@@ -9,20 +9,21 @@ from typing import Any
 from circuitcli import group, processes, records, runs
 from circuitcli.cli import summaries
 from circuitcli.cli.console import Rows, console
-from circuitcli.cli.input import Received, receive
+from circuitcli.cli.input import Received, receive, stdin_has_records, stdin_lines
 from circuitcli.cli.spool import SPOOLED_TEXT, spool
 from circuitcli.errors import InputError, SettingsError
-from circuitcli.records import Record, RunRecord, Stream
+from circuitcli.records import ModelRecord, Record, RunRecord, Stream
 from circuitcli.runs import Run
 from circuitcli.settings.model import ModelSettings, absolute_name
-from circuitcli.settings.sources import Loaded
+from circuitcli.settings.settings import Settings
+from circuitcli.settings.sources import PROJECT_FILE, Loaded
 from circuitcli.stages.request import Request
 
 # What several processes can do together.
-SHARED = ("collect", "train")
+SHARED = ("collect", "train", "pretrain")
 
 # What begins a run, and so works on no other one.
-BEGINNING = ("collect", "develop")
+BEGINNING = ("pretrain", "collect", "develop")
 
 
 def check_command(name: str) -> None:
@@ -30,19 +31,23 @@ def check_command(name: str) -> None:
     if processes.count() > 1 and name not in SHARED:
         raise SettingsError(
             f"{processes.count()} processes were started for `circuit {name}`, which runs in one",
-            hint=f"start it once; only these share their work among several: {' and '.join(SHARED)}",
+            hint=f"start it once; only these share their work among several: {' '.join(SHARED)}",
         )
 
 
 @dataclass(frozen=True)
 class Job:
-    """A request to a stage, and what to pass on around its answer."""
+    """A request to a stage, and what to pass on around its answer.
+
+    place: where people find what was made, if not in the run.
+    """
 
     command: str
     request: Request
     received: Received
     # Whether later commands that name no run work on this one.
     is_current: bool = True
+    place: str | None = None
     started: float = field(default_factory=time.perf_counter)
 
     def emit(self, emitted: Sequence[Record]) -> None:
@@ -59,7 +64,7 @@ class Job:
         if not console.prints_records:
             for rows in summaries.tables(emitted, run.path):
                 console.table(rows)
-        console.say(summaries.sentence(self.command, emitted, str(run.path), seconds))
+        console.say(summaries.sentence(self.command, emitted, self.place or str(run.path), seconds))
         if console.prints_records:
             console.records([*self.received.forwarded(emitted), *map(records.to_line, emitted)])
         elif step := summaries.next_step(self.command, emitted):
@@ -121,9 +126,23 @@ class Call:
         run = run or Run(Path(settings.run or f"runs/{runs.model_slug(settings.model.name)}"))
         return Job(self.command, Request(settings, Stream(), run), Received((), Stream(), run, "pipe"))
 
-    def start(self, *, keeps_text: bool = True) -> Job:
-        """Make the request that begins a run; text from stdin is kept in the run. Raises InputError."""
+    def begin_model(self) -> Job:
+        """Make the request that trains a model, which belongs to no run. Raises SettingsError if it has no place."""
+        from circuitcli.stages.pretrain import run_of
+
         settings = self.loaded.settings
+        run, place = run_of(settings), str(settings.pretrain.output)
+        console.hello(f"{self.command} in {place}")
+        received = Received((), Stream(), run, "pipe")
+        return Job(self.command, Request(settings, Stream(), run, self.force), received, is_current=False, place=place)
+
+    def start(self, *, keeps_text: bool = True) -> Job:
+        """Make the request that begins a run; text from stdin is kept in the run, or the model is that of the pipe.
+
+        Raises InputError.
+        """
+        lines, piped = self._piped()
+        settings = with_model_from(piped, self.loaded)
         run = Run(Path(settings.run or f"runs/{runs.model_slug(settings.model.name)}"))
         console.hello(f"{self.command} {settings.model.name} in {run.path}")
         if settings.data.text == "-" and settings.data.field is not None:
@@ -140,8 +159,29 @@ class Call:
             )
             group.barrier()
             settings = settings.model_copy(update={"data": settings.data.model_copy(update={"text": str(path)})})
-        received = Received((), Stream(), run, "pipe")
+        received = Received(lines, piped, run, "pipe")
         return Job(self.command, Request(settings, received.records, run, self.force), received)
+
+    def _piped(self) -> tuple[tuple[str, ...], Stream]:
+        """What the command before one that begins a run made; nothing where a model is named or stdin is the text."""
+        data, named = self.loaded.settings.data, self.loaded.origins.get("model.name")
+        # A project's file names the usual model, not one that was trained a moment ago.
+        is_named = named not in (None, PROJECT_FILE) or data.activations is not None
+        if is_named or data.text == "-" or not stdin_has_records():
+            return (), Stream()
+        lines = stdin_lines()
+        return lines, records.read(lines, name="stdin")
+
+
+def with_model_from(piped: Stream, loaded: Loaded) -> Settings:
+    """The settings with the model that came through the pipe, if one did, and, unless another is set, its text."""
+    settings, record = loaded.settings, piped.last(ModelRecord)
+    if record is None:
+        return settings
+    update: dict[str, Any] = {"model": settings.model.model_copy(update={"name": record.path})}
+    if settings.data.text is None and record.text is not None:
+        update["data"] = settings.data.model_copy(update={"text": record.text, "field": record.field})
+    return settings.model_copy(update=update)
 
 
 def with_run_record(emitted: Sequence[Record], run: Run) -> list[Record]:

@@ -1,5 +1,6 @@
 """What a command made, in a few lines for people, and what to type next."""
 
+import shlex
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from circuitcli.cli.toy_view import synthetic_rows, toy_grid
 from circuitcli.records import (
     ActivationsRecord,
     ChangeRecord,
+    CheckpointRecord,
     ChoicesRecord,
     ComparisonRecord,
     EdgeRecord,
@@ -21,6 +23,7 @@ from circuitcli.records import (
     FigureRecord,
     GraphRecord,
     InteractionRecord,
+    ModelRecord,
     NodeRecord,
     Record,
     ReplacementRecord,
@@ -49,6 +52,9 @@ def next_step(command: str, made: Sequence[Record] = ()) -> str | None:
     others = (ShiftRecord, SteeringRecord, InteractionRecord, ComparisonRecord, ChoicesRecord)
     if command == "validate" and any(isinstance(record, others) for record in made):
         return None
+    if model := next((record for record in made if isinstance(record, ModelRecord)), None):
+        text = "" if model.text is None else f" --text {shlex.quote(model.text)}"
+        return f"circuit collect --model {shlex.quote(model.path)}{text}"
     return NEXT.get(command)
 
 
@@ -317,7 +323,22 @@ def _figures(made: Sequence[Record], run: Path) -> Rows:
     return Rows(("figure",), [(str(run / path) if (run / path).exists() else path,) for path in paths])
 
 
+def _models(made: Sequence[Record]) -> Rows:
+    """A model that was trained, below the checkpoints that lead to it."""
+    models = [record for record in made if isinstance(record, ModelRecord)]
+    earlier = [record for record in made if isinstance(record, CheckpointRecord)] if models else []
+    rows = [(record.name, f"{models[0].path}/{record.path}", _number(record.validation_loss)) for record in earlier]
+    rows += [("model", record.path, _number(record.validation_loss)) for record in models]
+    notes = [
+        f"{record.n_parameters:,} parameters; by token frequencies {_number(record.unigram_loss)} nats"
+        + ("" if record.bits_per_byte is None else f"; {_number(record.bits_per_byte)} bits per byte")
+        for record in models
+    ]
+    return Rows(("", "directory", "nats per held-out token"), rows, "".join(notes))
+
+
 _TABLES: tuple[Callable[[Sequence[Record]], Rows], ...] = (
+    _models,
     _activations,
     _saes,
     _sweep,

@@ -1,1 +1,1 @@
-"""How the model that ships with the package was made: ``python -m circuitcli.pretraining --help``."""
+"""Small language models, trained from nothing: text to tokens, the training, and the Hugging Face directory."""

@@ -1,157 +1,182 @@
 """The training loop: resumable, and the same bit for bit whether or not it was interrupted."""
 
-import json
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int64
-from torch import Tensor
-from torch.nn import functional
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import PreTrainedTokenizerFast
 
-from circuitcli.errors import InputError
-from circuitcli.pretraining import corpus as corpora
-from circuitcli.pretraining.configuration import PretrainingSettings
-from circuitcli.pretraining.corpus import Corpus
-from circuitcli.progress import task
+from circuitcli import group, processes, progress
+from circuitcli.errors import CircuitError
+from circuitcli.pretraining import export
+from circuitcli.pretraining.batches import Windows
+from circuitcli.pretraining.learner import Learned, Learner, learning_rate
+from circuitcli.settings.pretrain import PretrainSettings, checkpoint_steps
+from circuitcli.training.checkpoint import Checkpoints
+from circuitcli.training.interrupt import postponed_signals
+from circuitcli.training.log import METRICS, MetricsLog, read_metrics
+from circuitcli.training.memory import peak_memory_mib
+from circuitcli.training.plan import line_steps
+from circuitcli.training.products import tensor_cores
+from circuitcli.training.trackers.tracker import Tracker
 
-# Enough held-out windows for a curve; the whole held-out text is measured at the end.
-_CURVE_WINDOWS = 64
+# Seconds between two states at most, and between two looks at the loss for people.
+SAVE_S, NOTE_S = 300.0, 0.5
+# The name of the model where trackers tell several things apart.
+TRACKED = "model"
+CHECKPOINTS = "checkpoints"
+
+
+def folder_of(step: int) -> str:
+    """The name of a checkpoint's directory."""
+    return f"step{step}"
+
+
+def losses_at(folder: Path) -> dict[int, float]:
+    """Losses on held-out text by step, as the metrics of a training tell."""
+    lines = read_metrics(folder / METRICS)
+    return {int(line["step"]): line["validation_loss"] for line in lines if "validation_loss" in line}
 
 
 @dataclass
-class Training:
-    """What a checkpoint holds: the model, the optimiser and the number of steps done."""
+class Trainer:
+    """All that a training works on; ``done`` counts the steps behind it.
 
-    model: GPT2LMHeadModel
-    optimizer: torch.optim.AdamW
-    step: int = 0
+    folder: where metrics go. output: the directory of the model, below which checkpoints go. states: from where it
+    goes on. Of several processes the main one alone writes.
+    """
 
+    learner: Learner
+    windows: Windows
+    tokenizer: PreTrainedTokenizerFast
+    states: Checkpoints
+    folder: Path
+    output: Path
+    seed: int
+    trackers: Sequence[Tracker] = ()
+    done: int = 0
+    _logged: int = 0
+    _since: float = field(default_factory=time.perf_counter)
+    _last: int = 0
 
-def begin(settings: PretrainingSettings, *, end_of_text: int) -> Training:
-    """A model with the first weights of the seed."""
-    torch.manual_seed(settings.seed)
-    config = GPT2Config(
-        vocab_size=settings.vocab_size,
-        n_positions=settings.context_length,
-        n_embd=settings.d_model,
-        n_layer=settings.n_layers,
-        n_head=settings.n_heads,
-        activation_function="gelu_pytorch_tanh",
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        bos_token_id=end_of_text,
-        eos_token_id=end_of_text,
-    )
-    model = GPT2LMHeadModel(config)
-    return Training(model, _optimizer(model, settings))
+    @property
+    def settings(self) -> PretrainSettings:
+        """Those of the training."""
+        return self.learner.settings
 
+    @property
+    def tokens_a_step(self) -> int:
+        """What an optimiser step reads, in all processes."""
+        return self.settings.batch_size * self.settings.accumulation * self.settings.context_length
 
-def _optimizer(model: GPT2LMHeadModel, settings: PretrainingSettings) -> torch.optim.AdamW:
-    parameters = list(model.parameters())
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98), fused=True)
+    def run(self) -> None:
+        """Train to the end, from the state if there is one.
 
+        An interrupt takes effect after the step that it came in, when a state is written; it never returns before the
+        end. Raises CircuitError if the loss is no longer finite, InputError for a damaged state.
+        """
+        self.done = self._last = self.states.load([self.learner])
+        log, self._keep = MetricsLog(self.folder / METRICS), self._kept_steps()
+        if processes.is_main():
+            self._logged = log.rewind(self.done)
+        if not self.done:
+            self._look(log, None)
+        total = self.settings.steps * self.tokens_a_step
+        with progress.task("pretrain", total=total, unit="tokens", done=self.done * self.tokens_a_step) as advance:
+            with postponed_signals() as postponed, tensor_cores(self.learner.device, enabled=self.settings.tf32):
+                with torch.random.fork_rng(enabled=self.settings.dropout > 0):
+                    self._loop(log, advance, lambda: postponed.number is not None)
+        if self.done < self.settings.steps:
+            # The signal came to another process, or whoever takes it here let it pass: this is no finished training.
+            raise SystemExit(128 + signal.SIGTERM)
 
-def learning_rate(settings: PretrainingSettings, *, step: int) -> float:
-    """Rate of a step: a line up to the peak, then a cosine down to zero."""
-    if step < settings.warmup_steps:
-        return settings.learning_rate * (step + 1) / settings.warmup_steps
-    done = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
-    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+    def _kept_steps(self) -> frozenset[int]:
+        return frozenset(checkpoint_steps(self.settings.checkpoints, n_steps=self.settings.steps))
 
+    def _loop(self, log: MetricsLog, advance: progress.Advance, is_stopped: Callable[[], bool]) -> None:
+        saves_at = time.perf_counter() + SAVE_S
+        note, noted = "", 0.0
+        self._since = time.perf_counter()
+        while self.done < self.settings.steps:
+            learned = self._step()
+            stops, is_late = self._agreed(is_stopped(), time.perf_counter() > saves_at)
+            looks = self.done in self._keep or self._is_due(self.settings.evaluate_every)
+            if looks or self._is_due(line_steps(self.settings.steps)):
+                self._look(log, learned, looks=looks)
+            if stops or is_late or self._is_due(self.settings.save_every):
+                self._save(learned)
+                saves_at = time.perf_counter() + SAVE_S
+            # To know the loss is to wait for the device.
+            if (now := time.perf_counter()) - noted > NOTE_S:
+                note, noted = f"loss {float(learned.loss):.3f}", now
+            advance(self.tokens_a_step, note=note)
+            if stops:
+                return
 
-def run(training: Training, corpus: Corpus, settings: PretrainingSettings, *, output: Path) -> None:
-    """Train to the last step, with a checkpoint and a line of ``metrics.jsonl`` every so many steps."""
-    with task("pretrain", total=float(settings.steps), unit="steps", done=float(training.step)) as advance:
-        while training.step < settings.steps:
-            loss = _step(training, corpus, settings)
-            due = training.step % settings.checkpoint_every == 0 or training.step == settings.steps
-            if due:
-                held_out = evaluate(training.model, corpus, settings, n_windows=_CURVE_WINDOWS)
-                save(training, corpus, settings, output=output)
-                _log(output, step=training.step, training_loss=loss, validation_loss=held_out)
-            advance(note=f"loss {held_out:.3f} held out" if due else f"loss {loss:.3f}")
+    def _is_due(self, every: int) -> bool:
+        return self.done % every == 0 or self.done == self.settings.steps
 
+    def _step(self) -> Learned:
+        n = self.settings.accumulation
+        batches = (self.windows.batch(self.done * n + number) for number in range(n))
+        learned = self.learner.learn(batches, step=self.done, seed=self.seed)
+        self.done += 1
+        return learned
 
-def _step(training: Training, corpus: Corpus, settings: PretrainingSettings) -> float:
-    training.model.train()
-    for group in training.optimizer.param_groups:
-        group["lr"] = learning_rate(settings, step=training.step)
-    windows = corpora.batch(corpus, settings, step=training.step)
-    loss = _token_losses(training.model, windows, settings).mean()
-    training.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(training.model.parameters(), settings.gradient_norm)
-    training.optimizer.step()
-    training.step += 1
-    return loss.item()
+    def _agreed(self, stops: bool, is_late: bool) -> tuple[bool, bool]:
+        """Whether any process is to stop or to save: all do so after the same step."""
+        ranks = self.learner.ranks
+        if ranks.n == 1:
+            return stops, is_late
+        any_stops, any_is_late = (ranks.sum(torch.tensor([float(stops), float(is_late)])) > 0).tolist()
+        return any_stops, any_is_late
 
+    def _save(self, learned: Learned) -> None:
+        self._loss(learned)
+        self.states.save(self.done, [self.learner] if processes.is_main() else [])
 
-def _token_losses(
-    model: GPT2LMHeadModel, windows: Int64[Tensor, "batch position"], settings: PretrainingSettings
-) -> Float[Tensor, " prediction"]:
-    """Nats of each predicted token, all but the first of each window."""
-    with torch.autocast("cpu", torch.bfloat16, enabled=settings.autocast):
-        logits = model(input_ids=windows, use_cache=False).logits  # (batch, position, vocab)
-    predictions = logits[:, :-1].flatten(0, 1).float()
-    return functional.cross_entropy(predictions, windows[:, 1:].flatten(), reduction="none")
+    def _loss(self, learned: Learned) -> float:
+        """The mean of all processes. Raises CircuitError if it is not finite."""
+        loss = float(self.learner.ranks.sum(learned.loss)) / self.learner.ranks.n
+        if not math.isfinite(loss):
+            raise CircuitError(
+                f"the loss is {loss} after {self.done} steps",
+                hint="lower the learning rate, and begin again: --set pretrain.learning_rate=1e-3 --force",
+            )
+        return loss
 
-
-@torch.no_grad()
-def evaluate(
-    model: GPT2LMHeadModel, corpus: Corpus, settings: PretrainingSettings, *, n_windows: int | None = None
-) -> float:
-    """Mean nats per held-out token in float32, over the first windows or all."""
-    model.eval()
-    exact = settings.model_copy(update={"autocast": False})
-    windows = corpora.held_out_windows(corpus, context_length=settings.context_length, n=n_windows)
-    return float(torch.cat([_token_losses(model, window, exact) for window in windows]).double().mean())
-
-
-def save(training: Training, corpus: Corpus, settings: PretrainingSettings, *, output: Path) -> None:
-    """Write ``checkpoint.pt`` in one step, so that a kill leaves the old one or the new one."""
-    state = {
-        "settings": settings.digest,
-        "corpus": corpus.digest,
-        "step": training.step,
-        "model": training.model.state_dict(),
-        "optimizer": training.optimizer.state_dict(),
-    }
-    with replacing(output / "checkpoint.pt") as partial:
-        torch.save(state, partial)
-
-
-def resume(training: Training, corpus: Corpus, settings: PretrainingSettings, *, output: Path) -> None:
-    """Go to the state of ``checkpoint.pt`` if there is one; InputError if it belongs to another run."""
-    path = output / "checkpoint.pt"
-    if not path.exists():
-        return
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    for name, digest in (("settings", settings.digest), ("corpus", corpus.digest)):
-        if state[name] != digest:
-            raise InputError(f"{path} was made with another {name}", hint="choose another --output")
-    training.model.load_state_dict(state["model"])
-    training.optimizer.load_state_dict(state["optimizer"])
-    training.step = state["step"]
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A path to write to, which takes the place of ``path`` when all went well."""
-    partial = path.with_name(path.name + ".partial")
-    yield partial
-    partial.replace(path)
-
-
-def _log(output: Path, **figures: int | float) -> None:
-    with (output / "metrics.jsonl").open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(figures) + "\n")
+    def _look(self, log: MetricsLog, learned: Learned | None, *, looks: bool = True) -> None:
+        """Add a line of metrics, with the loss on held-out text if it ``looks``, and keep what is to be kept."""
+        loss = None if learned is None else self._loss(learned)
+        if not processes.is_main():
+            group.check()
+            return
+        numbers: dict[str, float | int] = {"step": self.done, "tokens": self.done * self.tokens_a_step}
+        if loss is not None and learned is not None:
+            seconds = time.perf_counter() - self._since
+            speed = (self.done - self._last) * self.tokens_a_step / seconds
+            numbers |= {"loss": loss, "gradient_norm": float(learned.gradient_norm), "tokens_per_s": round(speed, 1)}
+            numbers["learning_rate"] = learning_rate(self.settings, step=self.done - 1)
+            numbers["memory_mib"] = peak_memory_mib(self.learner.device)
+        if looks:
+            held_out = self.windows.held_out(n_batches=self.settings.evaluation_batches)
+            numbers["validation_loss"] = self.learner.evaluate(held_out)
+            if self.settings.keep == "best":
+                self.learner.keep_if_best(numbers["validation_loss"])
+        if self.done in self._keep:
+            export.write_whole(
+                self.learner.model,
+                self.tokenizer,
+                self.output / CHECKPOINTS / folder_of(self.done),
+                partial=self.folder / folder_of(self.done),
+                dtype=self.settings.dtype,
+            )
+        log.append(numbers)
+        if self.done > self._logged or not self.done:
+            for tracker in self.trackers:
+                tracker.log(self.done, {TRACKED: {name: v for name, v in numbers.items() if name != "step"}})
+        self._last, self._since = self.done, time.perf_counter()

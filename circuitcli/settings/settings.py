@@ -9,6 +9,7 @@ from circuitcli.settings.inspect import InspectSettings
 from circuitcli.settings.interaction import InteractionSettings
 from circuitcli.settings.interp import InterpSettings
 from circuitcli.settings.model import ModelSettings
+from circuitcli.settings.pretrain import PretrainSettings
 from circuitcli.settings.render import RenderSettings
 from circuitcli.settings.sae import SaeSettings
 from circuitcli.settings.section import FilePath, FolderPath, Section
@@ -35,6 +36,8 @@ class Settings(Section):
     """Which language model, and where it runs."""
     data: DataSettings = DataSettings()
     """Which text, which hook points, and how activations are cached."""
+    pretrain: PretrainSettings = PretrainSettings()
+    """How a small language model is trained from nothing."""
     sae: SaeSettings = SaeSettings()
     """Shape of the sparse autoencoders."""
     train: TrainSettings = TrainSettings()

@@ -14,10 +14,12 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 from circuitcli import group, processes
 from circuitcli.errors import InputError, first_line
@@ -25,11 +27,22 @@ from circuitcli.reading import read_object
 from circuitcli.runs import make_folder, write_error
 from circuitcli.saes.tensor_files import save_tensors
 from circuitcli.schema import Count, PathInRun, Word
-from circuitcli.training.optimiser import CoderOptimiser
 
 _NAME = re.compile(r"step-\d{8,}")
 _STATE = "state.json"
 _AGAIN = "train again with --force"
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """What learns, with a name that is a file's; it goes on bit for bit where its state is put back."""
+
+    @property
+    def name(self) -> str: ...
+
+    def state(self) -> dict[str, Tensor]: ...
+
+    def load_state(self, state: dict[str, Tensor]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -39,7 +52,7 @@ class Checkpoints:
     directory: Path
     fingerprint: str
 
-    def save(self, step: int, optimisers: Iterable[CoderOptimiser]) -> None:
+    def save(self, step: int, optimisers: Iterable[Stateful]) -> None:
         """Keep the state after ``step`` steps, and it alone. Raises InputError if the disk takes no more.
 
         Of several processes each gives the optimisers whose state it alone has.
@@ -77,7 +90,7 @@ class Checkpoints:
             if path != whole:
                 _remove(path)
 
-    def load(self, optimisers: Iterable[CoderOptimiser]) -> int:
+    def load(self, optimisers: Iterable[Stateful]) -> int:
         """Put the optimisers where they were and return the number of steps done; 0 without a checkpoint of this run.
 
         Raises InputError if the checkpoint is damaged.
