@@ -17,6 +17,7 @@ from circuitcli.records.coders import (
     SweepRecord,
     TrainedRecord,
 )
+from circuitcli.records.development import DevelopmentRecord, MatchRecord
 from circuitcli.records.graph import AttentionRecord, EdgeRecord, GraphRecord, NodeRecord, PairRecord, ResponseRecord
 from circuitcli.records.lines import KINDS, json_text, parse_line, read, read_file, to_line, write
 from circuitcli.records.models import CheckpointRecord, ModelRecord
@@ -52,6 +53,7 @@ __all__ = [
     "ComparisonRecord",
     "CrosscoderRecord",
     "CurveRecord",
+    "DevelopmentRecord",
     "EdgeRecord",
     "EvaluationRecord",
     "ExportRecord",
@@ -62,6 +64,7 @@ __all__ = [
     "InspectionRecord",
     "InteractionComparisonRecord",
     "InteractionRecord",
+    "MatchRecord",
     "ModelRecord",
     "NodeRecord",
     "PairRecord",

@@ -22,6 +22,7 @@ from circuitcli.records.coders import (
     SaeRecord,
     SweepRecord,
 )
+from circuitcli.records.development import DevelopmentRecord, MatchRecord
 from circuitcli.records.graph import AttentionRecord, EdgeRecord, GraphRecord, NodeRecord, PairRecord, ResponseRecord
 from circuitcli.records.models import CheckpointRecord, ModelRecord
 from circuitcli.records.run import ActivationsRecord, FigureRecord, ReportRecord, RunRecord, StageRecord
@@ -48,6 +49,8 @@ KINDS: dict[str, type[Record]] = {
     "run": RunRecord,
     "model": ModelRecord,
     "checkpoint": CheckpointRecord,
+    "match": MatchRecord,
+    "development": DevelopmentRecord,
     "activations": ActivationsRecord,
     "sae": SaeRecord,
     "sweep": SweepRecord,

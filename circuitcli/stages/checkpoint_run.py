@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from circuitcli.development.checkpoints import FOLDER, Checkpoint
 from circuitcli.errors import InputError
-from circuitcli.hookpoints import HookPoint
+from circuitcli.features.lines import first_lines
+from circuitcli.hookpoints import HookPoint, NodeId
 from circuitcli.manifest import digest
-from circuitcli.records import ActivationsRecord, CheckpointRecord, Record, Stream
+from circuitcli.records import ActivationsRecord, CheckpointRecord, FeaturesRecord, Record, Stream
 from circuitcli.runs import Run
 from circuitcli.settings.settings import Settings
 from circuitcli.stages import collect, interp, train
@@ -34,6 +35,18 @@ class CheckpointRun:
     checkpoint: Checkpoint
     record: CheckpointRecord
     coders: dict[Path, Stream]
+
+    @property
+    def own(self) -> Stream:
+        """The records of the checkpoint's own run."""
+        return next(iter(self.coders.values()))
+
+    def labels(self, hook: HookPoint) -> dict[int, str]:
+        """Labels of features at a hook point, by number; none where they were not described."""
+        path = next(iter(self.coders))
+        described = [record for record in self.own.of(FeaturesRecord) if record.hook == str(hook)]
+        lines = first_lines(path / described[-1].path, described[-1].n_live) if described else ()
+        return {NodeId.parse(line.id).index or 0: line.label for line in lines}
 
 
 def made(request: Request, one: Checkpoint, *, before: CheckpointRun | None) -> CheckpointRun:
@@ -105,8 +118,12 @@ def _of_seed(own: Request, one: Checkpoint, records: Stream, *, number: int) -> 
 
 
 def _starting(settings: Settings, request: Request, before: CheckpointRun | None, *, number: int) -> Settings:
-    """The settings with the coders of the checkpoint before to begin with, if that is asked for."""
-    return settings
+    """The settings with the coders of the checkpoint before to begin with, if that is asked for and there are any."""
+    paths = [] if before is None else list(before.coders)
+    if request.settings.develop.start != "before" or number >= len(paths):
+        return settings
+    start = str(paths[number] / train.FOLDER)
+    return settings.model_copy(update={"train": settings.train.model_copy(update={"start": start})})
 
 
 def _record(request: Request, own: Request, one: Checkpoint, records: Stream) -> CheckpointRecord:

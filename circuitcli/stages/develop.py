@@ -15,7 +15,7 @@ from circuitcli.records import Record
 from circuitcli.runs import Fingerprint
 from circuitcli.settings.model import PLACEMENT
 from circuitcli.settings.sources import flatten
-from circuitcli.stages import checkpoint_run, collect
+from circuitcli.stages import checkpoint_run, collect, matching
 from circuitcli.stages.checkpoint_run import CheckpointRun
 from circuitcli.stages.request import Request, fingerprint, resumable
 
@@ -37,9 +37,8 @@ def run(request: Request) -> list[Record]:
     # Until there are numbers about all of them, the runs of the checkpoints tell what was made with other settings.
     entry = request.run.stage(NAME)
     outer = replace(request, force=request.force or entry.get("state") != "finished" or _is_more(print_, entry))
-    made = resumable(
-        outer, NAME, print_, lambda _: _work(request, found), partial=request.run.path / FOLDER, begins=True
-    )
+    work = lambda _: _work(request, found, print_.digest)  # noqa: E731
+    made = resumable(outer, NAME, print_, work, partial=request.run.path / FOLDER, begins=True)
     return [request.run.record(), *made]
 
 
@@ -78,7 +77,7 @@ def _is_more(print_: Fingerprint, entry: dict[str, Any]) -> bool:
     )
 
 
-def _work(request: Request, found: Sequence[Checkpoint]) -> tuple[list[Record], dict[str, Any]]:
+def _work(request: Request, found: Sequence[Checkpoint], print_: str) -> tuple[list[Record], dict[str, Any]]:
     runs: list[CheckpointRun] = []
     for number, one in enumerate(found):
         with progress.within(f"{one.name} ({number + 1}/{len(found)})"), _naming(one, is_first=number == 0):
@@ -87,7 +86,8 @@ def _work(request: Request, found: Sequence[Checkpoint]) -> tuple[list[Record], 
         if number == 0:
             # A mistyped setting, which the first checkpoint tells, leaves the run as it was.
             _describe(request, found)
-    return [one.record for one in runs], {"checkpoints": [one.name for one in found]}
+    records = matching.matched(request, runs, fingerprint=print_)
+    return [*(one.record for one in runs), *records], {"checkpoints": [one.name for one in found]}
 
 
 def _describe(request: Request, found: Sequence[Checkpoint]) -> None:
