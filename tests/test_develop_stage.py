@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,10 +16,18 @@ from circuitcli.errors import CircuitError, InputError, SettingsError, ToolError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.records import ActivationsRecord, CheckpointRecord, RunRecord, SaeRecord
 from circuitcli.runs import Run
-from circuitcli.stages import collect, develop, interp, train
+from circuitcli.stages import collect, develop, interp, matching, train
 
 HOOKS = ("resid.1", "resid.2")
 NAMES = [f"step{step}" for step in STEPS]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def undrawn() -> Iterator[None]:
+    """Figures, which take longer than all else, are drawn elsewhere."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(matching, "drawn", lambda *given: [])
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support_collect import write_cache
+from support_collect import write_rows
 
 from circuitcli.development.checkpoints import Checkpoint
 from circuitcli.development.comparing import BINS, Side, compared
@@ -27,7 +27,6 @@ from circuitcli.records import (
     Stream,
 )
 from circuitcli.render.development import plot_of
-from circuitcli.render.plots import svg
 from circuitcli.runs import Run
 from circuitcli.saes import files
 from circuitcli.saes.base import SaeConfig
@@ -40,12 +39,10 @@ from circuitcli.stages.request import Request
 HOOK, D_IN, N, NAMES = HookPoint(1, "resid"), 12, 400, ("step0", "step8", "step64")
 
 
-def coder(features: list[int], *, dead: tuple[int, ...] = (), noise: float = 0.0, seed: int = 0) -> ReluSae:
+def coder(features: list[int], *, dead: tuple[int, ...] = ()) -> ReluSae:
     """Each feature reads and writes a direction of its own, by number; those at places of ``dead`` are never active."""
     directions = torch.randn(40, D_IN, generator=torch.Generator().manual_seed(9))
-    drawn = directions[features] + noise * torch.randn(
-        len(features), D_IN, generator=torch.Generator().manual_seed(seed)
-    )
+    drawn = directions[features]
     sae = ReluSae(SaeConfig(HOOK, D_IN, len(features))).requires_grad_(False)
     sae.W_dec.copy_(drawn / drawn.norm(dim=1, keepdim=True))
     sae.W_enc.copy_(sae.W_dec.T)
@@ -65,9 +62,10 @@ CODERS = {
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[CheckpointRun]:
-    """Three checkpoints on one cache, with two seeds: the second has the same features but for one, in another order."""
+    """Three checkpoints on one cache, with two seeds: the second has the same features in another order."""
     root = tmp_path_factory.mktemp("runs")
-    write_cache(root / "activations", [N], {HOOK: D_IN})
+    rows = torch.randn(N, D_IN, generator=torch.Generator().manual_seed(1))
+    write_rows(root / "activations", [N], {HOOK: rows})
     made = []
     for name, one in CODERS.items():
         coders, others = {}, list(range(one.d_sae))[::-1]
@@ -93,6 +91,19 @@ def _record(sae: ReluSae, digest: str) -> SaeRecord:
     return SaeRecord(**about, path=f"saes/{HOOK}", digest=digest)
 
 
+@pytest.fixture(scope="module")
+def whole(runs: list[CheckpointRun], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Record]]:
+    """The run of all checkpoints matched, with its figure, and its records."""
+    path = tmp_path_factory.mktemp("whole")
+    return path, matched(runs, path)
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures take longer than all else."""
+    monkeypatch.setattr(matching, "drawn", lambda *given: [])
+
+
 def matched(runs: list[CheckpointRun], path: Path, **changes) -> list[Record]:
     named = {name.replace("__", "."): value for name, value in changes.items()}
     settings = load(named, environment={}, directory=Path("/nonexistent")).settings
@@ -100,6 +111,7 @@ def matched(runs: list[CheckpointRun], path: Path, **changes) -> list[Record]:
 
 
 @pytest.mark.parametrize("by", ["activation", "correlation", "decoder"])
+@pytest.mark.usefixtures("undrawn")
 def test_known_features_are_followed_with_their_births_and_deaths(by: str, runs: list[CheckpointRun], tmp_path: Path):
     made = matched(runs, tmp_path, develop__by=by)
     (told,) = (one for one in made if isinstance(one, DevelopmentRecord))
@@ -128,8 +140,8 @@ def test_known_features_are_followed_with_their_births_and_deaths(by: str, runs:
     assert not (tmp_path / matching.PARTIAL).exists() and not (tmp_path / "codes").exists()
 
 
-def test_every_match_stands_beside_seeds_and_shuffled_features(runs: list[CheckpointRun], tmp_path: Path):
-    made = [one for one in matched(runs, tmp_path) if isinstance(one, MatchRecord)]
+def test_every_match_stands_beside_seeds_and_shuffled_features(whole: tuple[Path, list[Record]]):
+    made = [one for one in whole[1] if isinstance(one, MatchRecord)]
     by_name = {(one.source, one.target, one.control, one.by): one for one in made}
     assert len(by_name) == len(made)
     for by in ("activation", "decoder"):
@@ -146,6 +158,7 @@ def test_every_match_stands_beside_seeds_and_shuffled_features(runs: list[Checkp
     assert sum(by_name["step0", "step8", None, "activation"].histogram) == 5
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_killed_matching_goes_on_with_the_next_pair(runs: list[CheckpointRun], tmp_path: Path, monkeypatch):
     compare, made = matching._compare, []
 
@@ -167,9 +180,8 @@ def test_a_killed_matching_goes_on_with_the_next_pair(runs: list[CheckpointRun],
     assert [one.model_dump() for one in after] == [one.model_dump() for one in matched(runs, tmp_path / "two")]
 
 
-def test_the_report_has_what_its_docstring_says(runs: list[CheckpointRun], tmp_path: Path):
-    matched(runs, tmp_path)
-    content = json.loads((tmp_path / "reports/development.json").read_text())
+def test_the_report_has_what_its_docstring_says(whole: tuple[Path, list[Record]]):
+    content = json.loads((whole[0] / "reports/development.json").read_text())
     names = ["checkpoints", "by", "assignment", "least", "n_tokens", "coders", "matches", "development", "lives"]
     assert list(content) == names
     assert len(content["coders"]) == 6 and content["coders"][0]["ce_clean"] == 2.0
@@ -232,19 +244,18 @@ def test_shuffled_features_are_as_many_and_as_active_but_on_other_tokens():
 
 
 @pytest.mark.parametrize("steps", [(0, 8, 64), (None, None, None), (5, 5, 6)])
-def test_the_plot_shows_all_that_records_say(steps, runs: list[CheckpointRun], tmp_path: Path):
-    made = matched(runs, tmp_path)
+def test_the_plot_shows_all_that_records_say(steps, whole: tuple[Path, list[Record]]):
+    made = whole[1]
     assert [one.path for one in made if isinstance(one, FigureRecord)] == [f"figures/development-{HOOK}.svg"]
     record = next(one for one in made if isinstance(one, DevelopmentRecord)).model_copy(update={"steps": steps})
     plot = plot_of(record, [one for one in made if isinstance(one, MatchRecord)])
     assert plot is not None
     lines = {series.label: series for row in plot.rows for panel in row for series in panel.series}
-    assert {"checkpoints", "shuffled", "another seed, same checkpoint", "born", "died", "of single tokens"} <= set(
-        lines
-    )
+    wanted = {"checkpoints", "shuffled", "another seed, same checkpoint", "born", "died", "of single tokens"}
+    assert wanted <= set(lines)
     assert list(lines["born"].y) == [1, 1] and list(lines["died"].y) == [2, 1]
     assert lines["born"].x == ([9, 65] if steps[0] == 0 else [1, 2])
-    assert "births and deaths" in svg(plot)
+    assert "births and deaths" in (whole[0] / f"figures/development-{HOOK}.svg").read_text()
     assert plot_of(record.model_copy(update={"checkpoints": ("step0",)}), []) is None
 
 

@@ -25,6 +25,18 @@ GOOD: dict[str, dict[str, object]] = {
         **{"name": "step3", "step": 3, "path": "checkpoints/step3", "validation_loss": 1.5, "unit": "nats"},
         **{"model": "models/small", "hooks": ["resid.1"], "n_tokens": 9, "tokens": "sha256:5"},
     },
+    "match": {
+        **{"hook": "resid.1", "source": "step0", "target": "step3", "by": "activation", "control": "seed"},
+        **{"assignment": "hungarian", "n_tokens": 9, "n_source": 3, "n_target": 2, "dead_source": 1, "dead_target": 0},
+        **{"distances": [0.1], "shares": [0.5], "low": [0.2], "high": [0.7], "n_context": 1, "context_shares": [0.0]},
+        **{"cosine": 0.6, "histogram": [1, 0], "other_histogram": [0, 1], "same": 0.5, "is_step": True},
+    },
+    "development": {
+        **{"hook": "resid.1", "by": "activation", "least": 0.7, "checkpoints": ["step0", "main"], "steps": [0, None]},
+        **{"live": [3, 2], "token_level": [1, 1], "born": [3, 1], "died": [2, 0], "still": [1.0, 0.5]},
+        **{"since": [0.5, 1.0], "whole": 1, "lives": 4, "matched": [None, 0.5], "seeds": [None, None]},
+        **{"shuffled": [None, 0.1], "report": "reports/development.json", "table": "reports/development-resid.1.csv"},
+    },
     "sae": {**SAE, "hook": "mlp_in.1", "target": "mlp.1", "further": ["mlp.2"]},
     "sweep": {**SAE, "variant": "sae.k=8"},
     "evaluation": {**SAE, "report": "reports/evaluate.json", "n_eval_tokens": 9, "l0": 3.5},
