@@ -11,7 +11,7 @@ import torch
 
 from circuitcli import graphs, records
 from circuitcli.activations.cache import ActivationCache
-from circuitcli.attribution import predictions
+from circuitcli.attribution import clusters, predictions
 from circuitcli.attribution.behaviours import Behaviour
 from circuitcli.attribution.examples import Example, LeftOut
 from circuitcli.attribution.predictions import best_predictions
@@ -349,3 +349,47 @@ def test_bad_lines_and_bad_prompts_are_one_warning(ask, tmp_path, caplog):
         assert len(told) == 1 and told[0].startswith("left out 3 of 5 prompts: "), name
     with pytest.raises(InputError, match="some line 3"):
         graph_grad.run(ask(graph__prompts=str(path)))
+
+
+def test_predictions_are_explained_group_by_group(ask, model, monkeypatch, caplog):
+    caplog.set_level(NOTE, logger="circuitcli")
+    whole = ask(graph__sequences=8)
+    every = own_examples(whole.settings, whole.records, whole.run.path, model)
+    found = []
+    for number in range(3):
+        request = ask(graph__sequences=8, graph__clusters=3, graph__cluster=number)
+        caplog.clear()
+        found.append(own_examples(request.settings, request.records, request.run.path, model))
+        said = [record.message for record in caplog.records if record.message.startswith("group ")]
+        assert [int(line.split()[2]) for line in said] == sorted((int(line.split()[2]) for line in said), reverse=True)
+        assert said[number].startswith(f"group {number}: {len(found[-1])} predictions")
+        # The groups are kept, and not made again for the next one.
+        monkeypatch.setattr(clusters, "clustered", lambda *given: pytest.fail("grouped again"))
+    assert sorted((one for group in found for one in group), key=every.index) == list(every)
+
+
+def test_groups_are_directions_and_numbered_by_size():
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.eye(5)[:3] * torch.tensor([[1.0], [30.0], [0.2]])
+    truth = torch.tensor([1] * 5 + [0] * 9 + [2] * 3)[torch.randperm(17, generator=generator)]
+    vectors = centres[truth] * (1 + 0.05 * torch.randn(17, 5, generator=generator))
+    vectors = vectors + 0.01 * vectors.norm(dim=1, keepdim=True) * torch.randn(17, 5, generator=generator)
+    for seed in range(5):
+        assert torch.equal(clusters.clustered(vectors, 3, seed=seed), truth)
+        assert torch.equal(clusters.clustered(vectors, 3, seed=seed), clusters.clustered(3 * vectors, 3, seed=seed))
+    assert clusters.clustered(torch.ones(4, 2), 3, seed=0).tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"graph__cluster": 2}, "there are none"),
+        ({"graph__sequences": 9, "graph__clusters": 3, "graph__cluster": 3}, "not one of 3"),
+        ({"graph__sequences": 2, "graph__clusters": 3}, "cannot be put into 3"),
+        ({"graph__prompt": "import", "graph__sequences": 9, "graph__clusters": 3}, "a prompt is given"),
+    ],
+)
+def test_groups_that_cannot_be_are_refused(ask, changes, message):
+    with pytest.raises(SettingsError, match=message) as caught:
+        graph_grad.run(ask(**changes))
+    assert caught.value.hint

@@ -58,6 +58,8 @@ BEHAVIOUR = (
 GRAPH = (
     Flag("graph.prompts", "--prompts", metavar="FILE"),
     Flag("graph.sequences", "--sequences"),
+    Flag("graph.clusters", "--clusters"),
+    Flag("graph.cluster", "--cluster"),
     *BEHAVIOUR,
     Flag("graph.layers", "--layers"),
     Flag("graph.sites", "--sites"),

@@ -48,6 +48,11 @@ class GraphSettings(Section):
     """Leave prompts of the file out that cannot be used, and count them; by default the first one is an error."""
     sequences: int = Field(1, ge=1, le=100_000)
     """Without a prompt: explain so many predictions of the run's own text, the best ones."""
+    clusters: int | None = Field(None, ge=1, le=100_000)
+    """Without a prompt: put the predictions of --sequences into so many groups, by the activations at the last
+    collected hook point where they are made, and explain those of one group; stderr lists all groups."""
+    cluster: int = Field(0, ge=0, le=100_000)
+    """Which group is explained; 0 is the largest."""
     chat: bool = False
     """Have the model's chat template write the prompt, as what a user says, and begin the answer that is explained."""
     target: str | None = None

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from circuitcli.attribution.examples import Example
 from circuitcli.errors import InputError, SettingsError
+from circuitcli.hookpoints import HookPoint
 from circuitcli.progress import note
 from circuitcli.reading import read_object
 from circuitcli.records import ActivationsRecord, Stream
@@ -49,6 +51,7 @@ class OwnText:
     n: int
     facts: tuple[Any, ...]
     digests: dict[str, str]
+    groups: "Groups | None" = None
 
     @classmethod
     def of(cls, settings: Settings, records: Stream, run: Path) -> "OwnText":
@@ -65,6 +68,7 @@ class OwnText:
             n=settings.graph.sequences,
             facts=(model.name, model.dtype, model.bos),
             digests={f"activations at {record.hook}": record.digest for record in collected},
+            groups=Groups.of(settings, [record.hook for record in collected]),
         )
 
     @property
@@ -81,6 +85,8 @@ class OwnText:
     def path(self, revision: str | None) -> Path:
         """Where the choice is kept."""
         facts = [*self.facts, revision, self.n, self.inputs]
+        if self.groups is not None:
+            facts += [str(self.groups.hook), self.groups.n, self.groups.seed]
         return self.run / FOLDER / f"{digest(facts).rpartition(':')[2][:16]}.json"
 
 
@@ -94,7 +100,7 @@ def own_predictions(text: OwnText, model: "LanguageModel") -> "tuple[Prediction,
 
     path = text.path(model.revision)
     if (kept := _read(path)) is not None:
-        return _said(kept, text, model)
+        return _said(*kept, text, model)
     cache, rows = ActivationCache(text.run / "activations", ()), text.rows
     found = best_predictions(cache, model, rows, text.n)
     while not found and rows.start > 0:
@@ -103,32 +109,42 @@ def own_predictions(text: OwnText, model: "LanguageModel") -> "tuple[Prediction,
         found = best_predictions(cache, model, rows, text.n)
     if not found:
         raise InputError("the collected text has no two tokens in a row", hint="add --prompt TEXT")
+    groups = None if text.groups is None else text.groups.made(found, model)
     with atomic(path) as stream:
-        json.dump({"rows": [rows.start, rows.stop], "predictions": [asdict(each) for each in found]}, stream)
-    return _said(found, text, model)
+        content = {"rows": [rows.start, rows.stop], "predictions": [asdict(each) for each in found], "groups": groups}
+        json.dump(content, stream)
+    return _said(found, groups, text, model)
 
 
-def _read(path: Path) -> "tuple[Prediction, ...] | None":
-    """A choice that was kept; None for none, or for one that cannot be read and so is made again."""
+def _read(path: Path) -> "tuple[tuple[Prediction, ...], list[int] | None] | None":
+    """A choice that was kept, with the groups; None for none, or for one that cannot be read and so is made again."""
     from circuitcli.attribution.predictions import Prediction
 
     try:
         content: dict[str, Any] = read_object(path)
-        return tuple(
+        groups = content.get("groups")
+        found = tuple(
             Prediction(tuple(map(int, each["ids"])), int(each["target"]), float(each["log_prob"]), float(each["gain"]))
             for each in content["predictions"]
         )
-    except (InputError, KeyError, TypeError, ValueError):
+        return found, None if groups is None else [int(groups[number]) for number in range(len(found))]
+    except (InputError, KeyError, IndexError, TypeError, ValueError):
         return None
 
 
-def _said(found: "Sequence[Prediction]", text: OwnText, model: "LanguageModel") -> "tuple[Prediction, ...]":
-    """The predictions, after people were told of them."""
+def _said(
+    found: "Sequence[Prediction]", groups: Sequence[int] | None, text: OwnText, model: "LanguageModel"
+) -> "tuple[Prediction, ...]":
+    """The predictions, of one group if they are in groups, after people were told of them."""
+    n_found = len(found)
+    if groups is not None:
+        assert text.groups is not None
+        found = text.groups.chosen(found, groups, model)
     shown = [_shown(each, model) for each in found[:_SHOWN]]
-    if len(found) < text.n:
+    if n_found < text.n:
         logger.warning(
             "the held-out text has %d pieces to predict in, not %d; `circuit collect --tokens` collects more",
-            *(len(found), text.n),
+            *(n_found, text.n),
         )
     if len(found) == 1:
         note(
@@ -145,6 +161,56 @@ def _said(found: "Sequence[Prediction]", text: OwnText, model: "LanguageModel") 
     return tuple(found)
 
 
+@dataclass(frozen=True)
+class Groups:
+    """Into how many groups predictions are put, by the activations at which hook point, and which one is explained."""
+
+    hook: HookPoint
+    n: int
+    chosen_group: int
+    seed: int
+
+    @classmethod
+    def of(cls, settings: Settings, hooks: Sequence[str]) -> "Groups | None":
+        """As asked for; None if not. Raises SettingsError for a group that cannot be there."""
+        asked = settings.graph
+        if asked.clusters is None:
+            if asked.cluster:
+                raise SettingsError("--cluster names a group, but there are none", hint="add --clusters N")
+            return None
+        if asked.cluster >= asked.clusters:
+            raise SettingsError(
+                f"--cluster {asked.cluster} is not one of {asked.clusters} groups", hint="groups count from 0"
+            )
+        if asked.clusters > asked.sequences:
+            raise SettingsError(
+                f"{asked.sequences} predictions cannot be put into {asked.clusters} groups",
+                hint=f"add --sequences {10 * asked.clusters}",
+            )
+        return cls(max(map(HookPoint.parse, hooks)), asked.clusters, asked.cluster, settings.seed)
+
+    def made(self, found: "Sequence[Prediction]", model: "LanguageModel") -> list[int]:
+        """The group of each prediction."""
+        from circuitcli.attribution.clusters import clustered, vectors_of
+
+        return clustered(vectors_of(found, model, self.hook), self.n, seed=self.seed).tolist()
+
+    def chosen(
+        self, found: "Sequence[Prediction]", groups: Sequence[int], model: "LanguageModel"
+    ) -> "tuple[Prediction, ...]":
+        """The predictions of the group that is explained, after people were told of all groups. Raises InputError if
+        there is no such group."""
+        n_groups = max(groups) + 1
+        for number in range(n_groups):
+            own = [one for one, group in zip(found, groups, strict=True) if group == number]
+            targets = Counter(model.tokenizer.token_strings([one.target])[0] for one in own)
+            commonest = ", ".join(f"{token!r} {count}" for token, count in targets.most_common(_SHOWN))
+            note(f"group {number}: {len(own)} predictions, {commonest}; such as {_shown(own[0], model)}")
+        if self.chosen_group >= n_groups:
+            raise InputError(f"there are {n_groups} groups only", hint=f"--cluster counts to {n_groups - 1}")
+        return tuple(one for one, group in zip(found, groups, strict=True) if group == self.chosen_group)
+
+
 def _shown(found: "Prediction", model: "LanguageModel") -> str:
     token = model.tokenizer.token_strings([found.target])[0]
     text = model.tokenizer.decode(model.tokenizer.own_part(found.ids)[-_SHOWN_TOKENS:])
@@ -155,6 +221,11 @@ def check_text(request: Request, *, stage: str) -> None:
     """Raise SettingsError if there is no prompt, and either no text of the run or a setting that only a prompt has."""
     settings = request.settings.graph
     if settings.prompt is not None or settings.prompt_ids is not None or settings.prompts is not None:
+        if settings.clusters is not None:
+            raise SettingsError(
+                "--clusters groups predictions of the run's own text, but a prompt is given",
+                hint="leave one of them out",
+            )
         return
     hint = f'add --prompt, for example circuit {stage} --prompt "The capital of"'
     if not request.records.of(ActivationsRecord):
