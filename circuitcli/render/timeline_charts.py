@@ -8,7 +8,7 @@ from circuitcli.render.text import visible
 
 COLOURS = ("#16181d", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
 DASHES = ("", "5 2", "2 2", "7 2 2 2", "4 2 1 2", "1 3")
-CHART_WIDTH, CHART_HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 330.0, 150.0, 44.0, 10.0, 8.0, 30.0
+CHART_WIDTH, CHART_HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 330.0, 150.0, 44.0, 18.0, 8.0, 30.0
 
 
 def chart_svg(chart: Chart, names: Sequence[str]) -> str:
@@ -56,7 +56,9 @@ def _limits(numbers: Sequence[float], *, is_share: bool) -> tuple[float, float]:
     low, high = min(numbers, default=0.0), max(numbers, default=1.0)
     if is_share:
         return max(min(low, 0.0), -0.25), min(max(high, 1.0), 1.25)
-    return (low, high) if high > low else (low - 0.5, high + 0.5)
+    if high == low:
+        return (low, low + 1) if low == 0 else (low - 0.5, high + 0.5)
+    return low, high
 
 
 def _axes(names: Sequence[str], low: float, high: float) -> Iterator[str]:

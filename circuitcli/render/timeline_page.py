@@ -14,7 +14,7 @@ from circuitcli.render.document import to_json
 from circuitcli.render.page import asset, safe
 from circuitcli.render.text import number, percent, signed, visible
 from circuitcli.render.timeline import placed
-from circuitcli.render.timeline_charts import COLOURS, DASHES, chart_svg
+from circuitcli.render.timeline_charts import COLOURS, DASHES, LEFT, RIGHT, chart_svg
 from circuitcli.render.timeline_svg import circuit_svg, lifelines_svg, step_name
 
 _DATA = re.compile(r'<script type="application/json" id="data">(.*?)</script>', re.DOTALL)
@@ -73,7 +73,8 @@ def _content(report: TimelineReport) -> dict[str, Any]:
         }
         for frame in report.frames
     ]
-    return {"unit": report.unit, "frames": frames, "lines": [line.model_dump(mode="json") for line in report.lines]}
+    lines = [line.model_dump(mode="json") for line in report.lines]
+    return {"unit": report.unit, "frames": frames, "lines": lines, "margins": [LEFT, RIGHT]}
 
 
 def _figure(report: TimelineReport, index: int, svg: str) -> str:

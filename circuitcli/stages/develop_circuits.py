@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 NAME, GRAPH = "circuits", "behaviour"
 TABLE = "reports/circuits.csv"
-_READ = ("graph.", "validate.", "seed", "develop.by", "develop.least")
+_READ = ("graph.", "validate.", "seed", "develop.by", "develop.assignment", "develop.least", "develop.tokens")
 _NO_MATTER = (*PLACEMENT, "graph.prompts", "graph.prompt", "graph.batch_size", "validate.graph", "validate.name")
 # What a test of a circuit does at each checkpoint unless it is asked for: the score and some random circuits.
 _TESTED = {"curve": "none", "minimality": False, "shuffled": False, "samples": 20}

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _OF_TARGETS = ("log-prob", "logit-diff")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Moment:
     """A checkpoint with the run that holds its activations and coders; ``request`` is about that run."""
 

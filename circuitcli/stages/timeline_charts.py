@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from circuitcli.records import CircuitRecord, CrosscoderRecord
+from circuitcli.records import CircuitRecord, CrosscoderRecord, DevelopmentRecord
 from circuitcli.records.through import Chart, Curve
 from circuitcli.runs import Run
 
@@ -16,7 +16,8 @@ _SHARED = (
 
 def charts(run: Run, records: Sequence[CircuitRecord]) -> tuple[Chart, ...]:
     """What stands under the slider: of the circuits, of the crosscoders, and of matched features."""
-    return (*_of_circuits(records), *_of_crosscoders(run, [one.checkpoint for one in records]))
+    names = [one.checkpoint for one in records]
+    return (*_of_circuits(records), *_of_features(run, names), *_of_crosscoders(run, names))
 
 
 def _of_circuits(records: Sequence[CircuitRecord]) -> list[Chart]:
@@ -45,6 +46,33 @@ def _of_circuits(records: Sequence[CircuitRecord]) -> list[Chart]:
 
 def _known(curves: Sequence[Curve]) -> list[Curve]:
     return [curve for curve in curves if any(value is not None for value in curve.values)]
+
+
+def _of_features(run: Run, names: Sequence[str]) -> list[Chart]:
+    """Of all features of the checkpoints' SAEs, matched from each to the next: means over hook points."""
+    there = [one for one in run.stream().of(DevelopmentRecord) if list(one.checkpoints) == list(names)]
+    if not there:
+        return []
+    shares = [
+        Curve(label=label, values=_means([getattr(one, name) for one in there]))
+        for name, label in (
+            ("matched", "with the checkpoint before"),
+            ("seeds", "with another seed of the same checkpoint"),
+            ("shuffled", "with the checkpoint before, shuffled"),
+        )
+    ]
+    turnover = [Curve(label=name, values=_means([getattr(one, name) for one in there])) for name in ("born", "died")]
+    about = f"cosine of {there[0].by} at least {there[0].least:g}"
+    return [
+        Chart(title="All features: share that is matched", unit=about, is_share=True, curves=_known(shares)),
+        Chart(title="All features: births and deaths", unit="mean number a hook point", curves=turnover),
+    ]
+
+
+def _means(values: Sequence[Sequence[float | int | None]]) -> tuple[float | None, ...]:
+    """Of each checkpoint that over hook points, where it is known."""
+    columns = [[float(value) for value in column if value is not None] for column in zip(*values, strict=True)]
+    return tuple(sum(column) / len(column) if column else None for column in columns)
 
 
 def _of_crosscoders(run: Run, names: Sequence[str]) -> list[Chart]:

@@ -121,7 +121,7 @@ def _facts(request: Request, circuits: Sequence[Found]) -> tuple[str, ...]:
     head, settings = circuits[-1].graph.head, request.settings
     first = asked(settings)[0]
     example = f"{first.prompt[-60:]!r}" + (f" → {first.target!r}" if first.target is not None else "")
-    model = request.run.manifest().get("model", "")
+    model = Path(str(request.run.manifest().get("model", ""))).name
     return (
         f"{model}: {len(circuits)} checkpoints, {head.n_prompts} prompts, for example {example}. "
         f"Metric: {head.metric} in {head.unit}; circuits by {head.method}, baseline {head.baseline}.",

@@ -1,6 +1,6 @@
 "use strict";
 // Everything is drawn already; this shows one checkpoint at a time. Text from outside is set as textContent only.
-const { unit, frames, lines } = JSON.parse(document.getElementById("data").textContent);
+const { unit, frames, lines, margins } = JSON.parse(document.getElementById("data").textContent);
 const get = (id) => document.getElementById(id);
 const all = (selector) => [...document.querySelectorAll(selector)];
 const slider = get("slider"), detail = get("detail"), play = get("play");
@@ -14,7 +14,7 @@ function show(index) {
   get("now").textContent = "step " + frames[current].step;
   for (const element of indexed) element.classList.toggle("current", Number(element.dataset.index) === current);
   for (const marker of markers) {
-    const box = marker.ownerSVGElement.viewBox.baseVal, left = 44, right = 10;
+    const box = marker.ownerSVGElement.viewBox.baseVal, [left, right] = margins;
     const x = left + (box.width - left - right) * (frames.length > 1 ? current / (frames.length - 1) : 0.5);
     marker.setAttribute("x1", x);
     marker.setAttribute("x2", x);
