@@ -15,7 +15,7 @@ from circuitcli.cli import app, summaries
 from circuitcli.errors import InputError
 from circuitcli.evaluation.held_out import HeldOut
 from circuitcli.hookpoints import HookPoint
-from circuitcli.records import ActivationsRecord, EvaluationRecord, SaeRecord, Stream
+from circuitcli.records import ActivationsRecord, BaselineRecord, EvaluationRecord, SaeRecord, Stream
 from circuitcli.runs import Run
 from circuitcli.saes import files
 from circuitcli.saes.base import SaeConfig
@@ -266,3 +266,28 @@ def test_measuring_again_that_is_killed_keeps_what_was_measured(
     made = evaluate.run(request(run_path, **fewer))
     assert [record.n_eval_tokens for record in made] == [100, 100, 100]
     assert seen.count(str(kept.stem)) == 1 and not kept.parent.exists()
+
+
+def test_baselines_stand_beside_the_runs_saes_with_as_many_codes(run_path: Path):
+    names = ("pca", "identity", "frozen-decoder", "random-model")
+    asked = request(run_path, train__baselines=",".join(names), train__baseline_tokens=1500)
+    records = evaluate.run(asked)
+    found = {(one.hook, one.name): one for one in records if isinstance(one, BaselineRecord)}
+    saes = {one.hook: one for one in records if isinstance(one, EvaluationRecord)}
+    assert [*found] == [(hook, name) for hook in saes for name in names]
+    for (hook, name), one in found.items():
+        assert one.k == round(saes[hook].l0) == one.l0
+        assert (one.loss_recovered is None) == (name == "random-model")
+        assert one.d_sae == (128 if name in ("pca", "identity") else 256)
+    assert found["resid.1", "pca"].explained_variance > found["resid.1", "identity"].explained_variance
+    report = json.loads((run_path / "reports/evaluate.json").read_text())
+    assert len(report["baselines"]) == len(found) and report["saes"]
+    lines = [" ".join(row) for rows in summaries.tables(records, run_path) for row in rows.rows]
+    assert sum("random-model" in line for line in lines) == len(saes)
+    # Nothing of it is made again, and training is still what it was.
+    assert evaluate.run(asked) == records and isinstance(train.run(asked)[0], SaeRecord)
+
+
+def test_baselines_are_asked_for_beside_finished_saes_alone(run_path: Path, capsys: pytest.CaptureFixture):
+    assert app.run(["train", "--run", str(run_path), "--baselines", "pca"]) == 2
+    assert "hint: add --eval" in capsys.readouterr().err

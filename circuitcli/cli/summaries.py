@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from circuitcli.cli.attention_view import score_tables
+from circuitcli.cli.coders_view import baseline_rows
 from circuitcli.cli.console import Rows
 from circuitcli.cli.labels import SHOWN, described, examples, labels
 from circuitcli.cli.through_view import circuits, crosscoders
@@ -345,6 +346,7 @@ _TABLES: tuple[Callable[[Sequence[Record]], Rows], ...] = (
     toy_grid,
     synthetic_rows,
     _evaluations,
+    baseline_rows,
     _replacements,
     _exports,
     described,

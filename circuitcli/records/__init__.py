@@ -6,6 +6,7 @@ are never renamed; a kind that nobody knows passes through.
 
 from circuitcli.records.base import Record, UnknownRecord
 from circuitcli.records.coders import (
+    BaselineRecord,
     EvaluationRecord,
     ExportRecord,
     FeatureRecord,
@@ -46,6 +47,7 @@ __all__ = [
     "ActivationsRecord",
     "AttentionRecord",
     "AttributionsRecord",
+    "BaselineRecord",
     "ChangeRecord",
     "CheckpointRecord",
     "ChoicesRecord",

@@ -87,6 +87,28 @@ class EvaluationRecord(Record):
     silent: Number | None = None
 
 
+class BaselineRecord(Record):
+    """What stands beside an SAE with ``k`` codes per token, as many as that has on average, measured on the same
+    tokens: further fields are numbers by name, ``report`` has all. That of a random model is measured on this model's
+    own activations, and has no losses.
+    """
+
+    kind: str = "baseline"
+    hook: HookName
+    name: Word
+    k: Count
+    d_sae: Count
+    report: PathInRun
+    n_eval_tokens: Count
+    explained_variance: Number | None = None
+    l0: Number
+    loss_recovered: Number | None = None
+    cosine: Number | None = None
+    ce_increase: Number | None = None
+    kl_spliced: Number | None = None
+    silent: Number | None = None
+
+
 class ReplacementRecord(Record):
     """The model on held-out text with all that some coders explain replaced at once by what they write together, in
     nats per prediction; further fields as in `ModelLoss`. ``hooks``: what they read; ``variant`` of a sweep.

@@ -12,6 +12,7 @@ from circuitcli.printable import json_steady
 from circuitcli.reading import parse_json, text_lines
 from circuitcli.records.base import Record, UnknownRecord
 from circuitcli.records.coders import (
+    BaselineRecord,
     EvaluationRecord,
     ExportRecord,
     FeatureRecord,
@@ -55,6 +56,7 @@ KINDS: dict[str, type[Record]] = {
     "sae": SaeRecord,
     "sweep": SweepRecord,
     "evaluation": EvaluationRecord,
+    "baseline": BaselineRecord,
     "replacement": ReplacementRecord,
     "inspection": InspectionRecord,
     "synthetic": SyntheticRecord,

@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from circuitcli.settings.section import MOST_TOKENS, Section, Split
+from circuitcli.settings.train import Baseline
 
 Trained = Literal["relu", "gated", "topk", "batchtopk", "matryoshka", "jumprelu"]
-Baseline = Literal["pca", "ica", "nmf", "identity", "frozen-decoder", "random-model"]
 
 
 def _divisor(value: int) -> int:

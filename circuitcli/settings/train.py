@@ -6,6 +6,8 @@ from pydantic import Field
 
 from circuitcli.settings.section import MOST_TOKENS, FilePath, Section, Split, Texts
 
+# What SAEs have to beat.
+Baseline = Literal["pca", "ica", "nmf", "identity", "frozen-decoder", "random-model"]
 Tracker = Literal["tensorboard", "trackio", "wandb"]
 
 
@@ -67,6 +69,13 @@ class TrainSettings(Section):
     compound: bool = False
     """Also measure the model's loss with all finished SAEs in place at once, beside what each costs alone (a
     'replacement' record)."""
+    baselines: Annotated[tuple[Baseline, ...], Split] = ()
+    """With --eval, what is measured beside each SAE with as many codes per token: principal (pca) and independent
+    components (ica), non-negative factors (nmf), the dimensions themselves (identity), a topk SAE whose decoder stays
+    random (frozen-decoder), and one of a copy of the model with random weights, on that copy (random-model)."""
+    baseline_tokens: int = Field(131_072, ge=1, le=MOST_TOKENS)
+    """Most tokens that a baseline is made from, of those that SAEs are trained on; ica takes 32,768 at most, nmf
+    16,384."""
     autocast: bool = False
     """Multiply in bfloat16, which many processors do several times as fast; weights, sums and Adam stay in float32."""
     tf32: bool = True

@@ -18,9 +18,10 @@ from circuitcli.evaluation.held_out import HeldOut
 from circuitcli.hookpoints import HookPoint
 from circuitcli.manifest import NEXT
 from circuitcli.reading import read_object
-from circuitcli.records import ActivationsRecord, EvaluationRecord, Record
+from circuitcli.records import ActivationsRecord, BaselineRecord, EvaluationRecord, Record
 from circuitcli.runs import atomic
 from circuitcli.stages import measure
+from circuitcli.stages.baselines import Baselines
 from circuitcli.stages.inputs import activation_digests, activation_records, open_cache
 from circuitcli.stages.measuring import finite, measured_together
 from circuitcli.stages.replacement import replacement_record
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 NAME = "train --eval"
 REPORTS = Path("reports")
 FORMAT = 1
+_READ = ("train.eval_tokens", "train.loss_tokens", "train.baselines", "train.baseline_tokens", "sae_path", "seed")
 _AGAIN = "measure again: `circuit train --eval --force`"
 # What training alone can tell of an SAE.
 _KEPT = ("dead", "dead_tokens", "trained_tokens", "kept_tokens")
@@ -52,7 +54,7 @@ def run(request: Request) -> list[Record]:
     found = activation_records(request, stage=NAME)
     sources = sae_sources(request, stage=NAME)
     inputs = {f"SAE at {hook}": source.digest for hook, source in sources.items()} | activation_digests(request)
-    print_ = fingerprint(request, ("train.eval_tokens", "train.loss_tokens", "sae_path"), inputs)
+    print_ = fingerprint(request, _READ, inputs, without=_unread(request))
     name = _named(request, STAGE)
     # Measuring again takes nothing away, so other settings need no --force.
     entry = request.run.stage(name)
@@ -117,6 +119,7 @@ def _work(
             _write(_entry(partial, hook), finite(facts))
     group.barrier()
     measured = [read_object(_entry(partial, hook), hint=_AGAIN) for hook in sources]
+    beside = Baselines(request, held_out, rows, partial).facts(measured) if processes.is_main() else []
     report, replaced = _report(request), None
     if len(transcoders) > 1 and request.settings.train.loss_tokens and processes.is_main():
         facts = _replaced(request, held_out, {hook: sources[hook] for hook in transcoders}, sets, partial)
@@ -124,9 +127,11 @@ def _work(
     group.barrier()
     if processes.is_main():
         content = {"format": FORMAT, "version": __version__, "rows": [rows.start, rows.stop], "saes": measured}
+        content |= {"baselines": beside} if beside else {}
         content |= {} if replaced is None else {"replacement": replaced.model_dump(exclude={"kind"}, exclude_none=True)}
         _write(request.run.path / report, content)
-    records = [_record(entry, report) for entry in measured]
+    records: list[Record] = [_record(entry, report) for entry in measured]
+    records += [BaselineRecord.model_validate({"report": report.as_posix(), **_flat(facts)}) for facts in beside]
     return [*records, *([] if replaced is None else [replaced])], {"report": report.as_posix()}
 
 
@@ -208,12 +213,20 @@ def _chunk(found: "Foreign") -> int | None:
 
 def _record(entry: Mapping[str, Any], report: Path) -> EvaluationRecord:
     """The numbers that fit on a line."""
-    flat = {name: value for name, value in entry.items() if not isinstance(value, dict)}
     try:
-        return EvaluationRecord.model_validate({"report": report.as_posix(), **flat})
+        return EvaluationRecord.model_validate({"report": report.as_posix(), **_flat(entry)})
     except ValidationError as error:
         place = ".".join(map(str, error.errors()[0]["loc"]))
         raise InputError(f"what was measured before a kill is damaged: {place}", hint=_AGAIN) from None
+
+
+def _flat(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in entry.items() if not isinstance(value, dict)}
+
+
+def _unread(request: Request) -> tuple[str, ...]:
+    """Settings that nothing is made from where no baseline is asked for."""
+    return () if request.settings.train.baselines else ("train.baselines", "train.baseline_tokens", "seed")
 
 
 def _named(request: Request, name: str) -> str:

@@ -26,7 +26,14 @@ PROBE = "probe"
 RESULTS = "results"
 _AGAIN = "run it again with --force"
 # Settings that change no number; and those that may change from call to call, as each coder has a result of its own.
-_NO_MATTER = ("train.checkpoint_tokens", "train.log", "train.parallel", "train.sweep", "synthetic.name")
+_NO_MATTER = (
+    "train.checkpoint_tokens",
+    "train.log",
+    "train.parallel",
+    "train.sweep",
+    "train.baselines",
+    "synthetic.name",
+)
 _WHICH = ("synthetic.architectures", "synthetic.baselines")
 _READ = ("synthetic.", "sae.", "train.", "seed")
 _EVAL_ROWS, _PROBE_ROWS = 2048, 2048

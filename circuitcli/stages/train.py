@@ -42,7 +42,15 @@ NAME = "train"
 _DENSE_COPIES, _SPARSE_COPIES = 6, 2
 _LOGITS_COPIES = 5
 # Settings that change no result, or no more than another device does. What training begins from is an input.
-_NO_MATTER = ("train.checkpoint_tokens", "train.log", "train.parallel", "train.tf32", "train.start")
+_NO_MATTER = (
+    "train.checkpoint_tokens",
+    "train.log",
+    "train.parallel",
+    "train.tf32",
+    "train.start",
+    "train.baselines",
+    "train.baseline_tokens",
+)
 # Settings on which the measuring of finished SAEs depends and nothing else: eval_tokens are kept out of the training.
 _MEASURING, _COMPOUND = ("train.loss_tokens",), "train.compound"
 

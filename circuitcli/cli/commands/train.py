@@ -10,6 +10,7 @@ FLAGS = (
     Flag("train.log", "--log"),
     Flag("train.sweep", "--sweep", metavar="NAME=VALUES", repeats=True),
     Flag("train.start", "--from", metavar="SAE"),
+    Flag("train.baselines", "--baselines", metavar="NAMES"),
     *(flag for flag in MODEL_OF_RUN if flag.setting != "model.dtype"),
     *RUN,
     *SAE,
@@ -30,7 +31,7 @@ def train(call: Call) -> None:
     circuit train --set sae.k=32 --set sae.expansion=16
     circuit train --sweep sae.k=16,32,64
     circuit train --from runs/other --tokens 200000
-    circuit train --eval
+    circuit train --eval --baselines pca,ica,identity
     """
     if call.loaded.origins.get("sae_path") == "flag" and not call.extras["eval"]:
         raise SettingsError(
@@ -38,6 +39,8 @@ def train(call: Call) -> None:
         )
     if call.loaded.origins.get("train.start") == "flag" and call.extras["eval"]:
         raise SettingsError("--eval trains nothing, so it begins from no SAE", hint="name SAEs to measure with --sae")
+    if call.loaded.origins.get("train.baselines") == "flag" and not call.extras["eval"]:
+        raise SettingsError("--baselines are measured beside finished SAEs", hint="add --eval")
     if call.loaded.origins.get("train.sweep") == "flag" and call.extras["eval"]:
         raise SettingsError(
             "--eval measures finished SAEs and does not train variants",

@@ -1,7 +1,7 @@
 """SAEs trained on planted features by the trainer of `circuit train`."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,14 +13,8 @@ from circuitcli.saes.base import SparseCoder
 from circuitcli.settings.settings import Settings
 from circuitcli.toys.synthetic.recipe import FULL_BATCH, FULL_K, FULL_WIDTH
 from circuitcli.toys.synthetic.world import World, stream
-from circuitcli.training.architectures.registry import new_trainable
-from circuitcli.training.architectures.trainable import ActivationMoments, Batch, TrainingConfig
-from circuitcli.training.checkpoint import Checkpoints
-from circuitcli.training.log import METRICS, MetricsLog
-from circuitcli.training.optimiser import CoderOptimiser, OptimiserConfig
-from circuitcli.training.plan import Plan, default_dead_tokens, schedule
-from circuitcli.training.trainer import Trainer
-from circuitcli.training.untrained import CALIBRATION_TOKENS
+from circuitcli.training.alone import train_alone
+from circuitcli.training.architectures.trainable import ActivationMoments, Batch
 
 # Planted activations are of no model; files and records name a hook point all the same.
 HOOK = HookPoint(0, "resid")
@@ -38,7 +32,7 @@ class SyntheticBatches:
     batch_size: int
 
     def from_step(self, step: int) -> Iterator[Batch]:
-        """See `Batches`."""
+        """See `SizedBatches`."""
         for index in range(step, self.n_steps):
             yield {HOOK: self.draw(index)}
 
@@ -106,28 +100,13 @@ def trained(
 
     Raises CircuitError if a loss stops being finite.
     """
-    batch_size, sae = batch_rows(settings), settings.sae
-    n_steps = max(1, settings.synthetic.samples // batch_size)
-    tokens = n_steps * batch_size
-    plan = Plan(tokens, tokens, batch_size, n_steps, settings.train.dead_tokens or default_dead_tokens(tokens))
-    assert sae.d_sae is not None
-    config = TrainingConfig(sae, sae.d_sae, settings.train.auxk_weight, plan.dead_tokens, settings.seed)
-    trainable = new_trainable((HOOK,), {HOOK: draw(0)}, config, {HOOK: moments.activations})
-    if is_decoder_frozen:
-        trainable.get_parameter("sae.W_dec").requires_grad_(False)
-    rates = schedule(settings, plan, d_sae=sae.d_sae)
-    optimiser = CoderOptimiser(trainable, OptimiserConfig(rates, settings.train.clip))
-    batches = SyntheticBatches(draw, n_steps, batch_size)
-    Trainer(
-        [optimiser],
-        batches,
-        batch_size=batch_size,
-        checkpoints=Checkpoints(folder, fingerprint),
-        checkpoint_steps=max(1, settings.train.checkpoint_tokens // batch_size),
-        logs={str(HOOK): MetricsLog(folder / METRICS)},
-    ).run()
-    if trainable.needs_calibration:
-        few = replace(batches, n_steps=min(n_steps, max(1, CALIBRATION_TOKENS // batch_size)))
-        for batch in few.from_step(0):
-            trainable.calibrate(batch, n_tokens=few.n_steps * batch_size)
-    return optimiser.finished()[HOOK]
+    batch_size = batch_rows(settings)
+    return train_alone(
+        settings,
+        HOOK,
+        SyntheticBatches(draw, max(1, settings.synthetic.samples // batch_size), batch_size),
+        moments.activations,
+        folder=folder,
+        fingerprint=fingerprint,
+        is_decoder_frozen=is_decoder_frozen,
+    )
