@@ -11,6 +11,7 @@ load_model, load_coders         a model, and sparse coders of its activations: a
 collect, train, evaluate        activations of a text, coders that learn from them, and how good these are
 encode, describe, run           a text in features, what a feature means, the model without some or with more of them
 steer                           what it writes with some features turned up or down
+match                           which features of two coders are the same
 find_behaviour, find_circuit    something to explain, and the features and errors behind it
 validate, draw                  how far a circuit can be believed, and its picture
 
@@ -38,6 +39,7 @@ _PLACES = {
     "HookPoint": "circuitcli.hookpoints",
     "InputError": "circuitcli.errors",
     "LanguageModel": "circuitcli.models.loading",
+    "Pairs": "circuitcli.features.pairing",
     "Picture": "circuitcli.api.drawing",
     "Run": "circuitcli.api.running",
     "Scores": "circuitcli.api.validating",
@@ -54,6 +56,7 @@ _PLACES = {
     "find_circuit": "circuitcli.api.circuits",
     "load_coders": "circuitcli.api.coders",
     "load_model": "circuitcli.api.models",
+    "match": "circuitcli.api.matching",
     "run": "circuitcli.api.running",
     "steer": "circuitcli.api.steering",
     "train": "circuitcli.api.training",

@@ -12,6 +12,7 @@ from circuitcli.api.drawing import draw as draw
 from circuitcli.api.encoding import Encoded as Encoded
 from circuitcli.api.encoding import encode as encode
 from circuitcli.api.evaluating import evaluate as evaluate
+from circuitcli.api.matching import match as match
 from circuitcli.api.models import load_model as load_model
 from circuitcli.api.running import Run as Run
 from circuitcli.api.running import run as run
@@ -26,6 +27,7 @@ from circuitcli.errors import CircuitError as CircuitError
 from circuitcli.errors import InputError as InputError
 from circuitcli.errors import SettingsError as SettingsError
 from circuitcli.errors import ToolError as ToolError
+from circuitcli.features.pairing import Pairs as Pairs
 from circuitcli.graphs import CircuitGraph as CircuitGraph
 from circuitcli.hookpoints import HookPoint as HookPoint
 from circuitcli.models.loading import LanguageModel as LanguageModel

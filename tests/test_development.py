@@ -10,6 +10,7 @@ import pytest
 import torch
 from support_collect import write_rows
 
+from circuitcli.cli.development_view import developments, told
 from circuitcli.development.checkpoints import Checkpoint
 from circuitcli.development.comparing import BINS, Side, compared
 from circuitcli.development.found import pairs_of
@@ -186,6 +187,18 @@ def test_the_report_has_what_its_docstring_says(whole: tuple[Path, list[Record]]
     assert list(content) == names
     assert len(content["coders"]) == 6 and content["coders"][0]["ce_clean"] == 2.0
     assert [one.get("n_live") for one in content["coders"]] == [6, None, 5, None, 5, None]
+
+
+def test_people_are_told_of_each_checkpoint_and_what_seeds_and_chance_give(whole: tuple[Path, list[Record]]):
+    made = whole[1]
+    rows = developments(made).rows
+    assert [row[:4] for row in rows] == [
+        (str(HOOK), name, str(n), row[3]) for name, n, row in zip(NAMES, (6, 5, 5), rows, strict=True)
+    ]
+    assert rows[1][4:6] == ("80.0 %", "100.0 %") and rows[0][7] == rows[2][8] == "" and rows[1][7:9] == ("1", "1")
+    (line,) = told(made)
+    assert line.startswith("resid.1: of the 5 features of step64, 80.0 % are there at step0 and 80.0 % at step8")
+    assert "another seed of step64 has 100.0 %" in line and "shuffled features 0.0 %" in line
 
 
 def test_a_life_without_partners_is_one_checkpoint_long():

@@ -5,8 +5,9 @@ import itertools
 import pytest
 import torch
 from support import D_MODEL, D_SAE, random_sae
-from support_collect import write_cache
+from support_collect import write_cache, write_rows
 
+import circuitcli as circuit
 from circuitcli.activations.cache import ActivationCache
 from circuitcli.errors import InputError
 from circuitcli.features import coactivation
@@ -113,6 +114,30 @@ def test_hungarian_pairs_have_the_largest_sum_and_greedy_ones_the_largest_first(
     greedy = paired(scores, **live, assignment="greedy")
     assert sorted(zip(greedy.source.tolist(), greedy.target.tolist(), strict=True)) == sorted(taken)
     assert float(greedy.cosine.sum()) < float(best) - 1e-3
+
+
+def test_coders_are_matched_from_python_by_what_they_write_and_by_when_they_are_active(tmp_path):
+    write_rows(tmp_path, [60], {HOOK: torch.randn(60, D_MODEL, generator=torch.Generator().manual_seed(6))})
+    cache, one = ActivationCache(tmp_path, [HOOK]), random_sae(HOOK).float()
+    order = torch.randperm(D_SAE, generator=torch.Generator().manual_seed(7))
+    other = random_sae(HOOK).float()
+    other.W_dec.copy_(one.W_dec[order])
+    other.W_enc.copy_(one.W_enc[:, order])
+    other.b_enc.copy_(one.b_enc[order])
+    everything = circuit.match(one, other)
+    assert everything.n_live_target == D_SAE and everything.n_within(1e-4) == D_SAE
+    assert torch.equal(order[everything.target], everything.source)
+    for by in ("activation", "correlation", "decoder"):
+        pairs = circuit.match(one, other, cache, other_cache=cache, by=by, tokens=50)
+        assert torch.equal(order[pairs.target], pairs.source) and pairs.n_within(1e-4) == pairs.n_live_target
+    assert 0 < pairs.n_live_target < D_SAE
+    with pytest.raises(circuit.SettingsError, match="by=activation needs a cache"):
+        circuit.match(one, other, by="activation")
+    with pytest.raises(circuit.SettingsError, match="assignment='x'"):
+        circuit.match(one, other, assignment="x")
+    write_rows(tmp_path / "more", [59], {HOOK: torch.zeros(59, D_MODEL)})
+    with pytest.raises(InputError, match="has other tokens than"):
+        circuit.match(one, other, cache, other_cache=ActivationCache(tmp_path / "more", [HOOK]))
 
 
 def test_nothing_live_pairs_with_nothing():

@@ -8,6 +8,7 @@ from pathlib import Path
 from circuitcli.cli.attention_view import score_tables
 from circuitcli.cli.coders_view import baseline_rows
 from circuitcli.cli.console import Rows
+from circuitcli.cli.development_view import developments
 from circuitcli.cli.labels import SHOWN, described, examples, labels
 from circuitcli.cli.through_view import circuits, crosscoders
 from circuitcli.cli.toy_view import synthetic_rows, toy_grid
@@ -72,6 +73,8 @@ def sentence(command: str, made: Sequence[Record], run: str, seconds: float) -> 
 def _plural(kind: str) -> str:
     if kind.endswith("y") and kind[-2:-1] not in "aeiou":
         return f"{kind[:-1]}ies"
+    if kind.endswith(("ch", "sh")):
+        return f"{kind}es"
     return kind if kind.endswith("s") else f"{kind}s"
 
 
@@ -354,6 +357,7 @@ _TABLES: tuple[Callable[[Sequence[Record]], Rows], ...] = (
     _steering,
     _interaction,
     _changes,
+    developments,
     circuits,
     crosscoders,
 )

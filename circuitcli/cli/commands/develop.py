@@ -1,5 +1,7 @@
 """``circuit develop``."""
 
+from circuitcli.cli.console import console
+from circuitcli.cli.development_view import told
 from circuitcli.cli.jobs import Call, show_plan, with_run_record
 from circuitcli.cli.options import BEHAVIOUR, DRY_RUN, MODEL, RUN, SEED, Flag
 
@@ -48,3 +50,5 @@ def develop(call: Call) -> None:
     from circuitcli.stages import develop_further
 
     job.emit([*made, *develop_further.run(job.request)])
+    for line in told(made):
+        console.say(line)
