@@ -17,11 +17,16 @@ class TrainSettings(Section):
     start: FilePath | None = None
     """Coders to train on from, in place of random ones, as --sae names them: a run, a directory, FORMAT:PATH, a
     release. They keep architecture, width and, unless sae.k is set, k; hook points without one are not trained."""
-    objective: Literal["local", "end-to-end"] = "local"
+    objective: Literal["local", "end-to-end", "joint"] = "local"
     """What an SAE is to keep: the activations (local), or what the model predicts when the SAE stands alone at its hook
     point (end-to-end: KL divergence in nats, each SAE for itself, on the cached text; after Braun et al. 2024,
     arXiv:2405.12241). An end-to-end step costs a pass of the model, and for each SAE one through the blocks
-    behind it, forward and back."""
+    behind it, forward and back. Or the model learns too (joint): its own loss on the cached text, and what the SAEs
+    miss; RUN/model is then the model that they belong to."""
+    regularisation: float = Field(3.0, ge=0, le=1e6)
+    """Joint: weight of the mean over SAEs of the losses that they would have alone, beside the model's own in nats."""
+    model_rate: float = Field(1e-4, gt=0, le=10)
+    """Joint: the model's learning rate, which rises and falls as that of the SAEs."""
     local_share: float = Field(0.5, ge=0, lt=1)
     """End-to-end: share of the run, at its start, that trains locally, on shuffled rows."""
     local_weight: float = Field(25.0, ge=0, le=1e6)

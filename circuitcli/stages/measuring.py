@@ -12,10 +12,10 @@ from circuitcli.evaluation.held_out import HeldOut
 from circuitcli.hookpoints import HookPoint
 from circuitcli.records import TrainedRecord
 from circuitcli.saes.folder import is_recorded, read_config
-from circuitcli.stages.measure import held_out
+from circuitcli.stages.measure import held_out, joint_model
 from circuitcli.stages.request import Request
 from circuitcli.stages.unfinished import Finished, Unfinished
-from circuitcli.training.plan import Plan, training_plan
+from circuitcli.training.plan import JOINT, Plan, training_plan
 
 if TYPE_CHECKING:
     from circuitcli.activations.cache import ActivationCache
@@ -145,9 +145,16 @@ def _training_facts(
         "trained_tokens": plan.tokens,
         "kept_tokens": (optimiser.best.step or plan.n_steps) * plan.batch_size,
         "learning_rate": optimiser.config.schedule.peak,
-        "model": request.run.manifest().get("model", request.settings.model.name),
+        "model": _model(request),
         "seed": settings.seed,
     }
+
+
+def _model(request: Request) -> str:
+    """The model that SAEs belong to."""
+    if request.settings.train.objective == JOINT:
+        return str(joint_model(request).absolute())
+    return str(request.run.manifest().get("model", request.settings.model.name))
 
 
 def measured_again(bench: Bench, mine: Iterable[Finished], trained: Sequence[Finished]) -> Iterator[Finished]:

@@ -1,5 +1,6 @@
 """What `circuit train` does for one SAE at each hook point as for all variants of a sweep: train, measure, save."""
 
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,12 +15,12 @@ from circuitcli.manifest import NEXT, Fingerprint
 from circuitcli.records import ActivationsRecord, TrainedRecord
 from circuitcli.settings.settings import Settings
 from circuitcli.settings.sources import flatten
-from circuitcli.stages.measure import model_settings
+from circuitcli.stages.measure import joint_model, model_settings
 from circuitcli.stages.measuring import Bench, measured_again, measured_coders
 from circuitcli.stages.request import Request, changing_nothing
 from circuitcli.stages.saes import SaeSource
 from circuitcli.stages.unfinished import CHECKPOINT, Finished, Unfinished, remove_others
-from circuitcli.training.plan import END_TO_END, LEAST_IN_BATCH, Plan, training_plan
+from circuitcli.training.plan import END_TO_END, JOINT, LEAST_IN_BATCH, Plan, training_plan
 
 if TYPE_CHECKING:
     import torch
@@ -71,6 +72,8 @@ class Training:
 def check_processes(settings: Settings) -> None:
     """Raise SettingsError if the processes that run this command cannot share the work out."""
     n = processes.count()
+    if n > 1 and settings.train.objective == JOINT:
+        raise SettingsError("a model learns together with SAEs in one process", hint="run it as one process")
     if n > 1 and settings.train.parallel == "data" and settings.train.objective == END_TO_END:
         raise SettingsError(
             "end-to-end training reads whole texts, which are not shared out to processes",
@@ -178,6 +181,8 @@ def _measured_mine(
     if trained is not None:
         return [*measured_again(bench, trained[processes.rank() :: processes.count()], trained)]
     optimisers = _trained(training, bench.cache, bench.plan, checkpoints, device)
+    if training.request.settings.train.objective == JOINT:
+        _keep_model(training, optimisers)
     for optimiser in optimisers:
         optimiser.free_training_state()
     # Measuring runs the model, whose tensors have other sizes.
@@ -187,6 +192,19 @@ def _measured_mine(
     mine = optimisers[processes.rank() :: processes.count()] if shares_rows else optimisers
     begun_from = {hook: source.digest for hook, source in training.sources.items()}
     return [*measured_coders(bench, mine, training.variants, begun_from)]
+
+
+def _keep_model(training: Training, optimisers: "list[CoderOptimiser]") -> None:
+    """Write the model that learned together with the SAEs, which are measured with it."""
+    from circuitcli.models.loading import load_model
+    from circuitcli.training.joint import save_model
+
+    directory = joint_model(training.request)
+    partial = directory.with_name(f"{directory.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    save_model(optimisers[0], load_model(model_settings(training.request)), partial)
+    shutil.rmtree(directory, ignore_errors=True)
+    partial.rename(directory)
 
 
 def _in_order(finished: Iterable[Finished]) -> list[Finished]:

@@ -15,15 +15,16 @@ from circuitcli.saes.base import SparseCoder
 from circuitcli.settings.settings import Settings
 from circuitcli.training.architectures.trainable import Batch
 from circuitcli.training.checkpoint import Checkpoints
+from circuitcli.training.joint import joined
 from circuitcli.training.log import METRICS, MetricsLog
 from circuitcli.training.mlps import mlps_between
 from circuitcli.training.optimiser import CoderOptimiser
-from circuitcli.training.plan import END_TO_END, Plan, read_hooks
+from circuitcli.training.plan import END_TO_END, JOINT, Plan, read_hooks
 from circuitcli.training.plan import pool_tokens as tokens_in_pool
 from circuitcli.training.ranks import ALONE, AllRanks
-from circuitcli.training.texts import then_texts
+from circuitcli.training.texts import then_texts, words
 from circuitcli.training.trackers.tracker import Tracker
-from circuitcli.training.trainer import Trainer
+from circuitcli.training.trainer import Batches, Trainer
 from circuitcli.training.untrained import CALIBRATION_TOKENS, calibrate, new_optimisers
 
 
@@ -82,7 +83,19 @@ class Job:
         )
         for optimiser in optimisers:
             optimiser.trainable.ranks = ranks if self.shares_rows else ALONE
-        return optimisers
+        if self.settings.train.objective != JOINT:
+            return optimisers
+        train = self.settings.train
+        return [joined(optimisers, self.model(), weight=train.regularisation, model_rate=train.model_rate)]
+
+    def _texts(self, optimisers: Sequence[CoderOptimiser], rows: ShuffledBatches) -> Batches:
+        """What is learned from: rows, or text that the model reads."""
+        objective = self.settings.train.objective
+        if objective == JOINT:
+            return words(optimisers[0], self.cache, self.plan, seed=self.settings.seed)
+        if objective == END_TO_END:
+            return then_texts(self.model(), self.cache, self.plan, rows, settings=self.settings)
+        return rows
 
     def _train(self, optimisers: Sequence[CoderOptimiser]) -> None:
         train, hooks = self.settings.train, _hooks_of(optimisers)
@@ -90,10 +103,9 @@ class Job:
         if self.shares_rows and not processes.is_main():
             names = []
         rows = self.batches(hooks)
-        is_local = train.objective != END_TO_END
         Trainer(
             optimisers,
-            rows if is_local else then_texts(self.model(), self.cache, self.plan, rows, settings=self.settings),
+            self._texts(optimisers, rows),
             batch_size=self.plan.batch_size,
             checkpoints=self.checkpoints,
             checkpoint_steps=max(1, train.checkpoint_tokens // self.plan.batch_size),

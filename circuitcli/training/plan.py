@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.settings.settings import Settings
-from circuitcli.training.architectures.descriptions import DESCRIPTIONS, CoderShape
+from circuitcli.training.architectures.descriptions import DESCRIPTIONS, CoderShape, Each
 from circuitcli.training.schedule import LearningRateSchedule, default_rate
 
 # A cache that is small beside train.eval_tokens gives at most this share of its rows away.
@@ -121,7 +121,7 @@ def schedule(settings: Settings, plan: Plan, *, d_sae: int) -> LearningRateSched
     return LearningRateSchedule(peak, plan.n_steps, train.warmup, train.decay)
 
 
-END_TO_END = "end-to-end"
+END_TO_END, JOINT = "end-to-end", "joint"
 
 
 def hook_groups(architecture: str, hooks: Sequence[HookPoint]) -> list[tuple[HookPoint, ...]]:
@@ -155,7 +155,26 @@ def check_objective(settings: Settings) -> None:
                 "train.keep=best compares losses at the hook point, which are not what end-to-end training lowers",
                 hint="use --set train.keep=last, or --set train.objective=local",
             )
-    elif settings.train.downstream_weight:
+        return
+    if settings.train.objective == JOINT:
+        _check_joint(settings)
+    if settings.train.downstream_weight:
         raise SettingsError(
-            "train.downstream_weight has no effect on local training", hint="use --set train.objective=end-to-end"
+            f"train.downstream_weight has no effect on {settings.train.objective} training",
+            hint="use --set train.objective=end-to-end",
         )
+
+
+def _check_joint(settings: Settings) -> None:
+    about = DESCRIPTIONS[settings.sae.architecture]
+    if about.finished_as != settings.sae.architecture or type(about.layout) is not Each:
+        raise SettingsError(
+            f"sae.architecture={settings.sae.architecture} does not learn together with the model",
+            hint="use relu, gated, topk or jumprelu, or --set train.objective=local",
+        )
+    for name, usual in (("keep", "last"), ("sweep", ())):
+        if (value := getattr(settings.train, name)) != usual:
+            raise SettingsError(
+                f"train.{name}={value} does not go with train.objective=joint: there is one model, which changes",
+                hint=f"leave train.{name} out",
+            )

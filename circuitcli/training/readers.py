@@ -5,10 +5,11 @@ from collections.abc import Iterable
 from circuitcli.settings.sae import SaeSettings
 from circuitcli.settings.settings import Settings
 from circuitcli.training.architectures.descriptions import DESCRIPTIONS
-from circuitcli.training.plan import END_TO_END
+from circuitcli.training.plan import END_TO_END, JOINT
 
 # Settings that all architectures read.
 _OF_ALL = ("architecture", "d_sae", "expansion")
+_OF_JOINT = ("train.regularisation", "train.model_rate")
 _OF_END_TO_END = ("train.local_share", "train.local_weight", "train.downstream_weight")
 
 
@@ -26,4 +27,6 @@ def _unread(settings: Settings) -> frozenset[str]:
         names.add("sae.expansion")
     if settings.train.objective != END_TO_END:
         names.update(_OF_END_TO_END)
+    if settings.train.objective != JOINT:
+        names.update(_OF_JOINT)
     return frozenset(names)

@@ -5,6 +5,8 @@ from circuitcli.activations.batches import ShuffledBatches
 from circuitcli.activations.cache import ActivationCache
 from circuitcli.models.loading import LanguageModel
 from circuitcli.settings.settings import Settings
+from circuitcli.training.joint import TrainableJoint, WordBatches
+from circuitcli.training.optimiser import CoderOptimiser
 from circuitcli.training.plan import Plan
 from circuitcli.training.readings import RowsThenTexts, TextBatches
 
@@ -27,3 +29,17 @@ def then_texts(
         stop_row=plan.stop_row,
     )
     return RowsThenTexts(rows, texts, n_row_steps=round(settings.train.local_share * plan.n_steps))
+
+
+def words(optimiser: CoderOptimiser, cache: ActivationCache, plan: Plan, *, seed: int) -> WordBatches:
+    """The text, for a model that learns from it together with SAEs. Raises InputError if the model has changed."""
+    assert isinstance(optimiser.trainable, TrainableJoint)
+    return WordBatches(
+        cache,
+        optimiser.trainable.adapter,
+        pad_id=0,
+        batch_size=plan.batch_size,
+        n_tokens=plan.tokens,
+        seed=seed,
+        stop_row=plan.stop_row,
+    )
