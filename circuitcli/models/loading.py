@@ -58,7 +58,7 @@ def load_model(settings: ModelSettings) -> LanguageModel:
     source = _source(settings)
     options = source.options | _numbers(settings)
     device = None if is_spread(settings) else choose_device(settings.device)
-    with _quiet(), _explained(settings, source), placement(settings) as placing:
+    with quiet(), _explained(settings, source), placement(settings) as placing:
         config = read_configuration(source.location, source.options)
         model = auto_class(config).from_pretrained(source.location, config=config, **options, **placing)
     if device is not None:
@@ -79,7 +79,7 @@ def _commit(settings: ModelSettings) -> str | None:
 def load_outline(settings: ModelSettings) -> ModelAdapter:
     """The model's structure without its weights, on the meta device, for estimates. Raises as `load_model` does."""
     source = _source(settings)
-    with _quiet(), _explained(settings, source):
+    with quiet(), _explained(settings, source):
         config = read_configuration(source.location, source.options)
         with torch.device("meta"):
             model = auto_class(config).from_config(
@@ -100,7 +100,7 @@ def load_tokenizer(settings: ModelSettings) -> Tokenizer:
     from transformers import AutoConfig, AutoTokenizer
 
     source = _source(settings)
-    with _quiet(), _explained(settings, source):
+    with quiet(), _explained(settings, source):
         if has_tokenizer(source.location, source.options):
             return Tokenizer(AutoTokenizer.from_pretrained(source.location, **source.options), bos=settings.bos)
         config = AutoConfig.from_pretrained(source.location, **source.options)
@@ -194,7 +194,7 @@ def _failure(settings: ModelSettings, source: _Source, error: Exception) -> Circ
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep transformers' own progress bars and notes off stderr."""
     from transformers.utils import logging as hf_logging
 

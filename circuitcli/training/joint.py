@@ -21,7 +21,7 @@ from circuitcli.errors import SettingsError
 from circuitcli.evaluation.spliced import MISSED_TARGET, Texts
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.adapter import ModelAdapter
-from circuitcli.models.loading import LanguageModel
+from circuitcli.models.loading import LanguageModel, quiet
 from circuitcli.models.taps import Callback, tapped
 from circuitcli.training.architectures.several import TrainableCoders
 from circuitcli.training.architectures.trainable import Batch, StepResult, TrainableCoder
@@ -151,9 +151,10 @@ def joined(
     return CoderOptimiser(trainable, first.config, variant=first.variant)
 
 
-def save_model(optimiser: CoderOptimiser, tokenizer: LanguageModel, directory: Path) -> None:
+def save_model(optimiser: CoderOptimiser, model: LanguageModel, directory: Path) -> None:
     """Write the model of `joined` as Hugging Face's libraries read it, with the tokenizer of the one that it was."""
     trainable = optimiser.trainable
     assert isinstance(trainable, TrainableJoint)
-    trainable.adapter.model.save_pretrained(directory)
-    tokenizer.tokenizer.hf.save_pretrained(directory)
+    with quiet():
+        trainable.adapter.model.save_pretrained(directory)
+    model.tokenizer.hf.save_pretrained(directory)
