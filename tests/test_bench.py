@@ -9,9 +9,11 @@ from circuitcli.activations.storage.shards import RowsShard
 from circuitcli.activations.storage.stored_rows import StoredRows
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.loading import load_model
+from circuitcli.pretraining.learner import new_model
 from circuitcli.settings.graph import GraphSettings
 from circuitcli.settings.model import ModelSettings
-from tests.bench import bench_collect, bench_frozen, bench_graphs, bench_writer, graph_scaling
+from circuitcli.settings.pretrain import PretrainSettings
+from tests.bench import bench_collect, bench_frozen, bench_graphs, bench_pretrain, bench_writer, graph_scaling
 from tests.bench.graph_scaling import COMMANDS, Point
 from tests.bench.random_graphs import TINY, Setting
 
@@ -23,6 +25,18 @@ def test_collecting_is_measured_beside_the_bare_pass(tmp_path: Path, monkeypatch
     model = load_model(ModelSettings(name="builtin:tiny"))
     found = bench_collect.measure(model, [HookPoint(0, "resid")], seconds_wanted=0.01, rounds=1)
     assert found.n_tokens > 100 and min(found.bare, found.collecting, found.reading) > 0
+
+
+def test_pretraining_is_measured_beside_the_same_model_in_bare_pytorch():
+    settings = PretrainSettings(n_layers=2, n_heads=2, d_model=8, context_length=12, batch_size=2, accumulation=2)
+    device = torch.device("cpu")
+    rows = bench_pretrain.compared(settings, device=device, rounds=1, n=1)
+    assert [row.name for row in rows] == ["circuit", "plain"] and min(row.tokens_per_s for row in rows) > 0
+    assert bench_pretrain.table(rows).count("\n") == 1
+    plain = bench_pretrain.Plain(settings)
+    assert sum(p.numel() for p in plain.parameters()) == sum(
+        p.numel() for p in new_model(settings, n_ids=bench_pretrain.N_IDS, end_of_text=None, seed=0).parameters()
+    )
 
 
 @pytest.mark.parametrize("name", bench_writer.WAYS)

@@ -3,6 +3,8 @@
 import json
 import math
 import random
+import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 import torch
 from cli_support import Outcome, here
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -133,6 +136,43 @@ def test_an_interrupted_run_ends_bit_for_bit_like_an_unbroken_one(
     assert not (tmp_path / "broken" / "training" / "state").exists()
     again = pretrain(texts, tmp_path / "broken", values)
     assert again.stdout == resumed.stdout
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_takes_effect_behind_the_step_it_came_in_with_a_state_of_it(
+    tmp_path: Path, texts: Path, monkeypatch: pytest.MonkeyPatch, name: str
+):
+    number, learn = getattr(signal, name), learner.Learner.learn
+
+    def with_signal(self: learner.Learner, batches: object, *, step: int, seed: int) -> object:
+        if step == 5:
+            signal.raise_signal(number)
+        return learn(self, batches, step=step, seed=seed)
+
+    # As the command itself answers it.
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    monkeypatch.setattr(learner.Learner, "learn", with_signal)
+    try:
+        outcome = pretrain(texts, tmp_path / "out", {"pretrain.save_every": 100})
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert outcome.status == 128 + number
+    assert len(outcome.errors) == 2 and "the same command goes on" in outcome.errors[1]
+    (state,) = (tmp_path / "out/training/state").iterdir()
+    assert state.name == "step-00000006"
+
+
+def test_a_tracker_gets_every_line_of_the_metrics_once(tmp_path: Path, texts: Path):
+    with interrupted_after(6):
+        pretrain(texts, tmp_path / "out", {"pretrain.log": "tensorboard"})
+    assert pretrain(texts, tmp_path / "out", {"pretrain.log": "tensorboard"}).status == 0
+    shown = EventAccumulator(str(tmp_path / "out/training/logs/tensorboard/model"), size_guidance={"scalars": 0})
+    shown.Reload()
+    lines = [json.loads(line) for line in (tmp_path / "out/training/metrics.jsonl").read_text().splitlines()]
+    for tag in ("validation_loss", "loss", "learning_rate"):
+        expected = [(line["step"], pytest.approx(line[tag], rel=1e-6)) for line in lines if tag in line]
+        # What was logged before the break is not logged again.
+        assert [(event.step, event.value) for event in shown.Scalars(tag)] == expected
 
 
 def test_a_run_learns_and_another_seed_learns_something_else(tmp_path: Path, texts: Path):
