@@ -72,13 +72,13 @@ def _row(record: InteractionRecord) -> list[Panel]:
             [*_curve(record, record.n_edges, skip=skip)],
             Axis("edges kept", "log", is_count=True),
             kl,
-            f"{pair}absolute area {absolute:.4g} nats x edges",
+            f"{pair}area {absolute:.4g} nats x edges",
         ),
         Panel(
             [*_curve(record, by_share, skip=skip)],
             Axis("share of possible edges", "log"),
             kl,
-            f"{pair}relative area {relative:.4g} nats",
+            f"{pair}relative {relative:.4g} nats",
         ),
     ]
 
@@ -91,11 +91,14 @@ def _curve(record: InteractionRecord, x: Sequence[Number], *, skip: int) -> Iter
     yield Series((x[skip], x[-1]), (record.floor, record.floor), "all edges: what the SAEs miss")
 
 
+_MOST_TOLD = 2
+
+
 def interaction_sets(
     curves: Mapping[str, Sequence[InteractionRecord]], compared: Sequence[InteractionComparisonRecord]
 ) -> Plot:
     """A row for each pair of hook points that is compared: the curves of all sets over the edges kept and over their
-    share of all possible ones, with what each set needs less than the first one."""
+    share of all possible ones, with the change of each set's area against the first one's."""
     pairs = list(dict.fromkeys((record.source, record.target) for record in compared if record.source is not None))
     rows = []
     for pair in pairs:
@@ -103,7 +106,7 @@ def interaction_sets(
         own = [record for record in compared if (record.source, record.target) == pair]
         rows.append([_beside(found, own, pair, is_share=is_share) for is_share in (False, True)])
     first = next(iter(curves))
-    return Plot(rows, title=f"Edges that carry the model, and how much less area than {first}", width=4.2, height=2.6)
+    return Plot(rows, title=f"Edges that carry the model: areas against {first}", width=4.2, height=2.6)
 
 
 def _beside(
@@ -118,10 +121,11 @@ def _beside(
         skip = 1 if record.n_edges[0] == 0 else 0
         x = [n / record.n_possible if is_share else n for n in record.n_edges]
         series.append(Series(x[skip:], record.kl[skip:], name))
-    told = ", ".join(_less(record.relative if is_share else record.absolute) for record in compared)
+    told = [_less(record.relative if is_share else record.absolute) for record in compared]
     axis = Axis("share of possible edges", "log") if is_share else Axis("edges kept", "log", is_count=True)
     kind = "relative" if is_share else "absolute"
-    title = f"{pair[0]} to {pair[1]}: {kind} {told}"
+    # Of many sets there is no room: the records tell.
+    title = f"{pair[0]} to {pair[1]}: {kind} {', '.join(told) if len(told) <= _MOST_TOLD else 'area'}"
     return Panel(series, axis, Axis("KL(model || edges), nats a token", from_zero=True), title)
 
 

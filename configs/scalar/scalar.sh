@@ -9,7 +9,7 @@
 #   PROMPTS  of 128 held-out tokens each (50)           SETS     names of the files beside this one (all)
 #   GPT      a model that is there already              CURVE    settings of the curves (paper.toml: the published code's)
 #   CIRCUIT  the command, with options for all (circuit)
-# In an hour or so on two cores, with the same order of the sets:
+# Smaller, on a model that is there:
 #   TOKENS=4000000 PROMPTS=8 GPT=shakespeare_64x4 configs/scalar/scalar.sh tiny-shakespeare.txt
 set -eu
 if [ $# -lt 1 ]; then
@@ -41,6 +41,16 @@ kind_of() {
     esac
 }
 
+# What a set begins from: one that learns together with the model, from the beginning of the model's training.
+model_of() {
+    if [ "$1" = joint ] && [ -d "$GPT/checkpoints/step0" ]; then echo "$GPT/checkpoints/step0"; else echo "$GPT"; fi
+}
+
+# Where the curves of a set are made.
+run_of() {
+    if [ -d "$out/$1/model" ]; then echo "$out/$1-model"; else echo "$out/$1"; fi
+}
+
 if [ -z "$GPT" ]; then
     GPT=$out/gpt
     make "$out/gpt.jsonl" pretrain --config "$here/../shakespeare_64x4.toml" --text "$text" --steps "$STEPS" --output "$GPT"
@@ -49,9 +59,14 @@ fi
 for set in $SETS; do
     config=$here/$set.toml
     kind=$(kind_of "$set")
-    make "$out/$set.collect.jsonl" collect --config "$config" --model "$GPT" --text "$text" --run "$out/$set"
+    make "$out/$set.collect.jsonl" collect --config "$config" --model "$(model_of "$set")" --text "$text" --run "$out/$set"
     make "$out/$set.train.jsonl" train --config "$config" --tokens "$TOKENS" --run "$out/$set"
-    make "$out/$set.edges.jsonl" validate --run "$out/$set" --interaction "$kind" --sequences "$PROMPTS" \
+    run=$(run_of "$set")
+    if [ "$run" != "$out/$set" ]; then
+        # A model that learned together with its SAEs has a text, and activations, of its own.
+        make "$out/$set.model.jsonl" collect --config "$config" --model "$out/$set/model" --text "$text" --run "$run"
+    fi
+    make "$out/$set.edges.jsonl" validate --run "$run" --sae "$out/$set" --interaction "$kind" --sequences "$PROMPTS" \
         --set interaction.length=128 --name "edges${CURVE:+-$(basename "$CURVE" .toml)}" ${CURVE:+--config "$CURVE"}
 done
 
@@ -60,7 +75,7 @@ for kind in blocks mlp-blocks mlp-layers; do
     reports=
     for set in $SETS; do
         if [ "$(kind_of "$set")" = "$kind" ]; then
-            reports=$reports${reports:+,}$out/$set/reports/edges${CURVE:+-$(basename "$CURVE" .toml)}.json
+            reports=$reports${reports:+,}$(run_of "$set")/reports/edges${CURVE:+-$(basename "$CURVE" .toml)}.json
         fi
     done
     case $reports in
