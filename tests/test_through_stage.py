@@ -162,9 +162,17 @@ def test_prompts_that_cannot_be_followed_are_refused_before_anything_is_made(val
         through.check(changed(Settings(), values))
 
 
+def test_the_plan_tells_what_is_made_behind_the_coders(followed: Followed):
+    assert dict(develop_further.plan(followed.request)) == {
+        "crosscoder": "of all checkpoints, at each hook point, in crosscoder",
+        "circuits": "of 4 prompts at each checkpoint, drawn in figures/development.html",
+    }
+    assert develop_further.plan(replace(followed.request, settings=Settings())) == []
+
+
 def test_what_needs_several_checkpoints_says_so(followed: Followed, tmp_path: Path):
     request = Request(followed.request.settings, Stream(), Run(tmp_path))
-    with pytest.raises(InputError, match="0 checkpoints"):
+    with pytest.raises(InputError, match=r"too few checkpoints with coders \(0\)"):
         through.moments(request)
     with pytest.raises(SettingsError, match="one node for each feature"):
         develop_circuits.run(replace(request, settings=changed(followed.request.settings, {"graph.positions": "last"})))

@@ -79,7 +79,7 @@ def moments(request: Request, settings: Settings | None = None) -> list[Moment]:
     there = [one for one in found if one.request.run.exists]
     if len(there) < 2:
         raise InputError(
-            f"{request.run.path} has {len(there)} checkpoints with coders; what changes through training needs two",
+            f"{request.run.path} has too few checkpoints with coders ({len(there)}) to tell what changes",
             hint="run `circuit develop --model DIR --revisions 'step*'`",
         )
     return there

@@ -40,15 +40,13 @@ def develop(call: Call) -> None:
     plans = call.extras["dry_run"]
     job = call.start(keeps_text=not plans)
     from circuitcli.stages import develop as stage
-
-    if plans:
-        return show_plan(stage.plan(job.request))
+    from circuitcli.stages import develop_further as further
     from circuitcli.stages import through
 
     through.check(job.request.settings)
+    if plans:
+        return show_plan([*stage.plan(job.request), *further.plan(job.request)])
     made = with_run_record(stage.run(job.request), job.request.run)
-    from circuitcli.stages import develop_further
-
-    job.emit([*made, *develop_further.run(job.request)])
+    job.emit([*made, *further.run(job.request)])
     for line in told(made):
         console.say(line)
