@@ -132,7 +132,10 @@ def test_the_page_is_in_the_run_and_render_draws_it_in_every_form(followed: Foll
     assert shows_training(request)
     page = embedded_report((run.path / timeline.DEFAULT).read_text())
     assert [one["name"] for one in page["frames"]] == NAMES
-    assert "no better than chance" in (run.path / timeline.DEFAULT).read_text()
+    text = (run.path / timeline.DEFAULT).read_text()
+    assert "no better than chance" in text
+    for title in ("Faithfulness of the circuit", "All features: share that is matched", "Crosscoder: RelDec"):
+        assert f"<b>{title}</b>" in text
     outputs = [str(tmp_path / f"x{suffix}") for suffix in timeline.SUFFIXES]
     asked = replace(request, settings=changed(request.settings, {"render.output": outputs}))
     made = timeline.run(asked, stdout=StringIO())

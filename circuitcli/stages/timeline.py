@@ -15,6 +15,7 @@ from circuitcli.render.timeline_page import timeline_page
 from circuitcli.render.write import Writer
 from circuitcli.runs import Run, atomic
 from circuitcli.stages.request import Request
+from circuitcli.stages.timeline_charts import charts
 
 REPORT = "reports/circuits.json"
 DEFAULT = "figures/development.html"
@@ -29,15 +30,17 @@ def write_report(run: Run, report: TimelineReport) -> None:
 
 
 def read_report(run: Run) -> TimelineReport:
-    """What `write_report` kept. Raises InputError if there is none, or if it is damaged."""
+    """What `write_report` kept, with charts of all that the run holds by now. Raises InputError if there is none, or if
+    it is damaged."""
     path, hint = run.path / REPORT, "run `circuit develop --prompts FILE` again, with --force"
     content = read_object(path, hint=hint)
     try:
-        return TimelineReport.model_validate(content)
+        report = TimelineReport.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))[:80]
         raise InputError(f"{path}: {field}: {first['msg']}", hint=hint) from None
+    return report.model_copy(update={"charts": charts(run, [frame.circuit for frame in report.frames])})
 
 
 def run(request: Request, *, stdout: Writer) -> list[Record]:

@@ -14,7 +14,6 @@ from circuitcli.render.text import quoted
 from circuitcli.settings.settings import Settings
 from circuitcli.stages.request import Request
 from circuitcli.stages.through import Moment, asked
-from circuitcli.stages.timeline_charts import charts
 
 if TYPE_CHECKING:
     from circuitcli.development.behaviour import Presence
@@ -70,7 +69,6 @@ def report_of(
         unit=head.unit,
         frames=frames,
         lines=tuple(drawn_lines),
-        charts=charts(request.run, records),
     )
 
 
