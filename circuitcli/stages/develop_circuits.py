@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.graphs import CircuitGraph, from_records
-from circuitcli.hookpoints import NodeId
+from circuitcli.hookpoints import HookPoint, NodeId
 from circuitcli.records import CircuitRecord, Record, ScoreRecord, Stream
+from circuitcli.render.text import quoted
 from circuitcli.render.through import circuits_plot
 from circuitcli.runs import atomic
 from circuitcli.settings.model import PLACEMENT
@@ -92,7 +93,7 @@ def _circuit(moment: Moment) -> Found:
     seed = None
     if (other := moment.other_seed) is not None:
         seed = _graph(made(graph_grad.run, other.request))
-    presence = _presence(moment)
+    presence, promotes = _looked_at(moment, graph)
     scores: Mapping[str, ScoreRecord] = {}
     note = None
     if presence.is_there:
@@ -105,7 +106,7 @@ def _circuit(moment: Moment) -> Found:
         except InputError as error:
             note = error.message
             logger.warning("the circuit is not tested: %s", note)
-    return Found(moment, graph, seed, presence, scores, note)
+    return Found(moment, graph, seed, presence, scores, note, promotes)
 
 
 def _scores(tested: Sequence[Record]) -> dict[str, ScoreRecord]:
@@ -122,13 +123,24 @@ def _graph(records: Sequence[Record]) -> CircuitGraph:
     return from_records(Stream(records))[-1]
 
 
-def _presence(moment: Moment) -> "Presence":
+def _looked_at(moment: Moment, graph: CircuitGraph) -> "tuple[Presence, dict[str, str]]":
+    """Whether there is a behaviour, and the tokens that each of the circuit's features promotes."""
     from circuitcli.development.behaviour import chances, clean_metrics, presence
+    from circuitcli.development.promoted import promoted
 
     settings, model = moment.request.settings, moment.model()
     prompts, metric = encoded(moment, asked(settings), model), settings.graph.metric
     own = clean_metrics(model.adapter, prompts, metric=metric)
-    return presence(own, chances(prompts, _counts(moment), metric=metric), seed=settings.seed)
+    there = presence(own, chances(prompts, _counts(moment), metric=metric), seed=settings.seed)
+    features: dict[HookPoint, list[int]] = {}
+    for place in (node.place for node in graph.nodes):
+        if place is not None and place.index is not None:
+            features.setdefault(place.hook, []).append(place.index)
+    names = {}
+    for hook, indices in features.items():
+        for index, tokens in zip(indices, promoted(model, moment.coder(hook), indices), strict=True):
+            names[f"{hook}/{index}"] = " ".join(map(quoted, tokens))
+    return there, names
 
 
 def _counts(moment: Moment) -> dict[int, int]:

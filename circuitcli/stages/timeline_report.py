@@ -10,7 +10,6 @@ from circuitcli.hookpoints import HookPoint
 from circuitcli.records import CircuitRecord, ScoreRecord
 from circuitcli.records.through import Frame, FrameEdge, FrameNode, Line, TimelineReport
 from circuitcli.render.details import read_details
-from circuitcli.render.text import quoted
 from circuitcli.settings.settings import Settings
 from circuitcli.stages.request import Request
 from circuitcli.stages.through import Moment, asked
@@ -30,7 +29,7 @@ _BY = {
 class Found:
     """A checkpoint with its circuit, that through another seed's coders, and whether there is a behaviour.
 
-    note: why the circuit was not tested though there is one.
+    note: why the circuit was not tested though there is one. promotes: tokens that its features promote, by name.
     """
 
     moment: Moment
@@ -39,6 +38,7 @@ class Found:
     presence: "Presence"
     scores: Mapping[str, ScoreRecord]
     note: str | None
+    promotes: Mapping[str, str]
 
 
 def report_of(
@@ -100,11 +100,7 @@ def _node(
 def _labels(one: Found) -> dict[str, str]:
     """What is known of the circuit's features: a label, else the tokens that they promote."""
     found = read_details(one.graph, one.moment.request.records, one.moment.path)
-    return {name: each.label or _promoted(each.promoted) for name, each in found.items()}
-
-
-def _promoted(pairs: Sequence[tuple[str, float]]) -> str:
-    return " ".join(quoted(token) for token, _ in pairs[:3])
+    return {**one.promotes, **{name: each.label for name, each in found.items() if each.label}}
 
 
 def _title(settings: Settings, circuits: Sequence[Found]) -> str:
