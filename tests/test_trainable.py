@@ -444,3 +444,24 @@ def test_the_penalty_has_the_weight_that_was_asked_for_or_that_of_its_width(arch
 
     assert torch.allclose(penalty(None), penalty(default_l1_weight(rows.shape[1])))
     assert torch.allclose(penalty(3.0), 3.0 * penalty(1.0)) and float(penalty(0.0)) == 0.0
+
+
+@pytest.mark.parametrize("architecture", ["relu", "gated"])
+def test_the_default_penalty_means_the_same_in_a_wider_model_with_the_same_activations(architecture: str):
+    """Activations that are turned into a space four times as wide have all their losses there."""
+    rows, turn = planted(200)[0], torch.linalg.qr(torch.randn(64, D_IN, dtype=torch.float64))[0].T
+    narrow, wide = (trainable_of(architecture, own) for own in (rows, (rows.double() @ turn).float()))
+    with torch.no_grad():
+        ours, theirs = narrow.sae, wide.sae
+        ours.W_dec.div_(ours.W_dec.norm(dim=1, keepdim=True))
+        theirs.W_dec.copy_(ours.W_dec @ turn)
+        theirs.W_enc.copy_(turn.T @ ours.W_enc)
+        for name in ("b_enc", "b_mag", "r_mag"):
+            if hasattr(ours, name):
+                getattr(theirs, name).copy_(getattr(ours, name) * (1 if name == "r_mag" else 2))
+        theirs.b_dec.copy_(2 * ours.b_dec @ turn)
+    assert wide.scale == pytest.approx(2 * narrow.scale, rel=1e-4)
+    found = result(narrow, rows).losses, result(wide, (rows.double() @ turn).float()).losses
+    assert set(found[0]) == set(found[1]) and "l1" in found[0]
+    for name, loss in found[0].items():
+        assert float(found[1][name].detach()) == pytest.approx(float(loss.detach()), rel=1e-3)
