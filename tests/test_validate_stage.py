@@ -23,7 +23,7 @@ from circuitcli.saes.base import SaeConfig
 from circuitcli.saes.relu import ReluSae
 from circuitcli.saes.topk import TopKSae
 from circuitcli.settings.sources import load
-from circuitcli.stages import collect, graph_grad, graphing, trials, validate
+from circuitcli.stages import collect, graph_grad, graphing, planning, trials, validate
 from circuitcli.stages.request import Request
 from circuitcli.validation import scores
 
@@ -516,7 +516,7 @@ def test_nodes_of_a_control_graph_count_at_all_positions_that_have_no_name_here(
     nodes = "".join(json.dumps({"kind": "node", "id": place}) + "\n" for place in places)
     head = other.head.model_copy(update={"target": "another"})
     control.write_text(records.to_line(head) + "\n" + nodes, encoding="utf-8")
-    found = validate._control(ask(), other, str(control))
+    found = planning._control(ask(), other, str(control))
     assert [*map(str, found)] == ["resid.1/3", "resid.1/4", "resid.1/5@last", "resid.2/error"]
 
 
