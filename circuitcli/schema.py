@@ -16,7 +16,15 @@ from circuitcli.settings.graph import Baseline, Metric
 
 # How a graph's numbers were found: of those from gradients some have exact effects of the strongest nodes.
 _OF_GRADIENTS = ("grad-ig", "grad-atp", "grad-relp", "grad-gim")
-METHODS = ("naive", *_OF_GRADIENTS, *(f"{name}-refined" for name in _OF_GRADIENTS), "grad-exact", "frozen")
+_OF_SEARCHES = tuple(f"search-{name}" for name in ("nearest", "random", "zero", "mean"))
+METHODS = (
+    "naive",
+    *_OF_GRADIENTS,
+    *(f"{name}-refined" for name in _OF_GRADIENTS),
+    "grad-exact",
+    "frozen",
+    *_OF_SEARCHES,
+)
 POSITIONS = ("all", "last", "sum", "spans")
 UNITS = ("nats", "logits", "activation", "pre-activation", "ratio", "probability")
 # What happens to error terms while a circuit is tested: they are nodes like others, all kept, or all removed.

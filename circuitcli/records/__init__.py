@@ -37,6 +37,7 @@ from circuitcli.records.scores import (
     SteeringRecord,
     VerdictRecord,
 )
+from circuitcli.records.search import SearchRecord
 from circuitcli.records.stream import Stream
 from circuitcli.records.synthetic import SyntheticRecord
 from circuitcli.records.through import CircuitRecord, CrosscoderRecord
@@ -78,6 +79,7 @@ __all__ = [
     "RunRecord",
     "SaeRecord",
     "ScoreRecord",
+    "SearchRecord",
     "ShiftRecord",
     "StabilityRecord",
     "StageRecord",

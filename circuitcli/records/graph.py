@@ -23,6 +23,7 @@ from circuitcli.schema import (
     NumbersByHook,
     NumbersByName,
     PathInRun,
+    PolicyName,
     PositionsName,
     Share,
     SpanNames,
@@ -41,7 +42,9 @@ class GraphRecord(Record):
     ``span_names`` the names that stand for positions, in the order of the text. ``saes`` gives the digest of the coder
     that reads each hook point, and ``writes`` what a coder writes, where that is not what it reads. Of a frozen graph:
     how many features are active, into how many edges were taken, what pruning kept, the scores of circuit-tracer
-    before pruning, what intervening on edges has shown, and the tokens of the logits.
+    before pruning, what intervening on edges has shown, and the tokens of the logits. Of a search by resampling:
+    its settings, the divergence from the clean model at each hook point, in nats, with what is kept there, with all
+    features and with none, and what became of error terms.
     """
 
     kind: str = "graph"
@@ -99,6 +102,9 @@ class GraphRecord(Record):
     completeness_of_inputs: Number | None = None
     checks: NumbersByName | None = None
     logits: TextsByNode | None = None
+    search: NumbersByName | None = None
+    searched: NumbersByHook | None = None
+    errors: PolicyName | None = None
 
     def written(self, hook: str) -> tuple[str, ...]:
         """Names of the hook points that the coder writes that reads this one: of an SAE the same."""

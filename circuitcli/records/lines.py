@@ -41,6 +41,7 @@ from circuitcli.records.scores import (
     SteeringRecord,
     VerdictRecord,
 )
+from circuitcli.records.search import SearchRecord
 from circuitcli.records.stream import Stream
 from circuitcli.records.synthetic import SyntheticRecord
 from circuitcli.records.through import CircuitRecord, CrosscoderRecord
@@ -64,6 +65,7 @@ KINDS: dict[str, type[Record]] = {
     "export": ExportRecord,
     "features": FeaturesRecord,
     "feature": FeatureRecord,
+    "search": SearchRecord,
     "graph": GraphRecord,
     "node": NodeRecord,
     "edge": EdgeRecord,

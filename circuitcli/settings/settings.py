@@ -12,6 +12,7 @@ from circuitcli.settings.model import ModelSettings
 from circuitcli.settings.pretrain import PretrainSettings
 from circuitcli.settings.render import RenderSettings
 from circuitcli.settings.sae import SaeSettings
+from circuitcli.settings.search import SearchSettings
 from circuitcli.settings.section import FilePath, FolderPath, Section
 from circuitcli.settings.synthetic import SyntheticSettings
 from circuitcli.settings.toy import ToySettings
@@ -50,6 +51,8 @@ class Settings(Section):
     """How features are described."""
     graph: GraphSettings = GraphSettings()
     """Which behaviour is explained, and how its circuit is found."""
+    search: SearchSettings = SearchSettings()
+    """How the circuit of one prompt is searched for by resampling."""
     # BaseModel has a method of that name, so the section has another one in Python.
     validation: ValidationSettings = Field(ValidationSettings(), alias="validate")
     """How a circuit is put to the test."""

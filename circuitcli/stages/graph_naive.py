@@ -11,6 +11,7 @@ from circuitcli.hookpoints import HookPoint, parse_pins
 from circuitcli.records import Record
 from circuitcli.runs import atomic
 from circuitcli.settings.graph import BY_INFLUENCE, OF_FROZEN
+from circuitcli.stages import graph_search
 from circuitcli.stages.graphing import Task, finish, head_of, prepare, task_of
 from circuitcli.stages.request import Request, resumable
 from circuitcli.stages.responses import check_sweep, swept
@@ -27,9 +28,13 @@ _GRADIENT = ("method", "ig_steps", "refine", *_SELECTION, "heads", "qk", "pairs"
 def run(request: Request) -> list[Record]:
     """Head, nodes and edges of the graph, found now or before; a killed run goes on at the next hook point.
 
+    With a search by resampling its graph is found instead.
+
     Raises SettingsError without a prompt or for a sweep without pins, InputError without SAEs, for pins that are not
     there, or for a graph of that name with other settings.
     """
+    if request.settings.search.by is not None:
+        return graph_search.run(request)
     task = task_of(request, "graph-naive", name="naive", positions="sum", baseline="zero", foreign=_GRADIENT)
     parse_pins(task.settings.pin)
     check_sweep(task.settings)

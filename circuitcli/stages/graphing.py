@@ -66,6 +66,11 @@ class Task:
         return self.asked is None
 
     @property
+    def searches(self) -> bool:
+        """Whether the circuit is searched for by resampling."""
+        return self.stage == "graph-naive" and self.request.settings.search.by is not None
+
+    @property
     def keeps_prompts(self) -> bool:
         """Whether the prompts are those of a file, or several, of which a head cannot tell all."""
         return self.settings.prompts is not None or (self.takes_own_text and self.settings.sequences > 1)
@@ -92,7 +97,10 @@ class Task:
             inputs["prompts"] = digest_of(self.asked)
         if self.settings.extend is not None:
             inputs["graph to extend"] = file_digest(Path(self.settings.extend))
-        prefixes = ("graph.", "model.", "seed", "sae_path")
+        prefixes = ["graph.", "model.", "seed", "sae_path"]
+        if self.searches:
+            inputs |= activation_digests(self.request)
+            prefixes.append("search.")
         return fingerprint(self.request, prefixes, inputs, without=(*_NO_MATTER, *self.foreign))
 
 
