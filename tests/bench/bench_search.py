@@ -4,9 +4,9 @@
 
 RUN has SAEs of shakespeare_64x4 and cached training text; FILE is held-out text, of which each prompt is the first
 characters of every 1,024. For each way the features kept at all hook points together, and the divergence there,
-averaged over hook points. Published for 100 prompts of 3 characters, end-to-end JumpReLU SAEs, 0.25 nats (median, mean):
-nearest 14 and 18.09; without position 17.5 and 21.92; zero 31 and 31.40; random of the same position 46 and 45.35;
-random 50 and 48.61.
+averaged over hook points. Published for 100 prompts of 3 characters, end-to-end JumpReLU SAEs, 0.25 nats, median and
+mean: nearest 14 and 18.09; without position 17.5 and 21.92; zero 31 and 31.40; random of the same position 46 and
+45.35; random 50 and 48.61.
 
     python -m tests.bench.bench_search --run RUN --text FILE --prompts 2 --speed
 
