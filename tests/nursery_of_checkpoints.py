@@ -14,9 +14,9 @@ from circuitcli.stages.request import Request
 STEPS = (0, 16, 1000)
 OPTIONS: dict[str, Any] = {
     "model.device": "cpu",
-    "data.layers": "1:3",
+    "data.layers": "1:2",
     "data.sites": "resid",
-    "data.tokens": 1200,
+    "data.tokens": 900,
     "data.block_length": 16,
     "data.shard_tokens": 500,
     "sae.k": 4,
@@ -25,6 +25,8 @@ OPTIONS: dict[str, Any] = {
     "train.eval_tokens": 128,
     "train.loss_tokens": 64,
     "develop.revisions": "step*",
+    "develop.tokens": 400,
+    "interp.contexts": 2,
 }
 
 

@@ -3,23 +3,30 @@
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from nursery_of_checkpoints import STEPS, asking, save_checkpoints, text_file
+from cli_support import here
+from nursery_of_checkpoints import OPTIONS, STEPS, asking, save_checkpoints, text_file
 
 from circuitcli import progress
 from circuitcli.activations.cache import ActivationCache
 from circuitcli.development.checkpoints import chosen, listed
+from circuitcli.development.lives import read_lives
 from circuitcli.errors import CircuitError, InputError, SettingsError, ToolError
+from circuitcli.features.matching import directions
 from circuitcli.hookpoints import HookPoint
-from circuitcli.records import ActivationsRecord, CheckpointRecord, RunRecord, SaeRecord
+from circuitcli.records import ActivationsRecord, CheckpointRecord, DevelopmentRecord, RunRecord, SaeRecord
 from circuitcli.runs import Run
+from circuitcli.saes import files
 from circuitcli.stages import collect, develop, interp, matching, train
 
-HOOKS = ("resid.1", "resid.2")
+HOOKS = ("resid.1",)
 NAMES = [f"step{step}" for step in STEPS]
+# Of all bars that were shown, by the run.
+TITLES: dict[Path, list[str]] = {}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -44,7 +51,18 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def developed(model: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run; tests copy it."""
     path = tmp_path_factory.mktemp("developed") / "run"
-    develop.run(asking(path, model, text))
+    titles = TITLES[path] = []
+
+    @contextmanager
+    def sink(title, total, unit, done):
+        titles.append(title)
+        yield lambda amount=1, *, note="": None
+
+    progress.set_sink(sink)
+    try:
+        develop.run(asking(path, model, text))
+    finally:
+        progress.set_sink(None)
     return path
 
 
@@ -212,7 +230,7 @@ def test_force_makes_again_only_what_other_settings_change(
 
 @pytest.mark.parametrize("at", ["step0", "step16"])
 def test_what_is_wrong_with_a_checkpoint_is_said_with_its_name(
-    at: str, model: Path, text: Path, tmp_path: Path, run_path: Path
+    at: str, model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     bad = Path(shutil.copytree(model, tmp_path / "gpt"))
     (bad / "checkpoints" / at / "model.safetensors").write_bytes(b"nothing")
@@ -221,7 +239,9 @@ def test_what_is_wrong_with_a_checkpoint_is_said_with_its_name(
     assert refused.value.exit_status == 3 and str(refused.value) == refused.value.message
     # Once it is mended, what was made before is kept.
     shutil.copy(model / "checkpoints" / at / "model.safetensors", bad / "checkpoints" / at)
-    develop.run(asking(tmp_path / "new", bad, text, develop__seeds=1))
+    monkeypatch.setattr(develop.checkpoint_run, "made", lambda *given, **named: pytest.fail("goes on"))
+    with pytest.raises(pytest.fail.Exception, match="goes on"):
+        develop.run(asking(tmp_path / "new", bad, text, develop__seeds=1))
 
 
 def test_another_tokenizer_is_refused_as_rows_would_be_of_other_tokens(model: Path, text: Path, tmp_path: Path):
@@ -231,7 +251,7 @@ def test_another_tokenizer_is_refused_as_rows_would_be_of_other_tokens(model: Pa
     vocabulary = told["model"]["vocab"]
     vocabulary["e"], vocabulary["z"] = vocabulary["z"], vocabulary["e"]
     file.write_text(json.dumps(told))
-    with pytest.raises(InputError, match=r"^checkpoint step16: its 1,2.. tokens are not the 1,2.. of step0"):
+    with pytest.raises(InputError, match=r"^checkpoint step16: its 9.. tokens are not the 9.. of step0"):
         develop.run(asking(tmp_path / "new", bad, text, develop__seeds=1))
 
 
@@ -243,29 +263,61 @@ def test_a_mistyped_setting_leaves_no_run_that_refuses_the_mended_one(model: Pat
         develop.run(asking(tmp_path / "run", model, text, model__revision="step0"))
 
 
-def test_bars_say_which_checkpoint(model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from contextlib import contextmanager
-
-    titles = []
-
-    @contextmanager
-    def sink(title, total, unit, done):
-        titles.append(title)
-        yield lambda amount=1, *, note="": None
-
-    progress.set_sink(sink)
-    try:
-        develop.run(asking(tmp_path / "run", model, text, develop__seeds=1, develop__revisions="step0,step16"))
-    finally:
-        progress.set_sink(None)
-    assert {title.split(" (")[0] for title in titles} >= {"step0", "step16"}
-    assert any(title.startswith("step16 (2/2) collect") for title in titles)
+def test_bars_say_which_checkpoint(developed: Path):
+    titles = TITLES[developed]
+    assert {title.split(" (")[0] for title in titles} >= {*NAMES, *HOOKS}
+    assert any(title.startswith("step16 (2/3) collect") for title in titles)
 
 
 def test_a_dry_run_tells_checkpoints_tokens_and_bytes_and_makes_nothing(model: Path, text: Path, tmp_path: Path):
     told = dict(develop.plan(asking(tmp_path / "run", model, text)))
     assert told["checkpoints"] == f"3: {' '.join(NAMES)}"
-    assert told["tokens"] == "1,200 at each, 3,600 in all"
-    assert told["in all"].startswith("12 coders") and "autoencoders" in " ".join(told)
+    assert told["tokens"] == "900 at each, 2,700 in all"
+    assert told["in all"].startswith("6 coders") and "autoencoders" in " ".join(told)
     assert "MiB" in told["disk"] or "KiB" in told["disk"] or "kB" in told["disk"] or "B" in told["disk"]
     assert not (tmp_path / "run").exists()
+
+
+def test_coders_begin_from_those_of_the_checkpoint_before_and_lives_have_labels(
+    model: Path, text: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    made = develop.run(
+        asking(
+            tmp_path / "run",
+            model,
+            text,
+            develop__revisions="step0,step16",
+            develop__start="before",
+            develop__interp=True,
+        )
+    )
+    own, other = (
+        [tmp_path / "run/checkpoints" / name / seed / "saes/resid.1" for name in ("step0", "step16")]
+        for seed in (".", "seeds/1")
+    )
+    for first, second in (own, other):
+        told = [json.loads((path / "config.json").read_text()) for path in (first, second)]
+        assert "begun_from" not in told[0] and told[1]["begun_from"] == files.sae_digest(first)
+    before, after = (directions(files.load(path)) for path in own)
+    # They stay what they were, number for number, more than any others are alike.
+    assert float((before * after).sum(dim=1).mean()) > 0.8
+    assert not [record for record in caplog.records if "was trained on" in record.getMessage()]
+    found = read_lives(tmp_path / "run/reports/development.json")[HookPoint(1, "resid")]
+    lines = (tmp_path / "run/checkpoints/step16/features/resid.1.jsonl").read_text().splitlines()
+    labels = {int(one["id"].split("/")[1]): one["label"] for one in map(json.loads, lines)}
+    last = [one for one in found if one.last == 1]
+    assert last and all(one.label == labels[one.features[-1]] for one in last)
+    (record,) = (one for one in made if isinstance(one, DevelopmentRecord))
+    assert record.lives == len(found) and record.whole > 0
+
+
+def test_the_command_says_what_it_found_and_records_read_back(run_path: Path, model: Path, text: Path):
+    words = ["--model", str(model), "--text", str(text), "--revisions", "step*", "--run", str(run_path), "--seeds", "2"]
+    pairs = [f"{name}={value}" for name, value in OPTIONS.items() if name != "develop.revisions"]
+    outcome = here("develop", *words, *(word for pair in pairs for word in ("--set", pair)), cwd=run_path.parent)
+    assert outcome.status == 0, outcome.stderr
+    assert outcome.kinds[:5] == ["run", *["checkpoint"] * 3, "match"] and outcome.kinds[-1] == "development"
+    said = outcome.stderr
+    assert "matches" in said and "resid.1: of the " in said and "shuffled features" in said
+    made = [one.model_dump(exclude_none=True) for one in Run(run_path).stage_records("develop")]
+    assert outcome.records[1:] == json.loads(json.dumps(made))

@@ -58,7 +58,9 @@ def start_sources(
 
 def read_starts(request: Request, sources: Mapping[HookPoint, SaeSource]) -> dict[HookPoint, Start]:
     """The coders, on the CPU. Raises InputError for damaged ones."""
-    model = request.run.manifest().get("model", request.settings.model.name)
+    # Through a training they come from the checkpoint before, as is asked for.
+    is_through = request.settings.develop.start == "before"
+    model = None if is_through else request.run.manifest().get("model", request.settings.model.name)
 
     @cache
     def adapter() -> "ModelAdapter":
