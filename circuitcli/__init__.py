@@ -7,6 +7,7 @@
     graph = circuit.find_circuit(model, coders, "for i in range(", down=5, up=3)
     scores = circuit.validate(model, coders, graph)
 
+pretrain                        a small language model, trained from nothing on a text
 load_model, load_coders         a model, and sparse coders of its activations: a run's, or anybody's
 collect, train, evaluate        activations of a text, coders that learn from them, and how good these are
 encode, describe, run           a text in features, what a feature means, the model without some or with more of them
@@ -57,6 +58,7 @@ _PLACES = {
     "load_coders": "circuitcli.api.coders",
     "load_model": "circuitcli.api.models",
     "match": "circuitcli.api.matching",
+    "pretrain": "circuitcli.api.pretraining",
     "run": "circuitcli.api.running",
     "steer": "circuitcli.api.steering",
     "train": "circuitcli.api.training",

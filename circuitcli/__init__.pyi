@@ -14,6 +14,7 @@ from circuitcli.api.encoding import encode as encode
 from circuitcli.api.evaluating import evaluate as evaluate
 from circuitcli.api.matching import match as match
 from circuitcli.api.models import load_model as load_model
+from circuitcli.api.pretraining import pretrain as pretrain
 from circuitcli.api.running import Run as Run
 from circuitcli.api.running import run as run
 from circuitcli.api.steering import Steered as Steered

@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import circuitcli
 from circuitcli import progress
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.pretraining import corpus, learner, tokenizer, vocabularies
@@ -421,6 +422,10 @@ def test_metrics_tell_loss_rate_norm_and_speed_of_every_step_that_they_look_at(t
     assert all(line["tokens"] == 48 * line["step"] for line in lines)
     wanted = {"loss", "gradient_norm", "learning_rate", "tokens_per_s", "memory_mib"}
     assert all(wanted <= line.keys() for line in lines[1:])
+    drawn = here("render", "--curves", "--run", "out/training", "-o", "curves.svg", "--json", cwd=tmp_path)
+    assert drawn.status == 0, drawn.stderr
+    text = (tmp_path / "curves.svg").read_text()
+    assert all(word in text for word in ("Training of out", "held out", "batches", "nats per token", "gradient"))
 
 
 @pytest.mark.parametrize(
@@ -491,6 +496,19 @@ def test_a_plan_names_what_a_run_takes_and_writes_nothing(tmp_path: Path, texts:
     assert outcome.status == 0 and not (tmp_path / "out").exists()
     for word in ("290 tokens", "parameters", "12 steps", "0 1 2 4 8", "a step took", "memory"):
         assert word in outcome.stdout + outcome.stderr, word
+
+
+def test_python_gives_the_model_of_the_command_and_goes_on_where_it_was_broken_off(tmp_path: Path, texts: Path):
+    expected = model_of(pretrain(texts, tmp_path / "command"))
+    with interrupted_after(7), pytest.raises(KeyboardInterrupt):
+        circuitcli.pretrain(texts, tmp_path / "python", settings=SMALL)
+    for _ in range(2):
+        model = circuitcli.pretrain(texts, tmp_path / "python", settings=SMALL)
+        assert model.adapter.n_layers == 2 and model.tokenizer.vocab_size == 290
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("command", "python")]
+    assert weights[0] == weights[1] and expected["n_parameters"] > 0
+    with pytest.raises(InputError, match="another model"):
+        circuitcli.pretrain(texts, tmp_path / "python", settings=SMALL, seed=1)
 
 
 def test_too_little_text_is_refused(tmp_path: Path, small: Settings):

@@ -11,6 +11,8 @@ from circuitcli.settings.section import MOST_TOKENS, FilePath, FolderPath, Secti
 from circuitcli.settings.train import Tracker
 
 MOST_STEPS = 2**40
+# Settings that change no result, or no more than another device does.
+NO_MATTER = ("pretrain.output", "pretrain.save_every", "pretrain.log", "pretrain.compile", "pretrain.tf32")
 _MOST_CHECKPOINTS = 10_000
 _CHECKPOINTS = re.compile(r"(?:(log|every):)?([0-9]{1,13})|log", re.ASCII)
 

@@ -13,9 +13,11 @@ from circuitcli.render.curves import find_curves, plot
 from circuitcli.render.measured import interaction_sets
 from circuitcli.render.pareto import pareto
 from circuitcli.render.plots import SUFFIXES, Plot, svg, write_plot
+from circuitcli.render.pretraining import plot_model
 from circuitcli.render.write import STDOUT, Writer
 from circuitcli.stages.render import recorded
 from circuitcli.stages.request import Request
+from circuitcli.training.log import METRICS, read_metrics
 from circuitcli.validation.interaction_sets import compared, read_sets
 
 SAES = "saes"
@@ -23,16 +25,19 @@ FIGURES = "figures"
 
 
 def run(request: Request, *, stdout: Writer) -> list[Record]:
-    """Draw the training curves of all the run's autoencoders, also of those that are still trained.
+    """Draw the training curves of all the run's autoencoders, or of the model whose training the run is, also of those
+    that are still trained.
 
     Files go where the settings say, by default to RUN/figures/curves.svg; ``-`` is SVG on stdout. Raises InputError if
     nothing was trained, SettingsError for a file that is no .svg, .png or .pdf.
     """
     outputs = checked_curves(request.settings.render.output)
-    curves = find_curves(request.run.path / SAES)
-    if not curves:
+    if lines := read_metrics(request.run.path / METRICS):
+        drawing = plot_model(lines, title=f"Training of {request.run.path.absolute().parent.name}")
+    elif curves := find_curves(request.run.path / SAES):
+        drawing = plot(curves, title=f"Training in {request.run.path.name}")
+    else:
         raise InputError(f"{request.run.path} holds no training", hint="run `circuit train` before it")
-    drawing = plot(curves, title=f"Training in {request.run.path.name}")
     return _write(drawing, request, outputs, default="curves.svg", stdout=stdout)
 
 

@@ -13,7 +13,7 @@ from circuitcli.reading import as_path
 from circuitcli.records import CheckpointRecord, ModelRecord, Record
 from circuitcli.runs import Run
 from circuitcli.settings.data import BUILTIN_TEXT
-from circuitcli.settings.pretrain import checkpoint_steps
+from circuitcli.settings.pretrain import NO_MATTER, checkpoint_steps
 from circuitcli.settings.settings import Settings
 from circuitcli.settings.sources import flatten
 from circuitcli.stages.estimates import BYTES, memory, size
@@ -27,9 +27,7 @@ if TYPE_CHECKING:
 
 NAME = "pretrain"
 # Below the directory of the model: the run of its training, and in it what the training goes on from.
-FOLDER, STATES, LOGS, FIGURES = "training", "state", "logs", "figures"
-# Settings that change no result, or no more than another device does.
-_NO_MATTER = ("pretrain.output", "pretrain.save_every", "pretrain.log", "pretrain.compile", "pretrain.tf32")
+FOLDER, STATES, LOGS = "training", "state", "logs"
 _MADE_HERE = ("bpe", "characters", "ascii")
 # What a number that is learned takes beside itself: its gradient and AdamW's two moments.
 _STATE_COPIES = 4
@@ -53,7 +51,7 @@ def run(request: Request) -> list[Record]:
     inputs = {"content of the text": source_digest(_source(request), field=request.settings.data.field)}
     if request.settings.pretrain.tokenizer not in _MADE_HERE:
         inputs["tokenizer"] = _tokenizer_digest(request.settings)
-    print_ = fingerprint(request, ("pretrain.", "data.field", "seed"), inputs, without=_NO_MATTER)
+    print_ = fingerprint(request, ("pretrain.", "data.field", "seed"), inputs, without=NO_MATTER)
     states = request.run.path / STATES
     try:
         made = resumable(

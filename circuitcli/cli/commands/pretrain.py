@@ -27,6 +27,7 @@ def pretrain(call: Call) -> None:
     circuit pretrain --config configs/shakespeare_64x4.toml --text shakespeare.txt --output gpt
     circuit pretrain --text books/ --tokenizer characters --steps 2000 --output gpt | circuit collect | circuit train
     circuit collect --model gpt/checkpoints/step1000 --text shakespeare.txt
+    circuit render --curves --run gpt/training -o curves.svg
     """
     job = call.begin_model()
     from circuitcli.stages import pretrain as stage
