@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 # Inches of a cell, and of what stands around the cells; points of the text in a cell.
 _CELL, _AROUND, _TEXT = (0.36, 0.26), (1.5, 0.95), 6.5
+# Of a title, which is not to be cut off where there are few columns.
+_LETTER = 0.095
 _COLOURS, _NAN = "viridis", "#ffffff"
 # Above this share of the scale a cell is so light that its text is dark.
 _LIGHT = 0.6
@@ -62,6 +64,7 @@ def draw_heat_maps(drawn: HeatMaps) -> "Figure":
     n_across = min(2, len(drawn.maps))
     n_down = -(-len(drawn.maps) // n_across)
     size = [_AROUND[0] + _CELL[0] * len(drawn.columns), _AROUND[1] + _CELL[1] * len(drawn.rows)]
+    size[0] = max(size[0], _LETTER * max(len(one.title) for one in drawn.maps))
     figure = Figure(figsize=(n_across * size[0], n_down * size[1] + 0.3), layout="constrained")
     grid = figure.subplots(n_down, n_across, squeeze=False).flatten()
     for axes, one in zip(grid, drawn.maps, strict=False):

@@ -56,12 +56,27 @@ class Layout:
             torch.repeat_interleave(torch.tensor(weights, dtype=torch.float32), sizes).to(device),
         )
 
-    def alone(self, index: int) -> "Layout":
-        """One of them, as a stack of its own."""
-        rows = self.parts[index]
-        width = rows.stop - rows.start
-        whole = slice(0, width)
-        return Layout((whole,), ((whole, 1, width),), torch.zeros_like(self.owner[rows]), self.penalty[rows])
+    def part(self, first: int, stop: int) -> "tuple[slice, Layout]":
+        """Some of them that lie together and have one width: their rows, and a stack of them alone."""
+        rows = slice(self.parts[first].start, self.parts[stop - 1].stop)
+        width, n = self.parts[first].stop - rows.start, stop - first
+        parts = tuple(slice(index * width, (index + 1) * width) for index in range(n))
+        own = Layout(parts, ((slice(0, n * width), n, width),), self.owner[rows] - first, self.penalty[rows])
+        return rows, own
+
+    def runs(self, chosen: Sequence[int]) -> list[tuple[int, int]]:
+        """First and stop of those among the chosen that lie together and have one width."""
+        runs = list[tuple[int, int]]()
+        for index in chosen:
+            first, stop = runs[-1] if runs else (index, -1)
+            if stop == index and self._width(first) == self._width(index):
+                runs[-1] = first, index + 1
+            else:
+                runs.append((index, index + 1))
+        return runs
+
+    def _width(self, index: int) -> int:
+        return self.parts[index].stop - self.parts[index].start
 
     @property
     def n(self) -> int:
@@ -91,10 +106,9 @@ def gradients(
         return dense_gradients(x, pre, W_dec, layout)
     kept = _without(active, [layout.parts[index] for index in dense], batch=len(x))
     found = sparse_gradients(x, pre, kept, W_dec, layout)
-    for index in dense:
-        rows = layout.parts[index]
-        own = dense_gradients(x, pre[rows], W_dec[rows], layout.alone(index))
-        for whole, part in zip(found, own, strict=True):
+    for first, stop in layout.runs(dense):
+        rows, own = layout.part(first, stop)
+        for whole, part in zip(found, dense_gradients(x, pre[rows], W_dec[rows], own), strict=True):
             whole[rows] = part
     return found
 

@@ -1,0 +1,147 @@
+"""Autoencoders of a sweep over planted features side by side, beside one training after the other and bare products.
+
+    python -m tests.bench.bench_toy [--threads 2] [--steps 2000] [--set toy.d_model=256 ...]
+
+One after the other is the plain training of each: batches of its own, autograd, ``torch.optim.Adam`` as it comes. The
+products are the five of dense training (codes, reconstructions, gradients by codes, decoder and encoder) of all
+autoencoders, and the first of them alone. They take turns with the stack, which trains from the first step to the last:
+its codes become sparse meanwhile, on which the others' time does not depend. Times are of the processor, so that what
+else goes on there counts little.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from circuitcli.allocator import keep_freed_memory
+from circuitcli.settings.sources import load
+from circuitcli.settings.toy import ToySettings
+from circuitcli.toys.ground_truth import GroundTruth, plant
+from circuitcli.toys.stack import Dictionary, Stack, models
+
+# Turns of the others, and their steps in one.
+TURNS, STEPS = 10, 3
+
+
+class Alone(nn.Module):
+    """One autoencoder by itself."""
+
+    def __init__(self, first: Dictionary) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(first.W_enc.shape[1], len(first.W_enc))
+        self.decoder = nn.Linear(len(first.W_enc), first.W_enc.shape[1], bias=False)
+        with torch.no_grad():
+            self.encoder.weight.copy_(first.W_enc)
+            self.encoder.bias.copy_(first.b_enc)
+            self.decoder.weight.copy_(first.W_dec.T)
+
+    def loss(self, x: Tensor, l1_weight: float) -> Tensor:
+        """The mean squared error and the penalty."""
+        codes = torch.relu(self.encoder(x))
+        self.decoder.weight.data = nn.functional.normalize(self.decoder.weight.data, dim=0)
+        return (self.decoder(codes) - x).square().mean() + l1_weight * codes.abs().sum(1).mean()
+
+
+@dataclass
+class Clock:
+    """Seconds of the processor by what they were spent on, and how often it was done."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def time(self, name: str, work: Callable[[], object]) -> None:
+        """Do it, and count it."""
+        begun = time.process_time()
+        work()
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.process_time() - begun
+        self.counts[name] = self.counts.get(name, 0) + 1
+
+    def ms(self, name: str) -> float:
+        """Milliseconds of one."""
+        return 1000 * self.seconds[name] / self.counts[name]
+
+
+def one_after_the_other(stack: Stack, truth: GroundTruth) -> Callable[[], None]:
+    """A step of each autoencoder by itself."""
+    alone = [Alone(own) for _, own in stack.dictionaries()]
+    adams = [torch.optim.Adam(one.parameters(), lr=stack.settings.learning_rate) for one in alone]
+
+    def step() -> None:
+        for one, adam, model in zip(alone, adams, stack.models, strict=True):
+            loss = one.loss(truth.batch(0).x, model.l1_weight / model.width)
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+
+    return step
+
+
+def five_products(stack: Stack, x: Tensor) -> Callable[[], None]:
+    """The bare dense products of a step of all autoencoders."""
+    parts = [own for _, own in stack.dictionaries()]
+    codes = [torch.rand(len(own.W_enc), len(x)) for own in parts]
+    error = torch.rand_like(x)
+
+    def step() -> None:
+        for own, c in zip(parts, codes, strict=True):
+            torch.mm(own.W_enc, x.T)
+            torch.mm(c.T, own.W_dec)
+            torch.mm(own.W_dec, error.T)
+            torch.mm(c, error)
+            torch.mm(c, x)
+
+    return step
+
+
+def measured(settings: ToySettings, *, seed: int) -> tuple[Clock, dict[int, float]]:
+    """Times of all, and the stack's milliseconds a step in each tenth of its training."""
+    truth, clock, tenths = plant(settings, seed=seed), Clock(), {}
+    stack = Stack(models(settings), settings, seed=seed, device=torch.device("cpu"))
+    others = one_after_the_other(stack, truth)
+    others()
+    each = settings.steps // TURNS
+    for turn in range(TURNS):
+        before = clock.seconds.get("stack", 0.0)
+        for _ in range(each):
+            clock.time("stack", lambda: stack.step(truth.batch(stack.done).x))
+        tenths[stack.done] = 1000 * (clock.seconds["stack"] - before) / each
+        x = truth.batch(turn).x
+        bare, whole = five_products(stack, x), stack.tensors
+        for _ in range(STEPS):
+            clock.time("others", others)
+            clock.time("products", bare)
+            clock.time("encoder", lambda: torch.mm(whole.W_enc, x.T))  # noqa: B023
+    return clock, tenths
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    keep_freed_memory()
+    settings = load(assignments=[*options.set, f"toy.steps={options.steps}"], environment={}).settings
+    clock, tenths = measured(settings.toy, seed=settings.seed)
+    chosen = models(settings.toy)
+    widths = " ".join(f"{width:,}" for width in dict.fromkeys(model.width for model in chosen))
+    print(f"{len(chosen)} autoencoders of {widths} features, d {settings.toy.d_model}, {options.steps:,} steps\n")
+    print("| | ms a step of all | ratio |\n|---|---|---|")
+    names = {
+        "others": "one after the other",
+        "products": "the five dense products alone",
+        "stack": "side by side (`circuit toy`)",
+        "encoder": "the encoder's product alone",
+    }
+    for name, told in names.items():
+        print(f"| {told} | {clock.ms(name):.1f} | {clock.ms('others') / clock.ms(name):.1f}x |")
+    print("\nside by side, by step: " + ", ".join(f"{step:,}: {ms:.1f} ms" for step, ms in tenths.items()))
+
+
+if __name__ == "__main__":
+    main()
