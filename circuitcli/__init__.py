@@ -12,6 +12,7 @@ load_model, load_coders         a model, and sparse coders of its activations: a
 collect, train, evaluate        activations of a text, coders that learn from them, and how good these are
 encode, describe, run           a text in features, what a feature means, the model without some or with more of them
 steer                           what it writes with some features turned up or down
+toy                             autoencoders of planted features, and how much of these each found
 match                           which features of two coders are the same
 find_behaviour, find_circuit    something to explain, and the features and errors behind it
 validate, draw                  how far a circuit can be believed, and its picture
@@ -61,6 +62,7 @@ _PLACES = {
     "pretrain": "circuitcli.api.pretraining",
     "run": "circuitcli.api.running",
     "steer": "circuitcli.api.steering",
+    "toy": "circuitcli.api.toys",
     "train": "circuitcli.api.training",
     "validate": "circuitcli.api.validating",
 }

@@ -19,6 +19,7 @@ from circuitcli.api.running import Run as Run
 from circuitcli.api.running import run as run
 from circuitcli.api.steering import Steered as Steered
 from circuitcli.api.steering import steer as steer
+from circuitcli.api.toys import toy as toy
 from circuitcli.api.training import train as train
 from circuitcli.api.validating import Scores as Scores
 from circuitcli.api.validating import validate as validate

@@ -11,6 +11,7 @@ from cli_support import here
 from safetensors.torch import load_file
 from torch import nn
 
+import circuitcli as circuit
 from circuitcli.errors import CircuitError, SettingsError
 from circuitcli.render.heatmaps import HeatMap, HeatMaps, draw_heat_maps
 from circuitcli.settings.toy import ToySettings
@@ -258,6 +259,20 @@ def test_the_command_leaves_dictionaries_a_table_and_heat_maps_and_is_not_run_tw
     other = here(*TOY, "--set", "toy.noise=0.1", cwd=tmp_path)
     assert other.status == 3 and "toy.noise was 0.0 and is now 0.1" in other.stderr and "--force" in other.stderr
     assert here(*TOY, "--set", "toy.noise=0.1", "--force", cwd=tmp_path).stdout != done.stdout
+
+
+def test_python_gets_the_numbers_of_the_command(tmp_path: Path):
+    done = here(*TOY, cwd=tmp_path)
+    sizes = {"d_model": 12, "n_features": 20, "n_active": 2, "l1_weights": (0.1, 50), "ratios": [0.5, 2], "steps": 24}
+    found = circuit.toy(**sizes, device="cpu", settings={"batch_size": 32, "eval_batches": 2})
+    told = [record for record in done.records if record["kind"] == "toy"]
+    assert [one.model.name for one in found] == [record["name"] for record in told] and len(found) == 4
+    assert [one.mmcs for one in found] == [record["mmcs"] for record in told]
+    assert [own.W_dec.shape for own in found.dictionaries] == [(10, 12), (10, 12), (40, 12), (40, 12)]
+    with pytest.raises(SettingsError, match=r"l1_weights=\[-1\]"):
+        circuit.toy(l1_weights=[-1])
+    with pytest.raises(SettingsError, match="n_active=500 needs"):
+        circuit.toy(n_active=500)
 
 
 def test_an_interrupted_command_goes_on_and_comes_to_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

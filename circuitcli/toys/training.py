@@ -55,13 +55,14 @@ class Checkpoint:
         self.path.unlink(missing_ok=True)
 
 
-def train(stack: Stack, truth: GroundTruth, checkpoint: Checkpoint) -> None:
-    """Train to the end, from the checkpoint on if there is one.
+def train(stack: Stack, truth: GroundTruth, checkpoint: Checkpoint | None = None) -> None:
+    """Train to the end, from the checkpoint on if there is one; without a place for it none is kept.
 
     An interrupt takes effect after the step that it came in, when a checkpoint is written. Raises CircuitError if a
     weight is no longer finite.
     """
-    checkpoint.load(stack)
+    if checkpoint is not None:
+        checkpoint.load(stack)
     total = stack.settings.steps
     with progress.task("train", total=total, unit="steps", done=stack.done) as advance:
         with postponed_signals() as postponed:
@@ -73,7 +74,7 @@ def train(stack: Stack, truth: GroundTruth, checkpoint: Checkpoint) -> None:
 def _loop(
     stack: Stack,
     truth: GroundTruth,
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint | None,
     advance: progress.Advance,
     is_stopped: Callable[[], bool],
 ) -> None:
@@ -85,7 +86,8 @@ def _loop(
         stops = is_stopped()
         if stops or stack.done % settings.checkpoint_steps == 0 or time.perf_counter() > saves_at:
             check_finite(stack)
-            checkpoint.save(stack)
+            if checkpoint is not None:
+                checkpoint.save(stack)
             saves_at = time.perf_counter() + SAVE_S
         if stops:
             return
