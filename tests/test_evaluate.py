@@ -246,11 +246,11 @@ def test_measuring_again_that_is_killed_keeps_what_was_measured(
     first = evaluate.run(request(run_path, train__loss_tokens=0))
     facts, seen = HeldOut.facts, []
 
-    def dying(self, sae):
+    def dying(self, sae, **asked):
         seen.append(str(sae.hook))
         if len(seen) == 2:
             raise KeyboardInterrupt
-        return facts(self, sae)
+        return facts(self, sae, **asked)
 
     monkeypatch.setattr(HeldOut, "facts", dying)
     with pytest.raises(KeyboardInterrupt):

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -141,7 +141,8 @@ class Baselines:
 
         trained_on, held_out = self._random_rows
         coder = self._trained(trained_on[hook], hook, d_sae=d_sae, k=k)
-        quality = vars(reconstruction(coder, (rows.float() for rows in held_out[hook].split(_EVAL_ROWS))))
+        quality = asdict(reconstruction(coder, (rows.float() for rows in held_out[hook].split(_EVAL_ROWS))))
+        del quality["l0_per_chunk"]
         return {"d_sae": d_sae, "n_eval_tokens": quality.pop("n_tokens"), **quality}
 
     @cached_property

@@ -4,11 +4,13 @@ import hashlib
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from circuitcli.toys.synthetic.normals import coarse_normals, exact_normals
 from circuitcli.toys.synthetic.orthogonal import spread_out
 from circuitcli.toys.synthetic.recipe import Recipe
 
@@ -102,10 +104,16 @@ class World:
         chosen = torch.cat(
             [torch.arange(self.recipe.trees), torch.arange(self.recipe.n_in_trees, self.recipe.n_features)]
         )
-        level = torch.randn(len(common), len(chosen), generator=generator).mul_(self.own[chosen])
-        level.addmm_(common, self.factors[chosen].T)
-        rows, columns = (level > self.threshold[chosen]).nonzero(as_tuple=True)
-        features = chosen[columns]
+        # In units of what is each feature's own.
+        own = self.own[chosen]
+        factors, threshold = self.factors[chosen] / own[:, None], self.threshold[chosen] / own
+        most, intervals = coarse_normals((len(common), len(chosen)), generator)
+        reaches = (most.addmm_(common, factors.T) > threshold).flatten().numpy()
+        rows, columns = (torch.from_numpy(part) for part in np.divmod(np.flatnonzero(reaches), len(chosen)))
+        level = exact_normals(intervals[reaches], generator)
+        level += torch.linalg.vecdot(common[rows], factors[columns])
+        is_drawn = level > threshold[columns]
+        rows, features = rows[is_drawn], chosen[columns[is_drawn]]
         strengths = self._strengths(features, generator)
         is_active = strengths > 0
         return rows[is_active], features[is_active], strengths[is_active]
