@@ -12,6 +12,18 @@ from circuitcli.records import KINDS, Record
 SAE = {"hook": "resid.1", "architecture": "topk", "d_in": 4, "d_sae": 8, "path": "saes/resid.1", "digest": "sha256:1"}
 MANY = {"standard_error": 0.25, "active": 0.5}
 GOOD: dict[str, dict[str, object]] = {
+    "search": {
+        "name": "search",
+        "by": "nearest",
+        "max_kl": 0.25,
+        "n_prompts": 50,
+        "median_nodes": 14.0,
+        "mean_nodes": 18.1,
+        "n_edges": 30.5,
+        "median_kl": 0.14,
+        "mean_kl": 0.15,
+        "reached": 1.0,
+    },
     "run": {"path": "/some/run", "model": "gpt2", "version": "1"},
     "activations": {
         **{"hook": "resid.1", "path": "activations/resid.1", "n_tokens": 8, "d_model": 4},
