@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from cli_support import here
 
+from circuitcli.cli.summaries import tables
 from circuitcli.errors import InputError
 from circuitcli.records import InteractionComparisonRecord
 from circuitcli.render.measured import interaction_sets
@@ -127,6 +128,11 @@ def test_sets_are_drawn_and_told_without_a_run_and_named_by_where_they_lie(tmp_p
     sets = read_sets([tmp_path / name for name in files.split(",")])
     curves = {one.name: [measured.record for measured in one.pairs] for one in sets}
     axes, _ = draw(interaction_sets(curves, [InteractionComparisonRecord.model_validate(made)])).axes
+    (table,) = tables([InteractionComparisonRecord(**made)], tmp_path)
+    change = "-50.0 \u00b1 0.0"
+    assert [row[:4] for row in table.rows] == [("staircase", "resid.0 -> resid.1", change, change)]
+    (several,) = tables(curves["topk"] * 2, tmp_path)
+    assert [row[:2] for row in several.rows] == [("resid.0 -> resid.1", "4 of 8")] * 2
     lines = {str(line.get_label()): [*map(tuple, line.get_xydata().tolist())] for line in axes.lines}
     assert lines["topk"] == [(2, pytest.approx(5 / 3)), (8, pytest.approx(2.5 / 3))]
     assert "-50.0 \u00b1 0.0 %" in axes.get_title(loc="left")

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from circuitcli.cli import interaction_view
 from circuitcli.cli.attention_view import score_tables
 from circuitcli.cli.coders_view import baseline_rows
 from circuitcli.cli.console import Rows
@@ -279,16 +280,6 @@ def _changes(made: Sequence[Record]) -> Rows:
     return Rows(("", "node or edge", "strength"), rows, _first(len(rows), len(found), "changes by strength"))
 
 
-def _interaction(made: Sequence[Record]) -> Rows:
-    found = [record for record in made if isinstance(record, InteractionRecord)][-1:]
-    rows = []
-    for record in found:
-        lows, highs = record.kl_low or (None,) * len(record.kl), record.kl_high or (None,) * len(record.kl)
-        for n, kl, low, high in zip(record.n_edges, record.kl, lows, highs, strict=True):
-            rows.append((f"{n:,}", _number(kl), f"{low:.4g} to {high:.4g}" if low is not None else ""))
-    return Rows(("edges kept", "KL", "interval"), rows, "KL(model || edges) of the next token in nats")
-
-
 def _steering(made: Sequence[Record]) -> Rows:
     """The two continuations side by side, token by token, with the divergence before each."""
     found = [record for record in made if isinstance(record, SteeringRecord)][-1:]
@@ -355,7 +346,8 @@ _TABLES: tuple[Callable[[Sequence[Record]], Rows], ...] = (
     described,
     _stability,
     _steering,
-    _interaction,
+    interaction_view.interactions,
+    interaction_view.sets,
     _changes,
     developments,
     circuits,

@@ -1,6 +1,6 @@
 #!/bin/sh
-# SCALAR (arXiv:2511.07572) from a text to its tables and plots: a small GPT, the sets of SAEs that the paper compares, how
-# much of the model each keeps, and by how few edges between their features it works.
+# SCALAR (arXiv:2511.07572) from a text to its tables and plots: a small GPT, the sets of SAEs that the paper compares,
+# how much of the model each keeps, and by how few edges between their features it works.
 #
 #   configs/scalar/scalar.sh tiny-shakespeare.txt [DIRECTORY]
 #
@@ -9,8 +9,9 @@
 #   PROMPTS  of 128 held-out tokens each (50)           SETS     names of the files beside this one (all)
 #   GPT      a model that is there already              CURVE    settings of the curves (paper.toml: the published code's)
 #   CIRCUIT  the command, with options for all (circuit)
-# Smaller, on a model that is there:
-#   TOKENS=4000000 PROMPTS=8 GPT=shakespeare_64x4 configs/scalar/scalar.sh tiny-shakespeare.txt
+# Smaller, on a model that is there; a setting of all commands is a variable too:
+#   TOKENS=4000000 PROMPTS=8 GPT=shakespeare_64x4 CIRCUIT_TRAIN__BATCH_SIZE=2048 \
+#     configs/scalar/scalar.sh tiny-shakespeare.txt
 set -eu
 if [ $# -lt 1 ]; then
     sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2
