@@ -259,6 +259,8 @@ calls = {
     "train(hooks)": lambda: circuit.train(cache, hooks="resid.0"),
     "train(settings)": lambda: circuit.train(cache, settings={"train.kep": "best"}),
     "train(setting)": lambda: circuit.train(cache, settings={"train.sweep": "sae.k=3,4"}),
+    "train(start)": lambda: circuit.train(cache, settings={"train.start": "runs/other"}),
+    "train(objective)": lambda: circuit.train(cache, settings={"train.objective": "joint"}),
     "train(batch)": lambda: circuit.train(cache, batch_size=10**6),
     "train(pair)": lambda: circuit.train(cache, architecture="transcoder", batch_size=256),
     "train(jacobian)": lambda: circuit.train(cache, architecture="jacobian-block", batch_size=256),

@@ -27,11 +27,11 @@ from circuitcli.settings.sources import changed, flatten
 from circuitcli.training.checkpoint import Checkpoints
 from circuitcli.training.job import Job
 from circuitcli.training.optimiser import CoderOptimiser
-from circuitcli.training.plan import END_TO_END, Plan, check_objective, training_plan
+from circuitcli.training.plan import END_TO_END, JOINT, Plan, check_objective, training_plan
 
 CHECKPOINT = "checkpoint"
 # What only commands have a use for: they have several processes, variants side by side, and folders for logs.
-_OF_COMMANDS = ("train.sweep", "train.parallel", "train.log", "train.loss_tokens")
+_OF_COMMANDS = ("train.sweep", "train.parallel", "train.log", "train.loss_tokens", "train.compound", "train.start")
 _END_TO_END = "end-to-end training learns from what the model predicts"
 # What changes no number, or no more than another device does.
 _NO_MATTER = ("train.checkpoint_tokens", "train.tf32")
@@ -100,6 +100,8 @@ def _chosen(others: Mapping[str, object] | None, named: Mapping[str, object]) ->
         raise SettingsError(f"{useless[0]} does not apply here", hint="`circuit train` takes it")
     made = changed(Settings(), values, origin="train()")
     check_objective(made)
+    if made.train.objective == JOINT:
+        raise SettingsError("a model that learns too is written into a run", hint="`circuit train` does that")
     return made
 
 
