@@ -348,9 +348,9 @@ from dataclasses import replace
 from torch import nn
 
 from circuitcli.saes.topk import TopKSae
+from circuitcli.training.architectures.several import TrainableCoders
 from circuitcli.training.architectures.single import build_single
 from circuitcli.training.architectures.topk import TrainableTopK
-from circuitcli.training.architectures.trainable import TrainableCoders
 
 
 class Half(TrainableCoders):
