@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -60,6 +61,7 @@ class Trainer:
     trackers: Sequence[Tracker] = ()
     done: int = 0
     _logged: int = 0
+    # When the last line of metrics was written, and after which step.
     _since: float = field(default_factory=time.perf_counter)
     _last: int = 0
 
@@ -80,7 +82,7 @@ class Trainer:
         end. Raises CircuitError if the loss is no longer finite, InputError for a damaged state.
         """
         self.done = self._last = self.states.load([self.learner])
-        log, self._keep = MetricsLog(self.folder / METRICS), self._kept_steps()
+        log = MetricsLog(self.folder / METRICS)
         if processes.is_main():
             self._logged = log.rewind(self.done)
         if not self.done:
@@ -94,7 +96,9 @@ class Trainer:
             # The signal came to another process, or whoever takes it here let it pass: this is no finished training.
             raise SystemExit(128 + signal.SIGTERM)
 
-    def _kept_steps(self) -> frozenset[int]:
+    @cached_property
+    def _keep(self) -> frozenset[int]:
+        """Steps after which the model is kept as it is then."""
         return frozenset(checkpoint_steps(self.settings.checkpoints, n_steps=self.settings.steps))
 
     def _loop(self, log: MetricsLog, advance: progress.Advance, is_stopped: Callable[[], bool]) -> None:
@@ -153,30 +157,44 @@ class Trainer:
         """Add a line of metrics, with the loss on held-out text if it ``looks``, and keep what is to be kept."""
         loss = None if learned is None else self._loss(learned)
         if not processes.is_main():
-            group.check()
-            return
+            return group.check()
         numbers: dict[str, float | int] = {"step": self.done, "tokens": self.done * self.tokens_a_step}
-        if loss is not None and learned is not None:
-            seconds = time.perf_counter() - self._since
-            speed = (self.done - self._last) * self.tokens_a_step / seconds
-            numbers |= {"loss": loss, "gradient_norm": float(learned.gradient_norm), "tokens_per_s": round(speed, 1)}
-            numbers["learning_rate"] = learning_rate(self.settings, step=self.done - 1)
-            numbers["memory_mib"] = peak_memory_mib(self.learner.device)
+        if learned is not None and loss is not None:
+            numbers |= {"loss": loss, **self._measures(learned)}
         if looks:
-            held_out = self.windows.held_out(n_batches=self.settings.evaluation_batches)
-            numbers["validation_loss"] = self.learner.evaluate(held_out)
-            if self.settings.keep == "best":
-                self.learner.keep_if_best(numbers["validation_loss"])
+            numbers["validation_loss"] = self._held_out_loss()
         if self.done in self._keep:
-            export.write_whole(
-                self.learner.model,
-                self.tokenizer,
-                self.output / CHECKPOINTS / folder_of(self.done),
-                partial=self.folder / folder_of(self.done),
-                dtype=self.settings.dtype,
-            )
+            self._export()
         log.append(numbers)
         if self.done > self._logged or not self.done:
             for tracker in self.trackers:
                 tracker.log(self.done, {TRACKED: {name: v for name, v in numbers.items() if name != "step"}})
         self._last, self._since = self.done, time.perf_counter()
+
+    def _measures(self, learned: Learned) -> dict[str, float | int]:
+        seconds = time.perf_counter() - self._since
+        return {
+            "gradient_norm": float(learned.gradient_norm),
+            "learning_rate": learning_rate(self.settings, step=self.done - 1),
+            "tokens_per_s": round((self.done - self._last) * self.tokens_a_step / seconds, 1),
+            "memory_mib": peak_memory_mib(self.learner.device),
+        }
+
+    def _held_out_loss(self) -> float:
+        """The loss at this look; the weights are remembered if none had a smaller one and the best are wanted."""
+        # Where losses are compared, all have the same number of bits.
+        with tensor_cores(self.learner.device, enabled=False):
+            loss = self.learner.evaluate(self.windows.held_out(n_batches=self.settings.evaluation_batches))
+        if self.settings.keep == "best":
+            self.learner.keep_if_best(loss)
+        return loss
+
+    def _export(self) -> None:
+        name = folder_of(self.done)
+        export.write_whole(
+            self.learner.model,
+            self.tokenizer,
+            self.output / CHECKPOINTS / name,
+            partial=self.folder / name,
+            dtype=self.settings.dtype,
+        )
