@@ -124,9 +124,9 @@ def lifelines_svg(report: TimelineReport) -> tuple[str, int]:
     parts = []
     for number, frame in enumerate(report.frames):
         x = _NAME_WIDTH + (number + 0.5) * _STEP_WIDTH
-        parts.append(f'<text class="tick" x="{x:g}" y="11" text-anchor="middle">{escape(step_name(frame))}</text>')
         column = f'x="{x - _STEP_WIDTH / 2:g}" y="0" width="{_STEP_WIDTH:g}" height="{height:g}"'
         parts.append(f'<rect class="column" data-index="{number}" {column}/>')
+        parts.append(f'<text class="tick" x="{x:g}" y="11" text-anchor="middle">{escape(step_name(frame))}</text>')
     for row, line in enumerate(chosen):
         parts += [*_lifeline(report, line, 18 + row * _LINE_HEIGHT, largest)]
     label = "features through training"
