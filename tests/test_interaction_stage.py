@@ -76,7 +76,9 @@ def test_several_pairs_are_measured_in_one_process_and_a_kill_loses_no_ranking(a
             validate.run(ask(**asked))
     attributed, curve, _ = validate.run(ask(**asked))
     assert len(ranked) == 1 and (curve.source, curve.target) == ("resid.1", "resid.2")
-    assert curve.n_edges == (0, 3, 9) and curve.n_tokens == 11 and len(curve.kl_circuit) == 3
+    assert curve.n_edges == (0, 3, 9, 3600) and curve.n_tokens == 11 and len(curve.kl_circuit) == 4
+    # Whatever points are asked for, areas are of all possible edges, and near to the floor some are.
+    assert curve.kl[-1] == curve.floor and f"{curve.n_live:,} of" in next(told([curve]))
     assert not [*(run.path / "reports").glob("*partial*")]
     assert attributed.path == "reports/interaction-2-pairs.resid.1-resid.2.safetensors"
     stored = load_file(run.path / attributed.path)["attributions"]

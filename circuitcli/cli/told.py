@@ -97,7 +97,9 @@ def _improved(score: Mapping[str, float | None]) -> str:
 
 
 def _interaction(record: InteractionRecord) -> Iterator[str]:
-    near = next(n for n, kl in zip(record.n_edges, record.kl, strict=True) if kl <= _NEAR * record.floor)
+    pairs = zip(record.n_edges, record.kl, strict=True)
+    near = next((n for n, kl in pairs if kl <= _NEAR * record.floor), record.n_edges[-1])
+    near = min(near, record.n_live)
     yield (
         f"{record.source} -> {record.target}: with all edges the two SAEs leave {record.floor:.3g} nats a token (KL); "
         f"{near:,} of {record.n_live:,} live edges ({record.n_possible:,} possible) come within a quarter of that"

@@ -127,8 +127,8 @@ def interaction(
 ) -> Curve:
     """The curve of some prompts, with edges kept in this order.
 
-    points: of the curve; by default powers of two up to the last edge that changes something, and all. keep: takes the
-    points that were made before.
+    points: of the curve, beside all edges; by default powers of two up to the last edge that changes something. keep:
+    takes the points that were made before.
     """
     asked = points_up_to(order.n) if points is None else [n for n in points if n <= n_possible]
     note(
@@ -145,9 +145,9 @@ def interaction(
         is_flat = points is None and rule == "own"
         whole = rows[-1] if is_flat else keep("all edges", partial(_whole, between, rule))
         advance(len(between))
-    if asked[-1] < n_possible and points is None:
+    if asked[-1] < n_possible:
         asked, rows = [*asked, n_possible], [*rows, whole]
-    elif asked[-1] == n_possible:
+    else:
         rows[-1] = whole
     numbers = torch.tensor(rows, dtype=torch.float64).unflatten(1, (len(between), 2))
     floor = torch.tensor(whole, dtype=torch.float64).unflatten(0, (len(between), 2))[:, 0]
