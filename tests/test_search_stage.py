@@ -9,6 +9,7 @@ import pytest
 from circuitcli import graphs
 from circuitcli.attribution.search.circuit import PromptSearch
 from circuitcli.attribution.search.codes import TextCodes
+from circuitcli.cli.summaries import tables
 from circuitcli.errors import CircuitError
 from circuitcli.hookpoints import OUTPUT
 from circuitcli.records import ActivationsRecord, ScoreRecord, SearchRecord, Stream, to_line
@@ -73,6 +74,9 @@ def test_a_searched_circuit_is_a_graph_that_is_kept_validated_and_drawn(run):
     assert told.n_edges == len(graph.edges) > 0 and OUTPUT in graph.by_id
     stored = (run.path / "graphs" / "search.jsonl").read_text(encoding="utf-8").splitlines()
     assert stored == [to_line(record) for record in made]
+    hooks, sizes = (table for table in tables(made, run.path) if table.columns[0] in ("hook point", "by"))
+    assert [row[0] for row in hooks.rows] == list(graph.head.searched)
+    assert sizes.rows[0][:3] == ("nearest", "1", f"{len(graph.nodes) - 1}")
     scores = validate.run(ask(run))
     assert any(isinstance(one, ScoreRecord) and one.graph == "search" for one in scores)
 

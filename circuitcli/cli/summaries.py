@@ -11,6 +11,7 @@ from circuitcli.cli.coders_view import baseline_rows
 from circuitcli.cli.console import Rows
 from circuitcli.cli.development_view import developments
 from circuitcli.cli.labels import SHOWN, described, examples, labels
+from circuitcli.cli.search_view import search_sizes, searched_hooks
 from circuitcli.cli.through_view import circuits, crosscoders
 from circuitcli.cli.toy_view import synthetic_rows, toy_grid
 from circuitcli.records import (
@@ -337,6 +338,8 @@ _TABLES: tuple[Callable[[Sequence[Record]], Rows], ...] = (
     _activations,
     _saes,
     _sweep,
+    searched_hooks,
+    search_sizes,
     toy_grid,
     synthetic_rows,
     _evaluations,
