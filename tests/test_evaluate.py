@@ -288,6 +288,26 @@ def test_baselines_stand_beside_the_runs_saes_with_as_many_codes(run_path: Path)
     assert evaluate.run(asked) == records and isinstance(train.run(asked)[0], SaeRecord)
 
 
+@pytest.mark.parametrize(
+    ("names", "changes", "is_other"),
+    [
+        ("frozen-decoder", {"train__learning_rate": 1e-5}, True),
+        ("random-model", {"train__warmup": 0.2}, True),
+        ("random-model", {"sae__k": 3}, False),
+        ("pca", {"train__learning_rate": 1e-5}, False),
+        ("pca", {"train__baseline_tokens": 700}, True),
+    ],
+)
+def test_baselines_are_made_again_where_they_would_come_out_differently(
+    run_path: Path, monkeypatch: pytest.MonkeyPatch, names: str, changes: dict[str, object], is_other: bool
+) -> None:
+    seen = []
+    monkeypatch.setattr(evaluate, "resumable", lambda request, name, print_, *_, **__: seen.append(print_) or [])
+    for more in ({}, changes):
+        evaluate.run(request(run_path, train__baselines=names, **more))
+    assert (seen[0] != seen[1]) is is_other
+
+
 def test_baselines_are_asked_for_beside_finished_saes_alone(run_path: Path, capsys: pytest.CaptureFixture):
     assert app.run(["train", "--run", str(run_path), "--baselines", "pca"]) == 2
     assert "hint: add --eval" in capsys.readouterr().err

@@ -39,6 +39,13 @@ NAME = "train --eval"
 REPORTS = Path("reports")
 FORMAT = 1
 _READ = ("train.eval_tokens", "train.loss_tokens", "train.baselines", "train.baseline_tokens", "sae_path", "seed")
+# What baselines that are trained read beside, but for what their SAE decides.
+_TRAINED_BASELINES = frozenset({"frozen-decoder", "random-model"})
+_OF_TRAINING = (
+    *("sae.", "train.batch_size", "train.learning_rate", "train.warmup", "train.decay", "train.clip"),
+    *("train.auxk_weight", "train.dead_tokens"),
+)
+_DECIDED = ("sae.architecture", "sae.d_sae", "sae.expansion", "sae.k")
 _AGAIN = "measure again: `circuit train --eval --force`"
 # What training alone can tell of an SAE.
 _KEPT = ("dead", "dead_tokens", "trained_tokens", "kept_tokens")
@@ -54,7 +61,7 @@ def run(request: Request) -> list[Record]:
     found = activation_records(request, stage=NAME)
     sources = sae_sources(request, stage=NAME)
     inputs = {f"SAE at {hook}": source.digest for hook, source in sources.items()} | activation_digests(request)
-    print_ = fingerprint(request, _READ, inputs, without=_unread(request))
+    print_ = fingerprint(request, _read(request), inputs, without=_unread(request))
     name = _named(request, STAGE)
     # Measuring again takes nothing away, so other settings need no --force.
     entry = request.run.stage(name)
@@ -224,9 +231,14 @@ def _flat(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in entry.items() if not isinstance(value, dict)}
 
 
+def _read(request: Request) -> tuple[str, ...]:
+    """Settings that what is measured depends on; baselines that are trained depend on those of training too."""
+    return (*_READ, *_OF_TRAINING) if _TRAINED_BASELINES & {*request.settings.train.baselines} else _READ
+
+
 def _unread(request: Request) -> tuple[str, ...]:
-    """Settings that nothing is made from where no baseline is asked for."""
-    return () if request.settings.train.baselines else ("train.baselines", "train.baseline_tokens", "seed")
+    """Settings that nothing is made from: those of baselines where none is asked for, and what an SAE decides."""
+    return _DECIDED if request.settings.train.baselines else ("train.baselines", "train.baseline_tokens", "seed")
 
 
 def _named(request: Request, name: str) -> str:
