@@ -16,7 +16,7 @@ from circuitcli.records import ActivationsRecord, ScoreRecord, SearchRecord, Str
 from circuitcli.runs import Run
 from circuitcli.settings.settings import Settings
 from circuitcli.settings.sources import load
-from circuitcli.stages import collect, graph_naive, train, validate
+from circuitcli.stages import collect, graph_naive, graphing, train, validate
 from circuitcli.stages.request import Request
 from circuitcli.training.plan import n_held_out
 
@@ -93,6 +93,18 @@ def test_codes_of_the_text_are_made_once_and_no_held_out_token_is_among_them(run
     next(iter(files)).write_bytes(b"nothing")
     again = graph_naive.run(ask(run, force=True))
     assert [to_line(one) for one in again] == [to_line(one) for one in first]
+
+
+def test_a_search_that_would_draw_from_other_tokens_is_another_search(run):
+    def print_of(**changes):
+        request = ask(run, **changes)
+        return graphing.task_of(request, "graph-naive", name="search", positions="all", baseline="mean", foreign=())
+
+    own = print_of().fingerprint()
+    assert print_of(train__eval_tokens=100).fingerprint() != own, "more tokens are left to draw from"
+    assert print_of(search__samples=5).fingerprint() != own
+    few = {"search__tokens": 1000}
+    assert print_of(**few, train__eval_tokens=100).fingerprint() == print_of(**few).fingerprint()
 
 
 def test_a_killed_search_goes_on_at_the_next_hook_point_and_finds_the_same(run, monkeypatch, tmp_path):

@@ -20,7 +20,6 @@ from circuitcli.settings.graph import BY_INFLUENCE, OF_FROZEN
 from circuitcli.stages.graphing import Task, baseline_rule, encoded_prompts, load_coders, task_of
 from circuitcli.stages.inputs import activation_digests, open_cache
 from circuitcli.stages.request import Request, resumable
-from circuitcli.training.plan import n_held_out
 
 if TYPE_CHECKING:
     from circuitcli.attribution.search.circuit import PromptSearch
@@ -134,7 +133,7 @@ def _loaded(task: Task, model: "LanguageModel") -> _Loaded:
     check_coders(coders)
     digests = {hook: source.digest for hook, source in sources.items()}
     cache = open_cache(request, coders.hooks, purpose="a search by resampling")
-    n_rows = min(settings.search.tokens, cache.n_tokens - n_held_out(settings, n_rows=cache.n_tokens))
+    n_rows = task.n_search_rows
     text = activation_digests(request)
     codes = {}
     for hook, coder in coders.items():

@@ -13,7 +13,7 @@ from circuitcli.attribution.examples import Example, LeftOut, as_line, digest_of
 from circuitcli.errors import SettingsError
 from circuitcli.graphs import CircuitGraph
 from circuitcli.hookpoints import HookPoint, parse_layers, parse_pins, parse_slice
-from circuitcli.records import GraphRecord, Record
+from circuitcli.records import ActivationsRecord, GraphRecord, Record
 from circuitcli.runs import Fingerprint, atomic, file_digest
 from circuitcli.settings.graph import GraphSettings
 from circuitcli.settings.model import PLACEMENT
@@ -23,6 +23,7 @@ from circuitcli.stages.inputs import activation_digests, open_cache, read_graphs
 from circuitcli.stages.naming import GRAPH, chosen_name, valid_name
 from circuitcli.stages.request import Request, fingerprint
 from circuitcli.stages.saes import SaeSource, graph_sources, load_saes, sae_sources
+from circuitcli.training.plan import n_held_out
 
 if TYPE_CHECKING:
     from circuitcli.attribution.baselines import BaselineRule
@@ -71,6 +72,12 @@ class Task:
         return self.stage == "graph-naive" and self.request.settings.search.by is not None
 
     @property
+    def n_search_rows(self) -> int:
+        """How many of the run's first tokens a search takes values from: as many as it asks for, none held out."""
+        n_rows = min(record.n_tokens for record in self.request.records.of(ActivationsRecord))
+        return min(self.request.settings.search.tokens, n_rows - n_held_out(self.request.settings, n_rows=n_rows))
+
+    @property
     def keeps_prompts(self) -> bool:
         """Whether the prompts are those of a file, or several, of which a head cannot tell all."""
         return self.settings.prompts is not None or (self.takes_own_text and self.settings.sequences > 1)
@@ -99,7 +106,7 @@ class Task:
             inputs["graph to extend"] = file_digest(Path(self.settings.extend))
         prefixes = ["graph.", "model.", "seed", "sae_path"]
         if self.searches:
-            inputs |= activation_digests(self.request)
+            inputs |= activation_digests(self.request) | {"tokens to draw from": str(self.n_search_rows)}
             prefixes.append("search.")
         return fingerprint(self.request, prefixes, inputs, without=(*_NO_MATTER, *self.foreign))
 
