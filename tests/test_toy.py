@@ -179,10 +179,12 @@ def test_what_is_broken_off_goes_on_with_the_same_bits(tmp_path: Path):
         train(stack_of(SMALL), truth, Checkpoint(tmp_path / "state"))
 
 
-def test_weights_that_are_no_numbers_end_the_training(tmp_path: Path):
-    stack = stack_of(settings(checkpoint_steps=2))
-    stack.parameters["W_enc"].data[3, 3] = torch.nan
-    with pytest.raises(CircuitError, match=r"the weights of l1=0.1,ratio=0.5 are not finite after 2 steps"):
+@pytest.mark.parametrize(("name", "every", "seen"), [("W_enc", 2, 2), ("b_enc", 2, 2), ("W_dec", 1000, 30)])
+def test_weights_that_are_no_numbers_end_the_training(tmp_path: Path, name: str, every: int, seen: int):
+    """At the next checkpoint, and at the end where none comes before it."""
+    stack = stack_of(settings(checkpoint_steps=every))
+    stack.parameters[name].data[3] = torch.nan
+    with pytest.raises(CircuitError, match=rf"the weights of l1=0.1,ratio=0.5 are not finite after {seen} steps"):
         train(stack, plant(SMALL, seed=1), Checkpoint(tmp_path / "state"))
 
 

@@ -91,12 +91,13 @@ def _loop(
             saves_at = time.perf_counter() + SAVE_S
         if stops:
             return
+    check_finite(stack)
 
 
 def check_finite(stack: Stack) -> None:
     """Raise CircuitError, naming the autoencoder, if a weight is no longer a number."""
     for model, own in stack.dictionaries():
-        if not bool(torch.isfinite(own.W_enc).all() and torch.isfinite(own.W_dec).all()):
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in (own.W_enc, own.b_enc, own.W_dec)):
             raise CircuitError(
                 f"the weights of {model.name} are not finite after {stack.done} steps",
                 hint="lower the learning rate, and begin again: --set toy.learning_rate=1e-4 --force",
