@@ -52,9 +52,12 @@ def test_caches_side_by_side_are_the_rows_of_each(tmp_path: Path):
         AlignedCache([tmp_path / "0", tmp_path / "other"], HOOK)
 
 
-def prompts(n: int, length: int) -> list[Prompt]:
+def prompts(n: int, length: int, *, with_target: bool = True) -> list[Prompt]:
     texts = [random_ids(length, seed=number)[0].tolist() for number in range(n)]
-    return [Prompt("x", tuple(ids), tuple(map(str, ids)), 1, target=3 + number) for number, ids in enumerate(texts)]
+    return [
+        Prompt("x", tuple(ids), tuple(map(str, ids)), 1, target=3 + number if with_target else None)
+        for number, ids in enumerate(texts)
+    ]
 
 
 @pytest.mark.parametrize("metric", ["log-prob", "cross-entropy"])
@@ -63,7 +66,9 @@ def test_indirect_effects_are_what_small_ablations_at_one_checkpoint_lose(metric
     made = coder(adapters[0].d_model)
     # Small contributions, for which the first order is all.
     made.W_dec.mul_(1e-5)
-    batches = effects.by_length([*prompts(2, 5), *prompts(3, 4)])
+    # The prompt's own tokens are what the cross-entropy is about: it needs no target.
+    has_target = metric != "cross-entropy"
+    batches = effects.by_length([*prompts(2, 5, with_target=has_target), *prompts(3, 4, with_target=has_target)])
     assert [len(batch) for batch in batches] == [2, 3]
     reads = [[effects.read(adapter, HOOK, batch, metric=metric) for batch in batches] for adapter in adapters]
     found = effects.indirect_effects(made, reads)

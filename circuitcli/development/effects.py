@@ -44,8 +44,8 @@ def by_length(prompts: Sequence[Prompt], *, most: int = 64) -> list[list[Prompt]
 
 
 def read(adapter: ModelAdapter, hook: HookPoint, prompts: Sequence[Prompt], *, metric: str) -> Read:
-    """Run a checkpoint on prompts of one length, each with a target. Raises SettingsError for a metric without a
-    gradient at the clean run."""
+    """Run a checkpoint on prompts of one length, each with a target unless the metric is about the prompt's own tokens.
+    Raises SettingsError for a metric without a gradient at the clean run."""
     seen: dict[HookPoint, Tensor] = {}
 
     def open_(x: Tensor) -> Tensor:
@@ -67,8 +67,8 @@ def _ids(adapter: ModelAdapter, prompts: Sequence[Prompt]) -> Tensor:
 
 
 def _metric(name: str, ids: Tensor, logits: Tensor, prompts: Sequence[Prompt]) -> Metric:
-    targets = [prompt.target for prompt in prompts]
-    assert all(target is not None for target in targets)
+    assert name == "cross-entropy" or all(prompt.target is not None for prompt in prompts)
+    targets = [prompt.target or 0 for prompt in prompts]
     made = metrics.build(
         name,
         ids=ids,
