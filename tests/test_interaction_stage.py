@@ -100,8 +100,12 @@ def test_the_curve_is_the_same_whatever_other_points_are_taken_before(ask):
     _, whole, _ = validate.run(ask(**asked, interaction__points=",".join(map(str, points)), validate__name="whole"))
     for number in (1, 2, 3):
         _, one, _ = validate.run(ask(**asked, interaction__points=str(points[number]), validate__name=f"p{number}"))
-        assert one.kl[0] == pytest.approx(whole.kl[number], rel=1e-5)
-        assert one.kl_circuit[0] == pytest.approx(whole.kl_circuit[number], rel=1e-4, abs=1e-7)
+        # No edges and all of them are at its ends, or its area would be the smaller the fewer points there are.
+        assert (one.n_edges[0], one.n_edges[-1]) == (0, 3600) and one.kl[0] == pytest.approx(whole.kl[0], rel=1e-5)
+        assert one.kl[1] == pytest.approx(whole.kl[number], rel=1e-5)
+        assert one.kl_circuit[1] == pytest.approx(whole.kl_circuit[number], rel=1e-4, abs=1e-7)
+    _, beyond, _ = validate.run(ask(**asked, interaction__points="3601", validate__name="beyond"))
+    assert beyond.n_edges == (0, 3600) and beyond.absolute["value"] > 0
     assert whole.kl[-1] == whole.floor and whole.kl_circuit[-1] == pytest.approx(0, abs=1e-7)
 
 

@@ -35,8 +35,8 @@ class InteractionSettings(Section):
     order: Literal["attribution", "random", "random-live"] = "attribution"
     """Which edges are kept first; as controls random: of all possible edges, as in the paper, or of the live ones."""
     points: Annotated[str, AfterValidator(_points)] = "powers"
-    """Numbers of edges at which the curve is taken: powers of two, those of the paper (35 up to 262,144), such as
-    0,16,256, or none: attributions alone."""
+    """Numbers of edges at which the curve is taken, beside 0 and all: powers of two, those of the paper (35, from 1 to
+    262,144), such as 16,256, or none: attributions alone."""
     rule: Literal["own", "paper"] = "own"
     """How codes are made of pre-activations with few edges: as the SAE does, or as the published code does: TopK keeps
     negative ones too, and the run with all edges has the codes of the clean run."""

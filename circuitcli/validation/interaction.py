@@ -127,10 +127,13 @@ def interaction(
 ) -> Curve:
     """The curve of some prompts, with edges kept in this order.
 
-    points: of the curve, beside all edges; by default powers of two up to the last edge that changes something. keep:
-    takes the points that were made before.
+    points: of the curve, beside none and all edges; by default powers of two up to the last edge that changes
+    something; those of the paper begin at 1. keep: takes the points that were made before.
     """
     asked = points_up_to(order.n) if points is None else [n for n in points if n <= n_possible]
+    if not asked or asked[0] > 1:
+        # Without its beginning the area would be the smaller the later the first point is.
+        asked = [0, *asked]
     note(
         f"{len(order.features):,} later features, {len(asked)} points and {len(between)} prompts: up to "
         f"{len(order.features) * len(asked) * len(between):,} runs of what lies between {between[0].source} and "
