@@ -161,6 +161,26 @@ GOOD: dict[str, dict[str, object]] = {
         **{"n_sources": 8, "n_targets": 9, "n_nonzero": 5, "n_kept": 72, "n_prompts": 3, "n_tokens": 12},
         **{"path": "reports/interaction.resid.1-resid.2.safetensors"},
     },
+    "baseline": {
+        **{"hook": "resid.1", "name": "pca", "k": 4, "d_sae": 8, "report": "reports/evaluate.json", "n_eval_tokens": 9},
+        **{"explained_variance": 0.5, "l0": 4.0, "loss_recovered": 0.9, "ce_increase": 0.25},
+    },
+    "choices": {
+        **{"name": "choices", "n_questions": 9, "by": "sum", "shots": 2, "chance": 0.25, "accuracy": 0.5},
+        **{"accuracy_low": 0.25, "accuracy_high": 0.75, "probability": 0.375, "factors": {"resid.1/3": 0.0}},
+        **{"accuracy_scaled": 0.25, "difference": -0.25, "n_gained": 1, "n_lost": 3, "path": "reports/choices.json"},
+    },
+    "synthetic": {
+        **{"coder": "topk", "group": "sae", "n_features": 64, "d_model": 8, "true_l0": 3.5, "f1": 0.5, "mcc": 0.75},
+        **{"precision": 0.5, "recall": 0.75, "d_sae": 16, "samples": 1000, "n_eval": 100, "seconds": 1.5},
+        **{"path": "toys/synthetic/topk", "csv": "reports/synthetic.csv"},
+    },
+    "toy": {
+        **{"name": "l1=0.1,ratio=2", "l1_weight": 0.1, "ratio": 2.0, "d_model": 8, "n_features": 16, "d_dict": 32},
+        **{"steps": 30, "mmcs": 0.5, "mmcs_with_larger": 0.25, "found": 0.125, "quarters": [0.5, 0.25], "dead": 0.5},
+        **{"collapsed": False, "loss": 0.25, "fvu": 0.5, "l0": 3.5, "path": "toy/dictionaries.safetensors"},
+        "digest": "sha256:7",
+    },
     "figure": {"path": "../circuit.svg"},
     "report": {"path": "reports/circuit.json"},
     "stage": {"name": "graph:circuit", "state": "finished", "command": "circuit graph-grad", "seconds": 2.5},
