@@ -5,9 +5,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from circuitcli.cli import interaction_view
+from circuitcli.cli import coders_view, interaction_view
 from circuitcli.cli.attention_view import score_tables
-from circuitcli.cli.coders_view import baseline_rows
+from circuitcli.cli.coders_view import four_digits
 from circuitcli.cli.console import Rows
 from circuitcli.cli.development_view import developments
 from circuitcli.cli.labels import SHOWN, described, examples, labels
@@ -17,12 +17,9 @@ from circuitcli.cli.toy_view import synthetic_rows, toy_grid
 from circuitcli.records import (
     ActivationsRecord,
     ChangeRecord,
-    CheckpointRecord,
     ChoicesRecord,
     ComparisonRecord,
     EdgeRecord,
-    EvaluationRecord,
-    ExportRecord,
     FeaturesRecord,
     FigureRecord,
     GraphRecord,
@@ -30,14 +27,11 @@ from circuitcli.records import (
     ModelRecord,
     NodeRecord,
     Record,
-    ReplacementRecord,
     ResponseRecord,
-    SaeRecord,
     ScoreRecord,
     ShiftRecord,
     StabilityRecord,
     SteeringRecord,
-    SweepRecord,
 )
 
 NEXT = {
@@ -100,67 +94,6 @@ def _activations(made: Sequence[Record]) -> Rows:
     return Rows(("hook point", "tokens", "width", "type"), rows)
 
 
-def _saes(made: Sequence[Record]) -> Rows:
-    found = [record for record in made if isinstance(record, SaeRecord)]
-    rows = [
-        (
-            record.places,
-            record.architecture,
-            f"{record.d_sae:,}",
-            _number(record.l0),
-            _number(record.explained_variance),
-        )
-        for record in found
-    ]
-    return Rows(("hook point", "SAE", "features", "active per token", "variance explained"), rows)
-
-
-def _sweep(made: Sequence[Record]) -> Rows:
-    found = [record for record in made if isinstance(record, SweepRecord)]
-    scores = ("l0", "explained_variance", "loss_recovered", "dead")
-    rows = [(record.variant, record.places, *(_number(getattr(record, name)) for name in scores)) for record in found]
-    return Rows(("variant", "hook point", "active per token", "variance explained", "loss recovered", "dead"), rows)
-
-
-def _evaluations(made: Sequence[Record]) -> Rows:
-    found = [record for record in made if isinstance(record, EvaluationRecord)]
-    others = ("cosine", "loss_recovered", "ce_increase", "kl_spliced", "silent")
-    rows = [
-        (
-            record.hook,
-            _number(record.l0),
-            _number(record.explained_variance),
-            *(_number(getattr(record, name)) for name in others),
-        )
-        for record in found
-    ]
-    columns = ("hook point", "L0", "explained", "cosine", "recovered", "loss added", "KL", "silent")
-    counts = " ".join(dict.fromkeys(f"{record.n_eval_tokens:,}" for record in found))
-    title = f"on {counts} tokens: shares of variance explained, of loss recovered; loss added and KL in nats"
-    return Rows(columns, rows, title)
-
-
-def _replacements(made: Sequence[Record]) -> Rows:
-    found = [record for record in made if isinstance(record, ReplacementRecord)]
-    scores = ("ce_clean", "ce_spliced", "ce_mean", "kl_spliced", "loss_recovered")
-    rows = [
-        (
-            " ".join(filter(None, [record.variant, *record.replaced])),
-            *(_number(getattr(record, name)) for name in scores),
-        )
-        for record in found
-    ]
-    columns = ("replaced at once", "loss clean", "replaced", "by means", "KL", "recovered")
-    return Rows(
-        columns, rows, "the model's loss in nats, as it is, with all that coders write in place, and with means"
-    )
-
-
-def _exports(made: Sequence[Record]) -> Rows:
-    found = [record for record in made if isinstance(record, ExportRecord)]
-    return Rows(("hook point", "format", "written to"), [(record.hook, record.format, record.path) for record in found])
-
-
 def _nodes(made: Sequence[Record], run: Path) -> Rows:
     """The nodes of the largest effects; of several prompts with standard errors, and in how many they are active."""
     found = [record for record in made if isinstance(record, NodeRecord) and record.effect is not None]
@@ -173,8 +106,8 @@ def _nodes(made: Sequence[Record], run: Path) -> Rows:
         error = "" if record.standard_error is None else f" ± {record.standard_error:.2g}"
         share = [_share(record.active)] if counts_prompts else []
         label = known.get(record.id.partition("@")[0], "")
-        effect = f"{_number(record.effect)}{error} {record.unit or ''}"
-        rows.append((record.id, effect, _number(record.activation), *share, label))
+        effect = f"{four_digits(record.effect)}{error} {record.unit or ''}"
+        rows.append((record.id, effect, four_digits(record.activation), *share, label))
     title = _first(len(rows), len(found), "nodes by effect")
     return Rows(("node", "effect", "activation", *(["active in"] if counts_prompts else []), ""), rows, title)
 
@@ -189,7 +122,7 @@ def _graphs(made: Sequence[Record]) -> Rows:
         (
             record.name,
             f"{record.metric} of {record.explained_target}",
-            _number(record.metric_clean),
+            four_digits(record.metric_clean),
             record.explained,
         )
         for record in found
@@ -210,7 +143,7 @@ def _effects(made: Sequence[Record]) -> Rows:
     rows = [
         (
             hook,
-            *(_number(sums.get(name)) for name in ("features", "errors", "gap")),
+            *(four_digits(sums.get(name)) for name in ("features", "errors", "gap")),
             _of_behaviour(gap, record),
             "" if (steps := sums.get("steps")) is None else f"{steps:,.0f}",
         )
@@ -233,7 +166,7 @@ def _frozen(made: Sequence[Record]) -> Rows:
             f"{record.n_expanded or 0:,} of {record.n_active or 0:,}",
             f"{sum(isinstance(one, NodeRecord) for one in made):,}",
             f"{sum(isinstance(one, EdgeRecord) for one in made):,}",
-            *(_number(getattr(record, name)) for name in ("replacement", "completeness", "completeness_of_inputs")),
+            *(four_digits(getattr(record, name)) for name in ("replacement", "completeness", "completeness_of_inputs")),
         )
         for record in found
     ]
@@ -247,7 +180,7 @@ def _scores(made: Sequence[Record]) -> Rows:
     rows = [
         (
             record.name,
-            _number(record.value),
+            four_digits(record.value),
             _interval(record),
             _conditions(record),
             *([record.ablation or ""] if several else []),
@@ -263,9 +196,9 @@ def _stability(made: Sequence[Record]) -> Rows:
         (
             " ".join(filter(None, (record.of, record.coders))),
             record.what,
-            _number(record.value),
+            four_digits(record.value),
             f"{record.low:.4g} to {record.high:.4g}" if len(record.values) > 1 else "",
-            _number(record.rank),
+            four_digits(record.rank),
             f"{len(record.values):,}",
         )
         for record in found
@@ -277,7 +210,7 @@ def _stability(made: Sequence[Record]) -> Rows:
 def _changes(made: Sequence[Record]) -> Rows:
     """The strongest changes that make another graph of one."""
     found = sorted((r for r in made if isinstance(r, ChangeRecord)), key=lambda record: -abs(record.strength))
-    rows = [(r.action, r.id or f"{r.source} -> {r.target}", _number(r.strength)) for r in found[:SHOWN]]
+    rows = [(r.action, r.id or f"{r.source} -> {r.target}", four_digits(r.strength)) for r in found[:SHOWN]]
     return Rows(("", "node or edge", "strength"), rows, _first(len(rows), len(found), "changes by strength"))
 
 
@@ -288,7 +221,7 @@ def _steering(made: Sequence[Record]) -> Rows:
     for record in found:
         sides = ((record.tokens_clean, record.kl_clean), (record.tokens_steered, record.kl_steered))
         for number in range(max(len(record.tokens_clean), len(record.tokens_steered))):
-            cells = [(repr(t[number]), _number(k[number])) if number < len(t) else ("", "") for t, k in sides]
+            cells = [(repr(t[number]), four_digits(k[number])) if number < len(t) else ("", "") for t, k in sides]
             rows.append((str(number + 1), *cells[0], *cells[1]))
     title = "the next token's KL(clean || steered) in nats, before each token of both continuations"
     return Rows(("", "clean", "KL", "steered", "KL"), rows, title)
@@ -297,7 +230,9 @@ def _steering(made: Sequence[Record]) -> Rows:
 def _responses(made: Sequence[Record]) -> Rows:
     """Of each curve where it begins and ends, and what the model itself has."""
     found = [record for record in made if isinstance(record, ResponseRecord)]
-    rows = [(record.source, record.of, *(_number(value) for value in _ends(record)), record.unit) for record in found]
+    rows = [
+        (record.source, record.of, *(four_digits(value) for value in _ends(record)), record.unit) for record in found
+    ]
     span = f"{found[0].coefficients[0]:g} to {found[0].coefficients[-1]:g}" if found else ""
     return Rows(("feature", "response of", "first", "as it is", "last", "unit"), rows, f"the feature times {span}")
 
@@ -310,7 +245,10 @@ def _ends(record: ResponseRecord) -> tuple[float, float | None, float]:
 
 def _shifts(made: Sequence[Record]) -> Rows:
     found = [record for record in made if isinstance(record, ShiftRecord)]
-    rows = [(record.of, record.name, _number(record.clean), _number(record.ablated), record.unit) for record in found]
+    rows = [
+        (record.of, record.name, four_digits(record.clean), four_digits(record.ablated), record.unit)
+        for record in found
+    ]
     return Rows(("", "changed most", "before", "after", "unit"), rows)
 
 
@@ -319,33 +257,19 @@ def _figures(made: Sequence[Record], run: Path) -> Rows:
     return Rows(("figure",), [(str(run / path) if (run / path).exists() else path,) for path in paths])
 
 
-def _models(made: Sequence[Record]) -> Rows:
-    """A model that was trained, below the checkpoints that lead to it."""
-    models = [record for record in made if isinstance(record, ModelRecord)]
-    earlier = [record for record in made if isinstance(record, CheckpointRecord)] if models else []
-    rows = [(record.name, f"{models[0].path}/{record.path}", _number(record.validation_loss)) for record in earlier]
-    rows += [("model", record.path, _number(record.validation_loss)) for record in models]
-    notes = [
-        f"{record.n_parameters:,} parameters; by token frequencies {_number(record.unigram_loss)} nats"
-        + ("" if record.bits_per_byte is None else f"; {_number(record.bits_per_byte)} bits per byte")
-        for record in models
-    ]
-    return Rows(("", "directory", "nats per held-out token"), rows, "".join(notes))
-
-
 _TABLES: tuple[Callable[[Sequence[Record]], Rows], ...] = (
-    _models,
+    coders_view.models,
     _activations,
-    _saes,
-    _sweep,
+    coders_view.saes,
+    coders_view.sweep,
     searched_hooks,
     search_sizes,
     toy_grid,
     synthetic_rows,
-    _evaluations,
-    baseline_rows,
-    _replacements,
-    _exports,
+    coders_view.evaluations,
+    coders_view.baseline_rows,
+    coders_view.replacements,
+    coders_view.exports,
     described,
     _stability,
     _steering,
@@ -356,10 +280,6 @@ _TABLES: tuple[Callable[[Sequence[Record]], Rows], ...] = (
     circuits,
     crosscoders,
 )
-
-
-def _number(value: float | int | None) -> str:
-    return "" if value is None else f"{value:.4g}"
 
 
 def _interval(record: ScoreRecord) -> str:

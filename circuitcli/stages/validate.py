@@ -1,6 +1,5 @@
 """The test of a circuit: faithfulness, completeness, minimality, its controls, and all its nodes ablated together."""
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from circuitcli.validation.curves import Curve
     from circuitcli.validation.scores import PanelCases
     from circuitcli.validation.trial import Trial
-
-logger = logging.getLogger(__name__)
 
 
 def run(request: Request) -> list[Record]:
