@@ -9,7 +9,7 @@ from circuitcli.activations.storage.shards import RowsShard
 from circuitcli.activations.storage.stored_rows import StoredRows
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.loading import load_model
-from circuitcli.pretraining.learner import new_model
+from circuitcli.pretraining.optimiser import new_model
 from circuitcli.settings.graph import GraphSettings
 from circuitcli.settings.model import ModelSettings
 from circuitcli.settings.pretrain import PretrainSettings

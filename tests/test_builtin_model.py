@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from circuitcli.errors import InputError
 from circuitcli.models import builtin
-from circuitcli.pretraining import corpus, learner
+from circuitcli.pretraining import corpus, optimiser
 from circuitcli.pretraining.batches import Windows
 from circuitcli.pretraining.tokenizer import END_OF_TEXT
 from circuitcli.settings.sources import load
@@ -85,7 +85,7 @@ def test_its_tokenizer_restores_every_text(vocabulary, text: str):
 def test_held_out_text_is_predicted_far_better_than_by_frequency(model, tokens):
     unigram = corpus.unigram_loss(tokens)
     held_out = Windows(tokens, SETTINGS, seed=0).held_out(n_batches=8)
-    loss = learner.evaluate(model, held_out, device=torch.device("cpu"))
+    loss = optimiser.evaluate(model, held_out, device=torch.device("cpu"))
     assert loss < unigram - 2.5 < corpus.uniform_loss(SETTINGS.vocab_size)
 
 

@@ -27,14 +27,14 @@ RUN = "import sys\nfrom circuitcli.__main__ import main\nsys.exit(main())"
 # The kill comes when the ninth step is done, and the state of the eighth on the disk.
 KILLED = f"""
 import os, signal
-from circuitcli.pretraining.learner import Learner
-learn = Learner.learn
+from circuitcli.pretraining.optimiser import ModelOptimiser
+learn = ModelOptimiser.learn
 def learn_and_die(self, batches, *, step, seed):
     made = learn(self, batches, step=step, seed=seed)
     if step == 8:
         os.kill(os.getpid(), signal.SIGKILL)
     return made
-Learner.learn = learn_and_die
+ModelOptimiser.learn = learn_and_die
 {RUN}"""
 
 

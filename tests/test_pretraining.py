@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import circuitcli
 from circuitcli import progress
 from circuitcli.errors import InputError, SettingsError
-from circuitcli.pretraining import corpus, learner, tokenizer, vocabularies
+from circuitcli.pretraining import corpus, optimiser, tokenizer, vocabularies
 from circuitcli.pretraining.batches import Batch, Windows
 from circuitcli.pretraining.characters import CharacterTable, ascii_tokenizer, character_tokenizer
 from circuitcli.pretraining.job import read_text
@@ -143,16 +143,16 @@ def test_an_interrupted_run_ends_bit_for_bit_like_an_unbroken_one(
 def test_a_signal_takes_effect_behind_the_step_it_came_in_with_a_state_of_it(
     tmp_path: Path, texts: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ):
-    number, learn = getattr(signal, name), learner.Learner.learn
+    number, learn = getattr(signal, name), optimiser.ModelOptimiser.learn
 
-    def with_signal(self: learner.Learner, batches: object, *, step: int, seed: int) -> object:
+    def with_signal(self: optimiser.ModelOptimiser, batches: object, *, step: int, seed: int) -> object:
         if step == 5:
             signal.raise_signal(number)
         return learn(self, batches, step=step, seed=seed)
 
     # As the command itself answers it.
     before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    monkeypatch.setattr(learner.Learner, "learn", with_signal)
+    monkeypatch.setattr(optimiser.ModelOptimiser, "learn", with_signal)
     try:
         outcome = pretrain(texts, tmp_path / "out", {"pretrain.save_every": 100})
     finally:
@@ -211,12 +211,12 @@ def test_the_output_and_its_checkpoints_are_hugging_face_directories_that_say_th
     model, *checkpoints = outcome.records
     assert [one["name"] for one in checkpoints] == [f"step{step}" for step in (0, 1, 2, 4, 6, 12)]
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
-    assert learner.evaluate(loaded, windows.held_out(), device=torch.device("cpu")) == model["validation_loss"]
+    assert optimiser.evaluate(loaded, windows.held_out(), device=torch.device("cpu")) == model["validation_loss"]
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto").dtype == torch.float16
     for one in checkpoints:
         place = tmp_path / "out" / one["path"]
         loaded = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
-        loss = learner.evaluate(loaded, windows.held_out(n_batches=8), device=torch.device("cpu"))
+        loss = optimiser.evaluate(loaded, windows.held_out(n_batches=8), device=torch.device("cpu"))
         # They are stored with eleven bits.
         assert loss == pytest.approx(one["validation_loss"], abs=2e-3)
         assert AutoTokenizer.from_pretrained(place).get_vocab() == AutoTokenizer.from_pretrained(place).get_vocab()
@@ -356,19 +356,19 @@ def test_the_unigram_guess_is_the_cross_entropy_of_counted_frequencies():
 
 def test_the_learning_rate_rises_to_its_peak_and_falls_to_its_minimum():
     settings = PretrainSettings(steps=40, warmup_steps=8, learning_rate=1e-2, minimum_rate=1e-3)
-    rates = [learner.learning_rate(settings, step=step) for step in range(41)]
+    rates = [optimiser.learning_rate(settings, step=step) for step in range(41)]
     assert max(rates) == rates[8] == pytest.approx(1e-2) and rates[0] == 1e-2 / 8
     assert rates[:8] == sorted(rates[:8]) and rates[8:] == sorted(rates[8:], reverse=True)
     assert rates[-1] == pytest.approx(1e-3) and rates[24] == pytest.approx(5.5e-3)
     constant = settings.model_copy(update={"schedule": "constant"})
-    assert learner.learning_rate(constant, step=39) == learner.learning_rate(constant, step=8) == 1e-2
+    assert optimiser.learning_rate(constant, step=39) == optimiser.learning_rate(constant, step=8) == 1e-2
 
 
 def test_several_batches_of_a_step_give_the_gradient_of_one_that_holds_them_all(small: Settings):
     def after(accumulation: int, n: int) -> dict[str, torch.Tensor]:
         settings = changed(small, {"pretrain.accumulation": accumulation, "pretrain.weight_decay": 0.0}).pretrain
-        model = learner.new_model(settings, n_ids=7, end_of_text=None, seed=0)
-        made = learner.Learner(model, settings, device=torch.device("cpu"))
+        model = optimiser.new_model(settings, n_ids=7, end_of_text=None, seed=0)
+        made = optimiser.ModelOptimiser(model, settings, device=torch.device("cpu"))
         made.learn([Batch(ids[:, :-1], ids[:, 1:]) for ids in whole.chunk(n)], step=0, seed=0)
         return {name: parameter.grad for name, parameter in made.model.named_parameters()}
 
@@ -382,17 +382,17 @@ def test_a_step_is_that_of_plain_pytorch(small: Settings):
     """The oracle: the step written down, with decay of what has two axes, clipping, and the loss of transformers."""
     settings = changed(small, {"pretrain.warmup_steps": 0, "pretrain.gradient_norm": 0.5}).pretrain
     ids = torch.randint(7, (4, 17), generator=torch.Generator().manual_seed(0))
-    made = learner.Learner(
-        learner.new_model(settings, n_ids=7, end_of_text=None, seed=3), settings, device=torch.device("cpu")
+    made = optimiser.ModelOptimiser(
+        optimiser.new_model(settings, n_ids=7, end_of_text=None, seed=3), settings, device=torch.device("cpu")
     )
-    model = learner.new_model(settings, n_ids=7, end_of_text=None, seed=3)
+    model = optimiser.new_model(settings, n_ids=7, end_of_text=None, seed=3)
     matrices = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.98))
     for step in range(3):
         learned = made.learn([Batch(ids[:, :-1], ids[:, 1:])], step=step, seed=0)
-        optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = learner.learning_rate(settings, step=step)
+        optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = optimiser.learning_rate(settings, step=step)
         loss = functional.cross_entropy(model(input_ids=ids[:, :-1]).logits.flatten(0, 1), ids[:, 1:].flatten())
         optimizer.zero_grad()
         loss.backward()
@@ -406,7 +406,7 @@ def test_a_step_is_that_of_plain_pytorch(small: Settings):
 
 def test_the_best_weights_are_those_of_the_smallest_loss_at_a_look(tmp_path: Path, texts: Path, monkeypatch):
     told = iter([5.0, 3.0, 1.0, 2.0])
-    monkeypatch.setattr(learner.Learner, "evaluate", lambda self, batches: next(told))
+    monkeypatch.setattr(optimiser.ModelOptimiser, "evaluate", lambda self, batches: next(told))
     outcome = pretrain(texts, tmp_path / "out", {"pretrain.keep": "best", "pretrain.checkpoints": "4,8,12"})
     assert [one["validation_loss"] for one in outcome.records[1:]] == [3.0, 1.0, 2.0]
     final = load_file(tmp_path / "out/model.safetensors")

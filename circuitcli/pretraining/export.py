@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from circuitcli.pretraining import corpus as corpora
 from circuitcli.pretraining.batches import Windows
-from circuitcli.pretraining.learner import evaluate
+from circuitcli.pretraining.optimiser import evaluate
 from circuitcli.runs import make_folder, write_error
 
 WEIGHTS = "model.safetensors"

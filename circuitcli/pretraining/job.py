@@ -12,7 +12,7 @@ from circuitcli.pretraining import export, vocabularies
 from circuitcli.pretraining.batches import Windows
 from circuitcli.pretraining.corpus import Corpus, split_text, tokenize
 from circuitcli.pretraining.export import Quality
-from circuitcli.pretraining.learner import Learner, new_model
+from circuitcli.pretraining.optimiser import ModelOptimiser, new_model
 from circuitcli.pretraining.trainer import Trainer
 from circuitcli.settings.settings import Settings
 from circuitcli.training.checkpoint import Checkpoints
@@ -72,9 +72,9 @@ class Job:
         if processes.is_main():
             self.folder.mkdir(parents=True, exist_ok=True)
             export.write_tokenizer(tokenizer, self.folder / TOKENIZER)
-        learner = self.learner()
+        optimiser = self.optimiser()
         trainer = Trainer(
-            learner,
+            optimiser,
             self.windows,
             tokenizer,
             self.states,
@@ -85,23 +85,23 @@ class Job:
         )
         trainer.run()
         if pretrain.keep == "best":
-            learner.restore_best()
-        quality = self._written(learner, n_tokens_seen=trainer.done * trainer.tokens_a_step)
+            optimiser.restore_best()
+        quality = self._written(optimiser, n_tokens_seen=trainer.done * trainer.tokens_a_step)
         group.barrier()
         return quality
 
-    def learner(self) -> Learner:
+    def optimiser(self) -> ModelOptimiser:
         """The model with its first weights."""
         corpus, ranks = self.text.corpus, AllRanks() if processes.count() > 1 else ALONE
         model = new_model(
             self.settings.pretrain, n_ids=corpus.n_ids, end_of_text=corpus.end_of_text, seed=self.settings.seed
         )
-        return Learner(model, self.settings.pretrain, device=self.device, ranks=ranks)
+        return ModelOptimiser(model, self.settings.pretrain, device=self.device, ranks=ranks)
 
-    def _written(self, learner: Learner, *, n_tokens_seen: int) -> Quality | None:
+    def _written(self, optimiser: ModelOptimiser, *, n_tokens_seen: int) -> Quality | None:
         if not processes.is_main():
             return None
-        export.write(learner.model, self.text.tokenizer, self.output, dtype=self.settings.pretrain.dtype)
+        export.write(optimiser.model, self.text.tokenizer, self.output, dtype=self.settings.pretrain.dtype)
         stored = export.read(self.output)
         quality = export.measure(stored, self.windows, n_tokens_seen=n_tokens_seen, device=self.device)
         export.write_quality(quality, self.folder)

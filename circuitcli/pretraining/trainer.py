@@ -15,7 +15,7 @@ from circuitcli import group, processes, progress
 from circuitcli.errors import CircuitError
 from circuitcli.pretraining import export
 from circuitcli.pretraining.batches import Windows
-from circuitcli.pretraining.learner import Learned, Learner, learning_rate
+from circuitcli.pretraining.optimiser import Learned, ModelOptimiser, learning_rate
 from circuitcli.settings.pretrain import PretrainSettings, checkpoint_steps
 from circuitcli.training.checkpoint import Checkpoints
 from circuitcli.training.interrupt import postponed_signals
@@ -51,7 +51,7 @@ class Trainer:
     goes on. Of several processes the main one alone writes.
     """
 
-    learner: Learner
+    optimiser: ModelOptimiser
     windows: Windows
     tokenizer: PreTrainedTokenizerFast
     states: Checkpoints
@@ -68,7 +68,7 @@ class Trainer:
     @property
     def settings(self) -> PretrainSettings:
         """Those of the training."""
-        return self.learner.settings
+        return self.optimiser.settings
 
     @property
     def tokens_a_step(self) -> int:
@@ -81,7 +81,7 @@ class Trainer:
         An interrupt takes effect after the step that it came in, when a state is written; it never returns before the
         end. Raises CircuitError if the loss is no longer finite, InputError for a damaged state.
         """
-        self.done = self._last = self.states.load([self.learner])
+        self.done = self._last = self.states.load([self.optimiser])
         log = MetricsLog(self.folder / METRICS)
         if processes.is_main():
             self._logged = log.rewind(self.done)
@@ -89,7 +89,7 @@ class Trainer:
             self._look(log, None)
         total = self.settings.steps * self.tokens_a_step
         with progress.task("pretrain", total=total, unit="tokens", done=self.done * self.tokens_a_step) as advance:
-            with postponed_signals() as postponed, tensor_cores(self.learner.device, enabled=self.settings.tf32):
+            with postponed_signals() as postponed, tensor_cores(self.optimiser.device, enabled=self.settings.tf32):
                 with torch.random.fork_rng(enabled=self.settings.dropout > 0):
                     self._loop(log, advance, lambda: postponed.number is not None)
         if self.done < self.settings.steps:
@@ -127,13 +127,13 @@ class Trainer:
     def _step(self) -> Learned:
         n = self.settings.accumulation
         batches = (self.windows.batch(self.done * n + number) for number in range(n))
-        learned = self.learner.learn(batches, step=self.done, seed=self.seed)
+        learned = self.optimiser.learn(batches, step=self.done, seed=self.seed)
         self.done += 1
         return learned
 
     def _agreed(self, stops: bool, is_late: bool) -> tuple[bool, bool]:
         """Whether any process is to stop or to save: all do so after the same step."""
-        ranks = self.learner.ranks
+        ranks = self.optimiser.ranks
         if ranks.n == 1:
             return stops, is_late
         any_stops, any_is_late = (ranks.sum(torch.tensor([float(stops), float(is_late)])) > 0).tolist()
@@ -141,11 +141,11 @@ class Trainer:
 
     def _save(self, learned: Learned) -> None:
         self._loss(learned)
-        self.states.save(self.done, [self.learner] if processes.is_main() else [])
+        self.states.save(self.done, [self.optimiser] if processes.is_main() else [])
 
     def _loss(self, learned: Learned) -> float:
         """The mean of all processes. Raises CircuitError if it is not finite."""
-        loss = float(self.learner.ranks.sum(learned.loss)) / self.learner.ranks.n
+        loss = float(self.optimiser.ranks.sum(learned.loss)) / self.optimiser.ranks.n
         if not math.isfinite(loss):
             raise CircuitError(
                 f"the loss is {loss} after {self.done} steps",
@@ -177,22 +177,22 @@ class Trainer:
             "gradient_norm": float(learned.gradient_norm),
             "learning_rate": learning_rate(self.settings, step=self.done - 1),
             "tokens_per_s": round((self.done - self._last) * self.tokens_a_step / seconds, 1),
-            "memory_mib": peak_memory_mib(self.learner.device),
+            "memory_mib": peak_memory_mib(self.optimiser.device),
         }
 
     def _held_out_loss(self) -> float:
         """The loss at this look; the weights are remembered if none had a smaller one and the best are wanted."""
         # Where losses are compared, all have the same number of bits.
-        with tensor_cores(self.learner.device, enabled=False):
-            loss = self.learner.evaluate(self.windows.held_out(n_batches=self.settings.evaluation_batches))
+        with tensor_cores(self.optimiser.device, enabled=False):
+            loss = self.optimiser.evaluate(self.windows.held_out(n_batches=self.settings.evaluation_batches))
         if self.settings.keep == "best":
-            self.learner.keep_if_best(loss)
+            self.optimiser.keep_if_best(loss)
         return loss
 
     def _export(self) -> None:
         name = folder_of(self.done)
         export.write_whole(
-            self.learner.model,
+            self.optimiser.model,
             self.tokenizer,
             self.output / CHECKPOINTS / name,
             partial=self.folder / name,

@@ -29,7 +29,7 @@ def checkpoint_steps(moments: Iterable[str], *, n_steps: int) -> list[int]:
         number = int(found[2] or n_steps) if found else 0
         if found is None or (moment.startswith("every") and not number):
             raise SettingsError(
-                f"'{moment[:60]}' is no moment of a training", hint="write log, log:512, every:1000, or a step"
+                f"'{moment[:60]}' is not a moment of a training", hint="write log, log:512, every:1000, or a step"
             )
         if found[2] and not found[1] and number > n_steps:
             raise SettingsError(

@@ -206,8 +206,8 @@ def plan(request: Request) -> list[tuple[str, str]]:
     _check_output(request)
     job = _job(request, Fingerprint({}, {}), kept=False)
     pretrain, corpus = request.settings.pretrain, job.text.corpus
-    learner = job.learner()
-    n_parameters = sum(parameter.numel() for parameter in learner.model.parameters())
+    optimiser = job.optimiser()
+    n_parameters = sum(parameter.numel() for parameter in optimiser.model.parameters())
     n_tokens = pretrain.steps * pretrain.batch_size * pretrain.accumulation * pretrain.context_length
     seconds = _seconds_of_a_step(job)
     kept = checkpoint_steps(pretrain.checkpoints, n_steps=pretrain.steps)
@@ -229,13 +229,13 @@ def plan(request: Request) -> list[tuple[str, str]]:
 def _seconds_of_a_step(job: "Job") -> float:
     """Of the second step of a training that nobody keeps."""
     pretrain, seed = job.settings.pretrain, job.settings.seed
-    learner = job.learner()
+    optimiser = job.optimiser()
     begun = 0.0
     for step in range(2):
         begun = time.perf_counter()
         batches = (job.windows.batch(step * pretrain.accumulation + number) for number in range(pretrain.accumulation))
         # To know the loss is to wait for the device.
-        float(learner.learn(batches, step=step, seed=seed).loss)
+        float(optimiser.learn(batches, step=step, seed=seed).loss)
     return time.perf_counter() - begun
 
 

@@ -110,6 +110,6 @@ def _width(architecture: str, starts: Mapping[HookPoint, Start]) -> int:
                 )
             width, rest = divmod(start.coder.d_sae, shape.width)
             if rest:
-                raise InputError(f"the {start.coder.d_sae} features at {start.coder.hook} are no {shape.width} steps")
+                raise InputError(f"the {start.coder.d_sae} features at {start.coder.hook} are not {shape.width} steps")
             widths.add(width)
     return _only(widths, "width")

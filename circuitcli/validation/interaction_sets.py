@@ -89,7 +89,7 @@ def _pairs(path: Path) -> tuple[Measured, ...]:
         found = ()
     if not found:
         raise InputError(
-            f"{path} is no report of interaction curves",
+            f"{path} is not a report of interaction curves",
             hint=_HINT,
         )
     return found

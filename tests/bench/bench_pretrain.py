@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from circuitcli.pretraining.batches import Windows
 from circuitcli.pretraining.corpus import Corpus
-from circuitcli.pretraining.learner import Learner, learning_rate, new_model
+from circuitcli.pretraining.optimiser import ModelOptimiser, learning_rate, new_model
 from circuitcli.settings.pretrain import PretrainSettings
 from circuitcli.settings.sources import load
 
@@ -118,13 +118,13 @@ def ours(stream: Tensor, settings: PretrainSettings, *, device: torch.device) ->
     """A step as `circuit pretrain` takes it."""
     corpus = Corpus(stream, stream, n_ids=N_IDS, end_of_text=None, n_validation_bytes=None)
     windows = Windows(corpus, settings, seed=0)
-    learner = Learner(new_model(settings, n_ids=N_IDS, end_of_text=None, seed=0), settings, device=device)
+    optimiser = ModelOptimiser(new_model(settings, n_ids=N_IDS, end_of_text=None, seed=0), settings, device=device)
     n = 0
 
     def step() -> float:
         nonlocal n
         batches = (windows.batch(n * settings.accumulation + number) for number in range(settings.accumulation))
-        learned = learner.learn(batches, step=n, seed=0)
+        learned = optimiser.learn(batches, step=n, seed=0)
         n += 1
         return float(learned.loss)
 

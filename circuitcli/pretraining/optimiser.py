@@ -47,7 +47,7 @@ def learning_rate(settings: PretrainSettings, *, step: int) -> float:
     return minimum + (peak - minimum) * 0.5 * (1 + math.cos(math.pi * done))
 
 
-class Learner:
+class ModelOptimiser:
     """What a training changes, and what a checkpoint holds; ``step`` counts the optimiser's steps."""
 
     name = "model"
