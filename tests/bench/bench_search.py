@@ -1,6 +1,6 @@
 """Sizes of circuits by what is put in the place of everything else, as gpt-circuits compared them.
 
-    python -m tests.bench.bench_search --run RUN --text FILE [--prompts 50] [--length 3] [--json FILE]
+    python -m tests.bench.bench_search --run RUN --model GPT --text FILE [--prompts 50] [--length 3] [--json FILE]
 
 RUN has SAEs of shakespeare_64x4 and cached training text; FILE is held-out text, of which each prompt is the first
 characters of every 1,024. For each way the features kept at all hook points together, and the divergence there,
@@ -8,10 +8,9 @@ averaged over hook points. Published for 100 prompts of 3 characters, end-to-end
 mean: nearest 14 and 18.09; without position 17.5 and 21.92; zero 31 and 31.40; random of the same position 46 and
 45.35; random 50 and 48.61.
 
-    python -m tests.bench.bench_search --run RUN --text FILE --prompts 2 --speed
+    python -m tests.bench.bench_search --run RUN --model GPT --text FILE --prompts 2 --speed
 
-compares many choices of features in one pass with one choice after the other, and the blocks behind a hook point alone
-with the whole model.
+compares many choices of features in one pass with one choice after the other.
 """
 
 import argparse

@@ -16,6 +16,8 @@ from circuitcli.progress import task
 _COARSE = 0.75
 # Choices whose divergence is looked at in one go: their activations are in memory together.
 _CHOICES = 64
+# Divergences are compared to so many decimals, in nats: what reaches nothing is equal, however a batch rounds it.
+_DECIMALS = 7
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def ranked(layer: Layer, candidates: Bool[Tensor, " place"]) -> list[Ranked]:
         while n_left := int(left.sum()):
             numbers = left.nonzero()[:, 0].tolist()
             now, *without = divergences(layer, [left, *(_without(left, number) for number in numbers)])
-            order = sorted(zip(without, numbers, strict=True))
+            order = sorted((round(one, _DECIMALS), number) for one, number in zip(without, numbers, strict=True))
             for _, number in order[: math.ceil(n_left * layer.sampler.settings.drop)]:
                 found.append(Ranked(layer.places[number], n_left, now))
                 left[number] = False
