@@ -79,7 +79,7 @@ def active_feature(directory: Path, graph: str) -> int:
 
 def adapted(line: str, directory: Path) -> str:
     """The line with fewer tokens, and with features that are live in SAEs trained on so few."""
-    line = re.sub(r"--tokens \d+", "--tokens 4000", line)
+    line = re.sub(r"--score \d+", "--score 1000", re.sub(r"--tokens \d+", "--tokens 4000", line))
     line = line.replace("configs/", f"{ROOT}/configs/")
     if "--feature" in line:
         line = re.sub(r"resid\.2/\d+", f"resid.2/{live_feature(directory, 'resid.2')}", line)
