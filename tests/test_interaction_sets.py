@@ -99,7 +99,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
     ):
         path = tmp_path / f"{name}.json"
         path.write_text(json.dumps(content))
-        with pytest.raises(InputError, match="no report of interaction curves"):
+        with pytest.raises(InputError, match="not a report of interaction curves"):
             read_sets([good, path])
     with pytest.raises(InputError, match="named twice"):
         read_sets([good, good])
