@@ -477,6 +477,9 @@ def test_a_place_is_needed_and_must_be_a_directory(tmp_path: Path, texts: Path):
     assert nowhere.status == 2 and "--output DIR" in nowhere.errors[1]
     (tmp_path / "file").write_text("x")
     assert "is a file" in pretrain(texts, tmp_path / "file").errors[0]
+    (tmp_path / "run.json").write_text("{}")
+    a_run = pretrain(texts, tmp_path, {}, "--force")
+    assert a_run.status == 3 and "is a run" in a_run.errors[0] and not (tmp_path / "training").exists()
 
 
 def test_a_broken_state_is_told_as_such_and_force_begins_again(tmp_path: Path, texts: Path):

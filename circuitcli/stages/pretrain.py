@@ -102,6 +102,8 @@ def _check_output(request: Request) -> None:
     output = as_path(_output(request))
     if output.exists() and not output.is_dir():
         raise InputError(f"{output} is a file", hint="name a directory with --output DIR")
+    if Run(output).exists:
+        raise InputError(f"{output} is a run, not the directory of a model", hint="choose another --output")
     known = request.run.exists
     names = ("config.json", "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "tokenizer.json")
     found = next((name for name in names if (output / name).exists()), None)
