@@ -50,9 +50,11 @@ def run(request: Request) -> list[Record]:
     # What is trained before is the same whichever coders are asked for together.
     own = fingerprint(request, _READ, {"format": str(FORMAT)}, without=(*_NO_MATTER, *_WHICH))
     entry = request.run.stage(f"toy {name}")
-    known = {key: value for key, value in entry.get("settings", {}).items() if key not in _WHICH}
+    before = entry.get("settings", {})
+    known = {key: value for key, value in before.items() if key not in _WHICH}
+    others_asked = known == own.settings and before != print_.settings
     made = resumable(
-        replace(request, force=request.force or known == own.settings),
+        replace(request, force=request.force or others_asked),
         f"toy {name}",
         print_,
         lambda resumes: _work(request, folder, own),
