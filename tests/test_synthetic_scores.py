@@ -150,6 +150,9 @@ def test_other_coders_are_added_without_trying_the_first_again(
     again = [r for r in synthetic.run(request(run, baselines="ica,pca")) if isinstance(r, SyntheticRecord)]
     assert made == ["ica"] and [record.coder for record in again] == ["topk", "ica", "pca", "probe"]
     assert again[0] == before[0] and again[2] == before[1]
+    # Unchanged, nothing is measured or drawn anew.
+    monkeypatch.setattr(synthetic, "_work", lambda *_: pytest.fail("a finished benchmark was worked on again"))
+    assert [r for r in synthetic.run(request(run, baselines="ica,pca")) if isinstance(r, SyntheticRecord)] == again
 
 
 def test_perfect_linear_coders_show_in_signs_too(data: tuple[Tensor, Tensor, Tensor]):
