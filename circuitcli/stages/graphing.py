@@ -74,7 +74,8 @@ class Task:
     @property
     def n_search_rows(self) -> int:
         """How many of the run's first tokens a search takes values from: as many as it asks for, none held out."""
-        n_rows = min(record.n_tokens for record in self.request.records.of(ActivationsRecord))
+        # A run without text is refused after its name is chosen, which looks at the fingerprint.
+        n_rows = min((record.n_tokens for record in self.request.records.of(ActivationsRecord)), default=0)
         return min(self.request.settings.search.tokens, n_rows - n_held_out(self.request.settings, n_rows=n_rows))
 
     @property
