@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from circuitcli.records import DevelopmentRecord, MatchRecord
+from circuitcli.render.checkpoint_axis import checkpoint_axis
 from circuitcli.render.plots import Axis, Number, Panel, Plot, Series
 
 # Distances of which the shares are drawn; those between make the lines many.
@@ -17,7 +18,7 @@ def plot_of(record: DevelopmentRecord, matches: Sequence[MatchRecord]) -> Plot |
     before; births and deaths; lives; and cosines of pairs. None where there are not two checkpoints."""
     if len(record.checkpoints) < 2:
         return None
-    x, axis = _places(record)
+    x, axis = checkpoint_axis(record.steps)
     by = [one for one in matches if one.by == record.by]
     found = [Panel([*_to_last(record, by, x, at)], axis, _SHARE, title) for at, title in _thresholds(by)]
     steps = Panel([*_to_next(record, x)], axis, _SHARE, f"found at the checkpoint before: cosine ≥ {record.least:g}")
@@ -26,14 +27,6 @@ def plot_of(record: DevelopmentRecord, matches: Sequence[MatchRecord]) -> Plot |
     cosines = Panel([*_cosines(record, by)], Axis("cosine of a pair"), _COUNT, f"pairs made by {record.by}")
     rows = [found, [steps, still, lives], [*_measures(record, matches, axis, x), cosines]]
     return Plot(rows, title=f"{record.hook}: {len(record.checkpoints)} checkpoints", width=3.4, height=2.3)
-
-
-def _places(record: DevelopmentRecord) -> tuple[list[Number], Axis]:
-    """Where the checkpoints stand: by step, on a logarithmic axis that has a place for step 0; else by number."""
-    steps = [step for step in record.steps if step is not None]
-    if len(steps) < len(record.steps) or len(set(steps)) < len(steps):
-        return [*range(len(record.steps))], Axis("checkpoint")
-    return [step + 1 for step in steps], Axis("training step + 1", "log", is_count=True)
 
 
 def _thresholds(matches: Sequence[MatchRecord]) -> Iterator[tuple[int, str]]:

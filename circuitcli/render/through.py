@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 
 from circuitcli.records import CircuitRecord, CrosscoderRecord
+from circuitcli.render.checkpoint_axis import axis_of_names
 from circuitcli.render.plots import Axis, Number, Panel, Plot, Series
 
 
 def crosscoder_plot(record: CrosscoderRecord) -> Plot:
     """When features are there, how many come and go, and what the reconstruction costs at each checkpoint."""
     n = len(record.checkpoints)
-    numbers = range(n)
-    along = Axis(f"checkpoint: {record.checkpoints[0]} to {record.checkpoints[-1]}")
+    numbers, along = axis_of_names(record.checkpoints)
     shares = [Series(numbers, record.reldec, "RelDec (decoder)")]
     if record.relie is not None:
         shares.append(Series(numbers, record.relie, "RelIE (effect)"))
@@ -39,17 +39,17 @@ def crosscoder_plot(record: CrosscoderRecord) -> Plot:
 
 def circuits_plot(records: Sequence[CircuitRecord], *, title: str) -> Plot:
     """The metric, how faithful circuits are, how large, and what they have in common, over checkpoints."""
-    along = Axis(f"checkpoint: {records[0].checkpoint} to {records[-1].checkpoint}")
+    places, along = axis_of_names([record.checkpoint for record in records])
     metric = [
-        _series(records, [one.metric_clean for one in records], "the model"),
-        _series(records, [one.metric_chance for one in records], "chance: frequency of the token"),
+        _series(places, [one.metric_clean for one in records], "the model"),
+        _series(places, [one.metric_chance for one in records], "chance: frequency of the token"),
     ]
     faithful = [
-        _series(records, [one.faithfulness for one in records], "faithfulness"),
-        *(_series(records, [getattr(one, name) for one in records], "95 % interval") for name in ("low", "high")),
+        _series(places, [one.faithfulness for one in records], "faithfulness"),
+        *(_series(places, [getattr(one, name) for one in records], "95 % interval") for name in ("low", "high")),
     ]
     common = [
-        _series(records, [_of(getattr(one, where), what) for one in records], label)
+        _series(places, [_of(getattr(one, where), what) for one in records], label)
         for where, what, label in (
             ("before", "weighted", "with the checkpoint before"),
             ("before", "shuffled_weighted", "shuffled"),
@@ -58,8 +58,8 @@ def circuits_plot(records: Sequence[CircuitRecord], *, title: str) -> Plot:
         )
     ]
     size = [
-        _series(records, [float(one.n_nodes) for one in records], "nodes"),
-        _series(records, [float(one.n_edges) for one in records], "edges"),
+        _series(places, [float(one.n_nodes) for one in records], "nodes"),
+        _series(places, [float(one.n_edges) for one in records], "edges"),
     ]
     panels = [
         Panel(metric, along, Axis(records[0].unit), "metric"),
@@ -74,7 +74,9 @@ def _of(found: dict[str, float | None] | None, name: str) -> float | None:
     return None if found is None else found.get(name)
 
 
-def _series(records: Sequence[CircuitRecord], values: Sequence[float | None], label: str) -> Series:
+def _series(places: Sequence[Number], values: Sequence[float | None], label: str) -> Series:
     """A line through what is known."""
-    known: list[tuple[Number, Number]] = [(place, value) for place, value in enumerate(values) if value is not None]
+    known: list[tuple[Number, Number]] = [
+        (place, value) for place, value in zip(places, values, strict=True) if value is not None
+    ]
     return Series([x for x, _ in known], [y for _, y in known], label)
