@@ -35,7 +35,7 @@ _STATE_COPIES = 4
 
 def run_of(settings: Settings) -> Run:
     """The run of a training, in the directory of its model. Raises SettingsError if none is named."""
-    if settings.pretrain.output is None:
+    if not (settings.pretrain.output or "").strip():
         raise SettingsError("pretrain has nowhere to write the model", hint="name a directory with --output DIR")
     return Run(as_path(settings.pretrain.output) / FOLDER, option="--output")
 
