@@ -21,7 +21,7 @@ HOOK = HookPoint(2, "mlp_in")
 PURSUIT = {"max_iterations": 3, "residual_threshold": 2.0, "stop_on_duplicate_support": False}
 OPTIONS = {name: {"k": K} for name in ("topk", "abstopk", "signed_topk")} | {"matching_pursuit": PURSUIT}
 # Those whose codes depend on earlier tokens or on several layers have tests of their own.
-TOKENWISE = [name for name, made in ARCHITECTURES.items() if not made.reads_context and name != "crosscoder"]
+TOKENWISE = [name for name, made in ARCHITECTURES.items() if not made.reads_context and "crosscoder" not in name]
 # Matching pursuit takes features off what it reads.
 TRANSCODING = [name for name in TOKENWISE if name != "matching_pursuit"]
 

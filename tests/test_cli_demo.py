@@ -58,7 +58,7 @@ def test_the_demo_runs_every_stage_in_one_run_and_ends_with_what_it_found(
 
 def demo_order() -> list[str]:
     order = ["collect", "train", "interp", "graph-grad", "graph-naive", "validate", "render", "demo"]
-    assert sorted([*order, "develop", "inspect", "export"]) == sorted(COMMANDS)
+    assert sorted([*order, "pretrain", "toy", "develop", "inspect", "export"]) == sorted(COMMANDS)
     return order
 
 

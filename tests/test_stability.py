@@ -212,9 +212,10 @@ def test_what_was_found_before_changes_nothing(monkeypatch):
     assert near(one.on(), other.on())
 
 
-@pytest.mark.parametrize("method", ["naive", "frozen"])
+@pytest.mark.parametrize("method", [name for name in METHODS if not name.startswith("grad-")])
 def test_graphs_of_other_methods_are_not_found_again(method):
     with pytest.raises(InputError, match=rf"another method \({method}\)"):
         stability.check_gradient(head(method=method))
-    for other in set(METHODS) - {"naive", "frozen"}:
-        stability.check_gradient(head(method=other))
+    for other in METHODS:
+        if other.startswith("grad-"):
+            stability.check_gradient(head(method=other))

@@ -146,11 +146,11 @@ def failing_at(n: int, error: BaseException | None = None):
     """Measuring that fails with the n-th SAE."""
     facts, calls = HeldOut.facts, []
 
-    def wrapped(self, sae):
+    def wrapped(self, sae, **asked):
         calls.append(sae)
         if len(calls) == n:
             raise error or RuntimeError("the machine fails")
-        return facts(self, sae)
+        return facts(self, sae, **asked)
 
     return wrapped
 
@@ -220,11 +220,11 @@ def test_what_was_measured_before_a_signal_is_not_measured_again(path: Path, mon
     seen: list[str] = []
     facts = HeldOut.facts
 
-    def stopped(self, sae):
+    def stopped(self, sae, **asked):
         seen.append(str(sae.hook))
         if len(seen) == 2:
             raise SystemExit(143)
-        return facts(self, sae)
+        return facts(self, sae, **asked)
 
     monkeypatch.setattr(measuring.HeldOut, "facts", stopped)
     shutil.rmtree(path / "saes")
@@ -303,7 +303,7 @@ def test_scores_that_are_no_numbers_can_be_written_and_read_again(
 ) -> None:
     facts = HeldOut.facts
     broken = {"explained_variance": float("-inf"), "mse": float("nan"), "density": {"x": [float("inf"), 1.0]}}
-    monkeypatch.setattr(measuring.HeldOut, "facts", lambda self, sae: facts(self, sae) | broken)
+    monkeypatch.setattr(measuring.HeldOut, "facts", lambda self, sae, **asked: facts(self, sae, **asked) | broken)
     made = train.run(request(path, force=True, sae__k=7))
     assert [record.explained_variance for record in made] == [None, None] and "not a number" in made[0].problems[0]
     config = read_config(path / "saes" / "resid.1")

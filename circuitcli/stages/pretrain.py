@@ -35,9 +35,10 @@ _STATE_COPIES = 4
 
 def run_of(settings: Settings) -> Run:
     """The run of a training, in the directory of its model. Raises SettingsError if none is named."""
-    if not (settings.pretrain.output or "").strip():
+    output = (settings.pretrain.output or "").strip()
+    if not output:
         raise SettingsError("pretrain has nowhere to write the model", hint="name a directory with --output DIR")
-    return Run(as_path(settings.pretrain.output) / FOLDER, option="--output")
+    return Run(as_path(output) / FOLDER, option="--output")
 
 
 def run(request: Request) -> list[Record]:
