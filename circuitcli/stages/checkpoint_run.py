@@ -52,15 +52,15 @@ class CheckpointRun:
 def made(request: Request, one: Checkpoint, *, before: CheckpointRun | None) -> CheckpointRun:
     """The run of a checkpoint, made now or before. Raises what `collect` and `train` do."""
     own = request_of(request, one)
-    collected = _stage(collect.run, own)
+    collected = of_stage(collect.run, own)
     records = Stream(collected)
     coders: dict[Path, Stream] = {}
     for number in range(n_seeds(request.settings, one)):
         asked = replace(own, records=records) if number == 0 else _of_seed(own, one, records, number=number)
         asked = replace(asked, settings=_starting(asked.settings, request, before, number=number))
-        coders[asked.run.path] = records + _stage(train.run, asked)
+        coders[asked.run.path] = records + of_stage(train.run, asked)
         if number == 0 and request.settings.develop.interp:
-            coders[asked.run.path] += _stage(interp.run, replace(asked, records=coders[asked.run.path]))
+            coders[asked.run.path] += of_stage(interp.run, replace(asked, records=coders[asked.run.path]))
     return CheckpointRun(one, _record(request, own, one, records), coders)
 
 
@@ -90,9 +90,9 @@ def n_seeds(settings: Settings, one: Checkpoint) -> int:
     return settings.develop.seeds if has_several else 1
 
 
-def _stage(stage: Callable[[Request], list[Record]], request: Request) -> list[Record]:
-    """What a stage makes. With force only what was made with other settings is made again: the rest would come out
-    the same."""
+def of_stage(stage: Callable[[Request], list[Record]], request: Request) -> list[Record]:
+    """What a stage makes in the run of a checkpoint. With force only what was made with other settings is made again:
+    the rest would come out the same."""
     try:
         return stage(replace(request, force=False))
     except InputError:

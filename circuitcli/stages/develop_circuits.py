@@ -19,10 +19,11 @@ from circuitcli.runs import atomic
 from circuitcli.settings.model import PLACEMENT
 from circuitcli.settings.settings import Settings
 from circuitcli.stages import graph_grad, validate
+from circuitcli.stages.checkpoint_run import of_stage
 from circuitcli.stages.figures import drawn
 from circuitcli.stages.pairing import Pairing
 from circuitcli.stages.request import Request, fingerprint, resumable
-from circuitcli.stages.through import Moment, asked, asked_digest, at, digests, encoded, made, moments
+from circuitcli.stages.through import Moment, asked, asked_digest, at, digests, encoded, moments
 from circuitcli.stages.timeline import write_report
 from circuitcli.stages.timeline_report import Found, report_of
 
@@ -89,17 +90,17 @@ def _work(request: Request, found: Sequence[Moment]) -> tuple[list[Record], dict
 
 def _circuit(moment: Moment) -> Found:
     """Found, and tested where there is a behaviour, by the stages that do so for any run."""
-    graph = _graph(made(graph_grad.run, moment.request))
+    graph = _graph(of_stage(graph_grad.run, moment.request))
     seed = None
     if (other := moment.other_seed) is not None:
-        seed = _graph(made(graph_grad.run, other.request))
+        seed = _graph(of_stage(graph_grad.run, other.request))
     presence, promotes = _looked_at(moment, graph)
     scores: Mapping[str, ScoreRecord] = {}
     note = None
     if presence.is_there:
         try:
-            records = moment.request.records + made(graph_grad.run, moment.request)
-            tested = made(validate.run, replace(moment.request, records=records))
+            records = moment.request.records + of_stage(graph_grad.run, moment.request)
+            tested = of_stage(validate.run, replace(moment.request, records=records))
             scores = {
                 one.name: one for one in Stream(tested).of(ScoreRecord) if one.judged or one.name != "faithfulness"
             }

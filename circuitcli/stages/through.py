@@ -1,6 +1,6 @@
 """What the steps of `circuit develop` behind the coders start from: the runs of the checkpoints, and the prompts."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,7 +12,7 @@ from circuitcli.attribution.asked import asked_examples
 from circuitcli.attribution.examples import Example, LeftOut, digest_of
 from circuitcli.errors import CircuitError, InputError, SettingsError
 from circuitcli.hookpoints import HookPoint
-from circuitcli.records import ActivationsRecord, CheckpointRecord, Record, SaeRecord, Stream
+from circuitcli.records import ActivationsRecord, CheckpointRecord, SaeRecord, Stream
 from circuitcli.runs import Run
 from circuitcli.settings.settings import Settings
 from circuitcli.stages.checkpoint_run import SEEDS
@@ -91,17 +91,6 @@ def _moment(request: Request, record: CheckpointRecord, settings: Settings) -> M
     model = settings.model.model_copy(update={"name": name, "revision": record.revision})
     own = settings.model_copy(update={"model": model, "sae_path": None})
     return Moment(record, Request(own, run.stream() if run.exists else Stream(), run, request.force))
-
-
-def made(stage: Callable[[Request], list[Record]], request: Request) -> list[Record]:
-    """What a stage makes in the run of a checkpoint. With force only what was made with other settings is made again:
-    the rest would come out the same."""
-    try:
-        return stage(replace(request, force=False))
-    except InputError:
-        if not request.force:
-            raise
-        return stage(request)
 
 
 def has_prompts(settings: Settings) -> bool:
