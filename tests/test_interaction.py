@@ -11,7 +11,8 @@ from circuitcli.hookpoints import HookPoint
 from circuitcli.models.taps import tapped
 from circuitcli.validation.between import Between, ByToken, between
 from circuitcli.validation.feature_edges import Method, attributions, ordered
-from circuitcli.validation.interaction import Curve, bounded, check_pair, interaction, points_up_to
+from circuitcli.validation.interaction import Curve, check_pair, interaction, points_up_to
+from circuitcli.validation.scores import bounded
 
 SOURCE, TARGET = HookPoint(0, "resid"), HookPoint(1, "resid")
 

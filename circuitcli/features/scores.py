@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from circuitcli.features.labels import KINDS, Condition, Peak, Rule, key_of
+from circuitcli.features.labels import Condition, Peak, Rule, key_of
 from circuitcli.features.peaks import NO_TOKEN, CodedBlocks, entries
 
 # What people are shown for token ids, as `Tokenizer.token_strings`.
@@ -90,7 +90,7 @@ class HeldOut:
         if about == "kind":
             # There are few kinds, and each takes a look at every pair.
             if condition not in self._known:
-                found = [KINDS[str(value)](pair) for pair in self.pairs]
+                found = [condition.holds(pair) for pair in self.pairs]
                 self._known[condition] = torch.tensor(found, dtype=torch.bool)
             return self._known[condition]
         if isinstance(value, frozenset):

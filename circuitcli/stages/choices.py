@@ -113,11 +113,11 @@ def _names(wanted: _Wanted) -> dict[str, float]:
 
 
 def _record(wanted: _Wanted, clean: "Answers", after: "Answers | None") -> ChoicesRecord:
-    from circuitcli.validation.choices import resampled
+    from circuitcli.validation.scores import bounded
 
     settings = wanted.request.settings
     draws = {"bootstrap": settings.validation.bootstrap, "seed": settings.seed}
-    own = resampled(clean.is_right, **draws)
+    own = bounded(clean.is_right, **draws)
     record = ChoicesRecord(
         name=wanted.name,
         n_questions=len(wanted.questions),
@@ -132,8 +132,8 @@ def _record(wanted: _Wanted, clean: "Answers", after: "Answers | None") -> Choic
     )
     if after is None:
         return record
-    other = resampled(after.is_right, **draws)
-    difference = resampled(after.is_right - clean.is_right, **draws)
+    other = bounded(after.is_right, **draws)
+    difference = bounded(after.is_right - clean.is_right, **draws)
     changes = {
         "factors": _names(wanted),
         "accuracy_scaled": other.value,

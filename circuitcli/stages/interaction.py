@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from circuitcli.saes.base import SparseCoder
     from circuitcli.validation.between import Between
     from circuitcli.validation.feature_edges import Attributions
-    from circuitcli.validation.interaction import Bounded, Curve
+    from circuitcli.validation.interaction import Curve
+    from circuitcli.validation.scores import Score
 
 
 def run(request: Request) -> list[Record]:
@@ -193,7 +194,8 @@ def _between(
 
 
 def _record(wanted: Wanted, curve: "Curve", pair: Pair, *, n_tokens: int) -> InteractionRecord:
-    from circuitcli.validation.interaction import CAP, bounded
+    from circuitcli.validation.interaction import CAP
+    from circuitcli.validation.scores import bounded
 
     settings = wanted.request.settings
     draws = {"bootstrap": settings.validation.bootstrap, "seed": settings.seed}
@@ -232,5 +234,5 @@ def _record(wanted: Wanted, curve: "Curve", pair: Pair, *, n_tokens: int) -> Int
     )
 
 
-def _told(area: "Bounded") -> dict[str, float | None]:
+def _told(area: "Score") -> dict[str, float | None]:
     return {"value": area.value, "low": area.low, "high": area.high}

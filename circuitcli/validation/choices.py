@@ -21,7 +21,6 @@ from circuitcli.models.tokenizer import Tokenizer
 from circuitcli.models.window import window
 from circuitcli.progress import task
 from circuitcli.validation.questions import Question, examples_of
-from circuitcli.validation.scores import Resamples, Score
 from circuitcli.validation.steering import Steering
 
 # Logits that are in memory at once.
@@ -157,9 +156,3 @@ def check_lengths(asked: Iterable[Asked], steering: Steering) -> None:
                 f"'{one.question.text}' has {max(map(len, one.ids))} tokens, and the model's window {longest}",
                 hint="set validate.shots lower, or leave the question out",
             )
-
-
-def resampled(of: Float[Tensor, " question"], *, bootstrap: int, seed: int) -> Score:
-    """A mean with the interval that 95 % of its bootstrap samples are in."""
-    resamples = Resamples(len(of), bootstrap=bootstrap, seed=seed)
-    return resamples.score(float(of.mean()), resamples.means(of))

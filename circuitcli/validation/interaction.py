@@ -82,25 +82,6 @@ class Curve:
         return self.divergence - self.least
 
 
-@dataclass(frozen=True)
-class Bounded:
-    """A number with the bounds of its 95 % interval over prompts, None for a single one."""
-
-    value: float
-    low: float | None
-    high: float | None
-
-
-def bounded(of: Float[Tensor, " prompt"], *, bootstrap: int, seed: int) -> Bounded:
-    """The mean over prompts, with its bootstrap interval."""
-    count, value = len(of), float(of.mean())
-    if count < 2 or bootstrap == 0:
-        return Bounded(value, None, None)
-    draws = torch.randint(count, (bootstrap, count), generator=torch.Generator().manual_seed(seed))
-    low, high = of[draws].mean(dim=1).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return Bounded(value, low, high)
-
-
 def check_pair(source: SparseCoder, target: SparseCoder) -> None:
     """Raise InputError for coders between which no edges are: not in order, or not autoencoders whose codes are made of
     their own pre-activations at each position."""

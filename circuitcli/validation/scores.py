@@ -111,7 +111,7 @@ def _named(numbers: Sequence[int]) -> str:
 
 @dataclass(frozen=True)
 class Score:
-    """A ratio of means over prompts with the bounds of its 95 % interval, None for a single prompt."""
+    """A mean over prompts, or a ratio of means, with the bounds of its 95 % interval, None for a single prompt."""
 
     value: float
     low: float | None
@@ -178,10 +178,6 @@ class Resamples:
             return None
         return (metrics - runs.empty) @ self._weights.T / spans
 
-    def means(self, of: Float[Tensor, " prompt"]) -> Float[Tensor, " sample"] | None:
-        """The mean over each sample; None for a single prompt."""
-        return self._weights @ of.double() if self.bootstrap else None
-
     @staticmethod
     def score(value: float, samples: Float[Tensor, " sample"] | None) -> Score:
         """A value with the interval that 95 % of the samples are in."""
@@ -189,6 +185,15 @@ class Resamples:
             return Score(value, None, None)
         low, high = samples.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
         return Score(value, low, high)
+
+
+def bounded(of: Float[Tensor, " prompt"], *, bootstrap: int, seed: int) -> Score:
+    """The mean over prompts, with its bootstrap interval."""
+    count, value = len(of), float(of.mean())
+    if count < 2 or bootstrap == 0:
+        return Score(value, None, None)
+    draws = torch.randint(count, (bootstrap, count), generator=torch.Generator().manual_seed(seed))
+    return Resamples.score(value, of[draws].mean(dim=1))
 
 
 def ratio(part: Float[Tensor, " prompt"], runs: Runs, *, bootstrap: int, seed: int) -> Score:
