@@ -1,6 +1,7 @@
 """Cards of the features of every kind of coder, against slow definitions: codes of both signs, all that is written."""
 
 from functools import cache
+from itertools import accumulate
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from circuitcli.errors import InputError
 from circuitcli.features.cards import card, cards
-from circuitcli.features.lines import Details
+from circuitcli.features.lines import Details, Histogram
 from circuitcli.features.logits import directions
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.loading import LanguageModel
@@ -85,6 +86,14 @@ def best_blocks(found: list[tuple[list[int], Tensor]], index: int, sign: int) ->
     return sorted(((float(v), n, int(p)) for v, p, n in peaks if v > 0), key=lambda peak: (-peak[0], peak[1]))
 
 
+def check_histogram(found: Histogram, own: Tensor) -> None:
+    """What lies below each edge is as much as of all codes at once, but for what five digits of it leave open."""
+    assert sum(found.counts) == len(own) and list(found.edges) == sorted(found.edges)
+    for edge, below in zip(found.edges, accumulate(found.counts, initial=0), strict=True):
+        near = 1e-4 * abs(edge)
+        assert int((own < edge - near).sum()) <= below <= int((own < edge + near).sum())
+
+
 def check_side(side: object, found: list[tuple[list[int], Tensor]], index: int, *, sign: int) -> None:
     every = torch.cat([codes for _, codes in found])[:, index].double()
     own = every[every * sign > 0]
@@ -94,6 +103,7 @@ def check_side(side: object, found: list[tuple[list[int], Tensor]], index: int, 
     assert side.mean == pytest.approx(float(own.mean()), rel=1e-4)
     exact = torch.quantile(sign * own, 0.5, interpolation="lower")
     assert sign * side.quantiles["0.5"] == pytest.approx(float(exact), rel=0.03)
+    check_histogram(side.histogram, own)
     expected = best_blocks(found, index, sign)[:N_CONTEXTS]
     assert len(side.contexts) == len(expected)
     for context, (value, number, place) in zip(side.contexts, expected, strict=True):

@@ -11,7 +11,7 @@ from support_collect import text_of_rows
 from circuitcli.activations.cache import ActivationCache, Text
 from circuitcli.activations.storage.token_shards import TokenRows
 from circuitcli.features import describe, logits, peaks, scan
-from circuitcli.features.statistics import QUANTILES, ActivationStatistics
+from circuitcli.features.statistics import QUANTILES, SHOWN_BINS, ActivationStatistics
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.tokenizer import Tokenizer
 from circuitcli.saes.base import SparseCoder
@@ -150,6 +150,38 @@ def test_quantiles_beyond_the_histogram_stay_within_the_exact_extremes() -> None
     quantiles = statistics.quantiles(torch.tensor([0, 1]))
     assert quantiles[0].amax() <= 3e-12 and quantiles[0].amin() >= 1e-12
     assert quantiles[1].tolist() == pytest.approx([1e9] * len(QUANTILES))
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.3, 3.0, 40.0])
+def test_a_histogram_counts_every_activation_once_in_log_spaced_bins(spread: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    samples = [(torch.randn(size, generator=generator) * spread).exp().clamp(1e-30, 1e30) for size in (1, 30, 5000)]
+    statistics = ActivationStatistics(len(samples) + 1)
+    for feature, sample in enumerate(samples):
+        for part in sample.split(400):
+            statistics.add(torch.full((len(part),), feature), part, n_tokens=len(part))
+    for feature, sample in enumerate(samples):
+        found = statistics.histogram(feature)
+        assert found is not None and len(found.counts) <= SHOWN_BINS
+        expected, _ = np.histogram(sample.double().numpy(), bins=np.array(found.edges))
+        assert list(found.counts) == expected.tolist() and sum(found.counts) == len(sample)
+        assert found.counts[0] and found.counts[-1], "no bin is empty at the ends"
+        octaves = np.diff(np.log2(found.edges[1:-1]))
+        assert np.allclose(octaves, octaves[:1]), "inner bins are equally wide"
+    assert statistics.histogram(len(samples)) is None
+
+
+@pytest.mark.parametrize("architecture", ["topk", "relu"])
+def test_the_histograms_of_a_scan_are_those_of_all_codes_at_once(cache: MemoryCache, architecture: str) -> None:
+    sae = sae_of(architecture)
+    codes = sae.encode(cache.activations)
+    statistics = scanned(cache, sae).statistics
+    for feature in range(D_SAE):
+        own = codes[:, feature][codes[:, feature] > 0].double().numpy()
+        found = statistics.histogram(feature)
+        assert (found is None) == (not len(own))
+        if found is not None:
+            assert list(found.counts) == np.histogram(own, bins=np.array(found.edges))[0].tolist()
 
 
 @pytest.mark.parametrize("n_peaks", [5, 32])

@@ -13,7 +13,7 @@ from circuitcli.features.logits import LogitEffects
 from circuitcli.features.peaks import NO_TOKEN
 from circuitcli.features.scan import Summary
 from circuitcli.features.scores import HeldOut
-from circuitcli.features.statistics import QUANTILES
+from circuitcli.features.statistics import QUANTILES, Histogram
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.tokenizer import Tokenizer
 
@@ -111,9 +111,17 @@ def _sides(
             furthest: _rounded(sign * float(statistics.largest[row])),
             "mean": _rounded(sign * float(mean[row])),
             "quantiles": {str(share): _rounded(sign * value) for share, value in pairs},
+            "histogram": _histogram(statistics.histogram(row), sign=sign),
             "contexts": list(_contexts(summary, row, words)),
         }
         yield facts, _peaks(summary, row, words)
+
+
+def _histogram(found: Histogram | None, *, sign: int) -> dict[str, list[float] | list[int]] | None:
+    """Edges from the lowest to the highest, with the sign of the activations, and what lies between them."""
+    if found is None:
+        return None
+    return {"edges": [_rounded(sign * edge) for edge in found.edges[::sign]], "counts": list(found.counts[::sign])}
 
 
 def _tokens(words: _Vocabulary, ids: Tensor, effects: Tensor) -> list[tuple[str, float]]:

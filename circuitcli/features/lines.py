@@ -36,6 +36,22 @@ class Context(_Frozen):
         return self
 
 
+class Histogram(_Frozen):
+    """How many activations lie between each edge and the next; edges rise, and there is one more of them than counts.
+
+    Edges are log-spaced: equally wide when drawn on a logarithmic axis of distances from zero.
+    """
+
+    edges: tuple[FiniteFloat, ...]
+    counts: tuple[int, ...]
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Histogram":
+        if len(self.edges) != len(self.counts) + 1:
+            raise ValueError("a histogram has one edge more than counts")
+        return self
+
+
 class Negative(_Frozen):
     """Where a feature's codes are below zero, which few architectures have: as of `Details`, by distance from zero.
 
@@ -48,6 +64,7 @@ class Negative(_Frozen):
     min: FiniteFloat | None = None
     mean: FiniteFloat | None = None
     quantiles: Mapping[str, FiniteFloat] = {}
+    histogram: Histogram | None = None
     contexts: tuple[Context, ...] = ()
 
 
@@ -81,6 +98,7 @@ class Details(_Frozen):
     max: FiniteFloat | None = None
     mean: FiniteFloat | None = None
     quantiles: Mapping[str, FiniteFloat] = {}
+    histogram: Histogram | None = None
     contexts: tuple[Context, ...] = ()
     promoted: tuple[tuple[str, FiniteFloat], ...] = ()
     suppressed: tuple[tuple[str, FiniteFloat], ...] = ()

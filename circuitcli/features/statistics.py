@@ -1,5 +1,7 @@
 """How often and how strongly each feature is active, counted over a stream of activations in bounded memory."""
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -10,6 +12,17 @@ QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
 BINS_PER_OCTAVE = 16
 LOWEST_OCTAVE, HIGHEST_OCTAVE = -20, 20
 N_BINS = BINS_PER_OCTAVE * (HIGHEST_OCTAVE - LOWEST_OCTAVE)
+
+# Bins of a histogram that is shown, at most; the widest span a power of two of those kept that divides their number.
+SHOWN_BINS = 32
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How many activations lie in each bin; edges rise, one more than counts, by a constant factor between the ends."""
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
 
 
 class ActivationStatistics:
@@ -53,6 +66,26 @@ class ActivationStatistics:
     def mean(self) -> Float[Tensor, " d_sae"]:
         """Mean activation where active, float64; 0 for a feature that never is."""
         return self.total / self.n_active.clamp(min=1)
+
+    def histogram(self, feature: int) -> Histogram | None:
+        """How a feature's activations above zero are spread, in at most SHOWN_BINS bins; None if it has none.
+
+        Every activation is counted once. Bins are of 1/16 octave or, where the activations span more of these, of two
+        of them, of four, ...; features that have bins of one width have the same edges. The outermost edges go out to
+        the extremes where these lie beyond the 40 octaves that are told apart.
+        """
+        counts = self._histogram.view(-1, N_BINS)[feature]
+        occupied = counts.nonzero()[:, 0]
+        if not len(occupied):
+            return None
+        lowest, highest, width = int(occupied[0]), int(occupied[-1]), 1
+        while highest // width - lowest // width >= SHOWN_BINS:
+            width *= 2
+        first, last = lowest // width, highest // width
+        edges = [2.0 ** (index * width / BINS_PER_OCTAVE + LOWEST_OCTAVE) for index in range(first, last + 2)]
+        edges[0] = min(edges[0], float(self.smallest[feature]))
+        edges[-1] = max(edges[-1], float(self.largest[feature]))
+        return Histogram(tuple(edges), tuple(counts.view(-1, width).sum(dim=1)[first : last + 1].tolist()))
 
     def quantiles(self, features: Int[Tensor, " n"]) -> Float[Tensor, "n quantile"]:
         """Activations that a share QUANTILES of these features' activations above zero does not exceed.
