@@ -2,8 +2,10 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
+import browser
 import nursery
 import pytest
 import torch
@@ -72,3 +74,10 @@ def family(request: pytest.FixtureRequest) -> str:
 def adapter(family: str):
     """A random three-layer model of the family in float64."""
     return adapter_of(family, dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[browser.Chromium]:
+    """A real browser for the tests of a file: no longer, as Playwright's event loop runs as long."""
+    with browser.launched() as found:
+        yield found

@@ -36,15 +36,32 @@ def project() -> dict:
     return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
+def installed(name: str) -> str | None:
+    """The path of a program that comes with a package of the tests."""
+    return shutil.which(name, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+
+
 @pytest.mark.parametrize("words", CHECKS, ids=" ".join)
 def test_the_code_passes(words: list[str]) -> None:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    program = shutil.which(words[0], path=path)
+    program = installed(words[0])
     assert program is not None, f"{words[0]} is not installed: {TEST_COMMAND}"
     done = subprocess.run(
         [program, *words[1:]], cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", timeout=600
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_scripts_and_styles_of_pages_pass() -> None:
+    program = installed("biome")
+    if program is None:
+        pytest.skip("biome is not installed: pip has it for Linux on x86-64 only")
+    words = [program, "check", "--error-on-warnings", "--max-diagnostics=50", "--colors=off"]
+    folder = ROOT / "circuitcli" / "render"
+    done = subprocess.run(
+        words, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", timeout=600
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"Checked [1-9]\d* files", done.stdout)
 
 
 def test_one_version_in_the_package_its_metadata_and_the_changelog(project: dict) -> None:
