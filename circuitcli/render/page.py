@@ -1,10 +1,18 @@
-"""A drawing as one interactive HTML file that needs nothing else: no network, no fonts, no programs."""
+"""A drawing as one interactive HTML file that needs nothing else: no network, no fonts, no programs.
+
+Its JavaScript lies in ``assets/explorer``, a file for each module. The page carries them as ``data:`` URLs in an import
+map, by which ``import { html } from "#dom"`` finds ``dom.js``; so nothing is built, and names clash nowhere.
+"""
 
 import json
 import re
+from collections.abc import Mapping
+from functools import cache
 from html import escape
 from importlib import resources
+from importlib.resources.abc import Traversable
 from typing import Any
+from urllib.parse import quote
 
 from circuitcli.render.document import document, to_json
 from circuitcli.render.drawing import Drawing
@@ -17,6 +25,8 @@ from circuitcli.render.text import visible
 _UNSAFE = {character: f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
 _DATA = re.compile(r'<script type="application/json" id="data">(.*?)</script>', re.DOTALL)
 _PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
+# What a URL may not hold as it is; other characters stay readable.
+_READABLE = "".join(map(chr, range(33, 127))).replace("%", "").replace("#", "") + " "
 
 
 def page(drawing: Drawing) -> str:
@@ -24,7 +34,7 @@ def page(drawing: Drawing) -> str:
     parts = {
         "title": escape(f"{visible(drawing.graph.head.name)} – {visible(drawing.graph.head.prompt)[:80]}"),
         "style": asset("page.css"),
-        "script": asset("page.js"),
+        "modules": safe(json.dumps({"imports": dict(modules())})),
         "data": safe(to_json(_content(drawing))),
     }
     return _PLACEHOLDER.sub(lambda match: parts[match[1]], asset("page.html"))
@@ -58,6 +68,25 @@ def safe(text: str) -> str:
     return "".join(_UNSAFE.get(character, character) for character in text)
 
 
+@cache
+def modules() -> Mapping[str, str]:
+    """The modules of the page by the names under which they import each other, as URLs that hold their text."""
+    files = [file for file in _folder("explorer").iterdir() if file.name.endswith(".js")]
+    return {f"#{file.name.removesuffix('.js')}": _url(file.read_text("utf-8")) for file in sorted(files, key=_name)}
+
+
+def _name(file: Traversable) -> str:
+    return file.name
+
+
+def _url(text: str) -> str:
+    return "data:text/javascript;charset=utf-8," + quote(text, _READABLE)
+
+
 def asset(name: str) -> str:
     """The text of a file that pages are made of."""
-    return resources.files("circuitcli.render").joinpath("assets", name).read_text(encoding="utf-8")
+    return _folder(name).read_text(encoding="utf-8")
+
+
+def _folder(name: str) -> Traversable:
+    return resources.files("circuitcli.render").joinpath("assets", name)

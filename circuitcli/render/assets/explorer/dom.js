@@ -1,0 +1,13 @@
+// Elements. Text from outside reaches the page through textContent and attributes only, never as markup.
+const SVG = "http://www.w3.org/2000/svg";
+
+export const get = (id) => document.getElementById(id);
+
+export function fill(element, attributes, children) {
+  for (const [name, value] of Object.entries(attributes || {})) if (value !== null) element.setAttribute(name, value);
+  for (const child of children.flat(Infinity)) if (child !== null) element.append(child);
+  return element;
+}
+
+export const html = (tag, attributes, ...children) => fill(document.createElement(tag), attributes, children);
+export const svg = (tag, attributes, ...children) => fill(document.createElementNS(SVG, tag), attributes, children);

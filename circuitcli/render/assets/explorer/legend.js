@@ -1,0 +1,31 @@
+// What widths and colours say.
+import { circuit, kinds, largestEffect, reading } from "#data";
+import { get, html, svg } from "#dom";
+import { number, sign, signed } from "#text";
+
+export function legend() {
+  const scales = circuit.scales.map((scale) =>
+    html("tr", {}, html("td", {}, "edges in " + scale.unit), scale.samples.map(sample)),
+  );
+  const strip = ` Strip at the left of a box: effect on the metric, full colour at ${number(largestEffect)}.`;
+  const note = html("div", { class: "note" }, reading + (largestEffect > 0 ? strip : ""));
+  get("legend").append(html("table", {}, scales), ...boxes(), note);
+}
+
+function sample({ weight, width, opacity }) {
+  const look = { stroke: `var(--${sign(weight)})`, "stroke-width": width, "stroke-opacity": opacity };
+  const line = svg("line", { x1: 0, x2: 42, y1: 5, y2: 5, ...look });
+  return [
+    html("td", {}, svg("svg", { width: 42, height: 10, "aria-hidden": "true" }, line)),
+    html("td", { class: "sample" }, signed(weight)),
+  ];
+}
+
+function boxes() {
+  const there = Object.entries(kinds);
+  if (there.length < 2) return [];
+  const names = there.map(([kind, [fill, ink]]) =>
+    html("span", { style: `background:${fill};color:${ink};border-color:${ink}` }, kind),
+  );
+  return [html("div", { class: "kinds" }, "boxes ", names)];
+}

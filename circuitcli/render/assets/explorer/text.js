@@ -1,0 +1,42 @@
+// Numbers and text from outside as people read them; the same rules as render/text.py.
+const SIGNS = { "\n": "↵", "\r": "␍", "\t": "⇥", "\u00a0": "⍽", "\u007f": "␡" };
+const HIDDEN = /[\u0000-\u001f\u007f-\u00a0\u061c\u200b\u200e\u200f\u202a-\u202e\u2028\u2029\u2066-\u2069\ufeff]/g;
+const WIDE =
+  /[\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60]|\p{Extended_Pictographic}/u;
+
+export const known = (value) => value !== null && value !== undefined;
+
+function signOf(c) {
+  if (SIGNS[c]) return SIGNS[c];
+  const code = c.charCodeAt(0);
+  return c < " " ? String.fromCharCode(0x2400 + code) : "\\u" + code.toString(16).padStart(4, "0");
+}
+
+export const visible = (text) => text.replace(HIDDEN, signOf);
+
+export function shortened(text, room) {
+  const kept = [];
+  let used = 0;
+  for (const c of visible(text)) {
+    used += WIDE.test(c) ? 2 : 1;
+    if (used > room) return kept.slice(0, -1).join("") + "…";
+    kept.push(c);
+  }
+  return kept.join("");
+}
+
+export function number(value) {
+  if (value === 0) return "0";
+  const size = Math.abs(value);
+  return size >= 1e5 || size < 1e-3 ? value.toExponential(2) : String(Number(value.toPrecision(3)));
+}
+
+export const signed = (value, unit) => (value < 0 ? "" : "+") + number(value) + (unit ? " " + unit : "");
+export const sign = (value) => (value < 0 ? "negative" : "positive");
+export const percent = (share) => (100 * share).toFixed(1) + " %";
+export const inPrompts = (share) => (known(share) ? `, in ${Math.round(100 * share)} % of prompts` : "");
+
+export function measured(value, error, unit) {
+  if (!known(error)) return signed(value, unit);
+  return `${signed(value)} ± ${Number(error.toPrecision(2))}${unit ? " " + unit : ""}`;
+}
