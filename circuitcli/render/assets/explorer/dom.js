@@ -1,7 +1,7 @@
 // Elements. Text from outside reaches the page through textContent and attributes only, never as markup.
-const SVG = "http://www.w3.org/2000/svg";
-
 export const get = (id) => document.getElementById(id);
+
+const SVG = get("canvas").namespaceURI;
 
 export function fill(element, attributes, children) {
   for (const [name, value] of Object.entries(attributes || {})) if (value !== null) element.setAttribute(name, value);
