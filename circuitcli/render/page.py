@@ -33,7 +33,7 @@ def page(drawing: Drawing) -> str:
     """The HTML text; the document of `document()` is embedded in it, see `embedded`."""
     parts = {
         "title": escape(f"{visible(drawing.graph.head.name)} – {visible(drawing.graph.head.prompt)[:80]}"),
-        "style": asset("page.css"),
+        "style": styles(),
         "modules": safe(json.dumps({"imports": dict(modules())})),
         "data": safe(to_json(_content(drawing))),
     }
@@ -71,12 +71,18 @@ def safe(text: str) -> str:
 @cache
 def modules() -> Mapping[str, str]:
     """The modules of the page by the names under which they import each other, as URLs that hold their text."""
-    files = [file for file in _folder("explorer").iterdir() if file.name.endswith(".js")]
-    return {f"#{file.name.removesuffix('.js')}": _url(file.read_text("utf-8")) for file in sorted(files, key=_name)}
+    return {f"#{name.removesuffix('.js')}": _url(text) for name, text in _parts(".js").items()}
 
 
-def _name(file: Traversable) -> str:
-    return file.name
+@cache
+def styles() -> str:
+    """The styles of the page, one file after the other by name."""
+    return "\n".join(_parts(".css").values())
+
+
+def _parts(suffix: str) -> dict[str, str]:
+    files = sorted(_folder("explorer").iterdir(), key=lambda file: file.name)
+    return {file.name: file.read_text("utf-8") for file in files if file.name.endswith(suffix)}
 
 
 def _url(text: str) -> str:

@@ -21,7 +21,9 @@ export function boxes() {
     layer.append(group);
   }
   subscribe(["chosen", "focus", "shown"], () => light());
-  subscribe(["found"], ({ found }) => drawn.forEach((group, id) => group.classList.toggle("found", found.has(id))));
+  subscribe(["found"], ({ found }) => {
+    for (const [id, group] of drawn) group.classList.toggle("found", found.has(id));
+  });
   return layer;
 }
 

@@ -66,8 +66,13 @@ function light() {
   wasLit = now ? now.edges.flatMap((edge) => drawn.get(edge)) : [];
   for (const part of wasLit) part.classList.add("on");
   const { shown } = current();
-  const told = now ? now.edges.slice().sort((a, b) => b.strength - a.strength).slice(0, FEW) : shown; // prettier-ignore
-  weights.replaceChildren(...(told.length <= FEW ? told.map((edge) => weight(edge, now && now.at)) : []));
+  const told = now
+    ? now.edges
+        .slice()
+        .sort((a, b) => b.strength - a.strength)
+        .slice(0, FEW)
+    : shown;
+  weights.replaceChildren(...(told.length <= FEW ? told.map((edge) => weight(edge, now?.at)) : []));
 }
 
 function weight(edge, at) {

@@ -45,15 +45,26 @@ function sideView(side, title, furthest) {
 function quantiles(side) {
   const pairs = Object.entries(side.quantiles).sort((a, b) => a[0] - b[0]);
   if (!pairs.length) return [];
-  const names = html("tr", {}, pairs.map(([q]) => html("th", {}, q))); // prettier-ignore
-  const values = html("tr", {}, pairs.map(([, value]) => cell(number(value)))); // prettier-ignore
+  const names = html(
+    "tr",
+    {},
+    pairs.map(([q]) => html("th", {}, q)),
+  );
+  const values = html(
+    "tr",
+    {},
+    pairs.map(([, value]) => cell(number(value))),
+  );
   return [html("h3", {}, "quantiles of its activation"), html("table", {}, names, values)];
 }
 
 function contextView(context, largest) {
   const spans = context.tokens.map((token, index) => {
     const activation = context.activations[index] || 0;
-    const about = { title: `${JSON.stringify(token)}  ${number(activation)}`, class: index === context.peak ? "peak" : null }; // prettier-ignore
+    const about = {
+      title: `${JSON.stringify(token)}  ${number(activation)}`,
+      class: index === context.peak ? "peak" : null,
+    };
     const span = html("span", about, visible(token));
     if (activation !== 0) span.style.background = shade(activation, largest);
     return span;

@@ -24,7 +24,7 @@ function prompt(graph) {
   const used = new Set(circuit.nodes.map((node) => node.position));
   const columns = graph.columns || (graph.n_prompts > 1 ? [] : graph.tokens.map((token) => [token]));
   const view = html("div", { id: "prompt", "aria-label": "prompt" });
-  columns.forEach((tokens, position) => view.append(column(tokens, position, used.has(position))));
+  for (const [position, tokens] of columns.entries()) view.append(column(tokens, position, used.has(position)));
   if (!graph.tokens.length && graph.n_prompts === 1) view.append(visible(graph.prompt));
   return view;
 }

@@ -24,11 +24,15 @@ function aboutNode(node) {
   const { details } = node;
   const close = html("button", { type: "button", title: "Back to the overview (Escape)" }, "overview");
   close.addEventListener("click", () => choose(null));
-  const unknown = html("p", { class: "grey" }, "Nothing is known about this feature; circuit interp describes features.");
+  const unknown = html(
+    "p",
+    { class: "grey" },
+    "Nothing is known about this feature; circuit interp describes features.",
+  );
   return [
     html("div", { style: "float:right" }, close),
     html("h2", {}, node.id),
-    details && details.label ? html("div", {}, visible(details.label)) : null,
+    details?.label ? html("div", {}, visible(details.label)) : null,
     rows([...nodeRows(node), ...(node.kind === "output" ? outputRows() : [])]),
     ...(details ? featureView(details) : node.kind === "feature" ? [unknown] : []),
     ...edgeTable("into it, from", incoming.get(node.id), "source"),
@@ -38,7 +42,8 @@ function aboutNode(node) {
 
 function nodeRows(node) {
   const at = known(node.position) ? ` at position ${node.position}` : "";
-  const effect = () => html("span", { class: sign(node.effect) }, measured(node.effect, node.standard_error, node.unit));
+  const effect = () =>
+    html("span", { class: sign(node.effect) }, measured(node.effect, node.standard_error, node.unit));
   const writes = node.kind === "feature" && circuit.graph.writes && circuit.graph.writes[node.hook];
   return [
     ["token", known(node.token) ? `"${visible(node.token)}"${at}` : null],
@@ -47,7 +52,10 @@ function nodeRows(node) {
     ["span", typeof node.position === "string" ? node.position : null],
     ["effect", known(node.effect) ? effect() : null],
     ["active", known(node.active) ? `in ${percent(node.active)} of the prompts` : null],
-    [circuit.graph.n_prompts > 1 ? "mean activation" : "activation", known(node.activation) ? number(node.activation) : null], // prettier-ignore
+    [
+      circuit.graph.n_prompts > 1 ? "mean activation" : "activation",
+      known(node.activation) ? number(node.activation) : null,
+    ],
     ["written to", writes ? writes.join(" ") : null],
   ];
 }
@@ -82,7 +90,12 @@ function graphRows() {
     ["baseline", `${signed(graph.metric_baseline, graph.unit)} (${graph.baseline})`],
     ["prompts", graph.n_prompts > 1 ? `${count(graph.n_prompts)}${of}; ${means}` : null],
     ["replacement", known(graph.replacement) ? number(graph.replacement) : null],
-    ["completeness", known(graph.completeness) ? `${number(graph.completeness)}, of nodes with inputs ${number(graph.completeness_of_inputs)}` : null], // prettier-ignore
+    [
+      "completeness",
+      known(graph.completeness)
+        ? `${number(graph.completeness)}, of nodes with inputs ${number(graph.completeness_of_inputs)}`
+        : null,
+    ],
     ["active", known(graph.n_active) ? `${count(graph.n_active)} features, ${count(graph.n_expanded)} expanded` : null],
     ["model", graph.model],
     ["method", graph.method],
@@ -95,7 +108,9 @@ function graphRows() {
 function scoreTable() {
   if (!circuit.scores.length) return [];
   const lines = circuit.scores.map((score, index) => {
-    const told = Object.entries(conditions[index]).map(([name, value]) => `${name} ${value}`).join(", "); // prettier-ignore
+    const told = Object.entries(conditions[index])
+      .map(([name, value]) => `${name} ${value}`)
+      .join(", ");
     const interval = known(score.low) && known(score.high) ? `${number(score.low)} to ${number(score.high)}` : "";
     const name = html("td", {}, score.name, html("div", { class: "grey" }, told));
     return html("tr", {}, name, cell(number(score.value), "number"), cell(interval, "number grey"));

@@ -10,11 +10,18 @@ export const cell = (text, kind) => html("td", { class: kind || null }, text);
 
 export function rows(pairs) {
   const told = pairs.filter((pair) => known(pair[1]));
-  return html("table", {}, told.map(([name, value]) => html("tr", {}, html("th", {}, name), html("td", {}, value)))); // prettier-ignore
+  return html(
+    "table",
+    {},
+    told.map(([name, value]) => html("tr", {}, html("th", {}, name), html("td", {}, value))),
+  );
 }
 
 export function numberCell(value, error, active) {
-  const told = [known(error) ? "± " + Number(error.toPrecision(2)) : null, known(active) ? Math.round(100 * active) + " %" : null].filter(known); // prettier-ignore
+  const told = [
+    known(error) ? "± " + Number(error.toPrecision(2)) : null,
+    known(active) ? Math.round(100 * active) + " %" : null,
+  ].filter(known);
   const number = html("span", { class: sign(value) }, signed(value));
   return html("td", { class: "number" }, number, told.length ? html("div", { class: "grey" }, told.join(", ")) : null);
 }

@@ -12,9 +12,16 @@ export function caption(node) {
   if (node.kind === "token") return ["token embedding", true];
   if (node.kind === "error") return ["unexplained part", true];
   const { details } = node;
-  if (details && details.label) return [details.label, false];
-  if (details && details.promoted.length) {
-    return ["▲ " + details.promoted.slice(0, 4).map((pair) => pair[0]).join(" "), true]; // prettier-ignore
+  if (details?.label) return [details.label, false];
+  if (details?.promoted.length) {
+    return [
+      "▲ " +
+        details.promoted
+          .slice(0, 4)
+          .map((pair) => pair[0])
+          .join(" "),
+      true,
+    ];
   }
   return ["", true];
 }
