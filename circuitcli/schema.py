@@ -154,6 +154,8 @@ Counts = Annotated[tuple[Count, ...], Field(max_length=LONGEST_LIST)]
 Alternatives = Annotated[
     tuple[Annotated[tuple[Text, ...], Field(max_length=MOST_ALTERNATIVES)], ...], Field(max_length=LONGEST_LIST)
 ]
+# Tokens with their probabilities.
+TokenShares = Annotated[tuple[tuple[Text, Share], ...], Field(max_length=LONGEST_TABLE)]
 SpanNames = Annotated[tuple[Annotated[Word, AfterValidator(_span)], ...], Field(max_length=LONGEST_TABLE)]
 
 Name = Annotated[str, AfterValidator(_name)]

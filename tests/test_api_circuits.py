@@ -99,6 +99,7 @@ def test_a_naive_graph_is_that_of_the_command(model, coders, ask):
     found = circuit.find_circuit(model, coders, PROMPT, method="naive", settings={"thin": 0.2, "threshold_exp": -2})
     assert found.nodes == graph_of(made).nodes and found.edges == graph_of(made).edges
     assert found.head.share_kept == graph_of(made).head.share_kept
+    assert found.head.next_tokens == graph_of(made).head.next_tokens and len(found.head.next_tokens) == 10
 
 
 @pytest.fixture(scope="module")

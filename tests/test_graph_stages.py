@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -115,6 +116,9 @@ def test_the_clean_metric_is_the_plain_models_log_probability_of_its_most_likely
     assert head.metric_clean == pytest.approx(float(logs.max()), abs=1e-5)
     assert head.target == model.tokenizer.token_strings([int(logs.argmax())])[0]
     assert head.metric_baseline < head.metric_clean
+    likeliest = sorted(enumerate(logs.exp().tolist()), key=lambda pair: -pair[1])[:10]
+    assert [token for token, _ in head.next_tokens] == model.tokenizer.token_strings(id for id, _ in likeliest)
+    assert [share for _, share in head.next_tokens] == pytest.approx([share for _, share in likeliest], abs=1e-6)
 
 
 def test_effects_of_a_hook_point_and_its_gap_are_told(ask):
@@ -629,6 +633,7 @@ def test_a_frozen_graph_has_its_scores_and_checks_its_nodes_and_its_place_in_the
     graph, scores = graph_of(made), Stream(made).of(ScoreRecord)
     head = graph.head
     assert head.method == "frozen" and head.n_active == head.n_expanded and not head.effects
+    assert head.next_tokens[0] == (head.target, pytest.approx(math.exp(head.metric_clean)))
     assert 0 < head.replacement < 1 and 0 < head.completeness_of_inputs < head.completeness < 1
     names = ("feature", "error", "token", "logit")
     kinds = {kind: [node for node in graph.nodes if node.kind == kind] for kind in names}

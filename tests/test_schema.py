@@ -72,7 +72,7 @@ GOOD: dict[str, dict[str, object]] = {
         **{"positions": "all", "model": "gpt2", "saes": {"resid.1": "sha256:1"}, "path": "graphs/circuit.jsonl"},
         **{"effects": {"resid.1": {"gap": None, "errors": 0.5}}, "writes": {"mlp_in.1": ["mlp.1", "mlp.2"]}},
         **{"prompts": "pairs.jsonl", "prompts_digest": "sha256:3", "n_prompts": 2, "columns": [["a", "b"], [" b"]]},
-        "span_names": ["subject", "verb"],
+        **{"span_names": ["subject", "verb"], "next_tokens": [[" c", 0.5], ["d", 0]]},
     },
     "node": {**{"id": "resid.1/3@verb", "activation": 1.5, "effect": -1, "unit": "nats"}, **MANY},
     "edge": {

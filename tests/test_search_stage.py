@@ -69,6 +69,7 @@ def test_a_searched_circuit_is_a_graph_that_is_kept_validated_and_drawn(run):
     made = graph_naive.run(ask(run))
     [graph], [told] = graphs.from_records(Stream(made)), [one for one in made if isinstance(one, SearchRecord)]
     assert graph.head.method == "search-nearest" and graph.head.metric == "kl" and graph.head.unit == "nats"
+    assert len(graph.head.next_tokens) == 10
     assert graph.head.search["max_kl"] == 0.3 and set(graph.head.searched) == {"resid.0", "resid.1", "resid.2"}
     assert told.n_prompts == 1 and told.mean_nodes == len(graph.nodes) - 1 > 0
     assert told.n_edges == len(graph.edges) > 0 and OUTPUT in graph.by_id

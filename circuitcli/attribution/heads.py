@@ -5,13 +5,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from circuitcli.attribution.panel import Panel
-from circuitcli.attribution.subject import check_finite
+from circuitcli.attribution.subject import Subject, check_finite
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.loading import LanguageModel
 from circuitcli.records import GraphRecord
 
 # Alternatives that are named for a position at which prompts have several tokens.
 _ALTERNATIVES = 3
+# Most likely next tokens that are named.
+_NEXT_TOKENS = 10
 
 
 def head_of(
@@ -53,15 +55,15 @@ def head_of(
             "n_prompts": panel.n_prompts,
             "bos": subject.prompts[0].bos,
             "revision": language_model.revision,
-            **_of_prompts(panel, language_model, subject.targets),
+            **_of_prompts(panel, language_model, subject),
             **facts,
         },
     )
 
 
-def _of_prompts(panel: Panel, language_model: LanguageModel, targets: Sequence[int]) -> dict[str, Any]:
+def _of_prompts(panel: Panel, language_model: LanguageModel, subject: Subject) -> dict[str, Any]:
     """What the head tells of the prompts: of one all, of several what they have in common."""
-    prompts, first = panel.prompts, panel.prompts[0]
+    prompts, first, targets = panel.prompts, panel.prompts[0], subject.targets
     if panel.n_prompts == 1:
         names = language_model.tokenizer.token_strings([targets[0], *([] if first.foil is None else [first.foil])])
         return {
@@ -72,6 +74,7 @@ def _of_prompts(panel: Panel, language_model: LanguageModel, targets: Sequence[i
             "target": names[0],
             "target_id": targets[0],
             "foil": names[1] if first.foil is not None else None,
+            "next_tokens": _next_tokens(subject, language_model),
             "span_names": tuple(name for name, _ in first.spans) or None,
         }
     is_alike = panel.positions.kind in ("all", "last") and len({len(prompt.ids) for prompt in prompts}) == 1
@@ -83,6 +86,15 @@ def _of_prompts(panel: Panel, language_model: LanguageModel, targets: Sequence[i
         "columns": None if columns is None else tuple(columns),
         "span_names": tuple(name for name, _ in first.spans) or None,
     }
+
+
+def _next_tokens(subject: Subject, language_model: LanguageModel) -> tuple[tuple[str, float], ...]:
+    """What the unchanged model finds most likely to follow the prompt, with probabilities."""
+    shares = subject.clean_logits(slice(-1, None))[0, 0].float().softmax(dim=-1)
+    found = shares.topk(min(_NEXT_TOKENS, len(shares)))
+    names = language_model.tokenizer.token_strings(found.indices.tolist())
+    # Rounding can take the share of a certain token past 1.
+    return tuple(zip(names, (min(share, 1.0) for share in found.values.tolist()), strict=True))
 
 
 def _alternatives(tokens: Sequence[str]) -> tuple[str, ...]:

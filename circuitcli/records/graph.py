@@ -30,6 +30,7 @@ from circuitcli.schema import (
     Text,
     Texts,
     TextsByNode,
+    TokenShares,
     UnitName,
     Word,
 )
@@ -66,6 +67,7 @@ class GraphRecord(Record):
     target: Text | None = None
     target_id: Count | None = None
     foil: Text | None = None
+    next_tokens: TokenShares | None = None
     seed: Count | None = None
     bos: Flag | None = None
     n_prompts: Count = 1
