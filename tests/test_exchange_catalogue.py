@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import make_neuronpedia
 import pytest
 import torch
 from exchange_support import D_IN, D_SAE, assert_same, inputs, only, random_sae, written
@@ -18,7 +19,7 @@ from circuitcli.errors import InputError
 from circuitcli.hookpoints import HookPoint
 from circuitcli.records import ActivationsRecord, Stream
 from circuitcli.runs import Run, file_digest
-from circuitcli.saes.exchange import catalogue, formats
+from circuitcli.saes.exchange import catalogue, formats, neuronpedia
 from circuitcli.saes.exchange.naming import named
 from circuitcli.saes.exchange.place import Changes
 from circuitcli.settings.settings import Settings
@@ -44,6 +45,17 @@ def test_the_catalogue_is_what_the_list_of_the_installed_sae_lens_gives(listed: 
     written = catalogue.LISTED.read_text(encoding="utf-8").partition("\n\n")[2]
     assert written == as_toml(catalogued(listed, by_hand=by_hand)), "run `python -m tests.make_catalogue`"
     assert not listed.keys() & by_hand.keys() and len(by_hand) < 30
+
+
+def test_neuronpedias_names_of_saes_are_those_of_the_list_of_the_installed_sae_lens(listed: dict[str, Any]):
+    written = neuronpedia.LISTED.read_text(encoding="utf-8").partition("\n\n")[2]
+    assert written == make_neuronpedia.generated().partition("\n\n")[2], "run `python tests/make_neuronpedia.py`"
+    for (repository, path), source in make_neuronpedia.known(listed).items():
+        assert neuronpedia.source_of(repository, path) == source and neuronpedia.is_source(source)
+    assert neuronpedia.source_of("jbloom/GPT2-Small-SAEs-Reformatted", "blocks.8.hook_resid_pre") == (
+        "gpt2-small/8-res-jb"
+    )
+    assert neuronpedia.source_of("jbloom/GPT2-Small-SAEs-Reformatted", "blocks.12.hook_resid_pre") is None
 
 
 def test_what_is_listed_comes_back_from_the_generated_tables_and_what_is_written_by_hand_counts(

@@ -267,6 +267,9 @@ def test_a_release_comes_from_the_local_cache_without_a_network(hub: Path, tmp_p
         found = formats.read(place)
         assert (place.hook, found.sae.config.normalisation) == (HookPoint(8, "resid_pre"), "centre")
         assert (found.about.model, found.about.bos) == ("gpt2", True)
+        assert place.neuronpedia == "gpt2-small/8-res-jb"
+    (place,) = named("sae_lens:hf://jbloom/GPT2-Small-SAEs-Reformatted/blocks.8.hook_resid_pre")
+    assert place.neuronpedia == "gpt2-small/8-res-jb" and named(str(path))[0].neuronpedia is None
     collected = {HookPoint(8, "resid_pre"), HookPoint(3, "mlp")}
     assert [place.hook for place in named("gpt2-small-res-jb", hooks=collected)] == [HookPoint(8, "resid_pre")]
 

@@ -43,7 +43,7 @@ def similar_groups(graph: CircuitGraph, *, least: float, span: int = 0) -> tuple
     if len(features) < 2:
         return ()
     profiles = edge_profiles(graph, features)
-    cosines = profiles @ profiles.T  # (feature, feature)
+    cosines = np.clip(profiles @ profiles.T, -1.0, 1.0)  # (feature, feature)
     distances = np.where(_may_join(features, span), 1 - cosines, _NEVER)
     groups = [
         Group(tuple(features[number].id for number in members), float(cosines[np.ix_(members, members)].min()))

@@ -41,11 +41,12 @@ class GraphRecord(Record):
 
     Of several prompts, ``prompts`` names their file, ``columns`` holds alternative tokens for each position, and
     ``span_names`` the names that stand for positions, in the order of the text. ``saes`` gives the digest of the coder
-    that reads each hook point, and ``writes`` what a coder writes, where that is not what it reads. Of a frozen graph:
-    how many features are active, into how many edges were taken, what pruning kept, the scores of circuit-tracer
-    before pruning, what intervening on edges has shown, and the tokens of the logits. Of a search by resampling:
-    its settings, the divergence from the clean model at each hook point, in nats, with what is kept there, with all
-    features and with none, and what became of error terms.
+    that reads each hook point, ``neuronpedia`` what Neuronpedia calls it where it has it, and ``writes`` what it
+    writes, where that is not what it reads. Of one prompt, ``next_tokens`` are what the clean model finds most likely
+    to follow, with probabilities. Of a frozen graph: how many features are active, into how many edges were taken, what
+    pruning kept, the scores of circuit-tracer before pruning, what intervening on edges has shown, and the tokens of
+    the logits. Of a search by resampling: its settings, the divergence from the clean model at each hook point, in
+    nats, with what is kept there, with all features and with none, and what became of error terms.
     """
 
     kind: str = "graph"
@@ -81,6 +82,7 @@ class GraphRecord(Record):
     counterfactual: Text | None = None
     counterfactual_ids: Counts | None = None
     saes: DigestsByHook = Field(default_factory=dict)
+    neuronpedia: DigestsByHook | None = None
     writes: HooksByHook | None = None
     path: PathInRun | None = None
     steps: Count | None = None

@@ -20,6 +20,7 @@ from circuitcli.settings.graph import BY_INFLUENCE, OF_FROZEN
 from circuitcli.stages.graphing import Task, baseline_rule, encoded_prompts, load_coders, task_of
 from circuitcli.stages.inputs import activation_digests, open_cache
 from circuitcli.stages.request import Request, resumable
+from circuitcli.stages.saes import at_neuronpedia
 
 if TYPE_CHECKING:
     from circuitcli.attribution.search.circuit import PromptSearch
@@ -44,6 +45,7 @@ class _Loaded:
     model: "LanguageModel"
     coders: "Coders"
     digests: Mapping[HookPoint, str]
+    neuronpedia: Mapping[str, str]
     codes: "Mapping[HookPoint, TextCodes]"
     length: int
 
@@ -142,7 +144,7 @@ def _loaded(task: Task, model: "LanguageModel") -> _Loaded:
         codes[hook] = kept_codes(cache, coder.cpu(), hook, n_rows=n_rows, path=path)
         coder.to(model.adapter.device)
     length = max(int(one.positions.max()) for one in codes.values()) + 1
-    return _Loaded(model, coders, digests, codes, length)
+    return _Loaded(model, coders, digests, at_neuronpedia(sources), codes, length)
 
 
 def _of_prompt(
@@ -169,6 +171,7 @@ def _of_prompt(
         baseline_tokens=settings.graph.baseline_tokens,
         chat=settings.graph.chat or None,
         path=f"graphs/{task.name}.jsonl",
+        neuronpedia=loaded.neuronpedia or None,
         counterfactual=example.counterfactual if isinstance(example.counterfactual, str) else None,
     )
     subject, _ = panel.subject(0)

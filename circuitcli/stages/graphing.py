@@ -22,7 +22,7 @@ from circuitcli.stages.fitting import warn_of_misfits
 from circuitcli.stages.inputs import activation_digests, open_cache, read_graphs
 from circuitcli.stages.naming import GRAPH, chosen_name, valid_name
 from circuitcli.stages.request import Request, fingerprint
-from circuitcli.stages.saes import SaeSource, graph_sources, load_saes, sae_sources
+from circuitcli.stages.saes import SaeSource, at_neuronpedia, graph_sources, load_saes, sae_sources
 from circuitcli.training.plan import n_held_out
 
 if TYPE_CHECKING:
@@ -191,13 +191,14 @@ def _warn_of_unused(settings: GraphSettings, *, baseline: str) -> None:
 class Prepared:
     """The panel of prompts that is explained, through which coders, and the head's facts that it does not hold.
 
-    kept: the prompts that can be used, of a file that holds several.
+    neuronpedia: what it calls the coders that it has. kept: the prompts that can be used, of a file that holds several.
     """
 
     language_model: "LanguageModel"
     panel: "Panel"
     rule: "BaselineRule"
     digests: Mapping[HookPoint, str]
+    neuronpedia: Mapping[str, str]
     kept: "Sequence[Example]"
 
 
@@ -216,7 +217,7 @@ def prepare(task: Task) -> Prepared:
     clean, first = subject.clean, subject.first
     warn_of_misfits(request, sources, loaded, language_model, clean=clean, first=first)
     digests = {hook: source.digest for hook, source in sources.items()}
-    return Prepared(language_model, panel, rule, digests, examples)
+    return Prepared(language_model, panel, rule, digests, at_neuronpedia(sources), examples)
 
 
 def load_coders(
@@ -320,6 +321,7 @@ def head_of(task: Task, prepared: Prepared, *, method: str, **facts: Any) -> Gra
         baseline_tokens=settings.baseline_tokens,
         chat=settings.chat or None,
         path=f"graphs/{task.name}.jsonl",
+        neuronpedia=prepared.neuronpedia or None,
         **(of_several if task.keeps_prompts else of_one),
         **facts,
     )

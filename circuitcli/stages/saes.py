@@ -15,7 +15,16 @@ from circuitcli.saes.folder import CONFIG, WEIGHTS
 from circuitcli.saes.sources import SaeSource, fold_gain, graph_sources, load_sae, load_saes
 from circuitcli.stages.request import Request
 
-__all__ = ["SaeSource", "fold_gain", "graph_sources", "hook_of_pin", "load_sae", "load_saes", "sae_sources"]
+__all__ = [
+    "SaeSource",
+    "at_neuronpedia",
+    "fold_gain",
+    "graph_sources",
+    "hook_of_pin",
+    "load_sae",
+    "load_saes",
+    "sae_sources",
+]
 
 
 def sae_sources(
@@ -45,6 +54,11 @@ def sae_sources(
             f"{stage} read no 'sae' record", hint="run `circuit train` before it, or name SAEs with --sae PATH"
         )
     return {hook: found[hook] for hook in sorted(found)}
+
+
+def at_neuronpedia(sources: Mapping[HookPoint, SaeSource]) -> dict[str, str]:
+    """What Neuronpedia calls the coders that it has, by name of what they read."""
+    return {str(hook): name for hook, source in sources.items() if (name := source.place.neuronpedia) is not None}
 
 
 def _own(directory: Path, hook: HookPoint) -> Place:

@@ -18,6 +18,7 @@ from circuitcli.saes.exchange.catalogue import Entry, Release
 from circuitcli.saes.exchange.circuit_tracer import NAME as TRACER
 from circuitcli.saes.exchange.circuit_tracer_lists import listed
 from circuitcli.saes.exchange.formats import FORMATS, find
+from circuitcli.saes.exchange.neuronpedia import source_of
 from circuitcli.saes.exchange.place import Changes, Place
 
 HUB = "hf://"
@@ -172,4 +173,7 @@ def _example(release: Release) -> str:
 
 
 def _fetched(release: Release, entry: Entry) -> list[Place]:
-    return [place.changed(entry.changes) for place in find(catalogue.fetch(release, entry), release.format)]
+    there = source_of(release.repo, entry.path)
+    found = [place.changed(entry.changes) for place in find(catalogue.fetch(release, entry), release.format)]
+    # A path may hold several SAEs, of which the list does not tell which is meant.
+    return [replace(place, neuronpedia=there) for place in found] if len(found) == 1 else found

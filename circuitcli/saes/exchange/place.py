@@ -81,7 +81,7 @@ class Place:
 
     files: those that decide its codes, weights first; they are digested. transcodes: it is known to be a transcoder,
     even where its two hook points are not known. further: what it writes beside its target. Of a place that was cut,
-    ``uncut`` is all that its files write.
+    ``uncut`` is all that its files write. neuronpedia: what Neuronpedia calls it, if it is known to be there.
     """
 
     format: str
@@ -94,6 +94,7 @@ class Place:
     transcodes: bool = False
     further: tuple[HookPoint, ...] = ()
     uncut: tuple[HookPoint, ...] = ()
+    neuronpedia: str | None = None
 
     @property
     def writes(self) -> tuple[HookPoint, ...]:
