@@ -65,6 +65,13 @@ GOOD: dict[str, dict[str, object]] = {
     "features": {
         **{"hook": "resid.1", "n_live": 7, "n_dead": 1, "path": "features/resid.1.jsonl", "digest": "sha256:2"},
     },
+    "labels": {
+        **{"hook": "resid.1", "source": "model", "n_labels": 7, "n_new": 3, "path": "labels/model.jsonl", "model": "m"},
+    },
+    "label-score": {
+        **{"score": "detection", "labels": "model", "value": 0.75, "low": 0.5, "high": 0.875, "unit": "ratio"},
+        **{"n_features": 3, "n_examples": 60, "n_invalid": 2, "shares": {"active": 0.5}, "auc": 0.8, "judge": "m"},
+    },
     "feature": {"id": "resid.1/3", "label": "a", "density": 0.5, "path": "features/resid.1.jsonl"},
     "graph": {
         **{"name": "circuit", "method": "grad-ig", "metric": "log-prob", "prompt": "a b", "tokens": ["a", " b"]},

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from circuitcli.cli.console import Rows
 from circuitcli.errors import CircuitError
+from circuitcli.features.label_files import LabelBook
 from circuitcli.features.lines import first_lines
 from circuitcli.graphs import from_records
 from circuitcli.records import FeatureRecord, FeaturesRecord, Record, Stream
@@ -38,10 +39,11 @@ def examples(records: Sequence[Record], run: Path) -> Rows:
     files = [record for record in records if isinstance(record, FeaturesRecord) and record.n_live]
     told = [record for record in records if isinstance(record, FeatureRecord)]
     rows = [(record.id, f"{record.density:.4g}", record.label) for record in told[:SHOWN]]
+    book = LabelBook.of(run)
     n_each, total = max(1, SHOWN // max(1, len(files))), len(told) + sum(record.n_live for record in files)
     for record in files[:SHOWN]:
         try:
-            lines = [*first_lines(run / record.path, n_each)]
+            lines = [book.details(line) for line in first_lines(run / record.path, n_each)]
         except CircuitError:
             # The command has done its work; what reads the file says what is wrong with it.
             continue

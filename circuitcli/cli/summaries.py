@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from circuitcli.cli import coders_view, interaction_view
+from circuitcli.cli import coders_view, explain_view, interaction_view
 from circuitcli.cli.attention_view import score_tables
 from circuitcli.cli.coders_view import four_digits
 from circuitcli.cli.console import Rows
@@ -24,6 +24,7 @@ from circuitcli.records import (
     FigureRecord,
     GraphRecord,
     InteractionRecord,
+    LabelsRecord,
     ModelRecord,
     NodeRecord,
     Record,
@@ -60,10 +61,17 @@ def sentence(command: str, made: Sequence[Record], run: str, seconds: float) -> 
     """One line: how many records of which kind, where, in what time."""
     counts = Counter[str]()
     for record in made:
-        counts[record.kind] += record.n_live if isinstance(record, FeaturesRecord) else record.kind != "run"
+        counts[record.kind] += _counts_for(record)
     counts = +counts
     parts = [f"{count} {_plural(kind) if count > 1 else kind}" for kind, count in counts.items()]
     return f"{command}: {', '.join(parts) or 'nothing new'} in {run} ({seconds:.1f} s)"
+
+
+def _counts_for(record: Record) -> int:
+    """How many things a record is about."""
+    if isinstance(record, LabelsRecord):
+        return record.n_new
+    return record.n_live if isinstance(record, FeaturesRecord) else record.kind not in ("run", "label-score")
 
 
 def _plural(kind: str) -> str:
@@ -271,6 +279,8 @@ _TABLES: tuple[Callable[[Sequence[Record]], Rows], ...] = (
     coders_view.replacements,
     coders_view.exports,
     described,
+    explain_view.kept_labels,
+    explain_view.label_scores,
     _stability,
     _steering,
     interaction_view.interactions,

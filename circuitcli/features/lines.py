@@ -88,11 +88,14 @@ class Details(_Frozen):
 
     promoted and suppressed: for each unit of activation, by all that the feature writes on the direct path to the
     logits. Numbers are of the codes above zero, ``negative`` of those below. ``decoder_norms``: how long the feature's
-    decoder row is at each hook point that it writes, where it writes several.
+    decoder row is at each hook point that it writes, where it writes several. ``label_source``: rules if not given,
+    hand, model or neuronpedia; ``label_score``: balanced accuracy of a label that is not the rules' own.
     """
 
     id: str
     label: str = ""
+    label_source: str | None = None
+    label_score: FiniteFloat | None = None
     density: FiniteFloat | None = None
     n_active: int | None = None
     max: FiniteFloat | None = None

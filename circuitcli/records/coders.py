@@ -13,9 +13,11 @@ from circuitcli.schema import (
     HookName,
     HookNames,
     Number,
+    NumbersByName,
     PathInRun,
     Text,
     Texts,
+    UnitName,
     Word,
 )
 
@@ -189,12 +191,55 @@ class FeaturesRecord(Record):
     n_scored: Count | None = None
 
 
+class LabelsRecord(Record):
+    """Labels of one ``source`` (hand, model, neuronpedia) that a run keeps at ``path``, of features at one hook point:
+    ``n_labels`` in all, of which ``n_new`` were made now; of a language model by its name."""
+
+    kind: str = "labels"
+    hook: HookName
+    source: Word
+    n_labels: Count
+    n_new: Count
+    path: PathInRun
+    model: Word | None = None
+
+
+class LabelScoreRecord(Record):
+    """How well labels tell where their features are active, on text that they were not made from, as the language
+    model ``judge`` judges; the mean over ``n_features``, with its bounds.
+
+    score: detection, fuzzing (balanced accuracy, 0.5 by chance), simulation (correlation, 0 by chance). labels: those
+    of the model, of ``random`` other features, or of the ``rules``, which no model judges. n_invalid: of ``n_examples``
+    those without a usable answer, which count neither way; shares: right answers by kind of example. auc: area under
+    the curve where answers have probabilities.
+    """
+
+    kind: str = "label-score"
+    score: Word
+    labels: Word
+    value: Number | None = None
+    low: Number | None = None
+    high: Number | None = None
+    unit: UnitName
+    n_features: Count
+    n_examples: Count
+    n_invalid: Count
+    shares: NumbersByName | None = None
+    auc: Number | None = None
+    judge: Word | None = None
+
+
 class FeatureRecord(Record):
-    """What one feature means; details are in the file. Written by versions before ``features``."""
+    """What one feature means; details are in the file. Written by versions before ``features``.
+
+    ``label_source``: hand, model, neuronpedia or rules; ``label_score``: balanced accuracy of the label.
+    """
 
     kind: str = "feature"
     id: FeatureName
     label: Text
+    label_source: Word | None = None
+    label_score: Number | None = None
     density: Number
     path: PathInRun
     sae: Word | None = None

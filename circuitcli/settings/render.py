@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from circuitcli.settings.section import Section, Texts, Words
+from circuitcli.settings.section import FilePaths, Section, Texts, Words
 
 
 class RenderSettings(Section):
@@ -19,6 +19,8 @@ class RenderSettings(Section):
     """Promoted and suppressed tokens shown in a box."""
     max_edges: int | None = Field(None, ge=1, le=1_000_000)
     """Draw only the strongest edges, by default 300; how many are left out is shown. The HTML page has all of them."""
+    labels: FilePaths = ()
+    """Labels by hand, which go before all others: files with an id, a tab and a label a line, or JSON lines."""
     interaction: Words = ()
     """Compare sets of SAEs by how few edges they need instead: reports of validate --interaction, the one that the
     others are compared with first, for example a/reports/blocks.json,b/reports/blocks.json."""

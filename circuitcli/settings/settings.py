@@ -4,6 +4,7 @@ from pydantic import Field
 
 from circuitcli.settings.data import DataSettings
 from circuitcli.settings.develop import DevelopSettings
+from circuitcli.settings.explain import ExplainSettings
 from circuitcli.settings.graph import GraphSettings
 from circuitcli.settings.inspect import InspectSettings
 from circuitcli.settings.interaction import InteractionSettings
@@ -49,6 +50,8 @@ class Settings(Section):
     """How an SAE is looked at."""
     interp: InterpSettings = InterpSettings()
     """How features are described."""
+    explain: ExplainSettings = ExplainSettings()
+    """How a language model is asked what features mean, and how its answers are scored."""
     graph: GraphSettings = GraphSettings()
     """Which behaviour is explained, and how its circuit is found."""
     search: SearchSettings = SearchSettings()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from circuitcli import runs
 from circuitcli.errors import InputError
+from circuitcli.features.label_files import LabelBook
 from circuitcli.features.lines import first_lines, wanted_lines
 from circuitcli.hookpoints import HookPoint, NodeId
 from circuitcli.manifest import NEXT
@@ -56,7 +57,9 @@ def describe(request: Request, ids: Sequence[str]) -> list[dict[str, Any]]:
     Raises SettingsError for an id that cannot be read, InputError for a feature of which nothing is known: it never
     fired, its SAE is narrower, or nothing was described at its hook point.
     """
-    return [_line(request, NodeId.parse(text)) for text in ids]
+    lines = [_line(request, NodeId.parse(text)) for text in ids]
+    book = LabelBook.of(request.run.path, request.settings.explain.labels)
+    return [book.line(line) for line in lines]
 
 
 def _sources(request: Request) -> Sources:

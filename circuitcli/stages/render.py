@@ -26,7 +26,7 @@ def run(request: Request, *, stdout: Writer) -> list[Record]:
     directory = request.run.path if request.run.path.is_dir() else None
     drawing = draw(
         graph,
-        details=read_details(graph, request.records, directory),
+        details=read_details(graph, request.records, directory, labels=settings.labels),
         scores=scores_of(graph, request.records),
         max_edges=settings.max_edges,
     )

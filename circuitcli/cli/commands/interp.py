@@ -1,10 +1,18 @@
 """``circuit interp``."""
 
+from circuitcli.cli import explaining
 from circuitcli.cli.feature_view import show_features
 from circuitcli.cli.jobs import Call
 from circuitcli.cli.options import FILE, MODEL_OF_RUN, RUN, SAE, Flag, option
 
-FLAGS = (Flag("interp.tokens", "--tokens"), Flag("interp.score_tokens", "--score"), *SAE, *MODEL_OF_RUN, *RUN)
+FLAGS = (
+    Flag("interp.tokens", "--tokens"),
+    Flag("interp.score_tokens", "--score"),
+    *explaining.FLAGS,
+    *SAE,
+    *MODEL_OF_RUN,
+    *RUN,
+)
 FEATURE = option(
     "feature",
     "--feature",
@@ -13,7 +21,7 @@ FEATURE = option(
     metavar="ID",
     help="Only show this feature, for example resid.9/23433; may be repeated.",
 )
-EXTRAS = (FILE, FEATURE)
+EXTRAS = (FILE, FEATURE, *explaining.EXTRAS)
 
 
 def interp(call: Call) -> None:
@@ -23,10 +31,12 @@ def interp(call: Call) -> None:
     circuit interp
     circuit interp --score 20000 --force
     circuit interp --feature resid.2/17
+    circuit interp --labels mine.tsv
     """
+    wants_labels = explaining.wants_labels(call)
     job = call.open()
     from circuitcli.stages import interp as stage
 
     if call.extras["feature"]:
         return show_features(stage.describe(job.request, call.extras["feature"]))
-    job.emit(stage.run(job.request))
+    job.emit(explaining.label(call, job) if wants_labels else stage.run(job.request))

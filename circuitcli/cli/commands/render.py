@@ -13,6 +13,7 @@ FLAGS = (
     Flag("render.output", "--output", short="-o", metavar="FILE", repeats=True),
     Flag("render.graph", "--graph"),
     Flag("render.max_edges", "--max-edges"),
+    Flag("render.labels", "--labels", metavar="FILE", repeats=True),
     Flag("render.interaction", "--interaction", metavar="FILE,FILE"),
     *RUN,
 )

@@ -1,0 +1,37 @@
+"""The options by which `circuit interp` gets labels that are not made by rules, and what it does for them."""
+
+from circuitcli.cli.jobs import Call, Job
+from circuitcli.cli.options import Flag, switch
+from circuitcli.errors import SettingsError
+from circuitcli.records import Record
+
+FLAGS = (
+    Flag("explain.features", "--features", metavar="WHICH"),
+    Flag("explain.model", "--explainer", metavar="MODEL"),
+    Flag("explain.base_url", "--base-url", metavar="URL"),
+    Flag("explain.max_usd", "--max-usd", metavar="USD"),
+    Flag("explain.labels", "--labels", metavar="FILE", repeats=True),
+    Flag("explain.neuronpedia", "--neuronpedia"),
+)
+EXTRAS = (
+    switch("explain", "--explain", help="Ask a language model what features mean, and score its answers."),
+    switch("dry_run", "--dry-run", "-n", help="With --explain, count questions, tokens and dollars, and ask nothing."),
+)
+
+
+def wants_labels(call: Call) -> bool:
+    """Whether labels are to be had from elsewhere. Raises SettingsError for options that then mean nothing."""
+    settings = call.loaded.settings.explain
+    if call.extras["dry_run"] and not call.extras["explain"]:
+        raise SettingsError("interp has nothing to estimate without --explain", hint="add --explain, or drop --dry-run")
+    return bool(call.extras["explain"] or settings.neuronpedia or "explain.labels" in call.loaded.origins)
+
+
+def label(call: Call, job: Job) -> list[Record]:
+    """The records of all labels that were asked for: first those by hand, for they cost nothing."""
+    from circuitcli.stages import labels
+
+    made: list[Record] = []
+    if job.request.settings.explain.labels:
+        made += labels.run(job.request)
+    return made
