@@ -80,6 +80,7 @@ def draw(
     cards: Iterable[Details] = (),
     scores: Iterable[ScoreRecord] = (),
     max_edges: int | None = None,
+    max_nodes: int | None = None,
     contexts: int = 3,
     logits: int = 5,
     dpi: int = 96,
@@ -92,14 +93,21 @@ def draw(
 
     cards: what features mean, as `describe` gives it, shown in their boxes with so many contexts and logits each.
     scores: what `validate` measured. max_edges: only the strongest, by default 300.
+    max_nodes: only the strongest, and those on their ways to the output.
 
     Raises ToolError for .svg, .png and .pdf if the program ``dot`` is missing, SettingsError for another suffix.
     """
     if not isinstance(graph, CircuitGraph):
         raise wrong_type("graph", graph, "a graph", hint="find_circuit() and CircuitGraph.load() give graphs")
-    settings = checked(RenderSettings, max_edges=max_edges, contexts=contexts, logits=logits, dpi=dpi)
+    settings = checked(
+        RenderSettings, max_edges=max_edges, max_nodes=max_nodes, contexts=contexts, logits=logits, dpi=dpi
+    )
     drawing = drawings.draw(
-        graph, details={card.id: card for card in cards}, scores=scores, max_edges=settings.max_edges
+        graph,
+        details={card.id: card for card in cards},
+        scores=scores,
+        max_edges=settings.max_edges,
+        max_nodes=settings.max_nodes,
     )
     made = Picture(drawing, settings)
     if path is not None:

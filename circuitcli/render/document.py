@@ -10,6 +10,7 @@
      "edges":    [{"source", "target", "weight", "standard_error", "active", "unit", "heads", "strength", "opacity",
                    "width", "drawn"}]
      "scores":   the score records about this graph
+     "verdict":  what a test of it came to, {"verdict", "why", ...}, or null
      "scales":   [{"unit", "largest", "samples": [{"weight", "opacity", "width"}]}]   what the legend shows
      "left_out": [{"unit", "n_edges", "n_left_out", "share"}]   edges not drawn, and their share of the total |weight|
     }
@@ -42,6 +43,7 @@ def document(drawing: Drawing) -> dict[str, Any]:
         "nodes": [{**_node(node, drawing), "drawn": node in drawn_nodes} for node in drawing.graph.nodes],
         "edges": [{**_edge(edge, drawing.scale(edge)), "drawn": edge in drawn_edges} for edge in drawing.graph.edges],
         "scores": [score.model_dump(mode="json", exclude={"kind"}, exclude_none=True) for score in drawing.scores],
+        "verdict": _verdict(drawing),
         "scales": [_scale(scale) for scale in drawing.scales.values()],
         "left_out": [asdict(left) for left in drawing.left_out],
     }
@@ -50,6 +52,11 @@ def document(drawing: Drawing) -> dict[str, Any]:
 def to_json(content: Any, *, indent: int | None = None) -> str:
     """JSON text in which all characters stand for themselves."""
     return json.dumps(content, ensure_ascii=False, allow_nan=False, indent=indent)
+
+
+def _verdict(drawing: Drawing) -> dict[str, Any] | None:
+    verdict = drawing.verdict
+    return None if verdict is None else verdict.model_dump(mode="json", exclude={"kind"}, exclude_none=True)
 
 
 def _node(node: Node, drawing: Drawing) -> dict[str, Any]:

@@ -26,8 +26,8 @@ LABELLED_EDGES = 24
 TOLD_HEADS = 4
 BACKSLASH = "\N{REVERSE SOLIDUS OPERATOR}"
 ASPECT = 1.5
-# Rough size of a box with contexts, and of the room that edges take around it, in points.
-BOX_WIDTH, BOX_HEIGHT = 400.0, 215.0
+# Rough size of a box with contexts, and of one with numbers alone, with the room that edges take around it, in points.
+BOX, SMALL_BOX = (400.0, 215.0), (290.0, 75.0)
 
 
 def dot_source(drawing: Drawing, settings: RenderSettings) -> str:
@@ -46,7 +46,8 @@ def dot_source(drawing: Drawing, settings: RenderSettings) -> str:
 
 def _add_rows(dot: Digraph, drawing: Drawing, settings: RenderSettings) -> None:
     rows = _rows(drawing.nodes)
-    per_line = _per_line([len(nodes) for nodes in rows.values()])
+    is_known = any(drawing.known(node) for node in drawing.nodes)
+    per_line = _per_line([len(nodes) for nodes in rows.values()], BOX if is_known else SMALL_BOX)
     last: str | None = None
     for name, nodes in rows.items():
         for number, line in enumerate(_lines(nodes, per_line)):
@@ -67,12 +68,12 @@ def _rows(nodes: Sequence[Node]) -> dict[str, list[Node]]:
     return rows
 
 
-def _per_line(counts: Sequence[int]) -> int:
+def _per_line(counts: Sequence[int], box_size: tuple[float, float]) -> int:
     """Boxes in a line so that the whole picture comes near to the shape of a screen."""
 
     def size(per_line: int) -> float:
-        width = min(per_line, max(counts)) * BOX_WIDTH
-        height = sum(math.ceil(count / per_line) for count in counts) * BOX_HEIGHT
+        width = min(per_line, max(counts)) * box_size[0]
+        height = sum(math.ceil(count / per_line) for count in counts) * box_size[1]
         return max(width / ASPECT, height)
 
     return min(range(4, 33), key=size) if counts else 4
@@ -134,6 +135,8 @@ def _add_edge(dot: Digraph, edge: Edge, drawing: Drawing) -> None:
         "weight": str(1 + round(9 * scale.strength(edge.weight))),
         "tooltip": _plain(edge_summary(edge)),
     }
+    # Signs differ without colours too: what works against its target is dashed and has a blunt head.
+    look |= {"style": "dashed", "arrowhead": "tee"} if edge.weight < 0 else {}
     if len(drawing.edges) <= LABELLED_EDGES:
         look |= {"label": _plain(signed(edge.weight)), "fontcolor": sign_colour(edge.weight)}
     dot.edge(edge.source, edge.target, **look)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from circuitcli.errors import InputError
 from circuitcli.features.lines import Details
 from circuitcli.graphs import CircuitGraph, Edge, Node, sorted_graph
-from circuitcli.records import ScoreRecord
+from circuitcli.records import ScoreRecord, VerdictRecord
 from circuitcli.render.scales import Scale
+from circuitcli.render.strongest import strongest_nodes
 
 MAX_EDGES = 300
 
@@ -28,7 +29,7 @@ class Drawing:
     """A graph ready to be drawn.
 
     ``edges`` are the drawn ones, weakest first, so that strong ones lie on top; ``nodes`` all but those whose edges are
-    all left out; ``details`` by feature id, ``scales`` by unit.
+    all left out, or the strongest; ``details`` by feature id, ``scales`` by unit; ``verdict`` is what a test came to.
     """
 
     graph: CircuitGraph
@@ -38,10 +39,12 @@ class Drawing:
     left_out: tuple[LeftOut, ...]
     details: Mapping[str, Details]
     scores: tuple[ScoreRecord, ...]
+    verdict: VerdictRecord | None = None
+    max_nodes: int | None = None
 
     @property
     def n_hidden_nodes(self) -> int:
-        """Nodes that are not drawn because all of their edges are left out."""
+        """Nodes that are not drawn: they are too weak, or all of their edges are left out."""
         return len(self.graph.nodes) - len(self.nodes)
 
     def scale(self, edge: Edge) -> Scale:
@@ -71,31 +74,57 @@ def draw(
     *,
     details: Mapping[str, Details] | None = None,
     scores: Iterable[ScoreRecord] = (),
+    verdict: VerdictRecord | None = None,
     max_edges: int | None = None,
+    max_nodes: int | None = None,
 ) -> Drawing:
     """Choose the strongest edges, each relative to the largest of its unit; by default at most 300.
 
-    Raises InputError for a number that is not finite.
+    max_nodes: draw only so many nodes beside the outputs, as `strongest_nodes` chooses them, and the edges between
+    them, first those by which they reach the output. Raises InputError for a number that is not finite.
     """
     scores = tuple(scores)
     _require_finite(graph, scores)
     graph = sorted_graph(graph)
     units = dict.fromkeys(edge.unit for edge in graph.edges)
     scales = {unit: Scale(unit, max(abs(edge.weight) for edge in graph.edges if edge.unit == unit)) for unit in units}
-    ranked = sorted(graph.edges, key=lambda edge: -scales[edge.unit].strength(edge.weight))
-    chosen = ranked[: MAX_EDGES if max_edges is None else max_edges]
-    lost = {end for edge in ranked for end in (edge.source, edge.target)} - {
-        end for edge in chosen for end in (edge.source, edge.target)
-    }
+    nodes, edges = _chosen(graph, scales, max_edges=MAX_EDGES if max_edges is None else max_edges, max_nodes=max_nodes)
     return Drawing(
         graph=graph,
-        nodes=tuple(node for node in graph.nodes if node.id not in lost or node.is_output),
-        edges=tuple(reversed(chosen)),
+        nodes=nodes,
+        edges=edges,
         scales=scales,
-        left_out=tuple(_left_out(unit, graph.edges, chosen) for unit in units),
+        left_out=tuple(_left_out(unit, graph.edges, edges) for unit in units),
         details=dict(details or {}),
         scores=scores,
+        verdict=verdict,
+        max_nodes=max_nodes,
     )
+
+
+def _chosen(
+    graph: CircuitGraph, scales: Mapping[str, Scale], *, max_edges: int, max_nodes: int | None
+) -> tuple[tuple[Node, ...], tuple[Edge, ...]]:
+    """The nodes and edges that are drawn, the weakest edges first."""
+
+    def strength(edge: Edge) -> float:
+        return scales[edge.unit].strength(edge.weight)
+
+    ids, ways = frozenset(node.id for node in graph.nodes), tuple[Edge, ...]()
+    if max_nodes is not None:
+        ids, ways = strongest_nodes(graph, max_nodes, strength=strength)
+    between = [edge for edge in graph.edges if edge.source in ids and edge.target in ids]
+    on_way = frozenset(ways)
+    ranked = sorted(between, key=lambda edge: (edge not in on_way, -strength(edge)))
+    kept = frozenset(ranked[:max_edges])
+    chosen = sorted((edge for edge in between if edge in kept), key=lambda edge: -strength(edge))
+    lost = _ends(ranked) - _ends(chosen)
+    nodes = (node for node in graph.nodes if node.id in ids and (node.id not in lost or node.is_output))
+    return tuple(nodes), tuple(reversed(chosen))
+
+
+def _ends(edges: Iterable[Edge]) -> set[str]:
+    return {end for edge in edges for end in (edge.source, edge.target)}
 
 
 def _left_out(unit: str, edges: Iterable[Edge], chosen: Iterable[Edge]) -> LeftOut:

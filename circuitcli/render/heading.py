@@ -1,20 +1,27 @@
 """The heading of a Graphviz drawing: what is explained, the prompt, scores, and the legend with its numbers."""
 
+import math
+
 from circuitcli.records import GraphRecord, ScoreRecord
 from circuitcli.render.drawing import Drawing
 from circuitcli.render.labels import GREY, cell, row, span, table
-from circuitcli.render.scales import Scale
+from circuitcli.render.outcome import outcome
+from circuitcli.render.scales import Scale, sign_colour
 from circuitcli.render.sites import INK, kinds_in
-from circuitcli.render.text import number, percent, quoted, shortened, signed, visible, width
+from circuitcli.render.strongest import strength_of
+from circuitcli.render.text import number, percent, quoted, shortened, signed, visible, width, wrapped
 
 LINE_COLUMNS = 110
 TOKEN_COLUMNS = 24
-SCORES = 12
+# Of what a test came to, with the reasons of the verdict.
+OUTCOME_COLUMNS, OUTCOME_LINES = 140, 2
 # Of a longer prompt the beginning and the end are shown.
 PROMPT_LINES = 20
 Column = tuple[int, list[str]]
 # Metrics of a target, which each of several prompts may have for itself.
 _OF_TARGETS = ("log-prob", "logit-diff")
+# Heads of edges as characters, and the points of a dash.
+POINTED, BLUNT, DASH = "▶", "┫", 9
 READING = "An edge says what its lower end contributes to its upper end."
 
 
@@ -24,7 +31,7 @@ def heading(drawing: Drawing) -> str:
     rows = [row(cell(span(head.name, bold=True, size=18)))]
     rows += [row(cell(span(line, size=11))) for line in facts(head)]
     rows += [row(cell(line)) for line in _prompt(head)]
-    rows += [row(cell(line)) for line in _scores(drawing.scores)]
+    rows += [row(cell(line)) for line in _outcome(drawing)]
     rows += [row(cell(_legend(scale))) for scale in drawing.scales.values()]
     rows += [row(cell(_kinds(kinds))) for kinds in [kinds_in(drawing.nodes)] if len(kinds) > 1]
     rows += [row(cell(span(line, size=10, colour=GREY))) for line in notes(drawing)]
@@ -75,15 +82,29 @@ def notes(drawing: Drawing) -> list[str]:
     """How to read the drawing and what it leaves out, in lines of plain text."""
     n_nodes = len(drawing.nodes)
     lines = [f"{n_nodes} nodes, {len(drawing.edges)} edges. {READING}"]
+    which = "" if drawing.max_nodes is not None else "the weakest "
     for left in drawing.left_out:
         if left.n_left_out:
             lines.append(
-                f"Left out: the weakest {left.n_left_out} of {left.n_edges} edges in {left.unit}, "
+                f"Left out: {which}{left.n_left_out} of {left.n_edges} edges in {left.unit}, "
                 f"{percent(left.share)} of their total |weight|."
             )
     if drawing.n_hidden_nodes:
-        lines.append(f"Left out: {drawing.n_hidden_nodes} nodes that have no edge among those drawn.")
+        lines.append(_hidden_nodes(drawing))
     return lines
+
+
+def _hidden_nodes(drawing: Drawing) -> str:
+    if drawing.max_nodes is None:
+        return f"Left out: {drawing.n_hidden_nodes} nodes that have no edge among those drawn."
+    drawn, rank = frozenset(drawing.nodes), strength_of(drawing.graph)
+    every = math.fsum(rank(node) for node in drawing.graph.nodes)
+    hidden = math.fsum(rank(node) for node in drawing.graph.nodes if node not in drawn)
+    share = f", {percent(hidden / every)} of the total |effect|" if every > 0 else ""
+    return (
+        f"Left out: {drawing.n_hidden_nodes} of {len(drawing.graph.nodes)} nodes{share}; drawn are the strongest, and "
+        "what lies on their ways to the output."
+    )
 
 
 # Told elsewhere in the picture, or in the report.
@@ -105,13 +126,6 @@ _UNSAID = (
 )
 
 
-def score_line(score: ScoreRecord) -> str:
-    """A score with its interval and conditions in one line of plain text."""
-    interval = "" if score.low is None or score.high is None else f" [{number(score.low)}, {number(score.high)}]"
-    conditions = [f"{name} {value}" for name, value in conditions_of(score).items()]
-    return f"{score.name} {number(score.value)}{interval}" + (f"  ({', '.join(conditions)})" if conditions else "")
-
-
 def conditions_of(score: ScoreRecord) -> dict[str, str]:
     """What else a score record says about how it was measured."""
     return {
@@ -121,10 +135,10 @@ def conditions_of(score: ScoreRecord) -> dict[str, str]:
     }
 
 
-def _scores(scores: tuple[ScoreRecord, ...]) -> list[str]:
-    lines = [span(score_line(score), size=11) for score in scores[:SCORES]]
-    more = len(scores) - SCORES
-    return [*lines, span(f"{more} more scores in the JSON and HTML files", size=10)] if more > 0 else lines
+def _outcome(drawing: Drawing) -> list[str]:
+    """What the circuit keeps in bold, the verdict below it."""
+    lines = [wrapped(line, OUTCOME_COLUMNS, lines=OUTCOME_LINES) for line in outcome(drawing.scores, drawing.verdict)]
+    return [span(part, size=11, bold=number == 0) for number, parts in enumerate(lines) for part in parts]
 
 
 def _prompt(head: GraphRecord) -> list[str]:
@@ -179,17 +193,13 @@ def _kinds(kinds: list[str]) -> str:
 
 
 def _sample(scale: Scale, weight: float) -> str:
-    bar = table(
-        row(
-            cell(
-                "",
-                bgcolor=scale.colour(weight),
-                fixedsize="TRUE",
-                width=36,
-                height=max(1, round(scale.width(weight))),
-                cellpadding=0,
-            )
-        ),
-        cellpadding=0,
+    """A piece of an edge with its head, as `dot` draws it."""
+    height = max(1, round(scale.width(weight)))
+    look = {"fixedsize": "TRUE", "height": height, "cellpadding": 0}
+    ink, gap = (
+        cell("", bgcolor=scale.colour(weight), width=DASH if weight < 0 else 36, **look),
+        cell("", width=4, **look),
     )
-    return cell(bar, cellpadding=4) + cell(span(signed(weight), size=11))
+    bar = table(row(gap.join([ink] * 3) if weight < 0 else ink), cellpadding=0)
+    head = span(BLUNT if weight < 0 else POINTED, colour=sign_colour(weight), size=9)
+    return cell(bar, cellpadding=4) + cell(head) + cell(span(signed(weight), size=11))

@@ -21,6 +21,9 @@ class RenderSettings(Section):
     """Draw only the strongest edges, by default 300; how many are left out is shown. The HTML page has all of them."""
     labels: FilePaths = ()
     """Labels by hand, which go before all others: files with an id, a tab and a label a line, or JSON lines."""
+    max_nodes: int | None = Field(None, ge=1, le=1_000_000)
+    """Draw only so many boxes beside the output: the strongest by effect, and those on their ways to the output; how
+    many are left out is shown. The HTML page has all of them."""
     interaction: Words = ()
     """Compare sets of SAEs by how few edges they need instead: reports of validate --interaction, the one that the
     others are compared with first, for example a/reports/blocks.json,b/reports/blocks.json."""

@@ -1,11 +1,12 @@
 """``circuit render``: a graph as pictures, a page or a document. Needs no torch and no model."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from circuitcli.errors import InputError
 from circuitcli.graphs import CircuitGraph, content_digest, from_records
-from circuitcli.records import FigureRecord, Record, ScoreRecord, Stream
+from circuitcli.records import FigureRecord, Record, ScoreRecord, Stream, VerdictRecord
 from circuitcli.render.details import read_details
 from circuitcli.render.drawing import draw
 from circuitcli.render.write import Writer, checked, write
@@ -28,7 +29,9 @@ def run(request: Request, *, stdout: Writer) -> list[Record]:
         graph,
         details=read_details(graph, request.records, directory, labels=settings.labels),
         scores=scores_of(graph, request.records),
+        verdict=verdict_of(graph, request.records),
         max_edges=settings.max_edges,
+        max_nodes=settings.max_nodes,
     )
     paths = write(drawing, outputs or _defaults(graph, directory), settings, stdout=stdout)
     return [FigureRecord(path=recorded(path, directory)) for path in paths]
@@ -54,18 +57,26 @@ def scores_of(graph: CircuitGraph, records: Stream) -> list[ScoreRecord]:
 
     A score of another graph that had the same name is left out.
     """
+    return [record for record in _about(graph, records) if isinstance(record, ScoreRecord)]
+
+
+def verdict_of(graph: CircuitGraph, records: Stream) -> VerdictRecord | None:
+    """What the last test of this graph came to, as `scores_of` finds it."""
+    found = [record for record in _about(graph, records) if isinstance(record, VerdictRecord)]
+    return found[-1] if found else None
+
+
+def _about(graph: CircuitGraph, records: Stream) -> Iterator[ScoreRecord | VerdictRecord]:
     current: str | None = None
     digest = content_digest(graph)
-    found = []
     for record in records:
         if record.kind == "graph":
             current = str(getattr(record, "name", ""))
-        elif isinstance(record, ScoreRecord):
+        elif isinstance(record, ScoreRecord | VerdictRecord):
             is_stale = record.graph_digest not in (digest, None)
             about = current if record.graph is None else record.graph
             if about in (graph.head.name, None) and not is_stale:
-                found.append(record)
-    return found
+                yield record
 
 
 def _defaults(graph: CircuitGraph, directory: Path | None) -> list[str]:

@@ -14,6 +14,7 @@ FLAGS = (
     Flag("render.graph", "--graph"),
     Flag("render.max_edges", "--max-edges"),
     Flag("render.labels", "--labels", metavar="FILE", repeats=True),
+    Flag("render.max_nodes", "--max-nodes"),
     Flag("render.interaction", "--interaction", metavar="FILE,FILE"),
     *RUN,
 )
