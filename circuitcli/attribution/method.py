@@ -20,6 +20,7 @@ from circuitcli.attribution.panel import Panel
 from circuitcli.attribution.positions import Positions, chosen_kind
 from circuitcli.attribution.prompts import Prompt
 from circuitcli.attribution.selection import Circuit, find_circuit, least_size
+from circuitcli.attribution.traces import runs_of, with_traces
 from circuitcli.graphs import CircuitGraph
 from circuitcli.graphs.cumulative import pruned_by_influence
 from circuitcli.hookpoints import HookPoint
@@ -91,7 +92,7 @@ def gradient_graph(panel: Panel, settings: GraphSettings, head: GraphRecord) -> 
         graph = replace(graph, edges=edges, head=graph.head.model_copy(update={"checks": agreement(edges)}))
     if len(graph.nodes) <= 1:
         _warn_of_emptiness(head, _why_empty(panel, circuit, settings=settings, unit=head.unit))
-    return graph
+    return with_traces(graph, runs_of(panel))
 
 
 def naive_graph(search: NaiveSearch, head: GraphRecord, part: Callable[[HookPoint], NaivePart]) -> CircuitGraph:
@@ -102,7 +103,7 @@ def naive_graph(search: NaiveSearch, head: GraphRecord, part: Callable[[HookPoin
     graph = search.graph(head.model_copy(update={"share_kept": share}), parts)
     if len(graph.nodes) <= 1:
         _warn_of_emptiness(head, _why_nothing_differs(search.panel) or _why_too_small(search, parts))
-    return graph
+    return with_traces(graph, runs_of(search.panel))
 
 
 def check_pins(search: NaiveSearch) -> None:

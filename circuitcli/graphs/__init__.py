@@ -6,7 +6,7 @@ The graph lies this low because attribution makes it, validation reads it and re
 """
 
 from circuitcli.graphs.conversion import from_records, to_records
-from circuitcli.graphs.graph import CircuitGraph, Edge, Node, ablated_nodes, edges_between, strongest_nodes
+from circuitcli.graphs.graph import CircuitGraph, Edge, Node, Trace, ablated_nodes, edges_between, strongest_nodes
 from circuitcli.graphs.joining import check_joinable, content_digest, merged
 from circuitcli.graphs.pruning import restricted, sorted_graph
 
@@ -14,6 +14,7 @@ __all__ = [
     "CircuitGraph",
     "Edge",
     "Node",
+    "Trace",
     "ablated_nodes",
     "check_joinable",
     "content_digest",

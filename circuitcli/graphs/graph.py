@@ -77,19 +77,39 @@ class Edge:
 
 
 @dataclass(frozen=True)
+class Trace:
+    """How active a feature is at each token of the prompt; 0 at a BOS token, which carries no nodes.
+
+    Of several prompts it is of the one in which the feature is furthest from zero: the ``prompt`` of this number, from
+    1, with these ``tokens``.
+    """
+
+    feature: str
+    activations: tuple[float, ...]
+    prompt: int | None = None
+    tokens: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
 class CircuitGraph:
     """A circuit with the head that says what it explains and how it was found.
 
+    ``traces`` tell how active its features are at each token of the prompt, where that is known.
     It is a value: `save` and `load` it, `to_pandas` and `to_networkx` hand it on, a notebook draws it.
     """
 
     head: GraphRecord
     nodes: tuple[Node, ...] = ()
     edges: tuple[Edge, ...] = ()
+    traces: tuple[Trace, ...] = ()
     by_id: Mapping[str, Node] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "by_id", {node.id: node for node in self.nodes})
+
+    def trace(self, feature: str) -> Trace | None:
+        """How active a feature is along the prompt; None where that is not known."""
+        return next((trace for trace in self.traces if trace.feature == feature), None)
 
     def __len__(self) -> int:
         return len(self.nodes)

@@ -76,7 +76,8 @@ def merged(old: CircuitGraph, new: CircuitGraph) -> CircuitGraph:
     check_joinable(old.head, new.head)
     nodes = {node.id: node for node in (*old.nodes, *new.nodes)}
     edges = {(edge.source, edge.target): edge for edge in (*old.edges, *new.edges)}
-    return sorted_graph(CircuitGraph(new.head, tuple(nodes.values()), tuple(edges.values())))
+    traces = {trace.feature: trace for trace in (*old.traces, *new.traces)}
+    return sorted_graph(CircuitGraph(new.head, tuple(nodes.values()), tuple(edges.values()), tuple(traces.values())))
 
 
 def _mismatch(name: str, before: object, after: object) -> InputError:

@@ -23,10 +23,14 @@ def sorted_graph(graph: CircuitGraph) -> CircuitGraph:
 
 
 def restricted(graph: CircuitGraph, ids: Iterable[str]) -> CircuitGraph:
-    """Only these nodes, and the edges between them."""
+    """Only these nodes, the edges between them, and the traces of their features."""
     kept = set(ids)
+    nodes = tuple(node for node in graph.nodes if node.id in kept)
+    # Most graphs are as they were, and a place is slow to parse.
+    features = {place.feature for node in nodes if (place := node.place) is not None} if graph.traces else ()
     return replace(
         graph,
-        nodes=tuple(node for node in graph.nodes if node.id in kept),
+        nodes=nodes,
         edges=tuple(edge for edge in graph.edges if edge.source in kept and edge.target in kept),
+        traces=tuple(trace for trace in graph.traces if trace.feature in features),
     )

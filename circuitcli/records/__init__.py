@@ -21,7 +21,15 @@ from circuitcli.records.coders import (
     TrainedRecord,
 )
 from circuitcli.records.development import DevelopmentRecord, MatchRecord
-from circuitcli.records.graph import AttentionRecord, EdgeRecord, GraphRecord, NodeRecord, PairRecord, ResponseRecord
+from circuitcli.records.graph import (
+    AttentionRecord,
+    EdgeRecord,
+    GraphRecord,
+    NodeRecord,
+    PairRecord,
+    ResponseRecord,
+    TraceRecord,
+)
 from circuitcli.records.lines import KINDS, json_text, parse_line, read, read_file, to_line, write
 from circuitcli.records.models import CheckpointRecord, ModelRecord
 from circuitcli.records.run import ActivationsRecord, FigureRecord, ReportRecord, RunRecord, StageRecord
@@ -92,6 +100,7 @@ __all__ = [
     "SweepRecord",
     "SyntheticRecord",
     "ToyRecord",
+    "TraceRecord",
     "TrainedRecord",
     "UnknownRecord",
     "VerdictRecord",

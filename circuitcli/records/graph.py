@@ -1,9 +1,11 @@
 """Records of a circuit graph: its head, its nodes, its edges."""
 
+from functools import lru_cache
 from typing import Annotated
 
 from pydantic import Field
 
+from circuitcli import pieces
 from circuitcli.records.base import Record
 from circuitcli.schema import (
     Alternatives,
@@ -11,6 +13,7 @@ from circuitcli.schema import (
     Count,
     Counts,
     DigestsByHook,
+    FeatureName,
     Flag,
     HooksByHook,
     MethodName,
@@ -132,9 +135,17 @@ class GraphRecord(Record):
         return (self.logits or {}).get(logit)
 
     def tokens_at(self, position: int | str | None) -> tuple[str, ...]:
-        """What stands at a position: its token, or of several prompts some alternatives; nothing for a named span."""
-        columns = self.columns if self.columns is not None else tuple((token,) for token in self.tokens)
+        """What stands at a position: its token, or of several prompts some alternatives; nothing for a named span.
+
+        A token that is a part of a character is told as the character, and which of its tokens this is.
+        """
+        columns = self.columns if self.columns is not None else _columns(self.tokens)
         return columns[position] if isinstance(position, int) and position < len(columns) else ()
+
+
+@lru_cache(maxsize=4)
+def _columns(tokens: tuple[str, ...]) -> tuple[tuple[str], ...]:
+    return tuple((token,) for token in pieces.each(tokens))
 
 
 class ResponseRecord(Record):
@@ -166,6 +177,21 @@ class NodeRecord(Record):
     active: Share | None = None
     influence: Number | None = None
     probability: Share | None = None
+
+
+class TraceRecord(Record):
+    """How active a feature of the graph is at each token of the prompt, whether it is a node there or not; 0 at a BOS
+    token, which carries no nodes.
+
+    Of several prompts it is the one in which the feature is furthest from zero: ``prompt`` is its number, from 1, and
+    ``tokens`` are its own.
+    """
+
+    kind: str = "trace"
+    feature: FeatureName
+    activations: Numbers
+    prompt: Count | None = None
+    tokens: Texts | None = None
 
 
 class EdgeRecord(Record):

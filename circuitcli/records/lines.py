@@ -26,7 +26,15 @@ from circuitcli.records.coders import (
     SweepRecord,
 )
 from circuitcli.records.development import DevelopmentRecord, MatchRecord
-from circuitcli.records.graph import AttentionRecord, EdgeRecord, GraphRecord, NodeRecord, PairRecord, ResponseRecord
+from circuitcli.records.graph import (
+    AttentionRecord,
+    EdgeRecord,
+    GraphRecord,
+    NodeRecord,
+    PairRecord,
+    ResponseRecord,
+    TraceRecord,
+)
 from circuitcli.records.models import CheckpointRecord, ModelRecord
 from circuitcli.records.run import ActivationsRecord, FigureRecord, ReportRecord, RunRecord, StageRecord
 from circuitcli.records.scores import (
@@ -72,6 +80,7 @@ KINDS: dict[str, type[Record]] = {
     "search": SearchRecord,
     "graph": GraphRecord,
     "node": NodeRecord,
+    "trace": TraceRecord,
     "edge": EdgeRecord,
     "attention": AttentionRecord,
     "pair": PairRecord,

@@ -24,7 +24,10 @@ def box(node: Node, drawing: Drawing, settings: RenderSettings) -> str:
         return f"<{table(row(cell(span(title, size=9))), *_rows(numbers))}>"
     head = row(cell(span(place.feature, bold=True) + span(title.removeprefix(place.feature), colour=GREY)))
     known = drawing.known(node)
-    lines = [] if known is None else _known(known, settings, activation=node.activation or 0.0)
+    trace = drawing.trace(place.feature)
+    lines = [] if known is None else _known(known, settings, activation=node.activation or 0.0, prompt=trace)
+    if known is None and trace is not None:
+        lines = _prompt(trace, 0.0)
     return f"<{table(head, *_rows(numbers), *lines)}>"
 
 
@@ -75,26 +78,37 @@ def _numbers(node: Node) -> str:
     return span("   ", size=9).join(parts)
 
 
-def _known(known: Details, settings: RenderSettings, *, activation: float) -> list[str]:
-    """Label, contexts and tokens of a feature; contexts of the sign that its activation has, if there are some."""
+def _known(known: Details, settings: RenderSettings, *, activation: float, prompt: Context | None) -> list[str]:
+    """Label, contexts and tokens of a feature, first the prompt itself; contexts of the sign that its activation has,
+    if there are some."""
     lines = [row(cell(f"<I>{span(line)}</I>")) for line in wrapped(known.label, COLUMNS, lines=2)]
     below = known.negative.contexts if known.negative else ()
     contexts = (below or known.contexts) if activation < 0 else (known.contexts or below)
     sizes = [max(map(abs, context.activations), default=0.0) for context in contexts]
     largest = (known.max if contexts is known.contexts else 0.0) or max(sizes, default=0.0)
+    if prompt is not None:
+        lines += _prompt(prompt, largest)
     lines += [_context(context, largest) for context in contexts[: settings.contexts]]
     lines += _logits("▲", known.promoted[: settings.logits])
     lines += _logits("▼", known.suppressed[: settings.logits])
     return lines
 
 
-def _context(context: Context, largest: float) -> str:
+def _prompt(prompt: Context, largest: float) -> list[str]:
+    """The prompt, around where the feature is furthest from zero; on the scale of the contexts, unless it is further
+    there. Nothing where it is silent."""
+    most = max(map(abs, prompt.activations), default=0.0)
+    return [_context(prompt, max(largest, most), mark="▸")] if most else []
+
+
+def _context(context: Context, largest: float, *, mark: str = "") -> str:
     first, last = _window(context)
     pairs = list(zip(context.tokens, context.activations, strict=False))[first:last]
     cells = [token_cell(shortened(token, TOKEN_COLUMNS), activation, largest) for token, activation in pairs]
     before = [cell(span("…", size=9, colour=GREY))] if first > 0 else []
     after = [cell(span("…", size=9, colour=GREY))] if last < len(context.tokens) else []
-    line = table(row(*before, *cells, *after)) if cells else span("")
+    sign = [cell(span(mark, size=9, colour=GREY))] if mark else []
+    line = table(row(*sign, *before, *cells, *after)) if cells else span("")
     return row(cell(line))
 
 

@@ -9,6 +9,9 @@
                     "negative", "decoder_norms"}}]
      "edges":    [{"source", "target", "weight", "standard_error", "active", "unit", "heads", "strength", "opacity",
                    "width", "drawn"}]
+     "traces":   {feature: {"tokens", "activations", "peak", "positions", "prompt"}}   the prompt itself as a context,
+                 0 at a BOS token, with the first position of each token, for tokens that are parts of one character are
+                 one; of several prompts the one, from 1, in which the feature is furthest from zero, else null
      "scores":   the score records about this graph
      "verdict":  what a test of it came to, {"verdict", "why", ...}, or null
      "scales":   [{"unit", "largest", "samples": [{"weight", "opacity", "width"}]}]   what the legend shows
@@ -25,8 +28,8 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from circuitcli import __version__
-from circuitcli.graphs import Edge, Node
+from circuitcli import __version__, pieces
+from circuitcli.graphs import Edge, Node, Trace
 from circuitcli.render.drawing import Drawing
 from circuitcli.render.scales import Scale
 
@@ -42,6 +45,7 @@ def document(drawing: Drawing) -> dict[str, Any]:
         "graph": drawing.graph.head.model_dump(mode="json", exclude={"kind"}),
         "nodes": [{**_node(node, drawing), "drawn": node in drawn_nodes} for node in drawing.graph.nodes],
         "edges": [{**_edge(edge, drawing.scale(edge)), "drawn": edge in drawn_edges} for edge in drawing.graph.edges],
+        "traces": {trace.feature: found for trace in drawing.graph.traces if (found := _trace(trace, drawing))},
         "scores": [score.model_dump(mode="json", exclude={"kind"}, exclude_none=True) for score in drawing.scores],
         "verdict": _verdict(drawing),
         "scales": [_scale(scale) for scale in drawing.scales.values()],
@@ -77,6 +81,21 @@ def _node(node: Node, drawing: Drawing) -> dict[str, Any]:
         "influence": node.influence,
         "probability": node.probability,
         "details": None if known is None else known.model_dump(mode="json", exclude={"id", "sae"}),
+    }
+
+
+def _trace(trace: Trace, drawing: Drawing) -> dict[str, Any] | None:
+    tokens = drawing.graph.head.tokens if trace.tokens is None else trace.tokens
+    if len(tokens) != len(trace.activations):
+        return None
+    parts = pieces.joined(tokens)
+    values = pieces.furthest(trace.activations, parts)
+    return {
+        "tokens": [part.text for part in parts],
+        "activations": values,
+        "peak": max(range(len(values)), key=lambda index: abs(values[index]), default=0),
+        "positions": [part.start for part in parts],
+        "prompt": trace.prompt,
     }
 
 

@@ -3,10 +3,12 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
+from circuitcli import pieces
 from circuitcli.errors import InputError
-from circuitcli.features.lines import Details
-from circuitcli.graphs import CircuitGraph, Edge, Node, sorted_graph
+from circuitcli.features.lines import Context, Details
+from circuitcli.graphs import CircuitGraph, Edge, Node, Trace, sorted_graph
 from circuitcli.records import ScoreRecord, VerdictRecord
 from circuitcli.render.scales import Scale
 from circuitcli.render.strongest import strongest_nodes
@@ -62,6 +64,25 @@ class Drawing:
             return self.graph.head.token_of(node.id)
         position = None if node.place is None else node.place.position
         return " | ".join(self.graph.head.tokens_at(position)) or None
+
+    def trace(self, feature: str) -> Context | None:
+        """The prompt with the activation of a feature at its tokens, without a BOS token; None where it is not known.
+
+        Parts of characters are joined; the peak is where the feature is furthest from zero.
+        """
+        found = self._traces.get(feature)
+        tokens = () if found is None else self.graph.head.tokens if found.tokens is None else found.tokens
+        if found is None or len(tokens) != len(found.activations) or not tokens:
+            return None
+        first = 1 if self.graph.head.bos and len(tokens) > 1 else 0
+        parts = pieces.joined(tokens[first:])
+        values = pieces.furthest(found.activations[first:], parts)
+        peak = max(range(len(values)), key=lambda index: abs(values[index]))
+        return Context(tokens=tuple(part.text for part in parts), activations=tuple(values), peak=peak)
+
+    @cached_property
+    def _traces(self) -> dict[str, Trace]:
+        return {trace.feature: trace for trace in self.graph.traces}
 
     def known(self, node: Node) -> Details | None:
         """What is known about the node's feature."""

@@ -21,6 +21,7 @@ from circuitcli.attribution.frozen.rows import Chunk, EdgeRows, assembled, effec
 from circuitcli.attribution.memory import budget_of, in_batches, rows_at_once
 from circuitcli.attribution.panel import Panel
 from circuitcli.attribution.subject import Subject
+from circuitcli.attribution.traces import with_traces
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.graphs import CircuitGraph, Edge, Node, sorted_graph
 from circuitcli.graphs.influence import FEATURE, LOGIT, Pruned, Rows, Scores, influence, prune, scores
@@ -195,7 +196,7 @@ class FrozenSearch:
         if self.settings.heads and edges:
             size = self.settings.batch_size
             edges = tuple(with_heads(self.subject, edges, batch_size=size))
-        return sorted_graph(CircuitGraph(head, made, edges))
+        return with_traces(sorted_graph(CircuitGraph(head, made, edges)), [((0,), self.subject)])
 
     def _node(self, number: int, name: str) -> Node:
         nodes, found = self.nodes, float(self.pruned.influence[number])

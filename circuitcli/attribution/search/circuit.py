@@ -9,6 +9,7 @@ from circuitcli.attribution.search.nodes import Found, search
 from circuitcli.attribution.search.patching import Layer, Place
 from circuitcli.attribution.search.sampling import Sampler
 from circuitcli.attribution.subject import Subject
+from circuitcli.attribution.traces import with_traces
 from circuitcli.errors import InputError
 from circuitcli.graphs import CircuitGraph, Edge, Node, sorted_graph
 from circuitcli.hookpoints import OUTPUT, HookPoint, NodeId
@@ -105,7 +106,8 @@ class PromptSearch:
                 edges.append(
                     Edge(self._name(hook, link.source), self._name(other, link.target), link.weight, ACTIVATION)
                 )
-        return sorted_graph(CircuitGraph(self.head(head, found), tuple(nodes), tuple(edges)))
+        graph = sorted_graph(CircuitGraph(self.head(head, found), tuple(nodes), tuple(edges)))
+        return with_traces(graph, [((0,), self.subject)])
 
     def _name(self, hook: HookPoint, place: Place) -> str:
         return str(NodeId(hook, place.feature, place.position + self.subject.first))
