@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import pytest
 import torch
 from support import D_MODEL, D_SAE, adapter_of, random_coders, random_ids, random_saes
 
@@ -10,6 +11,7 @@ from circuitcli.attribution.metrics import LogitDifference, LogProb, Metric
 from circuitcli.attribution.panel import Panel
 from circuitcli.attribution.prompts import Prompt
 from circuitcli.attribution.subject import Subject, subject_of
+from circuitcli.graphs import CircuitGraph
 from circuitcli.hookpoints import hook_points
 from circuitcli.models.partial import block_pass
 from circuitcli.saes.coders import Coders
@@ -79,3 +81,14 @@ def random_baseline(subject: Subject, *, seed: int = 5, scale: float = 0.3) -> B
 
 def panel_of(subject: Subject, baseline: Baseline, *, positions: str = "all") -> Panel:
     return Panel.of_subject(subject, baseline, positions=positions)
+
+
+def check_traces(graph: CircuitGraph) -> None:
+    """Each feature of a graph of one prompt is traced along it, as active at a node's position as the node is."""
+    features = [place for node in graph.nodes if (place := node.place) is not None and place.index is not None]
+    assert {trace.feature for trace in graph.traces} == {place.feature for place in features} != set()
+    for place in features:
+        values = graph.trace(place.feature).activations
+        assert len(values) == len(graph.head.tokens) and not (graph.head.bos and values[0])
+        active = values[place.position] if isinstance(place.position, int) else max(values, key=abs)
+        assert active == pytest.approx(graph.by_id[str(place)].activation, rel=1e-4, abs=1e-6)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from subjects import check_traces
 
 import circuitcli
 from circuitcli import graphs, records
@@ -103,6 +104,7 @@ def test_a_gradient_graph_has_its_numbers_its_file_and_its_place_in_the_run(ask,
     assert len(graph.edges) > 3 and OUTPUT in graph.by_id
     assert all(node.effect is not None and node.unit == "nats" for node in graph.nodes if not node.is_output)
     assert not any(node.place.position == 0 for node in graph.nodes if node.place), "BOS carries no nodes"
+    check_traces(graph)
     stored = (run.path / "graphs" / "circuit.jsonl").read_text(encoding="utf-8").splitlines()
     assert stored == [records.to_line(record) for record in made]
 
@@ -243,6 +245,7 @@ def test_a_naive_graph_of_pins_shows_what_they_contribute(ask):
     )
     pin = f"1:{source.index}"
     pinned = graph_of(graph_naive.run(ask(graph__threshold_exp=-20, graph__pin=pin, graph__name="pinned")))
+    check_traces(pinned)
     found = {(e.source, e.target): e.weight for e in pinned.edges if NodeId.parse(e.source).hook == hook}
     whole = {(e.source, e.target): e.weight for e in everything.edges if e.source == str(source)}
     assert found == pytest.approx(whole, abs=1e-4) and found
@@ -257,6 +260,7 @@ def test_a_graph_grows_with_extend(ask, run):
     first = graphs.from_records(run.stream())[-1]
     path = str(run.path / "graphs" / "one.jsonl")
     grown = graph_of(graph_naive.run(ask(graph__pin=f"1:{two}", graph__name="two", graph__extend=path, **only)))
+    check_traces(grown)
     assert {edge.source for edge in grown.edges} >= {str(NodeId(HookPoint(1, "resid"), index)) for index in (one, two)}
     assert {(e.source, e.target) for e in first.edges} <= {(e.source, e.target) for e in grown.edges}
     with pytest.raises(InputError, match="has another prompt"):
@@ -643,6 +647,7 @@ def test_a_frozen_graph_has_its_scores_and_checks_its_nodes_and_its_place_in_the
     assert [head.tokens[node.place.position] for node in kinds["token"]] == list(head.tokens[1:])
     assert all(node.influence > 0 and node.unit == "nats" for node in kinds["feature"])
     assert {edge.unit for edge in graph.edges} == {"pre-activation", "logits"}
+    check_traces(graph)
     found = {score.name: score.value for score in scores}
     assert found["edges: relative error"] == head.checks["relative_error"] < 1e-3
     told = json.loads((run.path / "reports" / "circuit.edges.json").read_text())

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from subjects import check_traces
 
 from circuitcli import graphs
 from circuitcli.attribution.search.circuit import PromptSearch
@@ -73,6 +74,7 @@ def test_a_searched_circuit_is_a_graph_that_is_kept_validated_and_drawn(run):
     assert graph.head.search["max_kl"] == 0.3 and set(graph.head.searched) == {"resid.0", "resid.1", "resid.2"}
     assert told.n_prompts == 1 and told.mean_nodes == len(graph.nodes) - 1 > 0
     assert told.n_edges == len(graph.edges) > 0 and OUTPUT in graph.by_id
+    check_traces(graph)
     stored = (run.path / "graphs" / "search.jsonl").read_text(encoding="utf-8").splitlines()
     assert stored == [to_line(record) for record in made]
     hooks, sizes = (table for table in tables(made, run.path) if table.columns[0] in ("hook point", "by"))
