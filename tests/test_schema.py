@@ -82,6 +82,7 @@ GOOD: dict[str, dict[str, object]] = {
         **{"span_names": ["subject", "verb"], "next_tokens": [[" c", 0.5], ["d", 0]]},
     },
     "node": {**{"id": "resid.1/3@verb", "activation": 1.5, "effect": -1, "unit": "nats"}, **MANY},
+    "trace": {"feature": "resid.1/3", "activations": [0, 1.5, 0.25], "prompt": 2, "tokens": ["a", " b", "c"]},
     "edge": {
         **{"source": "resid.1/error", "target": "output", "weight": 0.1, "unit": "nats"},
         **MANY,
