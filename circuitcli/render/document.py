@@ -16,6 +16,9 @@
      "verdict":  what a test of it came to, {"verdict", "why", ...}, or null
      "scales":   [{"unit", "largest", "samples": [{"weight", "opacity", "width"}]}]   what the legend shows
      "left_out": [{"unit", "n_edges", "n_left_out", "share"}]   edges not drawn, and their share of the total |weight|
+     "groups":   [{"members": [id], "cosine"}]   features with similar edges, see `similar_groups`
+     "links":    {"features": null or where a page about each feature is, to be followed by # and the feature,
+                  "neuronpedia": {hook: a page, to be followed by / and the feature's number}}
     }
 
 Effects have the unit of the metric, weights the unit beside them, contexts activation units, promoted and suppressed
@@ -26,18 +29,20 @@ share of the prompts in which it is not zero. ``strength`` is |weight| as a shar
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from circuitcli import __version__, pieces
 from circuitcli.graphs import Edge, Node, Trace
 from circuitcli.render.drawing import Drawing
+from circuitcli.render.links import links
 from circuitcli.render.scales import Scale
 
 FORMAT = 1
 
 
-def document(drawing: Drawing) -> dict[str, Any]:
-    """The document as a tree of JSON values."""
+def document(drawing: Drawing, *, path: Path | None = None) -> dict[str, Any]:
+    """The document as a tree of JSON values; ``path`` is where it is written, from which links lead."""
     drawn_nodes, drawn_edges = frozenset(drawing.nodes), frozenset(drawing.edges)
     return {
         "format": FORMAT,
@@ -50,6 +55,8 @@ def document(drawing: Drawing) -> dict[str, Any]:
         "verdict": _verdict(drawing),
         "scales": [_scale(scale) for scale in drawing.scales.values()],
         "left_out": [asdict(left) for left in drawing.left_out],
+        "groups": [asdict(group) for group in drawing.groups],
+        "links": links(drawing, path),
     }
 
 

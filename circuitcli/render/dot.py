@@ -13,6 +13,7 @@ from circuitcli.graphs import Edge, Node
 from circuitcli.hookpoints import Position, position_order
 from circuitcli.render.boxes import box, share_of_prompts, summary
 from circuitcli.render.drawing import Drawing
+from circuitcli.render.group_boxes import group_box, group_summary
 from circuitcli.render.heading import heading
 from circuitcli.render.labels import LONGEST
 from circuitcli.render.scales import sign_colour
@@ -124,7 +125,12 @@ def _add_box(line: Digraph, node: Node, drawing: Drawing, settings: RenderSettin
         look["style"] = "dotted,filled"
     elif node.place.is_token:
         look["fillcolor"] = "#f1f1f1"
-    line.node(node.id, label=box(node, drawing, settings), tooltip=_plain(summary(node, drawing)), **look)
+    group = drawing.boxes.get(node.id)
+    label = box(node, drawing, settings) if group is None else group_box(node, group, drawing)
+    told = summary(node, drawing) if group is None else group_summary(node, group)
+    if group is not None:
+        look |= {"style": "rounded,filled", "penwidth": "2"}
+    line.node(node.id, label=label, tooltip=_plain(told), **look)
 
 
 def _add_edge(dot: Digraph, edge: Edge, drawing: Drawing) -> None:

@@ -2,15 +2,18 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 from circuitcli import pieces
 from circuitcli.errors import InputError
 from circuitcli.features.lines import Context, Details
 from circuitcli.graphs import CircuitGraph, Edge, Node, Trace, sorted_graph
+from circuitcli.graphs.groups import Group
 from circuitcli.records import ScoreRecord, VerdictRecord
 from circuitcli.render.scales import Scale
+from circuitcli.render.state import NamedGroup, State
 from circuitcli.render.strongest import strongest_nodes
 
 MAX_EDGES = 300
@@ -32,6 +35,8 @@ class Drawing:
 
     ``edges`` are the drawn ones, weakest first, so that strong ones lie on top; ``nodes`` all but those whose edges are
     all left out, or the strongest; ``details`` by feature id, ``scales`` by unit; ``verdict`` is what a test came to.
+    ``state`` is what a reader has done to the page, ``groups`` are proposed, ``boxes`` are groups by the id of the node
+    that stands for each, ``feature_pages`` is the folder of pages about features, if there is one.
     """
 
     graph: CircuitGraph
@@ -43,6 +48,10 @@ class Drawing:
     scores: tuple[ScoreRecord, ...]
     verdict: VerdictRecord | None = None
     max_nodes: int | None = None
+    state: State | None = None
+    groups: tuple[Group, ...] = ()
+    boxes: Mapping[str, NamedGroup] = field(default_factory=dict)
+    feature_pages: Path | None = None
 
     @property
     def n_hidden_nodes(self) -> int:

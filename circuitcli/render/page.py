@@ -11,6 +11,7 @@ from functools import cache
 from html import escape
 from importlib import resources
 from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -29,13 +30,13 @@ _PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
 _READABLE = "".join(map(chr, range(33, 127))).replace("%", "").replace("#", "") + " "
 
 
-def page(drawing: Drawing) -> str:
-    """The HTML text; the document of `document()` is embedded in it, see `embedded`."""
+def page(drawing: Drawing, *, path: Path | None = None) -> str:
+    """The HTML text; the document of `document()` is embedded in it, see `embedded`. path: where it is written."""
     parts = {
         "title": escape(f"{visible(drawing.graph.head.name)} – {visible(drawing.graph.head.prompt)[:80]}"),
         "style": styles(),
         "modules": safe(json.dumps({"imports": dict(modules())})),
-        "data": safe(to_json(_content(drawing))),
+        "data": safe(to_json(_content(drawing, path))),
     }
     return _PLACEHOLDER.sub(lambda match: parts[match[1]], asset("page.html"))
 
@@ -51,9 +52,10 @@ def embedded(text: str) -> dict[str, Any]:
     return dict(json.loads(match[1]))
 
 
-def _content(drawing: Drawing) -> dict[str, Any]:
+def _content(drawing: Drawing, path: Path | None) -> dict[str, Any]:
     return {
-        "document": document(drawing),
+        "document": document(drawing, path=path),
+        "state": None if drawing.state is None else drawing.state.model_dump(mode="json"),
         "layout": layout(drawing).to_json(),
         "facts": facts(drawing.graph.head),
         "kinds": {kind: [FILL[kind], INK[kind]] for kind in kinds_in(drawing.graph.nodes)},

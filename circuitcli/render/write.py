@@ -36,15 +36,24 @@ def checked(outputs: Iterable[str]) -> list[str]:
     return names
 
 
-def write(drawing: Drawing, outputs: Iterable[str], settings: RenderSettings, *, stdout: Writer) -> list[Path]:
+def write(
+    drawing: Drawing,
+    outputs: Iterable[str],
+    settings: RenderSettings,
+    *,
+    stdout: Writer,
+    pictured: Drawing | None = None,
+) -> list[Path]:
     """Write all outputs and return the files' paths as given.
+
+    pictured: what pictures show, where that is another drawing than the one of the page.
 
     Files that need no other program are written first, so that they are there even if `ToolError` is raised because
     ``dot`` is missing; the picture's DOT source is then written in its place. Raises SettingsError for an unknown
     suffix before anything is written.
     """
     names = checked(outputs)
-    source = dot_source(drawing, settings)
+    source = dot_source(pictured or drawing, settings)
     for name in sorted(names, key=lambda name: Path(name).suffix.lower() in PICTURES):
         if name == STDOUT:
             stdout.write(source)
@@ -67,6 +76,6 @@ def _write_file(drawing: Drawing, source: str, path: Path, settings: RenderSetti
         if suffix == ".dot":
             stream.write(source)
         elif suffix == ".json":
-            stream.write(to_json(document(drawing), indent=1) + "\n")
+            stream.write(to_json(document(drawing, path=path), indent=1) + "\n")
         else:
-            stream.write(page(drawing))
+            stream.write(page(drawing, path=path))

@@ -24,6 +24,13 @@ class RenderSettings(Section):
     max_nodes: int | None = Field(None, ge=1, le=1_000_000)
     """Draw only so many boxes beside the output: the strongest by effect, and those on their ways to the output; how
     many are left out is shown. The HTML page has all of them."""
+    state: str | None = None
+    """What a reader has done to the page of a circuit, a file that the page's button downloads: the page opens so, and
+    pictures have its labels, groups and thresholds."""
+    groups: float = Field(0.8, ge=0, le=1)
+    """Propose groups of features with similar edges, in which any two have at least this cosine; 0 proposes none."""
+    group_span: int = Field(0, ge=0, le=10_000)
+    """Blocks that the features of a proposed group may lie apart."""
     interaction: Words = ()
     """Compare sets of SAEs by how few edges they need instead: reports of validate --interaction, the one that the
     others are compared with first, for example a/reports/blocks.json,b/reports/blocks.json."""

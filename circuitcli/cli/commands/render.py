@@ -15,6 +15,7 @@ FLAGS = (
     Flag("render.max_edges", "--max-edges"),
     Flag("render.labels", "--labels", metavar="FILE", repeats=True),
     Flag("render.max_nodes", "--max-nodes"),
+    Flag("render.state", "--state", metavar="FILE"),
     Flag("render.interaction", "--interaction", metavar="FILE,FILE"),
     *RUN,
 )
