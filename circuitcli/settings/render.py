@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from circuitcli.settings.section import FilePaths, Section, Texts, Words
+from circuitcli.settings.section import FilePath, FilePaths, Section, Texts, Words
 
 
 class RenderSettings(Section):
@@ -24,7 +24,7 @@ class RenderSettings(Section):
     max_nodes: int | None = Field(None, ge=1, le=1_000_000)
     """Draw only so many boxes beside the output: the strongest by effect, and those on their ways to the output; how
     many are left out is shown. The HTML page has all of them."""
-    state: str | None = None
+    state: FilePath | None = None
     """What a reader has done to the page of a circuit, a file that the page's button downloads: the page opens so, and
     pictures have its labels, groups and thresholds."""
     groups: float = Field(0.8, ge=0, le=1)
