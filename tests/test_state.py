@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from test_groups import drawn
 from test_render import head, small_graph
 
 from circuitcli.errors import InputError
@@ -14,11 +15,12 @@ from circuitcli.features.lines import Details
 from circuitcli.graphs import CircuitGraph, Edge, Node, to_records
 from circuitcli.graphs.collapsing import collapsed
 from circuitcli.graphs.groups import similar_groups
+from circuitcli.graphs.ranking import first_edges, first_nodes, influences
 from circuitcli.records import Stream
 from circuitcli.render.document import document
 from circuitcli.render.drawing import draw
 from circuitcli.render.page import embedded
-from circuitcli.render.seen import labelled, seen, strongest
+from circuitcli.render.seen import labelled, seen
 from circuitcli.render.state import NamedGroup, State, fitted, read_state
 from circuitcli.runs import Run
 from circuitcli.settings.render import RenderSettings
@@ -30,11 +32,13 @@ STATE = {
     "format": 1,
     "graph": "circuit",
     "pinned": "mlp.1/12@4",
-    "min_effect": 0.1,
-    "edge_share": 0.9,
+    "by": "effect",
+    "nodes": 5,
+    "edges": 4,
     "groups": [{"name": "both </TD> & more", "members": ["resid.0/7@2", "resid.0/7@4"], "open": False}],
     "labels": {"resid.0/7": 'names "in" quotes', "mlp.1/12": "others"},
     "hidden": ["error"],
+    "in_one_column": True,
     "theme": "dark",
     "zoom": [1, -2.5, 0.75],
 }
@@ -68,9 +72,10 @@ def test_a_state_comes_back_from_its_file_as_it_was(tmp_path: Path):
     [
         ({"format": 2}, "format 2"),
         ({"format": "1"}, "format"),
-        ({"min_effect": -1}, "min_effect"),
-        ({"min_effect": "much"}, "min_effect"),
-        ({"edge_share": 1.5}, "edge_share"),
+        ({"nodes": -1}, "nodes"),
+        ({"nodes": "many"}, "nodes"),
+        ({"edges": 1.5}, "edges"),
+        ({"by": "size"}, "by"),
         ({"groups": [{"name": "a"}]}, "groups.0.members"),
         ({"groups": {"a": []}}, "groups"),
         ({"labels": {"a": 3}}, "labels"),
@@ -88,7 +93,7 @@ def test_a_damaged_state_is_refused_by_field_with_a_way_out(tmp_path: Path, chan
     assert "--state" in caught.value.hint
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"labels": {"a": "\\ud800"}}', '{"min_effect": 1e999}', "[" * 500])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"labels": {"a": "\\ud800"}}', '{"zoom": [1, 1, 1e999]}', "[" * 500])
 def test_what_is_no_state_at_all_is_refused(tmp_path: Path, text: str):
     with pytest.raises(InputError) as caught:
         read_state(written(tmp_path / "state.json", text))
@@ -128,28 +133,42 @@ def test_a_page_opens_in_the_state_and_pictures_show_labels_groups_and_threshold
     assert "&#160;both" not in text.getvalue() and "names&#160;&quot;in&quot;&#160;quotes" in text.getvalue()
 
 
-def test_thresholds_leave_strong_nodes_and_the_edges_that_reach_a_share():
+def test_the_first_nodes_and_edges_are_seen_and_no_box_that_lost_its_edges():
     graph = small_graph()
-    kept = seen(graph, State(min_effect=0.3)).graph
-    assert [node.id for node in kept.nodes] == ["output", "resid.0/7@2", "mlp.1/12@4"]
-    hidden = seen(graph, State(hidden=("feature",))).graph
-    assert {node.kind for node in hidden.nodes} == {"output", "error"}
-    assert seen(graph, State()).graph == graph
-    alone = seen(graph, State(edge_share=0.5)).graph
-    assert {node.id for node in alone.nodes} == {"output", "mlp.1/12@4", "resid.0/7@4", "mlp.1/error@6"}
+    assert set(seen(graph, State()).graph.edges) == set(graph.edges) and len(seen(graph, State()).graph.nodes) == 5
+    assert ids(seen(graph, State(nodes=3)).graph) == {"output", "resid.0/7@2", "mlp.1/12@4"}
+    assert ids(seen(graph, State(hidden=("feature",))).graph) == {"output", "mlp.1/error@6"}
+    one = {"output", "resid.0/7@4", "mlp.1/error@6"}
+    assert ids(seen(graph, State(edges=1)).graph) == one
+    assert ids(seen(graph, State(edges=1, pinned="resid.0/7@2")).graph) == {*one, "resid.0/7@2"}
+    assert ids(seen(graph, State(nodes=0)).graph) == ids(seen(graph, State(edges=0, nodes=0)).graph) == set()
 
 
-@pytest.mark.parametrize("share", [0.0, 0.2, 0.55, 0.9, 1.0])
-def test_the_strongest_edges_are_the_fewest_that_have_the_share_in_each_unit(share: float):
-    edges = [
-        Edge(f"resid.0/{n}", "output", (-1) ** n * (n % 7 + 0.5), "nats" if n % 2 else "logits") for n in range(30)
-    ]
-    kept = strongest(edges, share)
-    for unit in ("nats", "logits"):
-        sizes = sorted((abs(edge.weight) for edge in edges if edge.unit == unit), reverse=True)
-        fewest = next(n for n in range(len(sizes) + 1) if sum(sizes[:n]) >= share * sum(sizes) - 1e-12)
-        assert sorted((abs(edge.weight) for edge in kept if edge.unit == unit), reverse=True) == sizes[:fewest]
-    assert strongest([], share) == ()
+def ids(graph: CircuitGraph) -> set[str]:
+    return {node.id for node in graph.nodes}
+
+
+def test_influence_is_what_all_paths_to_the_output_carry():
+    graph = drawn(5)
+    nodes, edges = influences(graph)
+    into = {node.id: [edge for edge in graph.edges if edge.target == node.id] for node in graph.nodes}
+
+    def share(edge: Edge) -> float:
+        return abs(edge.weight) / sum(abs(other.weight) for other in into[edge.target])
+
+    def reaching(name: str) -> float:
+        out = (edge for edge in graph.edges if edge.source == name)
+        return float(name == "output") + sum(share(edge) * reaching(edge.target) for edge in out)
+
+    for node in graph.nodes:
+        assert nodes[node.id] + (node.id == "output") == pytest.approx(reaching(node.id))
+    for edge in graph.edges:
+        assert edges[edge.source, edge.target] == pytest.approx(share(edge) * reaching(edge.target))
+    ranked = first_nodes(graph, 99, by="influence")
+    assert ranked[0].id == "output"
+    assert [nodes[node.id] for node in ranked[1:]] == sorted((nodes[node.id] for node in ranked[1:]), reverse=True)
+    assert len(first_edges(graph, 3, by="influence")) == 3
+    assert set(first_edges(graph, 10**6, by="effect")) == set(graph.edges)
 
 
 def test_a_group_has_the_sums_of_its_members_and_no_edge_to_itself():

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from itertools import accumulate
 
 from circuitcli.features.lines import Details
-from circuitcli.graphs import CircuitGraph, Edge, Node, restricted
+from circuitcli.graphs import CircuitGraph, Edge, sorted_graph
 from circuitcli.graphs.collapsing import collapsed
+from circuitcli.graphs.ranking import first_edges, first_nodes
 from circuitcli.render.state import NamedGroup, State
+
+BY_HAND = {"label_source": "hand", "label_score": None}
 
 
 @dataclass(frozen=True)
@@ -19,13 +21,9 @@ class Seen:
 
 
 def seen(graph: CircuitGraph, state: State) -> Seen:
-    """What thresholds leave of the graph, closed groups as one node each, and boxes without a drawn edge left out."""
-    kept = restricted(graph, (node.id for node in graph.nodes if _is_seen(node, state)))
-    edges = kept.edges if state.edge_share is None else strongest(graph.edges, state.edge_share)
-    ids = kept.by_id
-    left = replace(kept, edges=tuple(edge for edge in edges if edge.source in ids and edge.target in ids))
-    had, have = _ends(graph.edges), _ends(left.edges)
-    left = restricted(left, (node.id for node in left.nodes if node.is_output or node.id in have or node.id not in had))
+    """The first nodes and edges, without boxes that have no edge left, and closed groups as one node each."""
+    graph = sorted_graph(graph)
+    left = _first(graph, state)
     closed = [
         group.model_copy(update={"members": members})
         for group in state.groups
@@ -36,29 +34,24 @@ def seen(graph: CircuitGraph, state: State) -> Seen:
     return Seen(joined, boxes)
 
 
-def _is_seen(node: Node, state: State) -> bool:
-    if node.kind == "output":
-        return True
-    is_weak = state.min_effect is not None and node.effect is not None and abs(node.effect) < state.min_effect
-    return node.kind not in state.hidden and not (is_weak and not node.is_output)
-
-
-def strongest(edges: Iterable[Edge], share: float) -> tuple[Edge, ...]:
-    """Of each unit the strongest edges that have this share of the total |weight|, in the order given."""
-    by_unit: dict[str, list[Edge]] = {}
-    for edge in edges:
-        by_unit.setdefault(edge.unit, []).append(edge)
-    kept: set[tuple[str, str]] = set()
-    for some in by_unit.values():
-        ranked = sorted(some, key=lambda edge: -abs(edge.weight))
-        sums = list(accumulate(abs(edge.weight) for edge in ranked))
-        # As many as are needed, so that the last one passes the share.
-        kept |= {
-            (edge.source, edge.target)
-            for edge, total in zip(ranked, sums, strict=True)
-            if total - abs(edge.weight) < share * sums[-1]
-        }
-    return tuple(edge for some in by_unit.values() for edge in some if (edge.source, edge.target) in kept)
+def _first(graph: CircuitGraph, state: State) -> CircuitGraph:
+    """As many nodes and edges as the state says, of kinds that it does not hide; what is pinned stays."""
+    nodes = graph.nodes if state.nodes is None else first_nodes(graph, state.nodes, by=state.by)
+    edges = graph.edges if state.edges is None else first_edges(graph, state.edges, by=state.by)
+    allowed = {node.id for node in nodes if node.kind not in state.hidden}
+    kept = frozenset(edge for edge in edges if edge.source in allowed and edge.target in allowed)
+    had, have = _ends(graph.edges), _ends(kept)
+    shown = {
+        node.id
+        for node in graph.nodes
+        if node.id == state.pinned
+        or (node.id in allowed and (node.id in have or node.place is None or node.id not in had))
+    }
+    return replace(
+        graph,
+        nodes=tuple(node for node in graph.nodes if node.id in shown),
+        edges=tuple(edge for edge in graph.edges if edge in kept),
+    )
 
 
 def _ends(edges: Iterable[Edge]) -> frozenset[str]:
@@ -66,9 +59,9 @@ def _ends(edges: Iterable[Edge]) -> frozenset[str]:
 
 
 def labelled(details: Mapping[str, Details], state: State) -> dict[str, Details]:
-    """What is known of features, with the labels that the reader wrote."""
+    """What is known of features, with the labels that the reader wrote, which are by hand."""
     written = {
-        name: details[name].model_copy(update={"label": text}) if name in details else Details(id=name, label=text)
+        name: details.get(name, Details(id=name)).model_copy(update={"label": text, **BY_HAND})
         for name, text in state.labels.items()
     }
     return {**details, **written}

@@ -3,14 +3,14 @@
 The page writes it (``state.json``, and short in its own URL), and `circuit render --state` reads it, for the page and
 for pictures:
 
-    {"format": 1, "graph": "circuit", "pinned": "resid.9/331@4", "min_effect": 0.02, "edge_share": 0.9,
+    {"format": 1, "graph": "circuit", "pinned": "resid.9/331@4", "by": "effect", "nodes": 40, "edges": 120,
      "groups": [{"name": "past tense", "members": ["resid.9/331@4", "resid.9/17@4"], "open": false}],
-     "labels": {"resid.9/331": "verbs in the past tense"}, "hidden": ["error"], "theme": "dark", "zoom": [12, 40, 0.8]}
+     "labels": {"resid.9/331": "verbs in the past tense"}, "hidden": ["error"], "in_one_column": false,
+     "theme": "dark", "zoom": [12, 40, 0.8]}
 
-``min_effect``: nodes of less |effect| are not drawn, in the unit of the effect. ``edge_share``: of each unit the
-strongest edges are drawn that have this share of the total |weight|. ``labels`` are of features at all positions, or of
-nodes that are no features; ``zoom`` is the page's own: where its drawing stands, and how large. What is not told is as
-it was.
+``nodes`` and ``edges``: so many of the first of each are drawn, ranked by effect or by influence (`graphs.ranking`).
+``labels`` are of features at all positions, or of nodes that are no features; ``zoom`` is the page's own: where its
+drawing stands, and how large. What is not told is as it was.
 """
 
 from collections.abc import Iterable
@@ -21,8 +21,9 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from circuitcli.errors import InputError
 from circuitcli.graphs import CircuitGraph
+from circuitcli.graphs.ranking import By
 from circuitcli.reading import parse_object, read_text
-from circuitcli.schema import LONGEST_TABLE, LONGEST_TEXT, LONGEST_WORD
+from circuitcli.schema import LONGEST_TABLE, LONGEST_TEXT, LONGEST_WORD, Count
 
 FORMAT = 1
 HINT = "download it again from the page, or leave out --state"
@@ -50,11 +51,13 @@ class State(_Frozen):
     format: int = FORMAT
     graph: Words | None = None
     pinned: Id | None = None
-    min_effect: Annotated[FiniteFloat, Field(ge=0)] | None = None
-    edge_share: Annotated[FiniteFloat, Field(ge=0, le=1)] | None = None
+    by: By = "effect"
+    nodes: Count | None = None
+    edges: Count | None = None
     groups: Annotated[tuple[NamedGroup, ...], Field(max_length=LONGEST_TABLE)] = ()
     labels: Annotated[dict[Id, Words], Field(max_length=LONGEST_TABLE)] = Field(default_factory=dict)
     hidden: Annotated[tuple[Kind, ...], Field(max_length=LONGEST_TABLE)] = ()
+    in_one_column: bool = False
     theme: Literal["light", "dark"] | None = None
     zoom: tuple[FiniteFloat, FiniteFloat, Annotated[FiniteFloat, Field(gt=0)]] | None = None
 
