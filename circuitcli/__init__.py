@@ -15,6 +15,7 @@ steer                           what it writes with some features turned up or d
 toy                             autoencoders of planted features, and how much of these each found
 match                           which features of two coders are the same
 find_behaviour, find_circuit    something to explain, and the features and errors behind it
+search_circuit                  the fewest features that keep the next token's probabilities
 validate, draw                  how far a circuit can be believed, and its picture
 
 What a name stands for is loaded when it is first asked for: PyTorch and transformers take seconds. Plain texts, tensors
@@ -61,6 +62,7 @@ _PLACES = {
     "match": "circuitcli.api.matching",
     "pretrain": "circuitcli.api.pretraining",
     "run": "circuitcli.api.running",
+    "search_circuit": "circuitcli.api.searching",
     "steer": "circuitcli.api.steering",
     "toy": "circuitcli.api.toys",
     "train": "circuitcli.api.training",

@@ -17,6 +17,7 @@ from circuitcli.api.models import load_model as load_model
 from circuitcli.api.pretraining import pretrain as pretrain
 from circuitcli.api.running import Run as Run
 from circuitcli.api.running import run as run
+from circuitcli.api.searching import search_circuit as search_circuit
 from circuitcli.api.steering import Steered as Steered
 from circuitcli.api.steering import steer as steer
 from circuitcli.api.toys import toy as toy

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from subjects import check_traces
 
+import circuitcli as circuit
 from circuitcli import graphs
 from circuitcli.attribution.search.circuit import PromptSearch
 from circuitcli.attribution.search.codes import TextCodes
 from circuitcli.cli.summaries import tables
-from circuitcli.errors import CircuitError
+from circuitcli.errors import CircuitError, InputError, SettingsError
 from circuitcli.hookpoints import OUTPUT
 from circuitcli.records import ActivationsRecord, ScoreRecord, SearchRecord, Stream, to_line
 from circuitcli.runs import Run
@@ -82,6 +83,21 @@ def test_a_searched_circuit_is_a_graph_that_is_kept_validated_and_drawn(run):
     assert sizes.rows[0][:3] == ("nearest", "1", f"{len(graph.nodes) - 1}")
     scores = validate.run(ask(run))
     assert any(isinstance(one, ScoreRecord) and one.graph == "search" for one in scores)
+
+
+def test_python_finds_what_the_command_finds(run):
+    few = {"search__tokens": 2000, "search__by": "random"}
+    [expected] = graphs.from_records(Stream(graph_naive.run(ask(run, **few))))
+    model, coders = circuit.load_model("builtin:tiny", device="cpu"), circuit.load_coders(run.path)
+    cache = circuit.ActivationCache(run.path / "activations", list(coders))
+    chosen = {"samples": 4, "drop": 0.4, "max_positions": 2, "tokens": 2000}
+    found = circuit.search_circuit(model, coders, "import os", cache, by="random", max_kl=0.3, settings=chosen)
+    assert found.nodes == expected.nodes and found.edges == expected.edges
+    assert found.head.search == expected.head.search and found.head.searched == expected.head.searched
+    with pytest.raises(InputError, match="one prompt, not 2"):
+        circuit.search_circuit(model, coders, ["import os", "import sys"], cache)
+    with pytest.raises(SettingsError, match="unknown setting: rows"):
+        circuit.search_circuit(model, coders, "import os", cache, settings={"rows": 3})
 
 
 def test_codes_of_the_text_are_made_once_and_no_held_out_token_is_among_them(run, monkeypatch):

@@ -121,13 +121,13 @@ def find_circuit(
         search = NaiveSearch(panel, chosen, parse_pins(chosen.pin), seed)
         check_pins(search)
         facts |= {"method": "naive", "threshold": search.threshold, "to": chosen.to}
-        return naive_graph(search, _head(model, panel, behaviour, chosen, left_out, **facts), search.part)
+        return naive_graph(search, head_of(model, panel, behaviour, chosen, left_out, **facts), search.part)
     if method == "frozen":
         frozen = FrozenSearch.of(panel, chosen)
         tokens = model.tokenizer.token_strings(list(frozen.nodes.logits))
         facts |= frozen.facts(tokens, frozen.checks(seed))
-        return frozen.graph(_head(model, panel, behaviour, chosen, left_out, **facts))
-    head = _head(model, panel, behaviour, chosen, left_out, **facts, **gradient_facts(chosen))
+        return frozen.graph(head_of(model, panel, behaviour, chosen, left_out, **facts))
+    head = head_of(model, panel, behaviour, chosen, left_out, **facts, **gradient_facts(chosen))
     return gradient_graph(panel, chosen, head)
 
 
@@ -169,7 +169,7 @@ def _panel(
     return panel_of(model, chosen, prompts, settings, rule=rule, usual="sum" if method == "naive" else "all")
 
 
-def _head(
+def head_of(
     model: LanguageModel,
     panel: Panel,
     behaviour: Behaviour,
@@ -177,6 +177,7 @@ def _head(
     left_out: LeftOut,
     **facts: Any,
 ) -> GraphRecord:
+    """The head of a graph of these prompts, with these facts about how it was made."""
     return heads.head_of(
         panel,
         model,
