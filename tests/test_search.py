@@ -167,6 +167,14 @@ def test_walking_back_stops_at_the_threshold_and_where_the_divergence_has_not_fa
     assert kept(max_kl=1.0) == [5]
 
 
+def test_what_was_dropped_in_one_step_is_taken_back_in_one():
+    steps = [(6, 0.0), (6, 0.0), (4, 0.1), (4, 0.1), (4, 0.1), (1, 0.9)]
+    ranks = [Ranked(Place(0, number), left, kl) for number, (left, kl) in enumerate(steps)]
+    for max_kl, expected in ((0.9, 1), (0.1, 4), (0.05, 6)):
+        kept = walked_back(ranks, max_kl=max_kl, patience=0)
+        assert len(kept) == expected == kept[-1].left, "the divergence is that of all that were left"
+
+
 @pytest.mark.parametrize("by", KINDS)
 def test_the_same_seed_finds_the_same_circuit_and_another_draws_others(by):
     head = GraphRecord.model_validate(HEAD)

@@ -1,7 +1,7 @@
 """Searching for the fewest features that keep what the model predicts."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from circuitcli.activations.cache import ActivationCache
 from circuitcli.api.arguments import checked, wrong_type
@@ -71,7 +71,7 @@ def search_circuit(
     return searched(PromptSearch(subject, asked, codes, length, seed), head)
 
 
-def _asked(settings: Mapping[str, object] | None, **named: object) -> SearchSettings:
+def _asked(settings: Mapping[str, object] | None, **named: Any) -> SearchSettings:
     if settings is not None and not isinstance(settings, Mapping):
         raise wrong_type("settings", settings, "a mapping", hint="for example settings={'samples': 32}")
     free = sorted(set(SearchSettings.model_fields) - set(named))

@@ -4,6 +4,7 @@ then as many of these again, from the most important on, as it takes."""
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from jaxtyping import Bool
@@ -121,12 +122,14 @@ def walked_back(ranks: Sequence[Ranked], *, max_kl: float, patience: int) -> lis
     It does not fall at each step, so what was dropped is taken back from this end.
     """
     kept: list[Ranked] = []
-    for each in reversed(ranks):
+    for _, step in groupby(reversed(ranks), key=lambda each: each.left):
+        # What was dropped in one step comes back in one: the divergence is that with all of it.
+        back = list(step)
         before = [one.kl for one in kept[-patience:]] if patience else []
-        if len(before) == patience > 0 and each.kl > sum(before) / patience:
+        if len(before) == patience > 0 and back[0].kl > sum(before) / patience:
             break
-        kept.append(each)
-        if each.kl <= max_kl:
+        kept += back
+        if back[0].kl <= max_kl:
             break
     return kept
 
