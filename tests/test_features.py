@@ -305,6 +305,39 @@ def test_logit_effects_are_the_extremes_of_the_direct_path(chunk: int, monkeypat
         assert found.suppressed_effects[row].tolist() == pytest.approx(effect[order.flip(0)[:3]].tolist())
 
 
+@pytest.mark.parametrize("chunk", [1, 10**6])
+def test_the_most_telling_tokens_are_furthest_from_what_other_features_do_to_them(chunk, monkeypatch) -> None:
+    monkeypatch.setattr(logits, "MAX_LOGITS", chunk)
+    adapter, sae = adapter_of("llama", dtype=torch.float32), random_sae(HOOK, dtype=torch.float32)
+    with torch.no_grad():
+        # Every feature moves one token far, without knowing anything of it.
+        adapter.unembedding.weight[5] *= 50
+    others = logits.background(adapter, sae, vocab_size=VOCAB - 5)
+    found = logits.logit_effects(adapter, sae.W_dec, n_top=3, vocab_size=VOCAB - 5, others=others)
+    effects = adapter.logit_effect(sae.W_dec)[:, : VOCAB - 5].double()
+    deviation = effects.std(dim=0, correction=0)
+    telling = (effects - effects.mean(dim=0)) / (deviation.square() + deviation.median() ** 2).sqrt()
+    for row, (effect, score) in enumerate(zip(effects, telling, strict=True)):
+        raised = [token for token in score.argsort(descending=True).tolist() if effect[token] > 0][:3]
+        lowered = [token for token in score.argsort().tolist() if effect[token] < 0][:3]
+        assert (found.promoted[row].tolist(), found.suppressed[row].tolist()) == (raised, lowered)
+        assert found.promoted_effects[row].tolist() == pytest.approx(effect[raised].tolist(), rel=1e-4)
+    plain = logits.logit_effects(adapter, sae.W_dec, n_top=3, vocab_size=VOCAB - 5)
+    listed, before = (int((torch.cat([one.promoted, one.suppressed], dim=1) == 5).sum()) for one in (found, plain))
+    assert before > 0.9 * len(effects) and listed < before / 3
+
+
+def test_tokens_that_go_the_other_way_are_listed_last_and_silent_features_move_nothing() -> None:
+    others = logits.Background(torch.tensor([5.0, 0.0, -9.0, 0.0]), torch.tensor([1.0, 1.0, 1.0, 1.0]))
+    effects = torch.tensor([[4.0, 1.0, -1.0, -2.0]])
+    # The first is raised less than by others, and the third lowered less: still they come before what is lowered.
+    assert others.order(effects, sign=1).argsort(descending=True).tolist() == [[1, 0, 2, 3]]
+    assert others.order(effects, sign=-1).argsort(descending=True).tolist() == [[3, 2, 1, 0]]
+    adapter = adapter_of("llama", dtype=torch.float32)
+    silent = logits.background_of(adapter, torch.zeros(3, D_MODEL), vocab_size=VOCAB)
+    assert bool((silent.scale == 1).all())
+
+
 def test_a_logit_effect_is_the_change_of_centred_logits_where_the_final_norm_is_linear() -> None:
     adapter = adapter_of("llama", dtype=torch.float32)
     direction = torch.randn(1, D_MODEL, generator=torch.Generator().manual_seed(0))

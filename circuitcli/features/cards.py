@@ -10,7 +10,7 @@ from circuitcli.errors import InputError
 from circuitcli.features import scan
 from circuitcli.features.describe import describe
 from circuitcli.features.lines import Details, checked
-from circuitcli.features.logits import LogitEffects, decoder_norms, directions, logit_effects
+from circuitcli.features.logits import LogitEffects, background, decoder_norms, directions, logit_effects
 from circuitcli.features.scores import held_out
 from circuitcli.models.loading import LanguageModel
 from circuitcli.models.window import window as longest_text
@@ -147,7 +147,9 @@ def _effects(coder: SparseCoder, indices: torch.Tensor, model: LanguageModel, n_
     rows = directions(coder, indices)
     if rows is None:
         return None
-    return logit_effects(model.adapter, rows, n_top=n_logits, vocab_size=model.tokenizer.vocab_size)
+    size = model.tokenizer.vocab_size
+    others = background(model.adapter, coder, vocab_size=size)
+    return logit_effects(model.adapter, rows, n_top=n_logits, vocab_size=size, others=others)
 
 
 def _token_ids(texts: Sequence[str], model: LanguageModel, n_tokens: int | None) -> list[list[int]]:

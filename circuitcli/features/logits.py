@@ -1,5 +1,6 @@
 """Which tokens a feature makes more or less likely if it wrote straight to the logits."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,9 @@ from circuitcli.hookpoints import HookPoint
 from circuitcli.models.adapter import ModelAdapter
 from circuitcli.saes.base import SparseCoder
 
+# Features of a coder from which it is told how much a token is moved by any feature: a standard deviation of so many
+# is known within 3 %.
+N_BACKGROUND = 512
 # Logits in memory at once at most (128 MiB).
 MAX_LOGITS = 2**25
 # Their activations are read by attention or the MLP and do not reach the logits by themselves.
@@ -21,7 +25,12 @@ STREAM = frozenset({"embed", "resid_pre", "resid_mid", "resid"})
 
 @dataclass(frozen=True)
 class LogitEffects:
-    """Strongest promoted and suppressed tokens of features, strongest first; effects as in `logit_effect`."""
+    """Promoted and suppressed tokens of features, the most telling first; effects as in `logit_effect`, in logits for
+    each unit of activation.
+
+    Where other features are known, a token tells as much as its effect is above, or below, theirs on the same token, in
+    standard deviations: a token of a large unembedding is moved by every feature and tells of none.
+    """
 
     promoted: Int[Tensor, "n top"]
     promoted_effects: Float[Tensor, "n top"]
@@ -68,23 +77,75 @@ def decoder_norms(coder: SparseCoder, features: Int[Tensor, " n"]) -> dict[str, 
     return norms
 
 
+@dataclass(frozen=True)
+class Background:
+    """What features do to each token's logit in general: their mean effect, and a scale of what is much.
+
+    The scale is the standard deviation of the effects, with that of the median token under it (both squared and
+    added), so that tokens that nothing moves, as those which the model never saw, do not stand out by noise.
+    """
+
+    mean: Float[Tensor, " vocab"]
+    scale: Float[Tensor, " vocab"]
+
+    def telling(self, effects: Float[Tensor, "n vocab"]) -> Float[Tensor, "n vocab"]:
+        """How far effects are from those of other features on the same token."""
+        return (effects - self.mean) / self.scale
+
+    def order(self, effects: Float[Tensor, "n vocab"], *, sign: int) -> Float[Tensor, "n vocab"]:
+        """Larger for tokens that are raised (with -1 lowered) more tellingly; those that go the other way come last,
+        though others may push them further."""
+        telling = self.telling(effects) * sign
+        return torch.where(effects * sign > 0, telling - telling.amin(dim=1, keepdim=True), effects * sign)
+
+
+def background(adapter: ModelAdapter, coder: SparseCoder, *, vocab_size: int) -> Background | None:
+    """What the features of a coder do to logits in general, from at most N_BACKGROUND of them, evenly spaced; None if
+    they add nothing to the last residual."""
+    n = min(coder.d_sae, N_BACKGROUND)
+    rows = directions(coder, torch.arange(n) * coder.d_sae // n)
+    return None if rows is None else background_of(adapter, rows, vocab_size=vocab_size)
+
+
+def background_of(adapter: ModelAdapter, rows: Float[Tensor, "n d_model"], *, vocab_size: int) -> Background:
+    """What these directions do to logits in general."""
+    total = square = torch.zeros((), device=rows.device)
+    for effects in _effects(adapter, rows, vocab_size=vocab_size):
+        total, square = total + effects.sum(dim=0), square + effects.square().sum(dim=0)
+    mean = total / len(rows)
+    variance = (square / len(rows) - mean.square()).clamp(min=0)
+    scale = (variance + variance.median()).sqrt()
+    return Background(mean, torch.where(scale > 0, scale, 1.0))
+
+
 def logit_effects(
-    adapter: ModelAdapter, rows: Float[Tensor, "n d_model"], *, n_top: int, vocab_size: int
+    adapter: ModelAdapter,
+    rows: Float[Tensor, "n d_model"],
+    *,
+    n_top: int,
+    vocab_size: int,
+    others: Background | None = None,
 ) -> LogitEffects:
-    """The tokens, among the first ``vocab_size``, whose logits each of these directions raises and lowers most."""
-    chunk = max(1, MAX_LOGITS // vocab_size)
-    raised: list[torch.return_types.topk] = []
-    lowered: list[torch.return_types.topk] = []
-    with torch.no_grad(), progress.task("logit effects", total=len(rows), unit="features") as advance:
-        for part in rows.split(chunk):
+    """The tokens, among the first ``vocab_size``, whose logits each of these directions raises and lowers most: by the
+    effect itself, or by how far it is from that of ``others``."""
+    raised: list[tuple[Tensor, Tensor]] = []
+    lowered: list[tuple[Tensor, Tensor]] = []
+    with progress.task("logit effects", total=len(rows), unit="features") as advance:
+        for effects in _effects(adapter, rows, vocab_size=vocab_size):
+            for found, sign in ((raised, 1), (lowered, -1)):
+                order = effects * sign if others is None else others.order(effects, sign=sign)
+                indices = order.topk(min(n_top, effects.shape[1]), dim=1).indices
+                found.append((indices, effects.gather(1, indices)))
+            advance(len(effects))
+    promoted, suppressed = ([torch.cat(part).cpu() for part in zip(*found, strict=True)] for found in (raised, lowered))
+    return LogitEffects(*promoted, *suppressed)
+
+
+def _effects(
+    adapter: ModelAdapter, rows: Float[Tensor, "n d_model"], *, vocab_size: int
+) -> Iterator[Float[Tensor, "part vocab"]]:
+    """The effects of directions on each logit, some directions at a time."""
+    for part in rows.split(max(1, MAX_LOGITS // vocab_size)):
+        with torch.no_grad():
             effects = adapter.logit_effect(part)[:, :vocab_size]
-            n_shown = min(n_top, effects.shape[1])
-            raised.append(effects.topk(n_shown, dim=1))
-            lowered.append(effects.topk(n_shown, dim=1, largest=False))
-            advance(len(part))
-    return LogitEffects(
-        torch.cat([top.indices for top in raised]).cpu(),
-        torch.cat([top.values for top in raised]).cpu(),
-        torch.cat([top.indices for top in lowered]).cpu(),
-        torch.cat([top.values for top in lowered]).cpu(),
-    )
+        yield effects
