@@ -316,7 +316,7 @@ def test_the_most_telling_tokens_are_furthest_from_what_other_features_do_to_the
     found = logits.logit_effects(adapter, sae.W_dec, n_top=3, vocab_size=VOCAB - 5, others=others)
     effects = adapter.logit_effect(sae.W_dec)[:, : VOCAB - 5].double()
     deviation = effects.std(dim=0, correction=0)
-    telling = (effects - effects.mean(dim=0)) / (deviation.square() + deviation.median() ** 2).sqrt()
+    telling = (effects - effects.mean(dim=0)) / (deviation.square() + deviation.median() ** 2 / 4).sqrt()
     for row, (effect, score) in enumerate(zip(effects, telling, strict=True)):
         raised = [token for token in score.argsort(descending=True).tolist() if effect[token] > 0][:3]
         lowered = [token for token in score.argsort().tolist() if effect[token] < 0][:3]

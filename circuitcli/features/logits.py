@@ -81,7 +81,7 @@ def decoder_norms(coder: SparseCoder, features: Int[Tensor, " n"]) -> dict[str, 
 class Background:
     """What features do to each token's logit in general: their mean effect, and a scale of what is much.
 
-    The scale is the standard deviation of the effects, with that of the median token under it (both squared and
+    The scale is the standard deviation of the effects, with half of that of the median token under it (both squared and
     added), so that tokens that nothing moves, as those which the model never saw, do not stand out by noise.
     """
 
@@ -114,7 +114,7 @@ def background_of(adapter: ModelAdapter, rows: Float[Tensor, "n d_model"], *, vo
         total, square = total + effects.sum(dim=0), square + effects.square().sum(dim=0)
     mean = total / len(rows)
     variance = (square / len(rows) - mean.square()).clamp(min=0)
-    scale = (variance + variance.median()).sqrt()
+    scale = (variance + variance.median() / 4).sqrt()
     return Background(mean, torch.where(scale > 0, scale, 1.0))
 
 
