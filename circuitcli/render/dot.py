@@ -13,6 +13,7 @@ from circuitcli.graphs import Edge, Node
 from circuitcli.hookpoints import Position, position_order
 from circuitcli.render.boxes import box, share_of_prompts, summary
 from circuitcli.render.drawing import Drawing
+from circuitcli.render.fonts import FAMILIES
 from circuitcli.render.group_boxes import group_box, group_summary
 from circuitcli.render.heading import heading
 from circuitcli.render.labels import LONGEST
@@ -21,7 +22,6 @@ from circuitcli.render.sites import FILL, INK, kind_of_node
 from circuitcli.render.text import measured, shortened, signed
 from circuitcli.settings.render import RenderSettings
 
-FONT = "Helvetica,Arial,sans-serif"
 LABELLED_EDGES = 24
 # Heads that a tooltip tells of an edge.
 TOLD_HEADS = 4
@@ -35,10 +35,10 @@ def dot_source(drawing: Drawing, settings: RenderSettings) -> str:
     """The DOT text; the same drawing always gives the same text, and no ``dot`` program is needed."""
     dot = Digraph("circuit")
     dot.attr("graph", label=heading(drawing), labelloc="t", labeljust="l", rankdir="BT", outputorder="edgesfirst")
-    dot.attr("graph", fontname=FONT, nodesep="0.08", ranksep="0.55", bgcolor="white", charset="UTF-8", pad="0.2")
-    dot.attr("node", fontname=FONT, fontsize="11", shape="box", margin="0.05,0.03", height="0", width="0")
+    dot.attr("graph", fontname=FAMILIES, nodesep="0.08", ranksep="0.55", bgcolor="white", charset="UTF-8", pad="0.2")
+    dot.attr("node", fontname=FAMILIES, fontsize="11", shape="box", margin="0.05,0.03", height="0", width="0")
     dot.attr("node", style="filled", fillcolor="white", color="#777777")
-    dot.attr("edge", fontname=FONT, fontsize="9", arrowsize="0.55")
+    dot.attr("edge", fontname=FAMILIES, fontsize="9", arrowsize="0.55")
     _add_rows(dot, drawing, settings)
     for edge in drawing.edges:
         _add_edge(dot, edge, drawing)

@@ -8,10 +8,12 @@ GREY = "#666666"
 LONGEST = 400
 
 
-def span(text: str, *, colour: str | None = None, size: int | None = None, bold: bool = False) -> str:
+def span(
+    text: str, *, colour: str | None = None, size: int | None = None, bold: bool = False, underlined: bool = False
+) -> str:
     """Escaped text in a colour, size and weight, cut where it is longer than any line."""
     written = markup(shortened(text, LONGEST))
-    inside = f"<B>{written}</B>" if bold else written
+    inside = f"<B>{written}</B>" if bold else f"<U>{written}</U>" if underlined else written
     attributes = (f' COLOR="{colour}"' if colour else "") + (f' POINT-SIZE="{size}"' if size else "")
     return f"<FONT{attributes}>{inside}</FONT>" if attributes else inside
 
@@ -37,9 +39,9 @@ def _written(attributes: dict[str, object]) -> str:
 
 
 def token_cell(token: str, activation: float, largest: float, *, size: int = 9) -> str:
-    """A token on a background as blue as its activation is large, or as orange as it is far below zero."""
+    """A token on a background as blue as its activation is large; below zero it is underlined, on orange."""
     colour = {"bgcolor": shade(activation, largest)} if activation else {}
-    return cell(span(token, size=size), **colour)
+    return cell(span(token, size=size, underlined=activation < 0), **colour)
 
 
 def signed_span(value: float, unit: str | None = None, *, size: int | None = None) -> str:

@@ -4,20 +4,25 @@ import subprocess
 from pathlib import Path
 
 from circuitcli.errors import ToolError
+from circuitcli.render.fonts import environment, with_fonts
 from circuitcli.runs import atomic
+from circuitcli.settings.render import PaperName
 
 TIMEOUT_S = 600
 _INSTALL = "`apt-get install graphviz` or `brew install graphviz`; .html, .dot and .json need no program"
 
 
 def picture(source: str, *, form: str, dpi: int = 96) -> bytes:
-    """The drawing of a DOT text as ``svg``, ``png`` or ``pdf``.
+    """The drawing of a DOT text as ``svg``, ``png`` or ``pdf``; its fonts are in it.
 
     Raises ToolError if the program is missing, fails, or takes longer than ten minutes.
     """
     command = ["dot", f"-T{form}", *([f"-Gdpi={dpi}"] if form == "png" else [])]
     try:
-        done = subprocess.run(command, input=source.encode(), capture_output=True, timeout=TIMEOUT_S, check=False)
+        with environment() as variables:
+            done = subprocess.run(
+                command, input=source.encode(), capture_output=True, timeout=TIMEOUT_S, check=False, env=variables
+            )
     except FileNotFoundError:
         raise ToolError(f"cannot draw {form.upper()}: the program 'dot' is missing", hint=_INSTALL) from None
     except OSError as error:
@@ -29,11 +34,20 @@ def picture(source: str, *, form: str, dpi: int = 96) -> bytes:
     if done.returncode != 0 or not done.stdout:
         complaint = done.stderr.decode(errors="replace").strip() or f"exit status {done.returncode}"
         raise ToolError(f"'dot' failed: {complaint[-300:]}", hint="draw .html, and report this as a bug in circuit")
-    return done.stdout
+    return with_fonts(done.stdout.decode()).encode() if form == "svg" else done.stdout
 
 
-def write_picture(source: str, path: Path, *, dpi: int = 96) -> None:
-    """Draw a DOT text into an .svg, .png or .pdf file; raises as `picture` does."""
+def write_picture(
+    source: str, path: Path, *, dpi: int = 96, paper: PaperName | None = None, title: str = "circuit"
+) -> None:
+    """Draw a DOT text into an .svg, .png or .pdf file, a PDF on pages of a paper if one is named.
+
+    Raises as `picture` does.
+    """
     drawn = picture(source, form=path.suffix.lower().removeprefix("."), dpi=dpi)
+    if paper is not None and path.suffix.lower() == ".pdf":
+        from circuitcli.render.tiles import tiled
+
+        drawn = tiled(drawn, paper, title=title)
     with atomic(path, "wb") as stream:
         stream.write(drawn)

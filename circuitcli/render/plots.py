@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from circuitcli.render.fonts import with_fonts
 from circuitcli.render.text import visible
 from circuitcli.runs import atomic
 
@@ -38,6 +39,8 @@ NOT_FINITE = "not finite"
 _WARNING = "#d3222a"
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
+    # As TrueType, which programs for drawing can edit and printers take.
+    "pdf.fonttype": 42,
     "svg.hashsalt": "circuit",
     "text.parse_math": False,
     "font.size": 8,
@@ -133,6 +136,17 @@ def saved(figure: "Figure", suffix: str, *, dpi: int = 96) -> bytes:
     """The bytes of a file with this suffix, the same whenever it is drawn; to be called within `styled`."""
     stream = io.BytesIO()
     figure.savefig(stream, format=suffix[1:], dpi=dpi, metadata=_METADATA[suffix])
+    return with_fonts(stream.getvalue().decode()).encode() if suffix == ".svg" else stream.getvalue()
+
+
+def saved_pages(figures: "Iterable[Figure]") -> bytes:
+    """A PDF with a page for each figure, of its size; to be called within `styled`."""
+    from matplotlib.backends.backend_pdf import PdfPages
+
+    stream = io.BytesIO()
+    with PdfPages(stream, metadata=_METADATA[".pdf"]) as pages:
+        for figure in figures:
+            pages.savefig(figure)
     return stream.getvalue()
 
 

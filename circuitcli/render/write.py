@@ -10,6 +10,7 @@ from circuitcli.render.dot import dot_source
 from circuitcli.render.drawing import Drawing
 from circuitcli.render.page import page
 from circuitcli.render.picture import write_picture
+from circuitcli.render.text import visible
 from circuitcli.runs import atomic
 from circuitcli.settings.render import RenderSettings
 
@@ -66,7 +67,7 @@ def _write_file(drawing: Drawing, source: str, path: Path, settings: RenderSetti
     suffix = path.suffix.lower()
     if suffix in PICTURES:
         try:
-            write_picture(source, path, dpi=settings.dpi)
+            write_picture(source, path, dpi=settings.dpi, paper=settings.tile, title=visible(drawing.graph.head.name))
         except ToolError:
             # Whoever has no dot here can still draw the source elsewhere.
             _write_file(drawing, source, path.with_suffix(".dot"), settings)

@@ -1,8 +1,12 @@
 """How a circuit is drawn."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from circuitcli.settings.section import FilePath, FilePaths, Section, Texts, Words
+
+PaperName = Literal["a4", "a3", "letter"]
 
 
 class RenderSettings(Section):
@@ -31,6 +35,9 @@ class RenderSettings(Section):
     """Propose groups of features with similar edges, in which any two have at least this cosine; 0 proposes none."""
     group_span: int = Field(0, ge=0, le=10_000)
     """Blocks that the features of a proposed group may lie apart."""
+    tile: PaperName | None = None
+    """Print a PDF on as many pages of this paper as it takes at its own size, with overlaps and crop marks: a4, a3 or
+    letter."""
     interaction: Words = ()
     """Compare sets of SAEs by how few edges they need instead: reports of validate --interaction, the one that the
     others are compared with first, for example a/reports/blocks.json,b/reports/blocks.json."""

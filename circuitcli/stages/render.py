@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from circuitcli.errors import InputError
+from circuitcli.errors import InputError, SettingsError
 from circuitcli.graphs import CircuitGraph, content_digest, from_records
 from circuitcli.graphs.groups import similar_groups
 from circuitcli.reading import as_path
@@ -23,6 +23,7 @@ from circuitcli.stages.request import Request
 logger = logging.getLogger(__name__)
 
 DEFAULT_FORMS = (".html", ".svg")
+PAGED = ".pdf"
 
 
 def run(request: Request, *, stdout: Writer) -> list[Record]:
@@ -32,7 +33,7 @@ def run(request: Request, *, stdout: Writer) -> list[Record]:
     the outputs the DOT text goes to ``stdout`` and has no record. Raises InputError if there is no such graph.
     """
     settings = request.settings.render
-    outputs = checked(settings.output)
+    outputs = _checked(settings)
     graph = chosen_graph(request.records, settings.graph)
     directory = request.run.path if request.run.path.is_dir() else None
     details = read_details(graph, request.records, directory, labels=settings.labels)
@@ -80,6 +81,15 @@ def _pictured(drawing: Drawing, state: State, settings: RenderSettings) -> Drawi
         limits["max_edges"] = max(1, len(what.graph.edges))
     drawn = draw(what.graph, details=drawing.details, scores=drawing.scores, verdict=drawing.verdict, **limits)
     return replace(drawn, boxes=what.boxes)
+
+
+def _checked(settings: RenderSettings) -> list[str]:
+    """The outputs that the settings name. Raises SettingsError for a suffix that nothing draws, and for paper without a
+    file that has pages."""
+    outputs = checked(settings.output)
+    if settings.tile is not None and not any(Path(name).suffix.lower() == PAGED for name in outputs):
+        raise SettingsError(f"--tile {settings.tile} lays out a PDF, and none is written", hint="add -o circuit.pdf")
+    return outputs
 
 
 def chosen_graph(records: Stream, name: str | None) -> CircuitGraph:

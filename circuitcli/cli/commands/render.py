@@ -16,6 +16,7 @@ FLAGS = (
     Flag("render.labels", "--labels", metavar="FILE", repeats=True),
     Flag("render.max_nodes", "--max-nodes"),
     Flag("render.state", "--state", metavar="FILE"),
+    Flag("render.tile", "--tile"),
     Flag("render.interaction", "--interaction", metavar="FILE,FILE"),
     *RUN,
 )
@@ -34,6 +35,7 @@ def render(call: Call) -> None:
     \b
     circuit render -o circuit.svg -o circuit.html
     circuit render -o - | dot -Tpdf > circuit.pdf
+    circuit render --max-nodes 30 --tile a4 -o circuit.pdf
     circuit render --curves -o curves.svg
     circuit render --interaction topk.json,staircase.json -o edges.svg
 
