@@ -118,7 +118,7 @@ def test_whatever_the_package_imports_comes_with_it_or_with_an_extra_for_users(p
     # Triton comes with PyTorch where it has kernels for it.
     others = found - set(sys.stdlib_module_names) - {"circuitcli", "triton"}
     assert "datasets" in others
-    assert {{"yaml": "pyyaml"}.get(name, name) for name in others} - extras <= core
+    assert {{"yaml": "pyyaml", "fontTools": "fonttools"}.get(name, name) for name in others} - extras <= core
     # transformers imports it itself, for files of this kind.
     assert "gguf" in core
 
