@@ -62,12 +62,15 @@ def atomic(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 
 def make_folder(path: Path) -> None:
-    """Make a directory and those above it. Raises InputError in a run that was removed while this process works on it.
+    """Make a directory and those above it. Raises InputError if it cannot be made, or if it lies in a removed run.
 
-    What must not come back with the first file that is written is half a run.
+    What must not come back with the first file that is written is half a run that this process works on.
     """
     check_there(path)
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(path, error) from None
 
 
 def check_there(path: Path) -> None:
@@ -92,7 +95,7 @@ def write_error(path: Path, error: OSError) -> CircuitError:
     """The error for a file that could not be written."""
     return InputError(
         f"cannot write {path}: {error.strerror or error}",
-        hint=f"make space or choose a writable directory with --run (pretrain: --output); {how_to_go_on()}",
+        hint=f"make space or choose a writable directory with --run (pretrain, render: --output); {how_to_go_on()}",
     )
 
 

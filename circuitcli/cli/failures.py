@@ -126,4 +126,4 @@ def _system(error: OSError) -> Failure | None:
         # Of a stream or a connection that broke.
         status = ExitStatus.TOOL if isinstance(error, ConnectionError | TimeoutError) else ExitStatus.INPUT
         return Failure(error.strerror.lower(), status, "--debug shows where it happened")
-    return Failure(f"{error.strerror.lower()}: {error.filename}", ExitStatus.INPUT)
+    return Failure(f"{error.strerror.lower()}: {error.filename}", ExitStatus.INPUT, "--debug shows where it happened")
