@@ -10,6 +10,7 @@ from circuitcli.settings.inspect import InspectSettings
 from circuitcli.settings.interaction import InteractionSettings
 from circuitcli.settings.interp import InterpSettings
 from circuitcli.settings.model import ModelSettings
+from circuitcli.settings.pages import PagesSettings
 from circuitcli.settings.pretrain import PretrainSettings
 from circuitcli.settings.render import RenderSettings
 from circuitcli.settings.sae import SaeSettings
@@ -52,6 +53,8 @@ class Settings(Section):
     """How features are described."""
     explain: ExplainSettings = ExplainSettings()
     """How a language model is asked what features mean, and how its answers are scored."""
+    pages: PagesSettings = PagesSettings()
+    """What pages of features show, and what is told of a text."""
     graph: GraphSettings = GraphSettings()
     """Which behaviour is explained, and how its circuit is found."""
     search: SearchSettings = SearchSettings()
