@@ -79,15 +79,16 @@ class Passages:
 
     def of(self, contexts: Iterable[Context]) -> list[Passage]:
         """What can be found of the contexts; those that tell no block and position are left out."""
-        found = (self._of(one.block, one.position) for one in contexts if one.block is not None)
+        placed = [(one.block, one.position) for one in contexts]
+        found = (self._of(block, at) for block, at in placed if block is not None and at is not None)
         return [passage for passage in found if passage is not None]
 
-    def _of(self, block: int, position: int | None) -> Passage | None:
+    def _of(self, block: int, position: int) -> Passage | None:
         start, stop = (int(torch.searchsorted(self._block, block, side=side)) for side in ("left", "right"))
         if start == stop:
             return None
         tokens = self.cache.text(start, stop).tokens
-        places = (tokens.position == position).nonzero()[:, 0]
+        places = torch.nonzero(tokens.position == position)[:, 0]
         if not len(places):
             return None
         place = int(places[0])

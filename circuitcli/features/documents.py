@@ -23,27 +23,31 @@ def document(
     the cosine or correlation; they get their labels beside them. ablation: what the model does without it.
     """
     told = details.model_dump(mode="json", exclude={"sae"}, exclude_none=True)
+    for side in (told, told.get("negative") or {}):
+        for context in side.get("contexts", ()):
+            # Most are zero, which is shorter without its point.
+            context["activations"] = [activation or 0 for activation in context["activations"]]
     near = {
         name: [
-            {"hook": hook, "features": [[other, value, label_of(other)] for other, value in pairs]}
+            {"hook": hook, "features": [[other, _rounded(value), label_of(other)] for other, value in pairs]}
             for hook, pairs in found.items()
             if pairs
         ]
         for name, found in (("decoders", decoders), ("codes", codes))
     }
-    whole = {**told, **near, "ablation": None if ablation is None else dict(ablation)}
-    rounded = shortened(whole)
-    assert isinstance(rounded, dict)
-    return rounded
+    return {**told, **near, "ablation": None if ablation is None else shortened(dict(ablation))}
 
 
 def shortened(value: Any) -> Any:
-    """The value with numbers in four digits, as many as a page shows; zeros are short, for most activations are zero."""
+    """The value with its numbers in four digits, as many as a page shows."""
     if isinstance(value, float):
-        short = float(f"{value:.{DIGITS}g}")
-        return int(short) if short.is_integer() and abs(short) < 1e6 else short
+        return _rounded(value)
     if isinstance(value, dict):
         return {key: shortened(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [shortened(inner) for inner in value]
     return value
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{DIGITS}g}")

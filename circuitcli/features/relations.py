@@ -48,7 +48,7 @@ class Relations:
         n_tokens: int,
     ) -> None:
         """n_tokens: of the cache, over which codes are correlated; 0 for no correlations."""
-        self._load, self._cache, self.described = load, cache, described
+        self._load, self.cache, self.described = load, cache, described
         self.n_top, self.n_tokens = n_top, min(n_tokens, cache.n_tokens)
         self._coders: dict[HookPoint, SparseCoder] = {}
         self._codes: dict[HookPoint, Codes] = {}
@@ -98,5 +98,5 @@ class Relations:
 
     def _codes_of(self, hook: HookPoint) -> Codes:
         if hook not in self._codes:
-            self._codes[hook] = codes_of(self.coder(hook), self._cache, n_tokens=self.n_correlated([hook]))
+            self._codes[hook] = codes_of(self.coder(hook), self.cache, n_tokens=self.n_correlated([hook]))
         return self._codes[hook]

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from circuitcli.render.document import to_json
-from circuitcli.render.modules import import_map
-from circuitcli.render.page import asset, filled, safe
+from circuitcli.render.modules import filled, import_map
+from circuitcli.render.page import asset, safe
 from circuitcli.render.text import visible
 from circuitcli.runs import atomic
 

@@ -167,24 +167,34 @@ def _name(hook: HookPoint) -> str:
     return f"{hook}.jsonl"
 
 
-def _file(request: Request, hook: HookPoint) -> Path:
+def file_of(request: Request, hook: HookPoint) -> Path:
+    """Where the lines about features of a hook point are, or would be."""
     return request.run.path / FOLDER / _name(hook)
 
 
 def _made_width(path: Path, digest: str) -> int | None:
     """How many features the SAE has, if a file was made with this fingerprint; files are whole or not there, so the
     first line tells."""
+    return width_of(path) if _first(path).get("interp") == digest else None
+
+
+def width_of(path: Path) -> int | None:
+    """How many features the SAE has that a file is about; None where that cannot be told."""
+    width = _first(path).get("d_sae")
+    return width if isinstance(width, int) else None
+
+
+def _first(path: Path) -> dict[str, Any]:
+    """What the first line of a file says; nothing where there is none."""
     try:
         place, line = next(text_lines(path))
-        first = parse_object(line, name=place)
+        return parse_object(line, name=place)
     except (InputError, StopIteration):
-        return None
-    width = first.get("d_sae")
-    return width if first.get("interp") == digest and isinstance(width, int) else None
+        return {}
 
 
 def _record(request: Request, hook: HookPoint, source: SaeSource, *, d_sae: int) -> FeaturesRecord:
-    path = _file(request, hook)
+    path = file_of(request, hook)
     n_live, scores = _counted(path) if request.settings.interp.score_tokens else (_n_lines(path), {})
     place = path.relative_to(request.run.path).as_posix()
     return FeaturesRecord(
@@ -225,7 +235,7 @@ def _counted(path: Path) -> tuple[int, dict[str, Any]]:
 
 
 def _line(request: Request, node: NodeId) -> dict[str, Any]:
-    path = _file(request, node.hook)
+    path = file_of(request, node.hook)
     if not path.is_file():
         raise _unknown_hook(request, node)
     found = next(wanted_lines(path, [node.feature]), None)

@@ -1,6 +1,6 @@
 """``circuit interp``."""
 
-from circuitcli.cli import explaining
+from circuitcli.cli import explaining, paging
 from circuitcli.cli.feature_view import show_features
 from circuitcli.cli.jobs import Call
 from circuitcli.cli.options import FILE, MODEL_OF_RUN, RUN, SAE, Flag, option
@@ -21,7 +21,7 @@ FEATURE = option(
     metavar="ID",
     help="Only show this feature, for example resid.9/23433; may be repeated.",
 )
-EXTRAS = (FILE, FEATURE, *explaining.EXTRAS)
+EXTRAS = (FILE, FEATURE, *paging.EXTRAS, *explaining.EXTRAS)
 
 
 def interp(call: Call) -> None:
@@ -32,9 +32,13 @@ def interp(call: Call) -> None:
     circuit interp --score 20000 --force
     circuit interp --feature resid.2/17
     circuit interp --labels mine.tsv
+    circuit interp --html pages
+    circuit interp --feature resid.2/17 --html - > page.html
     """
     wants_labels = explaining.wants_labels(call)
     job = call.open()
+    if paging.wants_pages(call):
+        return paging.write(call, job, made=explaining.label(call, job) if wants_labels else [])
     from circuitcli.stages import interp as stage
 
     if call.extras["feature"]:

@@ -7,31 +7,45 @@ const HEIGHT = 120;
 const LEFT = 46;
 const BOTTOM = 20;
 const TOP = 8;
+const RIGHT = 22;
 
 // Bars are equally wide, as the edges of log-spaced bins are on a logarithmic axis.
 export function histogram({ edges, counts }, { unit, title, marks = [] }) {
   const most = Math.max(...counts, 1);
-  const room = WIDTH - LEFT - 8;
+  const room = WIDTH - LEFT - RIGHT;
   const width = room / counts.length;
   const height = (count) => (count ? Math.max(1, (count / most) * (HEIGHT - BOTTOM - TOP)) : 0);
   const bars = counts.map((count, at) => {
     const tall = height(count);
     const about = `${number(edges[at])} to ${number(edges[at + 1])}: ${count.toLocaleString("en")}`;
-    const bar = { x: LEFT + at * width + 0.5, y: HEIGHT - BOTTOM - tall, width: Math.max(width - 1, 0.5), height: tall };
+    const bar = {
+      x: LEFT + at * width + 0.5,
+      y: HEIGHT - BOTTOM - tall,
+      width: Math.max(width - 1, 0.5),
+      height: tall,
+    };
     return svg("rect", { class: "bar", ...bar }, svg("title", {}, about));
   });
   const ticks = chosen(edges.length).map((at) => tick(LEFT + at * width, number(edges[at])));
   const lines = marks.map(({ at, name }) => mark(LEFT + placed(edges, at) * width, name));
-  const label = svg("text", { class: "tick", x: LEFT - 4, y: TOP + 8, "text-anchor": "end" }, most.toLocaleString("en"));
+  const label = svg(
+    "text",
+    { class: "tick", x: LEFT - 4, y: TOP + 8, "text-anchor": "end" },
+    most.toLocaleString("en"),
+  );
   return chart([axis(), bars, lines, ticks, label], title, unit);
 }
 
 function axis() {
-  return svg("line", { class: "axis", x1: LEFT, x2: WIDTH - 8, y1: HEIGHT - BOTTOM, y2: HEIGHT - BOTTOM });
+  return svg("line", { class: "axis", x1: LEFT, x2: WIDTH - RIGHT, y1: HEIGHT - BOTTOM, y2: HEIGHT - BOTTOM });
 }
 
 function chart(inside, title, unit) {
-  const drawn = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": title, class: "chart" }, inside);
+  const drawn = svg(
+    "svg",
+    { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": title, class: "chart" },
+    inside,
+  );
   return html("figure", {}, html("figcaption", {}, title, unit ? html("small", {}, ` ${unit}`) : null), drawn);
 }
 
@@ -62,7 +76,7 @@ export function curve(steps, values, { title, unit }) {
   if (known.length < 2) return null;
   const [low, high] = reach(known.map(([, value]) => value));
   const [first, last] = [known[0][0], known[known.length - 1][0]];
-  const x = (step) => LEFT + ((step - first) / (last - first || 1)) * (WIDTH - LEFT - 12);
+  const x = (step) => LEFT + ((step - first) / (last - first || 1)) * (WIDTH - LEFT - RIGHT);
   const y = (value) => HEIGHT - BOTTOM - ((value - low) / (high - low)) * (HEIGHT - BOTTOM - TOP);
   const points = known.map(([step, value]) => `${x(step).toFixed(1)},${y(value).toFixed(1)}`).join(" ");
   const labels = [low, high].map((value) =>

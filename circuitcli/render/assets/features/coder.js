@@ -20,8 +20,12 @@ const HISTOGRAMS = {
 
 export async function coderPage() {
   const [index, coder] = [await load("index"), await load(`${carried.hook}/coder`)];
-  heading([[index.run, "index.html"], [carried.hook]], html("a", { href: `index.html#coder=${encodeURIComponent(carried.hook)}`, id: "features" }, "all its features"));
-  onKeys({ "/": () => (location.href = "index.html"), Escape: () => (location.href = "index.html") });
+  heading(
+    [[index.run, "index.html"], [carried.hook]],
+    html("a", { href: `index.html#coder=${encodeURIComponent(carried.hook)}`, id: "features" }, "all its features"),
+  );
+  const leave = () => location.assign("index.html");
+  onKeys({ "/": leave, Escape: leave });
   get("main").replaceChildren(
     html("h1", {}, visible(coder.places), " ", html("small", {}, visible(coder.architecture))),
     section("facts", "Numbers", facts(coder)),

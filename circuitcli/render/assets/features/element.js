@@ -22,8 +22,18 @@ export function section(name, title, ...children) {
 }
 
 export function table(heads, rows, attributes) {
-  const head = html("tr", {}, heads.map((text) => html("th", { scope: "col" }, text)));
-  const body = rows.map((cells) => html("tr", {}, cells.map((cell) => html("td", {}, cell))));
+  const head = html(
+    "tr",
+    {},
+    heads.map((text) => html("th", { scope: "col" }, text)),
+  );
+  const body = rows.map((cells) =>
+    html(
+      "tr",
+      {},
+      cells.map((cell) => html("td", {}, cell)),
+    ),
+  );
   return html("table", attributes, html("thead", {}, head), html("tbody", {}, body));
 }
 

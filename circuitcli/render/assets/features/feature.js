@@ -12,12 +12,19 @@ let shown = null;
 export async function featurePage() {
   if (carried.features) {
     heading([[carried.run], ...carried.features.slice(0, 3).map((feature) => [feature.id])]);
-    get("main").replaceChildren(...carried.features.map((feature) => article(feature, (id) => html("code", {}, visible(id)))));
+    get("main").replaceChildren(
+      ...carried.features.map((feature) => article(feature, (id) => html("span", { class: "id" }, visible(id)))),
+    );
     return painted();
   }
   const index = await load("index");
   window.addEventListener("hashchange", () => show(index));
-  onKeys({ ArrowLeft: () => go(shown?.before), ArrowRight: () => go(shown?.after), "/": () => go(null), Escape: () => go(null) });
+  onKeys({
+    ArrowLeft: () => go(shown?.before),
+    ArrowRight: () => go(shown?.after),
+    "/": () => go(null),
+    Escape: () => go(null),
+  });
   return show(index);
 }
 
@@ -34,12 +41,18 @@ async function show(index) {
   if (!coder || !/^\d+$/.test(number_ || "")) {
     heading([[index.run, "index.html"], ["no feature"]]);
     const there = index.coders.map((one) => [html("a", { href: one.page }, one.hook), " "]);
-    problem("The address names no feature: write feature.html#HOOK/NUMBER. Features were described at", html("p", {}, there));
+    problem(
+      "The address names no feature: write feature.html#HOOK/NUMBER. Features were described at",
+      html("p", {}, there),
+    );
     return painted();
   }
   const feature = Number(number_);
-  const parts = [[index.run, "index.html"], [coder.hook, coder.page]];
-  const chunk = await load(`${hook}/${Math.floor(feature / index.chunk)}`).catch(() => ({}));
+  const parts = [
+    [index.run, "index.html"],
+    [coder.hook, coder.page],
+  ];
+  const chunk = await chunkOf(coder, feature, index.chunk);
   shown = chunk[feature] || null;
   heading([...parts, [number_]], shown ? steps(shown) : []);
   document.title = `${hook}/${feature} – ${index.run}`;
@@ -49,8 +62,15 @@ async function show(index) {
   return painted();
 }
 
+// The features near this one; files that would hold none, as most of a dead coder's would, are not there.
+async function chunkOf(coder, feature, size) {
+  const at = Math.floor(feature / size);
+  return feature >= coder.d_sae || coder.empty.includes(at) ? {} : load(`${coder.hook}/${at}`);
+}
+
 function absent(coder, feature) {
-  if (feature >= coder.d_sae) return `There is no feature ${coder.hook}/${feature}: the coder has 0 to ${coder.d_sae - 1}.`;
+  if (feature >= coder.d_sae)
+    return `There is no feature ${coder.hook}/${feature}: the coder has 0 to ${coder.d_sae - 1}.`;
   return `Feature ${coder.hook}/${feature} never fired on the tokens that were looked at.`;
 }
 
@@ -58,7 +78,9 @@ const link = (id) => html("a", { href: `feature.html#${id}`, class: "id" }, visi
 
 function steps(feature) {
   return [
-    feature.before ? html("a", { href: `#${feature.before}`, id: "before", title: "The feature before (←)" }, "←") : null,
+    feature.before
+      ? html("a", { href: `#${feature.before}`, id: "before", title: "The feature before (←)" }, "←")
+      : null,
     feature.after ? html("a", { href: `#${feature.after}`, id: "after", title: "The next feature (→)" }, "→") : null,
   ];
 }
@@ -67,9 +89,20 @@ function article(feature, linked) {
   return html(
     "article",
     { "data-feature": feature.id },
-    html("h1", {}, html("span", { class: "id" }, visible(feature.id)), " ", html("span", { id: "label", dir: "auto" }, visible(feature.label || ""))),
+    html(
+      "h1",
+      {},
+      html("span", { class: "id" }, visible(feature.id)),
+      " ",
+      html("span", { id: "label", dir: "auto" }, visible(feature.label || "")),
+    ),
     labelFacts(feature),
-    html("div", { class: "columns" }, html("div", {}, side(feature, "max"), negative(feature), ablation(feature)), html("div", {}, aside(feature, linked))),
+    html(
+      "div",
+      { class: "columns" },
+      html("div", {}, side(feature, "max"), negative(feature), ablation(feature)),
+      html("div", {}, aside(feature, linked)),
+    ),
   );
 }
 
@@ -79,7 +112,10 @@ function labelFacts(feature) {
   const accuracy = feature.label_score ?? feature.score?.balanced_accuracy;
   if (known(accuracy)) {
     const other = feature.score?.exchanged;
-    facts.push(`tells where the feature is active with balanced accuracy ${number(accuracy)}` + (known(other) ? ` (another label ${number(other)})` : " (0.5 is chance)"));
+    facts.push(
+      `tells where the feature is active with balanced accuracy ${number(accuracy)}` +
+        (known(other) ? ` (another label ${number(other)})` : " (0.5 is chance)"),
+    );
   }
   return html("p", { class: "facts", "data-facts": "label" }, facts.join(" · "));
 }
@@ -91,11 +127,19 @@ function side(one, extreme) {
     known(one.n_active) ? `${one.n_active.toLocaleString("en")} times` : "",
     known(one[extreme]) ? `${extreme} ${number(one[extreme])}` : "",
     known(one.mean) ? `mean ${number(one.mean)}` : "",
-    ...Object.entries(one.quantiles || {}).filter(([name]) => QUANTILES[name]).map(([name, value]) => `${QUANTILES[name]} ${number(value)}`),
+    ...Object.entries(one.quantiles || {})
+      .filter(([name]) => QUANTILES[name])
+      .map(([name, value]) => `${QUANTILES[name]} ${number(value)}`),
   ];
   return [
     html("p", { class: "facts", "data-facts": "activation" }, facts.filter(Boolean).join(" · ")),
-    one.histogram ? section("histogram", "Activations", histogram(one.histogram, { title: "where active", unit: "logarithmic axis" })) : null,
+    one.histogram
+      ? section(
+          "histogram",
+          "Activations",
+          histogram(one.histogram, { title: "where active", unit: "logarithmic axis" }),
+        )
+      : null,
     contexts(one, largest),
   ];
 }
@@ -106,7 +150,10 @@ function contexts(one, largest) {
   const all = one.contexts || [];
   const groups = new Map();
   for (const [at, found] of all.entries()) {
-    const name = known(found.quantile) && found.quantile < 1 ? `Around the ${number(100 * found.quantile)} % quantile` : "Where it is strongest";
+    const name =
+      known(found.quantile) && found.quantile < 1
+        ? `Around the ${number(100 * found.quantile)} % quantile`
+        : "Where it is strongest";
     groups.set(name, [...(groups.get(name) || []), context(found, largest, changed(one.ablation?.contexts?.[at]))]);
   }
   return [...groups].map(([name, items]) => section("contexts", name, html("ol", { class: "contexts" }, items)));
@@ -116,12 +163,21 @@ function changed(one) {
   if (!one) return null;
   const loss = known(one.loss) ? `, loss ${signed(one.loss)}` : "";
   const next = known(one.following) ? `, then “${visible(one.following)}”` : "";
-  return html("small", { class: "changed", title: "What ablating the feature does here, in nats" }, `KL ${number(one.divergence)}${loss}${next}`);
+  return html(
+    "small",
+    { class: "changed", title: "What ablating the feature does here, in nats" },
+    `KL ${number(one.divergence)}${loss}${next}`,
+  );
 }
 
 function negative(feature) {
   if (!feature.negative) return null;
-  return section("negative", "Where its code is below zero", html("p", {}, visible(feature.negative.label || "")), side(feature.negative, "min"));
+  return section(
+    "negative",
+    "Where its code is below zero",
+    html("p", {}, visible(feature.negative.label || "")),
+    side(feature.negative, "min"),
+  );
 }
 
 function ablation(feature) {
@@ -142,7 +198,14 @@ function pairs(title, found, attributes) {
   const most = Math.max(...found.map(([, value]) => Math.abs(value)), 1e-12);
   const rows = found.map(([text, value]) => [
     html("code", {}, visible(text)),
-    html("span", { class: `effect ${value < 0 ? "negative" : "positive"}`, style: `--share: ${Math.round((100 * Math.abs(value)) / most)}%` }, signed(value)),
+    html(
+      "span",
+      {
+        class: `effect ${value < 0 ? "negative" : "positive"}`,
+        style: `--share: ${Math.round((100 * Math.abs(value)) / most)}%`,
+      },
+      signed(value),
+    ),
   ]);
   return found.length ? html("div", attributes, html("h3", {}, title), table(["token", ""], rows)) : null;
 }
@@ -150,14 +213,40 @@ function pairs(title, found, attributes) {
 function aside(feature, linked) {
   const norms = Object.entries(feature.decoder_norms || {}).map(([name, value]) => `${visible(name)} ${number(value)}`);
   return [
-    section("logits", "On the way straight to the logits", html("div", { class: "pair" }, pairs("promoted", feature.promoted || []), pairs("suppressed", feature.suppressed || []))),
-    section("decoders", "Nearest decoders", (feature.decoders || []).map((near) => related(near, "cosine", linked))),
-    section("codes", "Active together with", (feature.codes || []).map((near) => related(near, "correlation", linked))),
+    section(
+      "logits",
+      "On the way straight to the logits",
+      html(
+        "div",
+        { class: "pair" },
+        pairs("promoted", feature.promoted || []),
+        pairs("suppressed", feature.suppressed || []),
+      ),
+    ),
+    section(
+      "decoders",
+      "Nearest decoders",
+      (feature.decoders || []).map((near) => related(near, "cosine", linked)),
+    ),
+    section(
+      "codes",
+      "Active together with",
+      (feature.codes || []).map((near) => related(near, "correlation", linked)),
+    ),
     norms.length ? section("written", "Written to", html("p", {}, norms.join(" · "))) : null,
   ];
 }
 
 function related(near, measure, linked) {
-  const rows = near.features.map(([id, value, label]) => [linked(id), number(value), html("span", { dir: "auto" }, visible(label || ""))]);
-  return html("div", { "data-near": near.hook }, html("h3", {}, near.hook), table(["feature", measure, "label"], rows, { class: "related" }));
+  const rows = near.features.map(([id, value, label]) => [
+    linked(id),
+    number(value),
+    html("span", { dir: "auto" }, visible(label || "")),
+  ]);
+  return html(
+    "div",
+    { "data-near": near.hook },
+    html("h3", {}, near.hook),
+    table(["feature", measure, "label"], rows, { class: "related" }),
+  );
 }

@@ -9,7 +9,10 @@ export function heading(parts, ...tools) {
     number ? html("span", { class: "sep", "aria-hidden": "true" }, "/") : null,
     address ? html("a", { href: address }, visible(text)) : html("b", {}, visible(text)),
   ]);
-  get("top").replaceChildren(html("nav", { "aria-label": "pages" }, path), html("div", { id: "tools" }, tools, themeButton()));
+  get("top").replaceChildren(
+    html("nav", { "aria-label": "pages" }, path),
+    html("div", { id: "tools" }, tools, themeButton()),
+  );
 }
 
 // A message in place of what could not be shown.

@@ -23,7 +23,8 @@ export async function indexPage() {
   const index = await load("index");
   const total = index.coders.reduce((sum, coder) => sum + coder.n_live, 0);
   Object.assign(state, { coder: total > MOST ? index.coders[0].hook : "" }, fromAddress());
-  if (state.coder && !index.coders.some((coder) => coder.hook === state.coder)) state.coder = index.coders[0]?.hook || "";
+  if (state.coder && !index.coders.some((coder) => coder.hook === state.coder))
+    state.coder = index.coders[0]?.hook || "";
   heading([[index.run]], html("span", { class: "facts" }, visible(index.model || "")));
   list = new LongList(row);
   get("main").replaceChildren(coders(index), tools(index, total), heads(), list.view);
@@ -56,7 +57,12 @@ function coders(index) {
       known(coder.l0) ? `${number(coder.l0)} at a token` : "",
       known(coder.explained_variance) ? `explains ${percent(coder.explained_variance)}` : "",
     ];
-    return html("a", { href: coder.page, class: "card", "data-coder": coder.hook }, html("b", {}, coder.places), html("small", {}, facts.filter(Boolean).join(" · ")));
+    return html(
+      "a",
+      { href: coder.page, class: "card", "data-coder": coder.hook },
+      html("b", {}, coder.places),
+      html("small", {}, facts.filter(Boolean).join(" · ")),
+    );
   });
   return html("div", { id: "coders" }, cards);
 }
@@ -70,7 +76,12 @@ function tools(index, total) {
     state.coder = choice.value;
     choose(index);
   });
-  const find = html("input", { id: "search", type: "search", placeholder: "label, token or id  (/)", autocomplete: "off" });
+  const find = html("input", {
+    id: "search",
+    type: "search",
+    placeholder: "label, token or id  (/)",
+    autocomplete: "off",
+  });
   find.value = state.find;
   find.addEventListener("input", () => {
     state.find = find.value;
@@ -140,7 +151,8 @@ function update() {
     const isOne = head.dataset.sort === state.sort;
     head.setAttribute("aria-sort", isOne ? (state.order > 0 ? "ascending" : "descending") : "none");
   }
-  get("counts").textContent = `${kept.length.toLocaleString("en")} of ${rows.words.length.toLocaleString("en")} features`;
+  get("counts").textContent =
+    `${kept.length.toLocaleString("en")} of ${rows.words.length.toLocaleString("en")} features`;
   list.set(kept.length);
   toAddress();
 }
@@ -163,8 +175,14 @@ function row(at) {
   const id = `${rows.hook[n]}/${rows.index[n]}`;
   const cells = [
     html("span", { class: "cell id" }, id),
-    html("span", { class: "cell label", dir: "auto", title: visible(rows.label[n]) }, visible(rows.label[n].slice(0, 300))),
-    ...["density", "max", "score"].map((name) => html("span", { class: `cell ${name}` }, known(rows[name][n]) ? number(rows[name][n]) : "")),
+    html(
+      "span",
+      { class: "cell label", dir: "auto", title: visible(rows.label[n]) },
+      visible(rows.label[n].slice(0, 300)),
+    ),
+    ...["density", "max", "score"].map((name) =>
+      html("span", { class: `cell ${name}` }, known(rows[name][n]) ? number(rows[name][n]) : ""),
+    ),
   ];
   return html("a", { class: "row", role: "row", href: `feature.html#${id}`, "data-id": id }, cells);
 }

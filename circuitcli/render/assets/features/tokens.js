@@ -17,5 +17,11 @@ export function context(one, largest, ...more) {
   const tokens = one.tokens.map((text, at) =>
     token(text, one.activations[at], largest, at === one.peak ? { "data-peak": "" } : {}),
   );
-  return html("li", { "data-context": one.block ?? "" }, html("small", {}, number(peak ?? 0)), html("p", { dir: "auto" }, tokens), more);
+  return html(
+    "li",
+    { "data-context": one.block ?? "" },
+    html("small", {}, number(peak ?? 0)),
+    html("p", { dir: "auto" }, tokens),
+    more,
+  );
 }
