@@ -12,6 +12,7 @@ import torch
 from support_collect import save_model, texts
 
 from circuitcli.errors import CircuitError, InputError, SettingsError
+from circuitcli.features import label_files
 from circuitcli.hookpoints import HookPoint
 from circuitcli.records import FigureRecord, SaeRecord, Stream
 from circuitcli.render import feature_pages as pages
@@ -201,6 +202,22 @@ def test_one_page_of_named_features_tells_what_ablating_them_does(described: Req
     made = interp_pages.single(described, ids[:1], str(tmp_path / "one.html"), stdout=out)
     assert carried((tmp_path / "one.html").read_text(encoding="utf-8"))["features"] == shown[:1]
     assert made == [FigureRecord(path=str(tmp_path / "one.html"))]
+
+
+def test_labels_by_hand_count_on_pages_and_make_a_finished_directory_out_of_date(described: Request) -> None:
+    before = interp_pages._labels(described)
+    id_ = f"resid.1/{min(lines(described, HOOKS[2]))}"
+    try:
+        label_files.keep(described.run.path, label_files.HAND, [label_files.Label(id=id_, label=EVIL)])
+        facts = interp_pages.FeatureFacts(described, interp_pages._sources(described), ablates=False)
+        assert {row.label for row in facts.rows[HOOKS[2]] if f"resid.1/{row.index}" == id_} == {EVIL}
+        assert interp_pages._labels(described) != before
+        out = StringIO()
+        interp_pages.single(described, [id_], "-", stdout=out)
+        shown = carried(out.getvalue())["features"][0]
+        assert (shown["label"], shown["label_source"]) == (EVIL, "hand")
+    finally:
+        label_files.kept_in(described.run.path, label_files.HAND).unlink()
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,10 @@ class Row:
 
 
 def read_rows(path: Path, book: LabelBook, *, sae: str | None) -> list[Row]:
-    """The features of a file, by number, with the labels that count. Raises InputError for a damaged file, and for one about another SAE."""
+    """The features of a file, by number, with the labels that count.
+
+    Raises InputError for a damaged file, and for one about another SAE.
+    """
     found: dict[int, Row] = {}
     for details in first_lines(path):
         if sae is not None and details.sae != sae:

@@ -126,6 +126,30 @@ def _fingerprint(request: Request, inputs: Mapping[str, str]) -> Fingerprint:
     )
 
 
+def _work(request: Request, sources: Sources, folder: Path, *, resumes: bool) -> tuple[list[Record], dict[str, Any]]:
+    """Write what is missing. A coder's own file comes last, so that one that has it is whole."""
+    if not resumes:
+        shutil.rmtree(folder / pages.DATA, ignore_errors=True)
+    facts = FeatureFacts(request, sources, ablates=bool(request.settings.pages.ablate))
+    run_name, model = str(request.run.path), str(request.settings.model.name)
+    coders = []
+    for hook, source in sources.items():
+        rows = facts.rows[hook]
+        page = pages.coder_page(str(hook))
+        if not pages.data_path(folder, f"{hook}/coder").is_file():
+            _write_coder(request, facts, hook, folder)
+        pages.write_page(folder, page, pages.html("coder", f"{hook} – {run_name}", {"hook": str(hook)}))
+        d_sae = _width(request, hook)
+        told = {"hook": str(hook), "page": page, "n_live": len(rows), "d_sae": d_sae, "dead": 1 - len(rows) / d_sae}
+        told["empty"] = sorted({*range(pages.chunk_of(d_sae - 1) + 1)} - {pages.chunk_of(row.index) for row in rows})
+        coders.append({**told, **summary(request, hook, source)})
+    index = {"run": run_name, "model": model, "chunk": pages.CHUNK, "coders": coders}
+    pages.write_data(folder, "index", index)
+    pages.write_page(folder, pages.FEATURE, pages.html("feature", f"a feature – {run_name}"))
+    pages.write_page(folder, pages.INDEX, pages.html("index", f"features – {run_name}"))
+    return [], {"n_features": sum(len(rows) for rows in facts.rows.values())}
+
+
 def _width(request: Request, hook: HookPoint) -> int:
     return interp.width_of(interp.file_of(request, hook)) or 1
 
