@@ -1,66 +1,91 @@
-// A box for each node.
+// A box for each node that is drawn.
+import { CARD } from "#arrange";
 import { choose, lit, pointAtNode, pointAtNothing } from "#choice";
-import { circuit, kinds, largestEffect, layout } from "#data";
+import { largestEffect, layout } from "#data";
 import { svg } from "#dom";
-import { cardHeight, cardWidth, corner } from "#geometry";
 import { current, subscribe } from "#store";
-import { known, shortened, sign, visible } from "#text";
+import { known, shortened, sign, visible, wrapped } from "#text";
 import { hideTip, showTip } from "#tip";
 import { hasMoved } from "#view";
 import { aboutNode, caption, figures, place } from "#words";
 
 const kindOf = new Map(layout.rows.map((row) => [row.hook, row.kind]));
-const drawn = new Map();
+const ROOM = 29;
+const FAR_ROOM = 17;
+const layer = svg("g", { id: "boxes" });
+let drawn = new Map();
 
 export function boxes() {
-  const layer = svg("g");
-  for (const node of circuit.nodes) {
-    const group = box(node);
-    listen(group, node);
-    drawn.set(node.id, group);
-    layer.append(group);
-  }
-  subscribe(["chosen", "focus", "shown"], () => light());
-  subscribe(["found"], ({ found }) => {
+  subscribe(["labels"], () => {
+    drawn = new Map();
+    show(current());
+  });
+  subscribe(["boxes", "placed"], show, true);
+  subscribe(["chosen", "focus", "boxes", "shown", "labels"], light, true);
+  subscribe(["found", "boxes", "labels"], ({ found }) => {
     for (const [id, group] of drawn) group.classList.toggle("found", found.has(id));
   });
   return layer;
 }
 
-function box(node) {
-  const [x, y] = corner(node.id);
-  const [label, guess] = caption(node);
-  const id = node.feature || node.id;
-  const short = known(node.feature) ? node.id.slice(node.id.indexOf("/") + 1) : node.id;
-  const about = {
-    class: "node " + node.kind,
-    transform: `translate(${x} ${y})`,
-    tabindex: 0,
-    role: "button",
-    "aria-label": node.id + " " + visible(label),
-    "data-node": node.id,
-  };
-  const numbers = figures(node).map(([text, kind]) => svg("tspan", { fill: kind ? `var(--${kind})` : null }, text));
-  const at = svg("tspan", { class: "at" }, shortened(place(node), 26 - id.length));
-  return svg(
-    "g",
-    about,
-    svg("rect", { class: "card", width: cardWidth, height: cardHeight, fill: colour(node) }),
-    strip(node),
-    svg("text", { class: "id", x: 12, y: 17 }, id, at),
-    svg("text", { class: guess ? "label guess" : "label", x: 12, y: 33 }, shortened(label, 29)),
-    svg("text", { class: "numbers", x: 12, y: 49 }, numbers),
-    svg("text", { class: "far id", x: 12, y: 24 }, shortened(short, 15)),
-    svg("text", { class: guess ? "far guess" : "far", x: 12, y: 46 }, shortened(label, 17)),
-  );
+function show({ boxes: nodes, placed }) {
+  const before = drawn;
+  drawn = new Map();
+  for (const node of nodes) {
+    const group = before.get(node.id)?.node === node ? before.get(node.id) : box(node);
+    const [x, y] = placed.places.get(node.id);
+    group.setAttribute("transform", `translate(${x} ${y})`);
+    drawn.set(node.id, group);
+  }
+  for (const [id, group] of before) if (drawn.get(id) !== group) group.remove();
+  for (const group of drawn.values()) if (group.parentNode !== layer) layer.append(group);
 }
 
-const colour = (node) => (node.hook ? kinds[kindOf.get(node.hook)][0] : null);
+function box(node) {
+  const [label] = caption(node);
+  const about = { tabindex: 0, role: "button", "aria-label": node.id + " " + visible(label), "data-node": node.id };
+  const kind = node.hook ? ` of-${slug(kindOf.get(node.hook))}` : "";
+  const card = svg("rect", { class: "card", width: CARD.width, height: CARD.height });
+  const words = node.hook || node.members ? featureWords(node) : outputWords(node);
+  const group = svg("g", { class: `node ${node.kind}${kind}`, ...about }, card, strip(node), words);
+  listen(group, node);
+  group.node = node;
+  return group;
+}
+
+const slug = (kind) => (kind || "").replace(/\W+/g, "-");
+
+function featureWords(node) {
+  const [label, guess] = caption(node);
+  const id = shortened(node.feature || node.id, 26);
+  const short = known(node.feature) ? node.id.slice(node.id.indexOf("/") + 1) : node.id;
+  const at = svg("tspan", { class: "at" }, shortened(place(node), Math.max(26 - id.length, 4)));
+  return [
+    svg("text", { class: "id", x: 12, y: 17 }, id, at),
+    svg("text", { class: guess ? "label guess" : "label", x: 12, y: 33 }, shortened(label, ROOM)),
+    svg("text", { class: "numbers", x: 12, y: 49 }, numbers(node)),
+    svg("text", { class: "far id", x: 12, y: 24 }, shortened(short, 15)),
+    svg("text", { class: guess ? "far guess" : "far", x: 12, y: 46 }, shortened(label, FAR_ROOM)),
+  ];
+}
+
+// What the circuit explains is told in full where two lines are enough.
+function outputWords(node) {
+  const [label] = caption(node);
+  const near = wrapped(label, ROOM, 2).map((line, index) => ["label id", 17 + 16 * index, line]);
+  const far = wrapped(label, FAR_ROOM, 3).map((line, index) => ["far small", 17 + 17 * index, line]);
+  const lines = [...near, ...far].map(([kind, y, line]) => svg("text", { class: kind, x: 12, y }, line));
+  return [...lines, svg("text", { class: "numbers", x: 12, y: 49 }, numbers(node))];
+}
+
+function numbers(node) {
+  return figures(node).map(([text, kind]) => svg("tspan", { class: kind || null }, text));
+}
 
 function strip(node) {
   if (!known(node.effect) || largestEffect === 0) return null;
-  const opacity = 0.12 + (0.88 * Math.abs(node.effect)) / largestEffect;
-  return svg("rect", { x: 1, y: 1, width: 5, height: cardHeight - 2, fill: `var(--${sign(node.effect)})`, opacity });
+  const opacity = 0.12 + (0.88 * Math.min(Math.abs(node.effect), largestEffect)) / largestEffect;
+  return svg("rect", { x: 1, y: 1, width: 5, height: CARD.height - 2, class: "strip " + sign(node.effect), opacity });
 }
 
 function listen(group, node) {
@@ -89,12 +114,8 @@ let wasChosen = null;
 function light() {
   const now = lit();
   for (const group of wasLit) group.classList.remove("on");
-  wasLit = now ? [...now.nodes].map((id) => drawn.get(id)) : [];
+  wasLit = now ? [...now.nodes].map((id) => drawn.get(id)).filter(Boolean) : [];
   for (const group of wasLit) group.classList.add("on");
-  mark();
-}
-
-function mark() {
   wasChosen?.classList.remove("chosen");
   wasChosen = drawn.get(current().chosen) || null;
   wasChosen?.classList.add("chosen");

@@ -1,16 +1,35 @@
 // Which node is pinned, and what the pointer is at.
-import { circuit, incoming, nodes, outgoing } from "#data";
+import { nodes } from "#data";
 import { current, set } from "#store";
 
+// A node by its id: of the circuit, or one of those that are drawn for several.
+export const nodeOf = (id) => nodes.get(id) || current().boxes.find((node) => node.id === id) || null;
+
 export function choose(id) {
-  set({ chosen: id !== null && nodes.has(id) ? id : null, focus: null });
+  set({ chosen: id !== null && nodeOf(id) ? id : null, focus: null });
 }
 
-// A node with its drawn edges and what they lead to.
+let neighbours = new Map();
+let neighboursOf = null;
+
+// A node with its drawn edges, the strongest first, and what they lead to.
 export function around(id) {
-  const shown = new Set(current().shown);
-  const edges = [...incoming.get(id), ...outgoing.get(id)].filter((edge) => shown.has(edge));
+  const { shown } = current();
+  if (neighboursOf !== shown) neighbours = byEnd(shown);
+  neighboursOf = shown;
+  const edges = neighbours.get(id) || [];
   return { at: id, edges, nodes: new Set([id, ...edges.flatMap((edge) => [edge.source, edge.target])]) };
+}
+
+function byEnd(edges) {
+  const found = new Map();
+  for (const edge of edges.toReversed()) {
+    for (const id of [edge.source, edge.target]) {
+      if (!found.has(id)) found.set(id, []);
+      found.get(id).push(edge);
+    }
+  }
+  return found;
 }
 
 export function pointAtNode(id) {
@@ -22,11 +41,13 @@ export function pointAtEdge(edge) {
 }
 
 export function pointAtPosition(position) {
-  const there = circuit.nodes.filter((node) => node.position === position).map((node) => node.id);
-  set({ chosen: null, focus: { at: null, edges: [], nodes: new Set(there) } });
+  const there = current().boxes.filter((node) => node.position === position);
+  set({ chosen: null, focus: { at: null, edges: [], nodes: new Set(there.map((node) => node.id)) } });
 }
 
-export const pointAtNothing = () => set({ focus: null });
+export function pointAtNothing() {
+  if (current().focus) set({ focus: null });
+}
 
 // What is lit: what the pointer is at, or else the pinned node with its edges, or null.
 export function lit() {

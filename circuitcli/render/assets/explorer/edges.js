@@ -1,48 +1,71 @@
-// A line for each edge, with a wider one that the pointer finds, and the weights of a few.
+// A line for each strong edge, with a wider one that the pointer finds; of weak edges only those that are lit.
 import { choose, lit, pointAtEdge, pointAtNothing } from "#choice";
-import { edgeName, edges } from "#data";
+import { edgeName } from "#data";
 import { svg } from "#dom";
-import { path } from "#geometry";
+import { curves, plain, routes } from "#routes";
 import { current, subscribe } from "#store";
-import { sign, signed } from "#text";
+import { sign } from "#text";
 import { hideTip, showTip } from "#tip";
+import { writeWeights } from "#weights";
 import { aboutEdge } from "#words";
 
-// Edges whose weights are written.
-const FEW = 24;
+// Edges that are elements of their own; weaker ones are drawn by haze.js.
+const MOST = 500;
+const MOST_PRINTED = 5000;
 const drawn = new Map();
-const weights = svg("g");
+const strongLayer = svg("g", { id: "edges" });
+const weakLayer = svg("g");
+let ways = new Map();
+let onPage = new Set();
+
+export const limit = () => (current().printing ? MOST_PRINTED : MOST);
+export const strongest = (shown) => shown.slice(-limit());
+export const weaker = (shown) => shown.slice(0, -limit());
 
 export function lines() {
-  const layer = svg("g");
-  for (const edge of edges) {
-    const parts = line(edge);
-    drawn.set(edge, parts);
-    layer.append(...parts);
-  }
-  subscribe(["shown"], ({ shown }) => hide(new Set(shown)));
-  subscribe(["chosen", "focus", "shown"], light);
-  return layer;
+  subscribe(["placed", "shown", "printing"], place, true);
+  subscribe(["chosen", "focus", "placed", "printing"], light, true);
+  return svg("g", {}, strongLayer, weakLayer);
 }
-
-export const numbers = () => weights;
 
 export function markers() {
   return svg("defs", {}, marker("positive"), marker("negative"));
 }
 
 function marker(kind) {
-  const head = svg("path", { d: "M0,0L6,3L0,6z", fill: `var(--${kind})`, "fill-opacity": 0.75 });
+  const head = svg("path", { d: "M0,0L6,3L0,6z", class: "head " + kind });
   const size = { viewBox: "0 0 6 6", refX: 4, refY: 3, markerUnits: "userSpaceOnUse", markerWidth: 9, markerHeight: 9 };
   return svg("marker", { id: kind, ...size, orient: "auto" }, head);
 }
 
+function place({ shown, placed }) {
+  const strong = strongest(shown);
+  ways = routes(strong, placed);
+  onPage = new Set(strong);
+  for (const edge of drawn.keys()) if (!onPage.has(edge)) drawn.delete(edge);
+  strongLayer.replaceChildren(...strong.flatMap(partsOf));
+}
+
+function partsOf(edge) {
+  if (!drawn.has(edge)) drawn.set(edge, line(edge));
+  const d = path(wayOf(edge));
+  for (const part of drawn.get(edge)) part.setAttribute("d", d);
+  return drawn.get(edge);
+}
+
+const wayOf = (edge) => ways.get(edge) || plain(edge, current().placed.places);
+
+function path(points) {
+  const rounded = ([x, y]) => `${x.toFixed(1)},${y.toFixed(1)}`;
+  const parts = curves(points).map(([, ...controls]) => "C" + controls.map(rounded).join(" "));
+  return `M${rounded(points[0])}${parts.join("")}`;
+}
+
 function line(edge) {
-  const d = path(edge);
   const kind = sign(edge.weight);
   const headed = edge.strength >= 0.1 ? " headed" : "";
-  const look = { class: `edge ${kind}${headed}`, d, "stroke-width": edge.width, "stroke-opacity": edge.opacity };
-  const reach = svg("path", { class: "reach", d });
+  const look = { class: `edge ${kind}${headed}`, "stroke-width": edge.width, "stroke-opacity": edge.opacity };
+  const reach = svg("path", { class: "reach" });
   reach.addEventListener("pointerenter", (event) => {
     pointAtEdge(edge);
     showTip(event, aboutEdge(edge));
@@ -55,29 +78,13 @@ function line(edge) {
   return [svg("path", { ...look, "data-edge": edgeName(edge) }), reach];
 }
 
-function hide(shown) {
-  for (const [edge, parts] of drawn) for (const part of parts) part.style.display = shown.has(edge) ? "" : "none";
-}
-
 let wasLit = [];
 function light() {
   const now = lit();
   for (const part of wasLit) part.classList.remove("on");
-  wasLit = now ? now.edges.flatMap((edge) => drawn.get(edge)) : [];
+  const strong = now ? now.edges.slice(0, limit()) : [];
+  weakLayer.replaceChildren(...strong.filter((edge) => !onPage.has(edge)).flatMap(partsOf));
+  wasLit = strong.flatMap((edge) => drawn.get(edge) || []);
   for (const part of wasLit) part.classList.add("on");
-  const { shown } = current();
-  const told = now
-    ? now.edges
-        .slice()
-        .sort((a, b) => b.strength - a.strength)
-        .slice(0, FEW)
-    : shown;
-  weights.replaceChildren(...(told.length <= FEW ? told.map((edge) => weight(edge, now?.at)) : []));
-}
-
-function weight(edge, at) {
-  const [drawnLine] = drawn.get(edge);
-  const along = edge.target === at ? 0.3 : 0.7;
-  const { x, y } = drawnLine.getPointAtLength(drawnLine.getTotalLength() * along);
-  return svg("text", { class: "weight " + sign(edge.weight), x, y }, signed(edge.weight));
+  writeWeights(now ? strong : current().shown, wayOf, now?.at);
 }

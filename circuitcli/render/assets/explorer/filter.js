@@ -1,28 +1,69 @@
-// Which edges are drawn, and what they are of the whole.
-import { circuit, edges } from "#data";
+// Sliders for how many nodes and edges are drawn, and what these are of the whole. Counts grow by factors along a
+// slider, so that the strongest hundredth is most of it.
+import { circuit } from "#data";
 import { get, html } from "#dom";
-import { set } from "#store";
+import { ranking } from "#ranking";
+import { current, set, subscribe } from "#store";
 import { number, percent } from "#text";
 
+const STEPS = 1000;
+
 export function filter() {
-  const slider = get("edge-share");
-  slider.max = String(edges.length);
-  slider.value = String(edges.filter((edge) => edge.drawn).length);
-  slider.addEventListener("input", () => show(Number(slider.value)));
-  show(Number(slider.value));
+  const [forNodes, forEdges] = [get("min-effect"), get("edge-share")];
+  const [nNodes, nEdges] = [circuit.nodes.length, circuit.edges.length];
+  forNodes.addEventListener("input", () => set({ nodeCount: countOf(forNodes.value, nNodes) }));
+  forEdges.addEventListener("input", () => set({ edgeCount: countOf(forEdges.value, nEdges) }));
+  get("rank-by").addEventListener("change", () => set({ by: get("rank-by").value }));
+  subscribe(
+    ["nodeCount", "edgeCount", "by"],
+    ({ nodeCount, edgeCount, by }) => {
+      if (countOf(forNodes.value, nNodes) !== nodeCount) forNodes.value = String(stepOf(nodeCount, nNodes));
+      if (countOf(forEdges.value, nEdges) !== edgeCount) forEdges.value = String(stepOf(edgeCount, nEdges));
+      get("rank-by").value = by;
+    },
+    true,
+  );
+  subscribe(["boxes", "shown", "by"], tell, true);
 }
 
-function show(count) {
-  const kept = count ? edges.slice(-count) : [];
-  const counts = [`${kept.length} of ${edges.length} edges`, ...circuit.scales.map(({ unit }) => share(kept, unit))];
-  get("counts").replaceChildren(...counts.filter(Boolean).map((line) => html("div", {}, line)));
-  set({ shown: kept });
+// From a step of a slider, 0 to STEPS, to a count, 0 to `total`, and back.
+export const countOf = (step, total) => Math.round((total + 1) ** (Number(step) / STEPS)) - 1;
+
+function stepOf(count, total) {
+  if (count >= total) return STEPS;
+  return Math.round((STEPS * Math.log(count + 1)) / Math.log(total + 1));
 }
 
-function share(kept, unit) {
-  const sizes = (list) => list.filter((edge) => edge.unit === unit).map((edge) => Math.abs(edge.weight));
-  const sum = (list) => sizes(list).reduce((total, size) => total + size, 0);
-  const least = sizes(kept).reduce((a, b) => Math.min(a, b), Infinity);
-  if (!Number.isFinite(least) || sum(edges) === 0) return "";
-  return `|weight| ≥ ${number(least)} ${unit}, ${percent(sum(kept) / sum(edges))} of the total`;
+function tell() {
+  const { boxes, shown } = current();
+  const { nodes, edges } = circuit;
+  const count = (value) => value.toLocaleString("en");
+  const drawn = `${count(boxes.length)} of ${count(nodes.length)} boxes`;
+  const lines = [
+    [`${count(shown.length)} of ${count(edges.length)} edges`, ...shares()].join(", "),
+    [drawn, boxes.length < nodes.length ? "the others have no edge among these" : ""].filter(Boolean).join("; "),
+  ];
+  get("counts").replaceChildren(...lines.map((line) => html("div", {}, line)));
 }
+
+// The least size that is drawn, and the share of all sizes.
+function shares() {
+  const { shown, by } = current();
+  if (by === "influence") return influenceShare(new Set(shown));
+  return circuit.scales.map(({ unit }) => {
+    const [kept, all] = [sizes(shown, unit), sizes(circuit.edges, unit)];
+    if (!kept.length || sum(all) === 0) return `none in ${unit}`;
+    const least = kept.reduce((a, b) => Math.min(a, b));
+    return `|weight| ≥ ${number(least)} ${unit}, ${percent(sum(kept) / sum(all))} of their total`;
+  });
+}
+
+function influenceShare(shown) {
+  const all = ranking("influence").edges;
+  const total = sum(all.map(({ size }) => size));
+  const kept = sum(all.filter(({ item }) => shown.has(item)).map(({ size }) => size));
+  return total > 0 ? [`${percent(kept / total)} of the influence on the output`] : [];
+}
+
+const sizes = (list, unit) => list.filter((edge) => edge.unit === unit).map((edge) => Math.abs(edge.weight));
+const sum = (list) => list.reduce((total, size) => total + size, 0);

@@ -1,31 +1,68 @@
-// Rows of hook points, and columns of positions with their tokens.
-import { kinds, layout } from "#data";
-import { svg } from "#dom";
-import { known } from "#text";
+// Bands of hook points and lines of columns; their names stay in sight, at the left and at the bottom, however far one
+// looks.
+import { get, svg } from "#dom";
+import { current, subscribe } from "#store";
+import { known, shortened } from "#text";
 
-export function grid() {
-  return svg("g", {}, layout.rows.map(row), layout.columns.map(column));
+// Pixels on the screen: of letters, of lines, and between names and what they name.
+const CHARACTER = 6.6;
+const LINE = 15;
+const GAP = 8;
+const bands = svg("g");
+const names = svg("g", { id: "names" });
+
+export const grid = () => {
+  subscribe(["placed"], ({ placed }) => bands.replaceChildren(...bandsOf(placed), ...linesOf(placed)), true);
+  subscribe(["placed", "view"], write, true);
+  return bands;
+};
+
+export const gridNames = () => names;
+
+// What names take up of the stage.
+export function margins({ rows, columns }) {
+  const longest = rows.reduce((most, row) => Math.max(most, row.hook.length), 0);
+  const lines = columns.reduce((most, column) => Math.max(most, column.titles.length), 0);
+  return { left: longest * 7.6 + 2 * GAP, bottom: lines * LINE + (lines ? 2 * GAP : GAP) };
 }
 
-function row({ hook, y, height, kind, shaded }) {
-  const ink = kind ? kinds[kind][1] : "#2c7a2c";
-  return [
-    shaded ? svg("rect", { class: "band", x: 0, y, width: layout.width, height }) : null,
-    svg("text", { class: "hook", x: 8, y: y + height / 2 + 4, fill: ink }, hook),
-  ];
+function bandsOf({ rows, width }) {
+  return rows
+    .filter((row) => row.shaded)
+    .map(({ y, height }) => svg("rect", { class: "band", x: 0, y, width, height }));
 }
 
-function column({ position, x, width, skipped, titles }) {
-  const { bottom, height } = layout;
-  const parts = [];
-  if (skipped) {
-    const title = svg("title", {}, skipped + " positions without nodes");
-    parts.push(svg("text", { class: "skip", x: x - 28, y: bottom + 20 }, "⋯", title));
-  }
-  if (!known(position)) return parts;
-  parts.push(svg("line", { class: "column", x1: x - 13, x2: x - 13, y1: 0, y2: height }));
-  titles.forEach((title, line) => {
-    parts.push(svg("text", { class: "place", x: x + width / 2, y: bottom + 18 + 22 * line }, title));
+function linesOf({ columns, height }) {
+  return columns
+    .filter((column) => known(column.position))
+    .map(({ x }) => svg("line", { class: "column", x1: x - 13, x2: x - 13, y1: 0, y2: height }));
+}
+
+function write({ placed, view }) {
+  const height = get("canvas").clientHeight;
+  const { bottom } = margins(placed);
+  const y = Math.min(placed.bottom * view.zoom + view.y, height - bottom) + GAP + LINE - 4;
+  names.replaceChildren(...rowNames(placed, view), ...placed.columns.flatMap((column) => columnNames(column, view, y)));
+}
+
+// Names of rows that are too near to the one before are left out.
+function rowNames({ rows }, { y: top, zoom }) {
+  let before = -Infinity;
+  return rows.flatMap(({ hook, y, height, kind }) => {
+    const middle = (y + height / 2) * zoom + top + 4;
+    if (middle - before < 12) return [];
+    before = middle;
+    const about = kind ? `hook of-${kind.replace(/\W+/g, "-")}` : "hook";
+    return [svg("text", { class: about, x: GAP, y: middle }, hook)];
   });
-  return parts;
+}
+
+function columnNames({ x, width, skipped, titles }, view, y) {
+  const room = Math.floor(((width + 20) * view.zoom) / CHARACTER);
+  const [middle, begin] = [(x + width / 2) * view.zoom + view.x, x * view.zoom + view.x];
+  const lines = room < 3 ? [] : titles.map((title) => shortened(title, room));
+  const parts = lines.map((text, line) => svg("text", { class: "place", x: middle, y: y + LINE * line }, text));
+  if (!skipped || room < 3) return parts;
+  const title = svg("title", {}, skipped + " positions without nodes");
+  return [svg("text", { class: "skip", x: begin - 28 * view.zoom, y }, "⋯", title), ...parts];
 }

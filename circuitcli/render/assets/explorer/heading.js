@@ -1,19 +1,21 @@
 // The name of the circuit, what it explains, and the prompt whose tokens are the columns.
-import { pointAtPosition } from "#choice";
-import { circuit, facts, nodes } from "#data";
-import { get, html } from "#dom";
+import { nodeOf, pointAtPosition } from "#choice";
+import { circuit, facts, outcome } from "#data";
+import { fill, get, html } from "#dom";
 import { subscribe } from "#store";
-import { visible } from "#text";
+import { number, visible } from "#text";
 
 export function heading() {
   const { graph } = circuit;
-  get("heading").append(
+  fill(get("heading"), {}, [
     html("h1", {}, visible(graph.name)),
     html("span", { class: "fact" }, facts.join("  ·  ")),
+    outcome.map((line) => html("div", { class: "outcome" }, line)),
     prompt(graph),
-  );
+    ...nextTokens(graph),
+  ]);
   subscribe(["chosen"], ({ chosen }) => {
-    const position = chosen ? nodes.get(chosen).position : null;
+    const position = chosen ? nodeOf(chosen).position : null;
     for (const token of document.querySelectorAll("#prompt .token")) {
       token.classList.toggle("at", position !== null && token.dataset.position === String(position));
     }
@@ -36,4 +38,14 @@ function column(tokens, position, used) {
   const view = html("span", about, lines, html("small", {}, String(position)));
   if (used) view.addEventListener("click", () => pointAtPosition(position));
   return view;
+}
+
+// What the model says next, in the clean run; each token with its probability.
+function nextTokens(graph) {
+  if (!graph.next_tokens?.length) return [];
+  const tokens = graph.next_tokens.map(([token, probability]) => {
+    const told = html("small", {}, `${number(100 * probability)} %`);
+    return html("span", { class: "token", title: JSON.stringify(token) }, html("div", {}, visible(token) || " "), told);
+  });
+  return [html("div", { id: "next", "aria-label": "most likely next tokens" }, html("span", { class: "fact" }, "next "), tokens)];
 }

@@ -5,9 +5,9 @@ import { number, sign, signed } from "#text";
 
 export function legend() {
   const scales = circuit.scales.map((scale) =>
-    html("tr", {}, html("td", {}, "edges in " + scale.unit), scale.samples.map(sample)),
+    html("tr", {}, html("td", {}, scale.unit), scale.samples.map(sample)),
   );
-  const strip = ` Strip at the left of a box: effect on the metric, full colour at ${number(largestEffect)}.`;
+  const strip = ` Strip at the left of a box: effect, full colour at ${number(largestEffect)}.`;
   const note = html("div", { class: "note" }, reading + (largestEffect > 0 ? strip : ""));
   get("legend").append(html("table", {}, scales), ...boxes(), note);
 }
@@ -22,10 +22,8 @@ function sample({ weight, width, opacity }) {
 }
 
 function boxes() {
-  const there = Object.entries(kinds);
+  const there = Object.keys(kinds);
   if (there.length < 2) return [];
-  const names = there.map(([kind, [fill, ink]]) =>
-    html("span", { style: `background:${fill};color:${ink};border-color:${ink}` }, kind),
-  );
-  return [html("div", { class: "kinds" }, "boxes ", names)];
+  const names = there.map((kind) => html("span", { class: `of-${kind.replace(/\W+/g, "-")}` }, kind));
+  return [html("div", { class: "kinds" }, names)];
 }

@@ -1,10 +1,22 @@
 // What the reader has done to the page. Modules do not call one another: they set state here and follow what they show.
 const state = {
+  // What the reader chose.
   chosen: null, // the id of the pinned node
   focus: null, // what the pointer or the keyboard is at: { nodes: Set of ids, edges: [edge], at: id or null }
-  shown: [], // the edges that are drawn, the weakest first
   found: new Set(), // ids of nodes that a search found
   labels: new Map(), // labels by node id that the reader wrote
+  by: "effect", // what nodes and edges are ranked by: "effect" or "influence"
+  nodeCount: Infinity, // so many of the first nodes,
+  edgeCount: 0, // and of the first edges, are drawn
+  inOneColumn: false, // whether positions are not told apart
+  merge: null, // what makes nodes one: ({ nodes, edges }) => ({ nodes, edges })
+  theme: "auto", // "auto", "light" or "dark"
+  // What follows from it.
+  boxes: [], // the nodes that are drawn,
+  shown: [], // the edges that are drawn, the weakest first,
+  placed: null, // and where: { places, rows, columns, width, height, bottom, left }
+  view: { x: 0, y: 0, zoom: 1 }, // what part of the drawing is seen
+  printing: false,
 };
 const followers = [];
 const waiting = [];

@@ -25,6 +25,21 @@ export function shortened(text, room) {
   return kept.join("");
 }
 
+// Lines of whole words as far as they fit; what is too much for the last line is cut.
+export function wrapped(text, room, lines) {
+  const words = visible(text).split(" ");
+  const found = [];
+  while (words.length && found.length < lines - 1) {
+    let line = words.shift();
+    while (words.length && columns(`${line} ${words[0]}`) <= room) line += " " + words.shift();
+    found.push(shortened(line, room));
+  }
+  if (words.length) found.push(shortened(words.join(" "), room));
+  return found;
+}
+
+const columns = (text) => Array.from(text).reduce((sum, c) => sum + (WIDE.test(c) ? 2 : 1), 0);
+
 export function number(value) {
   if (value === 0) return "0";
   const size = Math.abs(value);

@@ -2,7 +2,7 @@
 import { get } from "#dom";
 
 export function showTip(event, text) {
-  const box = get("stage").getBoundingClientRect();
+  const box = get("drawing").getBoundingClientRect();
   const tip = get("tip");
   tip.textContent = text;
   tip.hidden = false;

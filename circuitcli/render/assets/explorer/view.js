@@ -1,31 +1,28 @@
 // What part of the drawing is seen, and how large.
-import { layout } from "#data";
+import { CARD } from "#arrange";
 import { get } from "#dom";
-import { cardHeight, cardWidth, corner } from "#geometry";
+import { margins } from "#grid";
+import { current, set, subscribe } from "#store";
 
+// Below the first boxes have fewer and larger letters, below the second none.
 const DISTANT = 0.66;
-let view = { x: 0, y: 0, zoom: 1 };
+const FAR = 0.2;
 let moved = false;
 let fitted = true;
-let world = null;
 
 // Whether the pointer dragged the drawing since it went down, so that its release is no click.
 export const hasMoved = () => moved;
 
-export function setView(x, y, zoom) {
-  view = { x, y, zoom };
-  world.setAttribute("transform", `translate(${x} ${y}) scale(${zoom})`);
-  get("canvas").classList.toggle("distant", zoom < DISTANT);
-}
+export const move = (x, y) => setView(current().view.x + x, current().view.y + y, current().view.zoom);
 
-export function move(x, y) {
+export function setView(x, y, zoom) {
   fitted = false;
-  setView(view.x + x, view.y + y, view.zoom);
+  set({ view: { x, y, zoom } });
 }
 
 export function zoomAt(factor, x, y) {
-  fitted = false;
-  const zoom = Math.min(Math.max(view.zoom * factor, 0.03), 6);
+  const { view } = current();
+  const zoom = Math.min(Math.max(view.zoom * factor, 0.02), 6);
   const ratio = zoom / view.zoom;
   setView(x - (x - view.x) * ratio, y - (y - view.y) * ratio, zoom);
 }
@@ -36,29 +33,39 @@ export function zoomBy(factor) {
 }
 
 export function fit() {
-  const box = get("canvas").getBoundingClientRect();
-  const legend = get("legend").offsetHeight + 18;
-  const zoom = Math.min((box.width - 16) / layout.width, (box.height - legend - 8) / layout.height, 1.4);
-  setView(Math.max(8, (box.width - layout.width * zoom) / 2), 8, zoom);
+  const { placed } = current();
+  const { left, bottom } = margins(placed);
+  const canvas = get("canvas");
+  const [width, height] = [canvas.clientWidth - left - 8, canvas.clientHeight - bottom - 8];
+  const zoom = Math.max(0.02, Math.min(width / placed.width, height / placed.bottom, 1.4));
+  setView(left + Math.max(0, (width - placed.width * zoom) / 2), 8, zoom);
   fitted = true;
 }
 
-// Moves the drawing so that the box of a node is seen.
+// Moves the drawing so that the box of a node is seen, and reads well.
 export function reveal(id) {
-  const box = get("canvas").getBoundingClientRect();
-  const [x, y] = corner(id);
-  const left = x * view.zoom + view.x;
-  const top = y * view.zoom + view.y;
-  const [right, bottom] = [left + cardWidth * view.zoom, top + cardHeight * view.zoom];
-  if (left > 0 && top > 0 && right < box.width && bottom < box.height - 90) return;
-  fitted = false;
-  const [middleX, middleY] = [(x + cardWidth / 2) * view.zoom, (y + cardHeight / 2) * view.zoom];
-  setView(box.width / 2 - middleX, box.height / 2 - middleY, view.zoom);
+  const place = current().placed.places.get(id);
+  if (!place) return;
+  const { view, placed } = current();
+  const { left, bottom } = margins(placed);
+  const { clientWidth: width, clientHeight: height } = get("canvas");
+  const zoom = Math.max(view.zoom, FAR * 2);
+  const [x, y] = [place[0] * view.zoom + view.x, place[1] * view.zoom + view.y];
+  const inside = x > left && y > 0 && x + CARD.width * zoom < width && y + CARD.height * zoom < height - bottom;
+  if (inside && zoom === view.zoom) return;
+  setView(width / 2 - (place[0] + CARD.width / 2) * zoom, height / 2 - (place[1] + CARD.height / 2) * zoom, zoom);
 }
 
-export function followPointer(drawing) {
-  world = drawing;
+export function followPointer(world) {
   const canvas = get("canvas");
+  subscribe(["view"], ({ view: { x, y, zoom } }) => {
+    world.setAttribute("transform", `translate(${x} ${y}) scale(${zoom})`);
+    canvas.classList.toggle("distant", zoom < DISTANT);
+    canvas.classList.toggle("farther", zoom < FAR);
+  });
+  subscribe(["placed", "printing"], () => {
+    if (fitted || current().printing) fit();
+  });
   canvas.addEventListener("wheel", zoomByWheel, { passive: false });
   dragBy(canvas);
   get("fit").addEventListener("click", fit);
@@ -67,6 +74,7 @@ export function followPointer(drawing) {
   new ResizeObserver(() => {
     if (fitted) fit();
   }).observe(canvas);
+  fit();
 }
 
 function zoomByWheel(event) {
@@ -79,7 +87,7 @@ function zoomByWheel(event) {
 function dragBy(canvas) {
   let start = null;
   canvas.addEventListener("pointerdown", (event) => {
-    start = { x: event.clientX, y: event.clientY, view };
+    start = { x: event.clientX, y: event.clientY, view: current().view };
     moved = false;
   });
   window.addEventListener("pointermove", (event) => {
@@ -87,10 +95,9 @@ function dragBy(canvas) {
     const [x, y] = [event.clientX - start.x, event.clientY - start.y];
     if (Math.hypot(x, y) > 4) {
       moved = true;
-      fitted = false;
       canvas.classList.add("moving");
     }
-    if (moved) setView(start.view.x + x, start.view.y + y, view.zoom);
+    if (moved) setView(start.view.x + x, start.view.y + y, start.view.zoom);
   });
   window.addEventListener("pointerup", () => {
     start = null;

@@ -30,8 +30,7 @@ export function caption(node) {
 export function figures(node) {
   const { graph } = circuit;
   if (node.kind === "output") {
-    const numbers = `clean ${number(graph.metric_clean)}, baseline ${number(graph.metric_baseline)} ${graph.unit}`;
-    return [[numbers, ""]];
+    return [[`${signed(graph.metric_clean)} clean, ${signed(graph.metric_baseline)} baseline`, ""]];
   }
   const parts = [];
   if (known(node.probability)) parts.push([`probability ${number(node.probability)}`, ""]);
@@ -40,8 +39,21 @@ export function figures(node) {
     parts.push([measured(node.effect, node.standard_error, unit), sign(node.effect)]);
   }
   if (known(node.active)) parts.push([`  in ${Math.round(100 * node.active)} %`, ""]);
-  else if (known(node.activation)) parts.push([`${parts.length ? "  " : ""}activation ${number(node.activation)}`, ""]);
+  else if (known(node.activation)) parts.push([`${parts.length ? "  " : ""}${activation(node)}`, ""]);
   return parts;
+}
+
+const activation = (node) => (isSilent(node) ? "silent here" : `activation ${number(node.activation)}`);
+
+// Features that are not active and matter all the same, which is no fault.
+export const isSilent = (node) => node.activation === 0 && Boolean(node.effect);
+
+export function whySilent(node) {
+  if (!isSilent(node)) return "";
+  const { baseline } = circuit.graph;
+  const run = { mean: "on average", counterfactual: "in the counterfactual run", resample: "in the other run" };
+  const where = run[baseline] || "at the baseline";
+  return `It is not active here, but ${where} it is: its effect is that of being silent (the ${baseline} baseline).`;
 }
 
 // Where a node stands: its position with the token there.
@@ -55,7 +67,9 @@ export function aboutNode(node) {
   const effect = known(node.effect)
     ? `\neffect ${measured(node.effect, node.standard_error, node.unit)}${inPrompts(node.active)}`
     : "";
-  return visible(node.id) + (label ? "\n" + visible(label) : "") + effect;
+  const silent = isSilent(node) ? "\n" + whySilent(node) : "";
+  const numbers = node.kind === "output" ? "\n" + figures(node)[0][0] + " " + circuit.graph.unit : "";
+  return visible(node.id) + (label ? "\n" + visible(label) : "") + effect + silent + numbers;
 }
 
 export function aboutEdge(edge) {
