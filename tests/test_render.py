@@ -25,7 +25,6 @@ from circuitcli.render.document import document, to_json
 from circuitcli.render.dot import BACKSLASH, dot_source
 from circuitcli.render.drawing import Drawing, draw
 from circuitcli.render.heading import heading
-from circuitcli.render.layout import CARD_HEIGHT, CARD_WIDTH, layout
 from circuitcli.render.page import embedded, page
 from circuitcli.render.picture import picture
 from circuitcli.render.scales import Scale, shade
@@ -348,24 +347,6 @@ def test_numbers_that_are_not_finite_are_refused(value: float) -> None:
         draw(graph)
 
 
-@pytest.mark.parametrize("positions", [True, False])
-@pytest.mark.parametrize("n_sources", [1, 5, 40, 300])
-def test_cards_of_a_page_stand_apart_inside_its_area(n_sources: int, positions: bool) -> None:
-    placed = layout(draw(wide_graph(n_sources, positions=positions)))
-    corners = sorted(placed.places.values())
-    assert len(corners) == n_sources + 1
-    for x, y in corners:
-        assert x >= 0 and y >= 0 and x + CARD_WIDTH <= placed.width and y + CARD_HEIGHT <= placed.height
-    for index, (x, y) in enumerate(corners):
-        assert not any(abs(x - a) < CARD_WIDTH and abs(y - b) < CARD_HEIGHT for a, b in corners[index + 1 :])
-
-
-def test_page_stands_by_position_from_left_to_right_and_by_layer_from_bottom_to_top() -> None:
-    places = layout(small_drawing()).places
-    assert places["resid.0/7@2"][0] < places["resid.0/7@4"][0] < places["mlp.1/error@6"][0]
-    assert places["resid.0/7@4"][1] > places["mlp.1/12@4"][1] > places["output"][1]
-
-
 def test_a_graph_without_edges_and_details_can_be_drawn() -> None:
     drawing = draw(CircuitGraph(head(tokens=(), target=None), (Node("resid.0/1"),)))
     assert "resid.0/1" in dot_source(drawing, RenderSettings())
@@ -375,7 +356,7 @@ def test_a_graph_without_edges_and_details_can_be_drawn() -> None:
 def test_an_empty_graph_can_be_drawn() -> None:
     drawing = draw(CircuitGraph(head()))
     assert dot_source(drawing, RenderSettings()).startswith("digraph")
-    assert embedded(page(drawing))["layout"]["places"] == {}
+    assert embedded(page(drawing))["layout"] == {"rows": [], "columns": []}
 
 
 @given(st.lists(st.sampled_from(["a", "token", "东京", "x" * 40]), min_size=1, max_size=20), st.data())

@@ -19,6 +19,8 @@ from circuitcli.render.document import document, to_json
 from circuitcli.render.drawing import Drawing
 from circuitcli.render.heading import READING, conditions_of, facts, measured_metric
 from circuitcli.render.layout import layout
+from circuitcli.render.outcome import outcome
+from circuitcli.render.packing import packed, unpacked
 from circuitcli.render.sites import FILL, INK, kinds_in
 from circuitcli.render.text import visible
 
@@ -49,12 +51,13 @@ def embedded(text: str) -> dict[str, Any]:
     match = _DATA.search(text)
     if match is None:
         raise ValueError("this is not the page of a circuit")
-    return dict(json.loads(match[1]))
+    content = dict(json.loads(match[1]))
+    return {"document": unpacked(content.pop("packed")), **content}
 
 
 def _content(drawing: Drawing, path: Path | None) -> dict[str, Any]:
     return {
-        "document": document(drawing, path=path),
+        "packed": packed(document(drawing, path=path)),
         "state": None if drawing.state is None else drawing.state.model_dump(mode="json"),
         "layout": layout(drawing).to_json(),
         "facts": facts(drawing.graph.head),
@@ -62,6 +65,7 @@ def _content(drawing: Drawing, path: Path | None) -> dict[str, Any]:
         "metric": measured_metric(drawing.graph.head),
         "reading": READING,
         "conditions": [conditions_of(score) for score in drawing.scores],
+        "outcome": outcome(drawing.scores, drawing.verdict),
     }
 
 
@@ -79,7 +83,17 @@ def modules() -> Mapping[str, str]:
 @cache
 def styles() -> str:
     """The styles of the page, one file after the other by name."""
-    return "\n".join(_parts(".css").values())
+    return "\n".join([_colours(), *_parts(".css").values()])
+
+
+def _colours() -> str:
+    """The colours of kinds of sites, as variables that light and dark are made of."""
+    lines = [f"  --fill-{_slug(kind)}: {FILL[kind]};\n  --ink-{_slug(kind)}: {INK[kind]};" for kind in FILL]
+    return "\n".join([":root {", *lines, "}"])
+
+
+def _slug(kind: str) -> str:
+    return re.sub(r"\W+", "-", kind)
 
 
 def _parts(suffix: str) -> dict[str, str]:

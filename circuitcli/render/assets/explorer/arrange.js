@@ -181,7 +181,10 @@ function neighbours() {
   const found = new Map();
   const pulling = circuit.edges.toSorted((a, b) => b.strength - a.strength).slice(0, MOST_PULLS);
   for (const { source, target, strength } of pulling) {
-    for (const [one, other] of [[source, target], [target, source]]) {
+    for (const [one, other] of [
+      [source, target],
+      [target, source],
+    ]) {
       if (!found.has(one)) found.set(one, []);
       found.get(one).push([other, strength]);
     }

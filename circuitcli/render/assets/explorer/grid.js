@@ -1,7 +1,7 @@
 // Bands of hook points and lines of columns; their names stay in sight, at the left and at the bottom, however far one
 // looks.
-import { get, svg } from "#dom";
-import { current, subscribe } from "#store";
+import { svg } from "#dom";
+import { subscribe } from "#store";
 import { known, shortened } from "#text";
 
 // Pixels on the screen: of letters, of lines, and between names and what they name.
@@ -13,7 +13,7 @@ const names = svg("g", { id: "names" });
 
 export const grid = () => {
   subscribe(["placed"], ({ placed }) => bands.replaceChildren(...bandsOf(placed), ...linesOf(placed)), true);
-  subscribe(["placed", "view"], write, true);
+  subscribe(["placed", "view", "size"], write, true);
   return bands;
 };
 
@@ -38,10 +38,9 @@ function linesOf({ columns, height }) {
     .map(({ x }) => svg("line", { class: "column", x1: x - 13, x2: x - 13, y1: 0, y2: height }));
 }
 
-function write({ placed, view }) {
-  const height = get("canvas").clientHeight;
+function write({ placed, view, size }) {
   const { bottom } = margins(placed);
-  const y = Math.min(placed.bottom * view.zoom + view.y, height - bottom) + GAP + LINE - 4;
+  const y = Math.min(placed.bottom * view.zoom + view.y, size.height - bottom) + GAP + LINE - 4;
   names.replaceChildren(...rowNames(placed, view), ...placed.columns.flatMap((column) => columnNames(column, view, y)));
 }
 

@@ -10,7 +10,7 @@ const SHADES = 4;
 let job = 0;
 
 export function haze() {
-  subscribe(["placed", "view", "theme", "printing"], restart);
+  subscribe(["placed", "view", "size", "theme", "printing"], restart);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", restart);
   restart();
 }
@@ -24,7 +24,8 @@ function begin() {
   const edges = weaker(current().shown);
   const canvas = get("haze");
   const ratio = window.devicePixelRatio || 1;
-  const [width, height] = [canvas.clientWidth * ratio, canvas.clientHeight * ratio];
+  const { size } = current();
+  const [width, height] = [Math.round(size.width * ratio), Math.round(size.height * ratio)];
   if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
   const pen = canvas.getContext("2d");
   pen.setTransform(1, 0, 0, 1, 0, 0);

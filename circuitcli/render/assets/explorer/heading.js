@@ -47,5 +47,12 @@ function nextTokens(graph) {
     const told = html("small", {}, `${number(100 * probability)} %`);
     return html("span", { class: "token", title: JSON.stringify(token) }, html("div", {}, visible(token) || " "), told);
   });
-  return [html("div", { id: "next", "aria-label": "most likely next tokens" }, html("span", { class: "fact" }, "next "), tokens)];
+  return [
+    html(
+      "div",
+      { id: "next", "aria-label": "most likely next tokens" },
+      html("span", { class: "fact" }, "next "),
+      tokens,
+    ),
+  ];
 }

@@ -4,9 +4,7 @@ import { get, html, svg } from "#dom";
 import { number, sign, signed } from "#text";
 
 export function legend() {
-  const scales = circuit.scales.map((scale) =>
-    html("tr", {}, html("td", {}, scale.unit), scale.samples.map(sample)),
-  );
+  const scales = circuit.scales.map((scale) => html("tr", {}, html("td", {}, scale.unit), scale.samples.map(sample)));
   const strip = ` Strip at the left of a box: effect, full colour at ${number(largestEffect)}.`;
   const note = html("div", { class: "note" }, reading + (largestEffect > 0 ? strip : ""));
   get("legend").append(html("table", {}, scales), ...boxes(), note);

@@ -13,8 +13,8 @@ import { keyboard } from "#keyboard";
 import { legend } from "#legend";
 import { panel } from "#panel";
 import { search } from "#search";
-import { set, subscribe } from "#store";
 import { drawing } from "#shown";
+import { set, subscribe } from "#store";
 import { followPointer, hasMoved } from "#view";
 import { weights } from "#weights";
 

@@ -16,6 +16,7 @@ const BEND = 0.45;
 const LEAST_BEND = 30;
 // Points of a curve for each line of cards that it passes.
 const SAMPLES = 8;
+const NONE = [];
 
 // For each edge the points that it runs through, from its source to its target. An edge that would run under cards
 // passes the lines of cards in their gaps, straight up, with few turns: it has two more points for each turn. Strong
@@ -54,7 +55,12 @@ export function curves(points) {
   return points.slice(1).map(([x, y], index) => {
     const [x0, y0] = points[index];
     const bend = bendOf(y0, y, points.length === 2);
-    return [[x0, y0], [x0, y0 - bend], [x, y + bend], [x, y]];
+    return [
+      [x0, y0],
+      [x0, y0 - bend],
+      [x, y + bend],
+      [x, y],
+    ];
   });
 }
 
@@ -98,7 +104,7 @@ function bandsOf(places, left, right) {
       for (let index = 0; index < ends.length; index += 2) {
         if (ends[index + 1] >= ends[index]) gaps.push([ends[index], ends[index + 1]]);
       }
-      return { top, bottom: top + CARD.height, taken, gaps, used: new Set() };
+      return { top, bottom: top + CARD.height, taken, gaps, used: new Map() };
     });
 }
 
@@ -113,15 +119,21 @@ function merged(xs) {
   return found;
 }
 
-// The free place of a band nearest to x.
-function nearest(band, x) {
-  let best = x;
-  let distance = Infinity;
-  for (const [begin, end] of band.gaps) {
-    const place = Math.min(Math.max(x, begin), end);
-    if (Math.abs(place - x) < distance) [best, distance] = [place, Math.abs(place - x)];
+// The free place of a band nearest to x, the one on the left of two.
+function nearest({ gaps }, x) {
+  let low = 0;
+  let high = gaps.length - 1;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (gaps[middle][1] < x) low = middle + 1;
+    else high = middle;
   }
-  return best;
+  if (high < 0) return x;
+  // The first gap that does not end before x; the one before it ends before.
+  const right = Math.min(Math.max(x, gaps[low][0]), gaps[low][1]);
+  if (low === 0 || right === x) return right;
+  const left = gaps[low - 1][1];
+  return x - left <= Math.abs(right - x) ? left : right;
 }
 
 // Whether the plain curve meets a card, or comes too near to one.
@@ -163,7 +175,10 @@ function ways(bands, start, end) {
   let best = [{ x: start, cost: 0, before: null }];
   for (const band of bands) {
     const found = new Set([...wanted].map((x) => nearest(band, x)));
-    best = cheapest(best, [...found].sort((a, b) => a - b));
+    best = cheapest(
+      best,
+      [...found].sort((a, b) => a - b),
+    );
   }
   let last = best.reduce((a, b) => (a.cost + turn(a.x, end) <= b.cost + turn(b.x, end) ? a : b));
   const places = [];
@@ -200,14 +215,26 @@ function free(wanted, bands) {
   for (let step = 0; step < MOST_SHIFTS; step++) {
     for (const x of [wanted + SPACING * step, wanted - SPACING * step]) {
       if (!bands.every((band) => nearest(band, x) === x && hasRoom(band.used, x))) continue;
-      for (const band of bands) band.used.add(x);
+      for (const band of bands) take(band.used, x);
       return x;
     }
   }
   return wanted;
 }
 
+// Taken places by slots as wide as two edges stand apart.
+const slotOf = (x) => Math.floor(x / SPACING);
+
+function take(used, x) {
+  const slot = slotOf(x);
+  if (!used.has(slot)) used.set(slot, []);
+  used.get(slot).push(x);
+}
+
 function hasRoom(used, x) {
-  for (const other of used) if (Math.abs(x - other) < SPACING - 1e-9) return false;
+  const slot = slotOf(x);
+  for (let near = slot - 1; near <= slot + 1; near++) {
+    for (const other of used.get(near) || NONE) if (Math.abs(x - other) < SPACING - 1e-9) return false;
+  }
   return true;
 }

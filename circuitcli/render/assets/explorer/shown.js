@@ -28,7 +28,8 @@ function filtered() {
   const edges = first(ranked.edges, edgeCount).filter((edge) => allowed.has(edge.source) && allowed.has(edge.target));
   const ends = new Set(edges.flatMap((edge) => [edge.source, edge.target]));
   const stays = ({ id, hook }) =>
-    id === chosen || (allowed.has(id) && (ends.has(id) || !hook || !(incoming.get(id).length + outgoing.get(id).length)));
+    id === chosen ||
+    (allowed.has(id) && (ends.has(id) || !hook || !(incoming.get(id).length + outgoing.get(id).length)));
   return { nodes: circuit.nodes.filter(stays), edges };
 }
 

@@ -16,6 +16,7 @@ const state = {
   shown: [], // the edges that are drawn, the weakest first,
   placed: null, // and where: { places, rows, columns, width, height, bottom, left }
   view: { x: 0, y: 0, zoom: 1 }, // what part of the drawing is seen
+  size: { width: 0, height: 0 }, // of what the drawing is seen in, in pixels
   printing: false,
 };
 const followers = [];

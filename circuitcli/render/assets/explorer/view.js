@@ -28,15 +28,14 @@ export function zoomAt(factor, x, y) {
 }
 
 export function zoomBy(factor) {
-  const canvas = get("canvas");
-  zoomAt(factor, canvas.clientWidth / 2, canvas.clientHeight / 2);
+  const { size } = current();
+  zoomAt(factor, size.width / 2, size.height / 2);
 }
 
 export function fit() {
-  const { placed } = current();
+  const { placed, size } = current();
   const { left, bottom } = margins(placed);
-  const canvas = get("canvas");
-  const [width, height] = [canvas.clientWidth - left - 8, canvas.clientHeight - bottom - 8];
+  const [width, height] = [size.width - left - 8, size.height - bottom - 8];
   const zoom = Math.max(0.02, Math.min(width / placed.width, height / placed.bottom, 1.4));
   setView(left + Math.max(0, (width - placed.width * zoom) / 2), 8, zoom);
   fitted = true;
@@ -46,9 +45,9 @@ export function fit() {
 export function reveal(id) {
   const place = current().placed.places.get(id);
   if (!place) return;
-  const { view, placed } = current();
+  const { view, placed, size } = current();
   const { left, bottom } = margins(placed);
-  const { clientWidth: width, clientHeight: height } = get("canvas");
+  const { width, height } = size;
   const zoom = Math.max(view.zoom, FAR * 2);
   const [x, y] = [place[0] * view.zoom + view.x, place[1] * view.zoom + view.y];
   const inside = x > left && y > 0 && x + CARD.width * zoom < width && y + CARD.height * zoom < height - bottom;
@@ -71,10 +70,15 @@ export function followPointer(world) {
   get("fit").addEventListener("click", fit);
   get("closer").addEventListener("click", () => zoomBy(1.3));
   get("farther").addEventListener("click", () => zoomBy(1 / 1.3));
-  new ResizeObserver(() => {
-    if (fitted) fit();
-  }).observe(canvas);
-  fit();
+  new ResizeObserver(measure).observe(canvas);
+  measure();
+}
+
+// The size is kept: to ask for it while boxes change makes the browser lay out the page each time.
+function measure() {
+  const canvas = get("canvas");
+  set({ size: { width: canvas.clientWidth, height: canvas.clientHeight } });
+  if (fitted) fit();
 }
 
 function zoomByWheel(event) {
