@@ -3,7 +3,7 @@ import { CARD } from "#arrange";
 import { choose, lit, pointAtNode, pointAtNothing } from "#choice";
 import { largestEffect, layout } from "#data";
 import { svg } from "#dom";
-import { current, subscribe } from "#store";
+import { current, set, subscribe } from "#store";
 import { known, shortened, sign, visible, wrapped } from "#text";
 import { hideTip, showTip } from "#tip";
 import { hasMoved } from "#view";
@@ -17,13 +17,20 @@ let drawn = new Map();
 
 export function boxes() {
   subscribe(["labels"], () => {
+    layer.replaceChildren();
     drawn = new Map();
     show(current());
   });
   subscribe(["boxes", "placed"], show, true);
   subscribe(["chosen", "focus", "boxes", "shown", "labels"], light, true);
-  subscribe(["found", "boxes", "labels"], ({ found }) => {
-    for (const [id, group] of drawn) group.classList.toggle("found", found.has(id));
+  subscribe(["found", "selected", "boxes", "labels"], ({ found, selected }) => {
+    for (const [id, group] of drawn) {
+      group.classList.toggle(
+        "found",
+        found.has(id) || Boolean(group.node.members?.some((member) => found.has(member))),
+      );
+      group.classList.toggle("selected", selected.has(id));
+    }
   });
   return layer;
 }
@@ -43,7 +50,7 @@ function show({ boxes: nodes, placed }) {
 
 function box(node) {
   const [label] = caption(node);
-  const about = { tabindex: 0, role: "button", "aria-label": node.id + " " + visible(label), "data-node": node.id };
+  const about = { tabindex: -1, role: "button", "aria-label": node.id + " " + visible(label), "data-node": node.id };
   const kind = node.hook ? ` of-${slug(kindOf.get(node.hook))}` : "";
   const card = svg("rect", { class: "card", width: CARD.width, height: CARD.height });
   const words = node.hook || node.members ? featureWords(node) : outputWords(node);
@@ -57,8 +64,8 @@ const slug = (kind) => (kind || "").replace(/\W+/g, "-");
 
 function featureWords(node) {
   const [label, guess] = caption(node);
-  const id = shortened(node.feature || node.id, 26);
-  const short = known(node.feature) ? node.id.slice(node.id.indexOf("/") + 1) : node.id;
+  const id = shortened(node.members ? `${node.members.length} nodes` : node.feature || node.id, 26);
+  const short = known(node.feature) ? node.id.slice(node.id.indexOf("/") + 1) : node.members ? id : node.id;
   const at = svg("tspan", { class: "at" }, shortened(place(node), Math.max(26 - id.length, 4)));
   return [
     svg("text", { class: "id", x: 12, y: 17 }, id, at),
@@ -99,14 +106,22 @@ function listen(group, node) {
   });
   group.addEventListener("focus", () => pointAtNode(node.id));
   group.addEventListener("blur", pointAtNothing);
-  group.addEventListener("click", () => {
-    if (!hasMoved()) choose(node.id);
+  group.addEventListener("click", (event) => {
+    if (hasMoved()) return;
+    if (event.shiftKey && !node.members) set({ selected: toggled(current().selected, node.id) });
+    else choose(node.id);
   });
   group.addEventListener("keydown", (event) => {
     if (event.key !== "Enter" && event.key !== " ") return;
     event.preventDefault();
     choose(node.id);
   });
+}
+
+function toggled(ids, id) {
+  const changed = new Set(ids);
+  if (!changed.delete(id)) changed.add(id);
+  return changed;
 }
 
 let wasLit = [];

@@ -49,8 +49,13 @@ export function pointAtNothing() {
   if (current().focus) set({ focus: null });
 }
 
+// What is drawn for a node: itself, or the box of its group.
+export function drawnFor(id) {
+  return current().boxes.find((node) => node.id === id || node.members?.includes(id))?.id ?? id;
+}
+
 // What is lit: what the pointer is at, or else the pinned node with its edges, or null.
 export function lit() {
   const { chosen, focus } = current();
-  return focus || (chosen && around(chosen));
+  return focus || (chosen && around(drawnFor(chosen)));
 }

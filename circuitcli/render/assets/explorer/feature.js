@@ -1,5 +1,8 @@
-// What is known about a feature: logit effects, statistics, and contexts shaded by its activation.
+// What is known about a feature: contexts shaded by its activation, logit effects, statistics, and where more is told.
+import { contextsView } from "#contexts";
+import { circuit } from "#data";
 import { html } from "#dom";
+import { histogramView } from "#histogram";
 import { cell, rows } from "#tables";
 import { known, number, signed, visible } from "#text";
 
@@ -7,12 +10,30 @@ export function featureView(details) {
   const { negative, decoder_norms: norms } = details;
   const lengths = norms ? Object.entries(norms).map(([hook, norm]) => [hook, number(norm)]) : null;
   return [
+    ...contextsView(details, details.max),
+    ...(negative ? contextsView(negative, negative.min) : []),
     ...logits("promotes (logits)", details.promoted, "up"),
     ...logits("suppresses (logits)", details.suppressed, "down"),
-    ...(lengths ? [html("h3", {}, "written to (length of its decoder row)"), rows(lengths)] : []),
     ...sideView(details, negative ? "its codes above zero" : "the feature", details.max),
     ...(negative ? sideView(negative, "its codes below zero: " + visible(negative.label), negative.min) : []),
+    ...(lengths ? [html("h3", {}, "written to (length of its decoder row)"), rows(lengths)] : []),
   ];
+}
+
+// Pages that tell more about the feature of a node.
+export function linksOf(node) {
+  if (node.kind !== "feature") return null;
+  const { features, neuronpedia } = circuit.links;
+  const name = node.feature;
+  const index = name.slice(name.indexOf("/") + 1);
+  const there = [
+    features ? ["its page", `${features}#${name}`] : null,
+    neuronpedia[node.hook] ? ["Neuronpedia", `${neuronpedia[node.hook]}/${index}`] : null,
+  ].filter(known);
+  const links = there.map(([text, address]) =>
+    html("a", { href: address, target: "_blank", rel: "noopener noreferrer" }, text + " ↗"),
+  );
+  return links.length ? html("div", { class: "links" }, links) : null;
 }
 
 function logits(title, pairs, kind) {
@@ -23,62 +44,27 @@ function logits(title, pairs, kind) {
   return [html("h3", {}, title), html("div", { class: "logits" }, tokens)];
 }
 
-// Statistics and contexts of the codes of one sign.
+// Statistics of the codes of one sign.
 function sideView(side, title, furthest) {
   const below = furthest < 0;
-  const sizes = side.contexts.flatMap((context) => context.activations.map(Math.abs));
-  const largest = Math.abs(furthest || 0) || sizes.reduce((a, b) => Math.max(a, b), 0);
-  const contexts = side.contexts.map((context) => contextView(context, largest));
   return [
     html("h3", {}, title),
     rows([
       ["density", known(side.density) ? number(100 * side.density) + " % of tokens" : null],
-      ["active tokens", known(side.n_active) ? String(side.n_active) : null],
+      ["active tokens", known(side.n_active) ? side.n_active.toLocaleString("en") : null],
       [below ? "lowest" : "largest", known(furthest) ? number(furthest) : null],
       ["mean when active", known(side.mean) ? number(side.mean) : null],
     ]),
+    ...(side.histogram ? histogramView(side.histogram, below) : []),
     ...quantiles(side),
-    ...(contexts.length ? [html("h3", {}, below ? "where it is lowest" : "where it is most active"), ...contexts] : []),
   ];
 }
 
 function quantiles(side) {
   const pairs = Object.entries(side.quantiles).sort((a, b) => a[0] - b[0]);
   if (!pairs.length) return [];
-  const names = html(
-    "tr",
-    {},
-    pairs.map(([q]) => html("th", {}, q)),
-  );
-  const values = html(
-    "tr",
-    {},
-    pairs.map(([, value]) => cell(number(value))),
-  );
+  const row = (cells) => html("tr", {}, cells);
+  const names = row(pairs.map(([q]) => html("th", {}, q)));
+  const values = row(pairs.map(([, value]) => cell(number(value))));
   return [html("h3", {}, "quantiles of its activation"), html("table", {}, names, values)];
-}
-
-function contextView(context, largest) {
-  const spans = context.tokens.map((token, index) => {
-    const activation = context.activations[index] || 0;
-    const about = {
-      title: `${JSON.stringify(token)}  ${number(activation)}`,
-      class: index === context.peak ? "peak" : null,
-    };
-    const span = html("span", about, visible(token));
-    if (activation !== 0) span.style.background = shade(activation, largest);
-    return span;
-  });
-  const peak = context.activations[context.peak];
-  const where = [
-    known(peak) ? "peak " + number(peak) : null,
-    known(context.block) ? "block " + context.block : null,
-    known(context.position) ? "position " + context.position : null,
-  ];
-  return html("div", { class: "context" }, spans, html("small", {}, where.filter(known).join(", ")));
-}
-
-function shade(activation, largest) {
-  const share = largest > 0 ? Math.min(Math.abs(activation) / largest, 1) : 0;
-  return `rgba(${activation < 0 ? "255, 140, 93" : "93, 130, 255"}, ${(0.8 * share).toFixed(3)})`;
 }

@@ -1,43 +1,76 @@
-// The side panel: all that is known about the pinned node, or else an overview of the circuit.
-import { choose } from "#choice";
-import { circuit, conditions, incoming, metric, nodes, outgoing } from "#data";
+// The side panel: all that is known about the pinned node or group, or else an overview of the circuit.
+import { choose, nodeOf } from "#choice";
+import { traceView } from "#contexts";
+import { circuit, incoming, metric, outgoing } from "#data";
 import { get, html } from "#dom";
-import { featureView } from "#feature";
-import { subscribe } from "#store";
-import { cell, edgeTable, nodeLine, numberCell, rows } from "#tables";
+import { featureView, linksOf } from "#feature";
+import { button, groupView, selectionView } from "#gathering";
+import { groupWith, isGroup } from "#groups";
+import { editable, isEdited } from "#labels";
+import { overview } from "#overview";
+import { current, subscribe } from "#store";
+import { edgeTable, interval, rows } from "#tables";
 import { known, measured, number, percent, sign, signed, visible } from "#text";
+import { whySilent } from "#words";
 
-const HELP =
-  "Point at a box or an edge for its numbers; click a box for all that is known about it. " +
-  "Keys: / find, + and - zoom, 0 fit, arrows move, Tab and Enter choose, Escape back.";
+const SOURCES = { hand: "label by hand", model: "label by a model", neuronpedia: "label of Neuronpedia" };
 
 export function panel() {
-  subscribe(["chosen"], ({ chosen }) => show(chosen), true);
+  get("panel").setAttribute("aria-label", "details");
+  let last = null;
+  subscribe(
+    ["chosen", "selected", "groups", "labels", "hidden"],
+    ({ chosen }) => {
+      const top = chosen === last ? get("panel").scrollTop : 0;
+      last = chosen;
+      get("panel").replaceChildren(...selectionView(), ...contentOf(chosen));
+      get("panel").scrollTop = top;
+    },
+    true,
+  );
 }
 
-function show(chosen) {
-  get("panel").replaceChildren(...(chosen ? aboutNode(nodes.get(chosen)) : overview()));
-  get("panel").scrollTop = 0;
+function contentOf(chosen) {
+  if (!chosen) return overview();
+  const close = button("overview", "Back to the overview (Escape)", () => choose(null), { class: "back" });
+  if (isGroup(chosen)) return [close, ...groupView(chosen), ...edgesOf(chosen)];
+  return [close, ...aboutNode(nodeOf(chosen))];
 }
 
 function aboutNode(node) {
   const { details } = node;
-  const close = html("button", { type: "button", title: "Back to the overview (Escape)" }, "overview");
-  close.addEventListener("click", () => choose(null));
-  const unknown = html(
-    "p",
-    { class: "grey" },
-    "Nothing is known about this feature; circuit interp describes features.",
-  );
+  const hint = "Nothing is known about this feature; circuit interp describes features.";
+  const silent = whySilent(node);
   return [
-    html("div", { style: "float:right" }, close),
-    html("h2", {}, node.id),
-    details?.label ? html("div", {}, visible(details.label)) : null,
+    html("h2", {}, visible(node.id)),
+    node.kind === "feature" ? html("div", { class: "label" }, editable(node)) : null,
+    source(node),
+    linksOf(node),
     rows([...nodeRows(node), ...(node.kind === "output" ? outputRows() : [])]),
-    ...(details ? featureView(details) : node.kind === "feature" ? [unknown] : []),
-    ...edgeTable("into it, from", incoming.get(node.id), "source"),
-    ...edgeTable("from it, to", outgoing.get(node.id), "target"),
-  ].filter((part) => part !== null);
+    silent ? html("p", { class: "grey" }, silent) : null,
+    ...traceView(node),
+    ...(details ? featureView(details) : node.kind === "feature" ? [html("p", { class: "grey" }, hint)] : []),
+    ...edgesOf(node.id),
+  ].filter(known);
+}
+
+// Where the label is from, if not from the rules.
+function source(node) {
+  const { details } = node;
+  if (isEdited(node)) return html("div", { class: "grey" }, "label written here");
+  const told = SOURCES[details?.label_source];
+  if (!told) return null;
+  const score = known(details.label_score) ? `, balanced accuracy ${number(details.label_score)}` : "";
+  return html("div", { class: "grey" }, told + score);
+}
+
+// All edges of the circuit, also those that are not drawn; of a group those that are.
+function edgesOf(id) {
+  const { shown } = current();
+  const [into, from] = isGroup(id)
+    ? ["target", "source"].map((end) => shown.filter((edge) => edge[end] === id).toReversed())
+    : [incoming.get(id), outgoing.get(id)];
+  return [...edgeTable("it depends on", into, "source"), ...edgeTable("depends on it", from, "target")];
 }
 
 function nodeRows(node) {
@@ -45,18 +78,24 @@ function nodeRows(node) {
   const effect = () =>
     html("span", { class: sign(node.effect) }, measured(node.effect, node.standard_error, node.unit));
   const writes = node.kind === "feature" && circuit.graph.writes && circuit.graph.writes[node.hook];
+  const group = groupWith(node.id);
   return [
     ["token", known(node.token) ? `"${visible(node.token)}"${at}` : null],
     ["probability", known(node.probability) ? number(node.probability) : null],
     ["influence on the logits", known(node.influence) ? number(node.influence) : null],
     ["span", typeof node.position === "string" ? node.position : null],
     ["effect", known(node.effect) ? effect() : null],
+    ["95 % interval", known(node.standard_error) ? interval(node.effect, node.standard_error, node.unit) : null],
     ["active", known(node.active) ? `in ${percent(node.active)} of the prompts` : null],
     [
       circuit.graph.n_prompts > 1 ? "mean activation" : "activation",
       known(node.activation) ? number(node.activation) : null,
     ],
     ["written to", writes ? writes.join(" ") : null],
+    [
+      "group",
+      group ? button(visible(group.name), "Look at the group", () => choose(group.id), { class: "text" }) : null,
+    ],
   ];
 }
 
@@ -67,65 +106,4 @@ function outputRows() {
     ["clean", signed(graph.metric_clean, graph.unit)],
     ["baseline", signed(graph.metric_baseline, graph.unit)],
   ];
-}
-
-function overview() {
-  return [
-    html("h2", {}, visible(circuit.graph.name)),
-    rows(graphRows()),
-    ...scoreTable(),
-    ...strongestNodes(),
-    html("p", { class: "grey" }, HELP),
-  ];
-}
-
-function graphRows() {
-  const { graph, nodes: all, edges } = circuit;
-  const of = graph.prompts ? " of " + visible(graph.prompts) : "";
-  const means = "numbers are means ± standard error, and the share of prompts in which they are not zero";
-  const count = (value) => value.toLocaleString("en");
-  return [
-    ["metric", visible(metric)],
-    ["clean", signed(graph.metric_clean, graph.unit)],
-    ["baseline", `${signed(graph.metric_baseline, graph.unit)} (${graph.baseline})`],
-    ["prompts", graph.n_prompts > 1 ? `${count(graph.n_prompts)}${of}; ${means}` : null],
-    ["replacement", known(graph.replacement) ? number(graph.replacement) : null],
-    [
-      "completeness",
-      known(graph.completeness)
-        ? `${number(graph.completeness)}, of nodes with inputs ${number(graph.completeness_of_inputs)}`
-        : null,
-    ],
-    ["active", known(graph.n_active) ? `${count(graph.n_active)} features, ${count(graph.n_expanded)} expanded` : null],
-    ["model", graph.model],
-    ["method", graph.method],
-    ["positions", graph.positions],
-    ["numbers", graph.dtype],
-    ["size", `${all.length} nodes, ${edges.length} edges`],
-  ];
-}
-
-function scoreTable() {
-  if (!circuit.scores.length) return [];
-  const lines = circuit.scores.map((score, index) => {
-    const told = Object.entries(conditions[index])
-      .map(([name, value]) => `${name} ${value}`)
-      .join(", ");
-    const interval = known(score.low) && known(score.high) ? `${number(score.low)} to ${number(score.high)}` : "";
-    const name = html("td", {}, score.name, html("div", { class: "grey" }, told));
-    return html("tr", {}, name, cell(number(score.value), "number"), cell(interval, "number grey"));
-  });
-  return [html("h3", {}, "scores"), html("table", {}, lines)];
-}
-
-function strongestNodes() {
-  const ranked = circuit.nodes
-    .filter((node) => known(node.effect))
-    .sort((a, b) => Math.abs(b.effect) - Math.abs(a.effect))
-    .slice(0, 15);
-  if (!ranked.length) return [];
-  const lines = ranked.map((node) =>
-    nodeLine(node, {}, numberCell(node.effect, node.standard_error, node.active), cell(node.unit || "", "unit")),
-  );
-  return [html("h3", {}, "largest effects on the metric"), html("table", {}, lines)];
 }

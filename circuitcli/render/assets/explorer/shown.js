@@ -6,7 +6,7 @@ import { current, set, subscribe } from "#store";
 
 export function drawing() {
   set({ edgeCount: circuit.edges.filter((edge) => edge.drawn).length });
-  subscribe(["by", "nodeCount", "edgeCount", "inOneColumn", "merge"], update, true);
+  subscribe(["by", "nodeCount", "edgeCount", "inOneColumn", "merge", "hidden"], update, true);
   subscribe(["chosen"], ({ chosen, boxes }) => {
     if (chosen && nodes.has(chosen) && !boxes.some((node) => covers(node, chosen))) update();
   });
@@ -18,13 +18,15 @@ function update() {
   const kept = filtered();
   const { nodes: boxes, edges: shown } = current().merge ? current().merge(kept) : kept;
   const placed = arrange(boxes, current());
-  set({ boxes, shown: shown.sort((a, b) => a.strength - b.strength), placed });
+  // What the pointer was at may be gone.
+  set({ boxes, shown: shown.sort((a, b) => a.strength - b.strength), placed, focus: null });
 }
 
 function filtered() {
-  const { by, nodeCount, edgeCount, chosen } = current();
+  const { by, nodeCount, edgeCount, chosen, hidden } = current();
   const ranked = ranking(by);
-  const allowed = new Set(first(ranked.nodes, nodeCount).map((node) => node.id));
+  const kept = first(ranked.nodes, nodeCount).filter((node) => !hidden.has(node.kind));
+  const allowed = new Set(kept.map((node) => node.id));
   const edges = first(ranked.edges, edgeCount).filter((edge) => allowed.has(edge.source) && allowed.has(edge.target));
   const ends = new Set(edges.flatMap((edge) => [edge.source, edge.target]));
   const stays = ({ id, hook }) =>

@@ -4,7 +4,10 @@ const state = {
   chosen: null, // the id of the pinned node
   focus: null, // what the pointer or the keyboard is at: { nodes: Set of ids, edges: [edge], at: id or null }
   found: new Set(), // ids of nodes that a search found
-  labels: new Map(), // labels by node id that the reader wrote
+  labels: new Map(), // labels that the reader wrote, by feature, or by node id of what is no feature
+  selected: new Set(), // ids of nodes that the reader gathers
+  groups: [], // nodes that stand for one: { id, name, members: ids, open }
+  hidden: new Set(), // kinds of nodes that are not drawn
   by: "effect", // what nodes and edges are ranked by: "effect" or "influence"
   nodeCount: Infinity, // so many of the first nodes,
   edgeCount: 0, // and of the first edges, are drawn

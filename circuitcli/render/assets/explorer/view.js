@@ -13,6 +13,9 @@ let fitted = true;
 // Whether the pointer dragged the drawing since it went down, so that its release is no click.
 export const hasMoved = () => moved;
 
+// Whether all is shown, as large as can be.
+export const isFitted = () => fitted;
+
 export const move = (x, y) => setView(current().view.x + x, current().view.y + y, current().view.zoom);
 
 export function setView(x, y, zoom) {

@@ -5,8 +5,9 @@ import { inPrompts, known, measured, number, sign, signed, visible } from "#text
 
 // A label, and whether it is only a guess from what the feature promotes.
 export function caption(node) {
-  const written = current().labels.get(node.id);
+  const written = current().labels.get(node.feature || node.id);
   if (written) return [written, false];
+  if (node.kind === "group") return [node.name, false];
   if (node.kind === "output") return [visible(metric), false];
   if (node.kind === "logit") return [`output "${visible(node.token || "")}"`, false];
   if (node.kind === "token") return ["token embedding", true];
@@ -69,7 +70,8 @@ export function aboutNode(node) {
     : "";
   const silent = isSilent(node) ? "\n" + whySilent(node) : "";
   const numbers = node.kind === "output" ? "\n" + figures(node)[0][0] + " " + circuit.graph.unit : "";
-  return visible(node.id) + (label ? "\n" + visible(label) : "") + effect + silent + numbers;
+  const name = node.members ? `${node.members.length} nodes` : visible(node.id);
+  return name + (label ? "\n" + visible(label) : "") + effect + silent + numbers;
 }
 
 export function aboutEdge(edge) {
