@@ -53,12 +53,10 @@ function show(id) {
 }
 
 function memberLine(node, action) {
-  return nodeLine(
-    node,
-    {},
-    known(node.effect) ? numberCell(node.effect, node.standard_error, node.active) : cell(""),
-    html("td", { class: "act" }, action),
-  );
+  const effect = known(node.effect) ? numberCell(node.effect, node.standard_error, node.active) : cell("");
+  const line = nodeLine(node, {}, effect);
+  line.append(html("td", { class: "act" }, action));
+  return line;
 }
 
 // The panel of a group: its name, what can be done with it, and its members.

@@ -1,5 +1,5 @@
 // Finding nodes by id, label, token, and the tokens of their contexts; the best matches first, in a list below the field.
-import { choose } from "#choice";
+import { choose, drawnFor } from "#choice";
 import { circuit } from "#data";
 import { get, html } from "#dom";
 import { select } from "#groups";
@@ -135,7 +135,6 @@ function mark(index) {
 }
 
 function go(node) {
-  const group = current().groups.find((one) => !one.open && one.members.includes(node.id));
-  choose(group ? group.id : node.id);
-  reveal(group ? group.id : node.id);
+  choose(node.id);
+  reveal(drawnFor(node.id));
 }

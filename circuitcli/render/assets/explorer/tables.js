@@ -1,5 +1,5 @@
 // Tables of the side panel: numbers by name, and lists of nodes and edges that can be chosen.
-import { choose, nodeOf } from "#choice";
+import { choose, drawnFor, nodeOf } from "#choice";
 import { html } from "#dom";
 import { select } from "#groups";
 import { current } from "#store";
@@ -37,15 +37,14 @@ export function numberCell(value, error, active) {
 
 // A line of a table about a node that leads to it; with Shift it is selected.
 export function nodeLine(node, attributes, ...cells) {
-  const token = known(node.token) ? ` "${visible(node.token)}"` : "";
-  const name = node.members ? "" : node.id + token;
-  const about = html("td", {}, name, html("div", { class: "grey" }, visible(caption(node)[0])));
-  const [first, ...rest] = cells;
-  const line = html("tr", { class: "link", tabindex: 0, "data-line": node.id, ...attributes }, first, rest, about);
+  const told = [known(node.token) ? `"${visible(node.token)}"` : "", visible(caption(node)[0])].filter(Boolean);
+  const name = node.members ? `${node.members.length} nodes` : visible(node.id);
+  const about = html("td", {}, name, html("div", { class: "grey" }, told.join(" · ")));
+  const line = html("tr", { class: "link", tabindex: 0, "data-line": node.id, ...attributes }, cells, about);
   const go = (event) => {
     if (event.shiftKey) return select(node.id);
-    choose(boxOf(node.id));
-    reveal(boxOf(node.id));
+    choose(node.id);
+    reveal(drawnFor(node.id));
   };
   line.addEventListener("click", (event) => {
     if (!event.target.closest("button")) go(event);
@@ -55,9 +54,6 @@ export function nodeLine(node, attributes, ...cells) {
   });
   return line;
 }
-
-// A node of a closed group is looked at where it is: in the panel of its own, while the box of the group is lit.
-const boxOf = (id) => id;
 
 export function edgeTable(title, list, end) {
   if (!list.length) return [html("h3", {}, title + ": nothing")];
