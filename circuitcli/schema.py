@@ -24,9 +24,14 @@ METHODS = (
     "grad-exact",
     "frozen",
     *_OF_SEARCHES,
+    # Between attention heads and MLPs, as EAP-IG and MIB write them; graphs made elsewhere only.
+    "eap",
 )
 POSITIONS = ("all", "last", "sum", "spans")
-UNITS = ("nats", "logits", "activation", "pre-activation", "ratio", "probability")
+# Of graphs made elsewhere, whose files do not say it.
+UNKNOWN = "unknown"
+# A score is in the unit of a metric that is not known.
+UNITS = ("nats", "logits", "activation", "pre-activation", "ratio", "probability", "score")
 # What happens to error terms while a circuit is tested: they are nodes like others, all kept, or all removed.
 POLICIES = ("nodes", "kept", "removed")
 # What a test of a circuit comes to, the least first.
@@ -180,8 +185,8 @@ NumbersByName = Annotated[dict[Word, Number | None], Field(max_length=100)]
 TextsByNode = Annotated[dict[NodeName, Text], Field(max_length=LONGEST_TABLE)]
 
 MethodName = Annotated[Word, one_of(METHODS)]
-MetricName = Annotated[Word, one_of(get_args(Metric))]
-BaselineName = Annotated[Word, one_of(get_args(Baseline))]
+MetricName = Annotated[Word, one_of((*get_args(Metric), UNKNOWN))]
+BaselineName = Annotated[Word, one_of((*get_args(Baseline), UNKNOWN))]
 PositionsName = Annotated[Word, one_of(POSITIONS)]
 UnitName = Annotated[Word, one_of(UNITS)]
 PolicyName = Annotated[Word, one_of(POLICIES)]

@@ -25,6 +25,8 @@ def sums_of(totals: Mapping[HookPoint, Total]) -> dict[str, dict[str, float | No
 
 def warn_of_gaps(head: GraphRecord) -> None:
     """Log a warning, with the worst hook point, where the effects of a graph miss much of the behaviour."""
+    if head.metric_clean is None or head.metric_baseline is None:
+        return
     behaviour = head.metric_clean - head.metric_baseline
     if abs(behaviour) < LEAST_RANGE:
         logger.warning(

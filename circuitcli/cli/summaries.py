@@ -162,7 +162,7 @@ def _effects(made: Sequence[Record]) -> Rows:
 
 
 def _of_behaviour(gap: float, record: GraphRecord) -> str:
-    behaviour = abs(record.metric_clean - record.metric_baseline)
+    behaviour = abs((record.metric_clean or 0.0) - (record.metric_baseline or 0.0))
     return f"{100 * gap / behaviour:.1f} %" if behaviour else ""
 
 

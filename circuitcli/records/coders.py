@@ -230,7 +230,8 @@ class LabelScoreRecord(Record):
 
 
 class FeatureRecord(Record):
-    """What one feature means; details are in the file. Written by versions before ``features``.
+    """What one feature means; details are in the file. Written by versions before ``features``, and of graphs that
+    other programs made, whose labels have no file.
 
     ``label_source``: hand, model, neuronpedia or rules; ``label_score``: balanced accuracy of the label.
     """
@@ -240,6 +241,6 @@ class FeatureRecord(Record):
     label: Text
     label_source: Word | None = None
     label_score: Number | None = None
-    density: Number
-    path: PathInRun
+    density: Number | None = None
+    path: PathInRun | None = None
     sae: Word | None = None

@@ -1,9 +1,9 @@
 """Records of a circuit graph: its head, its nodes, its edges."""
 
 from functools import lru_cache
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from circuitcli import pieces
 from circuitcli.records.base import Record
@@ -49,7 +49,8 @@ class GraphRecord(Record):
     to follow, with probabilities. Of a frozen graph: how many features are active, into how many edges were taken, what
     pruning kept, the scores of circuit-tracer before pruning, what intervening on edges has shown, and the tokens of
     the logits. Of a search by resampling: its settings, the divergence from the clean model at each hook point, in
-    nats, with what is kept there, with all features and with none, and what became of error terms.
+    nats, with what is kept there, with all features and with none, and what became of error terms. A graph
+    that another program made names it as ``origin``, and what its file does not tell is ``unknown``, or null.
     """
 
     kind: str = "graph"
@@ -60,8 +61,9 @@ class GraphRecord(Record):
     tokens: Texts
     ids: Counts | None = None
     chat: Flag | None = None
-    metric_clean: Number
-    metric_baseline: Number
+    origin: Word | None = None
+    metric_clean: Number | None = Field(None, validate_default=True)
+    metric_baseline: Number | None = Field(None, validate_default=True)
     dtype: Word
     unit: UnitName
     baseline: BaselineName
@@ -112,6 +114,13 @@ class GraphRecord(Record):
     search: NumbersByName | None = None
     searched: NumbersByHook | None = None
     errors: PolicyName | None = None
+
+    @field_validator("metric_clean", "metric_baseline")
+    @classmethod
+    def _is_measured(cls, value: float | None, info: Any) -> float | None:
+        if value is None and info.data.get("origin") is None:
+            raise ValueError("only a graph of another program, named as its origin, may lack it")
+        return value
 
     def written(self, hook: str) -> tuple[str, ...]:
         """Names of the hook points that the coder writes that reads this one: of an SAE the same."""

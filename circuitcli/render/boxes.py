@@ -146,8 +146,12 @@ def _logit(title: str, numbers: str) -> str:
 
 
 def _output(head: GraphRecord) -> str:
+    told = {"clean": head.metric_clean, "everything at baseline": head.metric_baseline}
     return table(
         row(cell(span("output", bold=True) + span(f" {measured_metric(head)}"))),
-        row(cell(span(f"clean {signed(head.metric_clean, head.unit)}", size=9))),
-        row(cell(span(f"everything at baseline {signed(head.metric_baseline, head.unit)}", size=9))),
+        *(
+            row(cell(span(f"{name} {signed(value, head.unit)}", size=9)))
+            for name, value in told.items()
+            if value is not None
+        ),
     )

@@ -59,6 +59,6 @@ def _files(wanted: Mapping[str, str], stream: Stream, told: Iterable[FeatureReco
     if run is None:
         return []
     named = {record.hook: run / record.path for record in stream.of(FeaturesRecord)}
-    named |= {record.id.partition("/")[0]: run / record.path for record in told}
+    named |= {record.id.partition("/")[0]: run / record.path for record in told if record.path is not None}
     paths = {hook: named.get(hook, run / "features" / f"{hook}.jsonl") for hook in wanted.values()}
     return [path for path in dict.fromkeys(paths.values()) if path.is_file()]

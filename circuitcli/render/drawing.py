@@ -167,7 +167,8 @@ def _left_out(unit: str, edges: Iterable[Edge], chosen: Iterable[Edge]) -> LeftO
 
 def _require_finite(graph: CircuitGraph, scores: Iterable[ScoreRecord]) -> None:
     head = graph.head
-    numbers = [("metric_clean", head.metric_clean), ("metric_baseline", head.metric_baseline)]
+    values = {"metric_clean": head.metric_clean, "metric_baseline": head.metric_baseline}
+    numbers = [(name, value) for name, value in values.items() if value is not None]
     numbers += [(f"effect of {node.id}", node.effect) for node in graph.nodes if node.effect is not None]
     numbers += [(f"activation of {node.id}", node.activation) for node in graph.nodes if node.activation is not None]
     numbers += [(f"edge {edge.source} -> {edge.target}", edge.weight) for edge in graph.edges]

@@ -40,13 +40,21 @@ def heading(drawing: Drawing) -> str:
 
 def facts(head: GraphRecord) -> list[str]:
     """What is explained and how, in lines of plain text."""
-    clean, baseline = signed(head.metric_clean), signed(head.metric_baseline, head.unit)
+    made = "" if head.origin is None else f"made by {head.origin}, "
     return [
-        f"{measured_metric(head)}: {clean} clean, {baseline} with everything at baseline",
+        *([f"{measured_metric(head)}: {told}"] if (told := levels(head)) else []),
         *([over_prompts(head)] if head.n_prompts > 1 else []),
-        f"model {head.model}, method {head.method}, baseline {head.baseline}, positions {head.positions}, {head.dtype}",
+        f"{made}model {head.model}, method {head.method}, baseline {head.baseline}, positions {head.positions}, "
+        f"{head.dtype}",
         *([explained(head)] if head.n_active is not None else []),
     ]
+
+
+def levels(head: GraphRecord) -> str:
+    """The metric of the clean model, and with everything at baseline, as far as they are known, in plain text."""
+    told = {"clean": head.metric_clean, "with everything at baseline": head.metric_baseline}
+    known = [(name, value) for name, value in told.items() if value is not None]
+    return ", ".join(f"{signed(value, head.unit if value is known[-1][1] else None)} {name}" for name, value in known)
 
 
 def explained(head: GraphRecord) -> str:

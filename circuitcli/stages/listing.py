@@ -74,11 +74,11 @@ def _features(run: Run, stream: Stream) -> list[Record]:
     widths = {record.hook: record.d_sae for record in stream.of(SaeRecord)}
     old: dict[str, list[FeatureRecord]] = {}
     for record in stream.of(FeatureRecord):
-        if (hook := str(NodeId.parse(record.id).hook)) not in told:
+        if record.path is not None and (hook := str(NodeId.parse(record.id).hook)) not in told:
             old.setdefault(hook, []).append(record)
     made: list[Record] = []
     for hook, own in old.items():
-        path, n_dead = run.path / own[0].path, max(0, widths.get(hook, len(own)) - len(own))
+        path, n_dead = run.path / (own[0].path or ""), max(0, widths.get(hook, len(own)) - len(own))
         digest = file_digest(path) if path.is_file() else ""
         made.append(FeaturesRecord(hook=hook, n_live=len(own), n_dead=n_dead, path=own[0].path, digest=digest))
     return made
