@@ -12,6 +12,7 @@ from typing import Literal
 from circuitcli import processes, records, runs
 from circuitcli.cli.console import console, stderr_is_terminal
 from circuitcli.errors import InputError
+from circuitcli.graphs.exchange import formats
 from circuitcli.reading import as_path, stream_lines, text_lines
 from circuitcli.records import Record, RunRecord, Stream
 from circuitcli.runs import Run
@@ -95,7 +96,11 @@ def tell_what_is_waited_for(message: str) -> None:
 
 def _file_lines(file: str) -> tuple[str, ...]:
     hint = "FILE is a file of records, JSON lines, or - for stdin"
-    return _all(text_lines(as_path(file, hint=hint), hint=hint), name=file)
+    path = as_path(file, hint=hint)
+    if (shared := formats.read(path)) is not None:
+        # Of another program: what it holds as a command would have passed it on.
+        return tuple(map(records.to_line, shared.records()))
+    return _all(text_lines(path, hint=hint), name=file)
 
 
 def _all(lines: Iterable[tuple[str, str]], *, name: str) -> tuple[str, ...]:

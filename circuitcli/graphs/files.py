@@ -6,6 +6,7 @@ from pathlib import Path
 from circuitcli import records
 from circuitcli.errors import InputError, first_line
 from circuitcli.graphs.conversion import from_records, to_records
+from circuitcli.graphs.exchange import formats
 from circuitcli.graphs.graph import CircuitGraph
 from circuitcli.reading import json_lines
 from circuitcli.records import GraphRecord
@@ -28,6 +29,8 @@ def save(graph: CircuitGraph, path: Path) -> None:
 
 def load(path: Path, *, name: str | None = None) -> CircuitGraph:
     """The last graph of a file, or the one of this name. Raises InputError if there is none."""
+    if (shared := formats.read(path)) is not None and name in (None, shared.graph.head.name):
+        return shared.graph
     found = from_records(records.read_file(path, hint=HINT))
     if not found:
         raise InputError(f"{path} holds no graph", hint=HINT)

@@ -26,7 +26,8 @@ def read_details(
     found = {
         name: checked(record.model_dump(exclude_none=True), place=f"record of {name}") for name, record in told.items()
     }
-    for path in _files(wanted, stream, told.values(), run):
+    # Features of another program's graph are those of other coders than the run's, whatever these are called.
+    for path in _files(wanted, stream, told.values(), run, is_foreign=graph.head.origin is not None):
         for _, details in wanted_lines(path, wanted):
             name = details.id
             sae = graph.head.saes.get(wanted[name])
@@ -55,8 +56,10 @@ def _fits(graph: CircuitGraph, hook: str | None, record: FeatureRecord) -> bool:
     return mine is None or expected is None or mine == expected
 
 
-def _files(wanted: Mapping[str, str], stream: Stream, told: Iterable[FeatureRecord], run: Path | None) -> list[Path]:
-    if run is None:
+def _files(
+    wanted: Mapping[str, str], stream: Stream, told: Iterable[FeatureRecord], run: Path | None, *, is_foreign: bool
+) -> list[Path]:
+    if run is None or is_foreign:
         return []
     named = {record.hook: run / record.path for record in stream.of(FeaturesRecord)}
     named |= {record.id.partition("/")[0]: run / record.path for record in told if record.path is not None}

@@ -38,14 +38,21 @@ def picture(source: str, *, form: str, dpi: int = 96) -> bytes:
 
 
 def write_picture(
-    source: str, path: Path, *, dpi: int = 96, paper: PaperName | None = None, title: str = "circuit"
+    source: str,
+    path: Path,
+    *,
+    form: str | None = None,
+    dpi: int = 96,
+    paper: PaperName | None = None,
+    title: str = "circuit",
 ) -> None:
-    """Draw a DOT text into an .svg, .png or .pdf file, a PDF on pages of a paper if one is named.
+    """Draw a DOT text into an .svg, .png or .pdf file, or one of this form, a PDF on pages of a paper if one is named.
 
     Raises as `picture` does.
     """
-    drawn = picture(source, form=path.suffix.lower().removeprefix("."), dpi=dpi)
-    if paper is not None and path.suffix.lower() == ".pdf":
+    kind = form or path.suffix.lower().removeprefix(".")
+    drawn = picture(source, form=kind, dpi=dpi)
+    if paper is not None and kind == "pdf":
         from circuitcli.render.tiles import tiled
 
         drawn = tiled(drawn, paper, title=title)

@@ -1,10 +1,11 @@
-"""All files of one drawing, by suffix: .dot .svg .png .pdf .json .html, and ``-`` for DOT on stdout."""
+"""All files of one drawing, by suffix or in a format that was asked for, and ``-`` for stdout."""
 
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from circuitcli.errors import SettingsError, ToolError
+from circuitcli.render import sharing
 from circuitcli.render.document import document, to_json
 from circuitcli.render.dot import dot_source
 from circuitcli.render.drawing import Drawing
@@ -12,10 +13,22 @@ from circuitcli.render.page import page
 from circuitcli.render.picture import write_picture
 from circuitcli.render.text import visible
 from circuitcli.runs import atomic
-from circuitcli.settings.render import RenderSettings
+from circuitcli.settings.render import Form, RenderSettings
 
-SUFFIXES = (".dot", ".svg", ".png", ".pdf", ".json", ".html")
-PICTURES = (".svg", ".png", ".pdf")
+BY_SUFFIX: dict[str, Form] = {
+    ".dot": "dot",
+    ".svg": "svg",
+    ".png": "png",
+    ".pdf": "pdf",
+    ".json": "json",
+    ".html": "html",
+    ".graphml": "graphml",
+    ".gexf": "gexf",
+    ".csv": "csv",
+    ".mmd": "mermaid",
+}
+SUFFIXES = tuple(BY_SUFFIX)
+PICTURES = ("svg", "png", "pdf")
 STDOUT = "-"
 
 
@@ -27,14 +40,23 @@ class Writer(Protocol):
         """Write the text and return its length."""
 
 
-def checked(outputs: Iterable[str]) -> list[str]:
-    """The outputs, each once. Raises SettingsError for a suffix that nothing draws."""
+def checked(outputs: Iterable[str], form: Form | None = None) -> list[str]:
+    """The outputs, each once. Raises SettingsError for a suffix that nothing draws, unless a format is asked for, and
+    for a format that stdout does not take."""
     names = list(dict.fromkeys(outputs))
     for name in names:
-        if name != STDOUT and Path(name).suffix.lower() not in SUFFIXES:
+        if name == STDOUT and form in (*PICTURES, "csv", "neuronpedia"):
+            what = "is no text" if form in PICTURES else "is several files"
+            raise SettingsError(f"--as {form} {what}, and cannot go to stdout", hint="name a file: -o FILE")
+        if form is None and name != STDOUT and Path(name).suffix.lower() not in SUFFIXES:
             endings = " ".join(SUFFIXES)
             raise SettingsError(f"cannot draw '{name}'", hint=f"files end in {endings}; - is DOT on stdout")
     return names
+
+
+def form_of(name: str, settings: RenderSettings) -> Form:
+    """The format of an output: the one that is asked for, else that of its suffix, and DOT on stdout."""
+    return settings.form or ("dot" if name == STDOUT else BY_SUFFIX[Path(name).suffix.lower()])
 
 
 def write(
@@ -53,30 +75,44 @@ def write(
     ``dot`` is missing; the picture's DOT source is then written in its place. Raises SettingsError for an unknown
     suffix before anything is written.
     """
-    names = checked(outputs)
-    source = dot_source(pictured or drawing, settings)
-    for name in sorted(names, key=lambda name: Path(name).suffix.lower() in PICTURES):
+    names = checked(outputs, settings.form)
+    forms = {name: form_of(name, settings) for name in names}
+    for name in sorted(names, key=lambda name: forms[name] in PICTURES):
+        shown = pictured if pictured is not None and forms[name] in (*PICTURES, "dot", "mermaid") else drawing
         if name == STDOUT:
-            stdout.write(source)
+            stdout.write(text(shown, forms[name], settings))
         else:
-            _write_file(drawing, source, Path(name), settings)
+            _write_file(shown, Path(name), forms[name], settings)
     return [Path(name) for name in names if name != STDOUT]
 
 
-def _write_file(drawing: Drawing, source: str, path: Path, settings: RenderSettings) -> None:
-    suffix = path.suffix.lower()
-    if suffix in PICTURES:
+def text(drawing: Drawing, form: Form, settings: RenderSettings, *, path: Path | None = None) -> str:
+    """The drawing in a format that is one text. path: the file that it is for."""
+    if form == "html":
+        return page(drawing, path=path)
+    if form == "json":
+        return to_json(document(drawing, path=path), indent=1) + "\n"
+    shared = sharing.text(drawing, form)
+    return dot_source(drawing, settings) if shared is None else shared
+
+
+def _write_file(drawing: Drawing, path: Path, form: Form, settings: RenderSettings) -> None:
+    if form in PICTURES:
+        title = visible(drawing.graph.head.name)
+        source = dot_source(drawing, settings)
         try:
-            write_picture(source, path, dpi=settings.dpi, paper=settings.tile, title=visible(drawing.graph.head.name))
+            write_picture(source, path, form=form, dpi=settings.dpi, paper=settings.tile, title=title)
         except ToolError:
             # Whoever has no dot here can still draw the source elsewhere.
-            _write_file(drawing, source, path.with_suffix(".dot"), settings)
+            _write_text(path.with_suffix(".dot"), source)
             raise
-        return
+    elif form in ("csv", "neuronpedia"):
+        for place, content in sharing.files(drawing, path, form=form, settings=settings):
+            _write_text(place, content)
+    else:
+        _write_text(path, text(drawing, form, settings, path=path))
+
+
+def _write_text(path: Path, content: str) -> None:
     with atomic(path) as stream:
-        if suffix == ".dot":
-            stream.write(source)
-        elif suffix == ".json":
-            stream.write(to_json(document(drawing, path=path), indent=1) + "\n")
-        else:
-            stream.write(page(drawing, path=path))
+        stream.write(content)

@@ -8,13 +8,22 @@ from circuitcli.settings.section import FilePath, FilePaths, Section, Texts, Wor
 
 PaperName = Literal["a4", "a3", "letter"]
 
+Form = Literal["dot", "svg", "png", "pdf", "json", "html", "graphml", "gexf", "csv", "mermaid", "neuronpedia", "eap"]
+
 
 class RenderSettings(Section):
     """How a circuit is drawn."""
 
     output: Texts = ()
-    """Files to write: .dot .svg .png .pdf .json .html by suffix, - for DOT on stdout; by default an SVG and an HTML
-    page in the run."""
+    """Files to write: .dot .svg .png .pdf .json .html .graphml .gexf .csv .mmd by suffix, - for stdout; by default an
+    SVG and an HTML page in the run."""
+    form: Form | None = None
+    """Write this format, whatever the file is called: one of those by suffix, neuronpedia for the graph format of
+    Neuronpedia and circuit-tracer with the files beside it, eap for the JSON of EAP-IG and MIB."""
+    scan: str | None = Field(None, pattern=r"^[A-Za-z0-9_.-]{1,80}$")
+    """Neuronpedia's name of the model, for example gemma-2-2b; by default the last part of the model's own."""
+    source_set: str | None = Field(None, max_length=200)
+    """Neuronpedia's name of the coders, if it has pages of their features, for example gemmascope-transcoder-16k."""
     graph: str | None = None
     """Name of the graph to draw; by default the one made last."""
     contexts: int = Field(3, ge=0, le=100)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from circuitcli import graphs, records
 from circuitcli.errors import InputError
 from circuitcli.graphs import CircuitGraph
+from circuitcli.graphs.exchange import formats
 from circuitcli.hookpoints import HookPoint
 from circuitcli.records import ActivationsRecord
 from circuitcli.stages.request import Request, needed
@@ -48,6 +49,8 @@ def activation_digests(request: Request) -> dict[str, str]:
 def read_graphs(path: Path) -> list[CircuitGraph]:
     """The graphs of a file of records. Raises InputError if it holds none."""
     hint = "name a file below RUN/graphs"
+    if (shared := formats.read(path)) is not None:
+        return [shared.graph]
     found = graphs.from_records(records.read_file(path, hint=hint))
     if not found:
         raise InputError(f"{path} holds no graph", hint=hint)

@@ -16,14 +16,14 @@ from circuitcli.render.drawing import Drawing, draw
 from circuitcli.render.links import pages_of_features
 from circuitcli.render.seen import labelled, seen
 from circuitcli.render.state import HINT, State, fitted, read_state
-from circuitcli.render.write import Writer, checked, write
-from circuitcli.settings.render import RenderSettings
+from circuitcli.render.write import BY_SUFFIX, Writer, checked, form_of, write
+from circuitcli.settings.render import Form, RenderSettings
 from circuitcli.stages.request import Request
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_FORMS = (".html", ".svg")
-PAGED = ".pdf"
+PAGED = "pdf"
 
 
 def run(request: Request, *, stdout: Writer) -> list[Record]:
@@ -55,7 +55,9 @@ def run(request: Request, *, stdout: Writer) -> list[Record]:
         feature_pages=pages_of_features(directory),
     )
     pictured = None if state is None else _pictured(drawing, state, settings)
-    paths = write(drawing, outputs or _defaults(graph, directory), settings, stdout=stdout, pictured=pictured)
+    paths = write(
+        drawing, outputs or _defaults(graph, directory, settings.form), settings, stdout=stdout, pictured=pictured
+    )
     return [FigureRecord(path=recorded(path, directory)) for path in paths]
 
 
@@ -86,8 +88,8 @@ def _pictured(drawing: Drawing, state: State, settings: RenderSettings) -> Drawi
 def _checked(settings: RenderSettings) -> list[str]:
     """The outputs that the settings name. Raises SettingsError for a suffix that nothing draws, and for paper without a
     file that has pages."""
-    outputs = checked(settings.output)
-    if settings.tile is not None and not any(Path(name).suffix.lower() == PAGED for name in outputs):
+    outputs = checked(settings.output, settings.form)
+    if settings.tile is not None and not any(form_of(name, settings) == PAGED for name in outputs):
         raise SettingsError(f"--tile {settings.tile} lays out a PDF, and none is written", hint="add -o circuit.pdf")
     return outputs
 
@@ -134,10 +136,13 @@ def _about(graph: CircuitGraph, records: Stream) -> Iterator[ScoreRecord | Verdi
                 yield record
 
 
-def _defaults(graph: CircuitGraph, directory: Path | None) -> list[str]:
+def _defaults(graph: CircuitGraph, directory: Path | None, form: Form | None) -> list[str]:
     name = re.sub(r"[^\w.-]+", "-", graph.head.name).strip("-.") or "circuit"
-    folder = Path() if directory is None else directory / "figures"
-    return [str(folder / f"{name}{suffix}") for suffix in DEFAULT_FORMS]
+    # A graph for another program's page lies among its own files.
+    folder = Path() if directory is None else directory / ("neuronpedia" if form == "neuronpedia" else "figures")
+    known = {written: suffix for suffix, written in BY_SUFFIX.items()}
+    suffixes = DEFAULT_FORMS if form is None else (known.get(form, f".{form}.json"),)
+    return [str(folder / f"{name}{suffix}") for suffix in suffixes]
 
 
 def recorded(path: Path, directory: Path | None) -> str:

@@ -11,6 +11,7 @@ from circuitcli.stages.request import Request
 
 FLAGS = (
     Flag("render.output", "--output", short="-o", metavar="FILE", repeats=True),
+    Flag("render.form", "--as", metavar="FORMAT"),
     Flag("render.graph", "--graph"),
     Flag("render.max_edges", "--max-edges"),
     Flag("render.labels", "--labels", metavar="FILE", repeats=True),
@@ -30,12 +31,16 @@ EXTRAS = (
 def render(call: Call) -> None:
     """Draw a circuit.
 
-    The suffix of a file says how: .dot, .svg, .png, .pdf, .html for an interactive page, .json for all its numbers.
+    The suffix of a file says how: .dot, .svg, .png, .pdf, .html for an interactive page, .json for all its numbers,
+    .graphml and .gexf for NetworkX and Gephi, .csv, .mmd for Mermaid; --as writes another format. FILE may be the graph
+    of another program too: of Neuronpedia, circuit-tracer, feature-circuits, EAP-IG or MIB.
 
     \b
     circuit render -o circuit.svg -o circuit.html
     circuit render -o - | dot -Tpdf > circuit.pdf
     circuit render --max-nodes 30 --tile a4 -o circuit.pdf
+    circuit render --as neuronpedia -o dallas/dallas.json
+    circuit render their-graph.json -o circuit.html
     circuit render --curves -o curves.svg
     circuit render --interaction topk.json,staircase.json -o edges.svg
 
