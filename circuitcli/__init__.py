@@ -17,6 +17,7 @@ match                           which features of two coders are the same
 find_behaviour, find_circuit    something to explain, and the features and errors behind it
 search_circuit                  the fewest features that keep the next token's probabilities
 validate, draw                  how far a circuit can be believed, and its picture
+read_graph, write_graph         circuits in the files of other programs; read_cards gives their labels
 
 What a name stands for is loaded when it is first asked for: PyTorch and transformers take seconds. Plain texts, tensors
 and paths go in, frozen values come out; nothing is written unless a path is given. What can be mended is raised as a
@@ -61,12 +62,15 @@ _PLACES = {
     "load_model": "circuitcli.api.models",
     "match": "circuitcli.api.matching",
     "pretrain": "circuitcli.api.pretraining",
+    "read_cards": "circuitcli.api.sharing",
+    "read_graph": "circuitcli.api.sharing",
     "run": "circuitcli.api.running",
     "search_circuit": "circuitcli.api.searching",
     "steer": "circuitcli.api.steering",
     "toy": "circuitcli.api.toys",
     "train": "circuitcli.api.training",
     "validate": "circuitcli.api.validating",
+    "write_graph": "circuitcli.api.sharing",
 }
 __all__ = sorted([*_PLACES, "__version__"])
 

@@ -18,6 +18,9 @@ from circuitcli.api.pretraining import pretrain as pretrain
 from circuitcli.api.running import Run as Run
 from circuitcli.api.running import run as run
 from circuitcli.api.searching import search_circuit as search_circuit
+from circuitcli.api.sharing import read_cards as read_cards
+from circuitcli.api.sharing import read_graph as read_graph
+from circuitcli.api.sharing import write_graph as write_graph
 from circuitcli.api.steering import Steered as Steered
 from circuitcli.api.steering import steer as steer
 from circuitcli.api.toys import toy as toy
