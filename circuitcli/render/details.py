@@ -21,13 +21,14 @@ def read_details(
     before both: those of the files ``labels`` first. Details of another SAE than the graph's are left out. Raises
     InputError for a file with a damaged line about one of the features.
     """
+    # Features of another program's graph are those of other coders than the run's, whatever these are called.
+    run = None if graph.head.origin is not None else run
     wanted = {place.feature: str(place.hook) for node in graph.nodes if (place := node.place) and not place.is_error}
     told = {record.id: record for record in stream.of(FeatureRecord) if _fits(graph, wanted.get(record.id), record)}
     found = {
         name: checked(record.model_dump(exclude_none=True), place=f"record of {name}") for name, record in told.items()
     }
-    # Features of another program's graph are those of other coders than the run's, whatever these are called.
-    for path in _files(wanted, stream, told.values(), run, is_foreign=graph.head.origin is not None):
+    for path in _files(wanted, stream, told.values(), run):
         for _, details in wanted_lines(path, wanted):
             name = details.id
             sae = graph.head.saes.get(wanted[name])
@@ -56,10 +57,8 @@ def _fits(graph: CircuitGraph, hook: str | None, record: FeatureRecord) -> bool:
     return mine is None or expected is None or mine == expected
 
 
-def _files(
-    wanted: Mapping[str, str], stream: Stream, told: Iterable[FeatureRecord], run: Path | None, *, is_foreign: bool
-) -> list[Path]:
-    if run is None or is_foreign:
+def _files(wanted: Mapping[str, str], stream: Stream, told: Iterable[FeatureRecord], run: Path | None) -> list[Path]:
+    if run is None:
         return []
     named = {record.hook: run / record.path for record in stream.of(FeaturesRecord)}
     named |= {record.id.partition("/")[0]: run / record.path for record in told if record.path is not None}

@@ -46,7 +46,8 @@ export function number(value) {
   return size >= 1e5 || size < 1e-3 ? value.toExponential(2) : String(Number(value.toPrecision(3)));
 }
 
-export const signed = (value, unit) => (value < 0 ? "" : "+") + number(value) + (unit ? " " + unit : "");
+export const signed = (value, unit) =>
+  known(value) ? (value < 0 ? "" : "+") + number(value) + (unit ? " " + unit : "") : "unknown";
 export const sign = (value) => (value < 0 ? "negative" : "positive");
 export const percent = (share) => (100 * share).toFixed(1) + " %";
 export const inPrompts = (share) => (known(share) ? `, in ${Math.round(100 * share)} % of prompts` : "");
