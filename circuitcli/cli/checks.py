@@ -70,7 +70,7 @@ def _render(call: "Call") -> None:
     else:
         from circuitcli.render.write import checked
 
-        checked(outputs)
+        checked(outputs, call.loaded.settings.render.form)
 
 
 def _inspect(call: "Call") -> None:
