@@ -1,0 +1,269 @@
+"""The page of a circuit as a reader uses it, in a real browser: pointing, pinning, finding, keys, paper, hostile text."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from browser import Chromium, Tab
+from test_render import NASTY, details, head, small_drawing
+from test_render_coders import IDS, many_prompts, random_graph
+
+from circuitcli.features.lines import Context, Details
+from circuitcli.graphs import CircuitGraph, Edge, Node
+from circuitcli.render.drawing import Drawing, draw
+from circuitcli.render.page import page
+from circuitcli.render.text import measured
+
+HOSTILE = (
+    "</script><script>window.hit=1</script>",
+    '"><img src=x onerror="window.hit=1">',
+    "<svg onload=window.hit=1>",
+    "javascript:window.hit=1",
+    "{{data}} ${window.hit=1}",
+    "\u202eevil\u2066",
+    "e" + "\u0301" * 300,
+    "x" * 10_000,
+    "👩‍👩‍👧" * 50,
+    "שלום",
+    "",
+)
+
+
+@pytest.fixture(scope="module")
+def shared(chromium: Chromium) -> Iterator[Tab]:
+    with chromium.tab() as opened:
+        yield opened
+
+
+@pytest.fixture
+def tab(shared: Tab) -> Iterator[Tab]:
+    """A page that others used before, and that must have nothing to complain of in the end."""
+    del shared.requests[:]
+    yield shared
+    assert shared.faults == []
+    shared.page.mouse.move(0, 0)
+
+
+@pytest.fixture(scope="module")
+def random_drawing() -> Drawing:
+    """Thirty features of a cross-layer transcoder with effects, labels and contexts."""
+    graph = random_graph(30, positions="all", seed=8)
+    nodes = tuple(
+        replace(node, activation=0.5 + n, effect=(-1) ** n * 0.0123456 * n, unit="nats") if node.place else node
+        for n, node in enumerate(graph.nodes)
+    )
+    known = details(label="names & places")["resid.0/7"]
+    names = {node.place.feature for node in nodes if node.place and not node.place.is_error}
+    labels = {name: known.model_copy(update={"id": name, "label": f"word {name[-1]}"}) for name in names}
+    return draw(replace(graph, nodes=nodes), details=labels)
+
+
+def show(tab: Tab, drawing: Drawing, folder: Path, *, fragment: str = "") -> Path:
+    path = folder / "circuit.html"
+    path.write_text(page(drawing), encoding="utf-8")
+    tab.open(path, fragment=fragment)
+    return path
+
+
+def node(name: str) -> str:
+    """The selector of a node's box."""
+    return f'[data-node="{name}"]'
+
+
+def lit(tab: Tab, kind: str) -> set[str]:
+    """The nodes or edges that stand out while others are dimmed."""
+    found = f"all => all.filter(one => one.classList.contains('on')).map(one => one.dataset.{kind})"
+    return set(tab.page.eval_on_selector_all(f"[data-{kind}]", found))
+
+
+def chosen(tab: Tab) -> list[str]:
+    """The nodes that are pinned."""
+    return tab.page.eval_on_selector_all("[data-node].chosen", "all => all.map(one => one.dataset.node)")
+
+
+def test_a_page_is_one_file_that_asks_for_nothing(tab: Tab, random_drawing: Drawing, tmp_path: Path):
+    path = show(tab, random_drawing, tmp_path)
+    assert [url for url in tab.requests if not url.startswith("data:text/javascript")] == [path.as_uri()]
+    assert {
+        name for name in tab.page.eval_on_selector_all(node("x").split("=")[0] + "]", "a => a.map(b => b.dataset.node)")
+    } == {one.id for one in random_drawing.graph.nodes}
+
+
+def test_pointing_at_a_box_or_an_edge_tells_its_exact_numbers(tab: Tab, random_drawing: Drawing, tmp_path: Path):
+    show(tab, random_drawing, tmp_path)
+    for one in [one for one in random_drawing.graph.nodes if one.effect][::6]:
+        tab.page.hover(node(one.id))
+        told = tab.page.inner_text("#tip")
+        assert told.startswith(one.id) and measured(one.effect, one.unit) in told
+        assert tab.page.locator("#tip").is_visible()
+    for edge in random_drawing.edges[-3:]:
+        tab.page.dispatch_event(
+            f'.reach[data-edge="{edge.source}→{edge.target}"], [data-edge="{edge.source}→{edge.target}"]',
+            "pointerenter",
+        )
+        told = tab.page.inner_text("#tip")
+        assert f"{edge.source} → {edge.target}" in told and measured(edge.weight, edge.unit) in told
+
+
+def test_of_many_prompts_errors_and_shares_are_told(tab: Tab, tmp_path: Path):
+    show(tab, draw(many_prompts(*IDS)), tmp_path)
+    tab.page.hover(node(IDS[0]))
+    assert "-0.5 ± 0.062 nats, in 75 % of prompts" in tab.page.inner_text("#tip")
+    tab.page.click(node(IDS[0]))
+    told = tab.page.inner_text("#panel")
+    assert (
+        "-0.5 ± 0.062 nats" in told and "in 75.0 % of the prompts" in told and "±" in tab.page.inner_text(node(IDS[0]))
+    )
+
+
+def test_a_click_pins_a_node_with_what_it_depends_on_and_what_depends_on_it(
+    tab: Tab, random_drawing: Drawing, tmp_path: Path
+):
+    show(tab, random_drawing, tmp_path)
+    graph = random_drawing.graph
+    for one in graph.nodes[3:20:8]:
+        tab.page.click(node(one.id))
+        touching = [edge for edge in random_drawing.edges if one.id in (edge.source, edge.target)]
+        assert chosen(tab) == [one.id]
+        assert lit(tab, "edge") == {f"{edge.source}→{edge.target}" for edge in touching}
+        assert lit(tab, "node") == {one.id, *(end for edge in touching for end in (edge.source, edge.target))}
+        panel = tab.page.inner_text("#panel")
+        assert one.id in panel and all(other.source in panel and other.target in panel for other in touching)
+        # What is pinned stays while the pointer is elsewhere.
+        tab.page.hover(node("output"))
+        assert chosen(tab) == [one.id] and one.id in lit(tab, "node")
+    tab.page.keyboard.press("Escape")
+    assert chosen(tab) == [] and lit(tab, "node") == set()
+
+
+def test_a_line_of_the_panel_leads_to_the_other_end(tab: Tab, random_drawing: Drawing, tmp_path: Path):
+    show(tab, random_drawing, tmp_path)
+    edge = max((edge for edge in random_drawing.edges if edge.target != "output"), key=lambda edge: abs(edge.weight))
+    tab.page.click(node(edge.source))
+    tab.page.locator("#panel tr.link", has_text=edge.target).first.click()
+    assert chosen(tab) == [edge.target]
+
+
+@pytest.mark.parametrize("text", ["word 3", "MLP_IN.4", "zzz", "  mary "])
+def test_searching_counts_what_has_the_text_in_its_id_label_token_or_contexts(
+    tab: Tab, random_drawing: Drawing, tmp_path: Path, text: str
+):
+    show(tab, random_drawing, tmp_path)
+    tab.page.fill("#search", text)
+    wanted = text.strip().lower()
+    found = []
+    for one in random_drawing.graph.nodes:
+        known = random_drawing.known(one)
+        words = [one.id, random_drawing.token(one) or ""]
+        if known is not None:
+            words += [known.label, *(token for token, _ in known.promoted)]
+            words += [context.tokens[context.peak] for context in known.contexts]
+        found += [one.id] * any(wanted in word.lower() for word in words)
+    marked = tab.page.eval_on_selector_all("[data-node].found", "all => all.map(one => one.dataset.node)")
+    assert sorted(marked) == sorted(found)
+    assert str(len(found)) in tab.page.inner_text("#found")
+    tab.page.press("#search", "Enter")
+    assert (chosen(tab) or [None])[0] in (found or [None])
+
+
+def test_all_is_done_by_keys_alone(tab: Tab, random_drawing: Drawing, tmp_path: Path):
+    show(tab, random_drawing, tmp_path)
+    page_ = tab.page
+    page_.keyboard.press("/")
+    assert page_.evaluate("document.activeElement.id") == "search"
+    page_.keyboard.type("resid")
+    page_.keyboard.press("Enter")
+    (first,) = chosen(tab)
+    page_.keyboard.press("Escape")
+    page_.keyboard.press("Escape")
+    assert chosen(tab) == []
+    at = "(document.activeElement.closest('[data-node]') || {dataset: {}}).dataset.node || null"
+    for _ in range(60):
+        page_.keyboard.press("Tab")
+        if page_.evaluate(at):
+            break
+    reached = page_.evaluate(at)
+    assert reached is not None and reached in lit(tab, "node")
+    outline = page_.evaluate("getComputedStyle(document.activeElement.querySelector('.card')).strokeWidth")
+    page_.keyboard.press("Enter")
+    assert chosen(tab) == [reached] and float(outline.rstrip("px")) >= 1
+    before = page_.get_attribute("#canvas > g", "transform")
+    page_.keyboard.press("+")
+    assert page_.get_attribute("#canvas > g", "transform") != before
+    page_.keyboard.press("0")
+    assert first
+
+
+def test_the_page_opens_at_the_node_of_its_address(tab: Tab, tmp_path: Path):
+    drawing = small_drawing()
+    show(tab, drawing, tmp_path, fragment="#resid.0/7@2")
+    assert chosen(tab) == ["resid.0/7@2"]
+    show(tab, drawing, tmp_path, fragment="#%E0%A4%A not there <b>")
+    assert chosen(tab) == []
+
+
+def test_paper_gets_the_drawing_the_legend_and_the_panel(tab: Tab, random_drawing: Drawing, tmp_path: Path):
+    show(tab, random_drawing, tmp_path)
+    tab.page.click(node("output"))
+    printed = tab.page.pdf(print_background=True)
+    assert printed.startswith(b"%PDF") and len(printed) > 15_000
+    n_pages = max(int(count) for count in re.findall(rb"/Count (\d+)", printed))
+    assert 1 <= n_pages <= 4
+    tab.page.emulate_media(media="print")
+    assert all(tab.page.locator(one).is_visible() for one in ("#canvas", "#legend", "#panel", "#heading"))
+    assert not any(tab.page.locator(one).is_visible() for one in ("#search", "#edge-share", "#fit"))
+    tab.page.emulate_media(media="screen")
+
+
+def hostile_drawing(texts: tuple[str, ...]) -> Drawing:
+    """A circuit in which every text from outside is hostile: tokens, labels, contexts, names, units of edges."""
+    nodes = [Node(f"resid.0/{n}@{n}", 1.0, 0.1 * n + 0.1, "nats") for n in range(len(texts))]
+    edges = tuple(Edge(one.id, "output", 0.5, "nats", heads={"0.1": 0.25}) for one in nodes)
+    known = {}
+    for n, text in enumerate(texts):
+        context = Context(tokens=(text, "a", text), activations=(1.0, 0.0, 4.0), peak=2)
+        pairs = ((text, 1.5),)
+        known[f"resid.0/{n}"] = Details(
+            id=f"resid.0/{n}", label=text, contexts=(context,), promoted=pairs, suppressed=pairs
+        )
+    all_texts = "".join(text[:200] for text in texts)
+    about = head(tokens=texts, prompt=all_texts, name=texts[0], target=texts[0], foil=texts[1], model=texts[2])
+    return draw(CircuitGraph(about, (*nodes, Node("output")), edges), details=known)
+
+
+@pytest.mark.parametrize("texts", [HOSTILE, NASTY], ids=["hostile", "nasty"])
+def test_hostile_text_stays_text_and_the_page_keeps_its_shape(tab: Tab, tmp_path: Path, texts: tuple[str, ...]):
+    show(tab, hostile_drawing(texts), tmp_path)
+    structure = (
+        "[...document.querySelectorAll('script, img, iframe, object, embed, a[href^=javascript]')].map(a => a.tagName)"
+    )
+    assert tab.page.evaluate(structure) == ["SCRIPT"] * 3
+    assert tab.page.evaluate("document.querySelectorAll('#canvas [onload], [onerror]').length") == 0
+    for n in range(0, len(texts), 2):
+        tab.page.dispatch_event(node(f"resid.0/{n}@{n}"), "pointerenter")
+        tab.page.evaluate(
+            "id => document.querySelector(`[data-node=\"${id}\"]`).dispatchEvent(new MouseEvent('click', {bubbles: true}))",
+            f"resid.0/{n}@{n}",
+        )
+        assert chosen(tab) == [f"resid.0/{n}@{n}"]
+        wide = "[document.documentElement.scrollWidth <= innerWidth, document.getElementById('panel').scrollWidth <= document.getElementById('panel').clientWidth + 1]"
+        assert tab.page.evaluate(wide) == [True, True], repr(texts[n][:40])
+        tab.page.fill("#search", texts[n][:50].replace("\r", "").replace("\n", ""))
+    assert tab.page.evaluate("window.hit") is None
+    assert tab.page.evaluate("document.getElementById('drawing' ).clientHeight") > 200
+    # No letter is drawn outside its box by more than its accents.
+    boxes = tab.page.eval_on_selector_all(
+        "[data-node]",
+        "all => all.map(one => { const b = one.getBBox(), c = one.querySelector('.card').getBBox(); return b.width - c.width; })",
+    )
+    assert max(boxes) < 12
+
+
+def test_half_a_surrogate_pair_is_no_text_for_a_page_and_is_refused_or_shown(tab: Tab, tmp_path: Path):
+    text = page(hostile_drawing(("a\ud800b", "c", "d")))
+    path = tmp_path / "circuit.html"
+    path.write_text(text, encoding="utf-8")
+    tab.open(path)
+    assert tab.count("[data-node]") == 4
