@@ -37,6 +37,9 @@ class Tab:
 
     def open(self, path: Path, *, fragment: str = "") -> None:
         """Load a file and wait until its script says that it is drawn."""
+        if fragment:
+            # Another fragment alone would not load the page again.
+            self.page.goto("about:blank")
         self.page.goto(path.resolve().as_uri() + fragment)
         self.page.wait_for_function("document.documentElement.dataset.ready === '1'")
 

@@ -28,6 +28,7 @@ share of the prompts in which it is not zero. ``strength`` is |weight| as a shar
 """
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from circuitcli.render.drawing import Drawing
 from circuitcli.render.links import links
 from circuitcli.render.scales import Scale
 
+_HALVES = re.compile("[\ud800-\udfff]")
 FORMAT = 1
 
 
@@ -61,8 +63,9 @@ def document(drawing: Drawing, *, path: Path | None = None) -> dict[str, Any]:
 
 
 def to_json(content: Any, *, indent: int | None = None) -> str:
-    """JSON text in which all characters stand for themselves."""
-    return json.dumps(content, ensure_ascii=False, allow_nan=False, indent=indent)
+    """JSON text in which all characters stand for themselves, but halves of surrogate pairs, which no file can hold."""
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False, indent=indent)
+    return _HALVES.sub(lambda half: f"\\u{ord(half[0]):04x}", text)
 
 
 def _verdict(drawing: Drawing) -> dict[str, Any] | None:
