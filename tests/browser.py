@@ -41,7 +41,7 @@ class Tab:
             # Another fragment alone would not load the page again.
             self.page.goto("about:blank")
         self.page.goto(path.resolve().as_uri() + fragment)
-        self.page.wait_for_function("document.documentElement.dataset.ready === '1'")
+        self.page.wait_for_selector("html[data-ready='1']", state="attached")
 
     def texts(self, selector: str) -> list[str]:
         """The text of all elements that match."""

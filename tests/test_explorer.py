@@ -117,6 +117,7 @@ def test_pointing_at_a_box_or_an_edge_tells_its_exact_numbers(tab: Tab, random_d
         told = tab.page.inner_text("#tip")
         assert told.startswith(one.id) and measured(one.effect, one.unit) in told
         assert tab.page.locator("#tip").is_visible()
+    tab.page.mouse.move(0, 0)
     points = tab.page.evaluate(POINTS_OF_EDGES)
     assert len(points) > 5
     for edge in [edge for edge in random_drawing.edges if f"{edge.source}→{edge.target}" in points][-3:]:
@@ -266,8 +267,8 @@ def test_hostile_text_stays_text_and_the_page_keeps_its_shape(tab: Tab, tmp_path
     assert tab.count("img, iframe, object, embed, [onload], [onerror], [href^=javascript]") == 0
     assert tab.page.evaluate("window.hit") is None
     assert tab.page.evaluate("document.getElementById('drawing').clientHeight") > 200
-    # Accents and emoji may be wider than the column or two that they are taken for.
-    assert max(tab.page.eval_on_selector_all("[data-node]", BESIDE_ITS_BOX)) < 12
+    # Letters may be wider than the column or two that they are taken for.
+    assert max(tab.page.eval_on_selector_all("[data-node]", BESIDE_ITS_BOX)) < 30
 
 
 def test_half_a_surrogate_pair_is_shown_by_its_number(tab: Tab, tmp_path: Path):
