@@ -2,10 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from circuitcli.records import SyntheticRecord
 from circuitcli.render.plots import COLOURS, saved, styled
 from circuitcli.render.text import visible
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Inches that a bar takes, and what stands above and below all.
 _BAR, _MARGIN, _PANEL = 0.24, 0.9, 2.6
@@ -32,10 +36,16 @@ def found_bars(records: Sequence[SyntheticRecord], *, title: str) -> Bars:
 
 
 def bars_picture(bars: Bars, suffix: str, *, dpi: int = 96) -> bytes:
-    """The bytes of a file with this suffix; each bar has its number behind it, and none is cut off below zero."""
+    """The bytes of a file with this suffix."""
     with styled():
-        from matplotlib.figure import Figure
+        return saved(draw_bars(bars), suffix, dpi=dpi)
 
+
+def draw_bars(bars: Bars) -> "Figure":
+    """The bars as matplotlib's own figure; each has its number behind it, and none is cut off below zero."""
+    from matplotlib.figure import Figure
+
+    with styled():
         figure = Figure(layout="constrained")
         figure.set_size_inches(_PANEL * len(bars.panels) + 0.8, _BAR * len(bars.names) + _MARGIN)
         figure.suptitle(visible(bars.title), x=0.01, ha="left")
@@ -58,4 +68,4 @@ def bars_picture(bars: Bars, suffix: str, *, dpi: int = 96) -> bytes:
             axes.margins(x=0.2)
         grid[0][0].set_yticks(places, [visible(name) for name in bars.names])
         grid[0][0].invert_yaxis()
-        return saved(figure, suffix, dpi=dpi)
+    return figure

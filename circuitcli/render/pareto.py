@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from circuitcli.records import SweepRecord
+from circuitcli.records.coders import TrainedRecord
 from circuitcli.render.plots import Axis, Panel, Plot, Series
 
 _L0 = Axis("active features per token (L0)", "log")
@@ -20,6 +21,18 @@ def pareto(trained: Sequence[SweepRecord], *, title: str) -> Plot:
         own = [record for record in trained if record.hook == hook]
         rows.append([Panel(_lines(own, name), _L0, Axis(_SCORES[name]), hook) for name in measured or _SCORES])
     return Plot(rows, title=title, width=4.5, height=3.0)
+
+
+def coders_plot(coders: Sequence[TrainedRecord], *, title: str) -> Plot | None:
+    """L0 against explained variance, and against loss recovered where it was measured: a point for each coder. None
+    where nothing was measured."""
+    panels = []
+    for name, told in _SCORES.items():
+        points = [(coder.places, coder.l0, getattr(coder, name)) for coder in coders]
+        series = [Series((x,), (y,), label) for label, x, y in points if x is not None and y is not None]
+        if series:
+            panels.append(Panel(series, _L0, Axis(told), told.partition(" (")[0]))
+    return Plot([panels], title=title, width=4.5, height=3.0) if panels else None
 
 
 def _lines(trained: Sequence[SweepRecord], score: str) -> list[Series]:

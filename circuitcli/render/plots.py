@@ -94,13 +94,24 @@ class Series:
 
 
 @dataclass(frozen=True)
+class Band:
+    """What lies between two lines, in the colour of the series with this label, or else of the first."""
+
+    x: Sequence[Number]
+    low: Sequence[Number]
+    high: Sequence[Number]
+    label: str = ""
+
+
+@dataclass(frozen=True)
 class Panel:
-    """One pair of axes and its lines."""
+    """One pair of axes and its lines, with shaded bands behind them."""
 
     series: Sequence[Series]
     x: Axis
     y: Axis
     title: str = ""
+    bands: Sequence[Band] = ()
 
 
 @dataclass(frozen=True)
@@ -204,7 +215,9 @@ def _shared(plot: Plot) -> Literal["col", "none"]:
 
 def _looks(plot: Plot) -> dict[str, int]:
     """A number for each label, from which its colour, dashes and marks come."""
-    labels = dict.fromkeys(series.label for row in plot.rows for panel in row for series in panel.series)
+    panels = [panel for row in plot.rows for panel in row]
+    labels = dict.fromkeys(series.label for panel in panels for series in panel.series)
+    labels |= dict.fromkeys(band.label for panel in panels for band in panel.bands)
     return {label: index for index, label in enumerate(label for label in labels if label)}
 
 
@@ -234,7 +247,7 @@ def _scale_one(axes: "Axes", name: Literal["x", "y"], axis: Axis, values: Sequen
         is_short = is_long and axis.is_count
         view.set_major_formatter(EngFormatter(sep="") if is_short else StrMethodFormatter("{x:g}"))
     else:
-        view.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
+        view.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10], integer=axis.is_count))
         view.set_major_formatter(EngFormatter(sep="") if axis.is_count else StrMethodFormatter("{x:.10g}"))
         if axis.from_zero and min(values, default=0) >= 0:
             axes.set(**{f"{name}lim": (0, 1.05 * max(values, default=0) or 1)})
@@ -247,7 +260,15 @@ def _places(values: Iterable[Number]) -> list[float]:
     return [0.0 if abs(value) < SMALLEST else float(value) for value in shown]
 
 
+def _shade(axes: "Axes", panel: Panel, looks: dict[str, int]) -> None:
+    for band in panel.bands:
+        colour, label = COLOURS[looks.get(band.label, 0) % len(COLOURS)], visible(band.label) if band.label else "_"
+        low, high = _places(band.low), _places(band.high)
+        axes.fill_between(_places(band.x), low, high, color=colour, alpha=0.2, linewidth=0, label=label)
+
+
 def _fill(axes: "Axes", panel: Panel, looks: dict[str, int]) -> None:
+    _shade(axes, panel, looks)
     for series in panel.series:
         look = looks.get(series.label, 0)
         x, y = _places(series.x), _places(series.y)

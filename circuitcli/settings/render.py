@@ -7,6 +7,9 @@ from pydantic import Field
 from circuitcli.settings.section import FilePath, FilePaths, Section, Texts, Words
 
 PaperName = Literal["a4", "a3", "letter"]
+FigureName = Literal[
+    "faithfulness", "pareto", "densities", "responses", "attribution", "effects", "activations", "contexts"
+]
 
 Form = Literal["dot", "svg", "png", "pdf", "json", "html", "graphml", "gexf", "csv", "mermaid", "neuronpedia", "eap"]
 
@@ -44,6 +47,10 @@ class RenderSettings(Section):
     """Propose groups of features with similar edges, in which any two have at least this cosine; 0 proposes none."""
     group_span: int = Field(0, ge=0, le=10_000)
     """Blocks that the features of a proposed group may lie apart."""
+    figure: FigureName | None = None
+    """Draw what the run measured instead of a circuit: faithfulness (curves of validate, with CMD), pareto (L0 against
+    quality), densities, responses (to coefficients), attribution (positions by hook points), effects (of each hook
+    point), activations (features by tokens of the prompt) or contexts (of the strongest features)."""
     tile: PaperName | None = None
     """Print a PDF on as many pages of this paper as it takes at its own size, with overlaps and crop marks: a4, a3 or
     letter."""

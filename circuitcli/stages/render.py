@@ -137,12 +137,17 @@ def _about(graph: CircuitGraph, records: Stream) -> Iterator[ScoreRecord | Verdi
 
 
 def _defaults(graph: CircuitGraph, directory: Path | None, form: Form | None) -> list[str]:
-    name = re.sub(r"[^\w.-]+", "-", graph.head.name).strip("-.") or "circuit"
+    name = file_name(graph.head.name)
     # A graph for another program's page lies among its own files.
     folder = Path() if directory is None else directory / ("neuronpedia" if form == "neuronpedia" else "figures")
     known = {written: suffix for suffix, written in BY_SUFFIX.items()}
     suffixes = DEFAULT_FORMS if form is None else (known.get(form, f".{form}.json"),)
     return [str(folder / f"{name}{suffix}") for suffix in suffixes]
+
+
+def file_name(name: str) -> str:
+    """The name of a graph in characters that every file system takes."""
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "circuit"
 
 
 def recorded(path: Path, directory: Path | None) -> str:

@@ -18,6 +18,7 @@ FLAGS = (
     Flag("render.max_nodes", "--max-nodes"),
     Flag("render.state", "--state", metavar="FILE"),
     Flag("render.tile", "--tile"),
+    Flag("render.figure", "--figure"),
     Flag("render.interaction", "--interaction", metavar="FILE,FILE"),
     *RUN,
 )
@@ -41,6 +42,7 @@ def render(call: Call) -> None:
     circuit render --max-nodes 30 --tile a4 -o circuit.pdf
     circuit render --as neuronpedia -o dallas/dallas.json
     circuit render their-graph.json -o circuit.html
+    circuit render --figure attribution -o effects.pdf
     circuit render --curves -o curves.svg
     circuit render --interaction topk.json,staircase.json -o edges.svg
 
@@ -52,6 +54,8 @@ def render(call: Call) -> None:
         from circuitcli.stages.curves import run_sweep as run
     elif compares:
         from circuitcli.stages.curves import run_interactions as run
+    elif call.loaded.settings.render.figure is not None:
+        from circuitcli.stages.render_figure import run
     elif call.extras["curves"]:
         from circuitcli.stages.curves import run
     elif shows_training(job.request):
