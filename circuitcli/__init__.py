@@ -10,7 +10,8 @@
 pretrain                        a small language model, trained from nothing on a text
 load_model, load_coders         a model, and sparse coders of its activations: a run's, or anybody's
 collect, train, evaluate        activations of a text, coders that learn from them, and how good these are
-encode, describe, run           a text in features, what a feature means, the model without some or with more of them
+encode, features_on             a text in features, all of them or the strongest at each token
+describe, run                   what a feature means, the model without some or with more of them
 steer                           what it writes with some features turned up or down
 toy                             autoencoders of planted features, and how much of these each found
 match                           which features of two coders are the same
@@ -56,6 +57,7 @@ _PLACES = {
     "draw": "circuitcli.api.drawing",
     "encode": "circuitcli.api.encoding",
     "evaluate": "circuitcli.api.evaluating",
+    "features_on": "circuitcli.api.texts",
     "find_behaviour": "circuitcli.api.behaviours",
     "find_circuit": "circuitcli.api.circuits",
     "load_coders": "circuitcli.api.coders",

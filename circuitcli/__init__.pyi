@@ -23,6 +23,7 @@ from circuitcli.api.sharing import read_graph as read_graph
 from circuitcli.api.sharing import write_graph as write_graph
 from circuitcli.api.steering import Steered as Steered
 from circuitcli.api.steering import steer as steer
+from circuitcli.api.texts import features_on as features_on
 from circuitcli.api.toys import toy as toy
 from circuitcli.api.training import train as train
 from circuitcli.api.validating import Scores as Scores

@@ -172,6 +172,8 @@ HookNames = Annotated[tuple[HookName, ...], Field(max_length=LONGEST_TABLE)]
 NodeName = Annotated[Word, AfterValidator(_node)]
 FeatureName = Annotated[Word, AfterValidator(_feature_or_error)]
 # Whatever JSON holds, by name; what it is about says which types.
+# Features with how active they are and what they mean.
+ActiveFeatures = Annotated[tuple[tuple[FeatureName, Number, Text], ...], Field(max_length=LONGEST_TABLE)]
 Table = Annotated[dict[Word, Any], Field(max_length=LONGEST_TABLE)]
 DigestsByHook = Annotated[dict[HookName, Word], Field(max_length=LONGEST_TABLE)]
 # Parts of an edge by head: 5.3 or 5.3/qk, and what no head of these carries.

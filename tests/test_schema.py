@@ -72,6 +72,7 @@ GOOD: dict[str, dict[str, object]] = {
         **{"score": "detection", "labels": "model", "value": 0.75, "low": 0.5, "high": 0.875, "unit": "ratio"},
         **{"n_features": 3, "n_examples": 60, "n_invalid": 2, "shares": {"active": 0.5}, "auc": 0.8, "judge": "m"},
     },
+    "token": {"number": 0, "position": 1, "token": " a", "features": [["resid.1/3", 1.5, "label"]]},
     "feature": {"id": "resid.1/3", "label": "a", "density": 0.5, "path": "features/resid.1.jsonl"},
     "graph": {
         **{"name": "circuit", "method": "grad-ig", "metric": "log-prob", "prompt": "a b", "tokens": ["a", " b"]},

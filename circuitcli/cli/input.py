@@ -13,7 +13,7 @@ from circuitcli import processes, records, runs
 from circuitcli.cli.console import console, stderr_is_terminal
 from circuitcli.errors import InputError
 from circuitcli.graphs.exchange import formats
-from circuitcli.reading import as_path, stream_lines, text_lines
+from circuitcli.reading import FILE_BYTES, as_path, stream_lines, text_lines
 from circuitcli.records import Record, RunRecord, Stream
 from circuitcli.runs import Run
 
@@ -86,6 +86,18 @@ def stdin_lines() -> tuple[str, ...]:
             hint="see its error above; without a pipe, name a run with --run",
         )
     return lines
+
+
+def stdin_text() -> str:
+    """All of stdin as text. Raises InputError if it is none, or more than any text that is looked at as a whole."""
+    tell_what_is_waited_for("waiting for the text on stdin")
+    content = sys.stdin.buffer.read(FILE_BYTES + 1)
+    if len(content) > FILE_BYTES:
+        raise InputError(f"stdin has more than {FILE_BYTES:,} bytes", hint="give a shorter text")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        raise InputError(f"stdin is not UTF-8 text: byte {problem.start}", hint="a text has to be UTF-8") from None
 
 
 def tell_what_is_waited_for(message: str) -> None:

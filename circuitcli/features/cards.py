@@ -118,7 +118,7 @@ def lines(
             features=features,
         )
     else:
-        texts = _token_ids(source, model, n_tokens)
+        texts = token_ids(source, model, n_tokens)
         summary = scan.scan_texts(model, coder, texts, n_contexts=n_contexts, window=window, features=features)
     indices = summary.live if features is None else torch.tensor(features)
     effects = _effects(coder, indices, model, n_logits)
@@ -152,7 +152,7 @@ def _effects(coder: SparseCoder, indices: torch.Tensor, model: LanguageModel, n_
     return logit_effects(model.adapter, rows, n_top=n_logits, vocab_size=size, others=others)
 
 
-def _token_ids(texts: Sequence[str], model: LanguageModel, n_tokens: int | None) -> list[list[int]]:
+def token_ids(texts: Sequence[str], model: LanguageModel, n_tokens: int | None) -> list[list[int]]:
     """Ids of the texts without BOS, long ones in pieces, ``n_tokens`` in all. Raises InputError if there is none."""
     if isinstance(texts, str):
         texts = [texts]

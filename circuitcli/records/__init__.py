@@ -18,6 +18,7 @@ from circuitcli.records.coders import (
     ReplacementRecord,
     SaeRecord,
     SweepRecord,
+    TokenRecord,
     TrainedRecord,
 )
 from circuitcli.records.development import DevelopmentRecord, MatchRecord
@@ -99,6 +100,7 @@ __all__ = [
     "Stream",
     "SweepRecord",
     "SyntheticRecord",
+    "TokenRecord",
     "ToyRecord",
     "TraceRecord",
     "TrainedRecord",

@@ -7,6 +7,7 @@ from pydantic import Field
 from circuitcli.records.base import Record
 from circuitcli.schema import (
     LONGEST_TABLE,
+    ActiveFeatures,
     AnyPath,
     Count,
     FeatureName,
@@ -244,3 +245,14 @@ class FeatureRecord(Record):
     density: Number | None = None
     path: PathInRun | None = None
     sae: Word | None = None
+
+
+class TokenRecord(Record):
+    """A token of a text and the features that are active there: (id, activation, label), of each coder the strongest
+    first. ``number`` counts the tokens of the text, ``position`` is where the model read it, behind a BOS token."""
+
+    kind: str = "token"
+    number: Count
+    position: Count
+    token: Text
+    features: ActiveFeatures

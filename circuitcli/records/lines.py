@@ -24,6 +24,7 @@ from circuitcli.records.coders import (
     ReplacementRecord,
     SaeRecord,
     SweepRecord,
+    TokenRecord,
 )
 from circuitcli.records.development import DevelopmentRecord, MatchRecord
 from circuitcli.records.graph import (
@@ -75,6 +76,7 @@ KINDS: dict[str, type[Record]] = {
     "export": ExportRecord,
     "features": FeaturesRecord,
     "feature": FeatureRecord,
+    "token": TokenRecord,
     "labels": LabelsRecord,
     "label-score": LabelScoreRecord,
     "search": SearchRecord,

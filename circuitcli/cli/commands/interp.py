@@ -32,9 +32,12 @@ def interp(call: Call) -> None:
     circuit interp --score 20000 --force
     circuit interp --feature resid.2/17
     circuit interp --labels mine.tsv
+    circuit interp --text "When Mary and John went to the store,"
     circuit interp --html pages
     circuit interp --feature resid.2/17 --html - > page.html
     """
+    if paging.wants_text(call):
+        return paging.show_text(call)
     wants_labels = explaining.wants_labels(call)
     job = call.open()
     if paging.wants_pages(call):

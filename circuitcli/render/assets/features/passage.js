@@ -25,7 +25,7 @@ export function textPage() {
       html("output", { id: "counts" }),
     ),
     html("p", { id: "passage", dir: "auto" }),
-    html("div", { class: "columns" }, html("div", { id: "token" }), html("div", { id: "features" })),
+    html("div", { class: "columns even" }, html("div", { id: "token" }), html("div", { id: "features" })),
   );
   get("search").addEventListener("input", drawList);
   onKeys({
@@ -34,7 +34,7 @@ export function textPage() {
     ArrowLeft: () => step(-1),
     ArrowRight: () => step(1),
   });
-  draw();
+  choose({ at: carried.tokens.length - 1 });
   painted();
 }
 
@@ -79,9 +79,10 @@ function drawText() {
     made.addEventListener("keydown", (event) => {
       if (event.key === "Enter") choose({ at });
     });
-    return made;
+    // A line that ends in the text ends here too.
+    return text.includes("\n") ? [made, "\n"] : [made];
   });
-  get("passage").replaceChildren(...spans);
+  get("passage").replaceChildren(...spans.flat());
 }
 
 const isWanted = (feature) => !state.coder || feature.hook === state.coder;
