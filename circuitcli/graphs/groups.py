@@ -9,12 +9,16 @@ two members are at least as alike as the threshold says.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from circuitcli.graphs.graph import CircuitGraph, Node
 from circuitcli.graphs.pruning import sorted_graph
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 # What a single edge leads to, many others lead to: that alone makes no two features alike.
 _LEAST_EDGES = 2
@@ -43,7 +47,7 @@ def similar_groups(graph: CircuitGraph, *, least: float, span: int = 0) -> tuple
     if len(features) < 2:
         return ()
     profiles = edge_profiles(graph, features)
-    cosines = np.clip(profiles @ profiles.T, -1.0, 1.0)  # (feature, feature)
+    cosines = np.clip((profiles @ profiles.T).toarray(), -1.0, 1.0)  # (feature, feature)
     distances = np.where(_may_join(features, span), 1 - cosines, _NEVER)
     groups = [
         Group(tuple(features[number].id for number in members), float(cosines[np.ix_(members, members)].min()))
@@ -53,27 +57,37 @@ def similar_groups(graph: CircuitGraph, *, least: float, span: int = 0) -> tuple
     return tuple(sorted(groups, key=lambda group: -len(group.members)))
 
 
-def edge_profiles(graph: CircuitGraph, features: Sequence[Node]) -> NDArray[np.float64]:
+def edge_profiles(graph: CircuitGraph, features: Sequence[Node]) -> "csr_array":
     """The profiles of features in rows, (feature, 2 x node): edges from each node, then edges to each."""
     columns = {node.id: number for number, node in enumerate(graph.nodes)}
     rows = {node.id: number for number, node in enumerate(features)}
     totals: dict[str, float] = {}
     for edge in graph.edges:
         totals[edge.target] = totals.get(edge.target, 0.0) + abs(edge.weight)
-    halves = np.zeros((len(features), 2, len(columns)))
+    halves: tuple[list[tuple[int, int, float]], ...] = ([], [])
     for edge in graph.edges:
         share = edge.weight / totals[edge.target] if edge.weight else 0.0
         if edge.target in rows:
-            halves[rows[edge.target], 0, columns[edge.source]] = share
+            halves[0].append((rows[edge.target], columns[edge.source], share))
         if edge.source in rows:
-            halves[rows[edge.source], 1, columns[edge.target]] = share
-    return _of_length_one(_of_length_one(halves).reshape(len(features), -1))
+            halves[1].append((rows[edge.source], columns[edge.target], share))
+    from scipy.sparse import hstack
+
+    shape = (len(features), len(columns))
+    return _of_length_one(hstack([_of_length_one(_matrix(half, shape)) for half in halves], format="csr"))
 
 
-def _of_length_one(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
-    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    found: NDArray[np.float64] = vectors / np.where(lengths > 0, lengths, 1.0)
-    return found
+def _matrix(entries: Sequence[tuple[int, int, float]], shape: tuple[int, int]) -> "csr_array":
+    from scipy.sparse import csr_array
+
+    rows, columns, values = zip(*entries, strict=True) if entries else ((), (), ())
+    places = (np.array(rows, dtype=np.int64), np.array(columns, dtype=np.int64))
+    return csr_array((np.array(values, dtype=np.float64), places), shape=shape)
+
+
+def _of_length_one(rows: "csr_array") -> "csr_array":
+    lengths = np.sqrt(rows.multiply(rows).sum(axis=1))
+    return rows.multiply((1 / np.where(lengths > 0, lengths, 1.0))[:, None]).tocsr()
 
 
 def _candidates(graph: CircuitGraph) -> list[Node]:
