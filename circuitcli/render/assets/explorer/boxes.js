@@ -17,8 +17,11 @@ let drawn = new Map();
 
 export function boxes() {
   subscribe(["labels"], () => {
-    layer.replaceChildren();
-    drawn = new Map();
+    for (const [id, group] of drawn) {
+      if (caption(group.node)[0] === group.label) continue;
+      group.remove();
+      drawn.delete(id);
+    }
     show(current());
   });
   subscribe(["boxes", "placed"], show, true);
@@ -57,6 +60,7 @@ function box(node) {
   const group = svg("g", { class: `node ${node.kind}${kind}`, ...about }, card, strip(node), words);
   listen(group, node);
   group.node = node;
+  group.label = label;
   return group;
 }
 
