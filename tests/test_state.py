@@ -10,6 +10,7 @@ import pytest
 from test_groups import drawn
 from test_render import head, small_graph
 
+import circuitcli
 from circuitcli.errors import InputError
 from circuitcli.features.lines import Details
 from circuitcli.graphs import CircuitGraph, Edge, Node, to_records
@@ -131,6 +132,15 @@ def test_a_page_opens_in_the_state_and_pictures_show_labels_groups_and_threshold
     text = io.StringIO()
     render.run(asked(small_graph(), written(path, {**STATE, "groups": [], "hidden": []}), "-"), stdout=text)
     assert "&#160;both" not in text.getvalue() and "names&#160;&quot;in&quot;&#160;quotes" in text.getvalue()
+
+
+def test_python_draws_in_a_state_too(tmp_path: Path):
+    path = written(tmp_path / "state.json", STATE)
+    made = circuitcli.draw(small_graph(), state=path)
+    assert "&#160;more" in made.dot and embedded(made.html)["state"] == STATE
+    assert "&#160;more" not in circuitcli.draw(small_graph()).dot
+    with pytest.raises(InputError, match="not the state"):
+        circuitcli.draw(small_graph(), state=written(tmp_path / "other.json", {"nodes": -1}))
 
 
 def test_the_first_nodes_and_edges_are_seen_and_no_box_that_lost_its_edges():

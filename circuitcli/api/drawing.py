@@ -15,6 +15,7 @@ from circuitcli.render.document import document, to_json
 from circuitcli.render.dot import dot_source
 from circuitcli.render.drawing import Drawing
 from circuitcli.render.notebook import frame
+from circuitcli.render.opened import opened
 from circuitcli.render.page import page
 from circuitcli.render.picture import picture
 from circuitcli.render.write import SUFFIXES, write
@@ -27,11 +28,12 @@ class Picture:
 
     drawing: Drawing
     settings: RenderSettings
+    pictured: Drawing
 
     @property
     def dot(self) -> str:
         """The text that Graphviz draws."""
-        return dot_source(self.drawing, self.settings)
+        return dot_source(self.pictured, self.settings)
 
     @property
     def svg(self) -> str:
@@ -53,7 +55,7 @@ class Picture:
         place = as_path(path)
         if place.suffix.lower() not in SUFFIXES:
             raise SettingsError(f"cannot draw '{place}'", hint=f"files end in {' '.join(SUFFIXES)}")
-        write(self.drawing, [os.fspath(place)], self.settings, stdout=_Nowhere())
+        write(self.drawing, [os.fspath(place)], self.settings, stdout=_Nowhere(), pictured=self.pictured)
 
     def _repr_svg_(self) -> str:
         return self.svg
@@ -84,6 +86,7 @@ def draw(
     contexts: int = 3,
     logits: int = 5,
     dpi: int = 96,
+    state: Path | None = None,
 ) -> Picture:
     """The picture of a graph, written to a file if one is named: .svg, .png, .pdf, .dot, .html or .json by its suffix.
 
@@ -93,14 +96,22 @@ def draw(
 
     cards: what features mean, as `describe` gives it, shown in their boxes with so many contexts and logits each.
     scores: what `validate` measured. max_edges: only the strongest, by default 300.
-    max_nodes: only the strongest, and those on their ways to the output.
+    max_nodes: only the strongest, and those on their ways to the output. state: a file that the page's button
+    downloads, with labels, groups and thresholds.
 
-    Raises ToolError for .svg, .png and .pdf if the program ``dot`` is missing, SettingsError for another suffix.
+    Raises ToolError for .svg, .png and .pdf if the program ``dot`` is missing, SettingsError for another suffix,
+    InputError for a file that holds no state.
     """
     if not isinstance(graph, CircuitGraph):
         raise wrong_type("graph", graph, "a graph", hint="find_circuit() and CircuitGraph.load() give graphs")
     settings = checked(
-        RenderSettings, max_edges=max_edges, max_nodes=max_nodes, contexts=contexts, logits=logits, dpi=dpi
+        RenderSettings,
+        max_edges=max_edges,
+        max_nodes=max_nodes,
+        contexts=contexts,
+        logits=logits,
+        dpi=dpi,
+        state=None if state is None else os.fspath(state),
     )
     drawing = drawings.draw(
         graph,
@@ -109,7 +120,8 @@ def draw(
         max_edges=settings.max_edges,
         max_nodes=settings.max_nodes,
     )
-    made = Picture(drawing, settings)
+    page_of, pictured = opened(drawing, settings)
+    made = Picture(page_of, settings, pictured)
     if path is not None:
         made.save(path)
     return made

@@ -1,6 +1,5 @@
 """``circuit render``: a graph as pictures, a page or a document. Needs no torch and no model."""
 
-import logging
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -8,19 +7,14 @@ from pathlib import Path
 
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.graphs import CircuitGraph, content_digest, from_records
-from circuitcli.graphs.groups import similar_groups
-from circuitcli.reading import as_path
 from circuitcli.records import FigureRecord, Record, ScoreRecord, Stream, VerdictRecord
 from circuitcli.render.details import read_details
-from circuitcli.render.drawing import Drawing, draw
+from circuitcli.render.drawing import draw
 from circuitcli.render.links import pages_of_features
-from circuitcli.render.seen import labelled, seen
-from circuitcli.render.state import HINT, State, fitted, read_state
+from circuitcli.render.opened import opened
 from circuitcli.render.write import BY_SUFFIX, Writer, checked, form_of, write
 from circuitcli.settings.render import Form, RenderSettings
 from circuitcli.stages.request import Request
-
-logger = logging.getLogger(__name__)
 
 DEFAULT_FORMS = (".html", ".svg")
 PAGED = "pdf"
@@ -36,53 +30,18 @@ def run(request: Request, *, stdout: Writer) -> list[Record]:
     outputs = _checked(settings)
     graph = chosen_graph(request.records, settings.graph)
     directory = request.run.path if request.run.path.is_dir() else None
-    details = read_details(graph, request.records, directory, labels=settings.labels)
-    state = _state(graph, settings.state)
-    if state is not None:
-        details = labelled(details, state)
     drawing = draw(
         graph,
-        details=details,
+        details=read_details(graph, request.records, directory, labels=settings.labels),
         scores=scores_of(graph, request.records),
         verdict=verdict_of(graph, request.records),
         max_edges=settings.max_edges,
         max_nodes=settings.max_nodes,
     )
-    drawing = replace(
-        drawing,
-        state=state,
-        groups=similar_groups(graph, least=settings.groups, span=settings.group_span) if settings.groups else (),
-        feature_pages=pages_of_features(directory),
-    )
-    pictured = None if state is None else _pictured(drawing, state, settings)
-    paths = write(
-        drawing, outputs or _defaults(graph, directory, settings.form), settings, stdout=stdout, pictured=pictured
-    )
+    drawing, pictured = opened(replace(drawing, feature_pages=pages_of_features(directory)), settings)
+    chosen = outputs or _defaults(graph, directory, settings.form)
+    paths = write(drawing, chosen, settings, stdout=stdout, pictured=pictured)
     return [FigureRecord(path=recorded(path, directory)) for path in paths]
-
-
-def _state(graph: CircuitGraph, path: str | None) -> State | None:
-    """The state of a file, as far as it is about this graph; what is about another one is told."""
-    if path is None:
-        return None
-    state, missing = fitted(read_state(as_path(path, hint=HINT)), graph)
-    if missing:
-        few = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-        logger.warning(
-            "%s names %s that graph '%s' lacks, which change nothing: %s",
-            *(path, "a node" if len(missing) == 1 else f"{len(missing)} nodes", graph.head.name, few),
-        )
-    return state
-
-
-def _pictured(drawing: Drawing, state: State, settings: RenderSettings) -> Drawing:
-    """The drawing of what the reader of the page sees: all edges that it shows, unless a limit is given."""
-    what = seen(drawing.graph, state)
-    limits = {"max_edges": settings.max_edges, "max_nodes": settings.max_nodes}
-    if settings.max_edges is None and state.edges is not None:
-        limits["max_edges"] = max(1, len(what.graph.edges))
-    drawn = draw(what.graph, details=drawing.details, scores=drawing.scores, verdict=drawing.verdict, **limits)
-    return replace(drawn, boxes=what.boxes)
 
 
 def _checked(settings: RenderSettings) -> list[str]:
