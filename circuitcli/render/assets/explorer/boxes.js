@@ -12,6 +12,7 @@ import { aboutNode, caption, figures, place } from "#words";
 const kindOf = new Map(layout.rows.map((row) => [row.hook, row.kind]));
 const ROOM = 29;
 const FAR_ROOM = 17;
+const FAR_OUTPUT = 22;
 const layer = svg("g", { id: "boxes" });
 let drawn = new Map();
 
@@ -84,7 +85,7 @@ function featureWords(node) {
 function outputWords(node) {
   const [label] = caption(node);
   const near = wrapped(label, ROOM, 2).map((line, index) => ["label id", 17 + 16 * index, line]);
-  const far = wrapped(label, FAR_ROOM, 3).map((line, index) => ["far small", 17 + 17 * index, line]);
+  const far = wrapped(label, FAR_OUTPUT, 4).map((line, index) => ["far small", 13 + 13 * index, line]);
   const lines = [...near, ...far].map(([kind, y, line]) => svg("text", { class: kind, x: 12, y }, line));
   return [...lines, svg("text", { class: "numbers", x: 12, y: 49 }, numbers(node))];
 }

@@ -7,6 +7,8 @@ import { current, subscribe } from "#store";
 
 const EACH_FRAME = 4000;
 const SHADES = 4;
+// Of more edges than these each is fainter, so that where many run can be told from where few do.
+const FULL = 1500;
 let job = 0;
 
 export function haze() {
@@ -32,7 +34,12 @@ function begin() {
   pen.clearRect(0, 0, width, height);
   const { x, y, zoom } = current().view;
   pen.setTransform(ratio * zoom, 0, 0, ratio * zoom, ratio * x, ratio * y);
-  const ink = { positive: colour("positive"), negative: colour("negative"), width: 0.8 / zoom };
+  const ink = {
+    positive: colour("positive"),
+    negative: colour("negative"),
+    width: 0.8 / zoom,
+    share: Math.min(1, Math.sqrt(FULL / edges.length)),
+  };
   go(pen, edges, { ink, from: edges.length });
 }
 
@@ -64,7 +71,7 @@ function stroke(pen, edges, look, ink) {
     pen.bezierCurveTo(one[0], one[1], other[0], other[1], end[0], end[1]);
   }
   pen.strokeStyle = look < 0 ? ink.negative : ink.positive;
-  pen.globalAlpha = (Math.abs(look) - 0.5) / SHADES;
+  pen.globalAlpha = (ink.share * (Math.abs(look) - 0.5)) / SHADES;
   pen.lineWidth = ink.width;
   pen.stroke();
 }

@@ -11,7 +11,12 @@ export function legend() {
 }
 
 function sample({ weight, width, opacity }) {
-  const look = { stroke: `var(--${sign(weight)})`, "stroke-width": width, "stroke-opacity": opacity };
+  const look = {
+    stroke: `var(--${sign(weight)})`,
+    "stroke-width": width,
+    "stroke-opacity": opacity,
+    "stroke-dasharray": weight < 0 ? "7 4" : null,
+  };
   const line = svg("line", { x1: 0, x2: 42, y1: 5, y2: 5, ...look });
   return [
     html("td", {}, svg("svg", { width: 42, height: 10, "aria-hidden": "true" }, line)),

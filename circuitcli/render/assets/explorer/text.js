@@ -25,9 +25,10 @@ export function shortened(text, room) {
   return kept.join("");
 }
 
-// Lines of whole words as far as they fit; what is too much for the last line is cut.
+// Lines of whole words as far as they fit, a space at the beginning of a quotation among them; what is too much for the
+// last line is cut.
 export function wrapped(text, room, lines) {
-  const words = visible(text).split(" ");
+  const words = visible(text).split(/(?<! ") /);
   const found = [];
   while (words.length && found.length < lines - 1) {
     let line = words.shift();

@@ -79,6 +79,8 @@ export function followPointer(world) {
 
 // The size is kept: to ask for it while boxes change makes the browser lay out the page each time.
 function measure() {
+  // Paper shows what the screen did, scaled: see appearance.js.
+  if (current().printing) return;
   const canvas = get("canvas");
   set({ size: { width: canvas.clientWidth, height: canvas.clientHeight } });
   if (fitted) fit();
