@@ -137,7 +137,7 @@ def test_edges_in_one_gap_have_places_of_their_own_while_there_is_room(tab: Tab,
 
 def test_weights_are_written_beside_boxes_and_beside_one_another(tab: Tab, tmp_path: Path):
     opened(tab, draw(random_graph(30, positions="all", seed=3)), tmp_path)
-    for size in (15, 60):
+    for size in (15, 30):
         slide(tab, "#edge-share", 1000)
         tab.page.set_viewport_size({"width": 100 * size, "height": 60 * size})
         for name in list(seen(tab).boxes)[::10]:

@@ -3,6 +3,7 @@ import { get } from "#dom";
 import { current, set, subscribe } from "#store";
 
 const THEMES = ["auto", "light", "dark"];
+const SIGNS = { auto: "◐", light: "☀", dark: "☾" };
 
 export function appearance() {
   get("theme").addEventListener("click", () => {
@@ -12,7 +13,8 @@ export function appearance() {
     ["theme"],
     ({ theme }) => {
       document.documentElement.dataset.theme = theme;
-      get("theme").textContent = theme === "auto" ? "auto theme" : theme;
+      get("theme").textContent = SIGNS[theme];
+      get("theme").setAttribute("aria-label", `theme: ${theme}`);
     },
     true,
   );

@@ -1,6 +1,6 @@
 // Sliders for how many nodes and edges are drawn, and what these are of the whole. Counts grow by factors along a
 // slider, so that the strongest hundredth is most of it.
-import { circuit } from "#data";
+import { circuit, layout } from "#data";
 import { get, html } from "#dom";
 import { ranking } from "#ranking";
 import { current, set, subscribe } from "#store";
@@ -24,6 +24,10 @@ export function filter() {
     true,
   );
   subscribe(["boxes", "shown", "by"], tell, true);
+  const alone = get("one-column");
+  alone.parentNode.hidden = layout.columns.length < 2;
+  alone.addEventListener("change", () => set({ inOneColumn: alone.checked }));
+  subscribe(["inOneColumn"], ({ inOneColumn }) => Object.assign(alone, { checked: inOneColumn }), true);
 }
 
 // From a step of a slider, 0 to STEPS, to a count, 0 to `total`, and back.

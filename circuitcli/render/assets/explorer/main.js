@@ -2,7 +2,6 @@
 import { appearance } from "#appearance";
 import { boxes } from "#boxes";
 import { choose, lit } from "#choice";
-import { layout } from "#data";
 import { get, svg } from "#dom";
 import { lines, markers } from "#edges";
 import { filter } from "#filter";
@@ -16,7 +15,7 @@ import { panel } from "#panel";
 import { search } from "#search";
 import { drawing } from "#shown";
 import { state } from "#state";
-import { set, subscribe } from "#store";
+import { subscribe } from "#store";
 import { followPointer, hasMoved } from "#view";
 import { weights } from "#weights";
 
@@ -32,8 +31,6 @@ canvas.addEventListener("click", (event) => {
   if (!hasMoved() && !event.target.closest(".node, .reach")) choose(null);
 });
 subscribe(["chosen", "focus", "shown"], () => get("stage").classList.toggle("dim", lit() !== null));
-get("one-column").hidden = layout.columns.length < 2;
-get("one-column").addEventListener("change", (event) => set({ inOneColumn: event.target.checked }));
 filter();
 panel();
 search();

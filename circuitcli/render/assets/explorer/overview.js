@@ -59,7 +59,9 @@ function scoreTable() {
     const name = html("td", {}, visible(score.name), html("div", { class: "grey" }, told));
     return html("tr", {}, name, cell(number(score.value), "number"), cell(between, "number grey"));
   });
-  return [html("h3", {}, "scores"), html("table", {}, lines)];
+  // The two that matter stand in the heading.
+  const title = html("summary", {}, `all ${lines.length} scores`);
+  return [html("details", { id: "scores" }, title, html("table", {}, lines))];
 }
 
 function strongestNodes() {
