@@ -6,6 +6,7 @@ Only the strongest edges fit: Mermaid takes 50,000 characters and 500 edges. Wha
 from collections.abc import Iterable, Iterator
 
 from circuitcli.graphs import Edge, Node
+from circuitcli.graphs.exchange.shared import plural
 from circuitcli.hookpoints import NodeId
 from circuitcli.render.drawing import Drawing
 from circuitcli.render.text import number, shortened, signed
@@ -13,6 +14,8 @@ from circuitcli.render.text import number, shortened, signed
 # Mermaid's own limits are 50,000 and 500.
 MOST_CHARACTERS, MOST_EDGES = 48_000, 400
 LABEL_COLUMNS = 48
+# Of nodes without edges.
+MOST_ALONE = 50
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,/+-_@%")
 
 
@@ -33,11 +36,18 @@ def escaped(text: str) -> str:
 
 def _chart(drawing: Drawing, edges: Iterable[Edge]) -> str:
     chosen = [*edges]
-    ends = {end for edge in chosen for end in (edge.source, edge.target)}
-    nodes = [node for node in drawing.graph.nodes if node.id in ends or node.is_output]
+    ends = _ends(chosen)
+    joined = _ends(drawing.graph.edges)
+    alone = [node.id for node in drawing.graph.nodes if node.id not in joined]
+    shown = ends | {*alone[:MOST_ALONE]}
+    nodes = [node for node in drawing.graph.nodes if node.id in shown or node.is_output]
     names = {node.id: f"n{number}" for number, node in enumerate(nodes)}
     lines = ["flowchart BT", *_nodes(drawing, nodes, names), *(_edge(edge, names) for edge in chosen)]
     return "\n".join([*lines, *_left_out(drawing, len(nodes), len(chosen))]) + "\n"
+
+
+def _ends(edges: Iterable[Edge]) -> set[str]:
+    return {end for edge in edges for end in (edge.source, edge.target)}
 
 
 def _nodes(drawing: Drawing, nodes: Iterable[Node], names: dict[str, str]) -> Iterator[str]:
@@ -70,5 +80,6 @@ def _edge(edge: Edge, names: dict[str, str]) -> str:
 def _left_out(drawing: Drawing, n_nodes: int, n_edges: int) -> Iterator[str]:
     nodes, edges = len(drawing.graph.nodes) - n_nodes, len(drawing.graph.edges) - n_edges
     if nodes or edges:
-        yield f'  more["left out: {edges:,} weaker edges and {nodes:,} nodes"]'
+        left = [plural(edges, "weaker edge")] * (edges > 0) + [plural(nodes, "node")] * (nodes > 0)
+        yield f'  more["left out: {" and ".join(left)}"]'
         yield "  style more stroke-dasharray: 4"

@@ -10,7 +10,7 @@ from typing import Any
 from circuitcli.errors import InputError
 from circuitcli.graphs.exchange.neuronpedia import OWN, SCHEMA_VERSION, unpair
 from circuitcli.graphs.exchange.neuronpedia_schema import FileNode, GraphFile, Link, parsed
-from circuitcli.graphs.exchange.shared import Shared, checked, file_name, plural
+from circuitcli.graphs.exchange.shared import AGAIN, Shared, checked, file_name, plural
 from circuitcli.graphs.graph import CircuitGraph, Edge, Node
 from circuitcli.hookpoints import HookPoint, NodeId, logit_name
 from circuitcli.reading import whole_number
@@ -23,7 +23,6 @@ logger = logging.getLogger(__name__)
 _ATTENTION, _READS, _ERRORS = "lorsa", {True: "attn_in", False: "mlp_in"}, {True: "attn", False: "mlp"}
 # The text of a logit: Output " floor" (p=0.111), or output: 'Austin' (p=1.000).
 _LOGIT = re.compile(r"""utput:?\s*["'](?P<token>.*)["']\s*\(p=""", re.DOTALL)
-_HINT = "write the graph again with the program that made it"
 
 
 def read(content: Mapping[str, Any], *, name: str) -> Shared:
@@ -65,7 +64,7 @@ def _nodes(file: GraphFile, *, name: str) -> dict[str, tuple[Node, str]]:
     if unread:
         logger.warning("%s: %s of a kind that is not known left out", name, plural(unread, "node"))
     if not found:
-        raise InputError(f"{name} holds no node", hint=_HINT)
+        raise InputError(f"{name} holds no node", hint=AGAIN)
     return found
 
 
@@ -94,7 +93,7 @@ def _foreign_node(one: FileNode, file: GraphFile, *, name: str) -> Node | None:
     kind, position = one.feature_type, one.ctx_idx
     layer = _whole(one.layer)
     if not 0 <= position <= LARGEST_COUNT:
-        raise InputError(f"{name}: node {one.node_id[:60]}: position {position} is none", hint=_HINT)
+        raise InputError(f"{name}: node {one.node_id[:60]}: position {position} is none", hint=AGAIN)
     activation, rank = _number(one.activation), _number(one.influence)
     if kind == "logit":
         probability = one.token_prob if one.token_prob is not None and 0 <= one.token_prob <= 1 else None
@@ -197,7 +196,7 @@ def _head(file: GraphFile, nodes: Mapping[str, tuple[Node, str]], *, name: str) 
         **{key: value for key, value in scores.items() if isinstance(value, int | float)},
         **{key: thresholds.get(key) for key in ("node_threshold", "edge_threshold") if _is_share(thresholds.get(key))},
     }
-    return checked(GraphRecord, content, place=name, hint=_HINT)
+    return checked(GraphRecord, content, place=name, hint=AGAIN)
 
 
 def _is_share(value: object) -> bool:

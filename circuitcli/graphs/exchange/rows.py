@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from circuitcli.errors import InputError
-from circuitcli.graphs.exchange.shared import Shared, checked
+from circuitcli.graphs.exchange.shared import AGAIN, Shared, checked
 from circuitcli.graphs.graph import CircuitGraph, Edge, Node
 from circuitcli.graphs.tables import EDGES, NODES, edge_facts, node_facts
 from circuitcli.reading import parse_object, whole_characters
@@ -106,7 +106,7 @@ def _node(row: Row, name: str) -> Node:
 def _edge(row: Row, name: str) -> Edge:
     content = _of(Edge, row)
     if isinstance(content.get("heads"), str):
-        content["heads"] = parse_object(content["heads"], name=f"{name}: the heads of an edge")
+        content["heads"] = parse_object(content["heads"], name=f"{name}: the heads of an edge", hint=AGAIN)
     ends = f"{str(row.get('source'))[:30]} -> {str(row.get('target'))[:30]}"
     record = checked(EdgeRecord, content, place=f"{name}: edge {ends}")
     return Edge(**_of(Edge, vars(record)))

@@ -14,6 +14,7 @@ from circuitcli.records import FeatureRecord, Record
 
 R = TypeVar("R", bound=Record)
 
+AGAIN = "write the file again with the program that made it"
 # Longer ones are no names of files.
 _LONGEST_NAME = 80
 _OTHERS = re.compile("[^A-Za-z0-9_.-]")
@@ -43,7 +44,7 @@ class Shared:
         return [*to_records(self.graph), *made]
 
 
-def checked(kind: type[R], content: Mapping[str, Any], *, place: str, hint: str = "") -> R:
+def checked(kind: type[R], content: Mapping[str, Any], *, place: str, hint: str = AGAIN) -> R:
     """The record that has this content. Raises InputError, naming the place and the field, for what cannot be one."""
     try:
         return kind.model_validate(content)

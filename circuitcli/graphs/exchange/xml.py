@@ -6,6 +6,7 @@ from xml.etree import ElementTree
 from xml.sax.saxutils import quoteattr
 
 from circuitcli.errors import InputError
+from circuitcli.graphs.exchange.shared import AGAIN
 from circuitcli.printable import escaped
 from circuitcli.reading import whole_number
 
@@ -39,13 +40,13 @@ def value_of(text: str, kind: str, *, name: str) -> Any:
     if kind in ("long", "int", "integer"):
         number = whole_number(text.strip())
         if number is None:
-            raise InputError(f"{name}: {text[:60]!r} is no whole number")
+            raise InputError(f"{name}: {text[:60]!r} is no whole number", hint=AGAIN)
         return number
     if kind in ("double", "float"):
         try:
             return float(text)
         except ValueError:
-            raise InputError(f"{name}: {text[:60]!r} is no number") from None
+            raise InputError(f"{name}: {text[:60]!r} is no number", hint=AGAIN) from None
     if kind == "boolean":
         return text.strip() == "true"
     return text
@@ -55,11 +56,11 @@ def root(content: bytes, *, name: str) -> ElementTree.Element:
     """The outermost element, names without their namespace. Raises InputError for what is no XML, or declares
     entities, which can stand for any amount of text."""
     if b"<!DOCTYPE" in content or b"<!ENTITY" in content or b"\0" in content[:64]:
-        raise InputError(f"{name} declares a document type, which graphs have no use for")
+        raise InputError(f"{name} declares a document type, which graphs have no use for", hint=AGAIN)
     try:
         found = ElementTree.fromstring(content)
     except (ElementTree.ParseError, ValueError, LookupError, RecursionError) as error:
-        raise InputError(f"{name} is not XML: {error}") from None
+        raise InputError(f"{name} is not XML: {error}", hint=AGAIN) from None
     for element in found.iter():
         if isinstance(element.tag, str):
             element.tag = element.tag.rpartition("}")[2]
