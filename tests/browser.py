@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page, Request
+    from playwright.sync_api import Browser, CDPSession, Page, Request
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 # Whoever runs the tests may be root, and shared memory small.
 ARGUMENTS = ("--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--force-prefers-reduced-motion")
 # For a machine that is busy with other things.
 TIMEOUT_MS = 60_000
+# Until what was drawn last is on the screen: then how long the page is open, in milliseconds.
+PAINTED = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(performance.now()))))"
 LOCAL = ("file:", "data:", "blob:", "about:")
 
 
@@ -28,6 +30,7 @@ class Tab:
     """A page in a window of its own, and what it complained of."""
 
     page: "Page"
+    session: "CDPSession"
     faults: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
 
@@ -64,7 +67,8 @@ class Chromium:
         context = self.browser.new_context(**{"viewport": {"width": 1280, "height": 800}, "offline": True, **options})
         context.set_default_timeout(TIMEOUT_MS)
         try:
-            yield _listening(Tab(context.new_page()))
+            page = context.new_page()
+            yield _listening(Tab(page, context.new_cdp_session(page)))
         finally:
             context.close()
 
@@ -84,8 +88,31 @@ def launched() -> Iterator[Chromium]:
             browser.close()
 
 
+@dataclass
+class Work:
+    """What a page's thread did in a block, in milliseconds of processor time: other work of the machine counts little."""
+
+    ms: float = 0.0
+
+
+@contextmanager
+def worked(tab: Tab) -> Iterator[Work]:
+    """Measure the page's own thread through the block and until what it drew is on the screen."""
+    found, before = Work(), thread_ms(tab)
+    yield found
+    tab.page.evaluate(PAINTED)
+    found.ms = thread_ms(tab) - before
+
+
+def thread_ms(tab: Tab) -> float:
+    """Processor time of the page's main thread since the tab was opened, in milliseconds."""
+    metrics = tab.session.send("Performance.getMetrics")["metrics"]
+    return float(1000 * next(one["value"] for one in metrics if one["name"] == "TaskDuration"))
+
+
 def _listening(tab: Tab) -> Tab:
     page = tab.page
+    tab.session.send("Performance.enable", {"timeDomain": "threadTicks"})
     page.on("console", lambda told: told.type in ("error", "warning") and tab.faults.append(told.text))
     page.on("pageerror", lambda error: tab.faults.append(str(error)))
     page.on("requestfailed", lambda request: tab.faults.append(f"failed: {request.url[:200]}"))
