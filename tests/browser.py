@@ -90,7 +90,7 @@ def launched() -> Iterator[Chromium]:
 
 @dataclass
 class Work:
-    """What a page's thread did in a block, in milliseconds of processor time: other work of the machine counts little."""
+    """What a page's thread worked in a block, in milliseconds; other work of the machine counts little."""
 
     ms: float = 0.0
 

@@ -3,17 +3,18 @@
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from browser import Chromium, Tab, worked
 from test_explorer import HOSTILE
-from test_interp_pages import HOOKS, described, site  # noqa: F401
 
 from circuitcli.render import feature_pages as pages
-from circuitcli.render.text import number
+from circuitcli.render.text import visible
 
 CODERS, EACH = ("resid.0", "resid.1", "mlp_in.1"), 10_000
 WORDS = ("river", "bank", "Loan", "été", "东京", "of", "the")
+PAPER = "getComputedStyle(document.body).backgroundColor"
 # Milliseconds of the page's own thread: less than what people feel as a stop.
 QUICK, DRAWN = 500, 2000
 
@@ -37,27 +38,50 @@ ALL = [
 ]
 
 
+def document(coder: str, feature: int) -> dict:
+    """What the page of a feature shows; its texts are hostile."""
+    text = HOSTILE[feature]
+    context = {"tokens": ["a", text, "b"], "activations": [0, 4.5, 1.25], "peak": 1, "block": 2, "position": 7}
+    near = [{"hook": coder, "features": [[f"{coder}/{other}", 0.5, HOSTILE[other]] for other in range(3)]}]
+    told = {"id": f"{coder}/{feature}", "label": text, "density": 0.11, "n_active": 17, "max": 4.5, "mean": 2.0}
+    told |= {"histogram": {"edges": [1.0, 2.0, 4.0, 8.0], "counts": [3, 5, 9]}, "quantiles": {"0.5": 2.125}}
+    told |= {"contexts": [context] * 4, "promoted": [[text, 1.5]], "suppressed": [["b", -1.25]]}
+    told |= {"decoders": near, "codes": near, "ablation": None}
+    told |= {"after": f"{coder}/{feature + 1}"} if feature < N_SHOWN - 1 else {}
+    return told | ({"before": f"{coder}/{feature - 1}"} if feature else {})
+
+
+def coder_facts(coder: str) -> dict:
+    """What the page of a coder shows."""
+    histogram = {"edges": [0.01, 0.1, 1.0], "counts": [1.0, 9.0]}
+    return {
+        "places": coder,
+        "architecture": "topk",
+        "facts": [["features", EACH, ""], ["never active there", 76, ""], ["share", 0.25, "share"]],
+        "histograms": {"density": histogram, "decoder": histogram, "encoder": histogram},
+        "curves": {"step": [1, 2, 3], "loss": [1.0, 0.5, 0.25]},
+    }
+
+
+# Features of each coder that have a page.
+N_SHOWN = 6
+
+
 @pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The index of thirty thousand features."""
-    folder = tmp_path_factory.mktemp("large")
-    told = [
-        {
-            "hook": coder,
-            "page": f"{coder}.html",
-            "n_live": EACH,
-            "d_sae": EACH,
-            "dead": 0.0,
-            "empty": [],
-            "places": coder,
-        }
-        for coder in CODERS
-    ]
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pages of three coders with ten thousand features each, the first of which can be opened."""
+    folder = tmp_path_factory.mktemp("site")
+    about = {"n_live": EACH, "d_sae": EACH, "dead": 0.0, "empty": []}
+    told = [{"hook": coder, "page": pages.coder_page(coder), "places": coder, **about} for coder in CODERS]
     pages.write_data(folder, "index", {"run": "run", "model": "model", "chunk": pages.CHUNK, "coders": told})
     for coder in CODERS:
         pages.write_data(folder, f"{coder}/rows", ROWS[coder])
+        pages.write_data(folder, f"{coder}/0", {feature: document(coder, feature) for feature in range(N_SHOWN)})
+        pages.write_data(folder, f"{coder}/coder", coder_facts(coder))
+        pages.write_page(folder, pages.coder_page(coder), pages.html("coder", coder, {"hook": coder}))
     pages.write_page(folder, pages.INDEX, pages.html("index", "features"))
-    return folder / pages.INDEX
+    pages.write_page(folder, pages.FEATURE, pages.html("feature", "a feature"))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +103,9 @@ def ids(tab: Tab) -> list[str]:
     return tab.page.eval_on_selector_all("a.row", seen)
 
 
-def test_thirty_thousand_features_are_searched_and_sorted_without_a_stop(tab: Tab, large: Path):
+def test_thirty_thousand_features_are_searched_and_sorted_without_a_stop(tab: Tab, site: Path):
     with worked(tab) as opening:
-        tab.open(large)
+        tab.open(site / pages.INDEX)
     assert opening.ms < DRAWN and tab.page.inner_text("#counts") == "30,000 of 30,000 features"
     assert len(ids(tab)) < 200 and ids(tab)[:5] == [one["id"] for one in ALL[:5]]
     with worked(tab) as typing:
@@ -90,25 +114,26 @@ def test_thirty_thousand_features_are_searched_and_sorted_without_a_stop(tab: Ta
     assert typing.ms < QUICK and tab.page.inner_text("#counts") == f"{len(found):,} of 30,000 features"
     assert ids(tab)[:20] == [one["id"] for one in found[:20]]
     tab.page.fill("#search", "")
-    for name, falls in (("density", True), ("max", True), ("score", True), ("label", False), ("id", True)):
+    for name, falls in (("density", True), ("max", True), ("score", True), ("label", False), ("id", False)):
         with worked(tab) as sorting:
             tab.page.click(f"[data-sort={name}]")
-        known = [one for one in ALL if name == "id" or one[name] is not None]
-        order = {"label": lambda one: one["label"].lower(), "id": ALL.index}.get(name, lambda one: one[name])
-        wanted = known[::-1] if name == "id" else sorted(known, key=order, reverse=falls)
         assert sorting.ms < QUICK, name
-        if name != "label":
-            assert [key(ALL, one, name) for one in ids(tab)[:20]] == [key(ALL, one["id"], name) for one in wanted[:20]]
+        values = [value_of(one["id"], name) for one in ALL if value_of(one["id"], name) is not None]
+        # Features of one value may come in any order.
+        assert [value_of(one, name) for one in ids(tab)[:20]] == sorted(values, reverse=falls)[:20]
 
 
-def key(rows: list[dict], name: str, by: str) -> object:
-    """What a feature is sorted by: ties may come in any order."""
-    coder, _, index = name.partition("/")
-    return rows[CODERS.index(coder) * EACH + int(index)][by]
+def value_of(feature: str, column: str) -> Any:
+    """What a feature is sorted by."""
+    coder, _, index = feature.partition("/")
+    if column == "id":
+        return CODERS.index(coder) * EACH + int(index)
+    value = ROWS[coder][column][int(index)]
+    return value.lower() if isinstance(value, str) else value
 
 
-def test_keys_and_the_wheel_lead_through_the_list(tab: Tab, large: Path):
-    tab.open(large)
+def test_keys_and_the_wheel_lead_through_the_list(tab: Tab, site: Path):
+    tab.open(site / pages.INDEX)
     tab.page.keyboard.press("/")
     tab.page.keyboard.type("river")
     tab.page.keyboard.press("Enter")
@@ -125,8 +150,8 @@ def test_keys_and_the_wheel_lead_through_the_list(tab: Tab, large: Path):
     assert tab.page.input_value("#search") == "river"
 
 
-def test_hostile_labels_of_the_index_stay_text(tab: Tab, large: Path):
-    tab.open(large)
+def test_hostile_labels_of_the_index_stay_text(tab: Tab, site: Path):
+    tab.open(site / pages.INDEX)
     for label in HOSTILE[:6]:
         tab.page.fill("#search", label[:40])
     tab.page.fill("#search", "")
@@ -137,42 +162,57 @@ def test_hostile_labels_of_the_index_stay_text(tab: Tab, large: Path):
     assert max(heights) == min(heights)
 
 
-def test_from_the_index_to_a_feature_and_through_the_others(tab: Tab, site: Path):  # noqa: F811
+def test_from_the_index_to_a_feature_and_through_the_others(tab: Tab, site: Path):
     tab.open(site / pages.INDEX)
     tab.page.click("a.row >> nth=2")
-    tab.page.wait_for_selector("article[data-feature]")
-    first = tab.page.get_attribute("article", "data-feature")
-    assert {"contexts", "logits", "histogram"} <= set(
-        tab.page.eval_on_selector_all("section", "all => all.map(one => one.dataset.section)")
-    )
-    tab.page.keyboard.press("ArrowRight")
-    tab.page.wait_for_selector(f"article:not([data-feature='{first}'])")
-    tab.page.keyboard.press("ArrowLeft")
-    tab.page.wait_for_selector(f"article[data-feature='{first}']")
-    assert tab.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    tab.page.keyboard.press("Escape")
+    for feature, key in ((2, "ArrowRight"), (3, "ArrowRight"), (4, "ArrowLeft"), (3, "Escape")):
+        tab.page.wait_for_selector(f"html[data-ready='1'] article[data-feature='{CODERS[0]}/{feature}']")
+        assert visible(HOSTILE[feature])[:40] in tab.page.inner_text("#label")
+        sections = tab.page.eval_on_selector_all("section", "all => all.map(one => one.dataset.section)")
+        assert {"contexts", "logits", "histogram", "decoders", "codes"} <= set(sections)
+        assert tab.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        tab.page.keyboard.press(key)
     tab.page.wait_for_selector("body[data-page=index]")
+    assert tab.page.evaluate("window.hit") is None
+    assert tab.count("img, iframe, [onload], [onerror], [href^=javascript]") == 0
 
 
-def test_a_feature_that_is_not_there_is_said_to_be_missing(tab: Tab, site: Path):  # noqa: F811
-    for missing in ("resid.0/99999", "resid.9/1", "<b>", "%E0%A4%A"):
+def test_a_feature_that_is_not_there_is_said_to_be_missing(tab: Tab, site: Path):
+    for missing in (f"resid.0/{EACH + 1}", "resid.9/1", "<b>", "%E0%A4%A", ""):
         tab.page.goto("about:blank")
         tab.page.goto((site / pages.FEATURE).as_uri() + "#" + missing)
         tab.page.wait_for_selector("#problem:visible")
+        assert len(tab.page.inner_text("#problem")) > 20
     # A file that is not there is a failed request.
-    tab.faults[:] = [
-        fault for fault in tab.faults if "ERR_FILE_NOT_FOUND" not in fault and "failed: file:" not in fault
-    ]
+    tab.faults[:] = [fault for fault in tab.faults if "ERR_FILE_NOT_FOUND" not in fault and "data/" not in fault]
 
 
-def test_the_page_of_a_coder_draws_its_numbers_and_leads_to_its_features(tab: Tab, site: Path):  # noqa: F811
-    for hook in HOOKS:
-        tab.open(site / pages.coder_page(str(hook)))
-        sections = tab.page.eval_on_selector_all("section", "all => all.map(one => one.dataset.section)")
-        assert {"facts", "histograms", "curves"} <= set(sections)
-        assert tab.count("section[data-section=histograms] svg") > 0
+def test_a_page_of_single_features_is_one_file(tab: Tab, tmp_path: Path):
+    path = tmp_path / "single.html"
+    path.write_text(pages.feature_page([document("resid.0", 0), document("resid.0", 3)], run="run"), encoding="utf-8")
+    tab.open(path)
+    assert [url for url in tab.requests if not url.startswith("data:")] == [path.as_uri()]
+    assert tab.count("article") == 2
+    tab.page.emulate_media(media="print")
+    assert tab.page.pdf().startswith(b"%PDF")
+    tab.page.emulate_media(media="screen")
+
+
+def test_the_page_of_a_coder_draws_its_numbers_and_leads_to_its_features(tab: Tab, site: Path):
+    tab.open(site / pages.coder_page(CODERS[1]))
+    sections = tab.page.eval_on_selector_all("section", "all => all.map(one => one.dataset.section)")
+    assert {"facts", "histograms", "curves"} <= set(sections)
+    assert tab.count("section[data-section=histograms] svg") == 3
     tab.page.click("#features")
-    tab.page.wait_for_selector("body[data-page=index]")
-    tab.page.wait_for_selector("html[data-ready='1']", state="attached")
-    assert set(one.partition("/")[0] for one in ids(tab)) == {str(HOOKS[-1])}
-    assert number(1.0) == "1"
+    tab.page.wait_for_selector("html[data-ready='1'] body[data-page=index]")
+    assert {one.partition("/")[0] for one in ids(tab)} == {CODERS[1]}
+
+
+def test_light_and_dark_follow_the_button(tab: Tab, site: Path):
+    tab.open(site / pages.INDEX)
+    seen = []
+    for _ in range(3):
+        tab.page.click("#theme")
+        seen.append((tab.page.get_attribute("html", "data-theme"), tab.page.evaluate(PAPER)))
+    papers = dict(seen)
+    assert len(papers) == 3 and papers.pop("dark") not in papers.values() and len(set(papers.values())) == 1

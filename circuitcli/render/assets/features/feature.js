@@ -33,8 +33,17 @@ function go(id) {
   else if (id === null) location.href = "index.html";
 }
 
+// The feature that the address names; what is no address names none.
+function asked() {
+  try {
+    return decodeURIComponent(location.hash.slice(1));
+  } catch {
+    return "";
+  }
+}
+
 async function show(index) {
-  const [hook, number_] = decodeURIComponent(location.hash.slice(1)).split("/");
+  const [hook, number_] = asked().split("/");
   const coder = index.coders.find((one) => one.hook === hook);
   delete document.documentElement.dataset.ready;
   shown = null;
