@@ -134,6 +134,18 @@ def test_a_page_opens_in_the_state_and_pictures_show_labels_groups_and_threshold
     assert "&#160;both" not in text.getvalue() and "names&#160;&quot;in&quot;&#160;quotes" in text.getvalue()
 
 
+def test_what_a_state_does_not_tell_is_as_without_one(inside: Path):
+    graph = small_graph()
+    many = [Edge("resid.0/7@2", f"mlp.1/{n}@4", 1.0 + n, "nats") for n in range(400)]
+    graph = replace(graph, nodes=(*graph.nodes, *(Node(edge.target) for edge in many[13:])), edges=tuple(many[13:]))
+    for told, n_edges in (({"labels": {}}, 300), ({"edges": None}, 387), ({"edges": 20}, 20)):
+        text = io.StringIO()
+        render.run(asked(graph, written(inside / "state.json", told), "a.html", "-"), stdout=text)
+        assert text.getvalue().count('tooltip="resid.0/7@2 →') == n_edges
+        kept = embedded((inside / "a.html").read_text(encoding="utf-8"))["state"]
+        assert ("edges" in kept) == ("edges" in told)
+
+
 def test_python_draws_in_a_state_too(tmp_path: Path):
     path = written(tmp_path / "state.json", STATE)
     made = circuitcli.draw(small_graph(), state=path)

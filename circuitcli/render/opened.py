@@ -43,7 +43,7 @@ def _pictured(drawing: Drawing, state: State, settings: RenderSettings) -> Drawi
     """What the reader of the page sees: all edges that it shows, unless a limit is given."""
     what = seen(drawing.graph, state)
     limits = {"max_edges": settings.max_edges, "max_nodes": settings.max_nodes}
-    if settings.max_edges is None and state.edges is not None:
+    if settings.max_edges is None and "edges" in state.model_fields_set:
         limits["max_edges"] = max(1, len(what.graph.edges))
     drawn = draw(what.graph, details=drawing.details, scores=drawing.scores, verdict=drawing.verdict, **limits)
     return replace(drawn, boxes=what.boxes)

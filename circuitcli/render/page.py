@@ -58,7 +58,7 @@ def embedded(text: str) -> dict[str, Any]:
 def _content(drawing: Drawing, path: Path | None) -> dict[str, Any]:
     return {
         "packed": packed(document(drawing, path=path)),
-        "state": None if drawing.state is None else drawing.state.model_dump(mode="json"),
+        "state": None if drawing.state is None else drawing.state.model_dump(mode="json", exclude_unset=True),
         "layout": layout(drawing).to_json(),
         "facts": facts(drawing.graph.head),
         "kinds": {kind: [FILL[kind], INK[kind]] for kind in kinds_in(drawing.graph.nodes)},

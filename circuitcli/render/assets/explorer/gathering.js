@@ -2,7 +2,7 @@
 import { choose, nodeOf, pointAtNothing } from "#choice";
 import { nodes } from "#data";
 import { html } from "#dom";
-import { change, dissolve, group, groupOf, proposed, select, selectNone } from "#groups";
+import { change, dissolve, group, groupOf, nameFor, proposed, select, selectNone } from "#groups";
 import { field } from "#labels";
 import { current, set } from "#store";
 import { cell, nodeLine, numberCell } from "#tables";
@@ -116,12 +116,18 @@ export function groupsView() {
       groups.length ? html("table", {}, groups.map(groupLine)) : null,
       offers.length ? html("h3", {}, `proposed by similar edges (${offers.length})`) : null,
       offers.length ? html("table", {}, offers.slice(0, FEW).map(offerLine)) : null,
+      offers.length > FEW ? more(offers.slice(FEW)) : null,
       offers.length > 1
         ? html("div", { class: "buttons" }, button("accept all", "Make all of them groups", acceptAll))
         : null,
       html("p", { class: "grey" }, hint),
     ),
   ];
+}
+
+function more(offers) {
+  const lines = html("table", {}, offers.map(offerLine));
+  return html("details", {}, html("summary", {}, `${offers.length} more`), lines);
 }
 
 function groupLine(one) {
@@ -154,12 +160,12 @@ function openMembers(one) {
 
 function offerLine(one) {
   const accept = button("accept", "Make this a group", () => group(one.members));
-  const told = html(
-    "div",
-    { class: "grey" },
-    `${one.members.length} nodes, any two with cosine ≥ ${number(one.cosine)}`,
-  );
-  const line = html("tr", {}, html("td", {}, one.members.join(" "), told), html("td", { class: "act" }, accept));
+  const told = [
+    visible(nameFor(one.members)),
+    html("div", { class: "grey" }, one.members.join(" ")),
+    html("div", { class: "grey" }, `any two with cosine ≥ ${number(one.cosine)}`),
+  ];
+  const line = html("tr", {}, html("td", {}, told), html("td", { class: "act" }, accept));
   const light = () => set({ focus: { at: null, edges: [], nodes: new Set(one.members) } });
   line.addEventListener("pointerenter", light);
   line.addEventListener("pointerleave", pointAtNothing);

@@ -53,7 +53,8 @@ export function proposed() {
   return circuit.groups.filter((one) => !one.members.some((id) => taken.has(id)));
 }
 
-function nameFor(members) {
+// A name for nodes without one: the label of the strongest.
+export function nameFor(members) {
   const strongest = members.map((id) => nodes.get(id)).reduce((a, b) => (size(b) > size(a) ? b : a));
   const [label] = caption(strongest);
   return label ? `${label} +${members.length - 1}` : `${strongest.id} +${members.length - 1}`;

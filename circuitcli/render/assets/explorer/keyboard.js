@@ -16,6 +16,7 @@ const HELP = [
   ["e", "edit the label or the name of what is pinned"],
   ["+  −  0", "zoom in, zoom out, show all"],
   ["Tab", "to the next box, button or field"],
+  ["drop a file", "open the state that was saved in it"],
   ["?", "this list"],
 ];
 

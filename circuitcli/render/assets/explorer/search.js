@@ -17,7 +17,13 @@ export function search() {
   const input = get("search");
   const list = html("div", { id: "results", role: "listbox", "aria-label": "found nodes", hidden: "" });
   input.closest("#tools").append(list);
-  input.setAttribute("aria-controls", "results");
+  for (const [name, value] of [
+    ["role", "combobox"],
+    ["aria-controls", "results"],
+    ["aria-autocomplete", "list"],
+  ]) {
+    input.setAttribute(name, value);
+  }
   input.addEventListener("input", () => find(input.value));
   input.addEventListener("focus", () => find(input.value));
   input.addEventListener("keydown", keys);
@@ -38,6 +44,7 @@ function keys(event) {
 
 function close() {
   get("results").hidden = true;
+  get("search").setAttribute("aria-expanded", "false");
 }
 
 function find(text) {
@@ -48,6 +55,8 @@ function find(text) {
   set({ found: new Set(hits.map((hit) => hit.node.id)) });
   const list = get("results");
   list.hidden = hits.length === 0;
+  get("search").setAttribute("aria-expanded", String(hits.length > 0));
+  get("search").removeAttribute("aria-activedescendant");
   list.replaceChildren(...(hits.length > 1 ? [several()] : []), ...hits.slice(0, FEW).map(line));
   list.scrollTop = 0;
 }
@@ -107,10 +116,10 @@ function several() {
   return html("div", { class: "buttons" }, all);
 }
 
-function line({ node, where }) {
+function line({ node, where }, index) {
   const view = html(
     "div",
-    { role: "option", class: "hit", "data-hit": node.id, "aria-selected": "false" },
+    { role: "option", class: "hit", id: "hit-" + index, "data-hit": node.id, "aria-selected": "false" },
     html("b", {}, node.id),
     html("span", {}, shortened(caption(node)[0], 44)),
     where ? html("small", {}, shortened(where, 60)) : null,
@@ -132,6 +141,7 @@ function mark(index) {
     view.setAttribute("aria-selected", String(number === last));
     if (number === last) view.scrollIntoView({ block: "nearest" });
   }
+  get("search").setAttribute("aria-activedescendant", "hit-" + last);
 }
 
 function go(node) {

@@ -12,11 +12,13 @@ const WRITTEN_AFTER_MS = 300;
 const KEYS = ["by", "chosen", "edgeCount", "groups", "hidden", "inOneColumn", "labels", "nodeCount", "theme", "view"];
 const MARK = "#s=";
 let usual = null;
+let usualEdges = 0;
 let waiting = null;
 let applying = false;
 
 export function state() {
   usual = snapshot();
+  usualEdges = current().edgeCount;
   buttons();
   const asked = location.hash ? fromHash(location.hash) : opened;
   if (asked) apply(asked);
@@ -25,6 +27,7 @@ export function state() {
     clearTimeout(waiting);
     waiting = setTimeout(write, WRITTEN_AFTER_MS);
   });
+  takeDropped();
   window.addEventListener("hashchange", () => {
     const there = fromHash(location.hash);
     if (there) apply(there);
@@ -59,7 +62,7 @@ export function apply(asked) {
     set({
       by: asked.by === "influence" ? "influence" : "effect",
       nodeCount: asked.nodes === null ? Infinity : count(asked.nodes, Infinity),
-      edgeCount: asked.edges === null ? circuit.edges.length : count(asked.edges, current().edgeCount),
+      edgeCount: asked.edges === null ? circuit.edges.length : count(asked.edges, usualEdges),
       labels: new Map(Object.entries(asked.labels || {}).filter(([, text]) => typeof text === "string")),
       hidden: new Set(list(asked.hidden).filter((kind) => typeof kind === "string")),
       inOneColumn: asked.in_one_column === true,
@@ -113,6 +116,23 @@ function write() {
   } catch {
     // A page inside another, as of a notebook, has no address of its own.
   }
+}
+
+// A state's file that is dropped on the page opens there.
+function takeDropped() {
+  window.addEventListener("dragover", (event) => event.preventDefault());
+  window.addEventListener("drop", async (event) => {
+    event.preventDefault();
+    const [file] = event.dataTransfer?.files || [];
+    if (!file) return;
+    try {
+      const asked = JSON.parse(await file.text());
+      if (asked?.format !== FORMAT) throw new TypeError("no state");
+      apply({ ...usual, ...asked });
+    } catch {
+      window.alert(`${file.name} is not the state of a page.`);
+    }
+  });
 }
 
 function buttons() {
