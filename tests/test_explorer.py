@@ -257,7 +257,7 @@ def hostile_drawing(texts: tuple[str, ...]) -> Drawing:
 def test_hostile_text_stays_text_and_the_page_keeps_its_shape(tab: Tab, tmp_path: Path, texts: tuple[str, ...]):
     show(tab, hostile_drawing(texts), tmp_path)
     for n, text in list(enumerate(texts))[::2]:
-        tab.page.dispatch_event(node(f"resid.0/{n}@{n}"), "pointerenter")
+        tab.page.dispatch_event(node(f"resid.0/{n}@{n}"), "pointerover")
         tab.page.eval_on_selector(node(f"resid.0/{n}@{n}"), CLICK)
         assert chosen(tab) == [f"resid.0/{n}@{n}"]
         assert tab.page.evaluate(WIDER_THAN_ITS_PLACE) == [], repr(text[:40])

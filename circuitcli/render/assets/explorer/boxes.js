@@ -17,6 +17,7 @@ const layer = svg("g", { id: "boxes" });
 let drawn = new Map();
 
 export function boxes() {
+  listen();
   subscribe(["labels"], () => {
     for (const [id, group] of drawn) {
       if (caption(group.node)[0] === group.label) continue;
@@ -59,7 +60,6 @@ function box(node) {
   const card = svg("rect", { class: "card", width: CARD.width, height: CARD.height });
   const words = node.hook || node.members ? featureWords(node) : outputWords(node);
   const group = svg("g", { class: `node ${node.kind}${kind}`, ...about }, card, strip(node), words);
-  listen(group, node);
   group.node = node;
   group.label = label;
   return group;
@@ -100,23 +100,33 @@ function strip(node) {
   return svg("rect", { x: 1, y: 1, width: 5, height: CARD.height - 2, class: "strip " + sign(node.effect), opacity });
 }
 
-function listen(group, node) {
-  group.addEventListener("pointerenter", (event) => {
+// One set of listeners for all boxes.
+function listen() {
+  const at = (event) => event.target.closest(".node")?.node;
+  const follow = (kind, act) =>
+    layer.addEventListener(kind, (event) => {
+      if (at(event)) act(at(event), event);
+    });
+  // Between parts of one box the pointer does not leave it.
+  const within = (event) => event.target.closest(".node") === event.relatedTarget?.closest?.(".node");
+  follow("pointerover", (node, event) => {
+    if (within(event)) return;
     pointAtNode(node.id);
     showTip(event, aboutNode(node));
   });
-  group.addEventListener("pointerleave", () => {
+  follow("pointerout", (_, event) => {
+    if (within(event)) return;
     hideTip();
     pointAtNothing();
   });
-  group.addEventListener("focus", () => pointAtNode(node.id));
-  group.addEventListener("blur", pointAtNothing);
-  group.addEventListener("click", (event) => {
+  follow("focusin", (node) => pointAtNode(node.id));
+  follow("focusout", pointAtNothing);
+  follow("click", (node, event) => {
     if (hasMoved()) return;
     if (event.shiftKey && !node.members) set({ selected: toggled(current().selected, node.id) });
     else choose(node.id);
   });
-  group.addEventListener("keydown", (event) => {
+  follow("keydown", (node, event) => {
     if (event.key !== "Enter" && event.key !== " ") return;
     event.preventDefault();
     choose(node.id);

@@ -12,6 +12,8 @@ import { aboutEdge } from "#words";
 // Edges that are elements of their own; weaker ones are drawn by haze.js.
 const MOST = 500;
 const MOST_PRINTED = 5000;
+// Among more boxes there is no way around them that one could follow.
+const MOST_BOXES = 250;
 const drawn = new Map();
 const strongLayer = svg("g", { id: "edges" });
 const weakLayer = svg("g");
@@ -40,7 +42,7 @@ function marker(kind) {
 
 function place({ shown, placed }) {
   const strong = strongest(shown);
-  ways = routes(strong, placed);
+  ways = placed.places.size > MOST_BOXES ? new Map() : routes(strong, placed);
   onPage = new Set(strong);
   for (const edge of drawn.keys()) if (!onPage.has(edge)) drawn.delete(edge);
   strongLayer.replaceChildren(...strong.flatMap(partsOf));

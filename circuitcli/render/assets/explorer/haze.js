@@ -10,10 +10,17 @@ const SHADES = 4;
 // Of more edges than these each is fainter, so that where many run can be told from where few do.
 const FULL = 1500;
 let job = 0;
+const colours = new Map();
 
 export function haze() {
-  subscribe(["placed", "view", "size", "theme", "printing"], restart);
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", restart);
+  subscribe(["placed", "view", "size"], restart);
+  subscribe(["theme", "printing"], recolour);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", recolour);
+  restart();
+}
+
+function recolour() {
+  colours.clear();
   restart();
 }
 
@@ -78,5 +85,6 @@ function stroke(pen, edges, look, ink) {
 
 // What a colour of the styles is now, in light or dark.
 function colour(name) {
-  return getComputedStyle(get("canvas").querySelector(`.head.${name}`)).fill;
+  if (!colours.has(name)) colours.set(name, getComputedStyle(get("canvas").querySelector(`.head.${name}`)).fill);
+  return colours.get(name);
 }

@@ -4,6 +4,9 @@ const HIDDEN = /[\p{Cc}\p{Cs}\u00a0\u061c\u200b\u200e\u200f\u202a-\u202e\u2028\u
 const WIDE =
   /[\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60]|\p{Extended_Pictographic}/u;
 
+// Each of these is one column wide, as nearly all are.
+const PLAIN = /^[ -~]*$/;
+
 export const known = (value) => value !== null && value !== undefined;
 
 function signOf(c) {
@@ -15,6 +18,7 @@ function signOf(c) {
 export const visible = (text) => text.replace(HIDDEN, signOf);
 
 export function shortened(text, room) {
+  if (PLAIN.test(text)) return text.length > room ? text.slice(0, room - 1) + "…" : text;
   const kept = [];
   let used = 0;
   for (const c of visible(text)) {
