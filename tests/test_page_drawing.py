@@ -142,7 +142,7 @@ def test_weights_are_written_beside_boxes_and_beside_one_another(tab: Tab, tmp_p
     boxes = opened(tab, draw(random_graph(30, positions="all", seed=3)), tmp_path).boxes
     for _ in ("letters for afar", "letters for near"):
         for name in list(boxes)[::10]:
-            tab.page.eval_on_selector(f'[data-node="{name}"]', "one => one.dispatchEvent(new Event('pointerover', { bubbles: true }))")
+            tab.page.dispatch_event(f'[data-node="{name}"]', "pointerover")
             weights = seen(tab, ".none").weights
             assert weights
             others = [(*corner, WIDTH, HEIGHT) for corner in boxes.values()]

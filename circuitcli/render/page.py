@@ -25,7 +25,7 @@ from circuitcli.render.sites import FILL, INK, kinds_in
 from circuitcli.render.text import visible
 
 # In JSON these stand inside strings only; written so, nothing ends the script element or a line of it early.
-_UNSAFE = {character: f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
+_UNSAFE = str.maketrans({character: f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"})
 _DATA = re.compile(r'<script type="application/json" id="data">(.*?)</script>', re.DOTALL)
 _PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
 # What a URL may not hold as it is; other characters stay readable.
@@ -71,7 +71,7 @@ def _content(drawing: Drawing, path: Path | None) -> dict[str, Any]:
 
 def safe(text: str) -> str:
     """JSON text for the inside of a script element."""
-    return "".join(_UNSAFE.get(character, character) for character in text)
+    return text.translate(_UNSAFE)
 
 
 @cache

@@ -2,6 +2,7 @@
 // slider, so that the strongest hundredth is most of it.
 import { circuit, layout } from "#data";
 import { get, html } from "#dom";
+import { limit } from "#edges";
 import { ranking } from "#ranking";
 import { current, set, subscribe } from "#store";
 import { number, percent } from "#text";
@@ -41,14 +42,15 @@ function stepOf(count, total) {
 function tell() {
   const { boxes, shown } = current();
   const { nodes, edges } = circuit;
-  const count = (value) => value.toLocaleString("en");
-  const drawn = `${count(boxes.length)} of ${count(nodes.length)} boxes`;
-  const lines = [
-    [`${count(shown.length)} of ${count(edges.length)} edges`, ...shares()].join(", "),
-    [drawn, boxes.length < nodes.length ? "the others have no edge among these" : ""].filter(Boolean).join("; "),
-  ];
+  const told = [`${count(shown.length)} of ${count(edges.length)} edges`, ...shares()];
+  const others = boxes.length < nodes.length ? "; the others have no edge among these" : "";
+  const lines = [told.join(", "), `${count(boxes.length)} of ${count(nodes.length)} boxes${others}`];
+  if (shown.length > limit())
+    lines.push(`the strongest ${count(limit())} can be pointed at; pin a box for all of its own`);
   get("counts").replaceChildren(...lines.map((line) => html("div", {}, line)));
 }
+
+const count = (value) => value.toLocaleString("en");
 
 // The least size that is drawn, and the share of all sizes.
 function shares() {
