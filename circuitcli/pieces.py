@@ -7,14 +7,13 @@ whole characters are one piece of text; what stays incomplete stays as it is.
 import re
 from codecs import getincrementaldecoder
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 _BYTES = re.compile(r"(?:<0x[0-9A-F]{2}>)+")
 _DECODER = getincrementaldecoder("utf-8")
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """Tokens ``start`` to ``stop`` - 1, and the text that they are together."""
 
     start: int
@@ -25,8 +24,12 @@ class Piece:
 def joined(tokens: Sequence[str]) -> list[Piece]:
     """The tokens as pieces of text, in order: most are one token each."""
     pieces: list[Piece] = []
-    while (start := pieces[-1].stop if pieces else 0) < len(tokens):
-        pieces.append(_whole(tokens, start) or Piece(start, start + 1, tokens[start]))
+    start = 0
+    while start < len(tokens):
+        # Nearly all tokens are text, and there are very many of them.
+        whole = _whole(tokens, start) if tokens[start][:3] == "<0x" else None
+        pieces.append(whole or Piece(start, start + 1, tokens[start]))
+        start = pieces[-1].stop
     return pieces
 
 

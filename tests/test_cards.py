@@ -12,6 +12,7 @@ from circuitcli.errors import InputError
 from circuitcli.features.cards import card, cards
 from circuitcli.features.lines import Details, Histogram
 from circuitcli.features.logits import background, directions, logit_effects
+from circuitcli.features.statistics import BINS_PER_OCTAVE
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.loading import LanguageModel
 from circuitcli.models.taps import read, tapped
@@ -104,9 +105,17 @@ def check_side(side: object, found: list[tuple[list[int], Tensor]], index: int, 
     exact = torch.quantile(sign * own, 0.5, interpolation="lower")
     assert sign * side.quantiles["0.5"] == pytest.approx(float(exact), rel=0.03)
     check_histogram(side.histogram, own)
-    expected = best_blocks(found, index, sign)[:N_CONTEXTS]
-    assert len(side.contexts) == len(expected)
-    for context, (value, number, place) in zip(side.contexts, expected, strict=True):
+    blocks = best_blocks(found, index, sign)
+    expected = blocks[:N_CONTEXTS]
+    # Those at quantiles are from other texts, as long as there are some.
+    further = side.contexts[len(expected) :]
+    assert {context.block for context in further} == {number for _, number, _ in blocks[N_CONTEXTS:]}
+    for context in side.contexts:
+        size = sign * found[context.block][1][context.position - 1, index].double()
+        assert abs(context.activations[context.peak]) == pytest.approx(float(size), rel=1e-3)
+        near = ((sign * own / size).log2().abs() < 1 / BINS_PER_OCTAVE).sum() / len(own)
+        assert context.quantile == pytest.approx(float((sign * own <= size).sum()) / len(own), abs=float(near) + 1e-3)
+    for context, (value, number, place) in zip(side.contexts, expected, strict=False):
         tokens, codes = found[number]
         around = slice(max(place - WINDOW, 0), place + WINDOW + 1)
         assert list(context.tokens) == model().tokenizer.token_strings(tokens[around])

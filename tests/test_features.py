@@ -327,15 +327,10 @@ def test_the_most_telling_tokens_are_furthest_from_what_other_features_do_to_the
     assert before > 0.9 * len(effects) and listed < before / 3
 
 
-def test_tokens_that_go_the_other_way_are_listed_last_and_silent_features_move_nothing() -> None:
-    others = logits.Background(torch.tensor([5.0, 0.0, -9.0, 0.0]), torch.tensor([1.0, 1.0, 1.0, 1.0]))
-    effects = torch.tensor([[4.0, 1.0, -1.0, -2.0]])
-    # The first is raised less than by others, and the third lowered less: still they come before what is lowered.
-    assert others.order(effects, sign=1).argsort(descending=True).tolist() == [[1, 0, 2, 3]]
-    assert others.order(effects, sign=-1).argsort(descending=True).tolist() == [[3, 2, 1, 0]]
+def test_where_features_move_nothing_no_token_is_told_from_others() -> None:
     adapter = adapter_of("llama", dtype=torch.float32)
     silent = logits.background_of(adapter, torch.zeros(3, D_MODEL), vocab_size=VOCAB)
-    assert bool((silent.scale == 1).all())
+    assert bool((silent.scale == 1).all()) and not bool(silent.mean.any())
 
 
 def test_a_logit_effect_is_the_change_of_centred_logits_where_the_final_norm_is_linear() -> None:
@@ -380,3 +375,47 @@ def test_lines_are_plain_values_with_the_promised_fields(cache: MemoryCache) -> 
         assert sorted(line["quantiles"].values()) == list(line["quantiles"].values())
         assert len(line["promoted"]) == len(line["suppressed"]) == 2
         assert line["promoted"][0][1] >= line["promoted"][1][1] > line["suppressed"][1][1] >= line["suppressed"][0][1]
+
+
+def test_what_is_drawn_is_as_likely_of_each_text_and_does_not_depend_on_the_batch_size(cache: MemoryCache) -> None:
+    sae = sae_of("relu")
+    options = {"n_tokens": cache.n_tokens, "n_contexts": 2, "window": WINDOW, "n_samples": 5}
+    found = [scan.scan(cache, sae, batch_size=size, **options).samples for size in (1, 16, 1000)]
+    for other in found[1:]:
+        assert torch.equal(other.values, found[0].values) and torch.equal(other.tokens, found[0].tokens)
+    codes, samples = sae.encode(cache.activations), found[0]
+    for feature in range(D_SAE):
+        n = int((samples.values[feature] > 0).sum())
+        blocks = samples.block[feature, :n].tolist()
+        active = cache.all.block[codes[:, feature] > 0].unique().tolist()
+        assert len(set(blocks)) == n == min(5, len(active)) and set(blocks) <= set(active)
+        assert bool((samples.activations[feature, :n, WINDOW] > 0).all())
+
+
+def test_of_many_documents_each_peak_is_from_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A document goes on as long as its blocks are full, also from one piece of codes to the next."""
+    lengths, document = [], []
+    for number in range(60):
+        parts = [8] * (number % 4) + [1 + number % 7]
+        lengths += parts
+        document += [number] * len(parts)
+    cache, sae = MemoryCache(lengths), sae_of("relu")
+    monkeypatch.setattr(scan, "MANY_DOCUMENTS", 60)
+    codes = sae.encode(cache.activations)
+    of_row = torch.tensor(document)[cache.all.block // 3]
+    for size in (1, 20, 10_000):
+        found = scanned(cache, sae, batch_size=size).peaks
+        for feature in (0, 5, 11):
+            best = best_blocks(codes[:, feature], of_row)[: found.n_peaks]
+            n = int((found.values[feature] > 0).sum())
+            assert found.values[feature, :n].tolist() == pytest.approx([value for value, _ in best], rel=1e-5)
+            assert found.document[feature, :n].tolist() == [int(of_row[row]) for _, row in best]
+            assert found.position[feature, :n].tolist() == [int(cache.all.position[row]) for _, row in best]
+            for slot in range(min(n, N_CONTEXTS)):
+                row = best[slot][1]
+                assert int(found.tokens[feature, slot, WINDOW]) == int(cache.all.token[row])
+                assert float(found.activations[feature, slot, WINDOW]) == pytest.approx(
+                    float(codes[row, feature]), rel=1e-5
+                )
+    monkeypatch.setattr(scan, "MANY_DOCUMENTS", 61)
+    assert scanned(cache, sae).peaks.document.unique().tolist() == [peaks.NO_TOKEN]

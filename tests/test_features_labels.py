@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from circuitcli.features.labels import LONGEST_TOKEN, Peak, label, shown
+from circuitcli.features.conditions import LONGEST_TOKEN, Peak, shown
+from circuitcli.features.labels import label
 
 
 def peaks(*pairs: tuple[str | None, str]) -> list[Peak]:
@@ -20,7 +21,7 @@ BEFORE = [" a", " b", " c", " d", " e", " f", " g", " h", " i", " j"]
         (peaks(*((before, " self") for before in BEFORE[:8]), (" x", " y"), (" z", " w")), '"self" 80%'),
         (peaks(*((before, token) for before, token in zip(BEFORE, [" the", "The"] * 5, strict=True))), '"the" 100%'),
         (peaks(*[(" for", " in")] * 10), '"in" after "for" 100%'),
-        (peaks(*((" def", f" name_{n}") for n in range(6)), *((" x", f"_{n}") for n in range(4))), 'after "def" 60%'),
+        (peaks(*((" def", f" name_{n}") for n in range(6)), *((f" {n}", f"_{n}") for n in "abcd")), 'after "def" 60%'),
         (peaks(*((before, f" {stem}ing") for before, stem in zip(BEFORE, "abcdefghij", strict=True))), '"…ing" 100%'),
         (peaks(*((before, f"un{stem}") for before, stem in zip(BEFORE, "abcdefghij", strict=True))), '"un…" 100%'),
         (
@@ -33,7 +34,7 @@ BEFORE = [" a", " b", " c", " d", " e", " f", " g", " h", " i", " j"]
         (peaks((" x", " self")), '"self" 1 of 1'),
     ],
 )
-def test_the_first_rule_that_covers_enough_peaks_makes_the_label(found: list[Peak], expected: str) -> None:
+def test_the_rule_that_tells_best_makes_the_label(found: list[Peak], expected: str) -> None:
     assert label(found, [" Paris"]).text == expected
 
 

@@ -6,7 +6,9 @@ from support import D_SAE, VOCAB, random_sae
 from test_features import HOOK, MemoryCache
 
 from circuitcli.features import scan
-from circuitcli.features.labels import KINDS, Condition, Peak, Rule, label
+from circuitcli.features.conditions import Condition, Peak
+from circuitcli.features.kinds import KINDS
+from circuitcli.features.labels import Rule, label
 from circuitcli.features.peaks import CodedBlocks
 from circuitcli.features.scores import Detection, held_out
 

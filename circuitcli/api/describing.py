@@ -38,7 +38,7 @@ def describe(
     *,
     tokens: int | None = None,
     contexts: int = 8,
-    window: int = 8,
+    window: int = 16,
     logits: int = 8,
 ) -> Card:
     """The card of a feature, by the name that nodes have: ``resid.3/17``, also with a position behind it.

@@ -8,10 +8,12 @@ import torch
 from circuitcli.activations.cache import ActivationCache
 from circuitcli.errors import InputError
 from circuitcli.features import scan
+from circuitcli.features.contexts import SAMPLES_PER_QUANTILE
 from circuitcli.features.describe import describe
 from circuitcli.features.lines import Details, checked
 from circuitcli.features.logits import LogitEffects, background, decoder_norms, directions, logit_effects
 from circuitcli.features.scores import held_out
+from circuitcli.features.surroundings import Surroundings
 from circuitcli.models.loading import LanguageModel
 from circuitcli.models.window import window as longest_text
 from circuitcli.saes.base import SparseCoder
@@ -29,7 +31,8 @@ def card(
     feature: int,
     n_tokens: int | None = None,
     n_contexts: int = 8,
-    window: int = 8,
+    window: int = 16,
+    n_quantiles: int = 4,
     n_logits: int = 8,
 ) -> Details:
     """What one feature means: where it is active and how strongly, which tokens it promotes, and a label.
@@ -44,6 +47,7 @@ def card(
         n_tokens=n_tokens,
         n_contexts=n_contexts,
         window=window,
+        n_quantiles=n_quantiles,
         n_logits=n_logits,
     )
     return made
@@ -57,15 +61,17 @@ def cards(
     features: Iterable[int] | None = None,
     n_tokens: int | None = None,
     n_contexts: int = 8,
-    window: int = 8,
+    window: int = 16,
+    n_quantiles: int = 4,
     n_logits: int = 8,
 ) -> Iterator[Details]:
     """A card for each of these features, or for each that is active at all, by index.
 
     coder: any, crosscoders too, whose features are named by the first hook point; on the model's device. source: cached
     activations of what it reads, or texts, which the model then runs. n_tokens: how much to look at, by default all.
-    Contexts are the n_contexts best blocks of text, with ``window`` tokens on either side of the strongest; promoted
-    and suppressed are n_logits tokens each. Raises InputError if the coder has no such feature or there is no text.
+    Contexts are the n_contexts best blocks or documents, with ``window`` tokens on either side of the strongest, then
+    n_quantiles others at quantiles of activation; promoted and suppressed are n_logits tokens each. Raises InputError
+    if the coder has no such feature or there is no text.
     """
     chosen = None if features is None else _existing(coder, features)
     found = lines(
@@ -76,6 +82,7 @@ def cards(
         n_tokens=n_tokens,
         n_contexts=n_contexts,
         window=window,
+        n_quantiles=n_quantiles,
         n_logits=n_logits,
     )
     return (checked(line, place=f"feature {line['id']}") for line in found)
@@ -89,6 +96,7 @@ def lines(
     n_contexts: int,
     window: int,
     n_logits: int,
+    n_quantiles: int = 4,
     features: Sequence[int] | None = None,
     n_tokens: int | None = None,
     n_scored: int = 0,
@@ -99,6 +107,7 @@ def lines(
     n_scored: of cached activations so many of the last rows are left out, and labels are scored on them.
     """
     scored = None
+    surroundings = Surroundings(model.tokenizer.token_strings)
     if isinstance(source, ActivationCache):
         coder.check_reads({hook: source.d_model(hook) for hook in coder.reads})
         n_rows = min(n_tokens or source.n_tokens, source.n_tokens)
@@ -115,11 +124,22 @@ def lines(
             batch_size=batch_size,
             n_contexts=n_contexts,
             window=window,
+            n_samples=SAMPLES_PER_QUANTILE * n_quantiles,
             features=features,
+            surroundings=surroundings,
         )
     else:
         texts = token_ids(source, model, n_tokens)
-        summary = scan.scan_texts(model, coder, texts, n_contexts=n_contexts, window=window, features=features)
+        summary = scan.scan_texts(
+            model,
+            coder,
+            texts,
+            n_contexts=n_contexts,
+            window=window,
+            n_samples=SAMPLES_PER_QUANTILE * n_quantiles,
+            features=features,
+            surroundings=surroundings,
+        )
     indices = summary.live if features is None else torch.tensor(features)
     effects = _effects(coder, indices, model, n_logits)
     norms = decoder_norms(coder, indices)

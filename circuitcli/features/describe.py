@@ -1,23 +1,25 @@
 """Features as lines of a file: statistics, contexts, logit effects and a label, all in plain values."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitcli.features.labels import Peak, Rule, label
+from circuitcli.features.contexts import contexts, peaks_of
+from circuitcli.features.contexts import rounded as _rounded
+from circuitcli.features.labels import Rule, label
 from circuitcli.features.logits import LogitEffects
-from circuitcli.features.peaks import NO_TOKEN
+from circuitcli.features.rates import BaseRates
 from circuitcli.features.scan import Summary
 from circuitcli.features.scores import HeldOut
 from circuitcli.features.statistics import QUANTILES, Histogram
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.tokenizer import Tokenizer
 
-DIGITS = 5
 NEVER = "never active"
 
 
@@ -32,6 +34,9 @@ class _Vocabulary:
         if token not in self.known:
             self.known[token] = self.tokenizer.token_strings([token])[0]
         return self.known[token]
+
+    def several(self, tokens: Sequence[int]) -> list[str]:
+        return [self[token] for token in tokens]
 
 
 def describe(
@@ -54,27 +59,28 @@ def describe(
     other: Rule | None = None
     words = _Vocabulary(tokenizer, {})
     rows = summary.live if features is None else torch.arange(len(features))
-    above = _sides(summary, rows, words)
-    below = _sides(summary.negative, rows, words, sign=-1) if summary.negative else [None] * len(rows)
+    rates = BaseRates(summary.text, words.several)
+    above = _sides(summary, rows, words, rates)
+    below = _sides(summary.negative, rows, words, rates, sign=-1) if summary.negative else [None] * len(rows)
     for number, (row, positive, negative) in enumerate(zip(rows.tolist(), above, below, strict=True)):
         promoted = _tokens(words, effects.promoted[number], effects.promoted_effects[number]) if effects else []
         suppressed = _tokens(words, effects.suppressed[number], effects.suppressed_effects[number]) if effects else []
-        facts, peaks = positive
-        rule = label(peaks, [token for token, _ in promoted]) if peaks else None
+        facts, labelled = positive
+        rule = labelled([token for token, _ in promoted])
         labels = [rule.text] if rule else []
         line = {
             "kind": "feature",
             "id": f"{hook}/{row if features is None else features[row]}",
             "label": "",
+            **({} if rule is None or rule.confidence is None else {"confidence": _rounded(rule.confidence)}),
             **facts,
             "promoted": promoted,
             "suppressed": suppressed,
         }
-        if negative is not None and negative[1]:
-            # What it suppresses is promoted where its code is below zero.
-            told = label(negative[1], [token for token, _ in suppressed]).text
-            line["negative"] = {"label": told, **negative[0]}
-            labels.append(f"negative: {told}")
+        # What it suppresses is promoted where its code is below zero.
+        if negative is not None and (told := negative[1]([token for token, _ in suppressed])) is not None:
+            line["negative"] = {"label": told.text, **negative[0]}
+            labels.append(f"negative: {told.text}")
         if norms is not None:
             line["decoder_norms"] = {name: _rounded(float(found[number])) for name, found in norms.items()}
         if scored is not None and rule is not None:
@@ -97,9 +103,15 @@ def _score(scored: HeldOut, row: int, rule: Rule, other: Rule | None) -> dict[st
 
 
 def _sides(
-    summary: Summary, rows: Int[Tensor, " row"], words: _Vocabulary, *, sign: int = 1
-) -> Iterator[tuple[dict[str, Any], list[Peak]]]:
-    """For each of these rows of a summary, what is told of it, and its peaks; ``sign`` is that of the activations."""
+    summary: Summary, rows: Int[Tensor, " row"], words: _Vocabulary, rates: BaseRates, *, sign: int = 1
+) -> Iterator[tuple[dict[str, Any], Callable[[list[str]], Rule | None]]]:
+    """For each of these rows of a summary, what is told of it, and what labels it, given the tokens that it promotes;
+    ``sign`` is that of the activations."""
+
+    def labelled(row: int, promoted: list[str]) -> Rule | None:
+        peaks, samples = (peaks_of(part, row, words.several) for part in (summary.peaks, summary.samples))
+        return label(peaks, promoted, samples=samples, rates=rates, density=float(density[row])) if peaks else None
+
     statistics, furthest = summary.statistics, "max" if sign > 0 else "min"
     density, mean = statistics.density, statistics.mean
     for row, quantiles in zip(rows.tolist(), statistics.quantiles(rows).tolist(), strict=True):
@@ -112,9 +124,9 @@ def _sides(
             "mean": _rounded(sign * float(mean[row])),
             "quantiles": {str(share): _rounded(sign * value) for share, value in pairs},
             "histogram": _histogram(statistics.histogram(row), sign=sign),
-            "contexts": list(_contexts(summary, row, words)),
+            "contexts": contexts(summary, row, words.several),
         }
-        yield facts, _peaks(summary, row, words)
+        yield facts, partial(labelled, row)
 
 
 def _histogram(found: Histogram | None, *, sign: int) -> dict[str, list[float] | list[int]] | None:
@@ -126,35 +138,3 @@ def _histogram(found: Histogram | None, *, sign: int) -> dict[str, list[float] |
 
 def _tokens(words: _Vocabulary, ids: Tensor, effects: Tensor) -> list[tuple[str, float]]:
     return [(words[token], _rounded(effect)) for token, effect in zip(ids.tolist(), effects.tolist(), strict=True)]
-
-
-def _peaks(summary: Summary, index: int, words: _Vocabulary) -> list[Peak]:
-    peaks = summary.peaks
-    n_peaks = int((peaks.values[index] > 0).sum())
-    return [
-        Peak(words[token], None if previous == NO_TOKEN else words[previous])
-        for token, previous in zip(
-            peaks.token[index, :n_peaks].tolist(), peaks.previous[index, :n_peaks].tolist(), strict=True
-        )
-    ]
-
-
-def _contexts(summary: Summary, index: int, words: _Vocabulary) -> Iterator[dict[str, Any]]:
-    """The windows around the strongest peaks; ``peak`` is the place of the peak in the window."""
-    peaks = summary.peaks
-    n_shown = int((peaks.values[index, : peaks.n_windows] > 0).sum())
-    for slot in range(n_shown):
-        ids, activations = peaks.tokens[index, slot].tolist(), peaks.activations[index, slot].tolist()
-        inside = [place for place, token in enumerate(ids) if token != NO_TOKEN]
-        yield {
-            "tokens": [words[ids[place]] for place in inside],
-            "activations": [_rounded(activations[place]) for place in inside],
-            "peak": peaks.window - inside[0],
-            "block": int(peaks.block[index, slot]),
-            "position": int(peaks.position[index, slot]),
-        }
-
-
-def _rounded(value: float) -> float:
-    """Five significant digits: more than the histogram or half-precision activations give."""
-    return float(f"{value:.{DIGITS}g}")

@@ -1,113 +1,220 @@
-"""Labels made from where a feature peaks, by fixed rules and without a language model.
+"""Labels made from where a feature is active, by fixed rules and without a language model.
 
-The first rule that covers enough of the peaks makes the label:
+Each rule says where the feature should be active, as conditions on a token, its neighbours and the text in front of it:
 
-    "self" 82%                 one token (case and surrounding spaces aside), in at least half of the peaks
-    "in" after "for" 91%       the same, where what comes before it is as constant
-    after "def" 64%            one token comes before, in at least half
-    "…ing" 75%                 tokens of one ending or one beginning, in at least 70 %
-    punctuation 90%: "," "."   tokens of one kind, in at least 70 %
-    "a" "b" "c" → "x" "y"      else the commonest tokens, and those that the feature promotes
+    "self" 82%                     one token (case and surrounding spaces aside)
+    "in" after "for" 91%           the same, where what comes before it is as constant
+    "cat" "dog" 75%                one of a few tokens
+    after "def" 64%                the token in front; before "(" 60%: the one behind; also one of a few
+    "…ing" 75%                     tokens of one ending or one beginning
+    punctuation 90%: "," "."       tokens of one kind; after digits 70%: "km"; before brackets 80%: "print"
+    in quotes 85%: "he" "she"      what holds there, of `surroundings.MARKS`
+    near "king" "crown" 70%        words that are in front more often than in any text
+    "a" "b" "c" → "x" "y"          else the commonest tokens, and those that the feature promotes
 
-Few peaks are told as such: ``"self" 2 of 3``. Each label says where its feature should be active, as conditions on a
-token and the one before it, so that it can be scored.
+The rule wins whose balanced accuracy is best, as far as the feature's own contexts and the base rates of any text tell.
+The share is that of the strongest peaks; few are told as such: ``"self" 2 of 3``.
 """
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
-from circuitcli.printable import escaped
+from circuitcli.features.conditions import NEIGHBOURS, Condition, Peak, all_that_holds, key_of, shown
+from circuitcli.features.rates import BaseRates
 
-DOMINANT, CONSTANT, COMMON = 0.5, 0.9, 0.7
+# Of the strongest peaks at least so many have to be as a rule says; for several tokens the score alone decides.
+DOMINANT, CONSTANT = 0.5, 0.9
+# Balanced accuracy from which on a rule is worth more than a list of tokens.
+TELLING = 0.62
 FEW_PEAKS = 5
-LONGEST_TOKEN = 20
-AFFIX_LENGTHS = (5, 4, 3, 2)
-# Tokens that are named where there are several.
-N_TOP = 3
-
-
-@dataclass(frozen=True)
-class Peak:
-    """The token at which a feature is strongest in a block, and the one before it; None at the block's start."""
-
-    token: str
-    previous: str | None
-
-
-class Condition(NamedTuple):
-    """Something that holds of a token or of the one before it.
-
-    about: ``token`` and ``previous`` (value: what variants have in common, None at the start of a block), ``tokens``
-    (value: several of these), ``ending``, ``beginning`` (of a word's letters), ``kind`` (a name of `KINDS`).
-    """
-
-    about: str
-    value: str | frozenset[str] | None
-
-    def holds(self, peak: Peak) -> bool:
-        """Whether a token fulfils it."""
-        word = peak.token.strip().casefold()
-        match self.about, self.value:
-            case "token", value:
-                return key_of(peak.token) == value
-            case "tokens", frozenset() as several:
-                return key_of(peak.token) in several
-            case "previous", value:
-                return (None if peak.previous is None else key_of(peak.previous)) == value
-            case "kind", str() as name:
-                return KINDS[name](peak)
-            case about, str() as part:
-                is_longer = len(word) > len(part) and word.isalpha()
-                return is_longer and (word.endswith(part) if about == "ending" else word.startswith(part))
-        raise AssertionError(self)
+# Tokens that are named where there are several, and tokens or words that a rule is about at most.
+N_TOP, N_SEVERAL = 3, 5
+# What a rule must be better by than one that says less: what is chosen from much fits by chance.
+_COST = {"token": 0.0, "kind": 0.005, "tokens": 0.03, "near": 0.06}
+_USUAL_COST, _NEIGHBOUR_COST = 0.01, 0.02
+# How many standard errors above its base rate a word must be to be a topic.
+_Z_TOPIC = 4.0
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A label, and the conditions that all hold where it says that the feature is active."""
+    """A label, and the conditions that all hold where it says that the feature is active.
+
+    confidence: the balanced accuracy to be expected of it, from the contexts that it was made from and base rates.
+    """
 
     text: str
     conditions: tuple[Condition, ...]
+    confidence: float | None = field(default=None, compare=False)
 
     def covers(self, peak: Peak) -> bool:
         """Whether the feature should be active at a token."""
         return all(condition.holds(peak) for condition in self.conditions)
 
 
-def label(peaks: Sequence[Peak], promoted: Sequence[str] = ()) -> Rule:
-    """A short description of a feature from its strongest peaks, strongest first, at least one."""
-    rules = (_one_token, _one_previous, _affix, _kind)
-    return next((found for rule in rules if (found := rule(peaks))), None) or _commonest(peaks, promoted)
+class Tally:
+    """How many of some peaks a condition holds of, counted once for all conditions."""
+
+    def __init__(self, peaks: Sequence[Peak]) -> None:
+        self.n = len(peaks)
+        self.counts: Counter[Condition] = Counter()
+        for peak in peaks:
+            self.counts.update(all_that_holds(peak))
+        self.near = [peak.near for peak in peaks if peak.near is not None]
+
+    def of(self, condition: Condition) -> tuple[int, int]:
+        """Of how many it holds, and of how many that can be told."""
+        about, value = condition
+        if about == "near":
+            assert isinstance(value, frozenset)
+            return sum(not value.isdisjoint(words) for words in self.near), len(self.near)
+        if isinstance(value, frozenset):
+            single = NEIGHBOURS[about][0] if about in NEIGHBOURS else "token"
+            return sum(self.counts[Condition(single, key)] for key in value), self.n
+        return self.counts[condition], self.n
 
 
-def shown(token: str) -> str:
-    """A token as people read it: quoted, without the spaces around it, unprintable characters escaped."""
-    core = token.strip()
-    if core:
-        if len(core) > LONGEST_TOKEN:
-            core = core[: LONGEST_TOKEN - 1] + "…"
-        mark = "'" if '"' in core else '"'
-        return mark + escaped(core) + mark
-    if "\n" in token or "\r" in token:
-        return "newline"
-    if token == "\t" * len(token):
-        return "tab" if token else "nothing"
-    return "space" if len(token) == 1 else f"{len(token)} spaces"
+class Evidence:
+    """What is known of where a feature is active: its strongest peaks, activations drawn by lot, how often it is."""
+
+    def __init__(self, peaks: Sequence[Peak], samples: Sequence[Peak], *, rates: BaseRates, density: float) -> None:
+        self.peaks, self.samples, self.rates, self.density = peaks, samples, rates, density
+        self.of_peaks, self.of_samples = Tally(peaks), Tally(samples)
+
+    @property
+    def every(self) -> list[Peak]:
+        """Peaks and samples."""
+        return [*self.peaks, *self.samples]
+
+    def confidence(self, condition: Condition) -> float:
+        """Balanced accuracy of a rule of one condition: recall is the mean of that on the peaks and on the samples,
+        each as if there were one more that it misses."""
+        told = [tally.of(condition) for tally in (self.of_peaks, self.of_samples)]
+        recalls = [count / (n + 1) for count, n in told if n]
+        recall = sum(recalls) / max(len(recalls), 1)
+        silent = max(self.rates.share(condition) - self.density * recall, 0) / max(1 - self.density, 1e-9)
+        return (recall + 1 - min(silent, 1.0)) / 2
 
 
-def key_of(token: str) -> str:
-    """What variants of a token have in common."""
-    return token.strip().casefold() or shown(token)
+def label(
+    peaks: Sequence[Peak],
+    promoted: Sequence[str] = (),
+    *,
+    samples: Sequence[Peak] = (),
+    rates: BaseRates | None = None,
+    density: float = 0.0,
+) -> Rule:
+    """A short description of a feature from its strongest peaks, strongest first, at least one.
+
+    samples: of all that is active, drawn by lot. rates: of any text; density: how often the feature is active.
+    """
+    evidence = Evidence(peaks, samples, rates=rates or BaseRates(), density=density)
+    best, most = None, TELLING
+    for condition in _candidates(evidence):
+        score = evidence.confidence(condition) - _cost(condition)
+        if score > most:
+            best, most = condition, score
+    return _commonest(evidence, promoted) if best is None else _rule(best, evidence)
 
 
-def _dominant(items: Sequence[str], key: Callable[[str], Hashable] = key_of) -> tuple[str, int]:
-    """The commonest variant of the commonest item, and how many items are its variants; of equals the first."""
-    groups = Counter(map(key, items))
-    winner, count = groups.most_common(1)[0]
-    variants = Counter(item for item in items if key(item) == winner)
-    return variants.most_common(1)[0][0], count
+def _cost(condition: Condition) -> float:
+    if condition.about in ("previous", "following"):
+        return _NEIGHBOUR_COST if condition.about == "following" else _USUAL_COST
+    if " " in condition.about:
+        return _NEIGHBOUR_COST + (_COST["tokens"] if condition.about.endswith("tokens") else 0.0)
+    return _COST.get(condition.about, _USUAL_COST)
+
+
+def _candidates(evidence: Evidence) -> Iterator[Condition]:
+    """Conditions that may hold where the feature is active, in an order that does not change."""
+    counts, n = evidence.of_peaks.counts, evidence.of_peaks.n
+    yield from sorted(
+        (condition for condition, count in counts.items() if count >= DOMINANT * n),
+        key=lambda condition: (condition.about, str(condition.value)),
+    )
+    for about, several in (("token", "tokens"), ("previous", "previous tokens"), ("following", "following tokens")):
+        yield from _several(evidence.of_peaks.counts + evidence.of_samples.counts, about, several)
+    yield from _topics(evidence)
+
+
+def _several(counts: "Counter[Condition]", about: str, several: str) -> Iterator[Condition]:
+    """The two commonest tokens, the three commonest, ... as long as each is there more than once."""
+    found = [(-count, condition.value) for condition, count in counts.items() if condition.about == about and count > 1]
+    keys = [key for _, key in sorted((count, key) for count, key in found if isinstance(key, str))[:N_SEVERAL]]
+    yield from (Condition(several, frozenset(keys[:number])) for number in range(2, len(keys) + 1))
+
+
+def _topics(evidence: Evidence) -> Iterator[Condition]:
+    """Words that are in front of the feature's tokens more often than anywhere: the most telling, the two most, ..."""
+    seen = [*evidence.of_peaks.near, *evidence.of_samples.near]
+    counts = Counter(word for words in seen for word in words)
+    n, found = len(seen), []
+    for word in (word for word, count in counts.items() if count > 2):
+        chance = evidence.rates.share(Condition("near", frozenset({word})))
+        error = (n * chance * (1 - chance) + 0.25) ** 0.5
+        if (counts[word] - n * chance) / error > _Z_TOPIC:
+            found.append((counts[word] / n - chance, word))
+    words = [word for _, word in sorted(found, key=lambda pair: (-pair[0], pair[1]))[:N_SEVERAL]]
+    yield from (Condition("near", frozenset(words[:number])) for number in range(1, len(words) + 1))
+
+
+def _rule(condition: Condition, evidence: Evidence) -> Rule:
+    """The rule of the best condition, with the token in front where that is as constant."""
+    confidence = evidence.confidence(condition)
+    peaks = evidence.peaks
+    if condition.about == "token" and len(peaks) >= FEW_PEAKS:
+        before = [peak for peak in peaks if condition.holds(peak)]
+        key, constant = Counter(peak.previous and key_of(peak.previous) for peak in before).most_common(1)[0]
+        previous = Condition("previous", key)
+        if key is not None and constant >= CONSTANT * len(before) and _stays(condition, previous, evidence):
+            text = f"{_named(condition, peaks)} after {_named(previous, before)} {_share(constant, len(peaks))}"
+            return Rule(text, (condition, previous), confidence)
+    return Rule(_written(condition, _share(*evidence.of_peaks.of(condition)), evidence), (condition,), confidence)
+
+
+def _stays(condition: Condition, previous: Condition, evidence: Evidence) -> bool:
+    """Whether the token in front is as constant in what was drawn by lot."""
+    found = [peak for peak in evidence.samples if condition.holds(peak)]
+    return sum(map(previous.holds, found)) >= CONSTANT * len(found)
+
+
+def _written(condition: Condition, share: str, evidence: Evidence) -> str:
+    about, value = condition
+    peaks = evidence.peaks
+    if about in ("ending", "beginning"):
+        return f'"…{value}" {share}' if about == "ending" else f'"{value}…" {share}'
+    if about in ("token", "tokens"):
+        return f"{_named(condition, evidence.every)} {share}"
+    if about == "near":
+        assert isinstance(value, frozenset)
+        words = sorted(value, key=lambda word: (-sum(word in (peak.near or ()) for peak in evidence.every), word))
+        return f"near {' '.join(map(shown, words))} {share}"
+    if about in ("previous", "following") and value is None:
+        return f"start of a block {share}"
+    where = {"previous": "after ", "following": "before "}.get(about.split()[0], "")
+    if where and not about.endswith("kind"):
+        return f"{where}{_named(condition, evidence.every)} {share}"
+    examples = " ".join(_top([peak.token for peak in peaks if condition.holds(peak)]))
+    return f"{where}{value} {share}: {examples}"
+
+
+def _named(condition: Condition, peaks: Iterable[Peak]) -> str:
+    """The tokens that a condition is about, in the commonest of their variants."""
+    about, value = condition
+    side = about.split()[0] if about.split()[0] in ("previous", "following") else "token"
+    texts = [text for peak in peaks if (text := getattr(peak, side)) is not None]
+    keys = value if isinstance(value, frozenset) else {value}
+    return " ".join(_top([text for text in texts if key_of(text) in keys], n=N_SEVERAL))
+
+
+def _commonest(evidence: Evidence, promoted: Sequence[str]) -> Rule:
+    tokens = [peak.token for peak in evidence.peaks]
+    text, likely = " ".join(_top(tokens)), list(dict.fromkeys(map(shown, promoted)))[:2]
+    told = f"{text} → {' '.join(likely)}" if likely else text
+    keys = frozenset(key for key, _ in Counter(map(key_of, tokens)).most_common(N_TOP))
+    condition = Condition("tokens", keys)
+    return Rule(told, (condition,), evidence.confidence(condition))
 
 
 def _share(count: int, n_peaks: int) -> str:
@@ -116,87 +223,13 @@ def _share(count: int, n_peaks: int) -> str:
     return f"{100 * count / n_peaks:.0f}%"
 
 
-def _one_token(peaks: Sequence[Peak]) -> Rule | None:
-    token, count = _dominant([peak.token for peak in peaks])
-    if count < DOMINANT * len(peaks):
-        return None
-    is_token = Condition("token", key_of(token))
-    before = [peak.previous for peak in peaks if is_token.holds(peak)]
-    known = [previous for previous in before if previous is not None]
-    if known and len(peaks) >= FEW_PEAKS:
-        previous, agreeing = _dominant(known)
-        if agreeing >= CONSTANT * len(before):
-            text = f"{shown(token)} after {shown(previous)} {_share(agreeing, len(peaks))}"
-            return Rule(text, (is_token, Condition("previous", key_of(previous))))
-    return Rule(f"{shown(token)} {_share(count, len(peaks))}", (is_token,))
+def _dominant(items: Sequence[str], key: Callable[[str], Hashable] = key_of) -> str:
+    """The commonest variant of the commonest item; of equals the first."""
+    winner = Counter(map(key, items)).most_common(1)[0][0]
+    return Counter(item for item in items if key(item) == winner).most_common(1)[0][0]
 
 
-def _one_previous(peaks: Sequence[Peak]) -> Rule | None:
-    known = [peak.previous for peak in peaks if peak.previous is not None]
-    if len(known) < len(peaks) / 2:
-        text = f"start of a block {_share(len(peaks) - len(known), len(peaks))}"
-        return Rule(text, (Condition("previous", None),))
-    previous, count = _dominant(known)
-    if count < DOMINANT * len(peaks):
-        return None
-    text = f"after {shown(previous)} {_share(count, len(peaks))}"
-    return Rule(text, (Condition("previous", key_of(previous)),))
-
-
-def _affix(peaks: Sequence[Peak]) -> Rule | None:
-    """One ending or beginning; of several the longest."""
-    words = [peak.token.strip().casefold() for peak in peaks]
-    for length in AFFIX_LENGTHS:
-        for about, cut, form in (("ending", slice(-length, None), '"…{}"'), ("beginning", slice(length), '"{}…"')):
-            parts = Counter(word[cut] for word in words if len(word) > length and word.isalpha())
-            part, count = max(parts.items(), key=lambda item: item[1], default=("", 0))
-            if count >= COMMON * len(peaks):
-                return Rule(f"{form.format(part)} {_share(count, len(peaks))}", (Condition(about, part),))
-    return None
-
-
-def _kind(peaks: Sequence[Peak]) -> Rule | None:
-    for name, matches in KINDS.items():
-        of_kind = [peak.token for peak in peaks if matches(peak)]
-        if len(of_kind) >= COMMON * len(peaks):
-            text = f"{name} {_share(len(of_kind), len(peaks))}: {' '.join(_top(of_kind))}"
-            return Rule(text, (Condition("kind", name),))
-    return None
-
-
-def _commonest(peaks: Sequence[Peak], promoted: Sequence[str]) -> Rule:
-    tokens = [peak.token for peak in peaks]
-    text, likely = " ".join(_top(tokens)), list(dict.fromkeys(map(shown, promoted)))[:2]
-    told = f"{text} → {' '.join(likely)}" if likely else text
-    return Rule(
-        told, (Condition("tokens", frozenset(key for key, _ in Counter(map(key_of, tokens)).most_common(N_TOP))),)
-    )
-
-
-def _top(tokens: Sequence[str]) -> list[str]:
-    first = {key_of(token): shown(token) for token in reversed(tokens)}
-    return [first[key] for key, _ in Counter(map(key_of, tokens)).most_common(N_TOP)]
-
-
-def _continues_word(peak: Peak) -> bool:
-    return peak.token[:1].isalpha() and peak.previous is not None and peak.previous[-1:].isalpha()
-
-
-def _is_symbol(token: str) -> bool:
-    core = token.strip()
-    return bool(core) and not any(character.isalnum() for character in core)
-
-
-def _is_bytes(token: str) -> bool:
-    return token.startswith("<0x")
-
-
-KINDS: dict[str, Callable[[Peak], bool]] = {
-    "whitespace": lambda peak: not peak.token.strip(),
-    "parts of characters": lambda peak: _is_bytes(peak.token),
-    "digits": lambda peak: peak.token.strip().isdecimal(),
-    "punctuation": lambda peak: _is_symbol(peak.token),
-    "capitals": lambda peak: peak.token.strip().isupper() and len(peak.token.strip()) > 1,
-    "rest of a word": _continues_word,
-    "capitalised": lambda peak: peak.token.strip()[:1].isupper(),
-}
+def _top(tokens: Sequence[str], *, n: int = N_TOP) -> list[str]:
+    """The commonest tokens, each in its commonest variant."""
+    keys = [key for key, _ in Counter(map(key_of, tokens)).most_common(n)]
+    return [shown(_dominant([token for token in tokens if key_of(token) == key])) for key in keys]

@@ -21,13 +21,19 @@ class _Frozen(BaseModel):
 
 
 class Context(_Frozen):
-    """A piece of text on which the feature is active; one activation for each token, ``peak`` is the strongest."""
+    """A piece of text on which the feature is active; one activation for each token, ``peak`` is the strongest.
+
+    ``quantile``: the share of the feature's activations that are no larger than the peak's. ``document``: from which
+    document of the cached text it is, where that is known. Bytes that make a character are one token.
+    """
 
     tokens: tuple[str, ...]
     activations: tuple[FiniteFloat, ...]
     peak: int
     block: int | None = None
     position: int | None = None
+    quantile: FiniteFloat | None = None
+    document: int | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> "Context":
@@ -88,12 +94,14 @@ class Details(_Frozen):
 
     promoted and suppressed: for each unit of activation, by all that the feature writes on the direct path to the
     logits. Numbers are of the codes above zero, ``negative`` of those below. ``decoder_norms``: how long the feature's
-    decoder row is at each hook point that it writes, where it writes several. ``label_source``: rules if not given,
-    hand, model or neuronpedia; ``label_score``: balanced accuracy of a label that is not the rules' own.
+    decoder row is at each hook point that it writes, where it writes several.``confidence``: balanced accuracy
+    that is expected of the rules' label. ``label_source``: rules if not given, hand, model or neuronpedia;
+    ``label_score``: balanced accuracy of a label that is not the rules' own.
     """
 
     id: str
     label: str = ""
+    confidence: FiniteFloat | None = None
     label_source: str | None = None
     label_score: FiniteFloat | None = None
     density: FiniteFloat | None = None

@@ -15,6 +15,8 @@ from circuitcli.saes.base import SparseCoder
 # Features of a coder from which it is told how much a token is moved by any feature: a standard deviation of so many
 # is known within 3 %.
 N_BACKGROUND = 512
+# Tokens looked at beyond those that are listed, for a few go the other way.
+N_SPARE = 64
 # Logits in memory at once at most (128 MiB).
 MAX_LOGITS = 2**25
 # Their activations are read by attention or the MLP and do not reach the logits by themselves.
@@ -92,12 +94,6 @@ class Background:
         """How far effects are from those of other features on the same token."""
         return (effects - self.mean) / self.scale
 
-    def order(self, effects: Float[Tensor, "n vocab"], *, sign: int) -> Float[Tensor, "n vocab"]:
-        """Larger for tokens that are raised (with -1 lowered) more tellingly; those that go the other way come last,
-        though others may push them further."""
-        telling = self.telling(effects) * sign
-        return torch.where(effects * sign > 0, telling - telling.amin(dim=1, keepdim=True), effects * sign)
-
 
 def background(adapter: ModelAdapter, coder: SparseCoder, *, vocab_size: int) -> Background | None:
     """What the features of a coder do to logits in general, from at most N_BACKGROUND of them, evenly spaced; None if
@@ -132,10 +128,9 @@ def logit_effects(
     lowered: list[tuple[Tensor, Tensor]] = []
     with progress.task("logit effects", total=len(rows), unit="features") as advance:
         for effects in _effects(adapter, rows, vocab_size=vocab_size):
+            telling = effects if others is None else others.telling(effects)
             for found, sign in ((raised, 1), (lowered, -1)):
-                order = effects * sign if others is None else others.order(effects, sign=sign)
-                indices = order.topk(min(n_top, effects.shape[1]), dim=1).indices
-                found.append((indices, effects.gather(1, indices)))
+                found.append(_most(effects, telling, sign=sign, n_top=n_top))
             advance(len(effects))
     promoted, suppressed = ([torch.cat(part).cpu() for part in zip(*found, strict=True)] for found in (raised, lowered))
     return LogitEffects(*promoted, *suppressed)
@@ -149,3 +144,15 @@ def _effects(
         with torch.no_grad():
             effects = adapter.logit_effect(part)[:, :vocab_size]
         yield effects
+
+
+def _most(
+    effects: Float[Tensor, "n vocab"], telling: Float[Tensor, "n vocab"], *, sign: int, n_top: int
+) -> tuple[Int[Tensor, "n top"], Float[Tensor, "n top"]]:
+    """Tokens that are raised (or with -1 lowered) most tellingly, and their effects; those that go the other way,
+    though others push them further, come after the rest of those looked at."""
+    size = effects.shape[1]
+    indices = telling.topk(min(n_top + N_SPARE, size), dim=1, largest=sign > 0).indices
+    found = effects.gather(1, indices)
+    order = (found * sign <= 0).long().argsort(dim=1, stable=True)[:, : min(n_top, size)]
+    return indices.gather(1, order), found.gather(1, order)

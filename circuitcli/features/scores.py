@@ -6,20 +6,19 @@ of the share of the others that it leaves out: 0.5 for a label that tells nothin
 it stands that of a label which belongs to another feature.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from circuitcli.features.labels import Condition, Peak, Rule, key_of
-from circuitcli.features.peaks import NO_TOKEN, CodedBlocks, entries
-
-# What people are shown for token ids, as `Tokenizer.token_strings`.
-Strings = Callable[[Sequence[int]], list[str]]
+from circuitcli.features.conditions import N_NEAR, NEIGHBOURS, Condition
+from circuitcli.features.kinds import PREVIOUS
+from circuitcli.features.labels import Rule
+from circuitcli.features.peaks import CodedBlocks, entries
+from circuitcli.features.rates import TokenTests
+from circuitcli.features.surroundings import MARKS, Strings, Surroundings
 
 
 @dataclass(frozen=True)
@@ -53,102 +52,89 @@ class Detection:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Held-out text as its distinct pairs of a token and the one before it, and at which of them features are active.
+    """Held-out text, and at which of its tokens features are active.
 
-    counts: how often each pair occurs. of_active, n_active: the pairs at which a feature is active and how often, those
-    of feature i from ``starts[i]`` to ``starts[i + 1]``.
+    tests: the distinct tokens. token: which of them stands at each row; first, last: the first and the last row of its
+    block; marks: what holds there. rows: those that have an activation. of_active: of these the ones at which a feature
+    is active, those of feature i from ``starts[i]`` to ``starts[i + 1]``.
     """
 
-    pairs: list[Peak]
-    counts: Int[Tensor, " pair"]
+    tests: TokenTests
+    token: Int[Tensor, " row"]
+    first: Int[Tensor, " row"]
+    last: Int[Tensor, " row"]
+    marks: Int[Tensor, " row"]
+    rows: Int[Tensor, " seen"]
     starts: Int[Tensor, " edge"]
     of_active: Int[Tensor, " entry"]
-    n_active: Int[Tensor, " entry"]
-    _known: dict[Condition, Bool[Tensor, " pair"]] = field(default_factory=dict)
+    _known: dict[Condition, Bool[Tensor, " seen"]] = field(default_factory=dict)
 
     def detection(self, rule: Rule, feature: int) -> Detection:
         """How well a rule tells where a feature is active."""
-        covered = self._covered(rule)
-        own = slice(int(self.starts[feature]), int(self.starts[feature + 1]))
-        counts = self.n_active[own]
-        return Detection(
-            n_tokens=int(self.counts.sum()),
-            n_active=int(counts.sum()),
-            n_covered=int(self.counts[covered].sum()),
-            n_both=int(counts[covered[self.of_active[own]]].sum()),
-        )
-
-    def _covered(self, rule: Rule) -> Bool[Tensor, " pair"]:
-        covered = torch.ones(len(self.pairs), dtype=torch.bool)
+        covered = torch.ones(len(self.rows), dtype=torch.bool)
         for condition in rule.conditions:
             covered &= self._where(condition)
-        return covered
+        own = self.of_active[int(self.starts[feature]) : int(self.starts[feature + 1])]
+        return Detection(
+            n_tokens=len(self.rows),
+            n_active=len(own),
+            n_covered=int(covered.sum()),
+            n_both=int(covered[own].sum()),
+        )
 
-    def _where(self, condition: Condition) -> Bool[Tensor, " pair"]:
-        """At which pairs a condition holds: as `Condition.holds`, of all at once."""
+    def _where(self, condition: Condition) -> Bool[Tensor, " seen"]:
+        """At which tokens a condition holds: as `Condition.holds`, of all at once."""
+        if condition.about not in ("kind", "previous kind", "following kind", "mark"):
+            return self._held(condition)[self.rows]
+        # There are few of these, and many features have them.
+        if condition not in self._known:
+            self._known[condition] = self._held(condition)[self.rows]
+        return self._known[condition]
+
+    def _held(self, condition: Condition) -> Bool[Tensor, " row"]:
         about, value = condition
-        if about == "kind":
-            # There are few kinds, and each takes a look at every pair.
-            if condition not in self._known:
-                found = [condition.holds(pair) for pair in self.pairs]
-                self._known[condition] = torch.tensor(found, dtype=torch.bool)
-            return self._known[condition]
-        if isinstance(value, frozenset):
-            return torch.from_numpy(np.isin(self._keys, sorted(value)))
-        if about in ("token", "previous"):
-            keys = self._keys if about == "token" else self._previous_keys
-            return torch.from_numpy(keys == (value or ""))
+        rows = torch.arange(len(self.token))
+        if about == "mark":
+            assert isinstance(value, str)
+            return (self.marks >> MARKS.index(value) & 1).bool()
+        if about == "near":
+            assert isinstance(value, frozenset)
+            before = self.tests.where("words", value)[self.token].long().cumsum(0)
+            before = torch.cat([torch.zeros(1, dtype=torch.int64), before])
+            return before[rows] > before[torch.maximum(self.first, rows - N_NEAR)]
+        if about in NEIGHBOURS:
+            side, what = NEIGHBOURS[about]
+            is_there, step = (rows > self.first, 1) if side == "previous" else (rows < self.last, -1)
+            return ~is_there if value is None else is_there & self.tests.where(what, value)[self.token].roll(step)
         assert value is not None
-        parts = self._parts(about, len(value))
-        return torch.from_numpy(parts == value)
-
-    @cached_property
-    def _keys(self) -> np.ndarray:
-        return np.array([key_of(pair.token) for pair in self.pairs])
-
-    @cached_property
-    def _previous_keys(self) -> np.ndarray:
-        """Empty at the start of a block: no token has an empty key."""
-        return np.array(["" if pair.previous is None else key_of(pair.previous) for pair in self.pairs])
-
-    def _parts(self, about: str, length: int) -> np.ndarray:
-        if (about, length) not in self._of_words:
-            words = [pair.token.strip().casefold() for pair in self.pairs]
-            cut = slice(-length, None) if about == "ending" else slice(length)
-            found = [word[cut] if len(word) > length and word.isalpha() else "" for word in words]
-            self._of_words[about, length] = np.array(found)
-        return self._of_words[about, length]
-
-    @cached_property
-    def _of_words(self) -> dict[tuple[str, int], np.ndarray]:
-        return {}
+        held = self.tests.where(about, value)[self.token]
+        if about == "kind" and value in PREVIOUS:
+            fits = torch.tensor([PREVIOUS[value](text) for text in self.tests.texts], dtype=torch.bool)
+            held = held & (rows > self.first) & fits[self.token].roll(1)
+        return held
 
 
 def held_out(pieces: Iterable[CodedBlocks], strings: Strings, *, n_features: int) -> HeldOut:
-    """Count held-out text piece by piece; memory is that of its distinct pairs, and of where features are active."""
-    counted = [torch.cat(found) for found in zip(*_pairs_of(pieces), strict=True)]
-    ids, place, counts = counted[0].unique(dim=0, return_inverse=True, return_counts=True)
-    keys, n_active = (counted[2] * len(ids) + place[counted[1]]).unique(return_counts=True)
-    features, of_active = keys // len(ids), keys % len(ids)
-    starts = torch.searchsorted(features, torch.arange(n_features + 1))
-    return HeldOut(list(_peaks(ids, strings)), counts, starts, of_active, n_active)
+    """Count held-out text piece by piece; memory is that of its tokens, and of where features are active."""
+    columns = [torch.cat(found) for found in zip(*_columns(pieces, Surroundings(strings)), strict=True)]
+    ids, first, last, marks, seen, rows, features = columns
+    distinct, token = ids.unique(return_inverse=True)
+    order = features.argsort(stable=True)
+    starts = torch.searchsorted(features[order], torch.arange(n_features + 1))
+    tests = TokenTests(strings(distinct.tolist()))
+    return HeldOut(tests, token, first, last, marks, seen.nonzero()[:, 0], starts, rows[order])
 
 
-def _pairs_of(pieces: Iterable[CodedBlocks]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Of each piece its pairs of ids, and the rows (of all pieces) and features of what is active."""
-    n_before = 0
+def _columns(pieces: Iterable[CodedBlocks], surroundings: Surroundings) -> Iterator[tuple[Tensor, ...]]:
+    """Of each piece its tokens, the ends of their blocks, what holds there, whether there is an activation; and the
+    rows (of all that have one, in all pieces) and features of what is active."""
+    n_tokens = n_before = 0
     for blocks in pieces:
-        previous = blocks.token.roll(1)
-        previous[blocks.starts[:-1]] = NO_TOKEN
-        seen = torch.ones(len(previous), dtype=torch.bool) if blocks.has_row is None else blocks.has_row
-        number = seen.cumsum(0) - 1 + n_before
+        seen = torch.ones(len(blocks.token), dtype=torch.bool) if blocks.has_row is None else blocks.has_row
+        lengths = blocks.starts.diff()
+        first, last = (torch.repeat_interleave(edge, lengths) for edge in (blocks.starts[:-1], blocks.starts[1:] - 1))
+        marks = surroundings.marks(blocks.token, blocks.starts)
         active = entries(blocks.codes)
-        yield torch.stack([previous, blocks.token], dim=1)[seen], number[active.rows], active.features
-        n_before += int(seen.sum())
-
-
-def _peaks(ids: Int[Tensor, "pair 2"], strings: Strings) -> Iterator[Peak]:
-    distinct = ids.unique().tolist()
-    words = dict(zip(distinct, strings([max(one, 0) for one in distinct]), strict=True))
-    for previous, token in ids.tolist():
-        yield Peak(words[token], None if previous == NO_TOKEN else words[previous])
+        number = seen.cumsum(0) - 1 + n_before
+        yield blocks.token, first + n_tokens, last + n_tokens, marks, seen, number[active.rows], active.features
+        n_tokens, n_before = n_tokens + len(seen), n_before + int(seen.sum())

@@ -87,6 +87,14 @@ class ActivationStatistics:
         edges[-1] = max(edges[-1], float(self.largest[feature]))
         return Histogram(tuple(edges), tuple(counts.view(-1, width).sum(dim=1)[first : last + 1].tolist()))
 
+    def shares_below(self, feature: int, values: Float[Tensor, " n"]) -> list[float]:
+        """Share of a feature's activations above zero that are no larger than each of some of them, read off the
+        histogram: of those in the value's own bin half count. 1 for the largest."""
+        counts = self._histogram.view(-1, N_BINS)[feature].double()
+        places = (values.log2() - LOWEST_OCTAVE).mul(BINS_PER_OCTAVE).floor().clamp(0, N_BINS - 1).long()
+        shares = (counts.cumsum(0)[places] - counts[places] / 2) / counts.sum().clamp(min=1)
+        return torch.where(values >= self.largest[feature], 1.0, shares).tolist()
+
     def quantiles(self, features: Int[Tensor, " n"]) -> Float[Tensor, "n quantile"]:
         """Activations that a share QUANTILES of these features' activations above zero does not exceed.
 

@@ -11,8 +11,11 @@ class InterpSettings(Section):
     tokens: int | None = Field(None, ge=1, le=MOST_TOKENS)
     """Cached tokens to look at; by default all."""
     contexts: int = Field(8, ge=1, le=1000)
-    """Top contexts kept for each feature, each from another block of text."""
-    window: int = Field(8, ge=0, le=10_000)
+    """Top contexts kept for each feature, each from another document, or from another block of text where documents are
+    few or not known."""
+    quantiles: int = Field(4, ge=0, le=1000)
+    """Further contexts, at evenly spaced quantiles of activation."""
+    window: int = Field(16, ge=0, le=10_000)
     """Tokens shown on either side of the strongest one."""
     logits: int = Field(8, ge=1, le=10_000)
     """Promoted and suppressed tokens listed for each feature."""

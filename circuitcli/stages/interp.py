@@ -159,6 +159,7 @@ def _lines(
         n_scored=settings.score_tokens,
         n_contexts=settings.contexts,
         window=settings.window,
+        n_quantiles=settings.quantiles,
         n_logits=settings.logits,
     )
 
