@@ -6,11 +6,12 @@ from support import D_SAE, VOCAB, random_sae
 from test_features import HOOK, MemoryCache
 
 from circuitcli.features import scan
-from circuitcli.features.conditions import Condition, Peak
+from circuitcli.features.conditions import N_NEAR, Condition, Peak, word_of
 from circuitcli.features.kinds import KINDS
 from circuitcli.features.labels import Rule, label
 from circuitcli.features.peaks import CodedBlocks
 from circuitcli.features.scores import Detection, held_out
+from circuitcli.features.surroundings import MARKS, Surroundings, names
 
 WORDS = [" the", "The", "ing", " sing", " ring", ",", "\n", " 12", " Paris", "unfold", " unseen", "ed"]
 RULES = [
@@ -21,6 +22,12 @@ RULES = [
     Rule("", (Condition("tokens", frozenset({"ed", ",", "newline"})),)),
     Rule("", (Condition("ending", "ing"),)),
     Rule("", (Condition("beginning", "un"),)),
+    Rule("", (Condition("following", "ed"),)),
+    Rule("", (Condition("following tokens", frozenset({"the", "ing"})), Condition("previous kind", "punctuation"))),
+    Rule("", (Condition("previous tokens", frozenset({"paris", "newline"})),)),
+    Rule("", (Condition("following kind", "line breaks"),)),
+    Rule("", (Condition("near", frozenset({"paris", "unseen"})),)),
+    *(Rule("", (Condition("mark", name),)) for name in MARKS),
     *(Rule("", (Condition("kind", name),)) for name in KINDS),
 ]
 
@@ -38,8 +45,13 @@ def test_counts_are_those_of_a_look_at_every_token(left_out: tuple[int, ...]) ->
     text, strings = cache.everything, token_strings(list(range(VOCAB)))
     seen = []
     for row, (token, block) in enumerate(zip(text.token.tolist(), text.block.tolist(), strict=True)):
-        is_first = row == 0 or block != text.block[row - 1]
-        seen.append(Peak(strings[token], None if is_first else strings[int(text.token[row - 1])]))
+        own = [at for at, other in enumerate(text.block.tolist()) if other == block]
+        tokens = [strings[int(text.token[at])] for at in own]
+        at = own.index(row)
+        marks = Surroundings(token_strings).marks(text.token[own], torch.tensor([0, len(own)]))
+        near = frozenset(word for one in tokens[max(at - N_NEAR, 0) : at] if (word := word_of(one)))
+        following = tokens[at + 1] if at + 1 < len(tokens) else None
+        seen.append(Peak(strings[token], tokens[at - 1] if at else None, following, names(int(marks[at])), near))
     kept = [peak for peak, is_kept in zip(seen, cache.has_row.tolist(), strict=True) if is_kept]
     for rule in RULES:
         covered = torch.tensor([rule.covers(peak) for peak in kept])
