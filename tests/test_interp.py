@@ -191,7 +191,7 @@ def test_a_killed_stage_goes_on_with_the_first_missing_hook_point(
 
 def test_other_settings_are_refused_by_name_and_replaced_by_force(request_: Request) -> None:
     interp.run(request_)
-    with pytest.raises(InputError, match=r"interp\.window was 8 and is now 2"):
+    with pytest.raises(InputError, match=r"interp\.window was 16 and is now 2"):
         interp.run(with_interp(request_, window=2))
     interp.run(with_interp(request_, window=2, force=True))
     assert all(len(context["tokens"]) <= 5 for context in lines(request_, HOOKS[1])[0]["contexts"])
