@@ -2,12 +2,13 @@
 
 import re
 
-from test_render import small_graph
+from test_render import head, small_graph
 
+from circuitcli.graphs import CircuitGraph, Node
 from circuitcli.records import ScoreRecord, VerdictRecord
 from circuitcli.render.document import document
 from circuitcli.render.drawing import draw
-from circuitcli.render.heading import heading
+from circuitcli.render.heading import heading, notes
 from circuitcli.render.outcome import outcome
 
 
@@ -63,3 +64,13 @@ def test_the_picture_has_these_lines_only_and_the_document_every_score() -> None
     content = document(drawing)
     assert len(content["scores"]) == len(MEASURED)
     assert content["verdict"] == {**VERDICT.model_dump(exclude={"kind"}, exclude_none=True), "why": list(VERDICT.why)}
+
+
+def test_a_node_that_is_silent_and_has_an_effect_is_explained() -> None:
+    def told(activation: float, effect: float) -> str:
+        return " ".join(
+            notes(draw(CircuitGraph(head(), (Node("resid.0/1@2", activation, effect, "nats"), Node("output")))))
+        )
+
+    assert "active at the mean baseline" in told(0.0, -0.5)
+    assert "silent" not in told(1.0, -0.5) + told(0.0, 0.0)

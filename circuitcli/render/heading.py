@@ -99,6 +99,11 @@ def notes(drawing: Drawing) -> list[str]:
             )
     if drawing.n_hidden_nodes:
         lines.append(_hidden_nodes(drawing))
+    if any(node.activation == 0 and node.effect for node in drawing.nodes):
+        lines.append(
+            f"Activation 0 with an effect: silent here, active at the {drawing.graph.head.baseline} baseline; "
+            "the effect is that of being silent."
+        )
     return lines
 
 

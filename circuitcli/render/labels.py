@@ -13,9 +13,10 @@ def span(
 ) -> str:
     """Escaped text in a colour, size and weight, cut where it is longer than any line."""
     written = markup(shortened(text, LONGEST))
-    inside = f"<B>{written}</B>" if bold else f"<U>{written}</U>" if underlined else written
+    inside = f"<B>{written}</B>" if bold else written
     attributes = (f' COLOR="{colour}"' if colour else "") + (f' POINT-SIZE="{size}"' if size else "")
-    return f"<FONT{attributes}>{inside}</FONT>" if attributes else inside
+    shown = f"<FONT{attributes}>{inside}</FONT>" if attributes else inside
+    return f"<U>{shown}</U>" if underlined else shown
 
 
 def cell(content: str, **attributes: object) -> str:

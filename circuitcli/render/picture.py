@@ -29,7 +29,8 @@ def picture(source: str, *, form: str, dpi: int = 96) -> bytes:
         raise ToolError(f"cannot draw {form.upper()}: 'dot': {error.strerror}", hint=_INSTALL) from None
     except subprocess.TimeoutExpired:
         raise ToolError(
-            f"'dot' was stopped after {TIMEOUT_S} s", hint="draw less with --set render.max_edges=100, or draw .html"
+            f"'dot' was stopped after {TIMEOUT_S} s",
+            hint="draw less with --max-nodes 50 or --max-edges 100, or draw .html",
         ) from None
     if done.returncode != 0 or not done.stdout:
         complaint = done.stderr.decode(errors="replace").strip() or f"exit status {done.returncode}"
