@@ -85,7 +85,11 @@ function featureWords(node) {
 function outputWords(node) {
   const [label] = caption(node);
   const near = wrapped(label, ROOM, 2).map((line, index) => ["label id", 17 + 16 * index, line]);
-  const far = wrapped(label, FAR_OUTPUT, 4).map((line, index) => ["far small", 13 + 13 * index, line]);
+  const large = wrapped(label, FAR_ROOM, 9);
+  const far =
+    large.length < 3
+      ? large.map((line, index) => ["far", 24 + 22 * index, line])
+      : wrapped(label, FAR_OUTPUT, 4).map((line, index) => ["far small", 13 + 13 * index, line]);
   const lines = [...near, ...far].map(([kind, y, line]) => svg("text", { class: kind, x: 12, y }, line));
   return [...lines, svg("text", { class: "numbers", x: 12, y: 49 }, numbers(node))];
 }

@@ -39,9 +39,20 @@ function linesOf({ columns, height }) {
 }
 
 function write({ placed, view, size }) {
-  const { bottom } = margins(placed);
+  const { left, bottom } = margins(placed);
   const y = Math.min(placed.bottom * view.zoom + view.y, size.height - bottom) + GAP + LINE - 4;
-  names.replaceChildren(...rowNames(placed, view), ...placed.columns.flatMap((column) => columnNames(column, view, y)));
+  names.replaceChildren(
+    ...backs(left, y, size),
+    ...rowNames(placed, view),
+    ...placed.columns.flatMap((column) => columnNames(column, view, y)),
+  );
+}
+
+// What lies under names is faint, so that they can be read.
+function backs(left, y, { width, height }) {
+  const top = y - LINE - GAP;
+  const beside = svg("rect", { class: "back", width: Math.max(left - GAP, 0), height: Math.max(top, 0) });
+  return [beside, svg("rect", { class: "back", y: top, width, height: Math.max(height - top, 0) })];
 }
 
 // Names of rows that are too near to the one before are left out.
