@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from bench.bench_page import measured as timed
+from bench.page_graphs import random_circuit, random_details
 from browser import Chromium, Tab
 from test_render import NASTY, details, head, small_drawing
 from test_render_coders import IDS, many_prompts, random_graph
@@ -283,3 +285,24 @@ def embedded_labels(tab: Tab) -> list[str]:
             "import('#data').then(({ circuit }) => circuit.nodes.map(n => n.details || {label: ''}))"
         )
     ]
+
+
+def test_a_thousand_nodes_are_drawn_at_once_and_a_step_of_the_slider_is_not_felt(tab: Tab, tmp_path: Path):
+    graph = random_circuit(1000, 5000)
+    path = tmp_path / "circuit.html"
+    path.write_text(page(draw(graph, details=random_details(graph))), encoding="utf-8")
+    times = timed(tab, path, name="", size=(1000, 5000))
+    # Of the page's own thread: what a reader waits for on a machine that does nothing else.
+    assert times.paint.worked < 2000 and times.step.worked < 100
+
+
+def test_of_fifty_thousand_edges_the_page_tells_how_many_it_hides_and_stays_usable(tab: Tab, tmp_path: Path):
+    show(tab, draw(random_circuit(400, 50_000)), tmp_path)
+    told = tab.page.inner_text("#counts")
+    assert "300 of 50,000 edges" in told and re.search(r"\d\d\.\d % of their total", told)
+    assert "of 400 boxes; the others have no edge among these" in told
+    tab.page.keyboard.press("/")
+    tab.page.keyboard.type("output")
+    tab.page.keyboard.press("Enter")
+    assert chosen(tab) == ["output"]
+    assert "399" in tab.page.inner_text("#panel")
