@@ -1,9 +1,11 @@
 """The options by which `circuit interp` gets labels that are not made by rules, and what it does for them."""
 
-from circuitcli.cli.jobs import Call, Job
+from dataclasses import replace
+
+from circuitcli.cli.jobs import Call, Job, show_plan
 from circuitcli.cli.options import Flag, switch
 from circuitcli.errors import SettingsError
-from circuitcli.records import Record
+from circuitcli.records import FeaturesRecord, Record
 
 FLAGS = (
     Flag("explain.features", "--features", metavar="WHICH"),
@@ -34,4 +36,24 @@ def label(call: Call, job: Job) -> list[Record]:
     made: list[Record] = []
     if job.request.settings.explain.labels:
         made += labels.run(job.request)
+    if call.extras["explain"]:
+        made += _explained(job)
     return made
+
+
+def _explained(job: Job) -> list[Record]:
+    """What a language model says, of features that are described first if they are not yet."""
+    from circuitcli.stages import explain, interp
+
+    described: list[Record] = []
+    if not job.request.records.of(FeaturesRecord):
+        described = interp.run(job.request)
+    request = replace(job.request, records=job.request.records + described)
+    return [*described, *explain.run(request)]
+
+
+def show_estimate(job: Job) -> None:
+    """Tell what explaining would ask and cost."""
+    from circuitcli.stages import explain
+
+    show_plan(explain.plan(job.request))

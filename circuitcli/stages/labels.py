@@ -3,6 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from circuitcli.errors import InputError
@@ -51,10 +52,15 @@ def run(request: Request) -> list[Record]:
     return keep_labels(request, HAND, [label.model_copy(update={"sae": sae[name]}) for name, label in own.items()])
 
 
-def keep_labels(request: Request, source: str, labels: Iterable[Label], *, model: str | None = None) -> list[Record]:
-    """Keep labels in the run beside those of before; a record for each hook point that has some of this source."""
+def keep_labels(
+    request: Request, source: str, labels: Iterable[Label], *, model: str | None = None, locked: bool = False
+) -> list[Record]:
+    """Keep labels in the run beside those of before; a record for each hook point that has some of this source.
+
+    locked: whether this process holds the run already.
+    """
     made = list(labels)
-    with request.run.lock(begins=False):
+    with nullcontext() if locked else request.run.lock(begins=False):
         path = keep(request.run.path, source, made)
     new = Counter(label.id.partition("/")[0] for label in made)
     counts = Counter(name.partition("/")[0] for name in read_kept(request.run.path, source))

@@ -35,11 +35,15 @@ def interp(call: Call) -> None:
     circuit interp --text "When Mary and John went to the store,"
     circuit interp --html pages
     circuit interp --feature resid.2/17 --html - > page.html
+    circuit interp --explain --explainer HuggingFaceTB/SmolLM2-1.7B-Instruct --features random:20
+    circuit interp --explain --base-url http://127.0.0.1:8080/v1 --explainer qwen3 --dry-run
     """
     if paging.wants_text(call):
         return paging.show_text(call)
     wants_labels = explaining.wants_labels(call)
     job = call.open()
+    if call.extras["dry_run"]:
+        return explaining.show_estimate(job)
     if paging.wants_pages(call):
         return paging.write(call, job, made=explaining.label(call, job) if wants_labels else [])
     from circuitcli.stages import interp as stage

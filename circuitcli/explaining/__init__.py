@@ -1,0 +1,1 @@
+"""Language models that say what features mean, and scores of what they say."""
