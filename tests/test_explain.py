@@ -1,15 +1,24 @@
 """`circuit interp --explain` against a server that knows each feature's rule, one that guesses, and ones that fail."""
 
+import json
+import os
+import signal
+import sqlite3
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
+import fake_server
 import pytest
 import torch
-from fake_server import oracle, serving
+from fake_server import SERVICE_KEY, coin, oracle, serving
 from support_collect import hf_gpt2, save_model, tokenizer
 
 from circuitcli import records
-from circuitcli.explaining import server
+from circuitcli.errors import InputError, SettingsError, ToolError
+from circuitcli.explaining import answer_cache, server
+from circuitcli.explaining.asking import Answer, Ask
 from circuitcli.features.label_files import LabelBook, read_kept
 from circuitcli.hookpoints import HookPoint
 from circuitcli.records import LabelScoreRecord, SaeRecord, Stream
@@ -89,3 +98,271 @@ def test_a_model_that_finds_the_rule_scores_1_and_other_labels_nothing(fresh: Re
     }
     assert {label.label_score for label in kept.values()} == {1.0}
     assert LabelBook.of(fresh.run.path).of_feature("embed/0").label_source == "model"
+
+
+def test_guesses_score_as_chance(fresh: Request) -> None:
+    with serving(coin) as fake:
+        found = scores(explain.run(asking(fresh, fake.url)))
+    for record in found.values():
+        if record.labels != "rules":
+            assert abs(record.value - 0.5) < 0.15 and record.low < record.value < record.high
+
+
+FAILURES = {
+    "server errors": [(500, {}, "oops"), (503, {}, "")],
+    "silence": [0.6, 0.6],
+    "nonsense": [
+        (200, {}, "no JSON"),
+        (200, {}, '{"choices": []}'),
+        (200, {}, '{"choices": [{"message": {"content": 4}}]}'),
+    ],
+    "too many": [(429, {"Retry-After": "0.2"}, '{"error": {"message": "slow down"}}')],
+}
+
+
+@pytest.mark.parametrize("faults", FAILURES.values(), ids=FAILURES)
+def test_what_fails_and_may_pass_is_asked_again(fresh: Request, faults: list) -> None:
+    with serving(oracle, faults=list(faults)) as fake:
+        made = explain.run(asking(fresh, fake.url, timeout_s=0.3, concurrency=1, score="detection", random_label=False))
+    assert scores(made)["detection", "model"].value == 1
+    assert len(fake.prompts) == len(set(fake.prompts)) + len(faults)
+    if faults[0][0] == 429 if isinstance(faults[0], tuple) else False:
+        assert fake.times[1] - fake.times[0] >= 0.2
+
+
+def test_a_server_that_never_recovers_is_told_and_what_it_answered_before_is_kept(fresh: Request) -> None:
+    with serving(oracle) as fake:
+
+        def failing(system: str, user: str) -> str:
+            if len(fake.prompts) > 10:
+                fake.faults += [(502, {}, "bad gateway")] * 100
+            return oracle(system, user)
+
+        fake.brain = failing
+        with pytest.raises(ToolError, match=r"said 502: bad gateway, 2 times") as raised:
+            explain.run(asking(fresh, fake.url, retries=1, concurrency=2))
+        assert raised.value.hint.startswith("what was answered is kept")
+        n_before = len(read_answers(fresh))
+        assert n_before >= 10
+        fake.brain, fake.faults, fake.prompts = oracle, [], []
+        assert scores(explain.run(asking(fresh, fake.url, retries=1, concurrency=2)))["fuzzing", "model"].value == 1
+        assert len(fake.prompts) + n_before == len(read_answers(fresh))
+
+
+def read_answers(request: Request) -> list[tuple]:
+    with sqlite3.connect(explain.cache_path(request)) as base:
+        return base.execute("SELECT * FROM answers").fetchall()
+
+
+def test_after_an_interrupt_nothing_that_was_answered_is_asked_again(fresh: Request) -> None:
+    """Questions under way when Ctrl-C comes are answered first; then a finished stage asks nothing, nor does another
+    run with the same answers."""
+    killed: list[bool] = []
+    with serving(oracle, slow_s=0.02) as fake:
+
+        def interrupting(system: str, user: str) -> str:
+            if len(fake.prompts) >= 12 and not killed:
+                killed.append(True)
+                os.kill(os.getpid(), signal.SIGINT)
+            return oracle(system, user)
+
+        fake.brain = interrupting
+        with pytest.raises(KeyboardInterrupt):
+            explain.run(asking(fresh, fake.url, concurrency=4))
+        assert 12 <= len(fake.prompts) < 20
+        made = explain.run(asking(fresh, fake.url, concurrency=4))
+        assert len(fake.prompts) == len(set(fake.prompts)) == len(read_answers(fresh))
+        assert explain.run(asking(fresh, fake.url)) == made
+        assert explain.run(replace(asking(fresh, fake.url), force=True)) == made
+        answers = fresh.run.path.parent / "shared.sqlite"
+        answers.write_bytes(explain.cache_path(fresh).read_bytes())
+        assert explain.run(replace(asking(fresh, fake.url, cache=str(answers)), force=True)) == made
+        assert len(fake.prompts) == len(read_answers(fresh))
+
+
+@pytest.mark.parametrize(
+    "said", ["I cannot say.", "[1, 0]", "", "[2, 0, 1, 1, 0]", "[0.5, 0, 1, 1, 0]", '["1", "0", "1", "1", "0"]']
+)
+def test_answers_without_a_judgement_count_neither_way(fresh: Request, said: str) -> None:
+    brain = lambda system, user: oracle(system, user) if "LABEL:" in system else said  # noqa: E731
+    with serving(brain) as fake:
+        made = explain.run(
+            asking(fresh, fake.url, score="detection", random_label=False, scored=5, features=("embed/1",))
+        )
+    record = scores(made)["detection", "model"]
+    assert record.value is None and record.n_features == 0
+    assert record.n_invalid == record.n_examples == 10
+    assert read_kept(fresh.run.path, "model")["embed/1"].label_score is None
+
+
+@pytest.mark.parametrize(
+    "said", ["", "Here is\nmy answer", "LABEL:\n", "LABEL: " + "x" * 1000, "<think>LABEL: no</think>"]
+)
+def test_an_answer_without_a_label_leaves_the_rules_own(fresh: Request, said: str, caplog) -> None:
+    with serving(lambda *_: said) as fake:
+        made = explain.run(asking(fresh, fake.url, features=("embed/1",)))
+    assert made == [] and read_kept(fresh.run.path, "model") == {} and "1 of 1 answers hold no label" in caplog.text
+
+
+def test_a_key_is_sent_and_neither_shown_nor_kept(fresh: Request, monkeypatch, caplog) -> None:
+    """Whatever the server does with it: errors that repeat it come without."""
+    monkeypatch.setenv("OPENAI_API_KEY", SERVICE_KEY)
+    refusal = json.dumps({"error": {"message": f"Incorrect API key provided: {SERVICE_KEY}"}})
+    caplog.set_level(0)
+    with serving(oracle, faults=[(500, {}, f"{SERVICE_KEY} failed"), (401, {}, refusal)]) as fake:
+        with pytest.raises(ToolError, match=r"refuses the key \(401\): Incorrect API key provided: \*\*\*") as raised:
+            explain.run(asking(fresh, fake.url, concurrency=1))
+        explain.run(asking(fresh, fake.url))
+    assert set(fake.keys) == {f"Bearer {SERVICE_KEY}"}
+    shown = str(raised.value) + raised.value.hint + caplog.text
+    kept = b"".join(path.read_bytes() for path in fresh.run.path.rglob("*") if path.is_file())
+    assert SERVICE_KEY not in shown and SERVICE_KEY.encode() not in kept
+    assert "sk-proj" not in shown and b"sk-proj" not in kept
+
+
+def test_a_key_comes_from_a_file_and_is_one_line(fresh: Request, tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text(SERVICE_KEY + "\n", encoding="utf-8")
+    with serving(oracle) as fake:
+        explain.run(asking(fresh, fake.url, key_file=str(file), features=("embed/1",)))
+        assert set(fake.keys) == {f"Bearer {SERVICE_KEY}"}
+        for bad in ("", f"{SERVICE_KEY}\nX-Other: 1", "a b", "\u00e9"):
+            file.write_text(bad, encoding="utf-8")
+            with pytest.raises(InputError) as raised:
+                explain.run(asking(fresh, fake.url, key_file=str(file), features=("embed/2",)))
+            assert SERVICE_KEY not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["https://me:pass@host/v1", "https://host/v1?key=pass", "ftp://host", "host:80", "http://", "http://[x"]
+)
+def test_an_address_is_only_an_address_and_shows_no_password(fresh: Request, url: str) -> None:
+    with pytest.raises(SettingsError) as raised:
+        explain.run(asking(fresh, url))
+    assert "pass" not in str(raised.value).replace("password", "")
+
+
+def test_nothing_is_asked_before_price_and_limit_are_known(fresh: Request) -> None:
+    with pytest.raises(SettingsError, match=r"the price of fake at https://example.com/v1 is not known"):
+        explain.run(asking(fresh, "https://example.com/v1"))
+    with serving(oracle) as fake:
+        with pytest.raises(SettingsError, match=r"would cost about \$[\d.]+, more than --max-usd 0.01") as raised:
+            explain.run(asking(fresh, fake.url, price_in=1.0, price_out=10.0, max_usd=0.01))
+        plan = dict(explain.plan(asking(fresh, fake.url, price_in=1.0, price_out=10.0, max_usd=0.01)))
+        assert not fake.prompts and not read_answers(fresh)
+        asked_for = float(raised.value.hint.split("--max-usd ")[1].split(",")[0])
+        explain.run(asking(fresh, fake.url, price_in=1.0, price_out=10.0, max_usd=asked_for, max_tokens=60))
+    assert int(plan["questions to ask"]) == pytest.approx(len(fake.prompts), rel=0.05)
+    n_tokens = sum(len("".join(prompt)) // 4 for prompt in fake.prompts)
+    assert 0.7 < int(plan["tokens of questions"].split()[1].replace(",", "")) / n_tokens < 1.6
+
+
+def test_no_more_is_spent_than_allowed_whatever_the_estimate_was(fresh: Request, monkeypatch) -> None:
+    """Each answer costs a hundred times what it was expected to."""
+    with serving(oracle, usage=False) as fake:
+        limits = {"price_in": 0.0, "price_out": 100.0, "max_usd": 0.35, "max_tokens": 500, "concurrency": 4}
+        said = lambda system, user: oracle(system, user)  # noqa: E731
+        fake.brain = said
+        monkeypatch.setattr("circuitcli.explaining.price.expected_out", lambda ask: 1)
+        monkeypatch.setattr(fake_server, "_answer", _costly)
+        with pytest.raises(ToolError, match=r"\$0\.\d+ of --max-usd 0.35 is spent"):
+            explain.run(asking(fresh, fake.url, **limits))
+    assert 0 < 0.05 * len(fake.prompts) < 0.35 + 1e-9
+    assert len(read_answers(fresh)) == len(fake.prompts)
+
+
+def _costly(fake: fake_server.Fake, body: dict, prompt: tuple[str, str]) -> str:
+    usage = {"prompt_tokens": 10, "completion_tokens": 500}
+    return json.dumps({"choices": [{"message": {"content": fake.brain(*prompt)}}], "usage": usage})
+
+
+def test_servers_are_asked_within_their_limits(fresh: Request) -> None:
+    with serving(oracle, slow_s=0.02) as fake:
+        explain.run(asking(fresh, fake.url, concurrency=3, features=("embed/1",)))
+        assert 1 < fake.most_at_once <= 3
+        start, n_before = time.monotonic(), len(fake.prompts)
+        explain.run(asking(fresh, fake.url, requests_per_minute=1200, features=("embed/2",), score="detection"))
+    n_asked = len(fake.prompts) - n_before
+    # Two seconds' worth may come at once; none here are so many, so that the rate alone is looked at below.
+    assert n_asked < 40 and time.monotonic() - start < 5
+
+
+def test_a_request_is_put_in_the_words_that_a_server_takes(fresh: Request) -> None:
+    refusals = [
+        (400, {}, '{"error": {"message": "Unsupported parameter: use max_completion_tokens", "param": "max_tokens"}}'),
+        (400, {}, '{"error": {"message": "Only the default is supported.", "param": "temperature"}}'),
+    ]
+    with serving(oracle, faults=refusals) as fake:
+        made = explain.run(asking(fresh, fake.url, concurrency=1, features=("embed/1",)))
+    assert scores(made)["detection", "model"].value == 1
+    assert [set(body) & {"max_tokens", "max_completion_tokens", "temperature"} for body in fake.bodies[:3]] == [
+        {"max_tokens", "temperature"}, {"max_completion_tokens", "temperature"}, {"max_completion_tokens"}
+    ]  # fmt: skip
+    assert all("max_completion_tokens" in body for body in fake.bodies[2:])
+
+
+def test_a_text_that_is_refused_counts_as_unanswered_and_other_refusals_end_the_command(fresh: Request) -> None:
+    refusal = (400, {}, '{"error": {"message": "maximum context length is 4096 tokens"}}')
+    with serving(oracle) as fake:
+        fake.faults = [None, refusal]
+        made = explain.run(asking(fresh, fake.url, concurrency=1, features=("embed/1",), score="detection"))
+        assert scores(made)["detection", "model"].n_invalid == 5
+        fake.faults = [(422, {}, '{"error": {"message": "no such field: messages"}}')]
+        with pytest.raises(ToolError, match="refuses the question: no such field"):
+            explain.run(asking(fresh, fake.url, features=("embed/2",)))
+        fake.faults = [(404, {}, "not found")]
+        with pytest.raises(ToolError, match="has no model 'fake'"):
+            explain.run(asking(fresh, fake.url, features=("embed/2",)))
+        fake.faults = [(302, {"Location": "http://127.0.0.1:1/"}, "")]
+        with pytest.raises(ToolError, match="sends elsewhere"):
+            explain.run(asking(fresh, fake.url, features=("embed/2",)))
+    with pytest.raises(ToolError, match="cannot be reached"):
+        explain.run(asking(fresh, fake.url, features=("embed/2",), retries=0))
+
+
+def test_without_log_probabilities_there_is_no_simulation(fresh: Request) -> None:
+    with serving(oracle, logprobs=False) as fake:
+        made = explain.run(asking(fresh, fake.url, score="simulation", features=("embed/1", "embed/2")))
+    record = scores(made)["simulation", "model"]
+    assert record.value is None and record.n_invalid == record.n_examples == 16
+
+
+def test_questions_that_another_process_is_asking_are_waited_for(tmp_path: Path) -> None:
+    """Unless it is gone."""
+    asks = [Ask("text", "", f"question {number}", 8) for number in range(3)]
+    asked: list[str] = []
+
+    class Client:
+        name, judges_singly = "m", False
+
+        def answer(self, asks, keep) -> None:
+            asked.extend(ask.user for ask in asks)
+            for number, ask in enumerate(asks):
+                keep(number, Answer(text=ask.user))
+
+    with answer_cache.AnswerCache(tmp_path / "a.sqlite") as cache:
+        claim(tmp_path / "a.sqlite", asks[0].key("m"), os.getppid())
+        claim(tmp_path / "a.sqlite", asks[1].key("m"), 2**22 + 1)
+        other = threading.Timer(0.3, lambda: later(tmp_path / "a.sqlite", asks[0]))
+        other.start()
+        answers = cache.answers(asks, Client())
+    assert asked == ["question 1", "question 2"] and answers[0].text == "from elsewhere"
+
+
+def later(path: Path, ask: Ask) -> None:
+    with answer_cache.AnswerCache(path) as cache:
+        cache.keep(ask, "m", Answer(text="from elsewhere"))
+
+
+def claim(path: Path, key: str, process: int) -> None:
+    with sqlite3.connect(path) as base:
+        base.execute("INSERT INTO claims VALUES (?, ?, ?)", (key, process, time.time()))
+
+
+@pytest.mark.parametrize("content", [b"no database", None])
+def test_an_unusable_file_of_answers_is_told(fresh: Request, content: bytes | None, tmp_path: Path) -> None:
+    place = tmp_path / "answers"
+    place.mkdir() if content is None else place.write_bytes(content)
+    with serving(oracle) as fake, pytest.raises(InputError, match=r"cannot use .*answers"):
+        explain.run(asking(fresh, fake.url, cache=str(place)))
+    assert not fake.prompts

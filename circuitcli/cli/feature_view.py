@@ -29,7 +29,9 @@ def feature_text(feature: Mapping[str, Any], *, marks: bool) -> "Text":
     text = Text(overflow="fold")
     text.append(feature["id"], style="bold")
     text.append(f"  {printable(feature.get('label', ''))}\n")
-    if (feature.get("score") or {}).get("balanced_accuracy") is not None:
+    if feature.get("label_source"):
+        text.append(f"label: {_source(feature)}\n", style="dim")
+    elif (feature.get("score") or {}).get("balanced_accuracy") is not None:
         text.append(f"label says where it is active: {feature['score']['balanced_accuracy']:.2f} (0.5 is chance)\n")
     text.append_text(_side(feature, marks=marks))
     if feature.get("negative"):
@@ -43,6 +45,14 @@ def feature_text(feature: Mapping[str, Any], *, marks: bool) -> "Text":
         text.append("\n\nwritten to  ", style="bold")
         text.append("  ".join(f"{printable(name)} {norm:.3g}" for name, norm in feature["decoder_norms"].items()))
     return text.append("\n")
+
+
+def _source(feature: Mapping[str, Any]) -> str:
+    """Where a label comes from, and how well it tells where its feature is active."""
+    by = {"model": "by a language model", "hand": "by hand", "neuronpedia": "from Neuronpedia", "rules": "by rules"}
+    source, score = str(feature["label_source"]), feature.get("label_score")
+    told = f"; says where it is active: {score:.2f} (0.5 is chance)" if isinstance(score, float) else ""
+    return f"{by.get(source, printable(source))}{told}"
 
 
 def _side(side: Mapping[str, Any], *, marks: bool) -> "Text":

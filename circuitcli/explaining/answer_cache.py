@@ -38,6 +38,8 @@ class AnswerCache:
             # Answers may come in another thread than the one that asks.
             self._base = sqlite3.connect(path, timeout=_WAIT_S, isolation_level=None, check_same_thread=False)
             self._base.execute("PRAGMA journal_mode=WAL")
+            # What is written outlives this process at once, and a failure of power but for its last moments.
+            self._base.execute("PRAGMA synchronous=NORMAL")
             self._base.executescript(_SCHEMA)
 
     def __enter__(self) -> "AnswerCache":

@@ -15,7 +15,7 @@ from circuitcli.reading import parse_object
 
 _SHOWN = 200
 # What looks like a key of any service.
-_KEY = re.compile(r"\b(sk|pk|key|Bearer)[-_ ][A-Za-z0-9*_-]{6,}")
+_KEY = re.compile(r"\b(sk|pk|rk|gsk|hf)[-_][A-Za-z0-9*_-]{6,}|\bBearer\s+\S+")
 _DIGIT = re.compile(r"\s*(\d)\s*")
 N_TOP = 20
 _KEPT = "what was answered is kept; the same command goes on from there"

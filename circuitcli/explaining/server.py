@@ -1,7 +1,7 @@
 """An OpenAI-compatible server as what answers: several questions at once, within rates, and again after failures."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,8 @@ from circuitcli.explaining.price import Budget, expected_in, expected_out
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 # A server that asks for a longer pause is told to people instead.
 LONGEST_ASKED_S = 900.0
+# After Ctrl-C, for the answers to questions under way.
+GRACE_S = 15.0
 _PER_MINUTE_S = 60.0
 _IDLE_S = 0.05
 
@@ -60,6 +62,7 @@ class _Asking:
     http: Any
     asks: Sequence[Ask]
     keep: Keep
+    is_ending: bool = False
 
     async def all(self) -> None:
         """Ask everything; the first error ends it."""
@@ -78,24 +81,32 @@ class _Asking:
         }
         numbers = iter(range(len(self.asks)))
         async with self.http.AsyncClient(headers=self.server.secret.headers, **options) as client:
-            workers = [
-                asyncio.create_task(self._worker(client, numbers))
-                for _ in range(min(limits.concurrency, len(self.asks)))
-            ]
+            n_workers = min(limits.concurrency, len(self.asks))
+            workers = [asyncio.create_task(self._worker(client, numbers)) for _ in range(n_workers)]
             try:
-                await asyncio.gather(*workers)
+                # Unlike `gather`, this leaves the others alone when it is cancelled or one of them fails.
+                done, _ = await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
             finally:
+                # Questions under way are paid for: their answers are waited for, and no others begun.
+                self.is_ending = True
+                await asyncio.wait(workers, timeout=GRACE_S)
                 for worker in workers:
                     worker.cancel()
                 await asyncio.gather(*workers, return_exceptions=True)
+            for worker in done:
+                worker.result()
 
-    async def _worker(self, client: Any, numbers: Any) -> None:
+    async def _worker(self, client: Any, numbers: Iterator[int]) -> None:
         for number in numbers:
+            if self.is_ending:
+                return
             ask, budget = self.asks[number], self.server.budget
             while not budget.begin(number, ask):
                 if budget.is_idle:
                     raise budget.used_up()
                 await asyncio.sleep(_IDLE_S)
+                if self.is_ending:
+                    return
             answer = None
             try:
                 answer = await self._answered(client, ask)
@@ -111,7 +122,7 @@ class _Asking:
         attempts = tenacity.AsyncRetrying(
             stop=tenacity.stop_after_attempt(limits.retries + 1),
             wait=_pause,
-            retry=tenacity.retry_if_exception_type(Again),
+            retry=tenacity.retry_if_exception(lambda error: isinstance(error, Again) and not self.is_ending),
             reraise=True,
         )
         try:

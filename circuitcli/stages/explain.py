@@ -251,11 +251,11 @@ def _questions(
 
 
 def _estimate(request: Request, subjects: Sequence[Subject], cache: AnswerCache, client: Client) -> Estimate:
-    """Of what is still to be asked; labels that are not known yet are taken to be of usual length."""
+    """Of what is still to be asked; labels that are not known yet are taken to differ, and to be of usual length."""
     first = [_explanation(request, subject) for subject in subjects]
     known = cache.known(first, client.name)
     said = {
-        subject.id: (label_of(known[number].text) if number in known else None) or "a" * 80
+        subject.id: (label_of(known[number].text) if number in known else None) or f"{number:080}"
         for number, subject in enumerate(subjects)
         if number not in known or label_of(known[number].text)
     }
