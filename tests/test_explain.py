@@ -12,22 +12,27 @@ from pathlib import Path
 import fake_server
 import pytest
 import torch
+from cli_support import here
 from fake_server import SERVICE_KEY, coin, oracle, serving
 from support_collect import hf_gpt2, save_model, tokenizer
+from test_render import small_graph
 
 from circuitcli import records
 from circuitcli.errors import InputError, SettingsError, ToolError
 from circuitcli.explaining import answer_cache, server
 from circuitcli.explaining.asking import Answer, Ask
 from circuitcli.features.label_files import LabelBook, read_kept
+from circuitcli.graphs import CircuitGraph, Node, to_records
 from circuitcli.hookpoints import HookPoint
-from circuitcli.records import LabelScoreRecord, SaeRecord, Stream
-from circuitcli.runs import Run
+from circuitcli.records import FeaturesRecord, LabelScoreRecord, SaeRecord, Stream
+from circuitcli.runs import Fingerprint, Run
 from circuitcli.saes import files
 from circuitcli.saes.base import SaeConfig
 from circuitcli.saes.topk import TopKSae
+from circuitcli.settings.explain import ExplainSettings
 from circuitcli.settings.settings import Settings
 from circuitcli.stages import collect, explain
+from circuitcli.stages.explained_features import chosen
 from circuitcli.stages.request import Request
 
 LETTERS = "abcdefghijklmnopqrst"
@@ -366,3 +371,94 @@ def test_an_unusable_file_of_answers_is_told(fresh: Request, content: bytes | No
     with serving(oracle) as fake, pytest.raises(InputError, match=r"cannot use .*answers"):
         explain.run(asking(fresh, fake.url, cache=str(place)))
     assert not fake.prompts
+
+
+def test_the_command_explains_and_every_view_shows_the_labels(fresh: Request, monkeypatch) -> None:
+    """From a pipe of records to the table, the single feature and the picture; with a key in the environment."""
+    monkeypatch.setenv("OPENAI_API_KEY", SERVICE_KEY)
+    run = fresh.run.path
+    for name, emitted in (("collect", fresh.records), ("train", fresh.records.of(SaeRecord))):
+        kept = [record for record in emitted if (record.kind == "sae") == (name == "train")]
+        fresh.run.begin(name, Fingerprint({}, {}), force=True)
+        fresh.run.finish(name, kept, seconds=0.0)
+    words = ["--run", str(run), "--set", "explain.window=4", "--set", "explain.scored=4", "--set", "explain.shown=4"]
+    with serving(oracle) as fake:
+        asking = ["interp", "--explain", "--base-url", fake.url, "--explainer", "m", "--features", "embed/3,embed/4"]
+        planned = here(*asking, "--dry-run", *words, cwd=run.parent)
+        assert planned.status == 0 and not fake.prompts and not (run / "features").exists()
+        done = here(*asking, *words, cwd=run.parent)
+    assert done.status == 0, done.stderr
+    assert [record["kind"] for record in done.records if record["kind"] in ("features", "labels", "label-score")] == [
+        "features", "labels", *["label-score"] * 6
+    ]  # fmt: skip
+    shown = here("interp", "--feature", "embed/3", "--run", str(run), cwd=run.parent).records[0]
+    assert (shown["label"], shown["label_source"], shown["label_score"]) == ("the letter d", "model", 1.0)
+    told = (done, planned, here("interp", "--print-settings", *words, cwd=run.parent))
+    assert not any(SERVICE_KEY in outcome.stdout + outcome.stderr for outcome in told)
+    assert SERVICE_KEY not in (run / "run.json").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (["--dry-run"], 2),
+        (["--explain"], 2),
+        (["--explain", "--explainer", "m", "--base-url", "http://127.0.0.1:9", "--features", "resid.7/1"], 3),
+        (["--explain", "--explainer", "m", "--base-url", "http://127.0.0.1:9", "--features", "graph:none"], 3),
+        (["--explain", "--explainer", "m", "--base-url", "http://127.0.0.1:9", "--features", "embed/22"], 3),
+        (["--explain", "--explainer", "m", "--base-url", "http://127.0.0.1:9", "--features", "embed/24"], 3),
+        (["--explain", "--explainer", "/nowhere/model", "--features", "embed/1"], 3),
+        (["--explain", "--features", "random:0"], 2),
+        (["--explain", "--features", "best:x"], 2),
+    ],
+)
+def test_what_cannot_be_explained_is_two_lines(fresh: Request, words: list[str], status: int) -> None:
+    for name, kind in (("collect", "activations"), ("train", "sae"), ("interp", "features")):
+        kept = [record for record in fresh.records if record.kind == kind]
+        if kind == "features":
+            (fresh.run.path / "features").mkdir()
+            (fresh.run.path / "features" / "embed.jsonl").write_text("", encoding="utf-8")
+            kept = [FeaturesRecord(hook="embed", n_live=20, n_dead=4, path="features/embed.jsonl", digest="sha256:0")]
+        fresh.run.begin(name, Fingerprint({}, {}), force=True)
+        fresh.run.finish(name, kept, seconds=0.0)
+    done = here("interp", *words, "--run", str(fresh.run.path), cwd=fresh.run.path.parent)
+    assert done.status == status and len(done.errors) == 2, done.stderr
+
+
+def test_a_model_in_this_process_is_asked_without_a_server(fresh: Request, tmp_path: Path) -> None:
+    """A random one: its labels mean nothing, and its judgements are as good as chance."""
+    request = asking(fresh, None, model=str(save_model(tmp_path / "judge")), shown=1, scored=3, window=2)
+    made = explain.run(request)
+    if not made:
+        # A random model may say nothing that could be a label.
+        assert read_kept(fresh.run.path, "model") == {}
+        return
+    record = scores(made)["detection", "model"]
+    assert record.auc is not None and record.n_invalid == 0 and record.low <= record.value <= record.high
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("graph", {"resid.0": [7], "mlp.1": [12]}),
+        ("graph:other", {"resid.0": [3]}),
+        ("best:2", {"mlp.1": [12], "resid.0": [3]}),
+        ("random:1", {"resid.0": [5]}),
+        ("all", {"resid.0": [5]}),
+        ("mlp.1/4,resid.0/2,resid.0/1", {"mlp.1": [4], "resid.0": [1, 2]}),
+        ("", {"resid.0": [7], "mlp.1": [12]}),
+    ],
+)
+def test_features_are_chosen_by_name_graph_effect_or_chance(fresh: Request, text: str, expected: dict) -> None:
+    other = small_graph(name="other")
+    other = CircuitGraph(other.head, (Node("output"), Node("resid.0/3@1", 1.0, -9.0, "nats")), ())
+    path = fresh.run.path / "features" / "resid.0.jsonl"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"id": "resid.0/5"}) + "\n", encoding="utf-8")
+    described = FeaturesRecord(hook="resid.0", n_live=1, n_dead=0, path="features/resid.0.jsonl", digest="sha256:0")
+    emitted = Stream([*to_records(other), *to_records(small_graph()), described])
+    section = ExplainSettings.model_validate({"features": text})
+    settings = fresh.settings.model_copy(update={"explain": section})
+    hooks = [HookPoint(0, "resid"), HookPoint(1, "mlp")]
+    found = chosen(replace(fresh, settings=settings, records=emitted), hooks)
+    assert {str(hook): indices for hook, indices in found.items()} == expected

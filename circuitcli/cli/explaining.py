@@ -36,6 +36,10 @@ def label(call: Call, job: Job) -> list[Record]:
     made: list[Record] = []
     if job.request.settings.explain.labels:
         made += labels.run(job.request)
+    if job.request.settings.explain.neuronpedia:
+        from circuitcli.stages import neuronpedia
+
+        made += neuronpedia.run(job.request)
     if call.extras["explain"]:
         made += _explained(job)
     return made

@@ -161,5 +161,10 @@ def _lines_of_run(run: Run, emitted: Iterable[Record]) -> list[str]:
     for name, entry in run.manifest().get("stages", {}).items():
         if entry.get("state") == "finished":
             stage = [records.to_line(record) for record in run.stage_records(name)]
-            lines += stage if stage != new else []
+            lines += [] if _is_part(stage, new) else stage
     return lines
+
+
+def _is_part(stage: list[str], new: list[str]) -> bool:
+    """Whether what was made now are these lines, alone or among those of other stages."""
+    return stage == new or any(new[start : start + len(stage)] == stage for start in range(len(new)) if stage)

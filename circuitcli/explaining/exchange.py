@@ -132,7 +132,7 @@ def judge_status(status: int, headers: Mapping[str, str], text: str, server: Ask
     if status == 402 or "insufficient_quota" in text:
         raise _refusing(f"{server.base_url} says that the money is used up: {told}", _KEPT)
     if status in (408, 409, 425, 429) or status >= 500:
-        raise Again(f"said {status}: {told}" if told else f"said {status}", _retry_after(headers))
+        raise Again(f"said {status}: {told}" if told else f"said {status}", retry_after(headers))
     if 300 <= status < 400:
         raise _refusing(f"{server.base_url} sends elsewhere ({status})", "give the final address with --base-url")
     raise Refused(said)
@@ -205,7 +205,7 @@ def _said(text: str) -> str:
     return str(error or text)[:2000]
 
 
-def _retry_after(headers: Mapping[str, str]) -> float | None:
+def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds that a server asks to wait, in any of the ways in which servers say so; None if in none."""
     if (milliseconds := _number(headers.get("retry-after-ms"))) is not None:
         return milliseconds / 1000

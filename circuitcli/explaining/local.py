@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from circuitcli.errors import InputError
 from circuitcli.explaining.asking import Answer, Ask, Keep
 from circuitcli.models.chat import Conversation, Message
 from circuitcli.models.loading import LanguageModel
@@ -108,13 +109,22 @@ class LocalModel:
     def _prompt(self, ask: Ask, *, room: int = 0) -> list[int]:
         """Ids up to where the model answers; of what is too long for it the middle is left out."""
         tokenizer = self.model.tokenizer
-        if getattr(tokenizer.hf, "chat_template", None):
-            messages = (Message("system", ask.system), Message("user", ask.user))
-            ids = tokenizer.with_bos(tokenizer.encode(tokenizer.render(Conversation(messages), answers=True)))
-        else:
-            ids = tokenizer.with_bos(tokenizer.encode(f"{ask.system}\n\n{ask.user}\n\nAnswer:"))
+        ids = tokenizer.with_bos(tokenizer.encode(self._written(ask)))
         most = max(16, self._window - min(ask.max_tokens, self._window // 4) - room)
         return ids if len(ids) <= most else ids[: most // 2] + ids[len(ids) - (most - most // 2) :]
+
+    def _written(self, ask: Ask) -> str:
+        """A question as the chat template writes it, or plainly for a model that has none."""
+        whole, tokenizer = f"{ask.system}\n\n{ask.user}", self.model.tokenizer
+        if not getattr(tokenizer.hf, "chat_template", None):
+            return f"{whole}\n\nAnswer:"
+        try:
+            return tokenizer.render(
+                Conversation((Message("system", ask.system), Message("user", ask.user))), answers=True
+            )
+        except InputError:
+            # Some templates know no system.
+            return tokenizer.render(Conversation.of_user(whole), answers=True)
 
     @property
     def _window(self) -> int:

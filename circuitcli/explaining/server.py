@@ -50,7 +50,7 @@ class Server:
 
     def answer(self, asks: Sequence[Ask], keep: Keep) -> None:
         """As `Client.answer`. Raises ToolError where the server cannot be used, or the money is used up."""
-        http = _library()
+        http = library()
         asyncio.run(_Asking(self, http, asks, keep).all())
 
 
@@ -121,7 +121,7 @@ class _Asking:
         limits = self.server.limits
         attempts = tenacity.AsyncRetrying(
             stop=tenacity.stop_after_attempt(limits.retries + 1),
-            wait=_pause,
+            wait=pause,
             retry=tenacity.retry_if_exception(lambda error: isinstance(error, Again) and not self.is_ending),
             reraise=True,
         )
@@ -172,7 +172,7 @@ class _Asking:
         )
 
 
-def _pause(state: Any) -> float:
+def pause(state: Any) -> float:
     """What the server asks for, else a pause twice as long after each failure, with some chance in it."""
     import tenacity
 
@@ -199,13 +199,14 @@ def is_local(base_url: str) -> bool:
         return host == "localhost" or host.endswith(".localhost")
 
 
-def _library() -> Any:
+def library() -> Any:
+    """The HTTP client. Raises ToolError where it, or what repeats and slows its requests, is not installed."""
     try:
         import aiolimiter  # noqa: F401
         import httpx2
         import tenacity  # noqa: F401
     except ImportError as error:
         raise ToolError(
-            f"asking a server needs the package {error.name}", hint="pip install 'circuitcli[explain]'"
+            f"asking a server needs the package {error.name}", hint="pip install httpx2 tenacity aiolimiter"
         ) from None
     return httpx2
