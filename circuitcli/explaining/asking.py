@@ -14,7 +14,8 @@ Kind = Literal["text", "choice", "digits"]
 class Ask:
     """One question: what the model is told to be, and what it is asked.
 
-    options: the words of a choice; tokens: those that a digit is wanted for, in order.
+    options: the words of a choice; tokens: those that a digit is wanted for, in order. begins: how the one line begins
+    that is wanted, which a model in this process is made to write.
     """
 
     kind: Kind
@@ -24,6 +25,7 @@ class Ask:
     temperature: float = 0.0
     options: tuple[str, ...] = ()
     tokens: tuple[str, ...] = ()
+    begins: str = ""
 
     @property
     def parameters(self) -> dict[str, Any]:

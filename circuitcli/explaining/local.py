@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -17,6 +18,8 @@ from circuitcli.reading import whole_characters
 # Questions of a choice that are run at once.
 _BATCH = 8
 _ASSUMED_WINDOW = 2048
+# Tokens of one line.
+_LINE = 60
 # Stands behind each token of a simulation, so that no guess depends on one before it (Bills et al. 2023).
 _UNKNOWN = "?\n"
 
@@ -70,24 +73,26 @@ class LocalModel:
 
     def _text(self, ask: Ask) -> Answer:
         hf, tokenizer = self.model.adapter.model, self.model.tokenizer
-        prompt = self._prompt(ask)
+        prompt = self._prompt(ask) + tokenizer.encode(ask.begins)
         ids = torch.tensor([prompt], device=self.model.adapter.device)
-        options = {
+        options: dict[str, Any] = {
             "do_sample": ask.temperature > 0,
             "temperature": ask.temperature or None,
             "top_p": None,
             "top_k": None,
         }
+        if ask.begins:
+            options |= {"stop_strings": ["\n"], "tokenizer": tokenizer.hf}
         made = hf.generate(
             ids,
             attention_mask=torch.ones_like(ids),
-            max_new_tokens=min(ask.max_tokens, max(1, self._window - len(prompt))),
+            max_new_tokens=min(ask.max_tokens, _LINE if ask.begins else ask.max_tokens, self._window - len(prompt)),
             pad_token_id=tokenizer.pad_id,
             **options,
         )
         new = made[0, len(prompt) :].tolist()
         kept = [token for token in new if token not in tokenizer.special_ids]
-        return Answer(whole_characters(tokenizer.decode(kept)), None, len(prompt), len(new))
+        return Answer(whole_characters(ask.begins + tokenizer.decode(kept)), None, len(prompt), len(new))
 
     def _digits(self, ask: Ask) -> Answer:
         """The expected digit behind each token, all in one run."""
@@ -110,7 +115,7 @@ class LocalModel:
         """Ids up to where the model answers; of what is too long for it the middle is left out."""
         tokenizer = self.model.tokenizer
         ids = tokenizer.with_bos(tokenizer.encode(self._written(ask)))
-        most = max(16, self._window - min(ask.max_tokens, self._window // 4) - room)
+        most = max(16, self._window - min(ask.max_tokens, self._window // 4) - len(ask.begins) - room)
         return ids if len(ids) <= most else ids[: most // 2] + ids[len(ids) - (most - most // 2) :]
 
     def _written(self, ask: Ask) -> str:

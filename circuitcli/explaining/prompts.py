@@ -51,7 +51,7 @@ def explanation(shown: Sequence[Example], promoted: Sequence[str], *, max_tokens
     if promoted:
         texts.append("Made more likely: " + ", ".join(f'"{_line(token)}"' for token in promoted))
     system = _EXPLAIN.format(before=before, after=after)
-    return Ask("text", system, "\n".join(texts), max_tokens, temperature)
+    return Ask("text", system, "\n".join(texts), max_tokens, temperature, begins=ANSWER)
 
 
 def detection(label: str, examples: Sequence[Example], *, max_tokens: int, temperature: float = 0.0) -> Ask:
