@@ -200,6 +200,13 @@ def test_answers_without_a_judgement_count_neither_way(fresh: Request, said: str
     assert read_kept(fresh.run.path, "model")["embed/1"].label_score is None
 
 
+def test_labels_that_score_too_little_are_not_shown(fresh: Request, caplog: pytest.LogCaptureFixture) -> None:
+    with serving(coin) as fake:
+        made = explain.run(asking(fresh, fake.url, least_score=1.0, score="detection", scored=4))
+    assert read_kept(fresh.run.path, "model") == {} and scores(made)["detection", "model"].n_features == N_FEATURES
+    assert "6 of 6 labels score less" in caplog.text
+
+
 @pytest.mark.parametrize(
     "said", ["", "Here is\nmy answer", "LABEL:\n", "LABEL: " + "x" * 1000, "<think>LABEL: no</think>"]
 )

@@ -20,7 +20,10 @@ _EXPLAIN = (
     "strongly it is active there, from 1 to 10, and sometimes tokens that it makes the model more likely to write "
     "next. Say in one short phrase, of at most 15 words, what the marked tokens, or the texts before them, have in "
     "common. Be specific. Do not list the texts, and do not speak of marks or activations. Answer in one line that "
-    f"begins with {ANSWER}"
+    f"begins with {ANSWER}\n"
+    # Small models learn the form of an answer from one.
+    "An example. Text 1: she put it{before} on{after} the table. Text 2: he waited{before} under{after} the bridge. "
+    f"Text 3: the cat{{before}} behind{{after}} me. {ANSWER} prepositions of place"
 )
 _DETECT = (
     "A feature of a language model is active in texts that fit its description. You get a description and {n} texts. "

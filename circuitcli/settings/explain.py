@@ -51,6 +51,8 @@ class ExplainSettings(Section):
     active in), fuzzing (are the right tokens marked), simulation (guess each activation; needs log-probabilities)."""
     random_label: bool = True
     """Score each feature with the label of another one too, which doubles the questions."""
+    least_score: float = Field(0.0, ge=0, le=1)
+    """Least balanced accuracy of a label (0.5 by chance); where one scores less the rules' own stands."""
     tokens: int | None = Field(None, ge=1, le=MOST_TOKENS)
     """Cached tokens from which examples are taken; by default all."""
     window: int = Field(16, ge=1, le=2000)

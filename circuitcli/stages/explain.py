@@ -104,7 +104,7 @@ def _planned_client(request: Request) -> Client:
 
 
 def _sources(request: Request) -> dict[HookPoint, SaeSource]:
-    """The coders of single hook points of which there are activations."""
+    """The coders of hook points of which there are activations."""
     collected = {record.hook for record in activation_records(request, stage=NAME)}
     found = sae_sources(request, stage=NAME)
     sources = {hook: source for hook, source in found.items() if str(hook) in collected}
@@ -143,7 +143,10 @@ def _work(request: Request, sources: Mapping[HookPoint, SaeSource], features: Fe
         if one.id in said
     ]
     _tell(client, len(subjects), len(labels))
-    made = keep_labels(request, MODEL, labels, model=model, locked=True)
+    good = [label for label in labels if (label.label_score or 0.0) >= request.settings.explain.least_score]
+    if len(good) < len(labels):
+        logger.warning("%d of %d labels score less than explain.least_score", len(labels) - len(good), len(labels))
+    made = keep_labels(request, MODEL, good, model=model, locked=True)
     return [*made, *score_records(scored, rules, how, judge=model)]
 
 
@@ -153,7 +156,6 @@ def _subjects(request: Request, sources: Mapping[HookPoint, SaeSource], features
     from circuitcli.models.loading import load_model, load_tokenizer
 
     settings = request.settings
-    cache = open_cache(request, features, purpose=NAME)
     strings = load_tokenizer(settings.model).token_strings
     loaded = load_saes(
         sources,
@@ -162,6 +164,8 @@ def _subjects(request: Request, sources: Mapping[HookPoint, SaeSource], features
         adapter=None,
         load_adapter=lambda: load_model(settings.model).adapter,
     )
+    reads = sorted({hook for found in loaded.values() for hook in found.sae.reads})
+    cache = open_cache(request, reads, purpose=NAME)
     made: list[Subject] = []
     for hook, indices in features.items():
         made += _at_hook(request, loaded[hook].sae, indices, sources[hook].digest, cache, strings)
