@@ -25,7 +25,7 @@ from circuitcli.render.plots import styled
 from circuitcli.stages import render_figure
 
 FIGURES = tuple(render_figure._MAKERS)
-LONG = "a label of many words, 东京 <b> " * 9
+LONG = "a label of many words, 东京 <b> " * 400
 
 
 def curve(of: str = "nodes", **changes: object) -> CurveRecord:
@@ -231,3 +231,17 @@ def test_every_coder_is_a_point_by_its_l0_and_quality() -> None:
     variance, loss = plot.rows[0]
     assert [(one.label, *one.x, *one.y) for one in variance.series] == [("resid.0", 8.0, 0.75), ("mlp.1", 16.0, 0.75)]
     assert len(loss.series) == 2 and coders_plot([], title="t") is None
+
+
+@pytest.mark.parametrize("figure", ["attribution", "effects", "activations"])
+@pytest.mark.parametrize("name", ["resid.0/7@2", "resid.0/7"])
+def test_a_graph_of_one_node_is_drawn_or_told_why_not(run: Path, figure: str, name: str) -> None:
+    graph = CircuitGraph(head(tokens=()), (Node(name, 1.0, -0.5, "nats"),))
+    stdout = io.StringIO()
+    request = requested(run, to_records(graph), figure=figure, output="-")
+    if figure == "activations" and "@" not in name:
+        with pytest.raises(InputError, match="nothing to draw"):
+            render_figure.run(request, stdout=stdout)
+        return
+    render_figure.run(request, stdout=stdout)
+    assert "circuit" in stdout.getvalue() and "</svg>" in stdout.getvalue()

@@ -114,7 +114,8 @@ def _fill(figure: "Figure", axes: "Axes", one: HeatMap, drawn: HeatMaps) -> None
     image = axes.imshow(cells, origin="lower", aspect="auto", cmap=colours, norm=scale)
     axes.grid(visible=False)
     axes.set_title(visible(one.title))
-    axes.set_xticks(range(len(drawn.columns)), [visible(text) for text in drawn.columns], rotation=60)
+    columns = [visible(text) for text in drawn.columns]
+    axes.set_xticks(range(len(columns)), columns, rotation=60, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(drawn.rows)), [visible(text) for text in drawn.rows])
     axes.set_xlabel(visible(drawn.x))
     axes.set_ylabel(visible(drawn.y))
