@@ -6,9 +6,12 @@ from html.parser import HTMLParser
 import pytest
 
 from circuitcli.records.through import Chart, CircuitRecord, Curve, Frame, FrameEdge, FrameNode, Line, TimelineReport
+from circuitcli.render.multiples import _figure as multiples_figure
+from circuitcli.render.plots import styled
 from circuitcli.render.text import visible
 from circuitcli.render.timeline import placed, spans
 from circuitcli.render.timeline_page import embedded_report, timeline_page
+from circuitcli.render.timeline_svg import NEGATIVE
 
 HOSTILE = '</script><img src=x onerror="alert(1)"><svg onload=alert(2)>&amp;\u202e'
 NAMES = ("step0", "step8", "step64", "step512")
@@ -125,3 +128,14 @@ def test_a_lifeline_keeps_its_place_and_two_share_one_only_at_different_times():
     assert places.cards[1] == places.cards[2] and places.cards[0][0] < places.cards[1][0]
     below = {band.hook: band.y for band in places.bands}
     assert below["output"] < below["resid.1"] < below["resid.0"]
+
+
+def test_signs_of_edges_differ_by_dashes_in_the_page_and_in_small_multiples():
+    drawn = re.findall(r'<path class="edge"[^>]*>', timeline_page(report()))
+    dashed = [element for element in drawn if "stroke-dasharray" in element]
+    negative = [edge for number in range(4) for edge in frame(number).edges if edge.weight < 0]
+    assert len(dashed) == len(negative) > 0 and len(drawn) == sum(len(frame(number).edges) for number in range(4))
+    assert all(NEGATIVE in element for element in dashed)
+    with styled():
+        looks = [line.get_linestyle() for axes in multiples_figure(report()).axes for line in axes.lines]
+    assert looks.count("--") == len(negative)

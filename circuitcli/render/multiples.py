@@ -97,6 +97,8 @@ def _draw_edges(axes: "Axes", frame: Frame, places: Places) -> None:
                 [x + CARD_WIDTH / 2, to_x + CARD_WIDTH / 2],
                 [y, to_y + CARD_HEIGHT],
                 color=_POSITIVE if edge.weight >= 0 else _NEGATIVE,
+                # As in all pictures: signs differ without colours.
+                ls="-" if edge.weight >= 0 else (0, (4, 2)),
                 lw=0.3 + 1.5 * share,
                 alpha=0.12 + 0.6 * share,
                 zorder=1,

@@ -74,10 +74,10 @@ def _edges(frame: Frame, places: Places) -> Iterator[str]:
         share = abs(edge.weight) / largest
         bend = max(12.0, abs(y - to_y) / 2)
         path = f"M{x:g} {y:g}C{x:g} {y - bend:g} {to_x:g} {to_y + bend:g} {to_x:g} {to_y:g}"
-        colour = POSITIVE if edge.weight >= 0 else NEGATIVE
+        colour, dashes = (POSITIVE, "") if edge.weight >= 0 else (NEGATIVE, ' stroke-dasharray="7 4"')
         lines = " ".join(str(node.line) for node in (source, target) if node.line is not None)
         yield (
-            f'<path class="edge" data-lines="{lines}" d="{path}" fill="none" stroke="rgb({colour})" '
+            f'<path class="edge" data-lines="{lines}" d="{path}" fill="none" stroke="rgb({colour})"{dashes} '
             f'stroke-width="{0.5 + 3 * share:.2f}" stroke-opacity="{0.12 + 0.6 * share:.2f}"/>'
         )
 
