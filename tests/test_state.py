@@ -128,6 +128,7 @@ def test_a_page_opens_in_the_state_and_pictures_show_labels_groups_and_threshold
     dot = text.getvalue()
     assert "both&#160;&lt;/TD&gt;&#160;&amp;&#160;more" in dot and "others" in dot
     assert "mlp.1/error@6" not in dot
+    assert "4 of 5 nodes, 2 of them in 1 group; the whole has 5 edges".replace(" ", "&#160;") in dot
     assert "+0.125" in dot, "the sum of both edges into the node"
     text = io.StringIO()
     render.run(asked(small_graph(), written(path, {**STATE, "groups": [], "hidden": []}), "-"), stdout=text)

@@ -36,7 +36,8 @@ class Drawing:
     ``edges`` are the drawn ones, weakest first, so that strong ones lie on top; ``nodes`` all but those whose edges are
     all left out, or the strongest; ``details`` by feature id, ``scales`` by unit; ``verdict`` is what a test came to.
     ``state`` is what a reader has done to the page, ``groups`` are proposed, ``boxes`` are groups by the id of the node
-    that stands for each, ``feature_pages`` is the folder of pages about features, if there is one.
+    that stands for each, ``whole`` is the graph of which a reader sees this, ``feature_pages`` is the folder of pages
+    about features, if there is one.
     """
 
     graph: CircuitGraph
@@ -51,6 +52,7 @@ class Drawing:
     state: State | None = None
     groups: tuple[Group, ...] = ()
     boxes: Mapping[str, NamedGroup] = field(default_factory=dict)
+    whole: CircuitGraph | None = None
     feature_pages: Path | None = None
 
     @property

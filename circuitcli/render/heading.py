@@ -2,6 +2,7 @@
 
 import math
 
+from circuitcli.graphs import CircuitGraph
 from circuitcli.records import GraphRecord, ScoreRecord
 from circuitcli.render.drawing import Drawing
 from circuitcli.render.labels import GREY, cell, row, span, table
@@ -104,7 +105,21 @@ def notes(drawing: Drawing) -> list[str]:
             f"Activation 0 with an effect: silent here, active at the {drawing.graph.head.baseline} baseline; "
             "the effect is that of being silent."
         )
+    if drawing.whole is not None:
+        lines.append(_as_left(drawing, drawing.whole))
     return lines
+
+
+def _as_left(drawing: Drawing, whole: CircuitGraph) -> str:
+    """What of a graph the reader of its page chose to see."""
+    boxes = drawing.boxes.values()
+    in_groups = sum(len(group.members) for group in boxes)
+    groups = f", {in_groups} of them in {len(boxes)} group{'s' if len(boxes) > 1 else ''}" if boxes else ""
+    n_nodes = len(drawing.graph.nodes) - len(boxes) + in_groups
+    return (
+        f"As the reader of its page left it: {n_nodes:,} of {len(whole.nodes):,} nodes{groups}; the whole has "
+        f"{len(whole.edges):,} edges."
+    )
 
 
 def _hidden_nodes(drawing: Drawing) -> str:

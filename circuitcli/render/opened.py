@@ -46,4 +46,4 @@ def _pictured(drawing: Drawing, state: State, settings: RenderSettings) -> Drawi
     if settings.max_edges is None and "edges" in state.model_fields_set:
         limits["max_edges"] = max(1, len(what.graph.edges))
     drawn = draw(what.graph, details=drawing.details, scores=drawing.scores, verdict=drawing.verdict, **limits)
-    return replace(drawn, boxes=what.boxes)
+    return replace(drawn, boxes=what.boxes, whole=drawing.graph)
