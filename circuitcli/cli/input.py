@@ -12,7 +12,6 @@ from typing import Literal
 from circuitcli import processes, records, runs
 from circuitcli.cli.console import console, stderr_is_terminal
 from circuitcli.errors import InputError
-from circuitcli.graphs.exchange import formats
 from circuitcli.reading import FILE_BYTES, as_path, stream_lines, text_lines
 from circuitcli.records import Record, RunRecord, Stream
 from circuitcli.runs import Run
@@ -109,6 +108,9 @@ def tell_what_is_waited_for(message: str) -> None:
 def _file_lines(file: str) -> tuple[str, ...]:
     hint = "FILE is a file of records, JSON lines, or - for stdin"
     path = as_path(file, hint=hint)
+    # Reading others' files takes numpy, which help and errors do without.
+    from circuitcli.graphs.exchange import formats
+
     if (shared := formats.read(path)) is not None:
         # Of another program: what it holds as a command would have passed it on.
         return tuple(map(records.to_line, shared.records()))
