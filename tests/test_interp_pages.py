@@ -169,12 +169,15 @@ def test_other_settings_are_named_and_other_files_are_left_alone(
     fewer = replace(described, settings=described.settings.model_copy(update={"pages": section}))
     with pytest.raises(InputError, match=r"pages\.neighbours|pages\.correlation_tokens"):
         interp_pages.run(fewer, str(site))
-    (tmp_path / "mine.txt").write_text("mine", encoding="utf-8")
-    with pytest.raises(InputError, match=r"holds other files: mine\.txt"):
+    (tmp_path / "data").mkdir()
+    for name in ("mine.txt", "data/mine.txt"):
+        (tmp_path / name).write_text("mine", encoding="utf-8")
+    with pytest.raises(InputError, match=r"holds other files: data mine\.txt"):
         interp_pages.run(fewer, str(tmp_path))
-    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+    assert {path.name for path in tmp_path.rglob("*")} == {"data", "mine.txt"}
     interp_pages.run(replace(fewer, force=True), str(tmp_path))
-    assert (tmp_path / "mine.txt").read_text(encoding="utf-8") == "mine" and (tmp_path / "index.html").is_file()
+    assert {path.read_text(encoding="utf-8") for path in tmp_path.rglob("mine.txt")} == {"mine"}
+    assert len([*tmp_path.rglob("mine.txt")]) == 2 and (tmp_path / "index.html").is_file()
     shown = handed_over(tmp_path, "resid.0/0")
     assert all(one["codes"] == [] and len(one["decoders"][0]["features"]) == 2 for one in shown.values())
     with pytest.raises(InputError, match="is a file"):

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from cli_support import here
 from support_collect import hf_gpt2, language_model
 from test_interp_pages import D_SAE, DEAD, HOOKS, carried, described, lines  # noqa: F401
 
@@ -172,3 +173,52 @@ def test_a_text_is_what_stdin_brought_or_a_file_holds_or_itself(tmp_path: Path) 
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(InputError, match="UTF-8"):
         of_source(str(path))
+
+
+def test_the_command_line_writes_pages_and_tells_of_texts(
+    described: Request,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    saes = f"{described.run.path}/saes"
+    run = ["--run", str(described.run.path), "--sae", saes, "--set", "pages.neighbours=0"]
+    pages = here("interp", *run, "--html", "site", "--set", "pages.correlation_tokens=0", cwd=tmp_path)
+    assert (pages.status, pages.records[-1]) == (0, {"kind": "figure", "path": "site/index.html"})
+    assert (tmp_path / "site" / "feature.html").is_file()
+    (tmp_path / "stdin.txt").write_text(TEXT, encoding="utf-8")
+    with (tmp_path / "stdin.txt").open(encoding="utf-8") as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        text = here("interp", *run, "--text", "-", "--set", "pages.per_token=1", cwd=tmp_path)
+    assert text.status == 0 and "".join(one["token"] for one in text.records).startswith("a text, ")
+    assert all(len(one["features"]) == len(HOOKS) for one in text.records) and set(text.kinds) == {"token"}
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        (["--html", "-"], 2, "are a directory"),
+        (["--text", "a", "--html", "site"], 2, "is not a name of a page"),
+        (["--feature", "resid.1/119", "--html", "site"], 2, "is not a name of a page"),
+        (["--feature", "resid.1/60", "--html", "-"], 3, "never fired"),
+        (["--text", "a", "--feature", "resid.7/60"], 3, "no coder reads"),
+    ],
+)
+def test_the_command_line_says_in_two_lines_what_is_wrong(
+    described: Request,  # noqa: F811
+    tmp_path: Path,
+    words: list[str],
+    status: int,
+    message: str,
+) -> None:
+    run = ["--run", str(described.run.path), "--sae", f"{described.run.path}/saes"]
+    found = here("interp", *run, *words, cwd=tmp_path)
+    assert found.status == status and found.stdout == "" and len(found.errors) == 2
+    assert message in found.errors[0] and not [*tmp_path.glob("*.html"), *tmp_path.glob("site*")]
+
+
+def test_a_text_from_stdin_needs_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "stdin.txt").write_text(TEXT, encoding="utf-8")
+    with (tmp_path / "stdin.txt").open(encoding="utf-8") as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        found = here("interp", "--text", "-", cwd=tmp_path)
+    assert found.status == 3 and "no run" in found.errors[0]

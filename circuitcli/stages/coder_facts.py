@@ -52,9 +52,9 @@ def coder_facts(
     """What a coder's page shows. nearest: cosine of each described feature's decoder with its nearest other."""
     known = _measured(request, hook, source)
     n_live = len(rows)
-    written = " ".join(map(str, coder.writes))
+    read, written = (" ".join(map(str, hooks)) for hooks in (coder.reads, coder.writes))
     facts: list[tuple[str, Any, str]] = [
-        ("reads", " ".join(map(str, coder.reads)), ""),
+        ("reads", read, ""),
         ("writes", written, ""),
         ("width of activations", coder.d_in, ""),
         ("features", coder.d_sae, ""),
@@ -64,7 +64,7 @@ def coder_facts(
         *((text, known[name], kind) for name, text, kind in NUMBERS if _is_number(known.get(name))),
     ]
     return {
-        "places": " ".join(map(str, coder.reads)) + ("" if not coder.is_transcoder else f" → {written}"),
+        "places": read if read == written else f"{read} → {written}",
         "architecture": coder.architecture,
         "facts": shortened(facts),
         "histograms": shortened(

@@ -12,7 +12,7 @@ from circuitcli.features.label_files import LabelBook
 from circuitcli.features.lines import Details, first_lines
 from circuitcli.hookpoints import HookPoint
 from circuitcli.stages.inputs import open_cache
-from circuitcli.stages.interp import file_of
+from circuitcli.stages.interp import file_of, reads_of
 from circuitcli.stages.request import Request
 from circuitcli.stages.saes import SaeSource, load_saes
 
@@ -90,10 +90,12 @@ class FeatureFacts:
             if own
         }
         settings = self.request.settings.pages
-        reads = sorted({place for hook in described for place in self._read(hook)})
+        reads = {
+            HookPoint.parse(name) for hook in described for name in reads_of(self.request, hook, self.sources[hook])
+        }
         return Relations(
             self.coder,
-            open_cache(self.request, reads, purpose="interp"),
+            open_cache(self.request, sorted(reads), purpose="interp"),
             described,
             n_top=settings.neighbours,
             n_tokens=settings.correlation_tokens,
@@ -118,9 +120,6 @@ class FeatureFacts:
         name = self.request.settings.model.name
         loaded = load_saes(self.sources, [hook], model=name, adapter=None, load_adapter=lambda: self.model.adapter)
         return loaded[hook].sae.requires_grad_(False)
-
-    def _read(self, hook: HookPoint) -> Sequence[HookPoint]:
-        return self.coder(hook).reads
 
     def documents(self, hook: HookPoint, features: Sequence[Details]) -> Iterator[dict[str, Any]]:
         """What pages show of features of one coder."""

@@ -67,7 +67,7 @@ def _sources(request: Request) -> Sources:
     collected = activation_records(request, stage=NAME)
     hooks = {record.hook for record in collected}
     sources = sae_sources(request, stage=NAME)
-    chosen = {hook: source for hook, source in sources.items() if hooks.issuperset(_read(request, hook, source))}
+    chosen = {hook: source for hook, source in sources.items() if hooks.issuperset(reads_of(request, hook, source))}
     if not chosen:
         raise InputError(
             f"{NAME} read SAEs at {' '.join(map(str, sources))} and activations at {' '.join(sorted(hooks))}",
@@ -76,7 +76,7 @@ def _sources(request: Request) -> Sources:
     return chosen
 
 
-def _read(request: Request, hook: HookPoint, source: SaeSource) -> Sequence[str]:
+def reads_of(request: Request, hook: HookPoint, source: SaeSource) -> Sequence[str]:
     """Names of what a coder reads: of the run's crosscoders several hook points."""
     record = next((record for record in request.records.of(SaeRecord) if record.hook == str(hook)), None)
     return record.hooks if source.is_own and record is not None and record.hooks else (str(hook),)
@@ -85,7 +85,7 @@ def _read(request: Request, hook: HookPoint, source: SaeSource) -> Sequence[str]
 def _fingerprint(request: Request, sources: Sources) -> Fingerprint:
     digests = {record.hook: record.digest for record in request.records.of(ActivationsRecord)}
     inputs = {f"SAE at {hook}": source.digest for hook, source in sources.items()}
-    read = {name for hook, source in sources.items() for name in _read(request, hook, source)}
+    read = {name for hook, source in sources.items() for name in reads_of(request, hook, source)}
     inputs |= {f"activations at {name}": digests[name] for name in sorted(read)}
     return fingerprint(request, ("interp.",), inputs, without=("interp.batch_size",))
 

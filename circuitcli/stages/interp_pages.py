@@ -51,8 +51,14 @@ def run(request: Request, output: str, *, describes: bool = True) -> list[Record
     inputs = {f"features at {hook}": runs.file_digest(interp.file_of(request, hook)) for hook in sources}
     inputs |= {f"SAE at {hook}": source.digest for hook, source in sources.items()} | _labels(request)
     print_ = _fingerprint(request, inputs)
-    asked = replace(request, run=site)
-    resumable(asked, NAME, print_, lambda resumes: _work(request, sources, folder, resumes=resumes), begins=True)
+    asked, is_ours = replace(request, run=site), NAME in site.stages()
+    resumable(
+        asked,
+        NAME,
+        print_,
+        lambda resumes: _work(request, sources, folder, starts_over=is_ours and not resumes),
+        begins=True,
+    )
     return [*made, FigureRecord(path=recorded(folder / pages.INDEX, request.run.path))]
 
 
@@ -126,9 +132,12 @@ def _fingerprint(request: Request, inputs: Mapping[str, str]) -> Fingerprint:
     )
 
 
-def _work(request: Request, sources: Sources, folder: Path, *, resumes: bool) -> tuple[list[Record], dict[str, Any]]:
+def _work(
+    request: Request, sources: Sources, folder: Path, *, starts_over: bool
+) -> tuple[list[Record], dict[str, Any]]:
     """Write what is missing. A coder's own file comes last, so that one that has it is whole."""
-    if not resumes:
+    # What lies there from elsewhere stays, whatever its name.
+    if starts_over:
         shutil.rmtree(folder / pages.DATA, ignore_errors=True)
     facts = FeatureFacts(request, sources, ablates=bool(request.settings.pages.ablate))
     run_name, model = str(request.run.path), str(request.settings.model.name)
