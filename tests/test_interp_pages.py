@@ -216,9 +216,11 @@ def test_labels_by_hand_count_on_pages_and_make_a_finished_directory_out_of_date
         assert {row.label for row in facts.rows[HOOKS[2]] if f"resid.1/{row.index}" == id_} == {EVIL}
         assert interp_pages._labels(described) != before
         out = StringIO()
-        interp_pages.single(described, [id_], "-", stdout=out)
+        section = described.settings.pages.model_copy(update={"ablate": False})
+        settings = described.settings.model_copy(update={"pages": section})
+        interp_pages.single(replace(described, settings=settings), [id_], "-", stdout=out)
         shown = carried(out.getvalue())["features"][0]
-        assert (shown["label"], shown["label_source"]) == (EVIL, "hand")
+        assert (shown["label"], shown["label_source"], shown["ablation"]) == (EVIL, "hand", None)
     finally:
         label_files.kept_in(described.run.path, label_files.HAND).unlink()
 

@@ -6,6 +6,7 @@ Opened from a folder, pages may not fetch, but they may load scripts: the data l
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -38,10 +39,15 @@ def html(kind: str, title: str, data: Mapping[str, Any] | None = None) -> str:
         "kind": escape(kind),
         "title": escape(visible(title)),
         "style": asset("features.css"),
-        "modules": safe(json.dumps({"imports": import_map("features", also={"explorer": ("text",)})})),
+        "modules": _modules(),
         "data": safe(to_json(dict(data or {}))),
     }
     return filled(asset("features.html"), parts)
+
+
+@cache
+def _modules() -> str:
+    return safe(json.dumps({"imports": import_map("features", also={"explorer": ("text",)})}))
 
 
 def feature_page(documents: list[dict[str, Any]], *, run: str) -> str:
