@@ -292,6 +292,11 @@ def test_a_thousand_nodes_are_drawn_at_once_and_a_step_of_the_slider_is_not_felt
     path = tmp_path / "circuit.html"
     path.write_text(page(draw(graph, details=random_details(graph))), encoding="utf-8")
     times = timed(tab, path, name="", size=(1000, 5000))
+    places = set()
+    for share in (0, 300, 900, 1000):
+        tab.page.fill("#edge-share", str(share))
+        places.add(tab.page.evaluate("document.getElementById('drawing').getBoundingClientRect().top"))
+    assert len(places) == 1
     # Of the page's own thread: what a reader waits for on a machine that does nothing else.
     assert times.paint.worked < 2000 and times.step.worked < 100
 

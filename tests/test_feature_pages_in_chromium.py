@@ -158,6 +158,7 @@ def test_hostile_labels_of_the_index_stay_text(tab: Tab, site: Path):
     assert tab.page.evaluate("window.hit") is None
     assert tab.count("img, iframe, [onload], [onerror], [href^=javascript]") == 0
     assert tab.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert "\\ud83d" not in tab.page.inner_text("#list")
     heights = tab.page.eval_on_selector_all("a.row", "all => all.map(one => one.offsetHeight)")
     assert max(heights) == min(heights)
 

@@ -178,7 +178,7 @@ function row(at) {
     html(
       "span",
       { class: "cell label", dir: "auto", title: visible(rows.label[n]) },
-      visible(rows.label[n].slice(0, 300)),
+      visible([...rows.label[n].slice(0, 600)].slice(0, 300).join("")),
     ),
     ...["density", "max", "score"].map((name) =>
       html("span", { class: `cell ${name}` }, known(rows[name][n]) ? number(rows[name][n]) : ""),
