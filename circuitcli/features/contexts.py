@@ -44,8 +44,9 @@ def contexts(summary: Summary, feature: int, strings: Strings) -> list[dict[str,
     return [_told(shown, strings) for shown in (*top, *_at_quantiles(summary, feature, {shown.text for shown in top}))]
 
 
-def peaks_of(peaks: Peaks, feature: int, strings: Strings) -> list[Peak]:
-    """The peaks of a feature as labels are made from them, in the order in which they are kept."""
+def peaks_of(peaks: Peaks, feature: int, strings: Strings, *, others: Peaks | None = None) -> list[Peak]:
+    """The peaks of a feature as labels are made from them, in the order in which they are kept; without those that are
+    among the ``others``, so that none is evidence twice."""
     n_peaks = int((peaks.values[feature] > 0).sum())
     if not n_peaks:
         return []
@@ -54,17 +55,25 @@ def peaks_of(peaks: Peaks, feature: int, strings: Strings) -> list[Peak]:
     windows = peaks.tokens[feature, :n_peaks, max(peaks.window - N_NEAR, 0) : peaks.window].tolist()
     texts = dict.fromkeys((*token, *previous, *following, *(one for window in windows for one in window)))
     known = dict(zip(texts, strings([max(one, 0) for one in texts]), strict=True)) | {NO_TOKEN: None}
-    near = [frozenset(word for one in window if (text := known[one]) and (word := word_of(text))) for window in windows]
-    return [
+    words = [
+        frozenset(word for one in window if (text := known[one]) and (word := word_of(text))) for window in windows
+    ]
+    near = dict(enumerate(words))
+    found = [
         Peak(
-            known[token[slot]],
-            known[previous[slot]],
-            known[following[slot]],
-            names(marks[slot]),
-            near[slot] if slot < len(near) else None,
+            known[token[slot]] or "", known[previous[slot]], known[following[slot]], names(marks[slot]), near.get(slot)
         )
         for slot in range(n_peaks)
     ]
+    if others is None:
+        return found
+    taken = {*_places(others, feature)}
+    return [peak for peak, place in zip(found, _places(peaks, feature), strict=False) if place not in taken]
+
+
+def _places(peaks: Peaks, feature: int) -> Iterator[tuple[int, int]]:
+    """Block and position of each peak."""
+    return zip(peaks.block[feature].tolist(), peaks.position[feature].tolist(), strict=True)
 
 
 def rounded(value: float) -> float:

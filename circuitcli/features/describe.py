@@ -109,7 +109,8 @@ def _sides(
     ``sign`` is that of the activations."""
 
     def labelled(row: int, promoted: list[str]) -> Rule | None:
-        peaks, samples = (peaks_of(part, row, words.several) for part in (summary.peaks, summary.samples))
+        peaks = peaks_of(summary.peaks, row, words.several)
+        samples = peaks_of(summary.samples, row, words.several, others=summary.peaks)
         return label(peaks, promoted, samples=samples, rates=rates, density=float(density[row])) if peaks else None
 
     statistics, furthest = summary.statistics, "max" if sign > 0 else "min"

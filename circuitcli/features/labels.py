@@ -5,7 +5,7 @@ Each rule says where the feature should be active, as conditions on a token, its
     "self" 82%                     one token (case and surrounding spaces aside)
     "in" after "for" 91%           the same, where what comes before it is as constant
     "cat" "dog" 75%                one of a few tokens
-    after "def" 64%                the token in front; before "(" 60%: the one behind; also one of a few
+    after "def" 64%                the token in front, also one of a few; before "(" 60%: the one behind
     "…ing" 75%                     tokens of one ending or one beginning
     punctuation 90%: "," "."       tokens of one kind; after digits 70%: "km"; before brackets 80%: "print"
     in quotes 85%: "he" "she"      what holds there, of `surroundings.MARKS`
@@ -23,8 +23,10 @@ from dataclasses import dataclass, field
 from circuitcli.features.conditions import NEIGHBOURS, Condition, Peak, all_that_holds, key_of, shown
 from circuitcli.features.rates import BaseRates
 
-# Of the strongest peaks at least so many have to be as a rule says; for several tokens the score alone decides.
+# Of the strongest peaks at least so many have to be as a rule says.
 DOMINANT, CONSTANT = 0.5, 0.9
+# The same of several tokens or words together.
+COVERED = 0.4
 # Balanced accuracy from which on a rule is worth more than a list of tokens.
 TELLING = 0.62
 FEW_PEAKS = 5
@@ -32,9 +34,12 @@ FEW_PEAKS = 5
 N_TOP, N_SEVERAL = 3, 5
 # What a rule must be better by than one that says less: what is chosen from much fits by chance.
 _COST = {"token": 0.0, "kind": 0.005, "tokens": 0.03, "near": 0.06}
-_USUAL_COST, _NEIGHBOUR_COST = 0.01, 0.02
-# How many standard errors above its base rate a word must be to be a topic.
-_Z_TOPIC = 4.0
+_USUAL_COST, _NEIGHBOUR_COST = 0.01, 0.01
+# What each further token or word costs.
+_COST_EACH = 0.004
+# How many standard errors above its base rate a token must be to be one of several, and a word to be a topic: the
+# candidates are as many as there are words.
+_Z_TOKEN, _Z_TOPIC = 2.5, 4.0
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,9 @@ def label(
     evidence = Evidence(peaks, samples, rates=rates or BaseRates(), density=density)
     best, most = None, TELLING
     for condition in _candidates(evidence):
+        count, n = evidence.of_peaks.of(condition)
+        if count < (COVERED if isinstance(condition.value, frozenset) else DOMINANT) * n:
+            continue
         score = evidence.confidence(condition) - _cost(condition)
         if score > most:
             best, most = condition, score
@@ -119,29 +127,37 @@ def label(
 
 
 def _cost(condition: Condition) -> float:
-    if condition.about in ("previous", "following"):
-        return _NEIGHBOUR_COST if condition.about == "following" else _USUAL_COST
-    if " " in condition.about:
-        return _NEIGHBOUR_COST + (_COST["tokens"] if condition.about.endswith("tokens") else 0.0)
-    return _COST.get(condition.about, _USUAL_COST)
+    about, value = condition
+    what = NEIGHBOURS[about][1] if about in NEIGHBOURS else about
+    several = _COST_EACH * len(value) if isinstance(value, frozenset) else 0.0
+    # What comes behind a token is not known to the model there.
+    neighbour = _NEIGHBOUR_COST * (3 if about.startswith("following") else about in NEIGHBOURS)
+    return _COST.get(what, _USUAL_COST) + neighbour + several
 
 
 def _candidates(evidence: Evidence) -> Iterator[Condition]:
     """Conditions that may hold where the feature is active, in an order that does not change."""
     counts, n = evidence.of_peaks.counts, evidence.of_peaks.n
-    yield from sorted(
+    single = sorted(
         (condition for condition, count in counts.items() if count >= DOMINANT * n),
         key=lambda condition: (condition.about, str(condition.value)),
     )
-    for about, several in (("token", "tokens"), ("previous", "previous tokens"), ("following", "following tokens")):
-        yield from _several(evidence.of_peaks.counts + evidence.of_samples.counts, about, several)
+    if n < FEW_PEAKS:
+        # Among a few tokens some neighbour is there twice by chance.
+        yield from (condition for condition in single if not condition.about.startswith(("previous", "following")))
+        return
+    yield from single
+    yield from (*_several(evidence, "token", "tokens"), *_several(evidence, "previous", "previous tokens"))
     yield from _topics(evidence)
 
 
-def _several(counts: "Counter[Condition]", about: str, several: str) -> Iterator[Condition]:
-    """The two commonest tokens, the three commonest, ... as long as each is there more than once."""
-    found = [(-count, condition.value) for condition, count in counts.items() if condition.about == about and count > 1]
-    keys = [key for _, key in sorted((count, key) for count, key in found if isinstance(key, str))[:N_SEVERAL]]
+def _several(evidence: Evidence, about: str, several: str) -> Iterator[Condition]:
+    """The two commonest tokens, the three commonest, ... of those that are there more than once, and more often than
+    anywhere."""
+    counts, n = evidence.of_peaks.counts + evidence.of_samples.counts, evidence.of_peaks.n + evidence.of_samples.n
+    own = (condition for condition, count in counts.items() if condition.about == about and count > 1)
+    found = [one for one in own if one.value and _errors(counts[one], n, evidence.rates.share(one)) > _Z_TOKEN]
+    keys = [str(one.value) for one in sorted(found, key=lambda one: (-counts[one], one.value))[:N_SEVERAL]]
     yield from (Condition(several, frozenset(keys[:number])) for number in range(2, len(keys) + 1))
 
 
@@ -152,11 +168,15 @@ def _topics(evidence: Evidence) -> Iterator[Condition]:
     n, found = len(seen), []
     for word in (word for word, count in counts.items() if count > 2):
         chance = evidence.rates.share(Condition("near", frozenset({word})))
-        error = (n * chance * (1 - chance) + 0.25) ** 0.5
-        if (counts[word] - n * chance) / error > _Z_TOPIC:
+        if _errors(counts[word], n, chance) > _Z_TOPIC:
             found.append((counts[word] / n - chance, word))
     words = [word for _, word in sorted(found, key=lambda pair: (-pair[0], pair[1]))[:N_SEVERAL]]
     yield from (Condition("near", frozenset(words[:number])) for number in range(1, len(words) + 1))
+
+
+def _errors(count: int, n: int, chance: float) -> float:
+    """How many standard errors a count is above what chance would have it."""
+    return (count - n * chance) / (n * chance * (1 - chance) + 0.25) ** 0.5
 
 
 def _rule(condition: Condition, evidence: Evidence) -> Rule:
