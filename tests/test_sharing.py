@@ -384,6 +384,31 @@ def test_the_command_writes_and_reads_every_format(tmp_path: Path):
     assert shown.status == 0 and (tmp_path / "c2.graphml").read_text() == (tmp_path / "c.graphml").read_text()
 
 
+def test_groups_and_what_is_pinned_go_into_the_file_and_back_onto_the_page(tmp_path: Path):
+    (tmp_path / "circuit.jsonl").write_text("".join(to_line(record) + "\n" for record in to_records(small())))
+    members = ["resid.0/7@2", "attn.1/7@2"]
+    state = {"format": 1, "pinned": "mlp.1/7@2", "groups": [{"name": "<b>", "members": members}]}
+    (tmp_path / "state.json").write_text(json.dumps(state))
+    there = ["--as", "neuronpedia", "-o"]
+    assert here("render", "circuit.jsonl", "--state", "state.json", *there, "a/c.json", cwd=tmp_path).status == 0
+    assert here("render", "a/c.json", *there, "b/c.json", "-o", "b/c.json", cwd=tmp_path).status == 0
+    for name in ("a/c.json", "b/c.json"):
+        content = json.loads((tmp_path / name).read_text())
+        ids = {node["circuit"]["id"]: node["node_id"] for node in content["nodes"]}
+        assert content["qParams"]["supernodes"] == [["<b>", *(ids[member] for member in members)]]
+        assert content["qParams"]["pinnedIds"] == [ids["mlp.1/7@2"]]
+        assert "groups" not in content["metadata"]["circuit"]["head"]
+    assert here("render", "a/c.json", "-o", "c.html", "-o", "c.dot", "-o", "c.mmd", cwd=tmp_path).status == 0
+    assert '"members":' in (tmp_path / "c.html").read_text() and "&lt;b&gt;" in (tmp_path / "c.dot").read_text()
+
+
+def test_inspect_tells_whose_graph_a_file_is(tmp_path: Path):
+    circuitcli.write_graph(transcoded(), tmp_path / "c.graphml")
+    done = here("inspect", "c.graphml", "--json", cwd=tmp_path)
+    (record,) = done.records
+    assert (record["kind"], record["name"], record["n_nodes"], record["n_edges"]) == ("graph", "circuit", 7, 5)
+
+
 @pytest.mark.parametrize(
     ("words", "status", "message"),
     [

@@ -11,6 +11,7 @@ from circuitcli.render.scales import Scale, sign_colour
 from circuitcli.render.sites import INK, kinds_in
 from circuitcli.render.strongest import strength_of
 from circuitcli.render.text import number, percent, quoted, shortened, signed, visible, width, wrapped
+from circuitcli.schema import UNKNOWN
 
 LINE_COLUMNS = 110
 TOKEN_COLUMNS = 24
@@ -41,12 +42,13 @@ def heading(drawing: Drawing) -> str:
 
 def facts(head: GraphRecord) -> list[str]:
     """What is explained and how, in lines of plain text."""
-    made = "" if head.origin is None else f"made by {head.origin}, "
+    told = {name: getattr(head, name) for name in ("model", "method", "baseline", "positions")}
+    known = [f"{name} {value}" for name, value in told.items() if value != UNKNOWN]
+    made = [] if head.origin is None else [f"made by {head.origin}"]
     return [
-        *([f"{measured_metric(head)}: {told}"] if (told := levels(head)) else []),
+        *([f"{measured_metric(head)}: {values}"] if (values := levels(head)) else []),
         *([over_prompts(head)] if head.n_prompts > 1 else []),
-        f"{made}model {head.model}, method {head.method}, baseline {head.baseline}, positions {head.positions}, "
-        f"{head.dtype}",
+        ", ".join([*made, *known, *([head.dtype] if head.dtype != UNKNOWN else [])]),
         *([explained(head)] if head.n_active is not None else []),
     ]
 
@@ -78,7 +80,7 @@ def measured_metric(head: GraphRecord) -> str:
     if head.n_prompts > 1 and head.metric in _OF_TARGETS:
         target = target or " of each prompt's target"
         foil = foil or (" against its foil" if head.metric == "logit-diff" else "")
-    return f"{head.metric}{target}{foil}"
+    return f"{'metric' if head.metric == UNKNOWN else head.metric}{target}{foil}"
 
 
 def over_prompts(head: GraphRecord) -> str:

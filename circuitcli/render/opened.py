@@ -4,11 +4,12 @@ import logging
 from dataclasses import replace
 
 from circuitcli.graphs import CircuitGraph
+from circuitcli.graphs.exchange.shared import Shared
 from circuitcli.graphs.groups import similar_groups
 from circuitcli.reading import as_path
 from circuitcli.render.drawing import Drawing, draw
 from circuitcli.render.seen import labelled, seen
-from circuitcli.render.state import HINT, State, fitted, read_state
+from circuitcli.render.state import HINT, NamedGroup, State, fitted, read_state
 from circuitcli.settings.render import RenderSettings
 
 logger = logging.getLogger(__name__)
@@ -21,9 +22,9 @@ def opened(drawing: Drawing, settings: RenderSettings) -> tuple[Drawing, Drawing
     """
     groups = similar_groups(drawing.graph, least=settings.groups, span=settings.group_span) if settings.groups else ()
     drawing = replace(drawing, groups=groups)
-    if settings.state is None:
+    state = _brought(drawing.graph) if settings.state is None else _state(drawing.graph, settings.state)
+    if state is None:
         return drawing, drawing
-    state = _state(drawing.graph, settings.state)
     drawing = replace(drawing, state=state, details=labelled(drawing.details, state))
     return drawing, _pictured(drawing, state, settings)
 
@@ -37,6 +38,15 @@ def _state(graph: CircuitGraph, path: str) -> State:
             *(path, "a node" if len(missing) == 1 else f"{len(missing)} nodes", graph.head.name, few),
         )
     return state
+
+
+def _brought(graph: CircuitGraph) -> State | None:
+    """The groups and the pinned node that came with the graph of another program."""
+    groups, pinned = Shared.brought(graph.head)
+    if not groups and not pinned:
+        return None
+    named = tuple(NamedGroup(name=name, members=members) for name, members in groups)
+    return fitted(State(groups=named, pinned=pinned[0] if pinned else None), graph)[0]
 
 
 def _pictured(drawing: Drawing, state: State, settings: RenderSettings) -> Drawing:

@@ -24,7 +24,11 @@ _TEXTS: dict[Form, Callable[[Drawing], str]] = {
 def shared(drawing: Drawing) -> Shared:
     """The drawing's graph with what is known of its features."""
     features = {name: known.model_dump(mode="json", exclude_defaults=True) for name, known in drawing.details.items()}
-    return Shared(drawing.graph, features)
+    groups, pinned = Shared.brought(drawing.graph.head)
+    if drawing.state is not None:
+        groups = tuple((group.name, group.members) for group in drawing.state.groups)
+        pinned = tuple(dict.fromkeys(name for name in (drawing.state.pinned, *pinned) if name is not None))
+    return Shared(drawing.graph, features, groups, pinned)
 
 
 def text(drawing: Drawing, form: Form) -> str | None:

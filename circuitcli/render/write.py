@@ -78,7 +78,7 @@ def write(
     names = checked(outputs, settings.form)
     forms = {name: form_of(name, settings) for name in names}
     for name in sorted(names, key=lambda name: forms[name] in PICTURES):
-        shown = pictured if pictured is not None and forms[name] in (*PICTURES, "dot", "mermaid") else drawing
+        shown = pictured if pictured is not None and forms[name] in (*PICTURES, "dot") else drawing
         if name == STDOUT:
             stdout.write(text(shown, forms[name], settings))
         else:

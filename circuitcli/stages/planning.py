@@ -40,9 +40,9 @@ def planned_test(request: Request) -> Plan:
     if not nodes:
         raise InputError(f"graph '{graph.head.name}' has no node", hint=MORE_NODES)
     if lost := [node for node in nodes if node.hook not in (writes if node.is_error else hooks)]:
-        raise InputError(
-            f"graph '{graph.head.name}' has {lost[0]}, but its head names no SAE there", hint="make the graph again"
-        )
+        origin = graph.head.origin
+        hint = "make the graph again" if origin is None else f"what {origin} writes can be drawn, but names no coders"
+        raise InputError(f"graph '{graph.head.name}' has {lost[0]}, but its head names no SAE there", hint=hint)
     # A graph of a chat is tested on chats.
     chat = request.settings.graph.chat or bool(graph.head.chat)
     left_out = LeftOut(allowed=request.settings.graph.skip_bad)

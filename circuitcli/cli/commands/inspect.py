@@ -5,7 +5,9 @@ from inspect import Parameter
 
 import typer
 
+from circuitcli.cli import graph_file_view
 from circuitcli.cli.console import console
+from circuitcli.cli.graph_file_view import graph_in
 from circuitcli.cli.inspection_view import show
 from circuitcli.cli.jobs import Call
 from circuitcli.cli.listing_view import table
@@ -31,7 +33,7 @@ def inspect(call: Call) -> None:
     """List what the run holds, or tell what an SAE is.
 
     With a run or a model also how well it fits real activations, and what looks wrong. A run's own SAEs are named by
-    its directory.
+    its directory. Of a file with the graph of another program it tells whose that is.
 
     \b
     circuit inspect
@@ -42,6 +44,8 @@ def inspect(call: Call) -> None:
     text = call.extras["sae"]
     if text is None:
         return _list(call)
+    if (found := graph_in(text)) is not None:
+        return graph_file_view.show(found, text)
     from circuitcli.stages import inspect as stage
 
     if listed := stage.listing(text):

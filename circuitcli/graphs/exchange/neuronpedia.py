@@ -16,7 +16,7 @@ from typing import Any
 from circuitcli.errors import InputError
 from circuitcli.graphs.cumulative import influence_of
 from circuitcli.graphs.exchange.numbering import Numbering
-from circuitcli.graphs.exchange.shared import Shared, file_name
+from circuitcli.graphs.exchange.shared import Shared, bare, file_name
 from circuitcli.graphs.graph import CircuitGraph, Edge, Node
 from circuitcli.hookpoints import NodeId
 from circuitcli.records import GraphRecord
@@ -200,7 +200,7 @@ def _metadata(
     told = {name: value for name, value in thresholds.items() if value is not None}
     scores = {"replacement_score": head.replacement, "completeness_score": head.completeness}
     settings = {"method": head.method, "metric": head.metric, "baseline": head.baseline, "positions": head.positions}
-    own = head.model_dump(mode="json", exclude_none=True)
+    own = bare(head)
     more = {name: getattr(head, name) for name in ("steps", "down", "up", "seed", "n_prompts")}
     return {
         "slug": slug,

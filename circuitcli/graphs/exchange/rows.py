@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from circuitcli.errors import InputError
-from circuitcli.graphs.exchange.shared import AGAIN, Shared, checked
+from circuitcli.graphs.exchange.shared import AGAIN, Shared, bare, checked
 from circuitcli.graphs.graph import CircuitGraph, Edge, Node
 from circuitcli.graphs.tables import EDGES, NODES, edge_facts, node_facts
 from circuitcli.reading import parse_object, whole_characters
@@ -59,7 +59,7 @@ def _known(facts: Mapping[str, Any]) -> Row:
 def head_text(shared: Shared) -> str:
     """The head, labels and groups in ASCII, which every format carries unchanged."""
     content = {
-        "head": shared.graph.head.model_dump(mode="json", exclude_none=True),
+        "head": bare(shared.graph.head),
         "labels": {name: shared.label(name) for name in shared.features if shared.label(name)},
         "groups": [[label, *names] for label, names in shared.groups],
         "pinned": list(shared.pinned),

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -10,10 +10,11 @@ from pydantic import ValidationError
 from circuitcli.errors import InputError
 from circuitcli.graphs.conversion import to_records
 from circuitcli.graphs.graph import CircuitGraph
-from circuitcli.records import FeatureRecord, Record
+from circuitcli.records import FeatureRecord, GraphRecord, Record
 
 R = TypeVar("R", bound=Record)
 
+_BROUGHT = ("groups", "pinned")
 AGAIN = "write the file again with the program that made it"
 # Longer ones are no names of files.
 _LONGEST_NAME = 80
@@ -39,9 +40,25 @@ class Shared:
 
     def records(self) -> list[Record]:
         """The graph, then its features, as a command would have passed them on."""
-        told = ({**dict(content), "kind": "feature", "id": name} for name, content in self.features.items())
-        made = [checked(FeatureRecord, {"label": "", **content}, place=f"feature {content['id']}") for content in told]
-        return [*to_records(self.graph), *made]
+        contents = {name: {"label": "", **content, "id": name} for name, content in self.features.items()}
+        made = [checked(FeatureRecord, content, place=f"feature {name}") for name, content in contents.items()]
+        told = {"groups": [[label, *names] for label, names in self.groups], "pinned": list(self.pinned)}
+        head = self.graph.head.model_copy(update={name: value for name, value in told.items() if value})
+        return [*to_records(replace(self.graph, head=head)), *made]
+
+    @staticmethod
+    def brought(head: GraphRecord) -> tuple[tuple[tuple[str, tuple[str, ...]], ...], tuple[str, ...]]:
+        """Groups and pinned nodes that `records` put into a head."""
+        groups, pinned = (_texts((head.model_extra or {}).get(name)) for name in _BROUGHT)
+        lists = [texts for one in groups if (texts := _texts(one)) and all(isinstance(text, str) for text in texts)]
+        return (
+            tuple((str(first), tuple(map(str, names))) for first, *names in lists),
+            tuple(name for name in pinned if isinstance(name, str)),
+        )
+
+
+def _texts(found: object) -> list[Any]:
+    return found if isinstance(found, list) else []
 
 
 def checked(kind: type[R], content: Mapping[str, Any], *, place: str, hint: str = AGAIN) -> R:
@@ -53,6 +70,11 @@ def checked(kind: type[R], content: Mapping[str, Any], *, place: str, hint: str 
         where = ".".join(str(part) for part in first["loc"])[:60]
         said = first["msg"].removeprefix("Value error, ")
         raise InputError(f"{place}: {where}: {said[:1].lower() + said[1:]}", hint=hint) from None
+
+
+def bare(head: GraphRecord) -> dict[str, Any]:
+    """The head as JSON, without groups and pinned nodes: these have a place of their own."""
+    return head.model_dump(mode="json", exclude_none=True, exclude={*_BROUGHT})
 
 
 def file_name(text: str, *, otherwise: str) -> str:

@@ -31,6 +31,7 @@ export function caption(node) {
 export function figures(node) {
   const { graph } = circuit;
   if (node.kind === "output") {
+    if (!known(graph.metric_clean)) return [];
     return [[`${signed(graph.metric_clean)} clean, ${signed(graph.metric_baseline)} baseline`, ""]];
   }
   const parts = [];
