@@ -10,7 +10,7 @@ from circuitcli.graphs import CircuitGraph
 from circuitcli.graphs.exchange import formats
 from circuitcli.reading import as_path
 from circuitcli.render.write import write
-from circuitcli.settings.render import Form, RenderSettings
+from circuitcli.settings.render import RenderSettings
 
 
 def read_graph(path: Path) -> CircuitGraph:
@@ -39,7 +39,7 @@ def write_graph(
     graph: CircuitGraph,
     path: Path,
     *,
-    as_: Form | None = None,
+    as_: str | None = None,
     cards: Iterable[Details] = (),
     scan: str | None = None,
     source_set: str | None = None,
