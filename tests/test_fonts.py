@@ -101,3 +101,22 @@ def test_programs_that_draw_know_the_font_without_any_on_the_machine(tmp_path: P
             ["fc-match", "-f", "%{file}", FAMILIES.split(",")[0]], env=variables, capture_output=True, text=True
         )
     assert done.stdout == str(fonts._directory() / "DejaVuSans.ttf")
+
+
+@pytest.mark.skipif(shutil.which("dot") is None, reason="the program 'dot' is missing: install graphviz")
+def test_a_picture_that_png_has_no_room_for_is_said_to_be_smaller(caplog) -> None:
+    wide = "digraph { rankdir=LR; a [shape=box width=400 height=0.1 fixedsize=true] }"
+    assert picture(wide, form="png").startswith(b"\x89PNG")
+    assert re.search("has 8[0-9] % of its size", caplog.text)
+    caplog.clear()
+    assert picture("digraph { a }", form="png") and not caplog.text
+
+
+def test_where_nothing_can_be_written_the_fonts_of_the_machine_are_taken(monkeypatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise FileNotFoundError("No usable temporary directory")
+
+    monkeypatch.setattr(fonts.tempfile, "TemporaryDirectory", full)
+    monkeypatch.delenv("FONTCONFIG_FILE", raising=False)
+    with environment() as variables:
+        assert "FONTCONFIG_FILE" not in variables

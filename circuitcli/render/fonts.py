@@ -14,7 +14,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache, lru_cache
 from html import unescape
 from importlib.util import find_spec
@@ -38,14 +38,22 @@ _SVG_BEGIN = re.compile(r"<svg\b[^>]*>")
 @contextmanager
 def environment() -> Iterator[Mapping[str, str]]:
     """The environment for programs that draw, in which fontconfig knows the font before those of the machine."""
+    with ExitStack() as stack:
+        path = _written(stack)
+        yield dict(os.environ) if path is None else {**os.environ, "FONTCONFIG_FILE": str(path)}
+
+
+def _written(stack: ExitStack) -> Path | None:
+    """A configuration that goes with the stack; none where nothing can be written: the machine's fonts will do then."""
     directory = _directory()
     if sys.platform == "win32" or directory is None:
-        yield dict(os.environ)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "fonts.conf"
+        return None
+    try:
+        path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "fonts.conf"
         path.write_text(_configuration(directory), encoding="utf-8")
-        yield {**os.environ, "FONTCONFIG_FILE": str(path)}
+    except OSError:
+        return None
+    return path
 
 
 def _configuration(directory: Path) -> str:

@@ -1,5 +1,7 @@
 """SVG, PNG and PDF files, drawn by the ``dot`` program of Graphviz."""
 
+import logging
+import re
 import subprocess
 from pathlib import Path
 
@@ -8,7 +10,11 @@ from circuitcli.render.fonts import environment, with_fonts
 from circuitcli.runs import atomic
 from circuitcli.settings.render import PaperName
 
+logger = logging.getLogger(__name__)
+
 TIMEOUT_S = 600
+# What cairo says of a picture of more pixels than it has room for.
+_SCALED = re.compile(rb"too large for cairo-renderer bitmaps\. Scaling by ([0-9.]+)")
 _INSTALL = "`apt-get install graphviz` or `brew install graphviz`; .html, .dot and .json need no program"
 
 
@@ -35,7 +41,10 @@ def picture(source: str, *, form: str, dpi: int = 96) -> bytes:
     if done.returncode != 0 or not done.stdout:
         complaint = done.stderr.decode(errors="replace").strip() or f"exit status {done.returncode}"
         raise ToolError(f"'dot' failed: {complaint[-300:]}", hint="draw .html, and report this as a bug in circuit")
-    return with_fonts(done.stdout.decode()).encode() if form == "svg" else done.stdout
+    if scaled := _SCALED.search(done.stderr):
+        percent = round(100 * float(scaled[1]))
+        logger.warning("the picture is too large for PNG and has %d %% of its size; .svg and .pdf have all", percent)
+    return with_fonts(done.stdout.decode(errors="replace")).encode() if form == "svg" else done.stdout
 
 
 def write_picture(
