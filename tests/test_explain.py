@@ -409,6 +409,8 @@ def test_the_command_explains_and_every_view_shows_the_labels(fresh: Request, mo
     ("words", "status"),
     [
         (["--dry-run"], 2),
+        (["--max-usd", "3"], 2),
+        (["--labels", "/nowhere/mine.tsv"], 3),
         (["--explain"], 2),
         (["--explain", "--explainer", "m", "--base-url", "http://127.0.0.1:9", "--features", "resid.7/1"], 3),
         (["--explain", "--explainer", "m", "--base-url", "http://127.0.0.1:9", "--features", "graph:none"], 3),

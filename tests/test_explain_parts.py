@@ -19,6 +19,7 @@ from circuitcli.explaining.examples import ACTIVE, MOVED, NEIGHBOUR, SIMILAR, Ex
 from circuitcli.explaining.gathering import Text, Wanted, subject
 from circuitcli.explaining.local import LocalModel
 from circuitcli.explaining.tallies import Tally, correlation, mean_of, wilson
+from circuitcli.features.rates import BaseRates
 from circuitcli.models.loading import load_model
 from circuitcli.models.tokenizer import Tokenizer
 from circuitcli.settings.model import ModelSettings
@@ -37,7 +38,8 @@ def text_of(n_blocks: int, *, seed: int, size: int = 12, n_features: int = 4) ->
         rows = ((tokens == 0) & (chance < 0.35) if feature == 0 else chance < 0.03).nonzero()[:, 0]
         active[feature] = rows, 0.5 + torch.rand(len(rows), generator=random)
     starts = torch.arange(0, n + 1, size)
-    return Text(tokens, starts, active, lambda ids: [f" t{number}" for number in ids])
+    strings = lambda ids: [f" t{number}" for number in ids]  # noqa: E731
+    return Text(tokens, starts, torch.zeros_like(tokens), active, BaseRates(), strings)
 
 
 def made(text: Text, *, window: int = 3, n: int = 8, seed: int = 0):
@@ -73,6 +75,17 @@ def test_no_block_serves_both_and_silent_examples_are_silent(seed: int) -> None:
     assert {NEIGHBOUR, SIMILAR} <= kinds
     assert all(" t0" in example.tokens for example in silent if example.kind == SIMILAR)
     assert one == made(text, seed=seed) and one.held != made(text, seed=seed + 1).held
+
+
+def test_parts_of_characters_are_joined_and_keep_the_strongest_activation() -> None:
+    tokens = torch.tensor([7, 0, 1, 2, 7])
+    words = {0: "<0xE6>", 1: "<0x96>", 2: "<0x87>", 7: "a"}
+    active = {0: (torch.tensor([1, 2]), torch.tensor([0.5, 2.0]))}
+    starts = torch.tensor([0, 5])
+    text = Text(tokens, starts, torch.zeros_like(tokens), active, BaseRates(), lambda ids: [words[one] for one in ids])
+    found = text.example(0, 2, window=5, kind=ACTIVE)
+    assert found.tokens == ("a", "文", "a") and found.activations == (0.0, 2.0, 0.0)
+    assert found.marks == (False, True, False) and [peak.token for peak in found.peaks] == ["a", "<0xE6>", "a"]
 
 
 def test_a_feature_of_one_block_has_a_label_and_no_score() -> None:

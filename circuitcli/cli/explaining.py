@@ -15,6 +15,8 @@ FLAGS = (
     Flag("explain.labels", "--labels", metavar="FILE", repeats=True),
     Flag("explain.neuronpedia", "--neuronpedia"),
 )
+# Of these options those that ask for labels by themselves.
+_OTHERS = ("explain.labels", "explain.neuronpedia")
 EXTRAS = (
     switch("explain", "--explain", help="Ask a language model what features mean, and score its answers."),
     switch("dry_run", "--dry-run", "-n", help="With --explain, count questions, tokens and dollars, and ask nothing."),
@@ -26,6 +28,13 @@ def wants_labels(call: Call) -> bool:
     settings = call.loaded.settings.explain
     if call.extras["dry_run"] and not call.extras["explain"]:
         raise SettingsError("interp has nothing to estimate without --explain", hint="add --explain, or drop --dry-run")
+    for flag in FLAGS:
+        serves = call.extras["explain"] or flag.setting in _OTHERS
+        serves = serves or (settings.neuronpedia and flag.setting == "explain.features")
+        if call.loaded.origins.get(flag.setting) == "flag" and not serves:
+            raise SettingsError(
+                f"{flag.name} is about a language model's labels", hint="add --explain, or leave it out"
+            )
     return bool(call.extras["explain"] or settings.neuronpedia or "explain.labels" in call.loaded.origins)
 
 

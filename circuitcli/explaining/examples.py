@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from circuitcli.features.labels import Peak, Rule
+from circuitcli.features.conditions import Peak
+from circuitcli.features.labels import Rule
 
 # In the order in which they are told: where the feature is active; where nothing is known of it; where a feature with
 # a similar decoder is active; at a token at which it is active elsewhere.
@@ -16,21 +17,23 @@ MARKED_SHARE = 0.3
 
 @dataclass(frozen=True)
 class Example:
-    """One piece of text. ``marks`` are the tokens that are marked where marks are shown; ``before`` is the token in
-    front of it, None at the start of a block."""
+    """One piece of text. ``marks`` are the tokens that are marked where marks are shown; ``peaks`` what rules are told
+    of each token."""
 
     tokens: tuple[str, ...]
     activations: tuple[float, ...]
     kind: str
     marks: tuple[bool, ...]
-    before: str | None = None
+    peaks: tuple[Peak, ...] = ()
 
     @classmethod
-    def of(cls, tokens: Sequence[str], activations: Sequence[float], kind: str, before: str | None = None) -> "Example":
+    def of(
+        cls, tokens: Sequence[str], activations: Sequence[float], kind: str, peaks: Sequence[Peak] = ()
+    ) -> "Example":
         """An example that is marked where it is most active."""
         least = MARKED_SHARE * max(activations, default=0.0)
         marks = tuple(value > 0 and value >= least for value in activations)
-        return cls(tuple(tokens), tuple(activations), kind, marks, before)
+        return cls(tuple(tokens), tuple(activations), kind, marks, tuple(peaks))
 
     @property
     def is_right(self) -> bool:
@@ -41,11 +44,6 @@ class Example:
         """The same text with other marks."""
         chosen = frozenset(places)
         return replace(self, kind=kind, marks=tuple(place in chosen for place in range(len(self.tokens))))
-
-    @property
-    def peaks(self) -> list[Peak]:
-        """Each token with the one before it."""
-        return [Peak(*pair) for pair in zip(self.tokens, (self.before, *self.tokens), strict=False)]
 
     def fits(self, rule: Rule, *, marked: bool = False) -> bool:
         """Whether a rule covers a token of the text, or most of the marked ones."""

@@ -6,20 +6,23 @@ random ones, those at tokens at which the feature is active elsewhere, and those
 are active.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from random import Random
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitcli import progress
+from circuitcli import pieces, progress
 from circuitcli.activations.cache import ActivationCache
 from circuitcli.explaining.examples import ACTIVE, NEIGHBOUR, RANDOM, SIMILAR, Example, Subject
-from circuitcli.features.labels import Peak, label
+from circuitcli.features.conditions import N_NEAR, Peak, word_of
+from circuitcli.features.labels import Rule, label
 from circuitcli.features.matching import directions
-from circuitcli.features.scan import LABEL_PEAKS, coded_pieces
+from circuitcli.features.rates import BaseRates
+from circuitcli.features.scan import LABEL_PEAKS, TextCounts, coded_pieces
+from circuitcli.features.surroundings import Strings, Surroundings, names
 from circuitcli.saes.base import SparseCoder
 
 BATCH_SIZE = 4096
@@ -43,14 +46,17 @@ class Wanted:
 class Text:
     """All tokens that were looked at, block after block, and where each feature is active in them.
 
-    starts: first row of each block, and the number of rows at the end. active: of each feature the rows, in order, and
-    the activations there. strings: what people are shown for token ids.
+    starts: first row of each block, and the number of rows at the end. marks: of each row, as `Surroundings` gives
+    them. active: of each feature the rows, in order, and the activations there. rates: how often what rules ask for is
+    in the text. strings: what people are shown for token ids.
     """
 
     tokens: Int[Tensor, " row"]
     starts: Int[Tensor, " edge"]
+    marks: Int[Tensor, " row"]
     active: Mapping[int, tuple[Int[Tensor, " entry"], Float[Tensor, " entry"]]]
-    strings: Callable[[Sequence[int]], list[str]]
+    rates: BaseRates
+    strings: Strings
     _rows_of: dict[int, list[int]] = field(default_factory=dict)
 
     def bounds(self, row: int, window: int) -> tuple[int, int]:
@@ -71,9 +77,22 @@ class Text:
         activations = [0.0] * (last - first)
         for place, value in zip(rows[start:stop].tolist(), values[start:stop].tolist(), strict=True):
             activations[place - first] = float(f"{value:.5g}")
-        is_first = bool((self.starts == first).any())
-        words = self.strings(self.tokens[first - (not is_first) : last].tolist())
-        return Example.of(words[not is_first :], activations, kind, None if is_first else words[0])
+        words = self.strings(self.tokens[first:last].tolist())
+        parts = pieces.joined(words)
+        told = [self.peak(first + part.start) for part in parts]
+        return Example.of([part.text for part in parts], pieces.furthest(activations, parts), kind, told)
+
+    def peak(self, row: int) -> Peak:
+        """What rules are told of a token."""
+        block = int(torch.searchsorted(self.starts, row, right=True))
+        start, stop = int(self.starts[block - 1]), int(self.starts[block])
+        first, last = max(start, row - N_NEAR), min(stop, row + 2)
+        words = self.strings(self.tokens[first:last].tolist())
+        place = row - first
+        near = frozenset(word for text in words[:place] if (word := word_of(text)))
+        previous = words[place - 1] if place else None
+        following = words[place + 1] if place + 1 < len(words) else None
+        return Peak(words[place], previous, following, names(int(self.marks[row])), near)
 
     def peaks(self, feature: int) -> list[tuple[float, int]]:
         """Of each block in which a feature is active its largest activation and where that is, largest first."""
@@ -96,7 +115,7 @@ def read_text(
     cache: ActivationCache,
     coder: SparseCoder,
     features: Iterable[int],
-    strings: Callable[[Sequence[int]], list[str]],
+    strings: Strings,
     *,
     n_tokens: int | None = None,
     batch_size: int = BATCH_SIZE,
@@ -105,12 +124,15 @@ def read_text(
     and of what is active."""
     wanted = sorted({*features})
     stop = min(n_tokens or cache.n_tokens, cache.n_tokens)
-    tokens, starts, found, n_before = [], [], [], 0
+    tokens, starts, marks, found, n_before = [], [], [], [], 0
+    surroundings, counts = Surroundings(strings), TextCounts()
     with progress.task(f"examples at {coder.hook}", total=stop, unit="tokens") as advance:
         for blocks in coded_pieces(cache, coder, 0, stop, batch_size=batch_size):
             rows, columns = (blocks.codes[:, wanted] > 0).nonzero(as_tuple=True)
             values = blocks.codes[rows, torch.tensor(wanted, device=rows.device)[columns]]
             found.append((rows.cpu() + n_before, columns.cpu(), values.float().cpu()))
+            marks.append(surroundings.marks(blocks.token, blocks.starts))
+            counts.add(replace(blocks, marks=marks[-1]))
             tokens.append(blocks.token)
             starts.append(blocks.starts[:-1] + n_before)
             n_before += len(blocks.token)
@@ -118,7 +140,8 @@ def read_text(
     rows, columns, values = (torch.cat(parts) for parts in zip(*found, strict=True))
     active = {index: (rows[columns == place], values[columns == place]) for place, index in enumerate(wanted)}
     edges = torch.cat([*starts, torch.tensor([n_before])])
-    return Text(torch.cat(tokens), edges, active, strings)
+    rates = BaseRates(counts, strings)
+    return Text(torch.cat(tokens), edges, torch.cat(marks), active, rates, strings)
 
 
 def neighbours(coder: SparseCoder, features: Sequence[int], n: int = N_NEIGHBOURS) -> dict[int, list[int]]:
@@ -155,7 +178,7 @@ def subject(
     held = [at(row, ACTIVE) for _, row in _spread(others, wanted.n_scored)]
     held = [example for example in held if example.tokens not in known]
     silent = _silent(text, feature, near, [row for _, row in peaks], wanted, len(held), random)
-    rule = label(_rule_peaks(text, for_label[:LABEL_PEAKS]), promoted) if for_label else None
+    rule = _rule(text, feature, for_label, promoted) if for_label else None
     return Subject(name, sae, tuple(shown), (*held, *silent), tuple(promoted), rule)
 
 
@@ -166,13 +189,12 @@ def _spread(peaks: Sequence[tuple[float, int]], n: int, *, n_top: int = 0) -> li
     return top + [rest[(2 * number + 1) * len(rest) // (2 * n_rest)] for number in range(n_rest)]
 
 
-def _rule_peaks(text: Text, peaks: Sequence[tuple[float, int]]) -> list[Peak]:
-    found = []
-    for _, row in peaks:
-        is_first = bool((text.starts == row).any())
-        words = text.strings(text.tokens[row - (not is_first) : row + 1].tolist())
-        found.append(Peak(words[-1], None if is_first else words[0]))
-    return found
+def _rule(text: Text, feature: int, peaks: Sequence[tuple[float, int]], promoted: Sequence[str]) -> Rule:
+    """The label that rules make from the blocks that a model's label may be made from."""
+    strongest = [text.peak(row) for _, row in peaks[:LABEL_PEAKS]]
+    samples = [text.peak(row) for _, row in _spread(peaks, LABEL_PEAKS)]
+    density = len(text.active[feature][0]) / len(text.tokens)
+    return label(strongest, promoted, samples=samples, rates=text.rates, density=density)
 
 
 def _silent(
