@@ -5,8 +5,8 @@ import math
 from circuitcli.graphs import CircuitGraph
 from circuitcli.records import GraphRecord, ScoreRecord
 from circuitcli.render.drawing import Drawing
+from circuitcli.render.findings import findings
 from circuitcli.render.labels import GREY, cell, row, span, table
-from circuitcli.render.outcome import outcome
 from circuitcli.render.scales import Scale, sign_colour
 from circuitcli.render.sites import INK, kinds_in
 from circuitcli.render.strongest import strength_of
@@ -33,7 +33,7 @@ def heading(drawing: Drawing) -> str:
     rows = [row(cell(span(head.name, bold=True, size=18)))]
     rows += [row(cell(span(line, size=11))) for line in facts(head)]
     rows += [row(cell(line)) for line in _prompt(head)]
-    rows += [row(cell(line)) for line in _outcome(drawing)]
+    rows += [row(cell(line)) for line in _findings(drawing)]
     rows += [row(cell(_legend(scale))) for scale in drawing.scales.values()]
     rows += [row(cell(_kinds(kinds))) for kinds in [kinds_in(drawing.nodes)] if len(kinds) > 1]
     rows += [row(cell(span(line, size=10, colour=GREY))) for line in notes(drawing)]
@@ -165,9 +165,9 @@ def conditions_of(score: ScoreRecord) -> dict[str, str]:
     }
 
 
-def _outcome(drawing: Drawing) -> list[str]:
+def _findings(drawing: Drawing) -> list[str]:
     """What the circuit keeps in bold, the verdict below it."""
-    lines = [wrapped(line, OUTCOME_COLUMNS, lines=OUTCOME_LINES) for line in outcome(drawing.scores, drawing.verdict)]
+    lines = [wrapped(line, OUTCOME_COLUMNS, lines=OUTCOME_LINES) for line in findings(drawing.scores, drawing.verdict)]
     return [span(part, size=11, bold=number == 0) for number, parts in enumerate(lines) for part in parts]
 
 

@@ -17,9 +17,9 @@ from urllib.parse import quote
 
 from circuitcli.render.document import document, to_json
 from circuitcli.render.drawing import Drawing
+from circuitcli.render.findings import findings
 from circuitcli.render.heading import READING, conditions_of, facts, measured_metric
 from circuitcli.render.layout import layout
-from circuitcli.render.outcome import outcome
 from circuitcli.render.packing import packed, unpacked
 from circuitcli.render.sites import FILL, INK, kinds_in
 from circuitcli.render.text import visible
@@ -65,7 +65,7 @@ def _content(drawing: Drawing, path: Path | None) -> dict[str, Any]:
         "metric": measured_metric(drawing.graph.head),
         "reading": READING,
         "conditions": [conditions_of(score) for score in drawing.scores],
-        "outcome": outcome(drawing.scores, drawing.verdict),
+        "outcome": findings(drawing.scores, drawing.verdict),
     }
 
 

@@ -9,7 +9,7 @@ from circuitcli.records import ScoreRecord, VerdictRecord
 from circuitcli.render.text import number, percent, visible
 
 
-def outcome(scores: Sequence[ScoreRecord], verdict: VerdictRecord | None = None) -> list[str]:
+def findings(scores: Sequence[ScoreRecord], verdict: VerdictRecord | None = None) -> list[str]:
     """Lines of plain text; where faithfulness was not measured, the first score; nothing without a test."""
     judged = judged_score(scores)
     lines = [*([_kept(judged, scores)] if judged is not None else [_told(score) for score in scores[:1]])]

@@ -8,8 +8,8 @@ from circuitcli.graphs import CircuitGraph, Node
 from circuitcli.records import ScoreRecord, VerdictRecord
 from circuitcli.render.document import document
 from circuitcli.render.drawing import draw
+from circuitcli.render.findings import findings
 from circuitcli.render.heading import heading, notes
-from circuitcli.render.outcome import outcome
 
 
 def score(name: str, value: float, **fields: object) -> ScoreRecord:
@@ -33,26 +33,26 @@ VERDICT = VerdictRecord(verdict="supported", why=("keeps 55 %", "not validated: 
 
 
 def test_of_many_scores_the_judged_ones_stand_in_one_line_and_the_verdict_in_another() -> None:
-    assert outcome(MEASURED, VERDICT) == [
+    assert findings(MEASURED, VERDICT) == [
         "kept 54.8 % [50.1, 59.5] of the behaviour (random circuits 3.0 %); "
         "without the circuit 6.5 % [2.7, 9.8] is left (lower is better)",
         "verdict: supported (keeps 55 %; not validated: <one> draw)",
     ]
-    assert [len(outcome(MEASURED[:n])) for n in range(len(MEASURED))] == [0] + [1] * (len(MEASURED) - 1)
+    assert [len(findings(MEASURED[:n])) for n in range(len(MEASURED))] == [0] + [1] * (len(MEASURED) - 1)
 
 
 def test_what_was_not_measured_is_not_told_and_draws_of_the_same_nodes_are_no_control() -> None:
     alone = score("faithfulness", 1.5, judged=True)
-    assert outcome([alone]) == ["kept 150.0 % of the behaviour"]
+    assert findings([alone]) == ["kept 150.0 % of the behaviour"]
     same = score("faithfulness-random", 1.5, samples=40, rank=1, overlap=1.0)
-    assert "random" not in " ".join(outcome([alone, same]))
-    assert outcome([score("effect", -0.25, unit="nats", low=-0.5, high=0.125)]) == ["effect -0.25 nats [-0.5, 0.125]"]
-    assert outcome([]) == []
+    assert "random" not in " ".join(findings([alone, same]))
+    assert findings([score("effect", -0.25, unit="nats", low=-0.5, high=0.125)]) == ["effect -0.25 nats [-0.5, 0.125]"]
+    assert findings([]) == []
 
 
 def test_scores_without_a_judgement_are_those_that_came_first() -> None:
     older = [score("faithfulness", 0.6), score("faithfulness", 0.7, errors="kept")]
-    assert outcome(older) == ["kept 60.0 % of the behaviour"]
+    assert findings(older) == ["kept 60.0 % of the behaviour"]
 
 
 def test_the_picture_has_these_lines_only_and_the_document_every_score() -> None:
