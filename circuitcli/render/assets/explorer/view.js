@@ -6,7 +6,7 @@ import { current, set, subscribe } from "#store";
 
 // Below the first boxes have fewer and larger letters, below the second none.
 const DISTANT = 0.66;
-const FAR = 0.2;
+export const FAR = 0.2;
 let moved = false;
 let fitted = true;
 
