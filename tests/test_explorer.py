@@ -50,6 +50,10 @@ BESIDE_ITS_BOX = """all => all.map(group => {
 })"""
 WIDER_THAN_ITS_PLACE = """() => [document.documentElement, ...document.querySelectorAll("#panel, #heading")]
     .filter(one => one.scrollWidth > one.clientWidth + 1).map(one => one.id || one.tagName)"""
+TIP_INSIDE = """() => {
+    const tip = document.getElementById("tip").getBoundingClientRect();
+    return tip.top >= 0 && tip.bottom <= innerHeight && tip.left >= 0 && tip.right <= innerWidth;
+}"""
 CLICK = "(one) => one.dispatchEvent(new MouseEvent('click', { bubbles: true }))"
 
 
