@@ -93,9 +93,10 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 def write_error(path: Path, error: OSError) -> CircuitError:
     """The error for a file that could not be written."""
+    options = "--run (pretrain, render: --output; interp: --html)"
     return InputError(
         f"cannot write {path}: {error.strerror or error}",
-        hint=f"make space or choose a writable directory with --run (pretrain, render: --output; interp: --html); {how_to_go_on()}",
+        hint=f"make space or choose a writable directory with {options}; {how_to_go_on()}",
     )
 
 
