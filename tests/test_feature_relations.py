@@ -111,7 +111,7 @@ def test_ablating_equals_a_run_from_which_the_feature_is_taken_at_every_place_th
     model, made = language_model(), coder(*places)
     one = next(card for card in cards(made, cached(), model=model) if len(card.contexts) > 2)
     feature = int(one.id.partition("/")[2])
-    passages = ablated.Passages(cached()).of(one.contexts)
+    passages = [passage for context in one.contexts if (passage := ablated.Passages(cached()).of(context))]
     assert len(passages) == len(one.contexts)
     found = ablated.ablation(model.adapter, made, feature, passages, n_top=4)
     assert found is not None and len(found.changes) == len(passages)
@@ -162,5 +162,5 @@ def test_what_cannot_be_found_in_the_cache_makes_no_passage() -> None:
     unplaced = one.contexts[0].model_copy(update={"block": None})
     elsewhere = one.contexts[0].model_copy(update={"block": 10**6})
     beyond = one.contexts[0].model_copy(update={"position": 10**6})
-    assert found.of([unplaced, elsewhere, beyond]) == []
+    assert [found.of(context) for context in (unplaced, elsewhere, beyond)] == [None] * 3
     assert ablated.ablation(language_model().adapter, coder("resid.1"), 0, []) is None

@@ -200,7 +200,9 @@ def test_one_page_of_named_features_tells_what_ablating_them_does(described: Req
     assert [one["id"] for one in shown] == ids
     for one in shown:
         assert len(one["ablation"]["contexts"]) == len(one["contexts"]) and one["ablation"]["divergence"] > 0
-        changes = [change["divergence"] for change in one["ablation"]["contexts"]]
+        told = zip(one["ablation"]["contexts"], one["contexts"], strict=True)
+        assert all((change is None) == (context["quantile"] < 0.95) for change, context in told)
+        changes = [change["divergence"] for change in one["ablation"]["contexts"] if change is not None]
         assert one["ablation"]["divergence"] == pytest.approx(sum(changes) / len(changes), rel=1e-2)
     made = interp_pages.single(described, ids[:1], str(tmp_path / "one.html"), stdout=out)
     assert carried((tmp_path / "one.html").read_text(encoding="utf-8"))["features"] == shown[:1]

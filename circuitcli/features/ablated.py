@@ -4,7 +4,7 @@ As of `saes.splice`: the feature's code is set to zero at all positions of a pas
 stays, and so does the error. Nothing is encoded again.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -77,13 +77,13 @@ class Passages:
         self.cache = cache
         self._block = cache.tokens(0, cache.n_tokens).block
 
-    def of(self, contexts: Iterable[Context]) -> list[Passage]:
-        """What can be found of the contexts; those that tell no block and position are left out."""
-        placed = [(one.block, one.position) for one in contexts]
-        found = (self._of(block, at) for block, at in placed if block is not None and at is not None)
-        return [passage for passage in found if passage is not None]
+    def of(self, context: Context) -> Passage | None:
+        """The context as the model reads it; None if it does not tell where it is, or is not there."""
+        if context.block is None or context.position is None:
+            return None
+        return self._at(context.block, context.position)
 
-    def _of(self, block: int, position: int) -> Passage | None:
+    def _at(self, block: int, position: int) -> Passage | None:
         start, stop = (int(torch.searchsorted(self._block, block, side=side)) for side in ("left", "right"))
         if start == stop:
             return None

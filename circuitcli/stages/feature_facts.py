@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from circuitcli.errors import InputError
 from circuitcli.features.documents import Pairs, document
 from circuitcli.features.label_files import LabelBook
-from circuitcli.features.lines import Details, first_lines
+from circuitcli.features.lines import Context, Details, first_lines
 from circuitcli.hookpoints import HookPoint
 from circuitcli.stages.inputs import open_cache
 from circuitcli.stages.interp import file_of, reads_of
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from circuitcli.saes.base import SparseCoder
 
 CROSSCODER = "crosscoder"
+# Contexts at this quantile of activations and above are a feature's strongest; pages head them so.
+STRONG = 0.95
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,11 @@ def read_rows(path: Path, book: LabelBook, *, sae: str | None) -> list[Row]:
         index = int(details.id.rpartition("/")[2])
         found[index] = Row(index, details.label, details.density, details.max, score_of(details))
     return [found[index] for index in sorted(found)]
+
+
+def is_strong(context: Context) -> bool:
+    """Whether it shows a feature where it is strongest, rather than at a lower quantile of its activations."""
+    return context.quantile is None or context.quantile >= STRONG
 
 
 def score_of(details: Details) -> float | None:
@@ -144,28 +151,28 @@ class FeatureFacts:
         if coder.architecture == CROSSCODER:
             return None
         adapter = self.model.adapter
-        passages = self.passages.of(details.contexts)
-        found = ablation(adapter, coder.to(adapter.device), number, passages)
-        return None if found is None else self._told(found)
+        passages = [self.passages.of(one) if is_strong(one) else None for one in details.contexts]
+        found = ablation(adapter, coder.to(adapter.device), number, [one for one in passages if one is not None])
+        if found is None:
+            return None
+        changes = iter(self._changes(found))
+        return {**self._told(found), "contexts": [None if one is None else next(changes) for one in passages]}
 
     def _told(self, found: "Ablation") -> dict[str, Any]:
-        def word(token: int) -> str:
-            return self.model.tokenizer.token_strings([token])[0]
-
         return {
             "divergence": found.divergence,
             "loss": found.loss,
-            "raised": [(word(token), value) for token, value in found.raised],
-            "lowered": [(word(token), value) for token, value in found.lowered],
-            "contexts": [
-                {
-                    "divergence": change.divergence,
-                    "loss": change.loss,
-                    "following": None if change.following is None else word(change.following),
-                }
-                for change in found.changes
-            ],
+            "raised": [(self._word(token), value) for token, value in found.raised],
+            "lowered": [(self._word(token), value) for token, value in found.lowered],
         }
+
+    def _changes(self, found: "Ablation") -> Iterator[dict[str, Any]]:
+        for change in found.changes:
+            following = None if change.following is None else self._word(change.following)
+            yield {"divergence": change.divergence, "loss": change.loss, "following": following}
+
+    def _word(self, token: int) -> str:
+        return self.model.tokenizer.token_strings([token])[0]
 
 
 def _pairs(related: "Related", place: int, name: str) -> dict[str, Pairs]:

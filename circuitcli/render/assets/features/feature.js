@@ -155,15 +155,16 @@ function side(one, extreme) {
 
 const share = (value) => (value < 0.001 ? number(100 * value) + " %" : percent(value));
 
+// The strongest contexts, and those at lower quantiles of the feature's activations; as stages/feature_facts.py.
+const STRONG = 0.95;
+
 function contexts(one, largest) {
-  const all = one.contexts || [];
   const groups = new Map();
-  for (const [at, found] of all.entries()) {
-    const name =
-      known(found.quantile) && found.quantile < 1
-        ? `Around the ${number(100 * found.quantile)} % quantile`
-        : "Where it is strongest";
-    groups.set(name, [...(groups.get(name) || []), context(found, largest, changed(one.ablation?.contexts?.[at]))]);
+  for (const [at, found] of (one.contexts || []).entries()) {
+    const isStrong = !known(found.quantile) || found.quantile >= STRONG;
+    const name = isStrong ? "Where it is strongest" : "At lower quantiles of its activation";
+    const item = context(found, largest, isStrong ? changed(one.ablation?.contexts?.[at]) : null);
+    groups.set(name, [...(groups.get(name) || []), item]);
   }
   return [...groups].map(([name, items]) => section("contexts", name, html("ol", { class: "contexts" }, items)));
 }
@@ -193,7 +194,7 @@ function ablation(feature) {
   const found = feature.ablation;
   if (!found) return null;
   const loss = known(found.loss) ? ` and the loss on what follows by ${signed(found.loss)} nats` : "";
-  const about = `Taking it away on its own contexts changes the next token's distribution by KL ${number(found.divergence)} nats${loss}, on average. Tokens that become`;
+  const about = `Taking it away on its strongest contexts changes the next token's distribution by KL ${number(found.divergence)} nats${loss}, on average. Tokens that become`;
   return section(
     "ablation",
     "When ablated",

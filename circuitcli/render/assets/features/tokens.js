@@ -1,6 +1,6 @@
 // Texts whose tokens are shaded by activation.
 import { html } from "#element";
-import { number, visible } from "#text";
+import { known, number, visible } from "#text";
 
 // One token; strength is its share of the largest activation, below zero for codes below zero.
 export function token(text, activation, largest, attributes) {
@@ -11,17 +11,15 @@ export function token(text, activation, largest, attributes) {
   return html("span", { class: `token ${strength ? sign : ""}`, style: shade, title, ...attributes }, visible(text));
 }
 
-// A context: the activation at its peak, and its tokens; at: what ablating does there.
+// A context: the activation at its peak, which quantile of all that is, and its tokens; more stands behind it.
 export function context(one, largest, ...more) {
-  const peak = one.activations[one.peak];
   const tokens = one.tokens.map((text, at) =>
     token(text, one.activations[at], largest, at === one.peak ? { "data-peak": "" } : {}),
   );
-  return html(
-    "li",
-    { "data-context": one.block ?? "" },
-    html("small", {}, number(peak ?? 0)),
-    html("p", { dir: "auto" }, tokens),
-    more,
-  );
+  const quantile = known(one.quantile) ? `quantile ${number(one.quantile)}` : "";
+  const place = known(one.document) ? `document ${one.document}` : "";
+  const about = [quantile, place].filter(Boolean).join(", ");
+  const peak = html("small", { title: about }, number(one.activations[one.peak] ?? 0));
+  if (known(one.quantile) && one.quantile < 0.95) peak.append(html("span", {}, ` ${Math.round(100 * one.quantile)} %`));
+  return html("li", { "data-context": one.block ?? "" }, peak, html("p", { dir: "auto" }, tokens), more);
 }
