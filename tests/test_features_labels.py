@@ -1,11 +1,14 @@
 """Labels: each rule on a list of peaks that it is for, and odd tokens."""
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from circuitcli.features.conditions import LONGEST_TOKEN, Peak, shown
 from circuitcli.features.labels import label
+from circuitcli.features.rates import BaseRates
+from circuitcli.features.scan import TextCounts
 
 
 def peaks(*pairs: tuple[str | None, str]) -> list[Peak]:
@@ -75,3 +78,45 @@ def test_every_list_of_peaks_has_one_short_printable_label(found: list[Peak], pr
     assert made == label(found, promoted)
     text = made.text
     assert text.isprintable() and 0 < len(text) < 5 * (12 * LONGEST_TOKEN)
+
+
+def told(text: str, **counts: int) -> BaseRates:
+    """Base rates of a text of these tokens and many others."""
+    words = [*counts, *text.split(" ")]
+    found = TextCounts()
+    found.tokens, found.n_tokens = torch.tensor([*counts.values(), *[50] * (len(words) - len(counts))]), 0
+    found.n_tokens = int(found.tokens.sum())
+    return BaseRates(found, lambda ids: [words[one] for one in ids])
+
+
+RATES = told(" ".join(f"w{number}" for number in range(20)), the=2000, cat=10, dog=10, king=10, He=300, X=5)
+
+
+def near(*pairs: tuple[str, str]) -> list[Peak]:
+    """Tokens with words in front."""
+    return [Peak(token, f"x{token}", near=frozenset(words.split())) for token, words in pairs]
+
+
+@pytest.mark.parametrize(
+    "found, samples, expected",
+    [
+        # A token that is everywhere is no part of a rule, however often it is there.
+        ([Peak(one, f"w{n}") for n, one in enumerate(["cat", "dog", "the"] * 4)], [], '"cat" "dog" 67%'),
+        (near(*((f"w{n}", f"king w{n + 1}") for n in range(10))), [], 'near "king" 100%'),
+        (
+            [Peak(f"w{n}", f"x{n}", marks=frozenset({"in quotes"})) for n in range(10)],
+            [],
+            'in quotes 100%: "w0" "w1" "w2"',
+        ),
+        ([Peak(f"w{n}", one) for n, one in enumerate(["cat", "dog"] * 5)], [], 'after "cat" "dog" 100%'),
+        ([Peak(f"w{n}", f"w{n + 1}", "(") for n in range(10)], [], 'before "(" 100%'),
+        # What is drawn by lot shows that the strongest peaks are no exception, or that they are.
+        ([Peak("X", "w1")] * 6, [Peak("X", "w1")] * 6, '"X" after "w1" 100%'),
+        ([Peak("X", "w1")] * 6, [Peak("X", f"w{n}") for n in range(6)], '"X" 100%'),
+        ([Peak("cat", "w1"), Peak("dog", "w2")], [], '"cat" 1 of 2'),
+    ],
+)
+def test_rules_are_weighed_against_how_often_they_hold_anywhere(found, samples, expected) -> None:
+    made = label(found, samples=samples, rates=RATES, density=0.01)
+    assert made.text == expected and 0.5 < made.confidence < 1
+    assert made.covers(found[0])

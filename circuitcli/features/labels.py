@@ -29,12 +29,14 @@ DOMINANT, CONSTANT = 0.5, 0.9
 COVERED = 0.4
 # Balanced accuracy from which on a rule is worth more than a list of tokens.
 TELLING = 0.62
-FEW_PEAKS = 5
+FEW_PEAKS, FEW_WINDOWS = 5, 8
 # Tokens that are named where there are several, and tokens or words that a rule is about at most.
 N_TOP, N_SEVERAL = 3, 5
 # What a rule must be better by than one that says less: what is chosen from much fits by chance.
-_COST = {"token": 0.0, "kind": 0.005, "tokens": 0.03, "near": 0.06}
+_COST = {"token": 0.0, "kind": 0.005, "tokens": 0.03, "mark": 0.04, "near": 0.06}
 _USUAL_COST, _NEIGHBOUR_COST = 0.01, 0.01
+# What a token is worth that nearly all of the strongest peaks are.
+_CONSTANT_TOKEN = 0.05
 # What each further token or word costs.
 _COST_EACH = 0.004
 # How many standard errors above its base rate a token must be to be one of several, and a word to be a topic: the
@@ -121,6 +123,9 @@ def label(
         if count < (COVERED if isinstance(condition.value, frozenset) else DOMINANT) * n:
             continue
         score = evidence.confidence(condition) - _cost(condition)
+        if condition.about == "token" and count >= CONSTANT * n:
+            # What weaker activations have in common is told by more general rules, which say less of the strong ones.
+            score += _CONSTANT_TOKEN
         if score > most:
             best, most = condition, score
     return _commonest(evidence, promoted) if best is None else _rule(best, evidence)
@@ -131,7 +136,7 @@ def _cost(condition: Condition) -> float:
     what = NEIGHBOURS[about][1] if about in NEIGHBOURS else about
     several = _COST_EACH * len(value) if isinstance(value, frozenset) else 0.0
     # What comes behind a token is not known to the model there.
-    neighbour = _NEIGHBOUR_COST * (3 if about.startswith("following") else about in NEIGHBOURS)
+    neighbour = _NEIGHBOUR_COST * (5 if about.startswith("following") else about in NEIGHBOURS)
     return _COST.get(what, _USUAL_COST) + neighbour + several
 
 
@@ -143,8 +148,11 @@ def _candidates(evidence: Evidence) -> Iterator[Condition]:
         key=lambda condition: (condition.about, str(condition.value)),
     )
     if n < FEW_PEAKS:
-        # Among a few tokens some neighbour is there twice by chance.
-        yield from (condition for condition in single if not condition.about.startswith(("previous", "following")))
+        # Among a few tokens some neighbour is there twice by chance; of those that are there once the strongest counts.
+        for condition in single:
+            is_telling = n == 1 or counts[condition] > 1 or condition.holds(evidence.peaks[0])
+            if is_telling and not condition.about.startswith(("previous", "following")):
+                yield condition
         return
     yield from single
     yield from (*_several(evidence, "token", "tokens"), *_several(evidence, "previous", "previous tokens"))
@@ -166,6 +174,8 @@ def _topics(evidence: Evidence) -> Iterator[Condition]:
     seen = [*evidence.of_peaks.near, *evidence.of_samples.near]
     counts = Counter(word for words in seen for word in words)
     n, found = len(seen), []
+    if n < FEW_WINDOWS:
+        return
     for word in (word for word, count in counts.items() if count > 2):
         chance = evidence.rates.share(Condition("near", frozenset({word})))
         if _errors(counts[word], n, chance) > _Z_TOPIC:
