@@ -217,3 +217,50 @@ def test_light_and_dark_follow_the_button(tab: Tab, site: Path):
         seen.append((tab.page.get_attribute("html", "data-theme"), tab.page.evaluate(PAPER)))
     papers = dict(seen)
     assert len(papers) == 3 and papers.pop("dark") not in papers.values() and len(set(papers.values())) == 1
+
+
+def test_a_text_shows_the_features_of_a_token_and_the_tokens_of_a_feature(tab: Tab, tmp_path: Path):
+    """Tokens and labels are hostile; every feature is active at its own token and, more strongly, at the next one."""
+    last = len(HOSTILE) - 1
+    features = [
+        {
+            "id": f"resid.{n % 2}/{n}",
+            "hook": f"resid.{n % 2}",
+            "label": text,
+            "activations": [[n, 1.5], [min(n + 1, last), 3]],
+        }
+        for n, text in enumerate(HOSTILE[:-1])
+    ]
+    content = {"run": HOSTILE[0], "title": HOSTILE[0], "tokens": HOSTILE, "positions": [*range(1, last + 2)]}
+    pages.write_page(tmp_path, "text.html", pages.text_page({**content, "features": features, "left_out": 3}))
+    tab.open(tmp_path / "text.html")
+    assert tab.count("#passage [data-token]") == len(HOSTILE) and "3 weaker ones" in tab.texts("#counts")[0]
+    tab.locator('[data-token="1"]').click()
+    assert tab.texts("#token td:first-child") == ["resid.0/0", "resid.1/1"]
+    assert tab.texts("#token td:nth-child(2)") == ["3", "1.5"]
+    tab.locator('#features [data-feature="resid.1/1"]').click()
+    strengths = tab.page.eval_on_selector_all(
+        "#passage .positive", "all => all.map(one => [one.dataset.token, one.style.getPropertyValue('--strength')])"
+    )
+    assert strengths == [["1", "50%"], ["2", "100%"]]
+    tab.locator("#coder").select_option("resid.1")
+    assert tab.texts("#token td:first-child") == ["resid.1/1"]
+    tab.locator("#coder").blur()
+    tab.page.keyboard.press("ArrowLeft")
+    assert tab.texts("#token td:first-child") == [] and tab.page.evaluate("window.hit === undefined")
+
+
+def test_what_ablating_does_stands_beside_the_contexts_that_it_was_tried_on(tab: Tab, tmp_path: Path):
+    told = document("resid.0", 0)
+    contexts = [{**told["contexts"][0], "quantile": quantile} for quantile in (1.0, 0.97, 0.4)]
+    change = {"divergence": 0.25, "loss": None, "following": HOSTILE[0]}
+    ablation = {"divergence": 0.2, "loss": 0.125, "raised": [[HOSTILE[1], 0.5]], "lowered": [["b", -0.25]]}
+    ablation["contexts"] = [change, {**change, "divergence": 0.15, "loss": 0.125}, None]
+    page = pages.feature_page([{**told, "contexts": contexts, "ablation": ablation}], run="run")
+    pages.write_page(tmp_path, "one.html", page)
+    tab.open(tmp_path / "one.html")
+    headings = tab.texts('[data-section="contexts"] h2')
+    assert headings == ["Where it is strongest", "At lower quantiles of its activation"]
+    assert tab.count(".changed") == 2 and "KL 0.15, loss +0.125" in tab.texts(".changed")[1]
+    told_of = tab.texts('[data-section="ablation"]')[0]
+    assert "KL 0.2 nats" in told_of and "+0.125 nats" in told_of and "-0.25" in told_of
