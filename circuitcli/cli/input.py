@@ -109,11 +109,14 @@ def _file_lines(file: str) -> tuple[str, ...]:
     hint = "FILE is a file of records, JSON lines, or - for stdin"
     path = as_path(file, hint=hint)
     # Reading others' files takes numpy, which help and errors do without.
-    from circuitcli.graphs.exchange import formats
 
-    if (shared := formats.read(path)) is not None:
-        # Of another program: what it holds as a command would have passed it on.
-        return tuple(map(records.to_line, shared.records()))
+    if path.is_file():
+        # Loads NumPy, which help and errors do without.
+        from circuitcli.graphs.exchange import formats
+
+        if (shared := formats.read(path)) is not None:
+            # Of another program: what it holds as a command would have passed it on.
+            return tuple(map(records.to_line, shared.records()))
     return _all(text_lines(path, hint=hint), name=file)
 
 

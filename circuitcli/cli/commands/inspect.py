@@ -2,12 +2,11 @@
 
 import shlex
 from inspect import Parameter
+from pathlib import Path
 
 import typer
 
-from circuitcli.cli import graph_file_view
 from circuitcli.cli.console import console
-from circuitcli.cli.graph_file_view import graph_in
 from circuitcli.cli.inspection_view import show
 from circuitcli.cli.jobs import Call
 from circuitcli.cli.listing_view import table
@@ -44,8 +43,11 @@ def inspect(call: Call) -> None:
     text = call.extras["sae"]
     if text is None:
         return _list(call)
-    if (found := graph_in(text)) is not None:
-        return graph_file_view.show(found, text)
+    if Path(text).is_file():
+        from circuitcli.cli import graph_file_view
+
+        if (found := graph_file_view.graph_in(text)) is not None:
+            return graph_file_view.show(found, text)
     from circuitcli.stages import inspect as stage
 
     if listed := stage.listing(text):
