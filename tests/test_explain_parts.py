@@ -88,6 +88,11 @@ def test_parts_of_characters_are_joined_and_keep_the_strongest_activation() -> N
     assert found.marks == (False, True, False) and [peak.token for peak in found.peaks] == ["a", "<0xE6>", "a"]
 
 
+def test_of_few_silent_examples_one_of_each_hard_kind_is_there() -> None:
+    kinds = [example.kind for example in made(text_of(60, seed=3), n=3).held]
+    assert {ACTIVE, NEIGHBOUR, SIMILAR} <= set(kinds) and kinds.count(ACTIVE) == 3 == len(kinds) - 3
+
+
 def test_a_feature_of_one_block_has_a_label_and_no_score() -> None:
     text = text_of(3, seed=0)
     text.active[0] = torch.tensor([4]), torch.tensor([1.0])

@@ -221,7 +221,8 @@ def _silent(
 
     for kind, rows in places.items():
         random.shuffle(rows)
-        take(kind, rows[: _TRIES * n], n // 4)
+        # One of either kind at least, where there are several.
+        take(kind, rows[: _TRIES * n], max(n // 4, min(1, n // 3)))
     n_rows = len(text.tokens)
     take(RANDOM, (random.randrange(n_rows) for _ in range(_TRIES * n)), n - len(found))
     return found
