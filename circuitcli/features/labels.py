@@ -35,8 +35,8 @@ N_TOP, N_SEVERAL = 3, 5
 # What a rule must be better by than one that says less: what is chosen from much fits by chance.
 _COST = {"token": 0.0, "kind": 0.005, "tokens": 0.03, "mark": 0.04, "near": 0.06}
 _USUAL_COST, _NEIGHBOUR_COST = 0.01, 0.01
-# What a token is worth that nearly all of the strongest peaks are.
-_CONSTANT_TOKEN = 0.05
+# What a token is worth that nearly all, or most, of the strongest peaks are.
+_CONSTANT_TOKEN, _DOMINANT_TOKEN = 0.1, 0.04
 # What each further token or word costs.
 _COST_EACH = 0.004
 # How many standard errors above its base rate a token must be to be one of several, and a word to be a topic: the
@@ -123,9 +123,9 @@ def label(
         if count < (COVERED if isinstance(condition.value, frozenset) else DOMINANT) * n:
             continue
         score = evidence.confidence(condition) - _cost(condition)
-        if condition.about == "token" and count >= CONSTANT * n:
+        if condition.about == "token":
             # What weaker activations have in common is told by more general rules, which say less of the strong ones.
-            score += _CONSTANT_TOKEN
+            score += _CONSTANT_TOKEN if count >= CONSTANT * n else _DOMINANT_TOKEN
         if score > most:
             best, most = condition, score
     return _commonest(evidence, promoted) if best is None else _rule(best, evidence)
@@ -144,7 +144,12 @@ def _candidates(evidence: Evidence) -> Iterator[Condition]:
     """Conditions that may hold where the feature is active, in an order that does not change."""
     counts, n = evidence.of_peaks.counts, evidence.of_peaks.n
     single = sorted(
-        (condition for condition, count in counts.items() if count >= DOMINANT * n),
+        (
+            condition
+            for condition, count in counts.items()
+            # Marks hold so often that a few tokens have one by chance.
+            if count >= DOMINANT * n and (condition.about != "mark" or n >= FEW_WINDOWS)
+        ),
         key=lambda condition: (condition.about, str(condition.value)),
     )
     if n < FEW_PEAKS:
