@@ -414,7 +414,7 @@ def test_inspect_tells_whose_graph_a_file_is(tmp_path: Path):
     [
         (["--as", "eap", "-o", "x.json"], 3, "between features"),
         (["--as", "csv", "-o", "-"], 2, "several files"),
-        (["--as", "png", "-o", "-"], 2, "no text"),
+        (["--as", "png", "-o", "-"], 2, "not text"),
         (["--as", "graphviz", "-o", "x"], 2, "render.form"),
         (["-o", "x.xyz"], 2, "cannot draw 'x.xyz'"),
         (["--as", "gexf", "-o", "circuit.jsonl/x"], 3, "cannot write"),

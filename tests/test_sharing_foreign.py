@@ -326,7 +326,7 @@ def test_a_circuit_whose_effects_are_all_small_keeps_its_strongest_nodes(program
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda content: content["nodes"].update(where=content["nodes"]["embed"]), "no hook point"),
+        (lambda content: content["nodes"].update(where=content["nodes"]["embed"]), "not a hook point"),
         (lambda content: content["nodes"].update(embed=torch.zeros(3)), "act of one or two axes"),
         (lambda content: setattr(content["nodes"]["embed"], "resc", None), "resc"),
         (lambda content: content["edges"].update(attn_0={"resid_0": torch.zeros(2, 2)}), "do not fit"),
@@ -454,7 +454,7 @@ BAD = {
     "other JSON": ('{"nodes": []}', "no graph that is known"),
     "eap without sizes": (json.dumps({**scored(), "cfg": {}}), "n_layers"),
     "eap with a head that the model lacks": (json.dumps(scored()).replace("a0.h1", "a0.h7"), "no node 'a0.h7'"),
-    "eap with no edge": (json.dumps({**scored(), "edges": {"m0 m1": {"score": 1}}}), "no edge"),
+    "eap with no edge": (json.dumps({**scored(), "edges": {"m0 m1": {"score": 1}}}), "not an edge"),
     "eap without scores": (json.dumps({**scored(), "edges": {"m0->m1": {}}}), "no score"),
     "XML with entities": ('<!DOCTYPE x [<!ENTITY a "b">]><graphml>&a;</graphml>', "document type"),
     "GraphML of another program": ("<graphml><graph><node id='a'/></graph></graphml>", "not of a circuit"),

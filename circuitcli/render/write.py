@@ -46,7 +46,7 @@ def checked(outputs: Iterable[str], form: Form | None = None) -> list[str]:
     names = list(dict.fromkeys(outputs))
     for name in names:
         if name == STDOUT and form in (*PICTURES, "csv", "neuronpedia"):
-            what = "is no text" if form in PICTURES else "is several files"
+            what = "is not text" if form in PICTURES else "is several files"
             raise SettingsError(f"--as {form} {what}, and cannot go to stdout", hint="name a file: -o FILE")
         if form is None and name != STDOUT and Path(name).suffix.lower() not in SUFFIXES:
             endings = " ".join(SUFFIXES)

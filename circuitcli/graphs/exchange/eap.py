@@ -60,7 +60,7 @@ def _edges(edges: Mapping[str, Any], name: str) -> Iterator[Scored]:
     for key, one in edges.items():
         found = _EDGE.fullmatch(key)
         if found is None or not isinstance(one, dict):
-            raise InputError(f"{name}: {key[:60]!r} is no edge", hint=_HINT)
+            raise InputError(f"{name}: {key[:60]!r} is not an edge", hint=_HINT)
         score = _score(one.get("score"))
         if score is None:
             raise InputError(f"{name}: edge {key[:60]!r} has no score that is a number", hint=_HINT)
@@ -170,7 +170,7 @@ def _their_name(identity: str) -> str:
     found = _OURS.fullmatch(identity)
     if found is None:
         raise InputError(
-            f"{identity} is no attention head, MLP, input or output, which EAP-IG's and MIB's files hold",
+            f"{identity} is not an attention head, MLP, input or output, which EAP-IG's and MIB's files hold",
             hint="write the graph with --as neuronpedia, graphml, gexf or csv",
         )
     if found["head"] is not None:

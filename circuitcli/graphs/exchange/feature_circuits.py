@@ -44,7 +44,7 @@ def read(content: Mapping[str, Any], *, path: Path) -> Shared:
     if not isinstance(nodes, dict) or not isinstance(edges, dict):
         raise InputError(f"{name}: nodes and edges are by the names of hook points", hint=_HINT)
     if unknown := [key for key in nodes if key != _OUT and not (isinstance(key, str) and _NAME.fullmatch(key))]:
-        raise InputError(f"{name}: {unknown[0]!r:.60} is no hook point of feature-circuits", hint=_HINT)
+        raise InputError(f"{name}: {unknown[0]!r:.60} is not a hook point of feature-circuits", hint=_HINT)
     effects = {key: _effects(act, f"{name}: {key}") for key, act in nodes.items() if key != _OUT}
     node_threshold, edge_threshold = _thresholds(path)
     kept = _kept(effects, node_threshold)

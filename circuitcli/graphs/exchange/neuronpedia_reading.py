@@ -39,7 +39,7 @@ def read(content: Mapping[str, Any], *, name: str) -> Shared:
     made = {node.id: node for node in ids.values()}
     edges = {(edge.source, edge.target): edge for link in file.links if (edge := _edge(link, ids, name=name))}
     if lost := len(file.links) - len(edges):
-        logger.warning("%s: %s left out, whose ends are no nodes that can be read", name, plural(lost, "link"))
+        logger.warning("%s: %s left out, with an end that cannot be read", name, plural(lost, "link"))
     graph = CircuitGraph(head, tuple(made.values()), tuple(edges.values()))
     return Shared(graph, _features(nodes), groups=_groups(file, ids), pinned=_known(file.qParams.pinnedIds, ids))
 

@@ -110,7 +110,7 @@ def parsed(content: Any, *, name: str) -> GraphFile:
         where = ".".join(str(part) for part in first["loc"])[:80]
         said = first["msg"][:1].lower() + first["msg"][1:]
         raise InputError(
-            f"{name} is no graph of Neuronpedia's schema: {where}: {said}",
+            f"{name} is not a graph of Neuronpedia's schema: {where}: {said}",
             hint="see https://www.neuronpedia.org/graph/validator",
         ) from None
 

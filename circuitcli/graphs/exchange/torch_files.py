@@ -91,7 +91,7 @@ class _Reader:
     def content(self) -> Any:
         pickles = [name for name in self.entries if name == "data.pkl" or name.endswith("/data.pkl")]
         if len(pickles) != 1:
-            raise InputError(f"{self.path} is no file of torch.save", hint=_HINT)
+            raise InputError(f"{self.path} is not a file of torch.save", hint=_HINT)
         self.prefix = pickles[0].removesuffix("data.pkl")
         order = self.entries.get(f"{self.prefix}byteorder")
         if order is not None and self.archive.read(order) != b"little":

@@ -40,13 +40,13 @@ def value_of(text: str, kind: str, *, name: str) -> Any:
     if kind in ("long", "int", "integer"):
         number = whole_number(text.strip())
         if number is None:
-            raise InputError(f"{name}: {text[:60]!r} is no whole number", hint=AGAIN)
+            raise InputError(f"{name}: {text[:60]!r} is not a whole number", hint=AGAIN)
         return number
     if kind in ("double", "float"):
         try:
             return float(text)
         except ValueError:
-            raise InputError(f"{name}: {text[:60]!r} is no number", hint=AGAIN) from None
+            raise InputError(f"{name}: {text[:60]!r} is not a number", hint=AGAIN) from None
     if kind == "boolean":
         return text.strip() == "true"
     return text
