@@ -127,7 +127,7 @@ def judge_status(status: int, headers: Mapping[str, str], text: str, server: Ask
         )
     if status == 404:
         raise _refusing(
-            f"{server.base_url} has no model '{server.model}', or is no such server: {told}", "see --explainer"
+            f"{server.base_url} has no model '{server.model}', or is not such a server: {told}", "see --explainer"
         )
     if status == 402 or "insufficient_quota" in text:
         raise _refusing(f"{server.base_url} says that the money is used up: {told}", _KEPT)
