@@ -9,11 +9,13 @@ import pytest
 from bench.bench_page import measured as timed
 from bench.page_graphs import random_circuit, random_details
 from browser import Chromium, Tab
+from test_groups import drawn
 from test_render import NASTY, details, head, small_drawing
 from test_render_coders import IDS, many_prompts, random_graph
 
 from circuitcli.features.lines import Context, Details
 from circuitcli.graphs import CircuitGraph, Edge, Node
+from circuitcli.graphs.groups import similar_groups
 from circuitcli.render.drawing import Drawing, draw
 from circuitcli.render.page import page
 from circuitcli.render.text import measured
@@ -220,6 +222,21 @@ def test_all_is_done_by_keys_alone(tab: Tab, random_drawing: Drawing, tmp_path: 
     assert page_.get_attribute("#canvas > g", "transform") != before
     page_.keyboard.press("0")
     assert first
+
+
+def test_a_proposed_group_is_one_box_once_it_is_accepted_until_it_is_dissolved(tab: Tab, tmp_path: Path):
+    graph = replace(drawn(4), head=head(positions="sum"))
+    offers = similar_groups(graph, least=0.3)
+    show(tab, replace(draw(graph), groups=offers), tmp_path)
+    before = tab.count("[data-node]")
+    tab.page.get_by_role("button", name="accept", exact=True).first.click()
+    members = offers[0].members
+    assert tab.count(".node.group") == 1 and tab.count("[data-node]") == before - len(members) + 1
+    assert not any(tab.count(node(name)) for name in members)
+    tab.page.eval_on_selector(".node.group", CLICK)
+    assert all(name in tab.page.inner_text("#panel") for name in members)
+    tab.page.get_by_role("button", name="dissolve").click()
+    assert tab.count(".node.group") == 0 and tab.count("[data-node]") == before
 
 
 def test_the_page_opens_at_the_node_of_its_address(tab: Tab, tmp_path: Path):
