@@ -114,6 +114,29 @@ def test_a_hostile_file_is_one_error_and_nothing_runs(payload: Runs, place: str,
     assert [path.name for path in tmp_path.iterdir()] == ["graph.pt"]
 
 
+def _outside() -> dict[str, tuple[object, ...]]:
+    """Arguments of `_rebuild_tensor` that lead past the end of what the file holds."""
+    base = torch.arange(100.0)
+    return {
+        "a view as storage": (base.as_strided((100,), (0,), 99), 0, (100,), (1,)),
+        "a turned view as storage": (base.reshape(10, 10).T, 9, (2,), (100,)),
+        "strides that overflow": (base, 0, torch.tensor([2, 2]), torch.tensor([2**62, 2**62])),
+        "an offset that overflows": (base, torch.tensor(1), (2,), (2**63 - 1,)),
+        "an offset past the end": (base, 100, (1,), (1,)),
+        "an offset before the beginning": (base, -1, (1,), (1,)),
+        "steps past the end": (base, 0, (2,), (100,)),
+        "no storage": ([1.0, 2.0], 0, (2,), (1,)),
+    }
+
+
+@pytest.mark.parametrize("arguments", _outside().values(), ids=_outside())
+@pytest.mark.filterwarnings("error")
+def test_no_tensor_reaches_past_what_the_file_holds(arguments: tuple[object, ...], tmp_path: Path):
+    torch.save(Runs(torch._utils._rebuild_tensor, *arguments), tmp_path / "graph.pt")
+    with pytest.raises(InputError, match="is damaged"):
+        torch_files.read(tmp_path / "graph.pt")
+
+
 def rezipped(path: Path, change: Callable[[str, bytes], bytes], *, compressed: bool = False) -> None:
     with zipfile.ZipFile(path) as archive:
         entries = {name: archive.read(name) for name in archive.namelist()}
@@ -259,6 +282,43 @@ def test_edges_that_lead_backwards_or_nowhere_are_refused(programs, tmp_path: Pa
         torch.save({**content, "adjacency_matrix": matrix}, tmp_path / "graph.pt")
         with pytest.raises(InputError, match=message):
             circuitcli.read_graph(tmp_path / "graph.pt")
+
+
+def anything(programs: types.SimpleNamespace) -> dict[str, object]:
+    """What may stand where a file should have something else."""
+    tensors = {
+        "not numbers": torch.full((20, 3), torch.nan),
+        "not two numbers": torch.full((2,), torch.nan),
+        "below zero": torch.full((2,), -5.0),
+        "no axis": torch.tensor(3.0),
+        "without end": torch.full((2, 6), torch.inf),
+        "sparse": torch.sparse_coo_tensor(torch.tensor([[0, 1]]), torch.ones(2), (3,)),
+    }
+    plain = {"a number": 7, "nothing": None, "a text": "x", "pairs": [("a", -4), ("b", 2)], "large": [10**30, 2]}
+    return {**tensors, **plain, "names": {"a": 1}, "another program's": programs.UnifiedConfig(a=1)}
+
+
+@pytest.mark.parametrize("kind", ["circuit-tracer", "feature-circuits", "EAP-IG"])
+def test_whatever_stands_where_a_part_should_be_is_a_graph_or_one_error(programs, kind: str, tmp_path: Path):
+    eap = {"cfg": {"n_layers": 1, "n_heads": 1}, "src_nodes": ["input", "m0"], "dst_nodes": ["m0", "logits"]}
+    eap |= {"edges_scores": torch.ones(2, 2), "edges_in_graph": torch.ones(2, 2).bool(), "nodes_scores": torch.ones(2)}
+    circuit = marks(programs, positions=True)
+    content = {"circuit-tracer": traced(programs), "feature-circuits": circuit, "EAP-IG": eap}[kind]
+    refused = 0
+    changes = [{name: value} for name in content for value in anything(programs).values()]
+    for value in anything(programs).values() if kind == "feature-circuits" else ():
+        changes.append({"nodes": {**circuit["nodes"], "embed": programs.SparseAct(act=value, res=None, resc=value)}})
+        changes += [{"edges": {"resid_0": value}}, {"edges": {"resid_0": {"y": value}}}, {"examples": [value]}]
+    for change in changes:
+        torch.save({**content, **change}, tmp_path / "graph.pt")
+        try:
+            found = formats.read(tmp_path / "graph.pt")
+        except InputError as error:
+            assert "\n" not in error.message and error.hint
+            refused += 1
+        else:
+            assert found is not None and found.records()
+    assert 0 < refused < len(changes)
 
 
 # feature-circuits.

@@ -26,6 +26,8 @@ from circuitcli.settings.graph import BY_INFLUENCE
 KEYS = frozenset(("adjacency_matrix", "active_features", "selected_features", "input_tokens"))
 ORIGIN = "circuit-tracer"
 _HINT = "write the graph again with Graph.to_pt of circuit-tracer"
+# By as much the probability of a certain token may be off.
+_ROUNDING = 1e-2
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def _name(number: int, parts: _Content) -> str:
 def _node(number: int, name: str, parts: _Content, pruned: Pruned) -> Node:
     first_logit = len(parts.matrix) - len(parts.logits)
     if number >= first_logit:
-        return Node(name, probability=parts.logits[number - first_logit][2])
+        return Node(name, probability=min(parts.logits[number - first_logit][2], 1.0))
     activation = float(parts.activations[number]) if number < len(parts.features) else None
     return Node(name, activation, influence=float(pruned.influence[number]))
 
@@ -175,6 +177,9 @@ def _check(parts: _Content, *, name: str) -> None:
         raise InputError(f"{name}: a feature lies outside the model or the prompt", hint=_HINT)
     if not np.isfinite(parts.activations).all():
         raise InputError(f"{name}: an activation is not finite", hint=_HINT)
+    for token, _, probability in parts.logits:
+        if token < 0 or not 0 <= probability < 1 + _ROUNDING:
+            raise InputError(f"{name}: token {token} with the probability {probability:g} is no logit", hint=_HINT)
 
 
 def _rows(parts: _Content, *, name: str) -> Rows:

@@ -40,7 +40,8 @@ Place = tuple[int, ...]
 def read(content: Mapping[str, Any], *, path: Path) -> Shared:
     """The circuit of a file. Raises InputError for parts that do not fit each other."""
     name = str(path)
-    nodes, edges = content["nodes"], content["edges"] or {}
+    nodes, edges = content["nodes"], content["edges"]
+    edges = {} if edges is None else edges
     if not isinstance(nodes, dict) or not isinstance(edges, dict):
         raise InputError(f"{name}: nodes and edges are by the names of hook points", hint=_HINT)
     if unknown := [key for key in nodes if key != _OUT and not (isinstance(key, str) and _NAME.fullmatch(key))]:
@@ -123,7 +124,7 @@ def _edges(
 
 def _summed(weights: Any, shape: tuple[int, ...], name: str) -> dict[Place, float]:
     """The weights by their places. Raises InputError for a tensor of another shape."""
-    if isinstance(weights, np.ndarray) and weights.shape == shape:
+    if isinstance(weights, np.ndarray) and weights.shape == shape and np.isfinite(weights).all():
         places = np.argwhere(weights)
         return {tuple(map(int, place)): float(weights[tuple(place)]) for place in places}
     if not isinstance(weights, Sparse) or weights.shape != shape or not np.isfinite(weights.values).all():

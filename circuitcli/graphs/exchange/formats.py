@@ -1,7 +1,7 @@
 """Which format a file has, told by what is in it, and the graph that it holds."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +93,17 @@ def _of_torch(path: Path) -> Shared:
     keys = content.keys() if isinstance(content, dict) else frozenset()
     for reader in (circuit_tracer, feature_circuits, eap_arrays):
         if keys >= reader.KEYS:
-            return reader.read(content, path=path)
+            return _told(reader.read, content, path)
     raise InputError(f"{path} holds tensors, but no graph that is known: {shown(keys)}", hint=_HINT)
+
+
+def _told(reader: Callable[..., Shared], content: Mapping[str, Any], path: Path) -> Shared:
+    try:
+        return reader(content, path=path)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        # Each part of a pickle may be a value of any kind, which fails in as many ways.
+        said = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:120]}"
+        raise InputError(f"{path}: parts of the graph are of another kind: {said}", hint=_HINT) from None
 
 
 def _of_json(content: Mapping[str, Any], path: Path) -> Shared:

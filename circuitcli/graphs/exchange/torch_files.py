@@ -10,6 +10,7 @@ import zipfile
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,11 @@ def _tensor(
     storage: NDArray[Any], offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any
 ) -> NDArray[Any]:
     """A view of a storage. Raises ValueError where it would reach past its end."""
+    if not isinstance(storage, np.ndarray) or storage.ndim != 1 or not storage.flags.c_contiguous:
+        # A file may name a tensor for a storage: past the end of a view with a stride of 0 lies what is not its own.
+        raise ValueError("a tensor has no storage")
+    # Python's own numbers do not overflow.
+    offset, size, stride = index(offset), tuple(map(index, size)), tuple(map(index, stride))
     if len(size) != len(stride) or min((offset, *size, *stride), default=0) < 0 or len(size) > 16:
         raise ValueError("a tensor has no shape")
     if 0 in size:
