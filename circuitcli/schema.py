@@ -44,6 +44,8 @@ MOST_ALTERNATIVES = 3
 LONGEST_NAME_BYTES = 200
 LARGEST_COUNT = 2**63 - 1
 LARGEST_LAYER = 2**31 - 1
+# Contexts at this quantile of a feature's activations and above show where it is strongest.
+STRONG = 0.95
 
 Place = TypeVar("Place", HookPoint, NodeId)
 

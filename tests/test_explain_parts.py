@@ -16,8 +16,10 @@ from circuitcli.explaining import prompts, scoring
 from circuitcli.explaining.answers import judgements_of, label_of
 from circuitcli.explaining.asking import Answer, Ask
 from circuitcli.explaining.examples import ACTIVE, MOVED, NEIGHBOUR, SIMILAR, Example
+from circuitcli.explaining.exchange import Accepted, request_body
 from circuitcli.explaining.gathering import Text, Wanted, subject
 from circuitcli.explaining.local import LocalModel
+from circuitcli.explaining.price import Budget, Prices
 from circuitcli.explaining.tallies import Tally, correlation, mean_of, wilson
 from circuitcli.features.rates import BaseRates
 from circuitcli.models.loading import load_model
@@ -118,6 +120,26 @@ def test_marks_are_around_runs_and_are_others_where_a_text_has_them() -> None:
     assert prompts.marked(example("a", "b", at=(1,)), ("<<", ">>")) == "a<<b>>"
     code = example("x", " << ", "2", "\n", at=(2, 3))
     assert prompts.marked(code, prompts.marks_of([code])) == "x << ⟦2⏎⟧"
+
+
+@pytest.mark.parametrize("said", ["the cat", "die Katze läßt", "猫在桌子上", "\n\t'\"<>", "\ud83d"])
+@pytest.mark.parametrize("kind", ["label", "detection", "fuzzing", "one", "simulation"])
+def test_what_is_sent_is_no_longer_than_what_is_paid_for_in_advance(said: str, kind: str) -> None:
+    example = Example.of([said] * 20, [0.0] * 19 + [1.0], ACTIVE)
+    asks = {
+        "label": prompts.explanation([example], [said], max_tokens=60),
+        "detection": prompts.detection(said, [example] * 4, max_tokens=60),
+        "fuzzing": prompts.fuzzing(said, [example] * 4, max_tokens=60),
+        "one": prompts.one_detection(said, example),
+        "simulation": prompts.simulation(said, example),
+    }
+    sent = request_body(asks[kind], "model", Accepted())
+    n_bytes = sum(len(message["content"].encode("utf-8", "surrogatepass")) for message in sent["messages"])
+    # What frames a list of tokens is as long whatever they are.
+    assert n_bytes <= asks[kind].n_bytes + 100
+    prices, usd = Prices(1e6, 1e6), n_bytes / 2 - 40 + sent["max_tokens"]
+    assert not Budget(prices, max_usd=usd).begin(0, asks[kind])
+    assert Budget(prices, max_usd=2.0 * n_bytes + sent["max_tokens"]).begin(0, asks[kind])
 
 
 @given(st.lists(st.tuples(st.text(max_size=4), st.booleans()), min_size=1, max_size=9))

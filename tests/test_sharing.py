@@ -24,7 +24,15 @@ import circuitcli
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.features.lines import Details
 from circuitcli.graphs import CircuitGraph, Edge, Node, sorted_graph, to_records
-from circuitcli.graphs.exchange import csv_tables, formats, gexf, graphml, neuronpedia, neuronpedia_files
+from circuitcli.graphs.exchange import (
+    csv_tables,
+    formats,
+    gexf,
+    graphml,
+    neuronpedia,
+    neuronpedia_features,
+    neuronpedia_files,
+)
 from circuitcli.graphs.exchange.neuronpedia_schema import parsed, problems
 from circuitcli.graphs.exchange.shared import Shared, file_name
 from circuitcli.records import GraphRecord, to_line
@@ -264,6 +272,18 @@ def test_features_lie_beside_the_graph_and_come_back_with_it(tmp_path: Path):
     (tmp_path / "features" / "gemma-2-2b" / f"{number}.json").write_text(json.dumps(content))
     (back,) = circuitcli.read_cards(tmp_path / "g.json")
     assert (back.label, back.density, back.contexts[0].activations) == ("a", 0.25, (0.0, 2.5, 1.0))
+
+
+def test_the_strongest_contexts_of_a_feature_are_one_group_before_those_at_lower_quantiles():
+    shares = [0.2, 1.0, 0.987, 0.95, 0.601, 0.598, None]
+    contexts = [{"tokens": [str(n)], "activations": [1.0], "peak": 0, "quantile": q} for n, q in enumerate(shares)]
+    content = neuronpedia_features.content({"id": "mlp_in.5/5", "contexts": contexts}, number=1)
+    told = [
+        (group["quantile_name"], [one["tokens"][0] for one in group["examples"]])
+        for group in content["examples_quantiles"]
+    ]
+    below = "Activations at quantile {}".format
+    assert told == [("Top activations", ["1", "2", "3", "6"]), (below(0.6), ["4", "5"]), (below(0.2), ["0"])]
 
 
 def test_a_folder_of_graphs_lists_each_once(tmp_path: Path):

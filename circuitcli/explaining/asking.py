@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
+# Of a list of tokens the number, the marks and the line's end around each.
+_AROUND_TOKEN = 6
 # What is wanted: a text; the probabilities of some words that may come next; an expected digit for each token.
 Kind = Literal["text", "choice", "digits"]
 
@@ -34,9 +36,11 @@ class Ask:
         return {name: content[name] for name in content if name not in ("system", "user")}
 
     @property
-    def n_characters(self) -> int:
-        """Length of the prompt."""
-        return len(self.system) + len(self.user)
+    def n_bytes(self) -> int:
+        """Length of the prompt in UTF-8, with the list of tokens where digits are wanted for them."""
+        listed = "".join(map(repr, self.tokens))
+        texts = f"{self.system}{self.user}{listed}"
+        return len(texts.encode("utf-8", "surrogatepass")) + _AROUND_TOKEN * len(self.tokens)
 
     def key(self, model: str) -> str:
         """What is the same for the same question to the same model, with the same parameters."""

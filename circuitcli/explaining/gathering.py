@@ -19,7 +19,7 @@ from circuitcli.activations.cache import ActivationCache
 from circuitcli.explaining.examples import ACTIVE, NEIGHBOUR, RANDOM, SIMILAR, Example, Subject
 from circuitcli.features.conditions import N_NEAR, Peak, word_of
 from circuitcli.features.labels import Rule, label
-from circuitcli.features.matching import directions
+from circuitcli.features.neighbours import nearest_decoders
 from circuitcli.features.rates import BaseRates
 from circuitcli.features.scan import LABEL_PEAKS, TextCounts, coded_pieces
 from circuitcli.features.surroundings import Strings, Surroundings, names
@@ -146,12 +146,9 @@ def read_text(
 
 def neighbours(coder: SparseCoder, features: Sequence[int], n: int = N_NEIGHBOURS) -> dict[int, list[int]]:
     """For each feature those whose decoders are most like its own, the most alike first."""
-    with torch.no_grad():
-        whole = directions(coder)
-        cosines = whole[list(features)] @ whole.T
-        cosines[torch.arange(len(features)), list(features)] = -torch.inf
-        best = cosines.topk(min(n, whole.shape[0] - 1), dim=1).indices
-    return dict(zip(features, best.tolist(), strict=True))
+    wanted, every = torch.tensor(features, dtype=torch.int64), torch.arange(coder.d_sae)
+    found = nearest_decoders(coder, coder, wanted, n_top=n, among=every)
+    return {feature: [other for other, _ in found.row(row)] for row, feature in enumerate(features)}
 
 
 def subject(

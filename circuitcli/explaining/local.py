@@ -42,7 +42,7 @@ class LocalModel:
         """As `Client.answer`; answers to choices come in batches."""
         choices = [number for number, ask in enumerate(asks) if ask.kind == "choice"]
         # Of equal lengths, batches need no padding to speak of.
-        choices.sort(key=lambda number: asks[number].n_characters)
+        choices.sort(key=lambda number: asks[number].n_bytes)
         for start in range(0, len(choices), _BATCH):
             part = choices[start : start + _BATCH]
             for number, answer in zip(part, self._choices([asks[number] for number in part]), strict=True):

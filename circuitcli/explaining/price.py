@@ -7,8 +7,8 @@ from math import ceil
 from circuitcli.errors import SettingsError, ToolError
 from circuitcli.explaining.asking import Answer, Ask
 
-# English text has about four characters a token, code three. Of a bound, every second character is one.
-_CHARACTERS_PER_TOKEN, _CHARACTERS_AT_LEAST = 3.5, 2
+# English text has about four bytes a token, code and Chinese three. Of a bound, every second byte is one.
+_BYTES_PER_TOKEN, _BYTES_AT_LEAST = 3.5, 2
 # What chat templates put around two messages.
 _AROUND = 12
 # A label, and a list of judgements, as most models write them.
@@ -58,8 +58,7 @@ class Estimate:
 
 def expected_in(ask: Ask) -> int:
     """Tokens of a question, as most tokenizers count them."""
-    n_characters = ask.n_characters + sum(len(token) + 4 for token in ask.tokens)
-    return ceil(n_characters / _CHARACTERS_PER_TOKEN) + _AROUND
+    return ceil(ask.n_bytes / _BYTES_PER_TOKEN) + _AROUND
 
 
 def expected_out(ask: Ask) -> int:
@@ -93,7 +92,7 @@ class Budget:
 
     def begin(self, number: int, ask: Ask) -> bool:
         """Whether there is money left for a question and the longest answer to it; then it is set aside."""
-        most = self.prices.of(ceil(ask.n_characters / _CHARACTERS_AT_LEAST) + _AROUND, ask.max_tokens)
+        most = self.prices.of(ceil(ask.n_bytes / _BYTES_AT_LEAST) + _AROUND, ask.max_tokens)
         if self.spent + sum(self._under_way.values()) + most > self.max_usd:
             return False
         self._under_way[number] = most

@@ -54,7 +54,8 @@ def nearest_decoders(
     of ``coder``; a feature is not its own neighbour. Of coders that write different widths there are none."""
     is_same = coder is other
     ours = directions(coder) if is_same else total_directions(coder)
-    theirs = ours if is_same else total_directions(other)
+    # Either coder may have been moved to the model's device.
+    theirs = ours if is_same else total_directions(other).to(ours.device)
     if ours.shape[1] != theirs.shape[1]:
         return _none(len(wanted))
     parts = [
@@ -106,9 +107,10 @@ def _best(
     found: Float[Tensor, "piece m"], among: Int[Tensor, " m"], *, n_top: int, own: Int[Tensor, " piece"] | None
 ) -> Nearest:
     if own is not None:
-        found = found.masked_fill(own[:, None] == among[None], -torch.inf)
+        is_own = own[:, None] == among[None]
+        found = found.masked_fill(is_own.to(found.device), -torch.inf)
     best = found.topk(min(n_top, found.shape[1]), dim=1)
-    return Nearest(among[best.indices].cpu(), best.values.cpu())
+    return Nearest(among[best.indices.to(among.device)].cpu(), best.values.cpu())
 
 
 def _joined(parts: list[Nearest]) -> Nearest:

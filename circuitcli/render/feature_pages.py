@@ -6,14 +6,12 @@ Opened from a folder, pages may not fetch, but they may load scripts: the data l
 
 import json
 from collections.abc import Mapping
-from functools import cache
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from circuitcli.render.document import to_json
-from circuitcli.render.modules import filled, import_map
-from circuitcli.render.page import asset, safe
+from circuitcli.render.modules import asset, filled, import_map, safe
 from circuitcli.render.text import visible
 from circuitcli.runs import atomic
 
@@ -39,15 +37,10 @@ def html(kind: str, title: str, data: Mapping[str, Any] | None = None) -> str:
         "kind": escape(kind),
         "title": escape(visible(title)),
         "style": asset("features.css"),
-        "modules": _modules(),
+        "modules": import_map("features", "explorer/text.js"),
         "data": safe(to_json(dict(data or {}))),
     }
-    return filled(asset("features.html"), parts)
-
-
-@cache
-def _modules() -> str:
-    return safe(json.dumps({"imports": import_map("features", also={"explorer": ("text",)})}))
+    return filled("features.html", parts)
 
 
 def feature_page(documents: list[dict[str, Any]], *, run: str) -> str:

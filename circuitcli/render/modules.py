@@ -1,41 +1,55 @@
-"""JavaScript modules inside a page: an import map of ``data:`` URLs, by which ``#name`` finds ``name.js``.
+"""What pages are made of: templates, and JavaScript modules as an import map of ``data:`` URLs, by which
+``import { html } from "#dom"`` finds ``dom.js``.
 
 So nothing is built, and a page that was opened from a folder, where modules cannot be loaded from files, has them.
 """
 
+import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
 from urllib.parse import quote
 
+# In JSON these stand inside strings only; written so, nothing ends the script element or a line of it early.
+_UNSAFE = str.maketrans({character: f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"})
 # What a URL may not hold as it is; other characters stay readable.
 _READABLE = "".join(map(chr, range(33, 127))).replace("%", "").replace("#", "") + " "
 _PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
 
 
-def import_map(folder: str, *, also: Mapping[str, Iterable[str]] | None = None) -> dict[str, str]:
-    """The modules of a folder of assets by the names under which they import each other, as URLs that hold their text.
-
-    also: modules of other folders.
-    """
-    files = [file for file in assets(folder).iterdir() if file.name.endswith(".js")]
-    files += [assets(other) / f"{name}.js" for other, names in (also or {}).items() for name in names]
-    return {f"#{file.name.removesuffix('.js')}": _url(file.read_text("utf-8")) for file in sorted(files, key=_name)}
+def filled(name: str, parts: Mapping[str, str]) -> str:
+    """The template of this name with ``{{part}}`` replaced by parts; what stands in these is not looked at again."""
+    return _PLACEHOLDER.sub(lambda match: parts[match[1]], asset(name))
 
 
-def filled(template: str, parts: Mapping[str, str]) -> str:
-    """The template with ``{{name}}`` replaced by parts; what stands in these is not looked at again."""
-    return _PLACEHOLDER.sub(lambda match: parts[match[1]], template)
+def safe(text: str) -> str:
+    """JSON text for the inside of a script element."""
+    return text.translate(_UNSAFE)
 
 
-def assets(name: str) -> Traversable:
-    """A file or folder that pages are made of."""
+@cache
+def import_map(folder: str, *more: str) -> str:
+    """The modules of a folder of assets, and more by their paths, by the names under which they import each other."""
+    texts = parts(folder, ".js") | {path.rpartition("/")[2]: asset(path) for path in more}
+    urls = {f"#{name.removesuffix('.js')}": _url(text) for name, text in sorted(texts.items())}
+    return safe(json.dumps({"imports": urls}))
+
+
+def parts(folder: str, suffix: str) -> dict[str, str]:
+    """The texts of a folder's files of one kind, by name."""
+    files = sorted(_place(folder).iterdir(), key=lambda file: file.name)
+    return {file.name: file.read_text("utf-8") for file in files if file.name.endswith(suffix)}
+
+
+def asset(name: str) -> str:
+    """The text of a file that pages are made of."""
+    return _place(name).read_text(encoding="utf-8")
+
+
+def _place(name: str) -> Traversable:
     return resources.files("circuitcli.render").joinpath("assets", name)
-
-
-def _name(file: Traversable) -> str:
-    return file.name
 
 
 def _url(text: str) -> str:

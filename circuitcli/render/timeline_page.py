@@ -11,14 +11,13 @@ from typing import Any
 
 from circuitcli.records.through import CircuitRecord, TimelineReport
 from circuitcli.render.document import to_json
-from circuitcli.render.page import asset, safe
+from circuitcli.render.modules import asset, filled, safe
 from circuitcli.render.text import number, percent, signed, visible
 from circuitcli.render.timeline import placed
 from circuitcli.render.timeline_charts import COLOURS, DASHES, LEFT, RIGHT, chart_svg
 from circuitcli.render.timeline_svg import circuit_svg, lifelines_svg, step_name
 
 _DATA = re.compile(r'<script type="application/json" id="data">(.*?)</script>', re.DOTALL)
-_PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
 _HEAD = (
     "step",
     "metric",
@@ -50,7 +49,7 @@ def timeline_page(report: TimelineReport) -> str:
         "table": _table(report),
         "data": safe(to_json(_content(report))),
     }
-    return _PLACEHOLDER.sub(lambda match: parts[match[1]], asset("timeline.html"))
+    return filled("timeline.html", parts)
 
 
 def embedded_report(text: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from circuitcli.features.documents import Pairs, document
 from circuitcli.features.label_files import LabelBook
 from circuitcli.features.lines import Context, Details, first_lines
 from circuitcli.hookpoints import HookPoint
+from circuitcli.schema import STRONG
 from circuitcli.stages.inputs import open_cache
 from circuitcli.stages.interp import file_of, reads_of
 from circuitcli.stages.request import Request
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from circuitcli.saes.base import SparseCoder
 
 CROSSCODER = "crosscoder"
-# Contexts at this quantile of activations and above are a feature's strongest; pages head them so.
-STRONG = 0.95
 
 
 @dataclass(frozen=True)

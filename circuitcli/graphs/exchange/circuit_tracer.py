@@ -145,9 +145,12 @@ def _parts(content: Mapping[str, Any], *, name: str) -> _Content:
         # Values are of all active features, or in older files of those that were selected.
         activations = values[chosen] if len(values) == len(active) else values
         tokens = tuple(int(token) for token in np.asarray(content["input_tokens"]).reshape(-1))
+        if not isinstance(content["adjacency_matrix"], np.ndarray):
+            raise TypeError("the matrix is not dense")
         parts = _Content(content["adjacency_matrix"], features, activations, tokens, tuple(_logits(content)))
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise InputError(f"{name}: parts of the graph are missing or of another shape: {error}", hint=_HINT) from None
+        said = str(error).partition("\n")[0][:200]
+        raise InputError(f"{name}: parts of the graph are missing or of another shape: {said}", hint=_HINT) from None
     _check(parts, name=name)
     return parts
 

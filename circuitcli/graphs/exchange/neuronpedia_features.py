@@ -5,6 +5,7 @@ from typing import Any
 
 from circuitcli.graphs.exchange.neuronpedia import OWN
 from circuitcli.hookpoints import NodeId
+from circuitcli.schema import STRONG
 
 TOP, BELOW = "Top activations", "Activations at quantile {}"
 
@@ -53,7 +54,7 @@ def _share(name: str) -> float:
 
 def _examples(contexts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The contexts by the quantile that they are from; those of the largest activations first."""
-    groups: dict[Any, list[dict[str, Any]]] = {}
+    groups: dict[str | None, list[dict[str, Any]]] = {}
     for one in contexts:
         made = {
             "tokens": list(one["tokens"]),
@@ -61,7 +62,9 @@ def _examples(contexts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "train_token_ind": int(one["peak"]),
             "is_repeated_datapoint": False,
         }
-        groups.setdefault(one.get("quantile"), []).append(made)
+        quantile = one.get("quantile")
+        is_strong = quantile is None or float(quantile) >= STRONG
+        groups.setdefault(None if is_strong else f"{float(quantile):.2g}", []).append(made)
     ordered = sorted(groups, key=lambda quantile: -1.0 if quantile is None else 1.0 - float(quantile))
     return [
         {"quantile_name": TOP if quantile is None else BELOW.format(quantile), "examples": groups[quantile]}

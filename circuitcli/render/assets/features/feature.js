@@ -155,7 +155,7 @@ function side(one, extreme) {
 
 const share = (value) => (value < 0.001 ? number(100 * value) + " %" : percent(value));
 
-// The strongest contexts, and those at lower quantiles of the feature's activations; as stages/feature_facts.py.
+// The strongest contexts, and those at lower quantiles of the feature's activations; as schema.py.
 const STRONG = 0.95;
 
 function contexts(one, largest) {
