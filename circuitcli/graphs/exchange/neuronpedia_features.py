@@ -62,9 +62,9 @@ def _examples(contexts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "train_token_ind": int(one["peak"]),
             "is_repeated_datapoint": False,
         }
-        quantile = one.get("quantile")
-        is_strong = quantile is None or float(quantile) >= STRONG
-        groups.setdefault(None if is_strong else f"{float(quantile):.2g}", []).append(made)
+        share = one.get("quantile")
+        quantile = 1.0 if share is None else float(share)
+        groups.setdefault(None if quantile >= STRONG else f"{quantile:.2g}", []).append(made)
     ordered = sorted(groups, key=lambda quantile: -1.0 if quantile is None else 1.0 - float(quantile))
     return [
         {"quantile_name": TOP if quantile is None else BELOW.format(quantile), "examples": groups[quantile]}
