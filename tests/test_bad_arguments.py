@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from itertools import combinations, product
 from pathlib import Path
 from types import ModuleType
 
@@ -59,6 +60,10 @@ MORE = {
     "inspect": ("./none",),
     "pretrain": ("--text", "./none", "--output", "out"),
 }
+# What is shown as it is, and what is drawn instead of a circuit: neither goes with what makes or changes another thing.
+SHOWN = (("--text", "x"), ("--feature", "resid.1/2"), ("--feature", "resid.1/2", "--html", "x.html"))
+INSTEAD = (("--figure", "effects"), ("--curves",), ("--sweep",), ("--interaction", "a.json,b.json"))
+OF_CIRCUITS = (("--as", "csv"), ("--max-edges", "3"), ("--max-nodes", "3"), ("--state", "x.json"), ("--tile", "a4"))
 # The text has tests of its own; its folders and files may be anything.
 ELSEWHERE = {"--text", "--from"}
 
@@ -146,6 +151,9 @@ def test_nonsense_in_any_option_is_refused_with_and_without_a_run(command: str, 
         ("render", "--curves", "-o", "x.html"),
         ("render", "~no-such-user-here/x"),
         ("inspect", "sae_lens:~no-such-user-here"),
+        *(("interp", *shown, asked) for shown in SHOWN for asked in ("--explain", "--dry-run", "--neuronpedia")),
+        *(("render", *one, *other) for one, other in combinations(INSTEAD, 2)),
+        *(("render", *one, *other) for one, other in product(INSTEAD, OF_CIRCUITS)),
     ],
 )
 def test_a_malformed_option_is_a_usage_error_before_a_missing_run_is_told(words: tuple[str, ...], directory, capsys):

@@ -198,6 +198,8 @@ def test_features_are_counted_and_some_shown_from_their_files(tmp_path: Path):
     assert [row[0] for row in some.rows] == [f"resid.{layer}/{index}" for layer in (0, 1) for index in range(5)]
     assert some.rows[4] == ("resid.0/4", "0.5", "label 4")
     assert summaries.sentence("interp", made, "runs/x", 1.0) == "interp: 2400 features in runs/x (1.0 s)"
+    single = [made[0].model_copy(update={"n_live": 1})]
+    assert summaries.sentence("interp", single, "runs/x", 1.0) == "interp: 1 feature in runs/x (1.0 s)"
     (tmp_path / "features" / "resid.0.jsonl").write_text("damaged")
     assert len(summaries.tables(made, tmp_path)[1].rows) == 5
 

@@ -444,6 +444,8 @@ def test_what_cannot_be_explained_is_two_lines(fresh: Request, words: list[str],
         fresh.run.finish(name, kept, seconds=0.0)
     done = here("interp", *words, "--run", str(fresh.run.path), cwd=fresh.run.path.parent)
     assert done.status == status and len(done.errors) == 2, done.stderr
+    # The model that is described is not the one that was asked for wrongly.
+    assert "--model" not in done.stderr
 
 
 def test_a_model_in_this_process_is_asked_without_a_server(fresh: Request, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def coder_facts(coder: str) -> dict:
         "architecture": "topk",
         "facts": [["features", EACH, ""], ["never active there", 76, ""], ["share", 0.25, "share"]],
         "histograms": {"density": histogram, "decoder": histogram, "encoder": histogram},
-        "curves": {"step": [1, 2, 3], "loss": [1.0, 0.5, 0.25]},
+        "curves": {"step": [1, 2, 3], "loss": [1.0, 0.5, 0.25], "dead": [0.0, 0.0, 0.0], "l0": [3, 3, 3]},
     }
 
 
@@ -204,9 +204,24 @@ def test_the_page_of_a_coder_draws_its_numbers_and_leads_to_its_features(tab: Ta
     sections = tab.page.eval_on_selector_all("section", "all => all.map(one => one.dataset.section)")
     assert {"facts", "histograms", "curves"} <= set(sections)
     assert tab.count("section[data-section=histograms] svg") == 3
+    ticks = tab.page.locator("section[data-section=curves] .tick").all_text_contents()
+    assert len(ticks) == 3 * 4 and not any(tick.startswith("-") for tick in ticks)
     tab.page.click("#features")
     tab.page.wait_for_selector("html[data-ready='1'] body[data-page=index]")
     assert {one.partition("/")[0] for one in ids(tab)} == {CODERS[1]}
+
+
+def test_an_index_without_scores_has_no_column_of_them(tab: Tab, site: Path, tmp_path: Path):
+    coder = CODERS[0]
+    about = {"hook": coder, "page": pages.coder_page(coder), "places": coder, "n_live": 3, "d_sae": 3, "empty": []}
+    few = {name: column[:3] for name, column in ROWS[coder].items()}
+    pages.write_data(tmp_path, "index", {"run": "run", "model": "model", "chunk": pages.CHUNK, "coders": [about]})
+    pages.write_data(tmp_path, f"{coder}/rows", few | {"score": [None] * 3})
+    pages.write_page(tmp_path, pages.INDEX, (site / pages.INDEX).read_text(encoding="utf-8"))
+    for folder, is_scored in ((tmp_path, False), (site, True)):
+        tab.open(folder / pages.INDEX)
+        assert tab.page.locator(".heads .max").is_visible()
+        assert tab.page.locator(".heads .score").is_visible() == is_scored
 
 
 def test_light_and_dark_follow_the_button(tab: Tab, site: Path):

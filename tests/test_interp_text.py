@@ -11,6 +11,7 @@ from support_collect import hf_gpt2, language_model
 from test_interp_pages import D_SAE, DEAD, HOOKS, carried, described, lines  # noqa: F401
 
 import circuitcli as circuit
+from circuitcli import progress
 from circuitcli.cli.paging import token_rows
 from circuitcli.errors import CircuitError, InputError
 from circuitcli.features.cards import LONGEST
@@ -163,13 +164,18 @@ def test_what_cannot_be_told_is_refused(
         interp_text.run(described, Asked.of(text, features, html=html), stdout=StringIO())
 
 
-def test_a_text_is_what_stdin_brought_or_a_file_holds_or_itself(tmp_path: Path) -> None:
+def test_a_text_is_what_stdin_brought_or_a_file_holds_or_itself(tmp_path: Path, monkeypatch) -> None:
     path = tmp_path / "text.txt"
     path.write_text("of a file", encoding="utf-8")
     assert of_source("-", stdin="of stdin") == "of stdin"
     assert of_source(str(path)) == "of a file"
     for text in ("itself", "x" * 10_000, "with\0NUL", str(tmp_path)):
         assert of_source(text) == text
+    told = []
+    monkeypatch.setattr(progress, "note", told.append)
+    for name in ("nothere.txt", "a/b.jsonl", "print(x.py)", "See x.txt", "end."):
+        assert of_source(name) == name
+    assert [line.split(":")[0] for line in told] == ["there is no file nothere.txt", "there is no file a/b.jsonl"]
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(InputError, match="UTF-8"):
         of_source(str(path))

@@ -23,6 +23,24 @@ EXTRAS = (
 )
 
 
+def check_single(call: Call) -> None:
+    """Raise SettingsError where a text or single features are shown and labels are to be made too: that is another
+    command."""
+    asked = [
+        name
+        for name, is_asked in (
+            ("--explain", call.extras["explain"]),
+            ("--dry-run", call.extras["dry_run"]),
+            ("--neuronpedia", call.loaded.origins.get("explain.neuronpedia") == "flag"),
+        )
+        if is_asked
+    ]
+    shown = "--text" if call.extras["text"] is not None else "--feature" if call.extras["feature"] else None
+    if asked and shown:
+        way = "name those to explain with --features" if shown == "--feature" else f"make labels first, without {shown}"
+        raise SettingsError(f"{asked[0]} makes labels, and {shown} shows what there is", hint=way)
+
+
 def wants_labels(call: Call) -> bool:
     """Whether labels are to be had from elsewhere. Raises SettingsError for options that then mean nothing."""
     settings = call.loaded.settings.explain

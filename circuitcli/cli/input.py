@@ -108,8 +108,6 @@ def tell_what_is_waited_for(message: str) -> None:
 def _file_lines(file: str) -> tuple[str, ...]:
     hint = "FILE is a file of records, JSON lines, or - for stdin"
     path = as_path(file, hint=hint)
-    # Reading others' files takes numpy, which help and errors do without.
-
     if path.is_file():
         # Loads NumPy, which help and errors do without.
         from circuitcli.graphs.exchange import formats

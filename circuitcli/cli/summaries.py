@@ -63,7 +63,7 @@ def sentence(command: str, made: Sequence[Record], run: str, seconds: float) -> 
     for record in made:
         counts[record.kind] += _counts_for(record)
     counts = +counts
-    parts = [f"{count} {_plural(kind) if count > 1 else kind}" for kind, count in counts.items()]
+    parts = [f"{count} {_plural(kind) if count > 1 else _singular(kind)}" for kind, count in counts.items()]
     return f"{command}: {', '.join(parts) or 'nothing new'} in {run} ({seconds:.1f} s)"
 
 
@@ -72,6 +72,11 @@ def _counts_for(record: Record) -> int:
     if isinstance(record, LabelsRecord):
         return record.n_new
     return record.n_live if isinstance(record, FeaturesRecord) else record.kind not in ("run", "label-score")
+
+
+def _singular(kind: str) -> str:
+    """Two kinds of records are named by the many things that one holds."""
+    return kind[:-1] if kind in ("features", "labels") else kind
 
 
 def _plural(kind: str) -> str:

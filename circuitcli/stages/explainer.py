@@ -110,6 +110,10 @@ def _local(settings: Settings) -> Client:
     from circuitcli.stages.collect import local_state
 
     name = str(settings.explain.model)
+    if name.startswith(("/", "./", "../", "~")) and not Path(name).expanduser().exists():
+        raise InputError(
+            f"no directory {name}", hint="--explainer takes a hub id, a directory or, with --base-url, a server's name"
+        )
     model = load_model(ModelSettings(name=name, device=settings.model.device, dtype=settings.model.dtype))
     state = local_state(Path(name).expanduser())
     digest = model.revision or (runs.digest(state)[:19] if state else "")

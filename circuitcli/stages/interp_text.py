@@ -1,5 +1,6 @@
 """``circuit interp --text``: which features of the run's coders are active in a text, token by token."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ STDOUT = "-"
 # Activations that a page holds, at most: features are left out from the weakest on.
 MOST = 200_000
 TITLE_LENGTH = 80
+# One word with the suffix of a text's file.
+_LIKE_A_FILE = re.compile(r"\S+\.(txt|md|py|jsonl?|csv|tsv|parquet|html?)")
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ def of_source(text: str, *, stdin: str | None = None) -> str:
     if stdin is not None:
         return stdin
     if not _names_file(text):
+        if _LIKE_A_FILE.fullmatch(text):
+            progress.note(f"there is no file {text}: its name is taken as the text")
         return text
     progress.note(f"the text is that of the file {text}")
     return read_text(text, hint="name a text file, or give the text itself with --text")

@@ -38,6 +38,7 @@ def interp(call: Call) -> None:
     circuit interp --explain --explainer HuggingFaceTB/SmolLM2-1.7B-Instruct --features random:20
     circuit interp --explain --base-url http://127.0.0.1:8080/v1 --explainer qwen3 --dry-run
     """
+    explaining.check_single(call)
     if paging.wants_text(call):
         return paging.show_text(call)
     wants_labels = explaining.wants_labels(call)

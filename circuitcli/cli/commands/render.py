@@ -6,6 +6,7 @@ from circuitcli.cli.console import console
 from circuitcli.cli.jobs import Call
 from circuitcli.cli.options import FILE, RUN, Flag, switch
 from circuitcli.cli.told import told
+from circuitcli.errors import SettingsError
 from circuitcli.records import CircuitRecord, GraphRecord
 from circuitcli.stages.request import Request
 
@@ -28,6 +29,10 @@ EXTRAS = (
     switch("sweep", "--sweep", help="Draw how the variants of `train --sweep` compare instead, as .svg .png .pdf."),
 )
 
+# What is drawn instead of a circuit, and the options that then mean nothing.
+INSTEAD = ("--figure", "--curves", "--sweep", "--interaction")
+OF_CIRCUITS = ("--as", "--max-edges", "--max-nodes", "--state", "--tile")
+
 
 def render(call: Call) -> None:
     """Draw a circuit.
@@ -48,6 +53,7 @@ def render(call: Call) -> None:
 
     A run of `circuit develop` with prompts is drawn as one page with a time slider, or as small multiples.
     """
+    check(call)
     compares = call.loaded.settings.render.interaction
     job = call.open_without_pipe() if compares else call.open(needs_run=False)
     if call.extras["sweep"]:
@@ -68,6 +74,18 @@ def render(call: Call) -> None:
         job.emit(emitted)
     for line in told(emitted):
         console.say(line)
+
+
+def check(call: Call) -> None:
+    """Raise SettingsError for options that ask for several drawings at once, or for what one of no circuit lacks."""
+    given = {flag.name for flag in FLAGS if call.loaded.origins.get(flag.setting) == "flag"}
+    given |= {f"--{name}" for name in ("curves", "sweep") if call.extras[name]}
+    drawn = [name for name in INSTEAD if name in given]
+    if len(drawn) > 1:
+        raise SettingsError(f"{' and '.join(drawn)} are different drawings", hint=f"leave out {drawn[-1]}")
+    lost = [name for name in OF_CIRCUITS if name in given]
+    if drawn and lost:
+        raise SettingsError(f"{lost[0]} is about circuits, and {drawn[0]} draws something else", hint="leave out one")
 
 
 def shows_training(request: Request) -> bool:

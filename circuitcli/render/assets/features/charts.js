@@ -88,5 +88,7 @@ export function curve(steps, values, { title, unit }) {
 
 function reach(values) {
   const [low, high] = [Math.min(...values), Math.max(...values)];
-  return low === high ? [low - (Math.abs(low) || 1) / 2, high + (Math.abs(high) || 1) / 2] : [low, high];
+  if (low !== high) return [low, high];
+  // A constant: what is never negative has no axis below nothing.
+  return low ? [low - Math.abs(low) / 2, low + Math.abs(low) / 2] : [0, 1];
 }

@@ -137,6 +137,7 @@ async function choose(index) {
       rows.words.push(`${hooks[at]}/${part.index[n]} ${part.label[n]}`.toLowerCase());
     }
   }
+  get("main").classList.toggle("unscored", !rows.score.some(known));
   update();
 }
 
