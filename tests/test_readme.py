@@ -3,12 +3,14 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
 
 import nursery
 import pytest
+from cli_support import here
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -107,6 +109,18 @@ def test_every_command_of_the_readme_does_what_it_says(tmp_path: Path):
             ran.append(line)
     assert len(ran) >= 12
     assert (tmp_path / "circuit.svg").stat().st_size > 1000 and (tmp_path / "circuit.html").is_file()
+
+
+def test_lines_about_labels_are_ones_that_interp_takes(tmp_path: Path):
+    # What they do is held against stand-ins of servers in test_explain.py, test_explain_neuronpedia.py, test_labels.py.
+    block = re.search(r"<!-- run by tests/test_readme\.py -->\s*```sh\n(.*?)```", README, flags=re.DOTALL)
+    assert block is not None
+    lines = block[1].strip().split("\n")
+    (tmp_path / "mine.tsv").write_text("resid.2/5\tnames of loops\n", encoding="utf-8")
+    for line in lines:
+        done = here(*shlex.split(line)[1:], "--print-settings", cwd=tmp_path)
+        assert done.status == 0, f"{line}\n{done.stderr}"
+    assert len(lines) == 5
 
 
 def test_the_settings_and_statuses_that_the_readme_names_exist():
