@@ -83,8 +83,9 @@ def decoder_norms(coder: SparseCoder, features: Int[Tensor, " n"]) -> dict[str, 
 class Background:
     """What features do to each token's logit in general: their mean effect, and a scale of what is much.
 
-    The scale is the standard deviation of the effects, with half of that of the median token under it (both squared and
-    added), so that tokens that nothing moves, as those which the model never saw, do not stand out by noise.
+    The scale is the standard deviation of the effects, with that of the median token under it (both squared and added):
+    tokens that nothing moves, as those which the model never saw, do not stand out by noise, and frequent words, which
+    many features move, stay in the lists of those that move them most.
     """
 
     mean: Float[Tensor, " vocab"]
@@ -110,7 +111,7 @@ def background_of(adapter: ModelAdapter, rows: Float[Tensor, "n d_model"], *, vo
         total, square = total + effects.sum(dim=0), square + effects.square().sum(dim=0)
     mean = total / len(rows)
     variance = (square / len(rows) - mean.square()).clamp(min=0)
-    scale = (variance + variance.median() / 4).sqrt()
+    scale = (variance + variance.median()).sqrt()
     return Background(mean, torch.where(scale > 0, scale, 1.0))
 
 
