@@ -182,7 +182,7 @@ def _check(parts: _Content, *, name: str) -> None:
         raise InputError(f"{name}: an activation is not finite", hint=_HINT)
     for token, _, probability in parts.logits:
         if token < 0 or not 0 <= probability < 1 + _ROUNDING:
-            raise InputError(f"{name}: token {token} with the probability {probability:g} is no logit", hint=_HINT)
+            raise InputError(f"{name}: token {token} with the probability {probability:g} is not a logit", hint=_HINT)
 
 
 def _rows(parts: _Content, *, name: str) -> Rows:
