@@ -194,9 +194,23 @@ def test_a_page_of_single_features_is_one_file(tab: Tab, tmp_path: Path):
     tab.open(path)
     assert [url for url in tab.requests if not url.startswith("data:")] == [path.as_uri()]
     assert tab.count("article") == 2
-    tab.page.emulate_media(media="print")
-    assert tab.page.pdf().startswith(b"%PDF")
-    tab.page.emulate_media(media="screen")
+
+
+PRINTED = """() => {
+    const style = getComputedStyle(document.body);
+    const bars = [...document.querySelectorAll(".chart rect")].map((one) => getComputedStyle(one).display);
+    return [style.color, style.backgroundColor, new Set(bars).size === 1 ? bars[0] : bars];
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_what_is_printed_is_black_on_white_with_its_charts(tab: Tab, scheme: str, tmp_path: Path):
+    path = tmp_path / "single.html"
+    path.write_text(pages.feature_page([document("resid.0", 0)], run="run"), encoding="utf-8")
+    tab.open(path)
+    tab.page.emulate_media(media="print", color_scheme=scheme)
+    assert tab.page.evaluate(PRINTED) == ["rgb(0, 0, 0)", "rgb(255, 255, 255)", "inline"]
+    tab.page.emulate_media(media="screen", color_scheme="light")
 
 
 def test_the_page_of_a_coder_draws_its_numbers_and_leads_to_its_features(tab: Tab, site: Path):

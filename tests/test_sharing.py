@@ -254,6 +254,17 @@ def test_a_graph_of_another_program_is_read_as_far_as_it_tells(tmp_path: Path):
     assert found == {"mlp_in.5/5": "says"}
 
 
+@pytest.mark.parametrize("head", [7, "x", ["a"], None, True])
+def test_a_head_that_is_none_makes_a_file_another_programs(head: object, tmp_path: Path):
+    circuitcli.write_graph(small(), tmp_path / "g.json", as_="neuronpedia")
+    content = json.loads((tmp_path / "g.json").read_text())
+    content["metadata"]["circuit"]["head"] = head
+    (tmp_path / "g.json").write_text(json.dumps(content))
+    found = circuitcli.read_graph(tmp_path / "g.json")
+    assert {node.id for node in found.nodes} == {node.id for node in small().nodes}
+    assert found.head.origin == "circuit"
+
+
 def test_features_lie_beside_the_graph_and_come_back_with_it(tmp_path: Path):
     context = {"tokens": list(NASTY[:3]), "activations": [0.0, 2.5, 1.0], "peak": 1, "block": 4, "position": 9}
     known = {"label": "a", "density": 0.25, "max": 2.5, "promoted": [["x", 1.5]], "contexts": [context]}

@@ -33,6 +33,7 @@ def read(content: Mapping[str, Any], *, name: str) -> Shared:
     file = parsed(content, name=name)
     told = (file.metadata.model_extra or {}).get(OWN)
     own = told.get("head") if isinstance(told, dict) else None
+    own = own if isinstance(own, dict) else None
     nodes = _with_shares(_nodes(file, name=name)) if own is None else _nodes(file, name=name)
     ids = {key: node for key, (node, _) in nodes.items()}
     head = _head(file, nodes, name=name) if own is None else checked(GraphRecord, {**own, "kind": "graph"}, place=name)

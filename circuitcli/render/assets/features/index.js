@@ -87,7 +87,7 @@ function tools(index, total) {
     state.find = find.value;
     update();
   });
-  return html("div", { class: "bar" }, choice, find, html("output", { id: "counts" }));
+  return html("div", { class: "tools" }, choice, find, html("output", { id: "counts" }));
 }
 
 function heads() {

@@ -19,7 +19,7 @@ export function textPage() {
   get("main").replaceChildren(
     html(
       "div",
-      { class: "bar" },
+      { class: "tools" },
       coderChoice(),
       html("input", { id: "search", type: "search", placeholder: "label or id  (/)", autocomplete: "off" }),
       html("output", { id: "counts" }),
