@@ -10,6 +10,7 @@ import pytest
 from browser import Chromium, Tab
 from test_render import head, small_drawing, wide_graph
 from test_render_coders import IDS, SPANS, many_prompts, random_graph
+from test_traces import traced
 
 from circuitcli.graphs import CircuitGraph, Edge, Node
 from circuitcli.graphs.cumulative import pruned_by_influence
@@ -95,6 +96,19 @@ def test_boxes_stand_by_position_from_left_to_right_and_by_layer_from_bottom_to_
     alone = seen(tab).boxes
     assert alone["resid.0/7@2"][1] == alone["resid.0/7@4"][1] > alone["mlp.1/error@6"][1]
     assert max(x for x, _ in alone.values()) < max(x for x, _ in boxes.values())
+
+
+@pytest.mark.parametrize(("position", "text"), [(0, "<s>"), (1, "a"), (2, "文"), (3, "文"), (4, "文"), (5, " <b>")])
+def test_the_prompt_is_marked_where_the_node_is_although_characters_are_cut(
+    tab: Tab, tmp_path: Path, position: int, text: str
+):
+    name = f"resid.0/1@{position}"
+    nodes, edge = (Node(name, 1.0, 0.5, "nats"), Node("output")), Edge(name, "output", 1.0, "nats")
+    opened(tab, draw(replace(traced(), nodes=nodes, edges=(edge,))), tmp_path)
+    tab.page.eval_on_selector(
+        f'[data-node="{name}"]', "(one) => one.dispatchEvent(new MouseEvent('click', { bubbles: true }))"
+    )
+    assert tab.texts(".trace .peak") == [text]
 
 
 def test_named_spans_stand_in_the_order_of_the_head(tab: Tab, tmp_path: Path):

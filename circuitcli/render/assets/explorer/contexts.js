@@ -10,17 +10,21 @@ const FEW = 4;
 export function traceView(node) {
   const trace = circuit.traces?.[node.feature];
   if (!trace) return [];
-  const tokens = trace.tokens || circuit.graph.tokens;
   const sizes = trace.activations.map(Math.abs);
   const largest = sizes.reduce((a, b) => Math.max(a, b), 0);
   const scale = Math.max(largest, Math.abs(node.details?.max || 0));
   const title = known(trace.prompt) ? `in prompt ${trace.prompt}, where it is strongest` : "in this prompt";
-  const spans = tokens.map((token, index) => {
-    const at = known(trace.prompt) ? null : node.position;
-    return shaded(token, trace.activations[index] || 0, scale, at === index ? "peak" : null);
-  });
+  const at = known(trace.prompt) ? -1 : placeOf(node.position, trace);
+  const spans = trace.tokens.map((token, index) =>
+    shaded(token, trace.activations[index] || 0, scale, at === index ? "peak" : null),
+  );
   const told = largest > 0 ? `largest ${number(largest)}` : "it is not active here";
   return [html("h3", {}, title), html("div", { class: "context trace" }, spans, html("small", {}, told))];
+}
+
+// Which of the texts of a prompt a position is in: several positions share a character that is cut in several tokens.
+function placeOf(position, trace) {
+  return Number.isInteger(position) ? trace.positions.findLastIndex((first) => first <= position) : -1;
 }
 
 export function contextsView(side, furthest) {
