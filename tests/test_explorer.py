@@ -239,6 +239,21 @@ def test_a_proposed_group_is_one_box_once_it_is_accepted_until_it_is_dissolved(t
     assert tab.count(".node.group") == 0 and tab.count("[data-node]") == before
 
 
+def test_a_group_stands_where_its_boxes_stood_and_no_tip_is_left_behind(
+    tab: Tab, random_drawing: Drawing, tmp_path: Path
+):
+    show(tab, random_drawing, tmp_path)
+    zoom = "() => document.querySelector('#canvas > g').getAttribute('transform').split('scale')[1]"
+    before = tab.page.evaluate(zoom)
+    assert 0.2 < float(before[1:-1]) < 0.4
+    for name in [one.id for one in random_drawing.graph.nodes if one.kind == "feature"][:2]:
+        tab.page.click(node(name), modifiers=["Shift"])
+        assert tab.page.locator("#tip").is_visible()
+    tab.page.keyboard.press("g")
+    assert tab.count(".node.group.chosen") == 1 and tab.page.locator("#tip").is_hidden()
+    assert tab.page.evaluate(zoom) == before
+
+
 def test_the_page_opens_at_the_node_of_its_address(tab: Tab, tmp_path: Path):
     drawing = small_drawing()
     show(tab, drawing, tmp_path, fragment="#resid.0/7@2")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from pypdf import PdfReader
 from test_render import details, head, requested, small_graph
 from test_tiles import fonts, is_embedded
@@ -18,6 +19,7 @@ from circuitcli.records import CurveRecord, FeaturesRecord, Record, ResponseReco
 from circuitcli.render import faithfulness
 from circuitcli.render.activation_maps import BEFORE, context_maps, prompt_map
 from circuitcli.render.attributions import attribution_maps, effect_bars
+from circuitcli.render.bars import Bars, draw_bars
 from circuitcli.render.charts import Chart, draw_chart
 from circuitcli.render.densities import Densities, densities_plot, steps
 from circuitcli.render.pareto import coders_plot
@@ -245,3 +247,15 @@ def test_a_graph_of_one_node_is_drawn_or_told_why_not(run: Path, figure: str, na
         return
     render_figure.run(request, stdout=stdout)
     assert "circuit" in stdout.getvalue() and "</svg>" in stdout.getvalue()
+
+
+def test_numbers_of_bars_stand_inside_their_panel():
+    values = ([-0.0973, -1.52e-05, 0.000759], [1.0, 2.0, None], [0.0, 0.0, 0.0], [-3.81, 3.81, 1e-9])
+    panels = [(f"panel {n}", column) for n, column in enumerate(values)]
+    figure = draw_bars(Bars(["one", "two", "three"], panels, [("#ffffff", "")] * 3))
+    FigureCanvasAgg(figure).draw()
+    for axes in figure.axes:
+        frame = axes.get_window_extent()
+        for text in axes.texts:
+            told = text.get_window_extent()
+            assert frame.x0 <= told.x0 and told.x1 <= frame.x1, (axes.get_title(), text.get_text())

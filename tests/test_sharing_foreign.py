@@ -20,6 +20,7 @@ from circuitcli.errors import InputError
 from circuitcli.graphs import Edge, Node
 from circuitcli.graphs.exchange import formats, torch_files
 from circuitcli.graphs.exchange.torch_files import Inert, Sparse
+from circuitcli.render.state import State
 
 
 def foreign(module: str, name: str, made: Callable[[type], type] | None = None) -> type:
@@ -539,6 +540,26 @@ def test_labels_of_the_run_are_not_those_of_another_programs_features(tmp_path: 
     (tmp_path / "graph.json").write_text(neuronpedia())
     done = here("render", "graph.json", "--run", "run", "--as", "mermaid", "-o", "-", cwd=tmp_path)
     assert done.status == 0 and "mlp_in.1/5" in done.stdout and "our own" not in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "hint"),
+    [
+        ("circuit.html", b"<!DOCTYPE html>", "GraphML"),
+        ("circuit.svg", b"<?xml version='1.0'?><svg/>", "GraphML"),
+        ("circuit.png", b"\x89PNG\r\n\xff", "GraphML"),
+        ("circuit.pdf", b"%PDF-1.4\n\xff", "GraphML"),
+        ("circuit.dot", b"digraph circuit {}", "GraphML"),
+        ("circuit.csv", b"source,target\n", "GraphML"),
+        ("circuit.mmd", b"graph BT\n", "GraphML"),
+        ("circuit.state.json", State(graph="circuit").model_dump_json(indent=1).encode(), "--state"),
+    ],
+)
+def test_what_render_or_a_page_wrote_and_nothing_reads_is_named(name: str, content: bytes, hint: str, tmp_path: Path):
+    (tmp_path / name).write_bytes(content)
+    done = here("render", name, "-o", "x.svg", cwd=tmp_path)
+    assert done.status == 3 and len(done.errors) == 2 and hint in done.errors[1], done.stderr
+    assert "JSON" not in done.errors[0]
 
 
 def test_values_of_other_programs_do_nothing():

@@ -20,6 +20,8 @@ from circuitcli.runs import Run
 WAIT_S = 10.0
 # In memory, of all records; whoever writes without end does not fill it.
 MOST_BYTES = 2**30
+# What `circuit render` writes and nothing reads.
+_PICTURES = (".html", ".svg", ".png", ".pdf", ".dot", ".csv", ".mmd")
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,11 @@ def tell_what_is_waited_for(message: str) -> None:
         console.say(message)
 
 
+def _begins_an_object(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return stream.read(100).lstrip().startswith(b"{")
+
+
 def _file_lines(file: str) -> tuple[str, ...]:
     hint = "FILE is a file of records, JSON lines, or - for stdin"
     path = as_path(file, hint=hint)
@@ -115,6 +122,8 @@ def _file_lines(file: str) -> tuple[str, ...]:
         if (shared := formats.read(path)) is not None:
             # Of another program: what it holds as a command would have passed it on.
             return tuple(map(records.to_line, shared.records()))
+        if path.suffix.lower() in _PICTURES and not _begins_an_object(path):
+            raise InputError(f"{file} is a picture or a table, from which no graph is read", hint=formats.HINT)
     return _all(text_lines(path, hint=hint), name=file)
 
 

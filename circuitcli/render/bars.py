@@ -65,7 +65,15 @@ def draw_bars(bars: Bars) -> "Figure":
                         annotation_clip=False,
                     )
             axes.axvline(0, color="#444444", linewidth=0.8)
-            axes.margins(x=0.2)
+            axes.set_xlim(*_limits([value for value in values if value is not None]))
+            axes.locator_params(axis="x", nbins=5)
         grid[0][0].set_yticks(places, [visible(name) for name in bars.names])
         grid[0][0].invert_yaxis()
     return figure
+
+
+def _limits(values: Sequence[float]) -> tuple[float, float]:
+    """From the lowest bar to the highest with room for its number, which is as wide for a short bar."""
+    low, high = min(0.0, *values, 0.0), max(0.0, *values, 0.0)
+    span = high - low or 1.0
+    return low - 0.06 * span * (low < 0), high + 0.36 * span

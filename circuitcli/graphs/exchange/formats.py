@@ -24,7 +24,7 @@ MOST_BYTES = 2**30
 # The beginning of a line of records, which is no other program's.
 _RECORD = re.compile(rb'\s*\{\s*"kind"\s*:')
 _XML = {b"<graphml": "graphml", b"<gexf": "gexf"}
-_HINT = (
+HINT = (
     "files that are read: records (RUN/graphs/NAME.jsonl), graphs of Neuronpedia, circuit-tracer, feature-circuits, "
     "EAP-IG and MIB, and GraphML and GEXF that were written here"
 )
@@ -73,13 +73,13 @@ def read(path: Path) -> Shared | None:
         return None
     if kind == "torch":
         return _of_torch(path)
-    content = read_bytes(path, limit_bytes=MOST_BYTES, hint=_HINT)
+    content = read_bytes(path, limit_bytes=MOST_BYTES, hint=HINT)
     if kind == "graphml":
         return graphml.read(content, name=str(path))
     if kind == "gexf":
         return gexf.read(content, name=str(path))
     try:
-        found = parse_object(content, name=str(path), finite=False, hint=_HINT)
+        found = parse_object(content, name=str(path), finite=False, hint=HINT)
     except CircuitError:
         # What says nothing of a graph is a broken record to those who read these.
         if not any(key.encode() in content[:_BEGINNING] for key in map('"{}"'.format, _KEYS)):
@@ -94,7 +94,7 @@ def _of_torch(path: Path) -> Shared:
     for reader in (circuit_tracer, feature_circuits, eap_arrays):
         if keys >= reader.KEYS:
             return _told(reader.read, content, path)
-    raise InputError(f"{path} holds tensors, but no graph that is known: {shown(keys)}", hint=_HINT)
+    raise InputError(f"{path} holds tensors, but no graph that is known: {shown(keys)}", hint=HINT)
 
 
 def _told(reader: Callable[..., Shared], content: Mapping[str, Any], path: Path) -> Shared:
@@ -103,7 +103,7 @@ def _told(reader: Callable[..., Shared], content: Mapping[str, Any], path: Path)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         # Each part of a pickle may be a value of any kind, which fails in as many ways.
         said = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:120]}"
-        raise InputError(f"{path}: parts of the graph are of another kind: {said}", hint=_HINT) from None
+        raise InputError(f"{path}: parts of the graph are of another kind: {said}", hint=HINT) from None
 
 
 def _of_json(content: Mapping[str, Any], path: Path) -> Shared:
@@ -114,4 +114,6 @@ def _of_json(content: Mapping[str, Any], path: Path) -> Shared:
         return eap.read(content, name=str(path))
     if keys == {"graphs"}:
         raise InputError(f"{path} lists graphs and holds none", hint="name one of the files beside it")
-    raise InputError(f"{path} is JSON, but no graph that is known: it holds {shown(keys)}", hint=_HINT)
+    if {"pinned", "groups", "labels"} <= keys:
+        raise InputError(f"{path} is what a reader did to a page, and no graph", hint=f"add it with --state {path}")
+    raise InputError(f"{path} is JSON, but no graph that is known: it holds {shown(keys)}", hint=HINT)

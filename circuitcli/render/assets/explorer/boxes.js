@@ -27,6 +27,8 @@ export function boxes() {
     show(current());
   });
   subscribe(["boxes", "placed"], show, true);
+  // What the pointer was at may be elsewhere now, or no more there.
+  subscribe(["placed"], hideTip);
   subscribe(["boxes", "labels", "view"], write);
   subscribe(["chosen", "focus", "boxes", "shown", "labels"], light, true);
   subscribe(["found", "selected", "boxes", "labels"], ({ found, selected }) => {

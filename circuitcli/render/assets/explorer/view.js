@@ -44,14 +44,14 @@ export function fit() {
   fitted = true;
 }
 
-// Moves the drawing so that the box of a node is seen, and reads well.
+// Moves the drawing so that the box of a node is seen; nearer, where it has no letters.
 export function reveal(id) {
   const place = current().placed.places.get(id);
   if (!place) return;
   const { view, placed, size } = current();
   const { left, bottom } = margins(placed);
   const { width, height } = size;
-  const zoom = Math.max(view.zoom, FAR * 2);
+  const zoom = view.zoom < FAR ? FAR * 2 : view.zoom;
   const [x, y] = [place[0] * view.zoom + view.x, place[1] * view.zoom + view.y];
   const inside = x > left && y > 0 && x + CARD.width * zoom < width && y + CARD.height * zoom < height - bottom;
   if (inside && zoom === view.zoom) return;
