@@ -49,7 +49,8 @@ def test_both_notations_say_the_same_and_labels_are_kept_to_the_letter(tmp_path:
     by_lines = read_by_hand(written(tmp_path / "a.jsonl", lines))
     assert by_tabs == by_lines and [label.label for label in by_lines.values()] == list(HOSTILE)
     keep(tmp_path, "hand", by_lines.values())
-    assert LabelBook.of(tmp_path).labels == by_lines
+    book = LabelBook.of(tmp_path)
+    assert {name: book.of_feature(name) for name in names} == by_lines
 
 
 @pytest.mark.parametrize(
@@ -89,6 +90,18 @@ def test_a_label_of_another_sae_is_not_shown(tmp_path: Path) -> None:
     line = {"id": "resid.0/7", "label": "x", "sae": "sha256:a"}
     assert LabelBook.of(tmp_path).line(line) == line
     assert LabelBook.of(tmp_path).details(Details.model_validate(line)).label == "x"
+
+
+@pytest.mark.parametrize("stale", ["hand", "model"])
+def test_a_label_of_another_sae_does_not_hide_one_of_the_features_own(stale: str, tmp_path: Path) -> None:
+    fresh = {"hand": "model", "model": "neuronpedia"}[stale]
+    for source, sae in ((stale, "sha256:other"), (fresh, "sha256:a")):
+        keep(tmp_path, source, [Label(id="resid.0/7", label=source, label_source=source, sae=sae)])
+    book = LabelBook.of(tmp_path)
+    told = {sae: book.of_feature("resid.0/7", sae=sae) for sae in ("sha256:a", "sha256:other", "sha256:third", None)}
+    assert [one and one.label for one in told.values()] == [fresh, stale, None, stale]
+    gone = written(tmp_path / "gone.tsv", "resid.0/7\t\n")
+    assert LabelBook.of(tmp_path, [gone]).of_feature("resid.0/7", sae="sha256:a") is None
 
 
 @pytest.fixture

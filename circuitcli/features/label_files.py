@@ -45,9 +45,13 @@ class Label(BaseModel):
 
 @dataclass(frozen=True)
 class LabelBook:
-    """The label that counts for each feature, by id; empty where the rules' own label stands."""
+    """The labels of features by id, from one source each, the sources that win first.
 
-    labels: Mapping[str, Label]
+    Of those that are of the feature's own SAE, or do not say of which, the first counts; where that is empty, or there
+    is none, the rules' own label stands.
+    """
+
+    labels: tuple[Mapping[str, Label], ...]
 
     @classmethod
     def of(cls, run: Path | None, files: Iterable[str | Path] = ()) -> "LabelBook":
@@ -55,18 +59,17 @@ class LabelBook:
 
         Raises InputError for a file that cannot be read.
         """
-        found: dict[str, Label] = {}
-        for source in reversed(SOURCES):
-            found |= {} if run is None else read_kept(run, source)
+        named: dict[str, Label] = {}
         for path in files:
-            found |= read_by_hand(Path(path))
-        # An empty one by hand takes a label away.
-        return cls({name: label for name, label in found.items() if label.label})
+            named |= read_by_hand(Path(path))
+        return cls((named, *(read_kept(run, source) for source in SOURCES if run is not None)))
 
     def of_feature(self, name: str, *, sae: str | None = None) -> Label | None:
-        """The label of a feature, unless it is known to be of another SAE than ``sae``."""
-        found = self.labels.get(name)
-        return None if found is None or not _same(found.sae, sae) else found
+        """The label that counts for a feature of this SAE; None where the rules' own does."""
+        own = (label for labels in self.labels if (label := labels.get(name)) and _same(label.sae, sae))
+        found = next(own, None)
+        # An empty one by hand takes those of other sources away.
+        return found if found is not None and found.label else None
 
     def line(self, content: dict[str, Any]) -> dict[str, Any]:
         """A line of a features file with the label that counts."""
