@@ -107,7 +107,13 @@ def lines(
     n_scored: of cached activations so many of the last rows are left out, and labels are scored on them.
     """
     scored = None
-    surroundings = Surroundings(model.tokenizer.token_strings)
+    how: dict[str, Any] = {
+        "n_contexts": n_contexts,
+        "window": window,
+        "n_samples": SAMPLES_PER_QUANTILE * n_quantiles,
+        "features": features,
+        "surroundings": Surroundings(model.tokenizer.token_strings),
+    }
     if isinstance(source, ActivationCache):
         coder.check_reads({hook: source.d_model(hook) for hook in coder.reads})
         n_rows = min(n_tokens or source.n_tokens, source.n_tokens)
@@ -117,29 +123,9 @@ def lines(
             chosen = pieces if features is None else (piece.of(features) for piece in pieces)
             n_features = coder.d_sae if features is None else len(features)
             scored = held_out(chosen, model.tokenizer.token_strings, n_features=n_features)
-        summary = scan.scan(
-            source,
-            coder,
-            n_tokens=n_described,
-            batch_size=batch_size,
-            n_contexts=n_contexts,
-            window=window,
-            n_samples=SAMPLES_PER_QUANTILE * n_quantiles,
-            features=features,
-            surroundings=surroundings,
-        )
+        summary = scan.scan(source, coder, n_tokens=n_described, batch_size=batch_size, **how)
     else:
-        texts = token_ids(source, model, n_tokens)
-        summary = scan.scan_texts(
-            model,
-            coder,
-            texts,
-            n_contexts=n_contexts,
-            window=window,
-            n_samples=SAMPLES_PER_QUANTILE * n_quantiles,
-            features=features,
-            surroundings=surroundings,
-        )
+        summary = scan.scan_texts(model, coder, token_ids(source, model, n_tokens), **how)
     indices = summary.live if features is None else torch.tensor(features)
     effects = _effects(coder, indices, model, n_logits)
     norms = decoder_norms(coder, indices)

@@ -94,7 +94,7 @@ class Details(_Frozen):
 
     promoted and suppressed: for each unit of activation, by all that the feature writes on the direct path to the
     logits. Numbers are of the codes above zero, ``negative`` of those below. ``decoder_norms``: how long the feature's
-    decoder row is at each hook point that it writes, where it writes several.``confidence``: balanced accuracy
+    decoder row is at each hook point that it writes, where it writes several. ``confidence``: balanced accuracy
     that is expected of the rules' label. ``label_source``: rules if not given, hand, model or neuronpedia;
     ``label_score``: balanced accuracy of a label that is not the rules' own.
     """
