@@ -17,6 +17,7 @@ from circuitcli.features.lines import Context, Details
 from circuitcli.graphs import CircuitGraph, Edge, Node
 from circuitcli.graphs.groups import similar_groups
 from circuitcli.render.drawing import Drawing, draw
+from circuitcli.render.heading import notes
 from circuitcli.render.page import page
 from circuitcli.render.text import measured
 
@@ -260,6 +261,16 @@ def test_the_page_opens_at_the_node_of_its_address(tab: Tab, tmp_path: Path):
     assert chosen(tab) == ["resid.0/7@2"]
     show(tab, drawing, tmp_path, fragment="#%E0%A4%A not there <b>")
     assert chosen(tab) == []
+
+
+def test_what_the_file_of_another_program_does_not_tell_is_left_out(tab: Tab, tmp_path: Path):
+    untold = dict.fromkeys(("model", "dtype", "baseline"), "unknown")
+    graph = CircuitGraph(head(metric_clean=None, metric_baseline=None, **untold), (Node("output"),), ())
+    show(tab, draw(graph), tmp_path)
+    told = tab.page.inner_text("#panel")
+    assert "1 node, 0 edges" in told and "unknown" not in told
+    # An edge that is not there says nothing.
+    assert notes(draw(graph)) == ["1 node, 0 edges."]
 
 
 def test_paper_gets_the_drawing_the_legend_and_the_panel(tab: Tab, random_drawing: Drawing, tmp_path: Path):

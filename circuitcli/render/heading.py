@@ -89,10 +89,15 @@ def over_prompts(head: GraphRecord) -> str:
     return f"means over {head.n_prompts:,} prompts{where} ± standard error; the first: {quoted(head.prompt)}"
 
 
+def _counted(n: int, name: str) -> str:
+    return f"{n} {name}{'' if n == 1 else 's'}"
+
+
 def notes(drawing: Drawing) -> list[str]:
     """How to read the drawing and what it leaves out, in lines of plain text."""
     n_nodes = len(drawing.nodes)
-    lines = [f"{n_nodes} nodes, {len(drawing.edges)} edges. {READING}"]
+    size = f"{_counted(n_nodes, 'node')}, {_counted(len(drawing.edges), 'edge')}."
+    lines = [f"{size} {READING}" if drawing.edges else size]
     which = "" if drawing.max_nodes is not None else "the weakest "
     for left in drawing.left_out:
         if left.n_left_out:

@@ -30,8 +30,11 @@ function graphRows() {
   const count = (value) => value.toLocaleString("en");
   return [
     ["metric", visible(metric)],
-    ["clean", signed(graph.metric_clean, graph.unit)],
-    ["baseline", `${signed(graph.metric_baseline, graph.unit)} (${graph.baseline})`],
+    ["clean", known(graph.metric_clean) ? signed(graph.metric_clean, graph.unit) : null],
+    [
+      "baseline",
+      known(graph.metric_baseline) ? `${signed(graph.metric_baseline, graph.unit)} (${graph.baseline})` : null,
+    ],
     ["prompts", graph.n_prompts > 1 ? `${count(graph.n_prompts)}${of}; ${means}` : null],
     ["replacement", known(graph.replacement) ? number(graph.replacement) : null],
     [
@@ -41,13 +44,18 @@ function graphRows() {
         : null,
     ],
     ["active", known(graph.n_active) ? `${count(graph.n_active)} features, ${count(graph.n_expanded)} expanded` : null],
-    ["model", visible(graph.model)],
+    ["model", told(graph.model)],
     ["method", graph.method],
     ["positions", graph.positions],
-    ["numbers", graph.dtype],
-    ["size", `${count(all.length)} nodes, ${count(edges.length)} edges`],
+    ["numbers", told(graph.dtype)],
+    ["size", `${counted(all, "node")}, ${counted(edges, "edge")}`],
   ];
 }
+
+// Files of other programs do not tell all.
+const told = (text) => (text === "unknown" ? null : visible(text));
+
+const counted = (all, name) => `${all.length.toLocaleString("en")} ${name}${all.length === 1 ? "" : "s"}`;
 
 function scoreTable() {
   if (!circuit.scores.length) return [];
