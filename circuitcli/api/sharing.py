@@ -28,6 +28,8 @@ def read_graph(path: Path) -> CircuitGraph:
 def read_cards(path: Path) -> list[Details]:
     """What the file of another program tells of its features: labels, and contexts where they lie beside it.
 
+        graph, cards = circuit.read_graph("their.json"), circuit.read_cards("their.json")
+
     Raises InputError as `read_graph` does; of a file of records there are none.
     """
     shared = formats.read(as_path(path))
