@@ -41,7 +41,8 @@ function logits(title, pairs, kind) {
   const tokens = pairs.map(([token, value]) =>
     html("span", { class: kind, title: JSON.stringify(token) }, visible(token), html("small", {}, signed(value))),
   );
-  return [html("h3", {}, title), html("div", { class: "logits" }, tokens)];
+  const order = "In logits for each unit of activation; first what other features move less.";
+  return [html("h3", { title: order }, title), html("div", { class: "logits" }, tokens)];
 }
 
 // Statistics of the codes of one sign.

@@ -217,7 +217,8 @@ function pairs(title, found, attributes) {
       signed(value),
     ),
   ]);
-  return found.length ? html("div", attributes, html("h3", {}, title), table(["token", ""], rows)) : null;
+  const order = "In logits for each unit of activation; first what other features move less.";
+  return found.length ? html("div", attributes, html("h3", { title: order }, title), table(["token", ""], rows)) : null;
 }
 
 function aside(feature, linked) {
