@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from circuitcli.graphs.graph import CircuitGraph, Edge, Node
-from circuitcli.graphs.influence import ERROR, LOGIT, Rows, influence, prune
+from circuitcli.graphs.graph import CircuitGraph, Edge
+from circuitcli.graphs.influence import ERROR, LOGIT, Rows, prune
 from circuitcli.graphs.pruning import sorted_graph
+from circuitcli.graphs.ranking import output_weight
 from circuitcli.hookpoints import OUTPUT
 
 
@@ -32,13 +33,6 @@ def pruned_by_influence(graph: CircuitGraph, *, node_threshold: float, edge_thre
     return replace(graph, nodes=nodes, edges=edges)
 
 
-def influence_of(graph: CircuitGraph) -> dict[str, float]:
-    """How much each node matters to the output by way of the graph's edges; logits count by their probability."""
-    graph = sorted_graph(graph)
-    found = influence(_rows(graph))
-    return {node.id: float(value) for node, value in zip(graph.nodes, found, strict=True)}
-
-
 def _rows(graph: CircuitGraph) -> Rows:
     """The edges of a graph in the order of the model, by target."""
     by_target: dict[str, list[Edge]] = {}
@@ -53,16 +47,9 @@ def _rows(graph: CircuitGraph) -> Rows:
     return Rows(
         kinds=np.where(is_output, LOGIT, ERROR).astype(np.int8),
         orders=np.arange(len(graph.nodes), dtype=np.int32),
-        weights=np.array([_weight(node) for node in graph.nodes], dtype=np.float64),
+        weights=np.array([output_weight(node) for node in graph.nodes], dtype=np.float64),
         targets=np.array([numbers[name] for name in targets], dtype=np.int64),
         starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         sources=np.array([numbers[edge.source] for edge in ordered], dtype=np.int32),
         values=np.array([edge.weight for edge in ordered], dtype=np.float64),
     )
-
-
-def _weight(node: Node) -> float:
-    """How much an output counts: a token by its probability."""
-    if not node.is_output:
-        return 0.0
-    return 1.0 if node.probability is None else node.probability

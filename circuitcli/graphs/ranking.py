@@ -44,7 +44,8 @@ def _largest(edges: Iterable[Edge]) -> dict[str, float]:
 
 def influences(graph: CircuitGraph) -> tuple[dict[str, float], dict[tuple[str, str], float]]:
     """How much each node and each edge matters to the output by way of all paths, as in `graphs.influence`: what goes
-    into a node is shared among its edges by |weight|, from the last node to the first."""
+    into a node is shared among its edges by |weight|, from the last node to the first. In the order and the rounding of
+    the page's ranking.js, so that both rank alike where two are equal."""
     into: dict[str, list[Edge]] = {}
     for edge in graph.edges:
         into.setdefault(edge.target, []).append(edge)
@@ -53,7 +54,7 @@ def influences(graph: CircuitGraph) -> tuple[dict[str, float], dict[tuple[str, s
     for node in reversed(sorted_graph(graph).nodes):
         edges = into.get(node.id, ())
         total = max(sum(abs(edge.weight) for edge in edges), 1e-10)
-        mass = nodes[node.id] + _own(node)
+        mass = nodes[node.id] + output_weight(node)
         for edge in edges:
             share = mass * abs(edge.weight) / total
             shares[edge.source, edge.target] = share
@@ -61,7 +62,8 @@ def influences(graph: CircuitGraph) -> tuple[dict[str, float], dict[tuple[str, s
     return nodes, shares
 
 
-def _own(node: Node) -> float:
-    if node.kind == "logit":
-        return 1.0 if node.probability is None else node.probability
-    return 1.0 if node.kind == "output" else 0.0
+def output_weight(node: Node) -> float:
+    """How much an output counts: a token by its probability; all other nodes nothing."""
+    if not node.is_output:
+        return 0.0
+    return 1.0 if node.probability is None else node.probability

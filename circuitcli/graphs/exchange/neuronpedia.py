@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from circuitcli.errors import InputError
-from circuitcli.graphs.cumulative import influence_of
 from circuitcli.graphs.exchange.numbering import Numbering
 from circuitcli.graphs.exchange.shared import Shared, bare, file_name
 from circuitcli.graphs.graph import CircuitGraph, Edge, Node
+from circuitcli.graphs.ranking import influences
 from circuitcli.hookpoints import NodeId
 from circuitcli.records import GraphRecord
 
@@ -179,7 +179,7 @@ def _cumulative(graph: CircuitGraph) -> dict[str, float]:
     """Of each node the share of all influence that it and more influential ones have: up to some share a page shows
     nodes. The influence is what the graph says, or that by way of its edges."""
     told = {node.id: node.influence for node in graph.nodes if node.influence is not None}
-    sizes = told or influence_of(graph)
+    sizes = told or influences(graph)[0]
     ranked = sorted((name for name in sizes if not graph.by_id[name].is_output), key=lambda name: -sizes[name])
     total = math.fsum(sizes[name] for name in ranked)
     if total <= 0:
