@@ -1,7 +1,7 @@
 """Arguments of functions that people call, checked as settings are, and values that are found by hook point."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -69,6 +69,21 @@ def as_hooks(hooks: Hook | Iterable[Hook]) -> list[HookPoint]:
     if not isinstance(several, Iterable):
         raise wrong_type("hooks", hooks, "a hook point or a list of them", hint="for example hooks='resid.8'")
     return sorted({as_hook(hook, name="hooks") for hook in several})
+
+
+def others_of(
+    settings: Mapping[str, object] | None, *, example: str, known: Collection[str] | None = None
+) -> dict[str, Any]:
+    """Settings that are given beside the arguments, by name.
+
+    Raises SettingsError for what is no mapping and, where these are told, for a name that is not among the known.
+    """
+    if settings is not None and not isinstance(settings, Mapping):
+        raise wrong_type("settings", settings, "a mapping", hint=f"for example settings={example}")
+    found = dict(settings or {})
+    if known is not None and (unknown := [name for name in found if name not in known]):
+        raise SettingsError(f"unknown setting: {unknown[0]}", hint=f"there are {' '.join(known)}; see the arguments")
+    return found
 
 
 class UnknownHookError(InputError, KeyError):

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from circuitcli.activations.cache import ActivationCache
-from circuitcli.api.arguments import checked, wrong_type
+from circuitcli.api.arguments import checked, others_of, wrong_type
 from circuitcli.api.baselines import baseline_rule
 from circuitcli.api.behaviours import SKIP_BAD, Prompts, as_behaviour
 from circuitcli.api.coders import SomeCoders, digests, spliced
@@ -133,12 +133,9 @@ def find_circuit(
 
 def _settings(others: Mapping[str, object] | None, method: Method, **named: Any) -> GraphSettings:
     """The arguments as settings. Raises SettingsError for those that do not go together."""
-    if others is not None and not isinstance(others, Mapping):
-        raise wrong_type("settings", others, "a mapping", hint="for example settings={'baseline_tokens': 4096}")
     if method not in get_args(Method):
         raise wrong_type("method", method, "a method", hint="methods are ig, atp, relp, gim, exact, naive and frozen")
-    if unknown := [name for name in others or {} if name not in _FREE]:
-        raise SettingsError(f"unknown setting: {unknown[0]}", hint=f"there are {' '.join(_FREE)}; see the arguments")
+    free = others_of(others, example="{'baseline_tokens': 4096}", known=_FREE)
     by_gradients = method not in ("naive", "frozen")
     if not by_gradients and (given := [name for name in _OF_GRADIENTS if named[name] is not None]):
         name = _CALLED.get(given[0], given[0])
@@ -146,7 +143,7 @@ def _settings(others: Mapping[str, object] | None, method: Method, **named: Any)
     if method == "frozen" and named["positions"] not in (None, "all"):
         raise SettingsError("nodes of a frozen graph are at each position", hint="leave out positions=")
     of_method = {"method": method} if by_gradients else {"frozen": True} if method == "frozen" else {}
-    return checked(GraphSettings, called=_CALLED, **{**dict(others or {}), **named, **of_method})
+    return checked(GraphSettings, called=_CALLED, **{**free, **named, **of_method})
 
 
 def _panel(

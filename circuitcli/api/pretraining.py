@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path as FilePath
 
 from circuitcli import runs
-from circuitcli.api.arguments import Path, wrong_type
+from circuitcli.api.arguments import Path, others_of
 from circuitcli.errors import InputError
 from circuitcli.models.loading import LanguageModel, choose_device, load_model
 from circuitcli.pretraining import export
@@ -46,10 +46,9 @@ def pretrain(
     Raises InputError for a text that is too short or a directory that holds another model, SettingsError for settings
     that make no sense, CircuitError if the loss stops being finite.
     """
-    if settings is not None and not isinstance(settings, Mapping):
-        raise wrong_type("settings", settings, "a mapping", hint="for example settings={'pretrain.n_layers': 2}")
+    free = others_of(settings, example="{'pretrain.n_layers': 2}")
     named = {"data.text": str(text), "pretrain.tokenizer": tokenizer, "pretrain.steps": steps, "seed": seed}
-    values = {name: value for name, value in named.items() if value is not None} | dict(settings or {})
+    values = {name: value for name, value in named.items() if value is not None} | free
     chosen = changed(Settings(), values, origin="pretrain()")
     chosen.pretrain.check()
     output = as_path(path)

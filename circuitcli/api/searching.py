@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from circuitcli.activations.cache import ActivationCache
-from circuitcli.api.arguments import checked, wrong_type
+from circuitcli.api.arguments import checked, others_of, wrong_type
 from circuitcli.api.baselines import baseline_rule
 from circuitcli.api.behaviours import Prompts, as_behaviour
 from circuitcli.api.circuits import head_of
@@ -16,7 +16,7 @@ from circuitcli.attribution.method import panel_of
 from circuitcli.attribution.search.circuit import PromptSearch, check_coders
 from circuitcli.attribution.search.circuit import search_circuit as searched
 from circuitcli.attribution.search.codes import codes_of_text
-from circuitcli.errors import InputError, SettingsError
+from circuitcli.errors import InputError
 from circuitcli.graphs import CircuitGraph
 from circuitcli.models.loading import LanguageModel
 from circuitcli.settings.graph import GraphSettings
@@ -72,12 +72,8 @@ def search_circuit(
 
 
 def _asked(settings: Mapping[str, object] | None, **named: Any) -> SearchSettings:
-    if settings is not None and not isinstance(settings, Mapping):
-        raise wrong_type("settings", settings, "a mapping", hint="for example settings={'samples': 32}")
     free = sorted(set(SearchSettings.model_fields) - set(named))
-    if unknown := [name for name in settings or {} if name not in free]:
-        raise SettingsError(f"unknown setting: {unknown[0]}", hint=f"there are {' '.join(free)}; see the arguments")
-    return checked(SearchSettings, **{**dict(settings or {}), **named})
+    return checked(SearchSettings, **{**others_of(settings, example="{'samples': 32}", known=free), **named})
 
 
 def _behaviour(prompt: Prompts) -> Behaviour:

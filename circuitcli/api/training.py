@@ -12,7 +12,7 @@ import torch
 
 from circuitcli import runs
 from circuitcli.activations.cache import ActivationCache
-from circuitcli.api.arguments import ByHook, Hook, Path, as_hooks, wrong_type
+from circuitcli.api.arguments import ByHook, Hook, Path, as_hooks, others_of, wrong_type
 from circuitcli.api.models import as_model
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.hookpoints import HookPoint
@@ -93,9 +93,8 @@ def train(
 
 
 def _chosen(others: Mapping[str, object] | None, named: Mapping[str, object]) -> Settings:
-    if others is not None and not isinstance(others, Mapping):
-        raise wrong_type("settings", others, "a mapping", hint="for example settings={'train.keep': 'best'}")
-    values = {name: value for name, value in named.items() if value is not None} | dict(others or {})
+    free = others_of(others, example="{'train.keep': 'best'}")
+    values = {name: value for name, value in named.items() if value is not None} | free
     if useless := [name for name in values if name in _OF_COMMANDS]:
         raise SettingsError(f"{useless[0]} does not apply here", hint="`circuit train` takes it")
     made = changed(Settings(), values, origin="train()")
