@@ -37,7 +37,7 @@ def html(kind: str, title: str, data: Mapping[str, Any] | None = None) -> str:
         "kind": escape(kind),
         "title": escape(visible(title)),
         "style": asset("features.css"),
-        "modules": import_map("features", "explorer/text.js"),
+        "modules": import_map("features", "explorer/dom.js", "explorer/text.js"),
         "data": safe(to_json(dict(data or {}))),
     }
     return filled("features.html", parts)

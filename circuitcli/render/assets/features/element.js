@@ -1,19 +1,10 @@
-// Elements. Text from outside reaches a page through textContent and attributes only, never as markup.
+// Elements of these pages, beside those of every page.
+import { fill, get, html } from "#dom";
+
+export { get, html };
+
 const SVG = "http://www.w3.org/2000/svg";
-
-function fill(element, attributes, children) {
-  for (const [name, value] of Object.entries(attributes || {})) {
-    if (value !== null && value !== undefined && value !== false) element.setAttribute(name, value);
-  }
-  for (const child of children.flat(Infinity)) {
-    if (child !== null && child !== undefined && child !== "") element.append(child);
-  }
-  return element;
-}
-
-export const html = (tag, attributes, ...children) => fill(document.createElement(tag), attributes, children);
 export const svg = (tag, attributes, ...children) => fill(document.createElementNS(SVG, tag), attributes, children);
-export const get = (id) => document.getElementById(id);
 
 // Part of a page with a heading; nothing where nothing is in it.
 export function section(name, title, ...children) {
