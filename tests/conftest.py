@@ -81,3 +81,10 @@ def chromium() -> Iterator[browser.Chromium]:
     """A real browser for the tests of a file: no longer, as Playwright's event loop runs as long."""
     with browser.launched() as found:
         yield found
+
+
+@pytest.fixture(scope="module")
+def shared(chromium: browser.Chromium) -> Iterator[browser.Tab]:
+    """A page of that browser for all tests of a file."""
+    with chromium.tab() as tab:
+        yield tab

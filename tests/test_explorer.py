@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from bench.bench_page import measured as timed
 from bench.page_graphs import random_circuit, random_details
-from browser import Chromium, Tab
+from browser import Tab
 from test_groups import drawn
 from test_render import NASTY, details, head, small_drawing
 from test_render_coders import IDS, many_prompts, random_graph
@@ -58,12 +58,6 @@ TIP_INSIDE = """() => {
     return tip.top >= 0 && tip.bottom <= innerHeight && tip.left >= 0 && tip.right <= innerWidth;
 }"""
 CLICK = "(one) => one.dispatchEvent(new MouseEvent('click', { bubbles: true }))"
-
-
-@pytest.fixture(scope="module")
-def shared(chromium: Chromium) -> Iterator[Tab]:
-    with chromium.tab() as opened:
-        yield opened
 
 
 @pytest.fixture

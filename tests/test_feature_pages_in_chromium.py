@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import Chromium, Tab, worked
+from browser import Tab, worked
 from test_explorer import HOSTILE
 
 from circuitcli.render import feature_pages as pages
@@ -82,12 +82,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pages.write_page(folder, pages.INDEX, pages.html("index", "features"))
     pages.write_page(folder, pages.FEATURE, pages.html("feature", "a feature"))
     return folder
-
-
-@pytest.fixture(scope="module")
-def shared(chromium: Chromium) -> Iterator[Tab]:
-    with chromium.tab() as opened:
-        yield opened
 
 
 @pytest.fixture

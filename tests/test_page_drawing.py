@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browser import Chromium, Tab
+from browser import Tab
 from test_render import head, small_drawing, wide_graph
 from test_render_coders import IDS, SPANS, many_prompts, random_graph
 from test_traces import traced
@@ -48,12 +48,6 @@ class Seen:
     boxes: dict[str, tuple[float, float]]
     edges: dict[str, list[tuple[float, float]]]
     weights: list[tuple[float, float, float, float]]
-
-
-@pytest.fixture(scope="module")
-def shared(chromium: Chromium) -> Iterator[Tab]:
-    with chromium.tab() as tab:
-        yield tab
 
 
 @pytest.fixture
