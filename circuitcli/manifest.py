@@ -14,9 +14,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from circuitcli.errors import InputError
+from circuitcli.faults import checked
 from circuitcli.reading import parse_object, read_bytes
 from circuitcli.schema import LONGEST_TABLE, Count, Number, PathInRun, Table, Text, Word
 from circuitcli.settings.model import ModelSettings
@@ -82,14 +83,9 @@ def _check(text: bytes, path: Path) -> None:
             f"{path.parent} has run format {str(content.get('format'))[:60]}; this version reads {FORMAT_VERSION}",
             hint="choose another --run",
         )
-    try:
-        _Manifest.model_validate(content)
-        settings = content.get("model_settings", {})
-        ModelSettings.model_validate({name.removeprefix("model."): value for name, value in settings.items()})
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{path}: {field}: {first['msg'].lower()}", hint=_HINT) from None
+    checked(_Manifest, content, place=str(path), hint=_HINT)
+    settings = {name.removeprefix("model."): value for name, value in content.get("model_settings", {}).items()}
+    checked(ModelSettings, settings, place=str(path), hint=_HINT)
 
 
 def digest(content: Any) -> str:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from circuitcli.errors import InputError, SettingsError
+from circuitcli.faults import first_fault
 from circuitcli.hookpoints import HookPoint
 from circuitcli.settings.section import Section
 
@@ -28,13 +29,12 @@ def checked(kind: type[S], *, called: Mapping[str, str] | None = None, **values:
     try:
         return kind.model_validate(given)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0]) if first["loc"] else ""
+        fault = first_fault(error)
+        name = fault.path[0] if fault.path else ""
         field = kind.model_fields.get(name)
-        said = first["msg"].removeprefix("Value error, ")
         hint = " ".join((field.description or "").split()) if field is not None else ""
         shown = (called or {}).get(name, name)
-        raise SettingsError(f"{shown}={_short(given.get(name))}: {said[:1].lower() + said[1:]}", hint=hint) from None
+        raise SettingsError(f"{shown}={_short(given.get(name))}: {fault.reason}", hint=hint) from None
 
 
 def _plain(value: Any) -> Any:

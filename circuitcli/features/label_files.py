@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from circuitcli import runs
 from circuitcli.errors import InputError, SettingsError
+from circuitcli.faults import checked
 from circuitcli.features.lines import Details
 from circuitcli.hookpoints import NodeId
 from circuitcli.reading import json_lines, parse_object, text_lines
@@ -151,12 +152,7 @@ def _feature(written: Any, place: str) -> str:
 
 
 def _label(content: Mapping[str, Any], *, place: str) -> Label:
-    try:
-        return Label.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{place}: damaged label: {field}: {first['msg'].lower()}", hint=_HINT) from None
+    return checked(Label, content, place=f"{place}: damaged label", hint=_HINT)
 
 
 def _same(mine: str | None, other: str | None) -> bool:

@@ -6,9 +6,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, FiniteFloat, model_validator
 
-from circuitcli.errors import InputError
+from circuitcli import faults
 from circuitcli.reading import parse_object, text_lines
 
 # Quotation marks inside JSON strings are escaped, so that this matches keys only.
@@ -142,9 +142,4 @@ def first_lines(path: Path, n: int | None = None) -> Iterator[Details]:
 
 def checked(content: Mapping[str, Any], *, place: str) -> Details:
     """What a line says. Raises InputError, naming its place, for a value of a wrong type."""
-    try:
-        return Details.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{place}: damaged feature: {field or 'line'}: {first['msg'].lower()}", hint=HINT) from None
+    return faults.checked(Details, content, place=f"{place}: damaged feature", hint=HINT)

@@ -5,9 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any, TextIO
 
-from pydantic import ValidationError
-
 from circuitcli.errors import InputError
+from circuitcli.faults import checked
 from circuitcli.printable import json_steady
 from circuitcli.reading import parse_json, text_lines
 from circuitcli.records.base import Record, UnknownRecord
@@ -114,15 +113,8 @@ def parse_line(line: str, *, place: str = "input") -> Record:
     content = parse_json(line, name=f"{place}: this line", hint=hint)
     if not isinstance(content, dict) or not isinstance(content.get("kind"), str):
         raise InputError(f"{place}: this line is not a record: {line[:60].strip()}", hint=hint)
-    try:
-        return KINDS.get(content["kind"], UnknownRecord).model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])[:60]
-        # What pydantic says begins with a capital; texts that were seen keep theirs.
-        said = first["msg"].removeprefix("Value error, ")
-        said = said[:1].lower() + said[1:]
-        raise InputError(f"{place}: {content['kind']} record: {field}: {said}", hint=hint) from None
+    kind = content["kind"]
+    return checked(KINDS.get(kind, UnknownRecord), content, place=f"{place}: {kind} record", hint=hint)
 
 
 def read(lines: Iterable[str], *, name: str = "stdin") -> Stream:

@@ -20,6 +20,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from circuitcli.errors import InputError
+from circuitcli.faults import first_fault
 from circuitcli.graphs import CircuitGraph
 from circuitcli.graphs.ranking import By
 from circuitcli.reading import parse_object, read_text
@@ -70,10 +71,7 @@ def read_state(path: Path) -> State:
         # Of JSON: a list is a tuple there, and nothing else is taken for what it is not.
         found = State.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])[:60]
-        said = first["msg"][:1].lower() + first["msg"][1:]
-        raise InputError(f"{path} is not the state of a page: {field or 'it'}: {said}", hint=HINT) from None
+        raise InputError(f"{path} is not the state of a page: {first_fault(error)}", hint=HINT) from None
     if found.format != FORMAT:
         raise InputError(
             f"{path} is of format {found.format}, and this version reads format {FORMAT}",

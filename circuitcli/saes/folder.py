@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from circuitcli import runs
 from circuitcli.errors import InputError, SettingsError
+from circuitcli.faults import first_fault
 from circuitcli.hookpoints import HookPoint
 from circuitcli.reading import read_object
 
@@ -109,11 +110,10 @@ def checked(content: dict[str, Any], path: Path) -> NativeConfig:
     try:
         config = NativeConfig.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        if first["type"] == "missing":
-            raise InputError(f"{path} lacks '{name}'", hint=_AGAIN) from None
-        raise InputError(f"{path}: '{name}' is {first['input']!r:.60}: {first['msg']}", hint=_AGAIN) from None
+        fault = first_fault(error)
+        if fault.is_missing:
+            raise InputError(f"{path} lacks '{fault.field}'", hint=_AGAIN) from None
+        raise InputError(f"{path}: '{fault.field}' is {fault.value!r:.60}: {fault.reason}", hint=_AGAIN) from None
     if config.architecture not in OPTIONS:
         raise InputError(
             f"{path.parent}: architecture '{config.architecture:.40}' is not known",

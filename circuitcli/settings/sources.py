@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from circuitcli.errors import SettingsError
+from circuitcli.faults import first_fault
 from circuitcli.printable import toml_printable
 from circuitcli.reading import read_toml
 from circuitcli.settings.settings import Settings
@@ -184,16 +185,11 @@ def _validated(values: Mapping[str, Any], origins: Mapping[str, str]) -> Setting
 
 
 def _refusal(error: ValidationError, values: Mapping[str, Any], origins: Mapping[str, str]) -> SettingsError:
-    first = error.errors()[0]
-    path = [str(part) for part in first["loc"]]
-    name = next(
-        (".".join(path[:n]) for n in range(len(path), 0, -1) if ".".join(path[:n]) in values),
-        ".".join(path),
-    )
-    origin = origins.get(name, "settings")
-    said = first["msg"].removeprefix("Value error, ")
-    reason = said[:1].lower() + said[1:]
-    return SettingsError(f"{name}={_short(values.get(name))} ({origin}): {reason}", hint=known_names().get(name, ""))
+    fault = first_fault(error)
+    heads = [".".join(fault.path[:n]) for n in range(len(fault.path), 0, -1)]
+    name = next((head for head in heads if head in values), fault.field)
+    said = f"{name}={_short(values.get(name))} ({origins.get(name, 'settings')}): {fault.reason}"
+    return SettingsError(said, hint=known_names().get(name, ""))
 
 
 def _short(value: Any) -> str:

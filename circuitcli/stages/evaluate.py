@@ -10,11 +10,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
 from circuitcli import __version__, group, processes, progress
-from circuitcli.errors import InputError
 from circuitcli.evaluation.held_out import HeldOut
+from circuitcli.faults import checked
 from circuitcli.hookpoints import HookPoint
 from circuitcli.manifest import NEXT
 from circuitcli.reading import read_object
@@ -220,11 +218,8 @@ def _chunk(found: "Foreign") -> int | None:
 
 def _record(entry: Mapping[str, Any], report: Path) -> EvaluationRecord:
     """The numbers that fit on a line."""
-    try:
-        return EvaluationRecord.model_validate({"report": report.as_posix(), **_flat(entry)})
-    except ValidationError as error:
-        place = ".".join(map(str, error.errors()[0]["loc"]))
-        raise InputError(f"what was measured before a kill is damaged: {place}", hint=_AGAIN) from None
+    content = {"report": report.as_posix(), **_flat(entry)}
+    return checked(EvaluationRecord, content, place="what was measured before a kill is damaged", hint=_AGAIN)
 
 
 def _flat(entry: Mapping[str, Any]) -> dict[str, Any]:

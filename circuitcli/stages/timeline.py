@@ -4,9 +4,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from circuitcli.errors import InputError, SettingsError
+from circuitcli.errors import SettingsError
+from circuitcli.faults import checked
 from circuitcli.reading import read_object
 from circuitcli.records import FigureRecord, Record
 from circuitcli.records.through import TimelineReport
@@ -33,13 +32,7 @@ def read_report(run: Run) -> TimelineReport:
     """What `write_report` kept, with charts of all that the run holds by now. Raises InputError if there is none, or if
     it is damaged."""
     path, hint = run.path / REPORT, "run `circuit develop --prompts FILE` again, with --force"
-    content = read_object(path, hint=hint)
-    try:
-        report = TimelineReport.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))[:80]
-        raise InputError(f"{path}: {field}: {first['msg']}", hint=hint) from None
+    report = checked(TimelineReport, read_object(path, hint=hint), place=str(path), hint=hint)
     return report.model_copy(update={"charts": charts(run, [frame.circuit for frame in report.frames])})
 
 

@@ -13,9 +13,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from circuitcli.errors import InputError
+from circuitcli.faults import checked
 from circuitcli.hookpoints import is_hook
 from circuitcli.reading import read_object
 from circuitcli.records import EvaluationRecord, Record
@@ -184,10 +185,5 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
 
 def _read(path: Path, schema: type[_Measured]) -> dict[str, Any]:
     content = read_object(path, hint=_AGAIN)
-    try:
-        schema.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{path}: {place}: {first['msg'].lower()}", hint=_AGAIN) from None
+    checked(schema, content, place=str(path), hint=_AGAIN)
     return content

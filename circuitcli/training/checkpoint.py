@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from circuitcli import group, processes
 from circuitcli.errors import InputError, first_line
+from circuitcli.faults import checked
 from circuitcli.reading import read_object
 from circuitcli.runs import make_folder, write_error
 from circuitcli.saes.tensor_files import save_tensors
@@ -121,13 +122,7 @@ class Checkpoints:
         path = folder / _STATE
         if not path.is_file():
             return None
-        content = read_object(path, hint=_AGAIN)
-        try:
-            state = _State.model_validate(content)
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"])
-            raise InputError(f"{path}: {place}: {first['msg'].lower()}", hint=_AGAIN) from None
+        state = checked(_State, read_object(path, hint=_AGAIN), place=str(path), hint=_AGAIN)
         # Versions before this one did not name their files.
         is_whole = all((folder / file).is_file() for file in state.files) and any(folder.rglob("*.safetensors"))
         return state if is_whole else None

@@ -5,9 +5,9 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from circuitcli.errors import InputError
+from circuitcli.faults import checked
 from circuitcli.graphs.exchange.shared import plural, shown
 
 SMALLEST_BYTES, LARGEST_BYTES = 2**10, 100 * 2**20
@@ -103,16 +103,12 @@ def _own(part: _Part) -> dict[str, Any] | None:
 
 def parsed(content: Any, *, name: str) -> GraphFile:
     """The file that a tree of JSON values is. Raises InputError, naming the first field that the schema refuses."""
-    try:
-        return GraphFile.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])[:80]
-        said = first["msg"][:1].lower() + first["msg"][1:]
-        raise InputError(
-            f"{name} is not a graph of Neuronpedia's schema: {where}: {said}",
-            hint="see https://www.neuronpedia.org/graph/validator",
-        ) from None
+    return checked(
+        GraphFile,
+        content,
+        place=f"{name} is not a graph of Neuronpedia's schema",
+        hint="see https://www.neuronpedia.org/graph/validator",
+    )
 
 
 def problems(graph: GraphFile, *, n_bytes: int | None = None) -> Iterator[str]:

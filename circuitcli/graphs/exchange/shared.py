@@ -5,9 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
-
-from circuitcli.errors import InputError
+from circuitcli import faults
 from circuitcli.graphs.conversion import to_records
 from circuitcli.graphs.graph import CircuitGraph
 from circuitcli.records import FeatureRecord, GraphRecord, Record
@@ -63,13 +61,7 @@ def _texts(found: object) -> list[Any]:
 
 def checked(kind: type[R], content: Mapping[str, Any], *, place: str, hint: str = AGAIN) -> R:
     """The record that has this content. Raises InputError, naming the place and the field, for what cannot be one."""
-    try:
-        return kind.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])[:60]
-        said = first["msg"].removeprefix("Value error, ")
-        raise InputError(f"{place}: {where}: {said[:1].lower() + said[1:]}", hint=hint) from None
+    return faults.checked(kind, content, place=place, hint=hint)
 
 
 def bare(head: GraphRecord) -> dict[str, Any]:
