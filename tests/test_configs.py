@@ -1,12 +1,13 @@
 """The example configurations load, alone and together, and say only what is a setting."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from circuitcli.hookpoints import HookPoint, parse_layers
 from circuitcli.settings.pretrain import PretrainSettings, checkpoint_steps
-from circuitcli.settings.sources import flatten, load, to_toml
+from circuitcli.settings.sources import flatten, known_names, load, to_toml
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 # Of models that are trained from nothing.
@@ -40,6 +41,21 @@ def test_printed_settings_of_an_example_load_back_as_the_same_settings(path: Pat
     printed = tmp_path / "printed.toml"
     printed.write_text(to_toml(loaded), encoding="utf-8")
     assert load(config=[printed], environment={}, directory=tmp_path).settings == loaded.settings
+
+
+def test_printed_settings_stand_below_what_they_mean(tmp_path: Path) -> None:
+    lines = to_toml(load(environment={}, directory=tmp_path)).splitlines()
+    meanings, section, told = dict(known_names()), "", []
+    for line in lines:
+        if line.startswith("["):
+            section = line.strip("[]") + "."
+        elif re.match(r"# \w+ is not set \(|\w+ = ", line):
+            name = section + line.removeprefix("# ").split()[0]
+            assert " ".join(told) == meanings.pop(name)
+            told = []
+        elif line:
+            told.append(line.removeprefix("# "))
+    assert not meanings
 
 
 def test_commands_in_the_comments_name_their_own_file() -> None:

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import threading
 from dataclasses import replace
@@ -470,11 +471,7 @@ def test_python_names_take_and_give_what_the_command_does(tmp_path: Path):
 
 # Uploading.
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-_BLOCK = re.search(
-    r"<!-- run by tests/test_sharing\.py -->\s*```sh\nNEURONPEDIA=\S* file=\S*\n(.*?)```", README, re.DOTALL
-)
-UPLOAD = "file=c.json\n" + (_BLOCK[1] if _BLOCK else "exit 1")
+UPLOAD = Path(__file__).parents[1] / "configs" / "neuronpedia.sh"
 
 
 class Site(BaseHTTPRequestHandler):
@@ -511,25 +508,27 @@ class Site(BaseHTTPRequestHandler):
         pass
 
 
+@pytest.mark.skipif(not (shutil.which("curl") and shutil.which("jq")), reason="the programs curl and jq are missing")
 def test_a_graph_is_uploaded_by_curl(tmp_path: Path):
     circuitcli.write_graph(transcoded(), tmp_path / "c.json", as_="neuronpedia", scan="gpt2-small")
     server = HTTPServer(("127.0.0.1", 0), Site)
     threading.Thread(target=server.serve_forever, daemon=True).start()
+    site = f"http://127.0.0.1:{server.server_port}"
     try:
-        told = {"NEURONPEDIA": f"http://127.0.0.1:{server.server_port}", "NEURONPEDIA_API_KEY": "secret"}
-        script = UPLOAD if subprocess.run(["which", "jq", "curl"], capture_output=True).returncode == 0 else None
-        if script is None:
-            pytest.skip("the programs curl and jq are missing")
-        done = subprocess.run(
-            ["bash", "-euc", script],
-            cwd=tmp_path,
-            env={**os.environ, **told},
-            capture_output=True,
-            text=True,
-            timeout=60,
+        done, refused = (
+            subprocess.run(
+                [UPLOAD, "c.json"],
+                cwd=tmp_path,
+                env={**os.environ, "NEURONPEDIA": site, "NEURONPEDIA_API_KEY": key},
+                capture_output=True,
+                text=True,
+                timeout=60,
+            )
+            for key in ("secret", "wrong")
         )
     finally:
         server.shutdown()
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout[done.stdout.index('{"url": "/') :])["url"] == "/gpt2-small/graph?slug=c"
+    assert done.stdout == f"{site}/gpt2-small/graph?slug=c\n"
+    assert refused.returncode != 0 and "401" in refused.stderr and refused.stdout == ""
     assert Site.kept == (tmp_path / "c.json").read_bytes()

@@ -118,7 +118,7 @@ COMMON = (
     switch(
         "print_settings",
         "--print-settings",
-        help="Print all settings with their origins, as TOML, and do nothing.",
+        help="Print all settings as TOML, with what they mean and where their values come from, and do nothing.",
     ),
     switch("force", "--force", "-f", help="Replace what the run already has from other settings."),
     switch("json", "--json", help="Print records even if stdout is a terminal."),

@@ -63,7 +63,8 @@ class GraphSettings(Section):
     """log-prob of the target, logit-diff (target minus foil), cross-entropy (minus the mean over the prompt), or kl
     (minus the divergence from the clean run)."""
     layers: Layers | None = None
-    """Blocks of the circuit as a Python slice; by default all that have SAEs."""
+    """Blocks of the circuit as a Python slice; by default all that have SAEs. Of a CLT only the decoders that write
+    them are read."""
     sites: Sites | None = None
     """Sites of the circuit; by default all that have SAEs."""
     name: str | None = None
@@ -91,7 +92,7 @@ class GraphSettings(Section):
     ig_steps: int | None = Field(None, ge=1, le=10_000)
     """Points on the path of integrated gradients (midpoint rule); by default 5 and, for each group of nodes whose
     effects miss 5 % of what the metric loses with all nodes away, as many more as it takes, up to 405, where the path
-    turns."""
+    turns; what is still missed, the gap, is told."""
     refine: int = Field(0, ge=0, le=100_000)
     """Ablate so many of the strongest nodes of each hook point too, before nodes are selected, and put these exact
     effects in the place of the method's."""

@@ -37,7 +37,8 @@ class SaeSettings(Section):
     staircase and staircase-detach share features between the layers of a site, each layer adding some to those before;
     staircase-untied has the same widths and shares nothing, topk-tied shares all features in all layers, and
     staircase-block is a staircase from resid_mid to resid in each layer; jacobian trains topk pairs at mlp_in and mlp
-    whose features depend on each other sparsely, jacobian-block at resid_mid and resid."""
+    whose features depend on each other sparsely, jacobian-block at resid_mid and resid. Finished ones of batchtopk,
+    matryoshka and clt are stored as jumprelu, with a threshold for each feature."""
     k: int = Field(32, ge=1, le=2**20)
     """Features active per token: on average (batchtopk, matryoshka, crosscoder, each layer of a clt), as the goal of
     the penalty (jumprelu), or exactly (all others but relu and gated)."""

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -94,7 +95,7 @@ def flatten(settings: Settings) -> dict[str, Any]:
 
 
 def to_toml(loaded: Loaded) -> str:
-    """The settings as a TOML file that ``--config`` reads back, each value with its origin."""
+    """The settings as a TOML file that ``--config`` reads back, each value below its help text, with its origin."""
     lines: list[str] = []
     section = ""
     for name, value in flatten(loaded.settings).items():
@@ -102,6 +103,7 @@ def to_toml(loaded: Loaded) -> str:
         if head != section:
             lines += ["", f"[{head}]"]
             section = head
+        lines += [f"# {part}" for part in wrap(known_names()[name], 116, break_on_hyphens=False)]
         origin = toml_printable(loaded.origins.get(name, "default"))
         written = f"{key} = {toml_value(value)}" if value is not None else f"# {key} is not set"
         lines.append(f"{written}  # {origin}" if value is not None else f"{written} ({origin})")

@@ -31,7 +31,7 @@ class TrainSettings(Section):
     """End-to-end: share of the run, at its start, that trains locally, on shuffled rows."""
     local_weight: float = Field(25.0, ge=0, le=1e6)
     """End-to-end: weight of the share of the variance that is missed at the SAE's own hook point. The paper's objective
-    is 0, with local_share=0; short runs need both: see the README."""
+    is 0, with local_share=0; short runs need both."""
     downstream_weight: float = Field(0.0, ge=0, le=1e6)
     """End-to-end: weight of the share of the variance that later collected hook points miss, on average over them."""
     tokens: int | None = Field(None, ge=1, le=MOST_TOKENS)

@@ -37,7 +37,9 @@ EXTRAS = (FILE, TO, OUTPUT, LAYERS, SITES)
 def export(call: Call) -> None:
     """Write SAEs in the files of another library.
 
-    Those of the run, or of --sae, in any format that is known.
+    Those of the run, or of --sae, in any format that is known. sae_lens takes all kinds but TopK transcoders;
+    dictionary_learning ReLU, gated, TopK and JumpReLU SAEs; sparsify TopK SAEs and (skip) transcoders; circuit_tracer
+    ReLU and JumpReLU transcoders and CLTs, and, for its version 0.4.1 and later, TopK transcoders.
 
     \b
     circuit export --to sae_lens -o exported

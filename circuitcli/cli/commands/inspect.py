@@ -34,6 +34,10 @@ def inspect(call: Call) -> None:
     With a run or a model also how well it fits real activations, and what looks wrong. A run's own SAEs are named by
     its directory. Of a file with the graph of another program it tells whose that is.
 
+    Formats that are read: sae_lens (6.x, 5.x, the oldest and checkpoints; no crosscoders), dictionary_learning (all
+    SAEs), sparsify (SAEs, (skip) transcoders, CLTs without trained post-encoders), circuit_tracer (transcoders, CLTs),
+    gemma_scope (SAEs, transcoders, CLTs; no single heads), llama_scope, qwen_scope, goodfire, temporal, openai.
+
     \b
     circuit inspect
     circuit inspect runs/gpt2
