@@ -18,7 +18,7 @@ from circuitcli.records import Stream
 from circuitcli.records import read as read_records
 from circuitcli.runs import Run
 from circuitcli.settings.sources import load
-from circuitcli.stages import graphing
+from circuitcli.stages import graph_task, graphing
 from circuitcli.stages.request import Request
 from circuitcli.validation.circuits import circuit_metric, kept_nodes
 
@@ -165,7 +165,7 @@ def test_with_every_feature_and_error_kept_the_model_is_itself(pipeline: Pipelin
     flags = {"model.name": MODEL, "graph.prompt": PROMPT, "graph.target": TARGET, "graph.baseline": "zero"}
     settings = load(flags, environment={}, directory=pipeline.folder).settings
     request = Request(settings, Stream(read_records(made)), run)
-    task = graphing.task_of(request, "graph-grad", name="all", positions="all", baseline="zero", foreign=())
+    task = graph_task.task_of(request, "graph-grad", name="all", positions="all", baseline="zero", foreign=())
     prepared = graphing.prepare(task)
     assert set(map(HookPoint.parse, HOOKS)) <= set(prepared.panel.hooks)
     subject, baseline = prepared.panel.subject(0)

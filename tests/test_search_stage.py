@@ -18,7 +18,7 @@ from circuitcli.records import ActivationsRecord, ScoreRecord, SearchRecord, Str
 from circuitcli.runs import Run
 from circuitcli.settings.settings import Settings
 from circuitcli.settings.sources import load
-from circuitcli.stages import collect, graph_naive, graphing, train, validate
+from circuitcli.stages import collect, graph_naive, graph_task, train, validate
 from circuitcli.stages.request import Request
 from circuitcli.training.plan import n_held_out
 
@@ -117,7 +117,7 @@ def test_codes_of_the_text_are_made_once_and_no_held_out_token_is_among_them(run
 def test_a_search_that_would_draw_from_other_tokens_is_another_search(run):
     def print_of(**changes):
         request = ask(run, **changes)
-        return graphing.task_of(request, "graph-naive", name="search", positions="all", baseline="mean", foreign=())
+        return graph_task.task_of(request, "graph-naive", name="search", positions="all", baseline="mean", foreign=())
 
     own = print_of().fingerprint()
     assert print_of(train__eval_tokens=100).fingerprint() != own, "more tokens are left to draw from"

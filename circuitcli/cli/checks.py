@@ -43,7 +43,7 @@ def _interp(call: "Call") -> None:
 
 def _graph(call: "Call") -> None:
     from circuitcli.attribution.asked import check_prompts
-    from circuitcli.stages.graphing import check_settings
+    from circuitcli.stages.graph_task import check_settings
 
     settings = call.loaded.settings.graph
     check_prompts(settings, settings.prompts)

@@ -9,7 +9,8 @@ from circuitcli.errors import SettingsError
 from circuitcli.records import Record, ScoreRecord
 from circuitcli.runs import atomic
 from circuitcli.settings.graph import OF_FROZEN, READ_BY_FROZEN, GraphSettings
-from circuitcli.stages.graphing import Prepared, Task, finish, head_of, prepare, task_of
+from circuitcli.stages.graph_task import Task, task_of
+from circuitcli.stages.graphing import Prepared, finish, head_of, prepare
 from circuitcli.stages.request import Request, resumable
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from circuitcli.graphs import CircuitGraph
 from circuitcli.records import Record, ScoreRecord
 from circuitcli.settings.graph import OF_FROZEN, OF_ONE_GRADIENT
 from circuitcli.stages import graph_frozen
-from circuitcli.stages.graphing import Task, finish, head_of, prepare, task_of
+from circuitcli.stages.graph_task import Task, task_of
+from circuitcli.stages.graphing import finish, head_of, prepare
 from circuitcli.stages.request import Request, resumable
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,8 @@ from circuitcli.records import Record
 from circuitcli.runs import atomic
 from circuitcli.settings.graph import BY_INFLUENCE, OF_FROZEN
 from circuitcli.stages import graph_search
-from circuitcli.stages.graphing import Task, finish, head_of, prepare, task_of
+from circuitcli.stages.graph_task import Task, task_of
+from circuitcli.stages.graphing import finish, head_of, prepare
 from circuitcli.stages.request import Request, resumable
 from circuitcli.stages.responses import check_sweep, swept
 from circuitcli.stages.saes import hook_of_pin

@@ -17,7 +17,8 @@ from circuitcli.hookpoints import HookPoint
 from circuitcli.records import ActivationsRecord, GraphRecord, Record, SearchRecord
 from circuitcli.runs import Fingerprint, atomic, digest
 from circuitcli.settings.graph import BY_INFLUENCE, OF_FROZEN
-from circuitcli.stages.graphing import Task, baseline_rule, encoded_prompts, load_coders, task_of
+from circuitcli.stages.graph_task import Task, task_of
+from circuitcli.stages.graphing import baseline_rule, encoded_prompts, load_coders
 from circuitcli.stages.inputs import activation_digests, open_cache
 from circuitcli.stages.request import Request, resumable
 from circuitcli.stages.saes import at_neuronpedia

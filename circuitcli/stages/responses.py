@@ -10,7 +10,7 @@ from circuitcli.records import FigureRecord, Record, ReportRecord, ResponseRecor
 from circuitcli.runs import atomic
 from circuitcli.settings.graph import GraphSettings
 from circuitcli.settings.section import factors
-from circuitcli.stages.graphing import Task
+from circuitcli.stages.graph_task import Task
 
 if TYPE_CHECKING:
     from circuitcli.attribution.naive import NaiveSearch
