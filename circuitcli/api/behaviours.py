@@ -12,6 +12,7 @@ from circuitcli.api.models import as_model
 from circuitcli.attribution.behaviours import Behaviour
 from circuitcli.attribution.examples import Example, LeftOut, Written
 from circuitcli.attribution.predictions import best_predictions
+from circuitcli.attribution.prompts import Prompt as Encoded
 from circuitcli.errors import InputError, SettingsError
 from circuitcli.models.chat import Conversation
 from circuitcli.models.loading import LanguageModel
@@ -87,6 +88,39 @@ def as_behaviour(
         chat=chat,
         left_out=left_out,
     )
+
+
+def one_prompt(
+    prompt: Prompts,
+    model: LanguageModel,
+    *,
+    several: tuple[str, str],
+    target: str | int | None = None,
+    foil: str | int | None = None,
+    counterfactual: Written | None = None,
+    metric: Metric | None = None,
+    baseline: Baseline | None = None,
+) -> tuple[Behaviour, tuple[Encoded, ...]]:
+    """The behaviour of a single prompt, whose usual baseline is zero, and the prompt in tokens.
+
+    several: what is done with one, and the hint, for the SettingsError where several are given.
+    """
+    behaviour = as_behaviour(
+        prompt,
+        target=target,
+        foil=foil,
+        counterfactual=counterfactual,
+        metric=metric,
+        baseline=baseline,
+        usual="zero",
+        chat=False,
+        left_out=LeftOut(),
+    )
+    prompts = behaviour.encoded(model.tokenizer, model.adapter)
+    if len(prompts) != 1:
+        done, hint = several
+        raise SettingsError(f"{len(prompts)} prompts are given, and one is {done}", hint=hint)
+    return behaviour, prompts
 
 
 def _changed(

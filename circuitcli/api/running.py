@@ -11,12 +11,12 @@ from torch import Tensor
 from circuitcli.activations.cache import ActivationCache
 from circuitcli.api.arguments import wrong_type
 from circuitcli.api.baselines import baseline_rule
-from circuitcli.api.behaviours import Prompts, as_behaviour
+from circuitcli.api.behaviours import Prompts, one_prompt
 from circuitcli.api.coders import SomeCoders, spliced
 from circuitcli.api.models import as_model
 from circuitcli.attribution import subject as subjects
 from circuitcli.attribution.baselines import Baseline as BaselineState
-from circuitcli.attribution.examples import LeftOut, Written
+from circuitcli.attribution.examples import Written
 from circuitcli.attribution.metrics import log_softmax
 from circuitcli.attribution.positions import where
 from circuitcli.attribution.subject import Subject
@@ -115,20 +115,16 @@ def run(
     Raises InputError for a node that model or coders lack, SettingsError for one that is named twice.
     """
     model, chosen = as_model(model), spliced(coders, model, layers=None, sites=None)
-    behaviour = as_behaviour(
+    behaviour, prompts = one_prompt(
         prompt,
+        model,
+        several=("run", "run them one after the other"),
         target=target,
         foil=foil,
         counterfactual=counterfactual,
         metric=metric,
         baseline=baseline,
-        usual="zero",
-        chat=False,
-        left_out=LeftOut(),
     )
-    prompts = behaviour.encoded(model.tokenizer, model.adapter)
-    if len(prompts) != 1:
-        raise SettingsError(f"{len(prompts)} prompts are given, and one is run", hint="run them one after the other")
     subject = subjects.build(model.adapter, chosen, prompts, metric=behaviour.metric)
     n_tokens = GraphSettings().baseline_tokens
     rule = baseline_rule(behaviour.baseline, chosen, model, cache=cache, n_tokens=n_tokens, seed=seed)

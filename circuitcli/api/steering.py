@@ -5,10 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from circuitcli.api.arguments import wrong_type
-from circuitcli.api.behaviours import Prompts, as_behaviour
+from circuitcli.api.behaviours import Prompts, one_prompt
 from circuitcli.api.coders import SomeCoders, spliced
 from circuitcli.api.models import as_model
-from circuitcli.attribution.examples import LeftOut
 from circuitcli.errors import SettingsError
 from circuitcli.hookpoints import HookPoint, NodeId
 from circuitcli.models.generation import ends_of
@@ -19,18 +18,11 @@ _HINT = 'write {"resid.1/17": 3.0}'
 
 
 @dataclass(frozen=True, repr=False)
-class Steered:
+class Steered(steering.Texts):
     """What a model writes behind a prompt, as it is and with features scaled.
 
     kl_clean, kl_steered: KL(clean || steered) before each token of the clean and of the steered text, in nats.
     """
-
-    clean: str
-    steered: str
-    tokens_clean: tuple[str, ...]
-    tokens_steered: tuple[str, ...]
-    kl_clean: tuple[float, ...]
-    kl_steered: tuple[float, ...]
 
     def __repr__(self) -> str:
         mean = sum(self.kl_steered) / len(self.kl_steered)
@@ -64,20 +56,7 @@ def steer(
     for name, number, least in (("n_tokens", n_tokens, 1), ("temperature", temperature, 0)):
         if isinstance(number, bool) or not isinstance(number, int | float) or not least <= number < math.inf:
             raise wrong_type(name, number, f"a number of at least {least}", hint=f"for example {name}=1")
-    behaviour = as_behaviour(
-        prompt,
-        target=None,
-        foil=None,
-        counterfactual=None,
-        metric=None,
-        baseline=None,
-        usual="zero",
-        chat=False,
-        left_out=LeftOut(),
-    )
-    prompts = behaviour.encoded(model.tokenizer, model.adapter)
-    if len(prompts) != 1:
-        raise SettingsError(f"{len(prompts)} prompts are given, and one is written on", hint="steer them one by one")
+    _, prompts = one_prompt(prompt, model, several=("written on", "steer them one by one"))
     found = steering.steer(
         model.adapter,
         spliced(coders, model, layers=None, sites=None),
@@ -89,15 +68,7 @@ def steer(
         seed=seed,
         ends=ends_of(model.adapter, model.tokenizer),
     )
-    tokenizer = model.tokenizer
-    return Steered(
-        clean=tokenizer.decode(found.clean.ids),
-        steered=tokenizer.decode(found.steered.ids),
-        tokens_clean=tuple(tokenizer.token_strings(found.clean.ids)),
-        tokens_steered=tuple(tokenizer.token_strings(found.steered.ids)),
-        kl_clean=found.clean.divergence,
-        kl_steered=found.steered.divergence,
-    )
+    return Steered.of(found, model.tokenizer)
 
 
 def _factors(scale: object) -> dict[HookPoint, dict[int, float]]:

@@ -11,7 +11,7 @@ from circuitcli.manifest import digest
 from circuitcli.records import ChoicesRecord, Record
 from circuitcli.runs import Fingerprint, atomic
 from circuitcli.settings.model import PLACEMENT
-from circuitcli.stages.naming import REPORT, report_name
+from circuitcli.stages.naming import Reported, report_name
 from circuitcli.stages.request import Request, fingerprint, resumable
 from circuitcli.stages.saes import SaeSource, load_saes
 from circuitcli.stages.steering import scaled
@@ -39,11 +39,9 @@ def run(request: Request) -> list[Record]:
 
 
 @dataclass(frozen=True)
-class _Wanted:
+class _Wanted(Reported):
     """Questions, and the factors of features by the hook points of SAEs."""
 
-    request: Request
-    name: str
     questions: tuple[Question, ...]
     factors: dict[HookPoint, dict[int, float]]
     sources: dict[HookPoint, SaeSource]
@@ -56,11 +54,6 @@ class _Wanted:
         made = cls(request, NAME, read_questions(chosen.choices), factors, sources)
         name = report_name(request, asked=chosen.name, default=NAME, fingerprint=made.fingerprint)
         return replace(made, name=name)
-
-    @property
-    def entry(self) -> str:
-        """The name of the report's entry in the manifest."""
-        return REPORT.entry(self.name)
 
     @cached_property
     def fingerprint(self) -> Fingerprint:
@@ -91,7 +84,7 @@ def _work(wanted: _Wanted) -> tuple[list[Record], dict[str, Any]]:
         )
     record = _record(wanted, clean, after)
     told = [_told(one, clean, after, number) for number, one in enumerate(asked)]
-    with atomic(REPORT.path(wanted.request.run, wanted.name)) as stream:
+    with atomic(wanted.report) as stream:
         json.dump({**record.model_dump(exclude_none=True), "questions": told}, stream, indent=1, ensure_ascii=False)
         stream.write("\n")
     return [record], {}

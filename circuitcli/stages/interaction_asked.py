@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from circuitcli.attribution.asked import asked_examples
@@ -15,7 +14,7 @@ from circuitcli.runs import Fingerprint
 from circuitcli.settings.model import PLACEMENT
 from circuitcli.settings.section import PAIRS
 from circuitcli.stages.inputs import activation_digests
-from circuitcli.stages.naming import REPORT, report_name
+from circuitcli.stages.naming import Reported, report_name
 from circuitcli.stages.request import Request, fingerprint
 from circuitcli.stages.saes import SaeSource, sae_sources
 from circuitcli.validation.pairs import Pair, pairs_of
@@ -33,11 +32,9 @@ _STEPS, _PIECES = {"ig": 10, "paper": 4, "grad-act": 1, "jacobian": 1}, 4
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Wanted(Reported):
     """Pairs of hook points with SAEs, and prompts, None for the run's own text."""
 
-    request: Request
-    name: str
     pairs: tuple[Pair, ...]
     sources: dict[HookPoint, SaeSource]
     examples: tuple[Example, ...] | None
@@ -66,21 +63,6 @@ class Wanted:
             fingerprint=made.fingerprint,
         )
         return replace(made, name=name)
-
-    @property
-    def entry(self) -> str:
-        """The name of the report's entry in the manifest."""
-        return REPORT.entry(self.name)
-
-    @property
-    def report(self) -> Path:
-        """Its file."""
-        return REPORT.path(self.request.run, self.name)
-
-    @property
-    def partial(self) -> Path:
-        """The points that were made before the report is whole."""
-        return self.report.with_suffix(".partial.jsonl")
 
     @cached_property
     def fingerprint(self) -> Fingerprint:

@@ -68,6 +68,29 @@ def chosen_name(
     return free
 
 
+@dataclass(frozen=True)
+class Reported:
+    """What a request makes a report of, and the report's places in the run."""
+
+    request: Request
+    name: str
+
+    @property
+    def entry(self) -> str:
+        """The name of the report's entry in the manifest."""
+        return REPORT.entry(self.name)
+
+    @property
+    def report(self) -> Path:
+        """The report's file."""
+        return REPORT.path(self.request.run, self.name)
+
+    @property
+    def partial(self) -> Path:
+        """What was measured before the report is whole."""
+        return self.report.with_suffix(".partial.jsonl")
+
+
 def report_name(request: Request, *, asked: str | None, default: str, fingerprint: Fingerprint) -> str:
     """The name of a request's report, as `chosen_name` chooses."""
     return chosen_name(request.run, REPORT, asked=asked, default=default, fingerprint=fingerprint, force=request.force)

@@ -15,7 +15,7 @@ from circuitcli.runs import Fingerprint, atomic
 from circuitcli.settings.graph import GraphSettings
 from circuitcli.settings.model import PLACEMENT
 from circuitcli.settings.validation import ValidationSettings
-from circuitcli.stages.naming import REPORT, report_name
+from circuitcli.stages.naming import Reported, report_name
 from circuitcli.stages.request import Request, fingerprint, resumable
 from circuitcli.stages.saes import SaeSource, hook_of_pin, load_saes, sae_sources
 
@@ -66,11 +66,9 @@ def scaled(request: Request) -> tuple[dict[HookPoint, dict[int, float]], dict[Ho
 
 
 @dataclass(frozen=True)
-class _Wanted:
+class _Wanted(Reported):
     """A prompt, and the factors of features by the hook points of SAEs."""
 
-    request: Request
-    name: str
     example: Example
     factors: dict[HookPoint, dict[int, float]]
     sources: dict[HookPoint, SaeSource]
@@ -89,11 +87,6 @@ class _Wanted:
             fingerprint=made.fingerprint,
         )
         return replace(made, name=name)
-
-    @property
-    def entry(self) -> str:
-        """The name of the report's entry in the manifest."""
-        return REPORT.entry(self.name)
 
     @cached_property
     def fingerprint(self) -> Fingerprint:
@@ -131,7 +124,7 @@ def _work(wanted: _Wanted) -> tuple[list[Record], dict[str, Any]]:
     record = _record(wanted, model, found)
     report = {**record.model_dump(exclude_none=True), "ids": [*prompt.ids], "tokens": [*prompt.tokens]}
     features = [{**asdict(seen), "node": seen.node.feature} for seen in found.features]
-    with atomic(REPORT.path(wanted.request.run, wanted.name)) as stream:
+    with atomic(wanted.report) as stream:
         json.dump({**report, "features": features}, stream, indent=1, ensure_ascii=False)
         stream.write("\n")
     return [record, *_figure(wanted, record)], {}
@@ -150,17 +143,13 @@ def _warn_of_silence(found: "Steered") -> None:
 
 
 def _record(wanted: _Wanted, model: "LanguageModel", found: "Steered") -> SteeringRecord:
-    tokenizer = model.tokenizer
+    from circuitcli.validation.steering import Texts
+
     return SteeringRecord(
         name=wanted.name,
         prompt=wanted.example.prompt,
         factors={NodeId(h, index).feature: factor for h, f in wanted.factors.items() for index, factor in f.items()},
-        clean=tokenizer.decode(found.clean.ids),
-        steered=tokenizer.decode(found.steered.ids),
-        tokens_clean=tuple(tokenizer.token_strings(found.clean.ids)),
-        tokens_steered=tuple(tokenizer.token_strings(found.steered.ids)),
-        kl_clean=found.clean.divergence,
-        kl_steered=found.steered.divergence,
+        **asdict(Texts.of(found, model.tokenizer)),
         unit="nats",
         temperature=wanted.request.settings.validation.temperature,
         active={seen.node.feature: seen.active_steered for seen in found.features},

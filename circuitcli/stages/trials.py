@@ -4,7 +4,6 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuitcli.attribution.examples import Example, LeftOut, digest_of
@@ -16,8 +15,8 @@ from circuitcli.settings.model import PLACEMENT
 from circuitcli.stages.fitting import warn_of_misfits
 from circuitcli.stages.graphing import baseline_rule
 from circuitcli.stages.inputs import activation_digests
-from circuitcli.stages.naming import REPORT, report_name
-from circuitcli.stages.request import Request, fingerprint
+from circuitcli.stages.naming import Reported, report_name
+from circuitcli.stages.request import fingerprint
 from circuitcli.stages.saes import SaeSource, load_saes
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ _OF_PINS = ("validate.sequences",)
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Reported):
     """What is tested: the nodes, the hook points that are spliced, the prompts and the metric.
 
     ``graph`` is the name of the graph, None for pins. Without examples the run's own text is what is tested on. ``row``
@@ -62,8 +61,6 @@ class Plan:
     these are needed.
     """
 
-    request: Request
-    name: str
     graph: str | None
     nodes: tuple[NodeId, ...]
     hooks: tuple[HookPoint, ...]
@@ -89,21 +86,6 @@ class Plan:
         """Further baselines than the judged one."""
         asked = self.request.settings.validation.ablations
         return tuple(dict.fromkeys(name for name in asked if name != self.baseline))
-
-    @property
-    def entry(self) -> str:
-        """The name of the report's entry in the manifest."""
-        return REPORT.entry(self.name)
-
-    @property
-    def report(self) -> Path:
-        """The report's file."""
-        return REPORT.path(self.request.run, self.name)
-
-    @property
-    def partial(self) -> Path:
-        """What was measured before the report is whole."""
-        return self.report.with_suffix(".partial.jsonl")
 
     def named(self) -> "Plan":
         """With the name that is asked for, or a default one that hits no other report."""

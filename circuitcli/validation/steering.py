@@ -12,6 +12,7 @@ token of both continuations: along the clean one, and along the steered one, the
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -23,12 +24,14 @@ from circuitcli.hookpoints import HookPoint, NodeId
 from circuitcli.models.adapter import ModelAdapter
 from circuitcli.models.generation import Choose, Continuation, continued, greedy, sampled, untapped
 from circuitcli.models.taps import Callback, tapped
+from circuitcli.models.tokenizer import Tokenizer
 from circuitcli.models.window import window
 from circuitcli.saes.coders import Coders
 from circuitcli.saes.splice import Edit, splice
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T", bound="Texts")
 Factors = Mapping[HookPoint, Mapping[int, float]]
 # Nats that the log-probability of a token may differ between a run with a cache and one without, in full precision and
 # in half; more says that a model's cache is not what the taps change.
@@ -73,6 +76,33 @@ class Steered:
     clean: Written
     steered: Written
     features: tuple[Seen, ...]
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What a model writes behind a prompt, as it is and with features scaled.
+
+    kl_clean, kl_steered: KL(clean || steered) before each token of the clean and of the steered text, in nats.
+    """
+
+    clean: str
+    steered: str
+    tokens_clean: tuple[str, ...]
+    tokens_steered: tuple[str, ...]
+    kl_clean: tuple[float, ...]
+    kl_steered: tuple[float, ...]
+
+    @classmethod
+    def of(cls: type[T], found: Steered, tokenizer: Tokenizer) -> T:
+        """Both continuations in the tokenizer's words."""
+        return cls(
+            clean=tokenizer.decode(found.clean.ids),
+            steered=tokenizer.decode(found.steered.ids),
+            tokens_clean=tuple(tokenizer.token_strings(found.clean.ids)),
+            tokens_steered=tuple(tokenizer.token_strings(found.steered.ids)),
+            kl_clean=found.clean.divergence,
+            kl_steered=found.steered.divergence,
+        )
 
 
 class Steering:
