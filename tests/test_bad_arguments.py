@@ -3,10 +3,13 @@
 In this process, in a directory with and without a run; no model is there, so nothing is ever computed.
 """
 
+import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib import import_module
 from itertools import combinations, product
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +21,8 @@ from cli_support import Outcome
 
 from circuitcli import progress, stages
 from circuitcli.cli.app import COMMANDS, app, run
-from circuitcli.errors import InputError
+from circuitcli.cli.options import check_given
+from circuitcli.errors import InputError, SettingsError
 from circuitcli.records import Stream
 from circuitcli.runs import Run
 from circuitcli.settings.settings import Settings
@@ -101,6 +105,69 @@ def directory(inside: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def _nothing_there(request: object) -> object:
     raise InputError("there is no model", hint="name one")
+
+
+# What a command line says that nothing could be made of, and what is told of it; needing no model.
+LATE = (
+    (("pretrain", "--output", "out", "--tokenizer", "bpee"), "there is no tokenizer at 'bpee'"),
+    (("pretrain", "--output", "out", "--tokenizer", "folder"), "there is no tokenizer at 'folder'"),
+    *(((name, "--device", "banana"), "'banana' is not a device") for name in ("pretrain", "collect", "train")),
+    (("interp", "--text", "-"), "stdin is empty"),
+    (("interp", "--text", "nothing.txt"), "nothing.txt is empty"),
+    (("interp", "--text", "x", "--feature", "resid.0/8"), "resid.0 has no feature 8"),
+    (("interp", "--text", "x", "--feature", "resid.7/8"), "no coder reads resid.7"),
+    (
+        (
+            "interp",
+            "--explain",
+        ),
+        "no language model is named",
+    ),
+    (("validate", "--pin", "0:8"), "resid.0 has no feature 8"),
+    (("graph-naive", "--pin", "0:8"), "resid.0 has no feature 8"),
+    *(((name, "--set", "graph.prompt="), "the prompt is empty") for name in ("graph-grad", "graph-naive", "validate")),
+    *(
+        ((name, "--set", "sae_path= "), "sae_path=' ' (--set): input should not be empty")
+        for name in ("train", "export")
+    ),
+)
+# A process in which the heavy libraries cannot be imported: whatever needs one ends there as a bug does, with status 1.
+TRIED_WITHOUT_TORCH = """
+import json, sys
+sys.modules |= dict.fromkeys(("torch", "transformers", "tokenizers", "matplotlib"))
+from circuitcli.cli.app import run
+for words in json.loads(sys.argv[1]):
+    run(words)
+    print("ran", file=sys.stderr)
+"""
+
+
+def test_what_makes_no_sense_is_refused_before_anything_heavy_is_imported(directory: Path):
+    fake_stages.train(Request(Settings(), Run(Path("made")).stream(), Run(Path("made"))))
+    Path("nothing.txt").touch()
+    run_ = {"pretrain": [], "collect": []}
+    lines = [[*words, *run_.get(words[0], ["--run", "made"])] for words, _ in LATE]
+    program = [sys.executable, "-c", TRIED_WITHOUT_TORCH, json.dumps(lines)]
+    done = subprocess.run(program, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    told = done.stderr.split("ran\n")
+    assert len(told) == len(LATE) + 1, done.stderr
+    for (words, message), said in zip(LATE, told, strict=False):
+        error, hint = [line for line in said.splitlines() if not line.startswith("note:")]
+        assert error.startswith(f"error: {message}") and hint.startswith("hint: "), (words, said)
+
+
+def test_no_option_takes_an_empty_text_for_one_that_is_not_given():
+    for name in TRIED:
+        flags = import_module(f"circuitcli.cli.commands.{name.replace('-', '_')}").FLAGS
+        given = typer.main.get_command(app).commands[name].params
+        texts = {one.name: one.opts[0] for one in given if not getattr(one, "is_flag", False)}
+        # This one needs a name and a value.
+        del texts["assignments"]
+        for parameter, option in texts.items():
+            called = option if option.startswith("-") else parameter.upper()
+            for empty in ("", ["x", ""]):
+                with pytest.raises(SettingsError, match=f"^{called} is empty"):
+                    check_given(flags, {"force": False, parameter: empty, "other": None})
 
 
 def _refused(words: list[str], capsys: pytest.CaptureFixture) -> Outcome:

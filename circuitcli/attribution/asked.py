@@ -2,7 +2,7 @@
 
 from circuitcli.attribution.examples import Example, LeftOut, Written
 from circuitcli.attribution.prompt_files import read_examples
-from circuitcli.errors import SettingsError
+from circuitcli.errors import InputError, SettingsError
 from circuitcli.models.chat import Conversation
 from circuitcli.settings.graph import GraphSettings
 
@@ -41,8 +41,12 @@ def _asked(settings: GraphSettings, name: str) -> Written | None:
 
 
 def check_prompts(settings: GraphSettings, path: str | None) -> None:
-    """Raise SettingsError for a file of prompts beside what only a single prompt has, and for what only a file has."""
+    """Raise SettingsError for a file of prompts beside what only a single prompt has, for what only a file has, and
+    InputError for an empty prompt."""
     given = [option for option, name in _OF_ONE if getattr(settings, name) is not None]
+    for option, name in _OF_ONE:
+        if getattr(settings, name) in ("", ()):
+            raise InputError(f"the {name.partition('_')[0]} is empty", hint=f"give some text with {option}")
     if path is not None and given:
         raise SettingsError(
             f"--prompts names a file of prompts, but {given[0]} is about a single one",

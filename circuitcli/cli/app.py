@@ -34,7 +34,7 @@ from circuitcli.cli.commands import (
 from circuitcli.cli.console import console, listen, one_line
 from circuitcli.cli.input import stdin_has_records
 from circuitcli.cli.jobs import BEGINNING, Call, check_command, with_model_of
-from circuitcli.cli.options import Flag, parameters
+from circuitcli.cli.options import Flag, check_given, parameters
 from circuitcli.errors import ExitStatus, InputError, SettingsError
 from circuitcli.reading import is_text
 from circuitcli.runs import current
@@ -175,6 +175,7 @@ def _execute(name: str, body: Callable[[Call], None], flags: Sequence[Flag], giv
     _calm_libraries(debug=given["debug"])
     show_progress()
     try:
+        check_given(flags, given)
         check(call)
         body(call)
     except BrokenPipeError:

@@ -39,6 +39,10 @@ def _train(call: "Call") -> None:
 def _interp(call: "Call") -> None:
     for text in call.extras["feature"] or ():
         NodeId.parse(text)
+    if call.extras["explain"]:
+        from circuitcli.stages.explainer import check as check_explainer
+
+        check_explainer(call.loaded.settings.explain, asks=not call.extras["dry_run"])
 
 
 def _graph(call: "Call") -> None:

@@ -1,6 +1,6 @@
 """Options of the commands: which flag stands for which setting. Help texts are those of the settings."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from inspect import Parameter
 from itertools import chain
@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
+from circuitcli.errors import SettingsError
 from circuitcli.settings.settings import Settings
 from circuitcli.settings.sources import known_names
 
@@ -30,6 +31,9 @@ class Flag:
         """What the option is called in Python."""
         return "setting_" + self.setting.replace(".", "_")
 
+
+# What commands take without an option.
+_ARGUMENTS = ("file", "sae")
 
 RUN = (Flag("run", "--run", metavar="DIR"),)
 MODEL = (
@@ -148,6 +152,16 @@ def _parameter(flag: Flag) -> Parameter:
     if field(flag.setting).annotation is bool:
         annotation = bool | None
     return Parameter(flag.parameter, Parameter.KEYWORD_ONLY, annotation=annotation, default=info)
+
+
+def check_given(flags: Sequence[Flag], given: Mapping[str, Any]) -> None:
+    """Raise SettingsError for an option that is given an empty text: no path, name or prompt is one."""
+    names = {flag.parameter: flag.name for flag in flags}
+    for parameter, value in given.items():
+        if "" in (value if isinstance(value, list) else [value]):
+            # Those that stand for no setting are called as their parameters are.
+            name = names.get(parameter, parameter.upper() if parameter in _ARGUMENTS else f"--{parameter}")
+            raise SettingsError(f"{name} is empty", hint="give a value, or leave it out")
 
 
 def field(setting: str) -> FieldInfo:

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from circuitcli.errors import InputError
 from circuitcli.pretraining import vocabularies
 from circuitcli.pretraining.characters import CharacterTable
+from circuitcli.pretraining.tokenizer_files import ASCII, OF_CHARACTERS
 from circuitcli.reading import as_path
 from circuitcli.settings.data import BUILTIN_TEXT
 from circuitcli.settings.pretrain import PretrainSettings
@@ -133,10 +134,10 @@ def _each_nth(parts: list[Part], settings: PretrainSettings, source: str) -> Spl
 def tokenize(source: Split, tokenizer: PreTrainedTokenizerFast, settings: PretrainSettings) -> Corpus:
     """Both streams of a split text."""
     end = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    table = CharacterTable(tokenizer) if settings.tokenizer in vocabularies.OF_CHARACTERS else None
+    table = CharacterTable(tokenizer) if settings.tokenizer in OF_CHARACTERS else None
     encode = _Encoder(tokenizer, table, end)
     # What is read as ? costs as much as any other character of ASCII.
-    encoding = "ascii" if settings.tokenizer == vocabularies.ASCII else "utf-8"
+    encoding = "ascii" if settings.tokenizer == ASCII else "utf-8"
     n_bytes = sum(len(part.encode(encoding, "replace")) for part in source.validation if isinstance(part, str))
     return Corpus(
         encode.stream(source.training),

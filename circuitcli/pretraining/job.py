@@ -13,6 +13,7 @@ from circuitcli.pretraining.batches import Windows
 from circuitcli.pretraining.corpus import Corpus, split_text, tokenize
 from circuitcli.pretraining.export import Quality
 from circuitcli.pretraining.optimiser import ModelOptimiser, new_model
+from circuitcli.pretraining.tokenizer_files import CHARACTERS
 from circuitcli.pretraining.trainer import Trainer
 from circuitcli.settings.settings import Settings
 from circuitcli.training.checkpoint import Checkpoints
@@ -41,7 +42,7 @@ def read_text(settings: Settings, *, kept: Path | None = None) -> Text:
     if tokenizer is None and kept is not None and (kept / "tokenizer.json").is_file():
         tokenizer = AutoTokenizer.from_pretrained(kept)
     if tokenizer is None:
-        held_out = pretrain.tokenizer == vocabularies.CHARACTERS
+        held_out = pretrain.tokenizer == CHARACTERS
         tokenizer = vocabularies.made(split.texts(held_out=held_out), pretrain)
     return Text(tokenizer, tokenize(split, tokenizer, pretrain))
 

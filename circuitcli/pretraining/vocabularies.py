@@ -10,21 +10,8 @@ from circuitcli.errors import InputError, first_line
 from circuitcli.models.tokenizer import Vocabulary
 from circuitcli.pretraining import tokenizer as bpe
 from circuitcli.pretraining.characters import ascii_tokenizer, character_tokenizer
-from circuitcli.reading import as_path
+from circuitcli.pretraining.tokenizer_files import ASCII, CHARACTERS, HINT, PAIRS, is_file, tokenizer_files
 from circuitcli.settings.pretrain import PretrainSettings
-
-BPE, CHARACTERS, ASCII = "bpe", "characters", "ascii"
-OF_CHARACTERS = (CHARACTERS, ASCII)
-# Of those that are made here; all others are files.
-_MADE = (BPE, *OF_CHARACTERS)
-# A vocabulary and its merges, as transformers names them and as OpenAI did.
-_PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
-_HINT = "--set pretrain.tokenizer= takes bpe, characters, ascii, a directory, a tokenizer.json or a vocab.json"
-
-
-def is_file(settings: PretrainSettings) -> bool:
-    """Whether the tokenizer is one that is there, and not made here."""
-    return settings.tokenizer not in _MADE
 
 
 def fixed(settings: PretrainSettings) -> PreTrainedTokenizerFast | None:
@@ -49,29 +36,15 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerFast) -> Vocabulary:
     return Vocabulary(len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
 
 
-def tokenizer_files(settings: PretrainSettings) -> list[Path]:
-    """The files of a tokenizer that is there. Raises InputError if they are not."""
-    path = as_path(settings.tokenizer)
-    if path.is_dir():
-        names = ("tokenizer.json", "tokenizer_config.json", *(name for pair in _PAIRS for name in pair))
-        found = [path / name for name in names if (path / name).is_file()]
-    else:
-        pair = next((pair for pair in _PAIRS if path.name == pair[0]), (path.name,))
-        found = [path.with_name(name) for name in pair if path.with_name(name).is_file()]
-    if not found:
-        raise InputError(f"there is no tokenizer at '{settings.tokenizer}'", hint=_HINT)
-    return found
-
-
 def _loaded(settings: PretrainSettings) -> PreTrainedTokenizerFast:
     files = {path.name: path for path in tokenizer_files(settings)}
     try:
         tokenizer = _read(files)
     except Exception as error:
         # Both libraries fail on broken files in all ways in which Python and Rust do.
-        raise InputError(f"{settings.tokenizer} holds no tokenizer: {first_line(error)}", hint=_HINT) from None
+        raise InputError(f"{settings.tokenizer} holds no tokenizer: {first_line(error)}", hint=HINT) from None
     if not isinstance(tokenizer, PreTrainedTokenizerFast) or not len(tokenizer):
-        raise InputError(f"{settings.tokenizer} holds no fast tokenizer", hint=_HINT)
+        raise InputError(f"{settings.tokenizer} holds no fast tokenizer", hint=HINT)
     tokenizer.model_max_length = settings.context_length
     return tokenizer
 
@@ -81,11 +54,11 @@ def _read(files: dict[str, Path]) -> PreTrainedTokenizerFast:
         return AutoTokenizer.from_pretrained(files["tokenizer_config.json"].parent, local_files_only=True)
     if "tokenizer.json" in files:
         return _with_end(Tokenizer.from_file(str(files["tokenizer.json"])))
-    for vocabulary, merges in _PAIRS:
+    for vocabulary, merges in PAIRS:
         if vocabulary in files and merges in files:
             return _gpt2(files[vocabulary], files[merges])
     (name, path), *_ = files.items()
-    if path.suffix == ".json" and name not in (pair[0] for pair in _PAIRS):
+    if path.suffix == ".json" and name not in (pair[0] for pair in PAIRS):
         return _with_end(Tokenizer.from_file(str(path)))
     raise ValueError(f"{name} lacks the file of its merges")
 

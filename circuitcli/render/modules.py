@@ -10,12 +10,14 @@ from collections.abc import Mapping
 from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
+from typing import Any
 from urllib.parse import quote
 
 # In JSON these stand inside strings only; written so, nothing ends the script element or a line of it early.
 _UNSAFE = str.maketrans({character: f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"})
 # What a URL may not hold as it is; other characters stay readable.
 _READABLE = "".join(map(chr, range(33, 127))).replace("%", "").replace("#", "") + " "
+_DATA = re.compile(r'<script type="application/json" id="data">(.*?)</script>', re.DOTALL)
 _PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
 
 
@@ -27,6 +29,15 @@ def filled(name: str, parts: Mapping[str, str]) -> str:
 def safe(text: str) -> str:
     """JSON text for the inside of a script element."""
     return text.translate(_UNSAFE)
+
+
+def carried(text: str) -> dict[str, Any]:
+    """The object that a page carries, as `safe` JSON. Raises ValueError for a text that is no page of ours."""
+    match = _DATA.search(text)
+    found = None if match is None else json.loads(match[1])
+    if not isinstance(found, dict):
+        raise ValueError("this is no page that carries data")
+    return found
 
 
 @cache

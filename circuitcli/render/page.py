@@ -3,7 +3,6 @@
 Its JavaScript lies in ``assets/explorer``, a file for each module; see `modules` for how the page has them.
 """
 
-import json
 import re
 from functools import cache
 from html import escape
@@ -15,12 +14,10 @@ from circuitcli.render.drawing import Drawing
 from circuitcli.render.findings import findings
 from circuitcli.render.heading import READING, conditions_of, facts, measured_metric
 from circuitcli.render.layout import layout
-from circuitcli.render.modules import filled, import_map, parts, safe
+from circuitcli.render.modules import carried, filled, import_map, parts, safe
 from circuitcli.render.packing import packed, unpacked
 from circuitcli.render.sites import FILL, INK, kinds_in
 from circuitcli.render.text import visible
-
-_DATA = re.compile(r'<script type="application/json" id="data">(.*?)</script>', re.DOTALL)
 
 
 def page(drawing: Drawing, *, path: Path | None = None) -> str:
@@ -39,10 +36,9 @@ def embedded(text: str) -> dict[str, Any]:
 
     Raises ValueError for another text.
     """
-    match = _DATA.search(text)
-    if match is None:
+    content = carried(text)
+    if "packed" not in content:
         raise ValueError("this is not the page of a circuit")
-    content = dict(json.loads(match[1]))
     return {"document": unpacked(content.pop("packed")), **content}
 
 

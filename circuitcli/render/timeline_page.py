@@ -4,20 +4,17 @@ All checkpoints are drawn in it, one below the other: so it is small multiples w
 one is shown at a time, and the slider says which.
 """
 
-import json
-import re
 from html import escape
 from typing import Any
 
 from circuitcli.records.through import CircuitRecord, TimelineReport
 from circuitcli.render.document import to_json
-from circuitcli.render.modules import asset, filled, safe
+from circuitcli.render.modules import asset, carried, filled, safe
 from circuitcli.render.text import number, percent, signed, visible
 from circuitcli.render.timeline import placed
 from circuitcli.render.timeline_charts import COLOURS, DASHES, LEFT, RIGHT, chart_svg
 from circuitcli.render.timeline_svg import circuit_svg, lifelines_svg, step_name
 
-_DATA = re.compile(r'<script type="application/json" id="data">(.*?)</script>', re.DOTALL)
 _HEAD = (
     "step",
     "metric",
@@ -54,10 +51,10 @@ def timeline_page(report: TimelineReport) -> str:
 
 def embedded_report(text: str) -> dict[str, Any]:
     """What a page carries. Raises ValueError for another text."""
-    match = _DATA.search(text)
-    if match is None:
+    content = carried(text)
+    if "frames" not in content:
         raise ValueError("this is not the page of circuits through training")
-    return dict(json.loads(match[1]))
+    return content
 
 
 def _content(report: TimelineReport) -> dict[str, Any]:

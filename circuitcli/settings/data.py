@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from circuitcli.errors import SettingsError
-from circuitcli.settings.section import MOST_TOKENS, FilePath, Hooks, Layers, Section, Sites
+from circuitcli.settings.section import MOST_TOKENS, FilePath, Hooks, Layers, Section, Sites, reachable
 
 # The text that models are run on unless another is named: of those that come with the package, and of others.
 BUILTIN_TEXT, DEFAULT_TEXT = "builtin:python", "hf:NeelNanda/pile-10k"
@@ -29,7 +29,7 @@ def _named(text: str) -> str:
 class DataSettings(Section):
     """Which text, which hook points, and how activations are cached."""
 
-    text: Annotated[FilePath, AfterValidator(_named)] | None = None
+    text: Annotated[str, AfterValidator(_named), AfterValidator(reachable)] | None = None
     """builtin:python, a file of text or of data (.jsonl, .json, .csv, .tsv, .parquet), a folder, - for stdin, or
     hf:NAME[:CONFIG][:SPLIT], NAME on the hub or a folder; or token ids: .npy or .safetensors files, or a folder of
     them, with one axis (a stream, cut at EOS and BOS) or two (a row for each document). By default builtin:python for

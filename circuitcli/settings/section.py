@@ -2,7 +2,9 @@
 
 import math
 import re
+import sys
 from collections.abc import Iterable
+from importlib.metadata import entry_points
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
@@ -17,8 +19,13 @@ MOST_TOKENS = 2**50
 MOST_FACTORS = 1001
 # All pairs of a kind that have SAEs: across a block; across an MLP with its norm and skip; across an MLP; these all.
 PAIRS = ("blocks", "mlp-blocks", "mlp-layers", "all")
-# PyTorch knows which names there are, but it takes seconds to load.
-_DEVICE = re.compile(r"[a-zA-Z][a-zA-Z0-9_]{0,30}(:[0-9]{1,4})?")
+# PyTorch knows which names there are, but it takes seconds to load; these are its own.
+_DEVICES = (
+    "auto cpu cuda mps xpu hpu mtia xla ve hip ipu maia fpga lazy meta vulkan opengl opencl ideep mkldnn privateuseone"
+)
+_DEVICE = re.compile(r"([a-zA-Z][a-zA-Z0-9_]{0,30})(:[0-9]{1,4})?")
+# Under which packages announce that they teach PyTorch another device, by whatever name.
+_TEACHING = "torch.backends"
 
 
 class Section(BaseModel):
@@ -59,9 +66,21 @@ Shares = Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], BeforeValida
 
 
 def _device(name: str) -> str:
-    if not _DEVICE.fullmatch(name):
+    found = _DEVICE.fullmatch(name)
+    if found is None or not _is_device(found[1]):
         raise SettingsError(f"'{name}' is not a device", hint="use cpu, cuda, cuda:1 or mps")
     return name
+
+
+def _is_device(kind: str) -> bool:
+    """Whether PyTorch may know it: asked itself where it is loaded already."""
+    if kind in _DEVICES.split() or entry_points(group=_TEACHING):
+        return True
+    loaded = sys.modules.get("torch")
+    try:
+        return loaded is not None and bool(loaded.device(kind))
+    except RuntimeError:
+        return False
 
 
 def _slice(text: str) -> str:
@@ -130,6 +149,12 @@ def _hooks(names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(str(hook) for hook in sorted({HookPoint.parse(name) for name in names}))
 
 
+def _named(text: str) -> str:
+    if not text.strip():
+        raise ValueError("input should not be empty")
+    return text
+
+
 def _expanded(text: str) -> str:
     return str(as_path(text, error=SettingsError)) if text.startswith("~") else text
 
@@ -160,6 +185,6 @@ Scales = Annotated[Texts, AfterValidator(_scales)]
 Factors = Annotated[str, AfterValidator(_factors)]
 Scores = Annotated[Texts, AfterValidator(_scores)]
 # A file or folder, or FORMAT:PATH, or a name of another kind.
-FilePath = Annotated[str, AfterValidator(reachable)]
+FilePath = Annotated[str, AfterValidator(_named), AfterValidator(reachable)]
 FilePaths = Annotated[tuple[FilePath, ...], BeforeValidator(_lines)]
-FolderPath = Annotated[str, AfterValidator(_expanded)]
+FolderPath = Annotated[str, AfterValidator(_named), AfterValidator(_expanded)]

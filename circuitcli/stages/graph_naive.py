@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuitcli.graphs import Edge, Node
-from circuitcli.hookpoints import HookPoint, parse_pins
+from circuitcli.hookpoints import HookPoint, NodeId, parse_pins
 from circuitcli.records import Record
 from circuitcli.runs import atomic
 from circuitcli.settings.graph import BY_INFLUENCE, OF_FROZEN
@@ -16,7 +16,7 @@ from circuitcli.stages.graph_task import Task, task_of
 from circuitcli.stages.graphing import finish, head_of, prepare
 from circuitcli.stages.request import Request, resumable
 from circuitcli.stages.responses import check_sweep, swept
-from circuitcli.stages.saes import hook_of_pin
+from circuitcli.stages.saes import check_indices, hook_of_pin
 
 if TYPE_CHECKING:
     from circuitcli.attribution.naive import NaivePart, NaiveSearch
@@ -37,7 +37,8 @@ def run(request: Request) -> list[Record]:
     if request.settings.search.by is not None:
         return graph_search.run(request)
     task = task_of(request, "graph-naive", name="naive", positions="sum", baseline="zero", foreign=_GRADIENT)
-    parse_pins(task.settings.pin)
+    pins = parse_pins(task.settings.pin)
+    check_indices(request, (NodeId(hook, index) for hook, indices in pins.items() for index in indices))
     check_sweep(task.settings)
     return resumable(
         request, task.entry, task.fingerprint(), lambda resumes: _work(task, resumes), partial=_parts(task), keeps=True

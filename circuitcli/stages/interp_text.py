@@ -18,7 +18,7 @@ from circuitcli.render.write import Writer
 from circuitcli.stages.interp import file_of
 from circuitcli.stages.render import recorded
 from circuitcli.stages.request import Request
-from circuitcli.stages.saes import SaeSource, load_saes, sae_sources
+from circuitcli.stages.saes import SaeSource, check_indices, load_saes, sae_sources
 
 if TYPE_CHECKING:
     from circuitcli.features.texts import ReadText
@@ -54,15 +54,24 @@ class Asked:
 
 
 def of_source(text: str, *, stdin: str | None = None) -> str:
-    """The text that was meant: what came through stdin, the text of a file of that name, or the text itself."""
-    if stdin is not None:
-        return stdin
-    if not _names_file(text):
-        if _LIKE_A_FILE.fullmatch(text):
-            progress.note(f"there is no file {text}: its name is taken as the text")
-        return text
-    progress.note(f"the text is that of the file {text}")
-    return read_text(text, hint="name a text file, or give the text itself with --text")
+    """The text that was meant: what came through stdin, the text of a file of that name, or the text itself.
+
+    Raises InputError if there is nothing in it.
+    """
+    found, place = _found(text) if stdin is None else (stdin, "stdin")
+    if not found:
+        raise InputError(f"{place} is empty", hint='give a text in which there is something: --text "..."')
+    return found
+
+
+def _found(text: str) -> tuple[str, str]:
+    """The text, and where it is from."""
+    if _names_file(text):
+        progress.note(f"the text is that of the file {text}")
+        return read_text(text, hint="name a text file, or give the text itself with --text"), text
+    if _LIKE_A_FILE.fullmatch(text):
+        progress.note(f"there is no file {text}: its name is taken as the text")
+    return text, "the text"
 
 
 def _names_file(text: str) -> bool:
@@ -78,11 +87,12 @@ def run(request: Request, asked: Asked, *, stdout: Writer) -> list[Record]:
     With features named, these alone are told of, wherever they are active. Raises InputError for a text without a
     token and for features that the coders lack.
     """
+    settings = request.settings
+    sources = _sources(request, asked.features)
+    check_indices(request, asked.features)
     from circuitcli.features.texts import read_text as read_by_model
     from circuitcli.models.loading import load_model
 
-    settings = request.settings
-    sources = _sources(request, asked.features)
     model = load_model(settings.model)
     loaded = load_saes(sources, sources, model=settings.model.name, adapter=model.adapter)
     coders = {hook: one.sae.to(model.adapter.device).requires_grad_(False) for hook, one in loaded.items()}

@@ -17,7 +17,7 @@ from circuitcli.stages.behaviours import of_prompts
 from circuitcli.stages.prompts import graph_examples
 from circuitcli.stages.report import write_report
 from circuitcli.stages.request import Request, resumable
-from circuitcli.stages.saes import SaeSource, hook_of_pin, sae_sources
+from circuitcli.stages.saes import SaeSource, check_indices, hook_of_pin, sae_sources
 from circuitcli.stages.trials import Bench, Plan
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ def pinned(request: Request) -> tuple[dict[HookPoint, tuple[int, ...]], dict[Hoo
         if hook not in sources:
             there = " ".join(str(known) for known in sources)
             raise InputError(f"no SAE at pinned hook point {hook}", hint=f"there are SAEs at {there}")
+    check_indices(request, (NodeId(hook, index) for hook, indices in found.items() for index in indices))
     return found, sources
 
 

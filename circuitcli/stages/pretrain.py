@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from circuitcli import group, processes, runs
 from circuitcli.errors import CircuitError, InputError, SettingsError
 from circuitcli.manifest import Fingerprint
+from circuitcli.pretraining.tokenizer_files import is_file, tokenizer_files
 from circuitcli.reading import as_path
 from circuitcli.records import CheckpointRecord, ModelRecord, Record
 from circuitcli.runs import Run
@@ -28,15 +29,14 @@ if TYPE_CHECKING:
 NAME = "pretrain"
 # Below the directory of the model: the run of its training, and in it what the training goes on from.
 FOLDER, STATES, LOGS = "training", "state", "logs"
-_MADE_HERE = ("bpe", "characters", "ascii")
 # What a number that is learned takes beside itself: its gradient and AdamW's two moments.
 _STATE_COPIES = 4
 
 
 def run_of(settings: Settings) -> Run:
     """The run of a training, in the directory of its model. Raises SettingsError if none is named."""
-    output = (settings.pretrain.output or "").strip()
-    if not output:
+    output = settings.pretrain.output
+    if output is None:
         raise SettingsError("pretrain has nowhere to write the model", hint="name a directory with --output DIR")
     return Run(as_path(output) / FOLDER, option="--output")
 
@@ -50,7 +50,7 @@ def run(request: Request) -> list[Record]:
     check(request.settings)
     _check_output(request)
     inputs = {"content of the text": source_digest(_source(request), field=request.settings.data.field)}
-    if request.settings.pretrain.tokenizer not in _MADE_HERE:
+    if is_file(request.settings.pretrain):
         inputs["tokenizer"] = _tokenizer_digest(request.settings)
     print_ = fingerprint(request, ("pretrain.", "data.field", "seed"), inputs, without=NO_MATTER)
     states = request.run.path / STATES
@@ -74,9 +74,11 @@ def run(request: Request) -> list[Record]:
 
 
 def check(settings: Settings) -> None:
-    """Raise SettingsError for what no training can be made of."""
+    """Raise SettingsError for what no training can be made of, and InputError for a tokenizer that is not there."""
     run_of(settings)
     settings.pretrain.check()
+    if is_file(settings.pretrain):
+        tokenizer_files(settings.pretrain)
     if settings.data.text == "-":
         raise SettingsError("pretrain reads its text several times", hint="save it to a file: --text FILE")
     if settings.data.chat:
@@ -115,8 +117,6 @@ def _check_output(request: Request) -> None:
 
 
 def _tokenizer_digest(settings: Settings) -> str:
-    from circuitcli.pretraining.vocabularies import tokenizer_files
-
     return runs.digest([runs.file_digest(path) for path in tokenizer_files(settings.pretrain)])
 
 

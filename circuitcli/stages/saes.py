@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from circuitcli.errors import InputError
-from circuitcli.hookpoints import SITES, HookPoint
+from circuitcli.hookpoints import SITES, HookPoint, NodeId
 from circuitcli.progress import note
 from circuitcli.records import ActivationsRecord, SaeRecord
 from circuitcli.saes.exchange import native
@@ -18,6 +18,7 @@ from circuitcli.stages.request import Request
 __all__ = [
     "SaeSource",
     "at_neuronpedia",
+    "check_indices",
     "fold_gain",
     "graph_sources",
     "hook_of_pin",
@@ -54,6 +55,19 @@ def sae_sources(
             f"{stage} read no 'sae' record", hint="run `circuit train` before it, or name SAEs with --sae PATH"
         )
     return {hook: found[hook] for hook in sorted(found)}
+
+
+def check_indices(request: Request, nodes: Iterable[NodeId]) -> None:
+    """Raise InputError for a feature that a coder of the run has not, by its record: no weights are read."""
+    if request.settings.sae_path is not None:
+        return
+    widths = {record.hook: record.d_sae for record in request.records.of(SaeRecord)}
+    for node in nodes:
+        width = widths.get(str(node.hook))
+        if node.index is not None and width is not None and node.index >= width:
+            raise InputError(
+                f"{node.hook} has no feature {node.index}: its coder has {width}", hint=f"features are 0 to {width - 1}"
+            )
 
 
 def at_neuronpedia(sources: Mapping[HookPoint, SaeSource]) -> dict[str, str]:

@@ -32,7 +32,7 @@ def inspect(call: Call) -> None:
     """List what the run holds, or tell what an SAE is.
 
     With a run or a model also how well it fits real activations, and what looks wrong. A run's own SAEs are named by
-    its directory. Of a file with the graph of another program it tells whose that is.
+    its directory. Of a file with the graph of another program, and of pages, tells what they are and hold.
 
     Formats that are read: sae_lens (6.x, 5.x, the oldest and checkpoints; no crosscoders), dictionary_learning (all
     SAEs), sparsify (SAEs, (skip) transcoders, CLTs without trained post-encoders), circuit_tracer (transcoders, CLTs),
@@ -47,11 +47,13 @@ def inspect(call: Call) -> None:
     text = call.extras["sae"]
     if text is None:
         return _list(call)
-    if Path(text).is_file():
-        from circuitcli.cli import graph_file_view
+    if Path(text).exists():
+        from circuitcli.cli import graph_file_view, recognised_view
 
         if (found := graph_file_view.graph_in(text)) is not None:
             return graph_file_view.show(found, text)
+        if (other := recognised_view.found(text)) is not None:
+            return recognised_view.show(other, text)
     from circuitcli.stages import inspect as stage
 
     if listed := stage.listing(text):
