@@ -114,15 +114,9 @@ LATE = (
     *(((name, "--device", "banana"), "'banana' is not a device") for name in ("pretrain", "collect", "train")),
     (("interp", "--text", "-"), "stdin is empty"),
     (("interp", "--text", "nothing.txt"), "nothing.txt is empty"),
-    (("interp", "--text", "x", "--feature", "resid.0/8"), "resid.0 has no feature 8"),
+    (("interp", "--text", "x", "--feature", "resid.0/8"), "there is no feature resid.0/8"),
     (("interp", "--text", "x", "--feature", "resid.7/8"), "no coder reads resid.7"),
-    (
-        (
-            "interp",
-            "--explain",
-        ),
-        "no language model is named",
-    ),
+    (("interp", "--explain"), "no language model is named"),
     (("validate", "--pin", "0:8"), "resid.0 has no feature 8"),
     (("graph-naive", "--pin", "0:8"), "resid.0 has no feature 8"),
     *(((name, "--set", "graph.prompt="), "the prompt is empty") for name in ("graph-grad", "graph-naive", "validate")),

@@ -17,6 +17,7 @@ from circuitcli.cli.console import console, one_line
 from circuitcli.cli.feature_view import feature_text
 from circuitcli.printable import printable
 from circuitcli.records import (
+    ExportRecord,
     FeatureRecord,
     FeaturesRecord,
     FigureRecord,
@@ -26,6 +27,8 @@ from circuitcli.records import (
     ScoreRecord,
     UnknownRecord,
 )
+from circuitcli.runs import Run
+from circuitcli.stages.render import recorded
 
 FEATURE = {
     "kind": "feature",
@@ -157,6 +160,26 @@ def test_one_line_counts_what_was_made():
         summaries.sentence("train", made, "runs/x", 12.34) == "train: 2 saes, 1 node, 1 activations in runs/x (12.3 s)"
     )
     assert summaries.sentence("train", [], "runs/x", 0.0) == "train: nothing new in runs/x (0.0 s)"
+
+
+def test_the_closing_line_names_the_places_of_files_that_are_not_in_the_run(inside: Path):
+    run, outside = Run(Path("r")), Path("out")
+    for folder in (run.path / "figures", outside, Path("figures")):
+        folder.mkdir(parents=True)
+        (folder / "a.svg").touch()
+    run.update_manifest(model="m")
+    told = lambda made, run="r": summaries.sentence("render", made, run, 1.0).removesuffix(" (1.0 s)")  # noqa: E731
+    figure = lambda path, run=run: FigureRecord(path=recorded(Path(path), run.path))  # noqa: E731
+    assert told([figure("r/figures/a.svg")]) == "render: 1 figure in r"
+    # The run has a file of this name too.
+    assert told([figure("figures/a.svg")]) == f"render: 1 figure: {Path('figures/a.svg').resolve()}"
+    others = [figure(f"{outside}/{name}.svg") for name in "abcd"]
+    assert told(others[:2]) == "render: 2 figures: out/a.svg, out/b.svg"
+    assert told([sae("resid.0"), *others]) == f"render: 1 sae in r; 4 figures in {outside.resolve()}"
+    exports = [ExportRecord(hook=f"resid.{n}", format="circuit", path=f"{outside}/e/resid.{n}") for n in range(2)]
+    assert told(exports) == "render: 2 exports: out/e/resid.0, out/e/resid.1"
+    # Without a run files lie where they were asked for.
+    assert told([figure("figures/a.svg", Run(Path()))], ".") == "render: 1 figure: figures/a.svg"
 
 
 def test_tables_show_each_kind_and_the_nodes_with_the_largest_effects():

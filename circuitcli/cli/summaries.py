@@ -1,5 +1,6 @@
 """What a command made, in a few lines for people, and what to type next."""
 
+import os
 import shlex
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from circuitcli.records import (
     ChoicesRecord,
     ComparisonRecord,
     EdgeRecord,
+    ExportRecord,
     FeaturesRecord,
     FigureRecord,
     GraphRecord,
@@ -34,6 +36,10 @@ from circuitcli.records import (
     StabilityRecord,
     SteeringRecord,
 )
+from circuitcli.runs import Run
+
+# What is written where people say, in the run or not; so many of them are named one by one.
+_ANYWHERE, _NAMED = (FigureRecord, ExportRecord), 3
 
 NEXT = {
     "collect": "circuit train",
@@ -58,13 +64,32 @@ def next_step(command: str, made: Sequence[Record] = ()) -> str | None:
 
 
 def sentence(command: str, made: Sequence[Record], run: str, seconds: float) -> str:
-    """One line: how many records of which kind, where, in what time."""
+    """One line: how many records of which kind, where, in what time; of files that lie elsewhere their own places."""
+    away = [record for record in made if isinstance(record, _ANYWHERE) and not _is_in(run, record.path)]
+    elsewhere = {id(record) for record in away}
+    here = [record for record in made if id(record) not in elsewhere]
+    parts = [f"{_counted(here) or 'nothing new'} in {run}"] if here or not away else []
+    parts += [_counted(away) + _placed([record.path for record in away])] if away else []
+    return f"{command}: {'; '.join(parts)} ({seconds:.1f} s)"
+
+
+def _is_in(run: str, path: str) -> bool:
+    """Whether a file lies in a run; without one it lies wherever it was asked for."""
+    return not Path(path).is_absolute() and Run(Path(run)).exists and (Path(run) / path).exists()
+
+
+def _counted(made: Sequence[Record]) -> str:
     counts = Counter[str]()
     for record in made:
         counts[record.kind] += _counts_for(record)
-    counts = +counts
-    parts = [f"{count} {_plural(kind) if count > 1 else _singular(kind)}" for kind, count in counts.items()]
-    return f"{command}: {', '.join(parts) or 'nothing new'} in {run} ({seconds:.1f} s)"
+    return ", ".join(f"{count} {_plural(kind) if count > 1 else _singular(kind)}" for kind, count in (+counts).items())
+
+
+def _placed(paths: Sequence[str]) -> str:
+    """Where files are: each by its path, of many the folder that they have in common."""
+    if len(paths) <= _NAMED:
+        return f": {', '.join(paths)}"
+    return f" in {os.path.commonpath([str(Path(path).resolve()) for path in paths])}"
 
 
 def _counts_for(record: Record) -> int:

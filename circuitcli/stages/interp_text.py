@@ -18,7 +18,7 @@ from circuitcli.render.write import Writer
 from circuitcli.stages.interp import file_of
 from circuitcli.stages.render import recorded
 from circuitcli.stages.request import Request
-from circuitcli.stages.saes import SaeSource, check_indices, load_saes, sae_sources
+from circuitcli.stages.saes import SaeSource, load_saes, recorded_widths, sae_sources
 
 if TYPE_CHECKING:
     from circuitcli.features.texts import ReadText
@@ -89,7 +89,7 @@ def run(request: Request, asked: Asked, *, stdout: Writer) -> list[Record]:
     """
     settings = request.settings
     sources = _sources(request, asked.features)
-    check_indices(request, asked.features)
+    _check_there(asked.features, recorded_widths(request))
     from circuitcli.features.texts import read_text as read_by_model
     from circuitcli.models.loading import load_model
 
@@ -123,7 +123,7 @@ def _sources(request: Request, features: Sequence[NodeId]) -> dict[HookPoint, Sa
 
 def _check_there(features: Sequence[NodeId], widths: Mapping[HookPoint, int]) -> None:
     for node in features:
-        if (node.index or 0) >= widths[node.hook]:
+        if node.hook in widths and (node.index or 0) >= widths[node.hook]:
             last = widths[node.hook] - 1
             raise InputError(
                 f"there is no feature {node.feature}", hint=f"the coder at {node.hook} has features 0 to {last}"

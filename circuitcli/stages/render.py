@@ -110,7 +110,7 @@ def file_name(name: str) -> str:
 
 
 def recorded(path: Path, directory: Path | None) -> str:
-    """Relative to the run directory if inside it, else as given."""
+    """Relative to the run directory if inside it, else as given; whole if the run has a file of that name too."""
     if directory is not None and path.resolve().is_relative_to(directory.resolve()):
         return path.resolve().relative_to(directory.resolve()).as_posix()
-    return path.as_posix()
+    return (path.resolve() if directory is not None and (directory / path).exists() else path).as_posix()

@@ -24,6 +24,7 @@ __all__ = [
     "hook_of_pin",
     "load_sae",
     "load_saes",
+    "recorded_widths",
     "sae_sources",
 ]
 
@@ -57,13 +58,18 @@ def sae_sources(
     return {hook: found[hook] for hook in sorted(found)}
 
 
+def recorded_widths(request: Request) -> dict[HookPoint, int]:
+    """How many features the run's own coders have; empty where others take their place."""
+    if request.settings.sae_path is not None:
+        return {}
+    return {HookPoint.parse(record.hook): record.d_sae for record in request.records.of(SaeRecord)}
+
+
 def check_indices(request: Request, nodes: Iterable[NodeId]) -> None:
     """Raise InputError for a feature that a coder of the run has not, by its record: no weights are read."""
-    if request.settings.sae_path is not None:
-        return
-    widths = {record.hook: record.d_sae for record in request.records.of(SaeRecord)}
+    widths = recorded_widths(request)
     for node in nodes:
-        width = widths.get(str(node.hook))
+        width = widths.get(node.hook)
         if node.index is not None and width is not None and node.index >= width:
             raise InputError(
                 f"{node.hook} has no feature {node.index}: its coder has {width}", hint=f"features are 0 to {width - 1}"

@@ -13,6 +13,7 @@ from circuitcli.render.multiples import write_multiples
 from circuitcli.render.timeline_page import timeline_page
 from circuitcli.render.write import Writer
 from circuitcli.runs import Run, atomic
+from circuitcli.stages.render import recorded
 from circuitcli.stages.request import Request
 from circuitcli.stages.timeline_charts import charts
 
@@ -52,9 +53,7 @@ def write_files(run: Run, outputs: Sequence[str]) -> list[FigureRecord]:
     for name in outputs or [str(run.path / DEFAULT)]:
         path = Path(name)
         _write(report, path)
-        inside = path.resolve().is_relative_to(run.path.resolve())
-        told = path.resolve().relative_to(run.path.resolve()) if inside else path
-        made.append(FigureRecord(path=told.as_posix()))
+        made.append(FigureRecord(path=recorded(path, run.path)))
     return made
 
 
