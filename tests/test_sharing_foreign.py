@@ -1,25 +1,32 @@
 """Graphs of circuit-tracer, feature-circuits and EAP-IG: read as they are, and nothing in them is run."""
 
 import json
+import math
 import os
 import pickle
 import sys
 import types
+import warnings
 import zipfile
 from collections import namedtuple
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from cli_support import here
+from test_sharing import Shared, transcoded, written
 
 import circuitcli
 from circuitcli.errors import InputError
 from circuitcli.graphs import Edge, Node
 from circuitcli.graphs.exchange import formats, torch_files
 from circuitcli.graphs.exchange.torch_files import Inert, Sparse
+from circuitcli.render.attributions import effect_bars
+from circuitcli.render.drawing import draw
+from circuitcli.render.page import embedded, page
 from circuitcli.render.state import State
 
 
@@ -322,6 +329,66 @@ def test_whatever_stands_where_a_part_should_be_is_a_graph_or_one_error(programs
     assert 0 < refused < len(changes)
 
 
+NUMBERS = (math.nan, math.inf, -math.inf, 1e308, -1e308, -7, 2**31, 2**62, 10**400, "x", "9" * 400, None, True)
+
+
+def numbers(content: object, place: tuple = ()) -> Iterator[tuple]:
+    """The places of all numbers in what a file holds, of tensors one."""
+    if isinstance(content, dict | list | tuple):
+        for key, one in content.items() if isinstance(content, dict) else enumerate(content):
+            yield from numbers(one, (*place, key))
+    elif isinstance(content, torch.Tensor) and content.numel() and content.layout == torch.strided:
+        yield (*place, (0,) * content.ndim)
+    elif isinstance(content, int | float):
+        yield place
+
+
+def with_number(content: object, place: tuple, value: object) -> object:
+    """The same with another value there; tensors hold what they can."""
+    if not place:
+        return value
+    if isinstance(content, torch.Tensor):
+        made = content.clone().double() if isinstance(value, float) else content.clone()
+        made[place[0]] = value
+        return made
+    items = dict(content) if isinstance(content, dict) else list(content)
+    items[place[0]] = with_number(content[place[0]], place[1:], value)
+    return items if isinstance(content, dict | list) else type(content)(items)
+
+
+@pytest.mark.parametrize("kind", ["circuit-tracer", "feature-circuits", "EAP-IG .pt", "EAP-IG", "Neuronpedia"])
+def test_any_number_in_a_file_is_read_or_refused_without_a_warning(programs, kind: str, tmp_path: Path):
+    eap = {"cfg": {"n_layers": 1, "n_heads": 1}, "src_nodes": ["input", "m0"], "dst_nodes": ["m0", "logits"]}
+    eap |= {"edges_scores": torch.ones(2, 2), "edges_in_graph": torch.ones(2, 2).bool(), "nodes_scores": torch.ones(2)}
+    made = json.loads(written(Shared(transcoded()), tmp_path).read_text()) if kind == "Neuronpedia" else None
+    content = {
+        **{"circuit-tracer": traced(programs), "feature-circuits": marks(programs, positions=True)},
+        **{"EAP-IG .pt": eap, "EAP-IG": scored(), "Neuronpedia": made},
+    }[kind]
+    path, refused, every = tmp_path / "graph", 0, [*product(numbers(content), NUMBERS)]
+    # Each kind of number at some places: their count is no multiple of the step.
+    for place, value in every[:: 1 + 2 * (len(every) // 80)]:
+        try:
+            changed = with_number(content, place, value)
+        except (TypeError, RuntimeError, ValueError, OverflowError):
+            continue
+        if kind in ("EAP-IG", "Neuronpedia"):
+            path.write_text(json.dumps(changed))
+        else:
+            torch.save(changed, path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            try:
+                found = formats.read(path)
+            except InputError as error:
+                assert "\n" not in error.message and error.hint, (place, value)
+                refused += 1
+            else:
+                assert found is not None and found.records(), (place, value)
+    # There a number that is not finite is no node.
+    assert refused or kind == "feature-circuits"
+
+
 # feature-circuits.
 
 
@@ -455,6 +522,8 @@ def test_graphs_of_eap_are_read_and_written_as_their_circuit(tmp_path: Path):
         "input": {"in_graph": True, "score": 0.5},
         **{"a0.h1": {"in_graph": True}, "m1": {"in_graph": True, "score": -1.0}, "logits": {"in_graph": True}},
     }
+    assert graph.head.noun == "nodes" and embedded(page(draw(graph)))["noun"] == "nodes"
+    assert next(title for title, _ in effect_bars(graph).panels) == "nodes of the graph (score)"
     shown = here("render", "ioi.json", "--as", "mermaid", "-o", "-", cwd=tmp_path).stdout
     assert "a0.h1" in shown and "output" in shown
 

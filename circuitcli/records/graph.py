@@ -38,6 +38,9 @@ from circuitcli.schema import (
     Word,
 )
 
+# Of graphs between attention heads and MLPs, as EAP-IG and MIB make them.
+EDGE_ATTRIBUTION = "eap"
+
 
 class GraphRecord(Record):
     """Head of a circuit graph; its nodes and edges follow.
@@ -125,6 +128,11 @@ class GraphRecord(Record):
     def written(self, hook: str) -> tuple[str, ...]:
         """Names of the hook points that the coder writes that reads this one: of an SAE the same."""
         return (self.writes or {}).get(hook, (hook,))
+
+    @property
+    def noun(self) -> str:
+        """What nodes are called that are no errors, tokens or output: of edge attribution they are heads and MLPs."""
+        return "nodes" if self.method == EDGE_ATTRIBUTION else "features"
 
     @property
     def explained(self) -> str:

@@ -81,7 +81,7 @@ def effect_bars(graph: CircuitGraph) -> Bars | None:
         ]
 
     panels: list[tuple[str, Sequence[float | int | None]]] = [
-        (f"features of the graph ({unit})", of_graph(lambda node: node.kind == "feature")),
+        (f"{graph.head.noun} of the graph ({unit})", of_graph(lambda node: node.kind == "feature")),
         (f"its error terms ({unit})", of_graph(lambda node: node.kind == "error")),
     ]
     every = graph.head.effects or {}

@@ -36,7 +36,7 @@ def carried(text: str) -> dict[str, Any]:
     match = _DATA.search(text)
     found = None if match is None else json.loads(match[1])
     if not isinstance(found, dict):
-        raise ValueError("this is no page that carries data")
+        raise ValueError("this is not the page of a command: it carries no data")
     return found
 
 

@@ -49,6 +49,7 @@ def _content(drawing: Drawing, path: Path | None) -> dict[str, Any]:
         "layout": layout(drawing).to_json(),
         "facts": facts(drawing.graph.head),
         "kinds": {kind: [FILL[kind], INK[kind]] for kind in kinds_in(drawing.graph.nodes)},
+        "noun": drawing.graph.head.noun,
         "metric": measured_metric(drawing.graph.head),
         "reading": READING,
         "conditions": [conditions_of(score) for score in drawing.scores],

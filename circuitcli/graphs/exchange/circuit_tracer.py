@@ -175,6 +175,9 @@ def _check(parts: _Content, *, name: str) -> None:
         raise InputError(f"{name}: a matrix of {np.shape(matrix)} does not fit the nodes", hint=_HINT)
     if features.ndim != 2 or features.shape[1] != 3 or len(parts.activations) != len(features):
         raise InputError(f"{name}: features of shape {features.shape} have no layer, position and index", hint=_HINT)
+    # A cast would make some number of what is none.
+    if features.dtype.kind not in "iuf" or not (np.isfinite(features) & (features == np.floor(features))).all():
+        raise InputError(f"{name}: layers, positions and indices of features are not whole numbers", hint=_HINT)
     ends = np.array([parts.n_layers, n_tokens, 2**62])
     if len(features) and ((features < 0).any() or (features >= ends).any()):
         raise InputError(f"{name}: a feature lies outside the model or the prompt", hint=_HINT)

@@ -16,9 +16,10 @@ from circuitcli.graphs.exchange.shared import Shared, checked, file_name
 from circuitcli.graphs.graph import CircuitGraph, Edge, Node
 from circuitcli.hookpoints import OUTPUT
 from circuitcli.records import EdgeRecord, GraphRecord, NodeRecord
+from circuitcli.records.graph import EDGE_ATTRIBUTION
 from circuitcli.schema import UNKNOWN
 
-ORIGIN, METHOD = "EAP-IG", "eap"
+ORIGIN = "EAP-IG"
 # Of the head: what the file says of the model.
 CONFIGURATION = "eap_cfg"
 _HEAD, _MLP = re.compile(r"a([0-9]{1,4})\.h([0-9]{1,4})"), re.compile(r"m([0-9]{1,4})")
@@ -123,7 +124,7 @@ def _head_of(cfg: object, *, name: str, n_all: int) -> GraphRecord:
     content = {
         "name": file_name(name.rpartition("/")[2].rpartition(".")[0], otherwise="graph"),
         "origin": ORIGIN,
-        "method": METHOD,
+        "method": EDGE_ATTRIBUTION,
         "metric": UNKNOWN,
         "prompt": "",
         "tokens": (),
@@ -144,7 +145,7 @@ def content(graph: CircuitGraph) -> dict[str, Any]:
     Raises InputError for other graphs: their nodes are features, which the format has no place for.
     """
     cfg = (graph.head.model_extra or {}).get(CONFIGURATION)
-    if graph.head.method != METHOD or not isinstance(cfg, dict):
+    if graph.head.method != EDGE_ATTRIBUTION or not isinstance(cfg, dict):
         raise InputError(
             f"graph '{graph.head.name}' is between features; the files of EAP-IG and MIB hold attention heads and MLPs",
             hint="write it with --as neuronpedia, graphml, gexf or csv",

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from circuitcli.errors import CircuitError, InputError
 from circuitcli.graphs.exchange import (
     circuit_tracer,
@@ -71,6 +73,12 @@ def read(path: Path) -> Shared | None:
     kind = format_of(path)
     if kind is None:
         return None
+    # Numbers of a file may be any: what is wrong with them is told in words.
+    with np.errstate(all="ignore"):
+        return _read(path, kind)
+
+
+def _read(path: Path, kind: str) -> Shared | None:
     if kind == "torch":
         return _of_torch(path)
     content = read_bytes(path, limit_bytes=MOST_BYTES, hint=HINT)

@@ -4,7 +4,7 @@ import { get } from "#dom";
 
 const content = JSON.parse(get("data").textContent);
 
-export const { layout, facts, reading, conditions, kinds, metric, outcome, state } = content;
+export const { layout, facts, reading, conditions, kinds, metric, noun, outcome, state } = content;
 export const circuit = unpacked(content.packed);
 export const nodes = new Map(circuit.nodes.map((node) => [node.id, node]));
 // The weakest first, so that strong ones lie on top.

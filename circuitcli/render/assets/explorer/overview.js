@@ -1,5 +1,5 @@
 // The side panel without a pinned node: what is explained and how well, and where to begin.
-import { circuit, conditions, metric } from "#data";
+import { circuit, conditions, metric, noun } from "#data";
 import { html } from "#dom";
 import { groupsView } from "#gathering";
 import { current, set } from "#store";
@@ -9,7 +9,7 @@ import { known, number, signed, visible } from "#text";
 const HELP =
   "Point at a box or an edge for its numbers; click a box for all that is known about it. Press ? for all keys.";
 // Nodes that the sliders can leave out anyway.
-const KINDS = { feature: "features", error: "error terms", token: "token embeddings" };
+const KINDS = { feature: noun, error: "error terms", token: "token embeddings" };
 
 export function overview() {
   return [

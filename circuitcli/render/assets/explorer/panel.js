@@ -1,7 +1,7 @@
 // The side panel: all that is known about the pinned node or group, or else an overview of the circuit.
 import { choose, nodeOf } from "#choice";
 import { traceView } from "#contexts";
-import { circuit, incoming, metric, outgoing } from "#data";
+import { circuit, incoming, metric, noun, outgoing } from "#data";
 import { get, html } from "#dom";
 import { featureView, linksOf } from "#feature";
 import { button, groupView, selectionView } from "#gathering";
@@ -39,6 +39,8 @@ function contentOf(chosen) {
 
 function aboutNode(node) {
   const { details } = node;
+  // Of heads and MLPs no coder tells anything.
+  const isFeature = node.kind === "feature" && noun === "features";
   const hint = "Nothing is known about this feature; circuit interp describes features.";
   const silent = whySilent(node);
   return [
@@ -49,7 +51,7 @@ function aboutNode(node) {
     rows([...nodeRows(node), ...(node.kind === "output" ? outputRows() : [])]),
     silent ? html("p", { class: "grey" }, silent) : null,
     ...traceView(node),
-    ...(details ? featureView(details) : node.kind === "feature" ? [html("p", { class: "grey" }, hint)] : []),
+    ...(details ? featureView(details) : isFeature ? [html("p", { class: "grey" }, hint)] : []),
     ...edgesOf(node.id),
   ].filter(known);
 }
