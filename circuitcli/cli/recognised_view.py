@@ -1,12 +1,13 @@
 """``circuit inspect PATH``: what a file or directory is that a command wrote for people."""
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from circuitcli.cli.console import console
 from circuitcli.cli.graph_file_view import show_facts, told
 from circuitcli.errors import InputError
-from circuitcli.records import FigureRecord, to_line
+from circuitcli.records import FigureRecord, Record, to_line
 from circuitcli.render.recognised import Recognised, recognised
 
 
@@ -25,7 +26,8 @@ def show(other: Recognised, path: str) -> None:
     """Tell what it is and what is in it: as records, or as tables."""
     if console.prints_records:
         fields = {name.replace(" ", "_"): value for name, value in other.facts.items()}
-        return console.records(map(to_line, other.graphs or [FigureRecord(path=path, what=other.what, **fields)]))
+        told_of: Sequence[Record] = other.graphs or [FigureRecord(path=path, what=other.what, **fields)]
+        return console.records(map(to_line, told_of))
     for head in other.graphs:
         show_facts({"this is": other.what, "graph": head.name, **told(head)})
     if other.facts:
