@@ -1,6 +1,7 @@
 """What a test of a circuit is about: the graph and its nodes, the prompts and the metric, the controls."""
 
 import logging
+from collections.abc import Collection
 from dataclasses import replace
 
 from circuitcli import graphs
@@ -36,13 +37,7 @@ def planned_test(request: Request) -> Plan:
     hooks = tuple(HookPoint.parse(name) for name in graph.head.saes)
     writes = frozenset(HookPoint.parse(name) for hook in graph.head.saes for name in graph.head.written(hook))
     _check_saes(graph, sources)
-    nodes = ablated_nodes(graph)
-    if not nodes:
-        raise InputError(f"graph '{graph.head.name}' has no node", hint=MORE_NODES)
-    if lost := [node for node in nodes if node.hook not in (writes if node.is_error else hooks)]:
-        origin = graph.head.origin
-        hint = "make the graph again" if origin is None else f"what {origin} writes can be drawn, but names no coders"
-        raise InputError(f"graph '{graph.head.name}' has {lost[0]}, but its head names no SAE there", hint=hint)
+    nodes = _nodes(graph, hooks, writes)
     # A graph of a chat is tested on chats.
     chat = request.settings.graph.chat or bool(graph.head.chat)
     left_out = LeftOut(allowed=request.settings.graph.skip_bad)
@@ -79,6 +74,18 @@ def planned_test(request: Request) -> Plan:
         # Means by position are those of the prompts that the graph was found with.
         found_with=() if aligned or baseline != "mean-position" else graph_examples(graph, request.run.path),
     )
+
+
+def _nodes(graph: CircuitGraph, hooks: Collection[HookPoint], writes: Collection[HookPoint]) -> tuple[NodeId, ...]:
+    """The graph's nodes. Raises InputError if there is none, or one of a coder that the head does not name."""
+    nodes = ablated_nodes(graph)
+    if not nodes:
+        raise InputError(f"graph '{graph.head.name}' has no node", hint=MORE_NODES)
+    if lost := [node for node in nodes if node.hook not in (writes if node.is_error else hooks)]:
+        origin = graph.head.origin
+        hint = "make the graph again" if origin is None else f"what {origin} writes can be drawn, but names no coders"
+        raise InputError(f"graph '{graph.head.name}' has {lost[0]}, but its head names no SAE there", hint=hint)
+    return nodes
 
 
 def _graph_metric(settings: GraphSettings, graph: CircuitGraph) -> GraphSettings:

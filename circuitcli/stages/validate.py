@@ -85,8 +85,6 @@ def _trials(bench: Bench, cases: "PanelCases", ledger: Ledger) -> "dict[str, Tri
 
 
 def _work(plan: Plan, resumes: bool) -> tuple[list[Record], dict[str, Any]]:
-    from circuitcli.progress import track
-    from circuitcli.validation.tally import Tally
     from circuitcli.validation.trial import scored
     from circuitcli.validation.verdict import facts_of, judge
 
@@ -109,6 +107,29 @@ def _work(plan: Plan, resumes: bool) -> tuple[list[Record], dict[str, Any]]:
             ledger.add(score)
             made.append(score)
         curves = [curve.record({**about, "errors": settings.validation.errors}) for curve in _curves(trials)]
+    effect, together = _together(bench, cases)
+    facts = facts_of(made)
+    verdicts = [] if facts is None else [judge(facts).record({**about, "errors": settings.validation.errors})]
+    write_report(
+        plan,
+        **_no_better(made),
+        **{verdict.kind: verdict.model_dump(exclude_none=True) for verdict in verdicts},
+        prompts=[{"prompt": example.prompt, **as_line(example)} for example in plan.examples],
+        scores=[score.model_dump(exclude_none=True) for score in (*made, effect)],
+        curves=[curve.model_dump(exclude_none=True) for curve in curves],
+        ablated_together=together,
+    )
+    figures = _drawn(plan, curves)
+    plan.partial.unlink(missing_ok=True)
+    return [*made, effect, *curves, *figures, *verdicts], {}
+
+
+def _together(bench: Bench, cases: "PanelCases") -> tuple[ScoreRecord, dict[str, Any]]:
+    """What ablating all nodes together does: its score, and at length for the report."""
+    from circuitcli.progress import track
+    from circuitcli.validation.tally import Tally
+
+    plan = bench.plan
     tally = Tally(cases.nodes, bench.later, bench.language_model.tokenizer, top=plan.request.settings.validation.top)
     for case in track(cases, "ablated together", total=len(cases), unit="batches"):
         tally.add(case, [prompt.text for prompt in case.subject.prompts])
@@ -125,20 +146,7 @@ def _work(plan: Plan, resumes: bool) -> tuple[list[Record], dict[str, Any]]:
             what="ablated together",
         ),
     )
-    facts = facts_of(made)
-    verdicts = [] if facts is None else [judge(facts).record({**about, "errors": settings.validation.errors})]
-    write_report(
-        plan,
-        **_no_better(made),
-        **{verdict.kind: verdict.model_dump(exclude_none=True) for verdict in verdicts},
-        prompts=[{"prompt": example.prompt, **as_line(example)} for example in plan.examples],
-        scores=[score.model_dump(exclude_none=True) for score in (*made, effect)],
-        curves=[curve.model_dump(exclude_none=True) for curve in curves],
-        ablated_together=asdict(joint),
-    )
-    figures = _drawn(plan, curves)
-    plan.partial.unlink(missing_ok=True)
-    return [*made, effect, *curves, *figures, *verdicts], {}
+    return effect, asdict(joint)
 
 
 def _no_better(made: Sequence[Record]) -> dict[str, list[str]]:
