@@ -107,12 +107,19 @@ def test_a_dot_that_fails_leaves_its_source_and_says_what_to_do(
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{fake.parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr(picture, "TIMEOUT_S", 0.3)
+    monkeypatch.setattr(picture, "SECONDS_A_LINE", 0.0)
     begun = time.monotonic()
     done = render(inside, "-o", "x.svg", "-o", "y.html")
     assert time.monotonic() - begun < 15
     refused(done, 4, error=told, hint="draw")
     assert {path.name for path in inside.glob("[xy].*")} == {"x.dot", "y.html"}
     assert len(done.stderr) < 2000
+    assert ("--max-nodes" in done.errors[1]) == ("stopped" in told)
+
+
+def test_dot_is_given_more_time_for_larger_pictures_and_ten_minutes_at_most():
+    limits = [picture.limit_s("digraph {\n" + "a -> b\n" * n + "}") for n in (0, 30, 1000, 10**5)]
+    assert limits == sorted(set(limits)) and limits[0] < 31 and limits[2] > 120 and limits[-1] == 600
 
 
 LONG = {

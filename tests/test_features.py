@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 import torch
 from support import D_MODEL, D_SAE, VOCAB, adapter_of, random_sae
-from support_collect import text_of_rows
+from support_collect import language_model, text_of_rows
 
 from circuitcli.activations.cache import ActivationCache, Text
 from circuitcli.activations.storage.token_shards import TokenRows
+from circuitcli.development.promoted import promoted
 from circuitcli.features import describe, logits, peaks, scan
 from circuitcli.features.statistics import QUANTILES, SHOWN_BINS, ActivationStatistics
 from circuitcli.hookpoints import HookPoint
 from circuitcli.models.tokenizer import Tokenizer
-from circuitcli.saes.base import SparseCoder
+from circuitcli.saes.base import SaeConfig, SparseCoder
 from circuitcli.saes.topk import TopKSae
 
 HOOK = HookPoint(1, "resid")
@@ -325,6 +326,23 @@ def test_the_most_telling_tokens_are_furthest_from_what_other_features_do_to_the
     plain = logits.logit_effects(adapter, sae.W_dec, n_top=3, vocab_size=VOCAB - 5)
     listed, before = (int((torch.cat([one.promoted, one.suppressed], dim=1) == 5).sum()) for one in (found, plain))
     assert before > 0.9 * len(effects) and listed < before / 2
+
+
+def test_what_features_of_a_checkpoint_promote_is_ranked_beside_other_features() -> None:
+    model, sae = language_model(), TopKSae(SaeConfig(HookPoint(1, "resid"), 24, 30), k=4).requires_grad_(False)
+    sae.W_dec.copy_(torch.randn(30, 24, generator=torch.Generator().manual_seed(0)))
+    size = model.tokenizer.vocab_size
+    effects = model.adapter.logit_effect(sae.W_dec)[:, :size].double()
+    deviation = effects.std(dim=0, correction=0)
+    telling = (effects - effects.mean(dim=0)) / (deviation.square() + deviation.median() ** 2).sqrt()
+    features = [4, 0, *range(7, 30)]
+    expected = [
+        [token for token in telling[feature].argsort(descending=True).tolist() if effects[feature][token] > 0][:3]
+        for feature in features
+    ]
+    assert promoted(model, sae, features) == [[*model.tokenizer.token_strings(tokens)] for tokens in expected]
+    raw = [effects[feature].argsort(descending=True)[:3].tolist() for feature in features]
+    assert raw != expected and promoted(model, sae, []) == []
 
 
 def test_where_features_move_nothing_no_token_is_told_from_others() -> None:

@@ -1,15 +1,19 @@
 """Help, version and usage errors: fast, complete, without heavy imports."""
 
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer.main
 from cli_support import ROOT, TIMEOUT_S, circuit, environment
 
 from circuitcli import __version__
-from circuitcli.cli.app import COMMANDS, run
+from circuitcli.cli.app import COMMANDS, app, run
+from circuitcli.cli.failures import with_places
 from circuitcli.settings.sources import known_names
 
 HEAVY = ("torch", "transformers", "h5py", "numpy", "graphviz", "datasets", "gguf", "matplotlib")
@@ -21,6 +25,30 @@ status = main()
 print("LOADED", *[name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)
 sys.exit(status)
 """
+
+
+def hinted() -> list[tuple[str, str]]:
+    """All commands between backticks in the sources, with what follows their names; texts filled in there are x."""
+    texts = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "circuitcli").rglob("*.py"))]
+    found = [found.groups() for text in texts for found in re.finditer(r"`circuit ([a-z][a-z-]*)([^`\\n]*)`", text)]
+    return sorted({(command, re.sub(r"\{[^}]*\}", "x", rest)) for command, rest in found})
+
+
+def test_commands_of_hints_exist_and_carry_the_run_and_the_coders_that_were_typed():
+    made = typer.main.get_command(app).commands
+    options = {name: {text for one in command.params for text in one.opts} for name, command in made.items()}
+    typed = ["interp", "--run", "a b", "--sae=s", "--feature", "resid.1/2"]
+    assert len(hinted()) > 20
+    for command, rest in hinted():
+        used = re.findall(r"(?<![\w-])--?[a-z][a-z-]*", rest)
+        assert {*used} <= {*options[command], "--help"}, (command, rest)
+        told = with_places(f"run `circuit {command}{rest}` first", typed, options)
+        words = shlex.split(told.split("`")[1]) if "--help" not in used else ["--run", "a b"]
+        takes = {"--run": "a b", "--sae": "s"} if "--sae" in options[command] else {"--run": "a b"}
+        for name, value in takes.items():
+            place = words.index(name) if "--help" not in used and name in options[command] else None
+            assert place is None or words[place + 1] == value or name in used, told
+        assert with_places(told, ["interp"], options) == told
 
 
 def probe(*words: str, cwd: Path) -> subprocess.CompletedProcess:

@@ -119,7 +119,7 @@ def run(words: Sequence[str]) -> int:
         group.leave()
     except BaseException as error:
         command = f"circuit {words[0]}" if words and words[0] in COMMANDS else "circuit"
-        status = failures.report(error, command=command, debug=debug, options=_OPTIONS)
+        status = failures.report(error, command=command, debug=debug, options=_OPTIONS, words=words)
     return status if _flushed() else ExitStatus.FAULT
 
 

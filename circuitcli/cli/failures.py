@@ -2,9 +2,12 @@
 
 import difflib
 import errno
+import re
+import shlex
 import traceback
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from circuitcli import group, processes, signals
 from circuitcli.cli.console import console
@@ -12,6 +15,9 @@ from circuitcli.errors import CircuitError, ExitStatus, how_to_go_on, is_out_of_
 from circuitcli.settings.sources import known_names
 
 Options = Mapping[str, Collection[str]]
+# Options that say what a command works on, and a command in a hint.
+_PLACES = ("--run", "--sae")
+_COMMAND = re.compile(r"`circuit ([a-z][a-z-]*)([^`]*)`")
 
 
 @dataclass(frozen=True)
@@ -24,9 +30,15 @@ class Failure:
 
 
 def report(
-    error: BaseException, *, command: str = "circuit", debug: bool = False, options: Options | None = None
+    error: BaseException,
+    *,
+    command: str = "circuit",
+    debug: bool = False,
+    options: Options | None = None,
+    words: Sequence[str] = (),
 ) -> int:
-    """Print the failure of a command; returns the exit status. ``options``: those of all commands, by command."""
+    """Print the failure of a command; returns the exit status. ``options``: those of all commands, by command; words:
+    what was typed."""
     if isinstance(error, SystemExit) and error.code != ExitStatus.TERMINATED:
         return error.code if isinstance(error.code, int) else ExitStatus.FAULT if error.code else ExitStatus.DONE
     error = signals.behind(error)
@@ -35,8 +47,30 @@ def report(
     failure = explain(error, command, options=options)
     if (status := _told_by_another(failure)) is not None:
         return status
-    console.error(failure.message, failure.hint)
+    console.error(failure.message, with_places(failure.hint, words, options or {}))
     return failure.status
+
+
+def with_places(hint: str, words: Sequence[str], options: Options) -> str:
+    """The hint, whose commands work on the run and with the SAEs that were typed, as far as they take such."""
+    given = {name: value for name in _PLACES if (value := _value(name, words)) is not None}
+
+    def placed(found: re.Match[str]) -> str:
+        command, rest = found.groups()
+        takes, written = options.get(command, ()), rest.split()
+        more = [
+            f" {name} {shlex.quote(value)}" for name, value in given.items() if name in takes and name not in written
+        ]
+        return found[0] if "--help" in written else f"`circuit {command}{''.join(more)}{rest}`"
+
+    return _COMMAND.sub(placed, hint)
+
+
+def _value(name: str, words: Sequence[str]) -> str | None:
+    """What an option was given, the last time."""
+    found = [after for word, after in pairwise(words) if word == name]
+    found += [word.partition("=")[2] for word in words if word.startswith(f"{name}=")]
+    return found[-1] if found else None
 
 
 def _told_by_another(failure: Failure) -> int | None:

@@ -12,7 +12,8 @@ from circuitcli.settings.render import PaperName
 
 logger = logging.getLogger(__name__)
 
-TIMEOUT_S = 600
+# How long dot may take: of a picture of 300 boxes and 1,000 edges it takes 5 s, and is given 170 on a busy machine.
+TIMEOUT_S, SECONDS_A_LINE, LONGEST_S = 30.0, 0.1, 600.0
 # What cairo says of a picture of more pixels than it has room for.
 _SCALED = re.compile(rb"too large for cairo-renderer bitmaps\. Scaling by ([0-9.]+)")
 _INSTALL = "`apt-get install graphviz` or `brew install graphviz`; .html, .dot and .json need no program"
@@ -21,13 +22,14 @@ _INSTALL = "`apt-get install graphviz` or `brew install graphviz`; .html, .dot a
 def picture(source: str, *, form: str, dpi: int = 96) -> bytes:
     """The drawing of a DOT text as ``svg``, ``png`` or ``pdf``; its fonts are in it.
 
-    Raises ToolError if the program is missing, fails, or takes longer than ten minutes.
+    Raises ToolError if the program is missing, fails, or takes longer than `limit_s`.
     """
+    limit = limit_s(source)
     command = ["dot", f"-T{form}", *([f"-Gdpi={dpi}"] if form == "png" else [])]
     try:
         with environment() as variables:
             done = subprocess.run(
-                command, input=source.encode(), capture_output=True, timeout=TIMEOUT_S, check=False, env=variables
+                command, input=source.encode(), capture_output=True, timeout=limit, check=False, env=variables
             )
     except FileNotFoundError:
         raise ToolError(f"cannot draw {form.upper()}: the program 'dot' is missing", hint=_INSTALL) from None
@@ -35,7 +37,7 @@ def picture(source: str, *, form: str, dpi: int = 96) -> bytes:
         raise ToolError(f"cannot draw {form.upper()}: 'dot': {error.strerror}", hint=_INSTALL) from None
     except subprocess.TimeoutExpired:
         raise ToolError(
-            f"'dot' was stopped after {TIMEOUT_S} s",
+            f"'dot' was stopped after {limit:.3g} s",
             hint="draw less with --max-nodes 50 or --max-edges 100, or draw .html",
         ) from None
     if done.returncode != 0 or not done.stdout:
@@ -45,6 +47,11 @@ def picture(source: str, *, form: str, dpi: int = 96) -> bytes:
         percent = round(100 * float(scaled[1]))
         logger.warning("the picture is too large for PNG and has %d %% of its size; .svg and .pdf have all", percent)
     return with_fonts(done.stdout.decode(errors="replace")).encode() if form == "svg" else done.stdout
+
+
+def limit_s(source: str) -> float:
+    """Seconds that dot is given for a DOT text: half a minute, more for each box and edge, at most ten minutes."""
+    return min(TIMEOUT_S + SECONDS_A_LINE * source.count("\n"), LONGEST_S)
 
 
 def write_picture(

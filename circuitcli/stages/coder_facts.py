@@ -117,7 +117,7 @@ def _is_number(value: object) -> bool:
 
 
 def _measured(request: Request, hook: HookPoint, source: SaeSource) -> Mapping[str, Any]:
-    """Numbers that are known of the coder: from its own config, and from the last `circuit evaluate` of it."""
+    """Numbers that are known of the coder: from its own config, and from the last evaluation of it."""
     found: dict[str, Any] = {}
     path = source.place.path / CONFIG
     if source.is_own and path.is_file():

@@ -23,7 +23,7 @@ from circuitcli.runs import Fingerprint
 from circuitcli.stages import explainer
 from circuitcli.stages.explain_scores import label_with_scores, score_records
 from circuitcli.stages.explained_features import chosen
-from circuitcli.stages.inputs import activation_records, open_cache
+from circuitcli.stages.inputs import activation_records, collecting, open_cache
 from circuitcli.stages.labels import keep_labels
 from circuitcli.stages.request import Request, fingerprint, resumable
 from circuitcli.stages.saes import SaeSource, load_saes, sae_sources
@@ -111,7 +111,7 @@ def _sources(request: Request) -> dict[HookPoint, SaeSource]:
     if not sources:
         raise InputError(
             f"{NAME} read coders at {' '.join(map(str, found))} and activations at {' '.join(sorted(collected))}",
-            hint="collect activations for the coders: `circuit collect --layers ... --sites ...`",
+            hint=f"collect activations for the coders: {collecting(request, found)}",
         )
     return sources
 

@@ -1,5 +1,6 @@
 """What the graph and validation stages start from: the cache, graph files."""
 
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,9 +66,16 @@ def chosen_graph(request: Request, named: str | None, *, stage: str) -> CircuitG
     if named is not None:
         found = [graph for graph in found if graph.head.name == named]
         if not found:
-            raise InputError(f"no graph named '{named}'", hint="`circuit graph-grad --name` gives a graph its name")
+            raise InputError(f"no graph named '{named}'", hint="`circuit inspect` lists those of the run")
     if not found:
         raise InputError(
             f"{stage} read no 'graph' record", hint="run `circuit graph-grad` or `circuit graph-naive` before it"
         )
     return found[-1]
+
+
+def collecting(request: Request, hooks: Iterable[HookPoint]) -> str:
+    """The command by which the run gets activations at these hook points in place of its own."""
+    model, names = request.settings.model.name, ",".join(sorted(map(str, hooks)))
+    words = ["circuit", "collect", "--run", str(request.run.path), "--model", model, "--set", f"data.hooks={names}"]
+    return f"`{shlex.join([*words, '--force'])}`"

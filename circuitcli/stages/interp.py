@@ -17,7 +17,7 @@ from circuitcli.reading import parse_object, text_lines
 from circuitcli.records import ActivationsRecord, FeaturesRecord, Record, SaeRecord
 from circuitcli.runs import Fingerprint
 from circuitcli.stages.fitting import warn_of_misfits
-from circuitcli.stages.inputs import activation_records, open_cache
+from circuitcli.stages.inputs import activation_records, collecting, open_cache
 from circuitcli.stages.request import Request, fingerprint, resumable
 from circuitcli.stages.saes import SaeSource, load_saes, sae_sources
 
@@ -71,7 +71,7 @@ def _sources(request: Request) -> Sources:
     if not chosen:
         raise InputError(
             f"{NAME} read SAEs at {' '.join(map(str, sources))} and activations at {' '.join(sorted(hooks))}",
-            hint="collect activations for the SAEs: `circuit collect --layers ... --sites ...`",
+            hint=f"collect activations for the SAEs: {collecting(request, sources)}",
         )
     return chosen
 
@@ -271,5 +271,5 @@ def _unknown_feature(node: NodeId, sae: SaeRecord | None) -> InputError:
         )
     return InputError(
         f"feature {node.feature} never fired on the tokens that were looked at",
-        hint="look at more with `circuit interp --tokens N --force`, or choose a live feature",
+        hint="choose a live feature, or look at all cached tokens with `circuit interp --force`",
     )
