@@ -85,8 +85,9 @@ def test_the_interval_is_over_prompts_that_both_sets_share(tmp_path):
 def test_the_papers_area_ends_at_its_own_number_of_edges(tmp_path):
     wide = pair("x40", [[4.0, 2.0, 0.0]], n_edges=(0, CAP // 2, CAP // 2 + CAP))
     (found,) = read_sets([report(tmp_path, "x40", wide)])
-    capped = found.pairs[0].scores()["capped"]
-    assert capped == pytest.approx([CAP / 2 * 3 + CAP / 2 * 1.5])
+    scores = found.pairs[0].scores()
+    assert scores["capped"] == pytest.approx([CAP / 2 * 3 + CAP / 2 * 1.5])
+    assert scores["relative_capped"] == pytest.approx(scores["capped"] / found.pairs[0].record.n_possible)
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path):

@@ -163,7 +163,8 @@ GOOD: dict[str, dict[str, object]] = {
     "interactions": {
         **{"name": "staircase", "against": "topk", "source": "resid.1", "target": "resid.2", "n_pairs": 1},
         **{"absolute": {"value": 9.5, "improvement": 59.7}, "relative": {"value": 1}, "absolute_above": {"value": 2}},
-        **{"relative_above": {"value": 0.2}, "capped": {"value": 1}, "n_prompts": 3, "unit": "nats"},
+        **{"relative_above": {"value": 0.2}, "capped": {"value": 1}, "relative_capped": {"value": 1}},
+        **{"n_prompts": 3, "unit": "nats"},
     },
     "attributions": {
         **{"name": "interaction", "source": "resid.1", "target": "resid.2", "method": "ig", "measure": "square"},

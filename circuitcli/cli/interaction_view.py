@@ -36,13 +36,17 @@ def sets(made: Sequence[Record]) -> Rows:
         (
             record.name,
             "all pairs" if record.source is None else f"{record.source} -> {record.target}",
-            *map(_change, (record.absolute, record.relative, record.relative_above, record.capped)),
+            *map(_change, _scores(record)),
         )
         for record in found
     ]
     against = found[0].against if found else ""
-    columns = ("SAEs", "edges", "absolute", "relative", "above all edges", "first 262,144")
+    columns = ("SAEs", "edges", "absolute", "relative", "above all edges", "first 262,144", "the same, relative")
     return Rows(columns, rows, f"change of the area under KL(model || edges) against {against}, in percent")
+
+
+def _scores(record: InteractionComparisonRecord) -> Sequence[Mapping[str, float | None]]:
+    return record.absolute, record.relative, record.relative_above, record.capped, record.relative_capped or {}
 
 
 def _change(score: Mapping[str, float | None]) -> str:

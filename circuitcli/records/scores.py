@@ -323,7 +323,8 @@ class InteractionComparisonRecord(Record):
     """Two sets of SAEs side by side by how few edges between them carry what a model does (SCALAR).
 
     source, target: of a pair that both have, none for all their pairs together. absolute, relative, relative_above,
-    capped: ``value`` of the set, that of the one ``against`` it, and by how much less the set has, in percent:
+    capped, relative_capped (that over the possible edges, as published curves, which end there, can be read):
+    ``value`` of the set, that of the one ``against`` it, and by how much less the set has, in percent:
     ``improvement``, ``low`` and ``high`` of it (over prompts, paired), and half their distance, ``error``.
     """
 
@@ -337,6 +338,7 @@ class InteractionComparisonRecord(Record):
     absolute_above: NumbersByName
     relative_above: NumbersByName
     capped: NumbersByName
+    relative_capped: NumbersByName | None = None
     n_pairs: Count
     n_prompts: Count
     unit: UnitName

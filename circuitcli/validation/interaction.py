@@ -12,7 +12,8 @@ The area under it is taken by trapezoids over N from 0 to all possible edges, th
 (``absolute``, nats times edges) it favours small dictionaries; divided by the possible edges (``relative``, nats) it is
 flattered by features that are never active: look at both. The same above what all edges leave (the floor, which is what
 the two SAEs miss) tells of the edges alone, and so does that area over the live edges, which neither of them flatters.
-The paper's own area ends at 262,144 edges, however many there may be (``capped``).
+The published code's area ends at 262,144 edges, however many there may be (``capped``); divided by the possible edges
+it is all but sure to be smaller for wider SAEs (``relative_capped``, between sets only).
 
 Live edges are those between features that are active in some prompt. With attributions of each source's own value (see
 `feature_edges`) all others come last and change nothing, so that behind the last live one the curve is flat, exactly.

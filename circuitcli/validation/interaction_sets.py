@@ -19,7 +19,7 @@ from circuitcli.records import InteractionComparisonRecord, InteractionRecord
 # As in the paper: all edges of two SAEs of 512 features.
 CAP = 262_144
 _HINT = "make one with `circuit validate --interaction`; it is RUN/reports/NAME.json"
-SCORES = ("absolute", "relative", "absolute_above", "relative_above", "capped")
+SCORES = ("absolute", "relative", "absolute_above", "relative_above", "capped", "relative_capped")
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -41,12 +41,14 @@ class Measured:
         """Areas of each prompt."""
         at, n = np.array(self.record.n_edges, dtype=np.float64), self.record.n_possible
         whole, above = _area(at, self.kl), _area(at, self.kl - self.floor[:, None])
+        capped = _area(at, self.kl, up_to=CAP)
         return {
             "absolute": whole,
             "relative": whole / n,
             "absolute_above": above,
             "relative_above": above / n,
-            "capped": _area(at, self.kl, up_to=CAP),
+            "capped": capped,
+            "relative_capped": capped / n,
         }
 
 

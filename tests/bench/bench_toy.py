@@ -1,18 +1,20 @@
 """Autoencoders of a sweep over planted features side by side, beside one training after the other and bare products.
 
-    python -m tests.bench.bench_toy [--threads 2] [--steps 2000] [--set toy.d_model=256 ...]
+    python -m tests.bench.bench_toy [--threads 2] [--steps 2000] [--peer SCRIPT] [--set toy.d_model=256 ...]
 
 One after the other is the plain training of each: batches of its own, autograd, ``torch.optim.Adam`` as it comes. The
 products are the five of dense training (codes, reconstructions, gradients by codes, decoder and encoder) of all
 autoencoders, and the first of them alone. They take turns with the stack, which trains from the first step to the last:
 its codes become sparse meanwhile, on which the others' time does not depend. Times of the processor count what else
 goes on there little, but all threads together: on several threads of a quiet machine the clock's time is what is saved.
+With --peer the authors' own script (see `toy_peer`) trains the same autoencoders one after the other in the same run.
 """
 
 import argparse
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +24,7 @@ from circuitcli.settings.sources import load
 from circuitcli.settings.toy import ToySettings
 from circuitcli.toys.ground_truth import GroundTruth, plant
 from circuitcli.toys.stack import Dictionary, Stack, models
+from tests.bench.toy_peer import LONG, SHORT, Peer
 
 # Turns of the others, and their steps in one.
 TURNS, STEPS = 10, 3
@@ -103,7 +106,18 @@ def five_products(stack: Stack, x: Tensor) -> Callable[[], None]:
     return step
 
 
-def measured(settings: ToySettings, *, seed: int) -> tuple[Clock, dict[int, float]]:
+def time_peer(peer: Peer, stack: Stack, clock: Clock) -> None:
+    """Count a step of each of the script's trainings: what the longer ones take above the shorter ones, a step."""
+    of_lengths = Clock()
+    for steps in (SHORT, LONG, SHORT, LONG):
+        for model in stack.models:
+            of_lengths.time(str(steps), peer.training(model, steps))
+    for mine, theirs in ((clock.seconds, of_lengths.seconds), (clock.passed, of_lengths.passed)):
+        mine["peer"] = (theirs[str(LONG)] - theirs[str(SHORT)]) / (LONG - SHORT) / 2
+    clock.counts["peer"] = 1
+
+
+def measured(settings: ToySettings, *, seed: int, script: Path | None) -> tuple[Clock, dict[int, float]]:
     """Times of all, and the stack's milliseconds a step in each tenth of its training."""
     truth, clock, tenths = plant(settings, seed=seed), Clock(), {}
     stack = Stack(models(settings), settings, seed=seed, device=torch.device("cpu"))
@@ -121,6 +135,8 @@ def measured(settings: ToySettings, *, seed: int) -> tuple[Clock, dict[int, floa
             clock.time("others", others)
             clock.time("products", bare)
             clock.time("encoder", lambda: torch.mm(whole.W_enc, x.T))  # noqa: B023
+        if script is not None and turn == TURNS // 2:
+            time_peer(Peer(script, settings), stack, clock)
     return clock, tenths
 
 
@@ -128,26 +144,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--peer", type=Path, metavar="SCRIPT", help="replicate_toy_models.py of HoagyC/sparse_coding")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     keep_freed_memory()
     settings = load(assignments=[*options.set, f"toy.steps={options.steps}"], environment={}).settings
-    clock, tenths = measured(settings.toy, seed=settings.seed)
+    clock, tenths = measured(settings.toy, seed=settings.seed, script=options.peer)
     chosen = models(settings.toy)
     widths = " ".join(f"{width:,}" for width in dict.fromkeys(model.width for model in chosen))
     print(f"{len(chosen)} autoencoders of {widths} features, d {settings.toy.d_model}, {options.steps:,} steps\n")
     print("| | processor ms a step of all | ratio | clock ms | ratio |\n|---|---|---|---|---|")
     names = {
+        "peer": "the authors' script, one after the other",
         "others": "one after the other",
         "products": "the five dense products alone",
         "stack": "side by side (`circuit toy`)",
         "encoder": "the encoder's product alone",
     }
-    for name, told in names.items():
+    for name in [name for name in names if name in clock.counts]:
         own, passed = clock.ms(name), clock.clock_ms(name)
         ratios = clock.ms("others") / own, clock.clock_ms("others") / passed
-        print(f"| {told} | {own:.1f} | {ratios[0]:.1f}x | {passed:.1f} | {ratios[1]:.1f}x |")
+        print(f"| {names[name]} | {own:.1f} | {ratios[0]:.1f}x | {passed:.1f} | {ratios[1]:.1f}x |")
     print("\nside by side, by step: " + ", ".join(f"{step:,}: {ms:.1f} ms" for step, ms in tenths.items()))
 
 
