@@ -12,6 +12,7 @@ load_model, load_coders         a model, and sparse coders of its activations: a
 collect, train, evaluate        activations of a text, coders that learn from them, and how good these are
 encode, features_on             a text in features, all of them or the strongest at each token
 describe, run                   what a feature means, the model without some or with more of them
+explain, write_pages            a run's features as a language model puts them, and pages of all of them
 steer                           what it writes with some features turned up or down
 toy                             autoencoders of planted features, and how much of these each found
 match                           which features of two coders are the same
@@ -56,6 +57,7 @@ _PLACES = {
     "describe": "circuitcli.api.describing",
     "draw": "circuitcli.api.drawing",
     "encode": "circuitcli.api.encoding",
+    "explain": "circuitcli.stages.doors",
     "evaluate": "circuitcli.api.evaluating",
     "features_on": "circuitcli.api.texts",
     "find_behaviour": "circuitcli.api.behaviours",
@@ -73,6 +75,7 @@ _PLACES = {
     "train": "circuitcli.api.training",
     "validate": "circuitcli.api.validating",
     "write_graph": "circuitcli.api.sharing",
+    "write_pages": "circuitcli.stages.doors",
 }
 __all__ = sorted([*_PLACES, "__version__"])
 

@@ -39,5 +39,7 @@ from circuitcli.graphs import CircuitGraph as CircuitGraph
 from circuitcli.hookpoints import HookPoint as HookPoint
 from circuitcli.models.loading import LanguageModel as LanguageModel
 from circuitcli.saes.base import SparseCoder as SparseCoder
+from circuitcli.stages.doors import explain as explain
+from circuitcli.stages.doors import write_pages as write_pages
 
 __version__: str

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import threading
@@ -17,6 +18,7 @@ from fake_server import SERVICE_KEY, coin, oracle, serving
 from support_collect import hf_gpt2, save_model, tokenizer
 from test_render import small_graph
 
+import circuitcli as circuit
 from circuitcli import records
 from circuitcli.errors import InputError, SettingsError, ToolError
 from circuitcli.explaining import answer_cache, server
@@ -24,7 +26,7 @@ from circuitcli.explaining.asking import Answer, Ask
 from circuitcli.explaining.exchange import Secret
 from circuitcli.explaining.price import Budget, Prices, expected_in, expected_out
 from circuitcli.explaining.server import Limits, Server
-from circuitcli.features.label_files import LabelBook, read_kept
+from circuitcli.features.label_files import MODEL, LabelBook, read_kept
 from circuitcli.graphs import CircuitGraph, Node, to_records
 from circuitcli.hookpoints import HookPoint
 from circuitcli.records import FeaturesRecord, LabelScoreRecord, SaeRecord, Stream
@@ -383,6 +385,35 @@ def claim(path: Path, key: str, process: int) -> None:
         base.execute("INSERT INTO claims VALUES (?, ?, ?)", (key, process, time.time()))
 
 
+def test_python_explains_as_the_command_does(fresh: Request, tmp_path: Path) -> None:
+    """On two copies of a run: the same labels, kept in the same file."""
+    of_run(fresh)
+    settings = {"window": 4, "scored": 4, "shown": 4, "cache": str(tmp_path / "answers.sqlite")}
+    words = [word for name, value in settings.items() for word in ("--set", f"explain.{name}={value}")]
+    twin = Path(shutil.copytree(fresh.run.path, tmp_path / "twin", symlinks=True))
+    with serving(oracle) as fake:
+        asking = ["interp", "--explain", "--base-url", fake.url, "--explainer", "m", "--features", "embed/3,embed/4"]
+        assert here(*asking, *words, "--run", str(twin), cwd=tmp_path).status == 0
+        n_asked = len(fake.prompts)
+        path = fresh.run.path
+        labels = circuit.explain(path, "m", ["embed/3", "embed/4"], base_url=fake.url, device="cpu", settings=settings)
+        assert 0 < n_asked == len(fake.prompts)
+    assert labels == read_kept(twin, MODEL) == read_kept(path, MODEL)
+    assert labels["embed/3"].label == "the letter d"
+    for bad in ({"run": tmp_path}, {"settings": {"windo": 3}}, {"settings": {"window": -1}}, {"base_url": "x"}):
+        with pytest.raises(circuit.CircuitError) as caught:
+            circuit.explain(**{"run": path, "explainer": "m", **bad})
+        assert caught.value.hint
+
+
+def of_run(request: Request) -> None:
+    """Keep the records of a request in its run, as the commands that make them do."""
+    for name, emitted in (("collect", request.records), ("train", request.records.of(SaeRecord))):
+        kept = [record for record in emitted if (record.kind == "sae") == (name == "train")]
+        request.run.begin(name, Fingerprint({}, {}), force=True)
+        request.run.finish(name, kept, seconds=0.0)
+
+
 @pytest.mark.parametrize("content", [b"no database", None])
 def test_an_unusable_file_of_answers_is_told(fresh: Request, content: bytes | None, tmp_path: Path) -> None:
     place = tmp_path / "answers"
@@ -396,10 +427,7 @@ def test_the_command_explains_and_every_view_shows_the_labels(fresh: Request, mo
     """From a pipe of records to the table, the single feature and the picture; with a key in the environment."""
     monkeypatch.setenv("OPENAI_API_KEY", SERVICE_KEY)
     run = fresh.run.path
-    for name, emitted in (("collect", fresh.records), ("train", fresh.records.of(SaeRecord))):
-        kept = [record for record in emitted if (record.kind == "sae") == (name == "train")]
-        fresh.run.begin(name, Fingerprint({}, {}), force=True)
-        fresh.run.finish(name, kept, seconds=0.0)
+    of_run(fresh)
     words = ["--run", str(run), "--set", "explain.window=4", "--set", "explain.scored=4", "--set", "explain.shown=4"]
     with serving(oracle) as fake:
         asking = ["interp", "--explain", "--base-url", fake.url, "--explainer", "m", "--features", "embed/3,embed/4"]

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -9,14 +10,16 @@ from typing import Any
 
 import pytest
 import torch
+from cli_support import here
 from support_collect import save_model, texts
 
+import circuitcli as circuit
 from circuitcli.errors import CircuitError, InputError, SettingsError
 from circuitcli.features import label_files
 from circuitcli.hookpoints import HookPoint
 from circuitcli.records import FigureRecord, SaeRecord, Stream
 from circuitcli.render import feature_pages as pages
-from circuitcli.runs import Run
+from circuitcli.runs import Fingerprint, Run
 from circuitcli.saes import files
 from circuitcli.saes.base import SaeConfig
 from circuitcli.saes.topk import TopKSae
@@ -251,3 +254,23 @@ def test_text_from_outside_ends_no_script_and_no_string(tmp_path: Path) -> None:
     assert carried(page) == {"run": EVIL, "features": [{"id": "resid.0/1", "label": EVIL}]}
     pages.write_data(tmp_path, "resid.0/0", {"1": {"label": EVIL}})
     assert handed_over(tmp_path, "resid.0/0") == {"1": {"label": EVIL}}
+
+
+def test_python_writes_the_pages_that_the_command_writes(described: Request, tmp_path: Path) -> None:
+    run = Run(Path(shutil.copytree(described.run.path, tmp_path / "run")))
+    run.begin("train", Fingerprint({}, {}), force=True)
+    run.finish("train", [*described.records.of(SaeRecord)], seconds=0.0)
+    words = ["--set", "pages.neighbours=2", "--set", "pages.correlation_tokens=200"]
+    assert here("interp", "--html", str(tmp_path / "a"), "--run", str(run.path), *words, cwd=tmp_path).status == 0
+    settings = {"neighbours": 2, "correlation_tokens": 200}
+    index = circuit.write_pages(run.path, tmp_path / "b", settings=settings, device="cpu")
+    assert index == tmp_path / "b" / pages.INDEX
+    found, wanted = (
+        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.suffix in (".html", ".js")}
+        for folder in (tmp_path / "b", tmp_path / "a")
+    )
+    assert found == wanted and len(found) > 10
+    with pytest.raises(InputError, match="other files"):
+        circuit.write_pages(run.path, run.path / "saes")
+    with pytest.raises(InputError, match="is not a run"):
+        circuit.write_pages(tmp_path, tmp_path / "c")

@@ -1,11 +1,9 @@
 """The options by which `circuit interp` gets labels that are not made by rules, and what it does for them."""
 
-from dataclasses import replace
-
 from circuitcli.cli.jobs import Call, Job, show_plan
 from circuitcli.cli.options import Flag, switch
 from circuitcli.errors import SettingsError
-from circuitcli.records import FeaturesRecord, Record
+from circuitcli.records import Record
 
 FLAGS = (
     Flag("explain.features", "--features", metavar="WHICH"),
@@ -76,10 +74,7 @@ def _explained(job: Job) -> list[Record]:
     """What a language model says, of features that are described first if they are not yet."""
     from circuitcli.stages import explain, interp
 
-    described: list[Record] = []
-    if not job.request.records.of(FeaturesRecord):
-        described = interp.run(job.request)
-    request = replace(job.request, records=job.request.records + described)
+    described, request = interp.described(job.request)
     return [*described, *explain.run(request)]
 
 

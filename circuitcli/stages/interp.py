@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
@@ -60,6 +61,12 @@ def describe(request: Request, ids: Sequence[str]) -> list[dict[str, Any]]:
     lines = [_line(request, NodeId.parse(text)) for text in ids]
     book = LabelBook.of(request.run.path, request.settings.explain.labels)
     return [book.line(line) for line in lines]
+
+
+def described(request: Request) -> tuple[list[Record], Request]:
+    """Records of the descriptions that are made where there are none, and the request with them."""
+    made = [] if request.records.of(FeaturesRecord) else run(request)
+    return made, replace(request, records=request.records + made)
 
 
 def _sources(request: Request) -> Sources:
