@@ -3,8 +3,10 @@
 import io
 import re
 import shutil
+import subprocess
 from itertools import pairwise, product
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -16,6 +18,7 @@ from circuitcli.errors import SettingsError
 from circuitcli.graphs import to_records
 from circuitcli.render.dot import dot_source
 from circuitcli.render.drawing import draw
+from circuitcli.render.ink import CELL, Ink, ink_of
 from circuitcli.render.picture import picture
 from circuitcli.render.tiles import MARGIN, OVERLAP, PAPERS, SMALLEST_SCALE, tiled, tiling
 from circuitcli.settings.render import RenderSettings
@@ -58,6 +61,48 @@ def test_no_other_scale_or_way_to_lay_the_paper_takes_fewer_pages(width: float, 
         scale = 1 - (1 - SMALLEST_SCALE) * step / 20
         inner = [side - 2 * MARGIN for side in page]
         assert laid_out.n_pages <= covered(width * scale, inner[0]) * covered(height * scale, inner[1])
+
+
+@settings(deadline=None, max_examples=8)
+@given(st.integers(2, 50), st.integers(2, 50), st.lists(st.tuples(st.floats(0, 0.99), st.floats(0, 0.99)), max_size=6))
+@example(50, 50, [(0.0, 0.0), (0.99, 0.99)])
+@example(60, 4, [(0.5, 0.0)])
+def test_pages_without_ink_are_left_out_and_nothing_is_lost(rows: int, columns: int, places: list) -> None:
+    """Each inked cell lies whole on a page, apart from what the page shares with one that is left out."""
+    cells = np.zeros((10 * rows, 10 * columns), dtype=bool)
+    for y, x in places:
+        cells[int(y * len(cells)), int(x * cells.shape[1])] = True
+    ink, size = Ink.of(cells), (cells.shape[1] * CELL, cells.shape[0] * CELL)
+    laid_out, every = tiling(*size, "a4", ink=ink), tiling(*size, "a4")
+    assert laid_out.n_pages == len([*laid_out.tiles()]) <= min(every.n_pages, 4 * len(places) or every.n_pages)
+    for y, x in np.argwhere(cells):
+        left, top = x * CELL * laid_out.scale, y * CELL * laid_out.scale
+        side = CELL * laid_out.scale
+        assert any(
+            tile.x - 1e-6 <= left and left + side <= tile.x + tile.width + 1e-6
+            and tile.y - 1e-6 <= top and top + side <= tile.y + tile.height + 1e-6
+            for tile in laid_out.tiles()
+        )  # fmt: skip
+    for tile in laid_out.tiles():
+        box = [value / laid_out.scale for value in (tile.x, tile.y, tile.x + tile.width, tile.y + tile.height)]
+        assert ink.any_in(*box) or not places
+
+
+@needs_dot
+def test_no_page_of_a_picture_is_blank() -> None:
+    """Two boxes far apart, and a line between them that leaves two corners of the paper alone."""
+    source = 'digraph { graph [bgcolor="white"] a [pos="0,0!" shape=box] b [pos="1500,2000!" shape=box] a -> b }'
+    laid_out = subprocess.run(["neato", "-n2", "-Tjson"], input=source, capture_output=True, text=True).stdout
+    ink = ink_of(laid_out)
+    assert ink is not None
+    height, width = ((side - 1) * CELL for side in ink.sums.shape)
+    assert ink.any_in(0.0, height - 60, 60.0, height) and ink.any_in(width - 60, 0.0, width, 60.0)
+    assert not ink.any_in(0.0, 0.0, 600.0, 600.0) and not ink.any_in(width - 600, height - 600, width, height)
+    for step in np.linspace(0.1, 0.9, 30):
+        x, y = width * step, height * (1 - step)
+        assert ink.any_in(x - CELL, y - CELL, x + CELL, y + CELL)
+    kept = tiling(width, height, "a4", ink=ink)
+    assert kept.n_pages < tiling(width, height, "a4").n_pages
 
 
 def fonts(resources: DictionaryObject) -> list[DictionaryObject]:

@@ -20,7 +20,7 @@ _INSTALL = "`apt-get install graphviz` or `brew install graphviz`; .html, .dot a
 
 
 def picture(source: str, *, form: str, dpi: int = 96) -> bytes:
-    """The drawing of a DOT text as ``svg``, ``png`` or ``pdf``; its fonts are in it.
+    """The drawing of a DOT text as ``svg``, ``png`` or ``pdf``, its fonts in it; as ``json`` where each line is.
 
     Raises ToolError if the program is missing, fails, or takes longer than `limit_s`.
     """
@@ -70,8 +70,9 @@ def write_picture(
     kind = form or path.suffix.lower().removeprefix(".")
     drawn = picture(source, form=kind, dpi=dpi)
     if paper is not None and kind == "pdf":
+        from circuitcli.render.ink import ink_of
         from circuitcli.render.tiles import tiled
 
-        drawn = tiled(drawn, paper, title=title)
+        drawn = tiled(drawn, paper, title=title, ink=ink_of(picture(source, form="json").decode()))
     with atomic(path, "wb") as stream:
         stream.write(drawn)

@@ -2,15 +2,18 @@
 page numbers.
 
 Text is never printed smaller than five sixths of its size: the smallest, 7 points, has 6. Within that the fewest pages
-are taken, upright or across, and then the largest scale.
+are taken, upright or across, and then the largest scale. Pages on which nothing is drawn are left out; where the
+drawing's place on the paper decides how many these are, it is shifted.
 """
 
 import io
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import TYPE_CHECKING
 
+from circuitcli.render.ink import Ink
 from circuitcli.render.plots import saved_pages, styled
 from circuitcli.settings.render import PaperName
 
@@ -26,6 +29,8 @@ PAPERS: dict[PaperName, tuple[float, float]] = {
 }
 MARGIN, OVERLAP = 34.0, 22.0
 SMALLEST_SCALE, _SCALES = 5 / 6, 20
+# Shares of what is free by which a drawing is shifted, and how many sizes are tried with each.
+_SHIFTS, _LOOKED_AT = (0.0, 0.25, 0.5, 0.75, 1.0), 12
 _MARK = 12.0
 _INK = "#444444"
 _DRAWING = "/Drawing"
@@ -35,7 +40,8 @@ _DRAWING = "/Drawing"
 class Tiling:
     """Pages of one size: so many columns and rows, each ``inner`` wide and high, and neighbours share an overlap.
 
-    scale: of the drawing; width, height: of it then, in points.
+    scale: of the drawing; width, height: of it then, in points. shift: how far it lies from the upper left corner of
+    the first page. empty: rows and columns of pages that show nothing.
     """
 
     page: tuple[float, float]
@@ -44,6 +50,8 @@ class Tiling:
     scale: float
     width: float
     height: float
+    shift: tuple[float, float] = (0.0, 0.0)
+    empty: frozenset[tuple[int, int]] = frozenset()
 
     @property
     def inner(self) -> tuple[float, float]:
@@ -53,15 +61,37 @@ class Tiling:
     @property
     def n_pages(self) -> int:
         """How many pages there are."""
-        return self.columns * self.rows
+        return self.columns * self.rows - len(self.empty)
 
     def tiles(self) -> "Iterator[Tile]":
         """From left to right, and from top to bottom."""
-        for row in range(self.rows):
-            for column in range(self.columns):
-                x, y = column * (self.inner[0] - OVERLAP), row * (self.inner[1] - OVERLAP)
-                size = min(self.inner[0], self.width - x), min(self.inner[1], self.height - y)
-                yield Tile(row, column, x, y, *size)
+        for row, column in product(range(self.rows), range(self.columns)):
+            if (row, column) not in self.empty:
+                yield self.tile(row, column)
+
+    def tile(self, row: int, column: int) -> "Tile":
+        """What a page shows."""
+        x = column * (self.inner[0] - OVERLAP) - self.shift[0]
+        y = row * (self.inner[1] - OVERLAP) - self.shift[1]
+        return Tile(row, column, x, y, min(self.inner[0], self.width - x), min(self.inner[1], self.height - y))
+
+    def slack(self) -> tuple[float, float]:
+        """How far the drawing can be shifted without another page."""
+        room = [n * (inner - OVERLAP) + OVERLAP for n, inner in zip((self.columns, self.rows), self.inner, strict=True)]
+        return max(room[0] - self.width, 0.0), max(room[1] - self.height, 0.0)
+
+    def without_empty(self, ink: Ink) -> "Tiling":
+        """The same without the pages that, cut in the middle of what they share, show nothing."""
+        places = product(range(self.rows), range(self.columns))
+        return replace(self, empty=frozenset(place for place in places if not ink.any_in(*self._own(*place))))
+
+    def _own(self, row: int, column: int) -> tuple[float, float, float, float]:
+        """What a page alone shows, in points of the drawing: left, upper, right and lower edge."""
+        tile, half = self.tile(row, column), OVERLAP / 2
+        left, top = tile.x + half * (column > 0), tile.y + half * (row > 0)
+        right = tile.x + tile.width - half * (column < self.columns - 1)
+        bottom = tile.y + tile.height - half * (row < self.rows - 1)
+        return left / self.scale, top / self.scale, right / self.scale, bottom / self.scale
 
 
 @dataclass(frozen=True)
@@ -76,12 +106,32 @@ class Tile:
     height: float
 
 
-def tiling(width: float, height: float, paper: PaperName) -> Tiling:
-    """How a drawing of this size, in points, is laid out: on the fewest pages, then as large as it can be."""
+def tiling(width: float, height: float, paper: PaperName, *, ink: Ink | None = None) -> Tiling:
+    """How a drawing of this size, in points, is laid out: on the fewest pages, then as large as it can be.
+
+    ink: where it has something; without it every page counts.
+    """
     upright = PAPERS[paper]
     scales = [1 - (1 - SMALLEST_SCALE) * step / _SCALES for step in range(_SCALES + 1)]
     every = [_laid_out(width, height, page, scale) for scale in scales for page in (upright, upright[::-1])]
-    return min(every, key=lambda one: (one.n_pages, -one.scale))
+    if ink is not None and ink.sums[-1, -1]:
+        every = [shifted.without_empty(ink) for one in _promising(every) for shifted in _shifted(one)]
+    return min(every, key=lambda one: (one.n_pages, -one.scale, sum(one.shift)))
+
+
+def _promising(every: Sequence[Tiling]) -> list[Tiling]:
+    """Of those with as many columns and rows the largest, the one that is looked at closely."""
+    best: dict[tuple[tuple[float, float], int, int], Tiling] = {}
+    for one in every:
+        key = one.page, one.columns, one.rows
+        best[key] = max(best.get(key, one), one, key=lambda layout: layout.scale)
+    return sorted(best.values(), key=lambda one: (one.n_pages, -one.scale))[:_LOOKED_AT]
+
+
+def _shifted(one: Tiling) -> Iterator[Tiling]:
+    slack = one.slack()
+    for x, y in product(_SHIFTS, _SHIFTS):
+        yield replace(one, shift=(x * slack[0], y * slack[1]))
 
 
 def _laid_out(width: float, height: float, page: tuple[float, float], scale: float) -> Tiling:
@@ -91,12 +141,12 @@ def _laid_out(width: float, height: float, page: tuple[float, float], scale: flo
     return Tiling(page, needed(width, page[0]), needed(height, page[1]), scale, width * scale, height * scale)
 
 
-def tiled(pdf: bytes, paper: PaperName, *, title: str) -> bytes:
-    """The PDF's first page on pages of a paper; of what fits one page, one."""
+def tiled(pdf: bytes, paper: PaperName, *, title: str, ink: Ink | None = None) -> bytes:
+    """The PDF's first page on pages of a paper, but for those without ``ink``; of what fits one page, one."""
     from pypdf import PdfReader, PdfWriter
 
     drawing = PdfReader(io.BytesIO(pdf)).pages[0]
-    laid_out = tiling(float(drawing.mediabox.width), float(drawing.mediabox.height), paper)
+    laid_out = tiling(float(drawing.mediabox.width), float(drawing.mediabox.height), paper, ink=ink)
     writer = PdfWriter(clone_from=io.BytesIO(_marks(laid_out, title)))
     shared = _as_object(drawing, writer)
     for page, tile in zip(writer.pages, laid_out.tiles(), strict=True):
@@ -145,16 +195,17 @@ def _place(page: "PageObject", tile: Tile, laid_out: Tiling, shared: object, wri
 def _marks(laid_out: Tiling, title: str) -> bytes:
     """Pages with marks alone."""
     with styled():
-        return saved_pages(_mark_page(tile, laid_out, title) for tile in laid_out.tiles())
+        return saved_pages(
+            _mark_page(tile, laid_out, title, number) for number, tile in enumerate(laid_out.tiles(), start=1)
+        )
 
 
-def _mark_page(tile: Tile, laid_out: Tiling, title: str) -> "Figure":
+def _mark_page(tile: Tile, laid_out: Tiling, title: str, number: int) -> "Figure":
     from matplotlib.figure import Figure
 
     width, height = laid_out.page
     figure = Figure(figsize=(width / 72, height / 72))
     figure.patch.set_alpha(0)
-    number = tile.row * laid_out.columns + tile.column + 1
     scale = "" if laid_out.scale == 1 else f", {100 * laid_out.scale:.0f} % of its size"
     where = f" (row {tile.row + 1}, column {tile.column + 1})" if laid_out.n_pages > 1 else ""
     text = f"{title}: page {number} of {laid_out.n_pages}{where}{scale}"
