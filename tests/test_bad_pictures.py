@@ -64,10 +64,12 @@ def test_graphs_of_next_to_nothing_are_drawn_in_every_form(inside: Path, shape: 
     assert all(node.id in (inside / "x.dot").read_text(encoding="utf-8") for node in graph.nodes)
 
 
-@pytest.mark.parametrize("name", ["x.gif", "x", "x.", "", "x.html.gz", ".svg"])
+@pytest.mark.parametrize("name", ["x.gif", "x", "x.", "x.html.gz", ".svg"])
 def test_a_form_that_nothing_draws_is_refused_before_anything_is_written(inside: Path, name: str):
     done = render(inside, "-o", "first.html", "-o", name)
     refused(done, 2, error=f"'{re.escape(name)}'", hint=r"\.svg .*\.html")
+    assert not (inside / "first.html").exists()
+    refused(render(inside, "-o", "first.html", "-o", ""), 2, error="--output is empty", hint="give a value")
     assert not (inside / "first.html").exists()
 
 

@@ -247,7 +247,7 @@ def test_describe_returns_the_stored_lines_in_the_order_asked(request_: Request)
 @pytest.mark.parametrize(
     "feature, message, hint",
     [
-        ("resid.1/3", "never fired", "--tokens"),
+        ("resid.1/3", "never fired", "all cached tokens with `circuit interp --force`"),
         ("resid.1/400", "no feature resid.1/400", "0 to 39"),
         ("resid.2/3", "nothing is known about features of resid.2", "mlp_in.1 resid.1"),
         ("resid.1/error", "error term", "feature"),
