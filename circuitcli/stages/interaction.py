@@ -194,7 +194,7 @@ def _between(
 
 
 def _record(wanted: Wanted, curve: "Curve", pair: Pair, *, n_tokens: int) -> InteractionRecord:
-    from circuitcli.validation.interaction import CAP
+    from circuitcli.validation.interaction_sets import CAP
     from circuitcli.validation.scores import bounded
 
     settings = wanted.request.settings

@@ -35,10 +35,10 @@ from circuitcli.progress import note, task
 from circuitcli.saes.base import SparseCoder
 from circuitcli.validation.between import Between
 from circuitcli.validation.feature_edges import Order
+from circuitcli.validation.interaction_sets import CAP
 from circuitcli.validation.scores import Keeper, anew
 
-# As in the paper: all edges of two SAEs of 512 features; and where its curve is taken.
-CAP = 262_144
+# Where the paper's curve is taken.
 PAPER_POINTS = (
     *(1, 2, 4, 5, 7, 11, 16, 22, 32, 45, 63, 90, 127, 181, 256, 362, 512, 724, 1024, 1448, 2048, 2896, 4095, 5792),
     *(8191, 11585, 16383, 23170, 32768, 46340, 65536, 92681, 131072, 185363, CAP),

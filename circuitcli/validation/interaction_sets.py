@@ -16,7 +16,7 @@ from circuitcli.errors import InputError
 from circuitcli.reading import read_object
 from circuitcli.records import InteractionComparisonRecord, InteractionRecord
 
-# As in the paper: all edges of two SAEs of 512 features.
+# Where the paper's curves end: all edges of two SAEs of 512 features.
 CAP = 262_144
 _HINT = "make one with `circuit validate --interaction`; it is RUN/reports/NAME.json"
 SCORES = ("absolute", "relative", "absolute_above", "relative_above", "capped", "relative_capped")
